@@ -1,0 +1,82 @@
+"""What the benchmarks share: the models they compare on, and how a comparison is printed."""
+
+import os
+import platform
+import statistics
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+import transformers
+from flax import nnx
+
+from vigor_jax.hf import config as hf_config
+from vigor_jax.hf import names
+from vigor_jax.models.llava import Llava, abstract_llava, param_paths
+
+CLIP_L = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+CLIP_S = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 8, "num_attention_heads": 6}
+LLAMA_7B = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
+LLAMA_S = {"hidden_size": 640, "intermediate_size": 1728, "num_hidden_layers": 10, "num_attention_heads": 10}
+SIZES = {"100m": (CLIP_S, LLAMA_S), "7b": (CLIP_L, LLAMA_7B)}
+
+
+def sizes() -> tuple[str, ...]:
+    return tuple(SIZES)
+
+
+def build_peer(size: str, dtype: torch.dtype = torch.float32) -> transformers.LlavaForConditionalGeneration:
+    """A LLaVA-1.5 of transformers with random weights: 336 pixels, 576 image tokens, 32,064 rows of vocabulary."""
+    vision, text = SIZES[size]
+    torch.manual_seed(0)
+    config = transformers.LlavaConfig(
+        vision_config=transformers.CLIPVisionConfig(**vision, image_size=336, patch_size=14),
+        text_config=transformers.LlamaConfig(**text, vocab_size=32064, max_position_embeddings=4096),
+        attn_implementation="sdpa",
+        tie_word_embeddings=False,
+    )
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        return transformers.LlavaForConditionalGeneration(config)
+    finally:
+        torch.set_default_dtype(default)
+
+
+def port(model: transformers.LlavaForConditionalGeneration, *, scan: bool = True) -> Llava:
+    """Our model with the same weights, in float32 or in the type that they have."""
+    from pathlib import Path
+
+    config = hf_config.from_hf(model.config.to_dict(), Path("config.json"))
+    weights = {names.canonical_hf(name): value for name, value in model.state_dict().items()}
+    dtype = jnp.bfloat16 if next(model.parameters()).dtype == torch.bfloat16 else jnp.float32
+    graphdef, state = nnx.split(abstract_llava(config, dtype=dtype, scan=scan))
+    stacks: dict[str, list[jax.Array]] = {}
+    for entry in names.entries(config):
+        value = weights[entry.name].detach().float().cpu().numpy().transpose(entry.axes)
+        stacks.setdefault(entry.path if scan else entry.unstacked_path, []).append(jnp.asarray(value, dtype))
+    for path, variable in param_paths(state).items():
+        parts = stacks.pop(path)
+        variable.set_value(jnp.stack(parts) if variable.get_value().ndim > parts[0].ndim else parts[0])
+    return nnx.merge(graphdef, state)
+
+
+def describe_machine() -> str:
+    """One line: processor or GPU, cores, versions."""
+    kind = jax.devices()[0].device_kind
+    return (
+        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {kind}; jax {jax.__version__}, "
+        f"torch {torch.__version__}, transformers {transformers.__version__}"
+    )
+
+
+def print_table(what: str, speeds: dict[str, list[float]]) -> None:
+    """Medians and the ratio, run by run, of the first side to every other."""
+    first, *others = speeds
+    print(f"\n| {what} | median | min | max |\n| --- | --- | --- | --- |")
+    for name, runs in speeds.items():
+        print(f"| {name} | {statistics.median(runs):.4g} | {min(runs):.4g} | {max(runs):.4g} |")
+    for other in others:
+        ratios = [a / b for a, b in zip(speeds[first], speeds[other], strict=True)]
+        print(f"| {first} / {other} | {np.median(ratios):.2f} | {min(ratios):.2f} | {max(ratios):.2f} |")

@@ -1,0 +1,79 @@
+"""Exports must load in transformers 4 too, which lives in an environment of its own (scripts/detector_env.sh)."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+import transformers
+
+from tests.hf.test_round_trip import TINY, build_original, params_of, through_jax
+from tests.tiny_llava import Tiny, build_checkpoint
+from vigor_jax.hf.export import export_checkpoint
+from vigor_jax.hf.load import open_checkpoint
+
+ROOT = Path(__file__).resolve().parents[2]
+PYTHON = Path(os.environ.get("VIGOR_DETECTOR_PYTHON", ROOT / ".venv-detector" / "bin" / "python"))
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not PYTHON.exists(), reason="NOT TESTED: transformers 4; make it with scripts/detector_env.sh"),
+]
+
+
+def run_4(directory: Path, resaved: Path) -> dict:
+    script = Path(__file__).with_name("transformers_4.py")
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
+    done = subprocess.run(
+        [PYTHON, script, directory, resaved], capture_output=True, text=True, env=environment, timeout=600
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def run_5(directory: Path) -> dict:
+    model = transformers.LlavaForConditionalGeneration.from_pretrained(directory, dtype=torch.float32)
+    processor = transformers.AutoProcessor.from_pretrained(directory)
+    image = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8))
+    inputs = processor(images=image, text="USER: <image>\nWhat is there? ASSISTANT:", return_tensors="pt")
+    with torch.no_grad():
+        logits = model(**inputs).logits
+    tokens = model.generate(**inputs, max_new_tokens=12, do_sample=False)
+    return {"input_ids": inputs["input_ids"].tolist(), "logits": logits.tolist(), "tokens": tokens.tolist()}
+
+
+SOURCES = {
+    "llava-hf": lambda d: build_checkpoint(d, TINY),
+    "llava-hf, another theta": lambda d: build_checkpoint(d, Tiny(rope_theta=500.0, kv_heads=4)),
+    "llava v1.0": lambda d: build_original(d, Tiny(linear_projector=True), tower_inside=True),
+    "llava v1.5": lambda d: build_original(d, TINY, tower_inside=False),
+}
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_export_loads_in_both_versions(tmp_path, kind):
+    source = SOURCES[kind](tmp_path / "llava-source")
+    out = through_jax(source, tmp_path / "out", layout="llava-hf", dtype="float32")
+    theirs = run_4(out, tmp_path / "resaved")
+    assert theirs["version"].startswith("4.")
+    assert theirs["problems"] == [[], [], []]
+    ours = run_5(out)
+    assert theirs["input_ids"] == ours["input_ids"]
+    logits = np.asarray(ours["logits"])
+    assert np.abs(np.asarray(theirs["logits"]) - logits).max() <= 2e-4 * logits.std()
+    assert theirs["tokens"] == ours["tokens"]
+
+
+def test_what_transformers_4_saves_loads_here(tmp_path):
+    source = build_checkpoint(tmp_path / "source", TINY)
+    export_checkpoint(open_checkpoint(source), {}, tmp_path / "out")
+    run_4(tmp_path / "out", tmp_path / "resaved")
+    for name in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"):
+        (tmp_path / "resaved" / name).write_bytes((source / name).read_bytes())
+    assert open_checkpoint(tmp_path / "resaved").config == open_checkpoint(source).config
+    before, after = params_of(source), params_of(tmp_path / "resaved")
+    for path in before:
+        np.testing.assert_array_equal(after[path], before[path])

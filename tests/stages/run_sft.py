@@ -1,0 +1,26 @@
+"""Fine-tunes a tiny world in a process of its own, for tests that need several devices or processes, or kill it.
+
+python -m tests.stages.run_sft '{"world": DIR, "runs": [{"run_dir": DIR, "mesh": [d, f, t], "sft": {...}}]}'
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from vigor_jax.hf.load import open_checkpoint
+from vigor_jax.sharding import DistributedConfig, MeshConfig, join_processes, make_mesh
+from vigor_jax.stages.sft import SftConfig, sft
+
+if __name__ == "__main__":
+    job = json.loads(sys.argv[1])
+    join_processes(DistributedConfig(**job.get("distributed", {})))
+    world = Path(job["world"])
+    source = open_checkpoint(world / "model")
+    for run in job["runs"]:
+        config = SftConfig(data=world / "data.json", images=world / "images", **run["sft"])
+        sizes = run.get("mesh", (1, -1, 1))
+        devices = jax.devices()[: run["devices"]] if "devices" in run else None
+        sft(config, source, Path(run["run_dir"]), make_mesh(MeshConfig(*sizes), devices), dtype=jnp.float32)

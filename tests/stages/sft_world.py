@@ -1,0 +1,80 @@
+"""A tiny checkpoint, pictures and conversations to fine-tune on, and how to look at what came of it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from tests.tiny_llava import Tiny, build_checkpoint
+from vigor_jax.checkpoint import restore_params_only
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = Tiny(text_width=32, text_mlp=48, heads=4, kv_heads=2, head_dim=8, vision_width=16, vision_mlp=24)
+WORDS = ("a", "red", "blue", "large", "circle", "square", "dog", "cat", "on", "the", "table", "beside", "wave")
+
+
+def make_world(root: Path, *, examples: int, tiny: Tiny = TINY) -> Path:
+    """Conversations of different lengths; every fifth is text, the others are about a picture of their own."""
+    rng = np.random.default_rng(0)
+    (root / "images").mkdir(parents=True)
+    records = []
+    for index in range(examples):
+        question = {"from": "human", "value": "What is in the picture?"}
+        answer = {"from": "gpt", "value": " ".join(rng.choice(WORDS, int(rng.integers(3, 20)))) + "."}
+        record: dict[str, Any] = {"id": f"example-{index}", "conversations": [question, answer]}
+        if index % 5:
+            height, width = rng.integers(20, 50, 2)
+            pixels = rng.integers(0, 256, (height, width, 3), np.uint8)
+            Image.fromarray(pixels).save(root / "images" / f"{index}.png")
+            record["image"] = f"{index}.png"
+            question["value"] = "<image>\n" + question["value"]
+        records.append(record)
+    (root / "data.json").write_text(json.dumps(records))
+    build_checkpoint(root / "model", tiny)
+    return root
+
+
+def spawn(job: dict[str, Any], *, devices: int, cache: Path) -> subprocess.Popen:
+    """Starts `run_sft`."""
+    return spawn_python(["-m", "tests.stages.run_sft", json.dumps(job)], devices=devices, cache=cache)
+
+
+def spawn_python(arguments: list[str], *, devices: int, cache: Path) -> subprocess.Popen:
+    """Starts Python on so many CPU devices; what it compiles is kept in `cache` for the next process."""
+    settings = {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env=os.environ | settings,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(*processes: subprocess.Popen, code: int = 0) -> None:
+    """Waits for processes and asserts how they ended."""
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [code] * len(processes), "\n".join(outputs)
+
+
+def curve(run_dir: Path) -> list[dict[str, Any]]:
+    """The logged updates without their times."""
+    lines = [json.loads(line) for line in (run_dir / "metrics" / "sft.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+def weights(run_dir: Path) -> dict[str, np.ndarray]:
+    """The trained weights of the latest checkpoint."""
+    return restore_params_only(run_dir / "checkpoints" / "sft")

@@ -1,0 +1,60 @@
+"""The arrows of the house: imports point down only, and neither process imports the other's framework."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# From the top down; a module may import what stands on its own line or below.
+FLOORS = (
+    ("train", "caption", "export", "demo"),
+    ("config",),
+    ("stages",),
+    ("sampling",),
+    ("hf", "checkpoint", "decoding"),
+    ("models", "data", "losses", "flops"),
+    ("sharding", "cli"),
+    ("errors", "__init__"),
+)
+FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
+MODULES = sorted((ROOT / "vigor_jax").rglob("*.py"))
+
+
+def imports(path: Path) -> list[str]:
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+    return found
+
+
+def part(name: str) -> str:
+    """`vigor_jax.hf.load.Source` → `hf`."""
+    pieces = name.split(".")
+    return pieces[1] if len(pieces) > 1 and pieces[1] in FLOOR else "__init__"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_down(path):
+    inside = path.relative_to(ROOT / "vigor_jax")
+    own = inside.parts[0].removesuffix(".py")
+    assert own in FLOOR, f"{own} stands on no floor; add it to FLOORS"
+    for name in imports(path):
+        assert name.split(".")[0] not in ("torch", "transformers", "detector_bridge.server")
+        if name.split(".")[0] == "vigor_jax":
+            assert FLOOR[part(name)] >= FLOOR[own], f"{inside} imports {name}, which is above it"
+
+
+def test_training_imports_no_torch():
+    program = "import sys, vigor_jax.train, vigor_jax.caption, vigor_jax.export; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    loaded = {name.split(".")[0] for name in done.stdout.split()}
+    assert "jax" in loaded
+    assert not loaded & {"torch", "transformers", "tensorflow"}

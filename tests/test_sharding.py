@@ -1,0 +1,73 @@
+"""The mesh and its rules, and how processes find each other."""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh
+from jax.sharding import PartitionSpec as P
+
+from vigor_jax import sharding
+from vigor_jax.errors import InputError
+from vigor_jax.sharding import DistributedConfig, MeshConfig
+
+MESH = AbstractMesh((2, 4, 2), sharding.AXES)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes", "spec"),
+    [
+        ((32, 64), ("embed", "heads"), P("fsdp", "tensor")),
+        ((3, 32, 64), ("mlp", "embed"), P(None, "tensor", "fsdp")),  # stacked layers
+        ((32003, 64), ("vocab", "embed"), P(None, "fsdp")),  # an odd vocabulary stays whole
+        ((64,), (None,), P(None)),
+        ((30, 64), ("embed", None), P(None, None)),
+    ],
+)
+def test_rules(shape, axes, spec):
+    assert sharding.partition_spec(shape, axes, MESH) == spec
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 1), (1, -1, -1), (0, 1, 1), (2, 1, 1), (1, 1, -2)])
+def test_mesh_that_does_not_fit_is_refused(shape):
+    with pytest.raises(InputError, match="mesh: "):
+        sharding.make_mesh(MeshConfig(*shape), jax.devices()[:1])
+
+
+def test_mesh_takes_the_devices_that_are_left():
+    assert dict(sharding.make_mesh(MeshConfig(), jax.devices()[:1]).shape) == {"data": 1, "fsdp": 1, "tensor": 1}
+
+
+def test_batch_must_divide():
+    mesh = AbstractMesh((2, 4, 1), sharding.AXES)
+    sharding.batch_size_per_step(32, mesh, 4)
+    with pytest.raises(InputError, match="multiple of 32"):
+        sharding.batch_size_per_step(40, mesh, 4)
+
+
+@pytest.mark.parametrize(
+    ("config", "tasks", "joins"),
+    [
+        (DistributedConfig(), None, False),
+        (DistributedConfig(), "1", False),
+        (DistributedConfig(), "4", True),
+        (DistributedConfig(enabled=False), "4", False),
+        (DistributedConfig(enabled=True), None, True),
+        (DistributedConfig(coordinator="localhost:1", num_processes=2, process_id=0), None, True),
+    ],
+)
+def test_who_joins(monkeypatch, config, tasks, joins):
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *given: calls.append(given))
+    monkeypatch.delenv("SLURM_NTASKS", raising=False)
+    if tasks:
+        monkeypatch.setenv("SLURM_NTASKS", tasks)
+    before = jax.config.jax_cpu_collectives_implementation
+    sharding.join_processes(config)
+    jax.config.update("jax_cpu_collectives_implementation", before)
+    assert calls == ([(config.coordinator, config.num_processes, config.process_id)] if joins else [])
+
+
+def test_to_global_keeps_the_rows():
+    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+    rows = np.arange(12).reshape(4, 3)
+    np.testing.assert_array_equal(sharding.to_global({"x": rows}, mesh)["x"], rows)

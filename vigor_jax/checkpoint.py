@@ -1,0 +1,155 @@
+"""Checkpoints of a training stage: written in the background, complete or absent, readable on any mesh.
+
+`DIR/STEP/` holds the trained weights (`params`), what else a run needs to go on (`rest`: optimiser state, RNG
+key) and `record/record.json`: position in the data, fingerprint of the run, last metrics. A step is written
+under a temporary name and renamed when all of it is there, so after a kill the one before it is the latest.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from vigor_jax.errors import InputError
+
+_ABSENT = object()
+
+
+class Checkpoints:
+    """The checkpoints in one directory; a context manager, which waits for the last write when it is left."""
+
+    def __init__(self, directory: Path, *, keep: int = 2) -> None:
+        """Opens the directory, making it if need be, and removes what a killed save left there.
+
+        Args:
+          directory: on a file system that all processes see.
+          keep: how many of the newest checkpoints stay.
+        """
+        self.directory = directory.absolute()  # Orbax takes no relative path
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+        self._manager = ocp.CheckpointManager(self.directory, options=options, handler_registry=_handlers())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._manager.close()
+
+    def latest_step(self) -> int | None:
+        """The newest complete checkpoint; None where there is none."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, params: Any, rest: Any, record: Mapping[str, Any]) -> None:
+        """Copies the arrays to the host, then writes in the background; the caller may donate them at once.
+
+        Args:
+          step: steps done.
+          params: pytree of arrays, sharded anyhow.
+          rest: likewise.
+          record: JSON values; the method `record` compares the one under `fingerprint`.
+        """
+        save = ocp.args.StandardSave
+        items = ocp.args.Composite(params=save(params), rest=save(rest), record=ocp.args.JsonSave(record))
+        self._manager.save(step, args=items, force=True)
+
+    def restore(self, step: int, params: Any, rest: Any) -> tuple[Any, Any]:
+        """Reads to where `jax.ShapeDtypeStruct`s with shardings say, whatever mesh wrote the checkpoint."""
+        read = ocp.args.StandardRestore
+        restored = self._manager.restore(step, args=ocp.args.Composite(params=read(params), rest=read(rest)))
+        return restored["params"], restored["rest"]
+
+    def record(self, step: int, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+        """What was recorded with a step.
+
+        Raises:
+          InputError: its fingerprint is another one; the first thing that differs is named.
+        """
+        record = read_record(self.directory, step)
+        where = self.directory / str(step)
+        # What JSON changes (tuples to lists) is no difference.
+        for key, saved, ours in _differences(record["fingerprint"], json.loads(json.dumps(fingerprint))):
+            raise InputError(
+                f"{where} was made with {key} {_show(saved)}, but this run has {_show(ours)}; "
+                "go back to that value, or choose another run directory"
+            )
+        return record
+
+    def wait(self) -> None:
+        """Returns when everything saved is on disk; raises what a background write raised."""
+        self._manager.wait_until_finished()
+
+
+def latest_step(directory: Path) -> int | None:
+    """The newest complete checkpoint in a directory that need not exist; None where there is none."""
+    return max(ocp.utils.checkpoint_steps(directory), default=None) if directory.is_dir() else None
+
+
+def read_record(directory: Path, step: int) -> dict[str, Any]:
+    """The JSON beside a checkpoint.
+
+    Raises:
+      InputError: it is missing or damaged.
+    """
+    path = directory / str(step) / "record" / "record.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path} cannot be read ({error}); remove {directory / str(step)} to go on from an earlier one"
+        ) from error
+
+
+def restore_params_only(directory: Path, abstract: Any = None, step: int | None = None) -> Any:
+    """The trained weights of a checkpoint, without the optimiser state or any knowledge of it.
+
+    Args:
+      directory: what `Checkpoints` was given.
+      abstract: `jax.ShapeDtypeStruct`s with shardings to read to; NumPy arrays by default.
+      step: the latest by default.
+
+    Raises:
+      InputError: no such checkpoint is there.
+    """
+    directory = directory.absolute()
+    step = latest_step(directory) if step is None else step
+    if step is None or not (directory / str(step) / "params").is_dir():
+        raise InputError(f"{directory}: no checkpoint{'' if step is None else f' of step {step}'} is here")
+    options = ocp.CheckpointManagerOptions(create=False, save_root_metadata=False)
+    with ocp.CheckpointManager(directory, options=options, handler_registry=_handlers()) as manager:
+        if abstract is None:
+            shapes = manager.item_metadata(step)["params"].tree
+            abstract = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)
+        args = ocp.args.Composite(params=ocp.args.StandardRestore(abstract))
+        return manager.restore(step, args=args)["params"]
+
+
+def _handlers() -> ocp.handlers.CheckpointHandlerRegistry:
+    registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+    arrays, record = ocp.StandardCheckpointHandler(), ocp.JsonCheckpointHandler(filename="record.json")
+    for item in ("params", "rest"):
+        registry.add(item, ocp.args.StandardSave, arrays)
+        registry.add(item, ocp.args.StandardRestore, arrays)
+    registry.add("record", ocp.args.JsonSave, record)
+    registry.add("record", ocp.args.JsonRestore, record)
+    return registry
+
+
+def _differences(saved: Any, ours: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Dotted keys whose values differ, in the order of `ours`, then what only `saved` has."""
+    if isinstance(saved, dict) and isinstance(ours, dict):
+        for name in [*ours, *(name for name in saved if name not in ours)]:
+            inner = f"{key}.{name}" if key else name
+            yield from _differences(saved.get(name, _ABSENT), ours.get(name, _ABSENT), inner)
+    elif saved is _ABSENT or ours is _ABSENT or saved != ours:
+        yield key, saved, ours
+
+
+def _show(value: Any) -> str:
+    return "nothing" if value is _ABSENT else json.dumps(value)

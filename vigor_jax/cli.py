@@ -1,0 +1,113 @@
+"""What every command shares: typed options from YAML and the command line, and errors in one line."""
+
+import dataclasses
+import difflib
+import re
+import sys
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import jsonargparse
+
+from vigor_jax.errors import InputError
+
+T = TypeVar("T")
+
+
+def parse(schema: type[T], arguments: Sequence[str] | None = None, *, description: str) -> T:
+    """Reads a frozen dataclass from `--config FILE` and `--section.key value`; what comes later wins.
+
+    A tuple may be written `a,b` on the command line.
+
+    Args:
+      schema: a dataclass whose fields are values or dataclasses in turn.
+      arguments: without the program's name; the process's own by default.
+      description: for `--help`, which shows its first paragraph.
+
+    Raises:
+      InputError: an unknown key (its nearest known one is named), a missing or malformed value.
+      SystemExit: after `--help`.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    parser = jsonargparse.ArgumentParser(description=description.split("\n\n")[0], exit_on_error=False)
+    parser.add_argument("--config", action=jsonargparse.ActionConfigFile, help="YAML file of the options below")
+    parser.add_class_arguments(schema, nested_key=None, fail_untyped=True)
+    keys = _keys(schema)
+    try:
+        values = parser.instantiate(parser.parse_args(_bracket(arguments, keys)))
+    except jsonargparse.ArgumentError as error:
+        raise InputError(_explain(str(error), keys, arguments)) from None
+    return schema(**{field.name: values[field.name] for field in dataclasses.fields(schema)})  # type: ignore[arg-type]
+
+
+def dump(config: Any) -> str:
+    """A config as YAML that `parse` reads back."""
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(type(config), nested_key=None, fail_untyped=True)
+    return parser.dump(parser.parse_object(_plain(config)))
+
+
+def run(main: Callable[[], None]) -> NoReturn:
+    """Runs a command: exit code 0 when done, 2 with one line when what the user gave is wrong, 1 for a defect."""
+    try:
+        main()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(0)
+
+
+def _keys(schema: Any, prefix: str = "") -> dict[str, Any]:
+    """Every dotted key with its type."""
+    hints = typing.get_type_hints(schema)
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(schema):
+        key, kind = prefix + field.name, hints[field.name]
+        found |= {key: kind} | (_keys(kind, f"{key}.") if dataclasses.is_dataclass(kind) else {})
+    return found
+
+
+def _bracket(arguments: Sequence[str], keys: dict[str, Any]) -> list[str]:
+    """`--run.stages sft,export` → `--run.stages [sft,export]`, for keys that hold a tuple."""
+    bracketed: list[str] = []
+    for i, argument in enumerate(arguments):
+        key, equals, value = argument.partition("=")
+        if equals and _is_tuple(key, keys) and not value.startswith("["):
+            argument = f"{key}=[{value}]"
+        elif i and _is_tuple(arguments[i - 1], keys) and not argument.startswith(("[", "-")):
+            argument = f"[{argument}]"
+        bracketed.append(argument)
+    return bracketed
+
+
+def _is_tuple(argument: str, keys: dict[str, Any]) -> bool:
+    return argument.startswith("--") and typing.get_origin(keys.get(argument[2:])) is tuple
+
+
+def _explain(message: str, keys: dict[str, Any], arguments: Sequence[str]) -> str:
+    """jsonargparse's message in one line, an unknown key with its nearest known one."""
+    unknown = (
+        re.search(r"Group '(?P<group>[^']+)' does not accept option '(?P<key>[^']+)'", message)
+        or re.search(r"Option '(?P<key>[^']+)' is not accepted", message)
+        or re.search(r"unrecognized arguments: --(?P<key>[\w.-]+)", message, re.IGNORECASE)
+    )
+    if not unknown:
+        return re.sub(r"\s*\n\s*", " ", message).strip()
+    key = ".".join(filter(None, (unknown.groupdict().get("group"), unknown["key"])))
+    near = difflib.get_close_matches(key, keys, n=1, cutoff=0.0)[0]
+    in_file = "unrecognized" not in message.lower() and "--config" in arguments
+    where = f"{arguments[arguments.index('--config') + 1]}: " if in_file else ""
+    return f"{where}unknown key {key}; the nearest known one is {near} (--help lists all)"
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,125 @@
+"""Photographs to square uint8 pixels, exactly as LLaVA and CLIP's image processor prepare them."""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from vigor_jax.errors import InputError
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+# Resizing the short edge of a thread-like picture makes its long edge huge; above this it is no photograph.
+_MAX_RESIZED_PIXELS = 100_000_000
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How pixels are prepared for a vision tower.
+
+    Attributes:
+        size: Side of the square in pixels: 224 for LLaVA v1.0, 336 for v1.5.
+        pad: Whether a picture is padded to a square first (LLaVA v1.5) or loses what lies beyond the central
+            square (v1.0, llava-hf).
+        image_mean: Per-channel mean, range [0, 1]; also the colour of the padding.
+        image_std: Per-channel standard deviation, range (0, 1].
+    """
+
+    size: int
+    pad: bool = False
+    image_mean: tuple[float, float, float] = CLIP_MEAN
+    image_std: tuple[float, float, float] = CLIP_STD
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise InputError(f"image size must be at least 1 pixel, got {self.size}")
+        if len(self.image_mean) != 3 or len(self.image_std) != 3 or min(self.image_std) <= 0:
+            raise InputError(
+                "image_mean and image_std need three values each and deviations above 0, got "
+                f"{self.image_mean} and {self.image_std}"
+            )
+
+
+def load_image(source: Path | bytes) -> Image.Image:
+    """Reads one picture as RGB.
+
+    The conversion is PIL's own, as in LLaVA: transparency is dropped, and a rotation noted in EXIF is not
+    applied.
+
+    Args:
+        source: A file, or the bytes of one.
+
+    Raises:
+        InputError: The picture is missing, empty, truncated, of no known format, or too large to be decoded
+            safely.
+    """
+    name = f"image of {len(source)} bytes" if isinstance(source, bytes) else str(source)
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            return image.convert("RGB")
+    except FileNotFoundError as error:
+        raise InputError(f"{name}: no such image; check the image folder") from error
+    except Exception as error:  # Decoders of damaged files raise whatever their format's code happens to raise.
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{name}: not a readable image ({reason}); replace or remove it") from error
+
+
+def preprocess(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
+    """Everything up to, and not including, rescaling and normalising, which the model does on the device.
+
+    Optional padding to a square (colour int(255 * mean), picture centred by floor), bicubic resize of the
+    shortest edge to `size`, central crop.
+
+    Args:
+        image: RGB picture of any size.
+        preprocessing: The vision tower's settings.
+
+    Returns:
+        uint8 [size, size, 3] in [0, 255].
+
+    Raises:
+        InputError: The picture is so elongated that resizing its short edge would not fit in memory.
+    """
+    assert image.mode == "RGB", f"expected an RGB image, got {image.mode}; use load_image"
+    if preprocessing.pad:
+        image = _pad_to_square(image, preprocessing)
+    size = preprocessing.size
+    short, long = sorted(image.size)
+    new_long = size * long // short
+    if size * new_long > _MAX_RESIZED_PIXELS:
+        raise InputError(
+            f"image of {image.width} x {image.height} pixels is too elongated to resize its short edge to "
+            f"{size}; crop or remove it"
+        )
+    width, height = (size, new_long) if image.width <= image.height else (new_long, size)
+    left, top = (width - size) // 2, (height - size) // 2
+    resized = image.resize((width, height), Image.Resampling.BICUBIC)
+    return np.asarray(resized.crop((left, top, left + size, top + size)))
+
+
+def normalize(pixels: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
+    """The definition of what the model computes on the device: pixels / 255, minus the mean, over the
+    deviation.
+
+    Args:
+        pixels: uint8 [..., 3] in [0, 255].
+        preprocessing: The vision tower's settings.
+
+    Returns:
+        float32 [..., 3].
+    """
+    mean = np.asarray(preprocessing.image_mean, np.float32)
+    std = np.asarray(preprocessing.image_std, np.float32)
+    return (pixels.astype(np.float32) / np.float32(255) - mean) / std
+
+
+def _pad_to_square(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+    width, height = image.size
+    side = max(width, height)
+    red, green, blue = (int(255 * mean) for mean in preprocessing.image_mean)
+    square = Image.new("RGB", (side, side), (red, green, blue))
+    square.paste(image, ((side - width) // 2, (side - height) // 2))
+    return square

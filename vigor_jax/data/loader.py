@@ -1,0 +1,160 @@
+"""Conversations to batches: the same ones at every step, however many processes share them.
+
+The examples of step s are a pure function of (seed, s), so the position in the data is the step number, and
+to resume is to start there. Every process tokenises the whole global batch, which is cheap, and so knows the
+padded length without asking the others; it loads the images of its own rows only.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import grain
+import numpy as np
+from jaxtyping import Int32, UInt8
+
+from vigor_jax.data.conversation import IGNORE_INDEX, EncodedExample, Template, encode_example
+from vigor_jax.data.examples import Example
+from vigor_jax.data.images import Preprocessing, load_image, preprocess
+from vigor_jax.data.tokenizer import Tokenizer
+from vigor_jax.errors import InputError
+
+# Decoding images frees Python's lock, so threads suffice; each makes one batch and the buffer holds as many.
+NUM_THREADS = 4
+
+
+class Rows(NamedTuple):
+    """What the train step reads, on the host or, globally, on the devices.
+
+    Attributes:
+        token_ids: padded on the right with the tokenizer's padding id.
+        labels: the token at its own position where it is supervised, else `IGNORE_INDEX`.
+        pixels: grey levels 0-255; black for an example without an image. I is 1, or 0 where no example of the
+            whole data set has an image.
+    """
+
+    token_ids: Int32[Any, "B T"]
+    labels: Int32[Any, "B T"]
+    pixels: UInt8[Any, "B I S S 3"]
+
+
+class Batch(NamedTuple):
+    """One step's examples.
+
+    Attributes:
+        rows: this process's rows.
+        ids: ids of the examples of all rows, of every process.
+        num_tokens: tokens of all rows without padding.
+    """
+
+    rows: Rows
+    ids: tuple[str, ...]
+    num_tokens: int
+
+
+@dataclass(frozen=True)
+class Loader:
+    """Shuffles, batches and encodes a data set.
+
+    Each epoch has its own order, and batches run across the end of an epoch; what is left at the end of the
+    last one is dropped (`num_dropped`).
+
+    Attributes:
+        examples: the data set.
+        data_file: where it comes from, for error messages.
+        tokenizer: the policy's tokenizer.
+        template: conversation format.
+        preprocessing: the vision tower's settings.
+        image_token_id: stands for one image feature.
+        num_image_tokens: features of an image.
+        batch_size: examples a step, of all processes together.
+        epochs: passes over the data.
+        seed: of the order.
+        max_length: longest example in tokens; longer ones lose text at their end.
+        bucket: padded lengths are multiples of this, so the train step compiles for a few shapes only.
+        rows: which rows of the global batch this process holds, ascending; all by default.
+    """
+
+    examples: Sequence[Example]
+    data_file: Path
+    tokenizer: Tokenizer
+    template: Template
+    preprocessing: Preprocessing
+    image_token_id: int
+    num_image_tokens: int
+    batch_size: int
+    epochs: int = 1
+    seed: int = 0
+    max_length: int = 2048
+    bucket: int = 128
+    rows: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_steps == 0:
+            raise InputError(
+                f"{self.data_file}: {len(self.examples)} examples x {self.epochs} epochs are fewer than one "
+                f"batch of {self.batch_size}; lower the batch size or raise the epochs"
+            )
+
+    @property
+    def num_steps(self) -> int:
+        """Full batches in all epochs together."""
+        return len(self.examples) * self.epochs // self.batch_size
+
+    @property
+    def num_dropped(self) -> int:
+        """Examples of the last epoch that fill no batch."""
+        return len(self.examples) * self.epochs % self.batch_size
+
+    def batches(self, start: int = 0) -> Iterator[Batch]:
+        """The batches of steps `start`, `start` + 1, ... to the last, made ahead of time in threads.
+
+        Raises:
+            InputError: while iterating: an example cannot be encoded or its image cannot be read.
+        """
+        order = grain.MapDataset.range(len(self.examples)).shuffle(self.seed).repeat(self.epochs)
+        steps = order.batch(self.batch_size, drop_remainder=True).map(self._make)[start:]
+        return iter(steps.to_iter_dataset(grain.ReadOptions(NUM_THREADS, prefetch_buffer_size=NUM_THREADS)))
+
+    def _make(self, indices: Sequence[int]) -> Batch:
+        examples = [self.examples[index] for index in indices]
+        encoded = [self._encode(example) for example in examples]
+        mine = range(self.batch_size) if self.rows is None else self.rows
+
+        longest = max(len(row.token_ids) for row in encoded)
+        shape = (len(mine), -(-longest // self.bucket) * self.bucket)
+        token_ids = np.full(shape, self.tokenizer.pad_id, np.int32)
+        labels = np.full(shape, IGNORE_INDEX, np.int32)
+        size = self.preprocessing.size
+        pixels = np.zeros((len(mine), self._num_images, size, size, 3), np.uint8)
+        for local, row in enumerate(mine):
+            token_ids[local, : len(encoded[row].token_ids)] = encoded[row].token_ids
+            labels[local, : len(encoded[row].labels)] = encoded[row].labels
+            if (image := examples[row].image) is not None:
+                pixels[local, 0] = self._load(image, examples[row].id)
+        num_tokens = sum(len(row.token_ids) for row in encoded)
+        return Batch(Rows(token_ids, labels, pixels), tuple(example.id for example in examples), num_tokens)
+
+    @property
+    def _num_images(self) -> int:
+        return int(any(example.image is not None for example in self.examples))
+
+    def _encode(self, example: Example) -> EncodedExample:
+        try:
+            return encode_example(
+                self.tokenizer,
+                self.template,
+                example.turns,
+                image_token_id=self.image_token_id,
+                num_image_tokens=self.num_image_tokens,
+                max_length=self.max_length,
+            )
+        except InputError as error:
+            raise InputError(f"{self.data_file}: example {example.id!r}: {error}") from error
+
+    def _load(self, image: Path, name: str) -> UInt8[np.ndarray, "S S 3"]:
+        try:
+            return preprocess(load_image(image), self.preprocessing)
+        except InputError as error:
+            raise InputError(f"{self.data_file}: example {name!r}: {error}") from error

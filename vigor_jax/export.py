@@ -1,0 +1,67 @@
+"""Takes a checkpoint home: a directory that transformers (`llava-hf`) or the original LLaVA code (`llava`) loads.
+
+    python -m vigor_jax.export --checkpoint runs/NAME/checkpoints/sft --out DIR --layout llava-hf
+
+A directory with a config.json is converted from one layout to the other.
+"""
+
+import dataclasses
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from vigor_jax import cli
+from vigor_jax.checkpoint import latest_step, read_record
+from vigor_jax.errors import InputError
+from vigor_jax.hf.export import ExportConfig, export_checkpoint
+from vigor_jax.hf.load import open_checkpoint
+from vigor_jax.sharding import DistributedConfig, MeshConfig, join_processes, make_mesh
+from vigor_jax.stages.export import export
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportCommand(ExportConfig):
+    """Options of the command.
+
+    Attributes:
+      checkpoint: checkpoints of a training stage, or a LLaVA checkpoint of either layout.
+      out: a directory that does not exist yet or is empty.
+      base: the checkpoint that training began with, if it is no longer where it was.
+      vision_tower: directory of the CLIP tower of an original checkpoint that does not bring it.
+      distributed: how processes find each other.
+    """
+
+    checkpoint: Path = dataclasses.field(kw_only=True)
+    out: Path = dataclasses.field(kw_only=True)
+    base: Path | None = None
+    vision_tower: Path | None = None
+    distributed: DistributedConfig = dataclasses.field(default_factory=DistributedConfig)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line; see the module's docstring."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    logging.getLogger("absl").setLevel(logging.WARNING)
+    config = cli.parse(ExportCommand, arguments, description=__doc__ or "")
+    join_processes(config.distributed)
+    if (config.checkpoint / "config.json").exists():
+        source = open_checkpoint(config.checkpoint, config.vision_tower)
+        export_checkpoint(
+            source, {}, config.out, layout=config.layout, dtype=config.dtype, shard_bytes=config.shard_bytes
+        )
+        return
+    step = latest_step(config.checkpoint)
+    if step is None:
+        raise InputError(
+            f"{config.checkpoint}: neither a LLaVA checkpoint (config.json) nor one of a training stage; "
+            "give runs/NAME/checkpoints/sft or a model's directory"
+        )
+    base = config.base or Path(read_record(config.checkpoint, step)["base"])
+    if not base.is_dir():
+        raise InputError(f"export: the base checkpoint {base} is not there; say where it is now with --base")
+    export(config, open_checkpoint(base, config.vision_tower), config.checkpoint, config.out, make_mesh(MeshConfig()))
+
+
+if __name__ == "__main__":
+    cli.run(main)

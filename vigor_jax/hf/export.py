@@ -1,0 +1,236 @@
+"""Writes a checkpoint that others load: llava-hf for transformers, or the original LLaVA layout.
+
+Weights that were not trained are copied from the base checkpoint bit for bit; trained ones are rounded to the type
+their tensor has there. So an export differs from its base in what was learned and in nothing else.
+"""
+
+import dataclasses
+import functools
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from vigor_jax.errors import InputError
+from vigor_jax.hf import config as hf_config
+from vigor_jax.hf import names
+from vigor_jax.hf.load import IDENTITY_BIAS, IDENTITY_WEIGHT, Source
+from vigor_jax.hf.names import Layout
+from vigor_jax.hf.processor_files import pad_id, write_hf_files, write_json, write_original_files
+from vigor_jax.hf.tensor_files import TensorWriter
+from vigor_jax.models.llava import LlavaConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportConfig:
+    """How a checkpoint is written.
+
+    Attributes:
+      layout: "llava-hf" for transformers, "llava" for the original code; the base checkpoint's own by default.
+      dtype: type of every tensor; by default each has the type it has in the base checkpoint.
+      shard_bytes: largest size of one weights file.
+    """
+
+    layout: Layout | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    shard_bytes: int = 5_000_000_000
+
+
+VOCAB_MULTIPLE = 64  # llava-hf pads the vocabulary to a multiple of it
+VOCAB_TENSORS = ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight")
+
+
+def export_checkpoint(
+    source: Source,
+    params: Mapping[str, jax.Array],
+    out: Path,
+    *,
+    layout: Layout | None = None,
+    dtype: Any = None,
+    shard_bytes: int = ExportConfig.shard_bytes,
+    more_files: Mapping[str, dict[str, Any]] | None = None,
+) -> None:
+    """Writes the checkpoint; the directory appears under its name only when it is complete.
+
+    Every process must call this with the same arguments; process 0 writes.
+
+    Args:
+      source: the checkpoint that training began with.
+      params: what was trained, by dotted path, layers stacked or apart; anything else is copied from `source`.
+      out: a directory that does not exist or is empty.
+      layout: of the output; the source's own by default.
+      dtype: of every tensor in the output; by default each keeps the type it has in `source`.
+      shard_bytes: largest size of one weights file.
+      more_files: JSON objects to put beside the weights, by file name.
+
+    Raises:
+      InputError: `out` has something in it.
+    """
+    layout = layout or source.layout
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"export: {out} exists already; remove it or choose another directory")
+    partial = out.with_name(f".{out.name}.partial")
+    writes = jax.process_index() == 0
+    if writes:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+
+    config = convert_vocabulary(source.config, source.layout, layout)
+    tensors = _tensors(source, params, config, None if dtype is None else np.dtype(dtype))
+    if layout == "llava-hf":
+        if config.projector == "linear":
+            tensors = _with_identity(tensors, config)
+        kind = _write_weights(partial if writes else None, tensors, lambda name: name, shard_bytes)
+        if writes:
+            write_json(partial / "config.json", _hf_json(source, config, kind))
+            write_hf_files(source, config, partial)
+    else:
+        tower = _write_original(source, params, config, tensors, partial if writes else None, out, shard_bytes)
+        if writes:
+            write_json(partial / "config.json", tower)
+            write_original_files(source, partial)
+    if writes:
+        for name, value in (more_files or {}).items():
+            write_json(partial / name, value)
+        if out.exists():
+            out.rmdir()
+        os.replace(partial, out)
+
+
+def convert_vocabulary(config: LlavaConfig, source: Layout, layout: Layout) -> LlavaConfig:
+    """llava-hf has tokens of its own, `<image>` and `<pad>`, and a padded vocabulary; the original has neither."""
+    if source == layout:
+        return config
+    if layout == "llava":
+        size = min(config.image_token_id, config.text.vocab_size)
+    else:
+        size = -(-(config.image_token_id + 2) // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+    return dataclasses.replace(config, text=dataclasses.replace(config.text, vocab_size=size))
+
+
+def _tensors(
+    source: Source, params: Mapping[str, jax.Array], config: LlavaConfig, dtype: np.dtype | None
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Every tensor as it will be on disk, under its canonical name, one at a time."""
+    for entry in names.entries(source.config):
+        stored = source.tensors[entry.name]
+        if entry.path in params:
+            value = _fetch(params[entry.path], entry.layer).transpose(np.argsort(entry.axes))
+        elif entry.unstacked_path in params:
+            value = _fetch(params[entry.unstacked_path], None).transpose(np.argsort(entry.axes))
+        else:
+            value = stored.read()
+        if entry.name in VOCAB_TENSORS:
+            value = _fit_vocabulary(value, config.text.vocab_size)
+        yield entry.name, np.ascontiguousarray(value.astype(dtype or stored.dtype, copy=False))
+
+
+def _fetch(value: jax.Array, layer: int | None) -> np.ndarray:
+    """One layer of a parameter on this host, gathered from wherever its parts are."""
+    sharding = value.sharding
+    if isinstance(sharding, NamedSharding):
+        value = _gather(NamedSharding(sharding.mesh, P()), layer is not None)(value, layer)
+    elif layer is not None:
+        value = value[layer]
+    return np.asarray(value)
+
+
+@functools.cache
+def _gather(sharding: NamedSharding, one_layer: bool) -> Callable[[jax.Array, int | None], jax.Array]:
+    return jax.jit(lambda value, layer: value[layer] if one_layer else value, out_shardings=sharding)
+
+
+def _fit_vocabulary(value: np.ndarray, rows: int) -> np.ndarray:
+    """Cuts rows off, or appends the mean row, which is what both codes give a token that was never seen."""
+    missing = rows - value.shape[0]
+    if missing <= 0:
+        return value[:rows]
+    mean = value.astype(np.float32).mean(0, keepdims=True).astype(value.dtype)
+    return np.concatenate([value, np.repeat(mean, missing, axis=0)])
+
+
+def _with_identity(tensors: Iterator[tuple[str, np.ndarray]], config: LlavaConfig) -> Iterator[tuple[str, np.ndarray]]:
+    """v1.0's linear projector in llava-hf's two slots: itself, then a layer that changes nothing (bit-exact)."""
+    for name, value in tensors:
+        yield name, value
+        if name == "multi_modal_projector.linear_1.bias":
+            yield IDENTITY_WEIGHT, np.eye(config.text.hidden_size, dtype=value.dtype)
+            yield IDENTITY_BIAS, np.zeros(config.text.hidden_size, value.dtype)
+
+
+def _write_weights(
+    directory: Path | None,
+    tensors: Iterator[tuple[str, np.ndarray]],
+    rename: Callable[[str], str],
+    shard_bytes: int,
+) -> str:
+    """Writes the tensors and returns the type's name; a process that does not write walks along for the gathering."""
+    kind = "float32"
+    if directory is None:
+        for _ in tensors:
+            pass
+        return kind
+    with TensorWriter(directory, shard_bytes) as writer:
+        for name, value in tensors:
+            if name == "language_model.model.norm.weight":
+                kind = value.dtype.name
+            writer.add(rename(name), value)
+    return kind
+
+
+def _hf_json(source: Source, config: LlavaConfig, kind: str) -> dict[str, Any]:
+    pad = pad_id(source, config)
+    value = hf_config.to_hf(config, kind, pad)
+    value["text_config"] |= {
+        "bos_token_id": source.tokenizer.bos_id,
+        "eos_token_id": source.tokenizer.eos_id,
+        "pad_token_id": pad,
+    }
+    return value
+
+
+def _write_original(
+    source: Source,
+    params: Mapping[str, jax.Array],
+    config: LlavaConfig,
+    tensors: Iterator[tuple[str, np.ndarray]],
+    directory: Path | None,
+    out: Path,
+    shard_bytes: int,
+) -> dict[str, Any]:
+    """Weights in the original layout, and its config.json. The tower goes where the source had it: among the weights
+    if it was there, else into a directory of its own."""
+    rename = functools.partial(names.original_name, config=config)
+    before = hf_config.read_json(source.directory / "config.json") if source.layout == "llava" else {}
+    inside = any(stored.name.startswith(names.ORIGINAL_TOWER) for stored in source.tensors.values())
+    tower: list[tuple[str, np.ndarray]] = []
+
+    def without_tower() -> Iterator[tuple[str, np.ndarray]]:
+        for name, value in tensors:
+            if inside or not name.startswith("vision_tower."):
+                yield name, value
+            else:
+                tower.append((name.removeprefix("vision_tower."), value))
+
+    kind = _write_weights(directory, without_tower(), rename, shard_bytes)
+    place = str(before.get("mm_vision_tower", ""))
+    if not inside and directory is not None:
+        (directory / "vision_tower").mkdir()
+        with TensorWriter(directory / "vision_tower", shard_bytes) as writer:
+            for name, value in tower:
+                writer.add(name, value)
+        write_json(directory / "vision_tower" / "config.json", hf_config.to_clip(config.vision))
+        image_processor = hf_config.preprocessing_to_hf(dataclasses.replace(source.preprocessing, pad=False))
+        write_json(directory / "vision_tower" / "preprocessor_config.json", image_processor)
+    trained = any(path.startswith("vision_tower.") for path in params)
+    if not inside and (trained or place not in hf_config.KNOWN_TOWERS):
+        # The original code looks for a path that exists; ours also finds the directory beside the weights.
+        place = str((out / "vision_tower").resolve())
+    after = hf_config.to_original(config, kind, place, source.preprocessing)
+    return after | {key: before[key] for key in before if key not in after}

@@ -1,0 +1,131 @@
+"""The building blocks both towers share. Weights are `[in, out]`; everything computes in the dtype of its weights."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from vigor_jax.sharding import split_batch
+
+# (queries, keys, values) → (attended values, whatever the caller wants kept of this layer, a KV cache for one).
+Attend: TypeAlias = Callable[..., tuple[Array, Any]]
+
+REMAT_POLICIES: dict[str, Callable | None] = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+def param(
+    rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str | None, ...], dtype: Any, *, ones: bool = False
+) -> nnx.Param:
+    """A parameter with the names of its logical axes beside it (`vigor_jax.sharding.RULES` splits by them)."""
+    if ones:
+        return nnx.Param(jnp.ones(shape, dtype), axes=axes)
+    return nnx.Param(0.02 * jax.random.normal(rngs.params(), shape, dtype), axes=axes)
+
+
+class Linear(nnx.Module):
+    """y = x · kernel + bias."""
+
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        axes: tuple[str | None, str | None],
+        *,
+        bias: bool,
+        dtype: Any,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.kernel = param(rngs, shape, axes, dtype)
+        self.bias = param(rngs, shape[1:], axes[1:], dtype) if bias else None
+
+    def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
+        y = x @ self.kernel
+        return y if self.bias is None else y + self.bias
+
+
+class LayerNorm(nnx.Module):
+    """Mean and variance in float32, as PyTorch does on half-precision input."""
+
+    def __init__(self, width: int, eps: float, *, dtype: Any, rngs: nnx.Rngs) -> None:
+        self.scale = param(rngs, (width,), (None,), dtype, ones=True)
+        self.bias = param(rngs, (width,), (None,), dtype)
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        y = x.astype(jnp.float32)
+        y = y - y.mean(-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
+        return (y * self.scale.astype(jnp.float32) + self.bias.astype(jnp.float32)).astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """Normalised in float32, rounded, then scaled: the order LLaMA was trained with."""
+
+    def __init__(self, width: int, eps: float, *, dtype: Any, rngs: nnx.Rngs) -> None:
+        self.scale = param(rngs, (width,), (None,), dtype, ones=True)
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
+        return y.astype(x.dtype) * self.scale
+
+
+def make_layers(make: Callable[[nnx.Rngs], nnx.Module], num_layers: int, *, scan: bool, rngs: nnx.Rngs) -> nnx.Module:
+    """`num_layers` equal layers: one module whose weights carry a leading layer axis, or a list of modules.
+
+    Stacked weights compile once however deep the model is; separate ones spare decoding, which reads every weight for
+    every token, the copy of each layer out of the stack.
+    """
+    if scan:
+        return nnx.vmap(make, in_axes=0, out_axes=0)(rngs.fork(split=num_layers))
+    return nnx.List([make(rngs) for _ in range(num_layers)])
+
+
+def apply_layers(
+    layers: nnx.Module,
+    call: Callable[[Any, Array, Any], tuple[Array, Any]],
+    x: Array,
+    per_layer: Any = None,
+    *,
+    num_layers: int,
+    remat: str = "none",
+) -> tuple[Array, Any]:
+    """Runs `x, kept = call(layer, x, per_layer[i])` through the first `num_layers` layers.
+
+    Args:
+      layers: what `make_layers` made.
+      call: applies one layer.
+      x: the activations that flow through.
+      per_layer: a pytree with a leading layer axis (stacked layers) or a sequence with one item a layer, or None.
+      num_layers: how many of the layers to run.
+      remat: name of a rematerialisation policy, a key of `REMAT_POLICIES`.
+
+    Returns:
+      The activations after the last layer, and what each layer kept, stacked or listed like `per_layer`.
+    """
+    if isinstance(layers, nnx.List):
+        kept = []
+        for i, layer in enumerate(layers[:num_layers]):
+            x, keep = call(layer, split_batch(x), per_layer[i] if isinstance(per_layer, Sequence) else None)
+            kept.append(keep)
+        return x, kept
+
+    graphdef, weights = nnx.split(layers)
+    weights = jax.tree.map(lambda w: w[:num_layers], weights)
+
+    def body(x: Array, item: tuple[nnx.State, Any]) -> tuple[Array, Any]:
+        # Said at every layer, or the compiler may split activations like the weights and sum over devices instead.
+        return call(nnx.merge(graphdef, item[0]), split_batch(x), item[1])
+
+    policy = REMAT_POLICIES[remat]
+    if policy is not None:
+        body = functools.partial(jax.checkpoint, policy=policy, prevent_cse=False)(body)
+    return jax.lax.scan(body, x, (weights, per_layer), length=num_layers)

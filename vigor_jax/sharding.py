@@ -1,0 +1,159 @@
+"""Where arrays live: the device mesh, the rules from logical to mesh axes, and global batches.
+
+Mesh axes: `data` (replicas), `fsdp` (weights and batch split, gathered layer by layer) and `tensor` (heads, MLP and
+vocabulary split). The batch is split over `data` and `fsdp` together.
+"""
+
+import dataclasses
+import importlib.util
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from vigor_jax.errors import InputError
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = P(("data", "fsdp"))
+
+# Every parameter names its logical axes where it is made (`vigor_jax.models.layers.param`); this says which mesh axis
+# each one is split over. The rest are replicated.
+RULES = {"embed": "fsdp", "heads": "tensor", "mlp": "tensor", "vocab": "tensor"}
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Shape of the device mesh; at most one axis may be -1, which takes the devices that are left.
+
+    Attributes:
+      data: number of replicas of the weights.
+      fsdp: number of parts that weights, optimiser state and batch are split into.
+      tensor: number of parts that heads, MLP and vocabulary are split into.
+    """
+
+    data: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class DistributedConfig:
+    """How processes find each other; on TPU pods and under SLURM nothing needs to be given.
+
+    Attributes:
+      enabled: whether to join other processes; by default on a TPU host, in a SLURM job of several tasks, and where a
+        coordinator is given.
+      coordinator: `host:port` of process 0.
+      num_processes: processes in all.
+      process_id: this one's number, from 0.
+    """
+
+    enabled: bool | None = None
+    coordinator: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
+
+
+def join_processes(config: DistributedConfig) -> None:
+    """Initialises `jax.distributed`; TPU pods and SLURM are recognised, elsewhere the three flags say how."""
+    enabled = config.coordinator is not None or in_cluster() if config.enabled is None else config.enabled
+    if not enabled:
+        return
+    if config.coordinator is not None and (config.num_processes is None or config.process_id is None):
+        raise InputError(
+            "distributed: coordinator is set, so num_processes and process_id are needed too, "
+            f"got num_processes={config.num_processes}, process_id={config.process_id}"
+        )
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(config.coordinator, config.num_processes, config.process_id)
+
+
+def in_cluster() -> bool:
+    """Whether JAX can find the other processes by itself: on a TPU host, or in a SLURM job of several tasks."""
+    if int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+        return True
+    chips = any(Path("/dev").glob("accel[0-9]*")) or any(Path("/dev/vfio").glob("[0-9]*"))
+    return chips and importlib.util.find_spec("libtpu") is not None and os.environ.get("JAX_PLATFORMS") != "cpu"
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Arranges the devices (all of them by default) as data × fsdp × tensor.
+
+    Raises:
+      InputError: the shape does not fit the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    shape = [getattr(config, axis) for axis in AXES]
+    wanted = " x ".join(f"{axis} {size}" for axis, size in zip(AXES, shape, strict=True))
+    if any(size == 0 or size < -1 for size in shape) or shape.count(-1) > 1:
+        raise InputError(f"mesh: sizes must be positive, with at most one -1, got {wanted}")
+    known = math.prod(size for size in shape if size != -1)
+    if len(devices) % known or (-1 not in shape and known != len(devices)):
+        raise InputError(
+            f"mesh: {wanted} does not divide the {len(devices)} devices present; "
+            "the three sizes must multiply to their number (-1 takes what is left)"
+        )
+    shape = [len(devices) // known if size == -1 else size for size in shape]
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def batch_size_per_step(batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:
+    """Checks that a global batch splits over the mesh's batch axes and the micro-batches."""
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    if batch_size % (parts * accumulate):
+        raise InputError(
+            f"batch size {batch_size} does not divide by data x fsdp x accumulation = "
+            f"{mesh.shape['data']} x {mesh.shape['fsdp']} x {accumulate}; choose a multiple of {parts * accumulate}"
+        )
+
+
+def partition_spec(shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: Mesh | AbstractMesh) -> P:
+    """The split of one parameter; a dimension that its mesh axis does not divide stays whole.
+
+    Stacked layers carry one leading axis more than `axes` names; it is never split.
+    """
+    names = (None,) * (len(shape) - len(axes)) + axes
+    split = [RULES.get(name) if name else None for name in names]
+    return P(
+        *(axis if axis and size % mesh.shape[axis] == 0 else None for size, axis in zip(shape, split, strict=True))
+    )
+
+
+def param_shardings(state: nnx.State, mesh: Mesh) -> nnx.State:
+    """`NamedSharding` for every variable of an (abstract or real) `nnx.State`, in the state's own structure."""
+
+    def place(variable: nnx.Variable) -> nnx.Variable:
+        axes = variable.get_metadata().get("axes", ())
+        return variable.replace(NamedSharding(mesh, partition_spec(variable.get_value().shape, axes, mesh)))
+
+    return jax.tree.map(place, state, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+
+
+def split_batch(x: jax.Array) -> jax.Array:
+    """Inside jit under a mesh: keeps the leading axis of an activation split over the batch axes."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, BATCH)
+
+
+def gather_fsdp(weight: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+    """Inside jit under a mesh: a weight whole but for its split over `tensor`, for use in one place of the model."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return weight
+    axes = tuple(name if RULES.get(name or "") == "tensor" else None for name in axes)
+    return jax.lax.with_sharding_constraint(weight, partition_spec(weight.shape, axes, mesh))
+
+
+def to_global(tree: Any, mesh: Mesh, spec: P = BATCH) -> Any:
+    """Host arrays, this process's rows each, → global arrays split by `spec`."""
+    sharding = NamedSharding(mesh, spec)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree)

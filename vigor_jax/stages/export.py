@@ -1,0 +1,79 @@
+"""A training checkpoint → a directory that transformers or the original LLaVA code loads."""
+
+import logging
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+
+import vigor_jax
+from vigor_jax.checkpoint import latest_step, read_record, restore_params_only
+from vigor_jax.errors import InputError
+from vigor_jax.hf.config import read_json
+from vigor_jax.hf.export import ExportConfig, export_checkpoint
+from vigor_jax.hf.load import Source
+from vigor_jax.models.llava import abstract_llava, param_paths
+from vigor_jax.sharding import param_shardings
+from vigor_jax.stages.train_step import trained_paths
+
+logger = logging.getLogger(__name__)
+
+PROVENANCE = "vigor_jax.json"
+
+
+def export(config: ExportConfig, source: Source, checkpoints: Path, out: Path, mesh: Mesh) -> None:
+    """Writes the latest checkpoint of a training stage; does nothing where `out` holds just that already.
+
+    Args:
+      config: layout and types.
+      source: the checkpoint that training began with.
+      checkpoints: directory that `stages.sft` returned.
+      out: replaced if an earlier export of this run is there, refused if anything else is.
+      mesh: the trained weights pass through its devices.
+
+    Raises:
+      InputError: there is no checkpoint, it is of another model, or `out` holds something else.
+    """
+    step = latest_step(checkpoints)
+    if step is None:
+        raise InputError(f"export: no checkpoint in {checkpoints}; run the stage sft first")
+    record = read_record(checkpoints, step)
+    provenance = {
+        "made_by": f"vigor_jax {vigor_jax.__version__}",
+        "base": str(source.directory.resolve()),
+        "checkpoint": str(checkpoints.resolve()),
+        "step": step,
+        "training": record["fingerprint"],
+        "layout": config.layout or source.layout,
+        "dtype": config.dtype,
+    }
+    if (out / PROVENANCE).exists():
+        before = read_json(out / PROVENANCE)
+        if before == provenance:
+            logger.info("export: %s holds step %d already", out, step)
+            return
+        if before.get("checkpoint") == provenance["checkpoint"] and jax.process_index() == 0:
+            shutil.rmtree(out)
+
+    state = nnx.state(abstract_llava(source.config))
+    trained = trained_paths(param_paths(state).keys(), tuple(record["fingerprint"]["freeze"]))
+    shardings = param_paths(param_shardings(state, mesh))
+    abstract = {
+        path: jax.ShapeDtypeStruct(variable.get_value().shape, jnp.float32, sharding=shardings[path].get_value())
+        for path, variable in param_paths(state).items()
+        if path in trained
+    }
+    params = restore_params_only(checkpoints, abstract, step)
+    export_checkpoint(
+        source,
+        params,
+        out,
+        layout=config.layout,
+        dtype=config.dtype,
+        shard_bytes=config.shard_bytes,
+        more_files={PROVENANCE: provenance},
+    )
+    logger.info("export: step %d is in %s", step, out)

@@ -1,0 +1,247 @@
+"""Supervised fine-tuning of LLaVA on conversations, with its authors' objective (Liu et al. 2023, section 4.2).
+
+All that tells a run from its continuation is the state and the number of updates done, so a run that was killed
+and resumed ends with the same bits as one that was not. (On GPUs some sums are taken in no fixed order unless
+`XLA_FLAGS=--xla_gpu_deterministic_ops=true` is set.)
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array
+
+from vigor_jax.checkpoint import Checkpoints
+from vigor_jax.data.conversation import TEMPLATES
+from vigor_jax.data.examples import read_examples
+from vigor_jax.data.loader import Batch, Loader
+from vigor_jax.errors import InputError
+from vigor_jax.flops import peak_flops, train_flops
+from vigor_jax.hf.load import Source, load_llava
+from vigor_jax.models.llava import LlavaConfig, abstract_llava, param_paths
+from vigor_jax.sharding import BATCH, batch_size_per_step, to_global
+from vigor_jax.stages.preemption import Preemption
+from vigor_jax.stages.train_step import (
+    Metrics,
+    SftConfig,
+    TrainState,
+    Weights,
+    abstract_state,
+    init_state,
+    learning_rate,
+    make_optimizer,
+    make_train_step,
+    split_params,
+    trained_paths,
+)
+from vigor_jax.stages.training_log import TrainingLog
+
+logger = logging.getLogger(__name__)
+
+# May change between a run and its continuation: where things are, how a batch is computed, how often is saved.
+NOT_IN_FINGERPRINT = frozenset(
+    ("data", "images", "accumulate", "bucket", "remat", "loss_chunk", "save_every", "keep", "log_every")
+)
+
+
+class TrainingDiverged(RuntimeError):  # noqa: N818 (what happened, as in KeyboardInterrupt)
+    """Loss or gradient stopped being finite; the message is one line, and the exit code is 1."""
+
+
+class _Update(NamedTuple):
+    """An update whose metrics nobody has waited for yet."""
+
+    step: int
+    metrics: Metrics
+    batch: Batch
+    flops: float
+
+
+def sft(config: SftConfig, source: Source, run_dir: Path, mesh: Mesh, *, dtype: Any, name: str = "sft") -> Path:
+    """Fine-tunes a checkpoint; the same call again resumes, or returns at once if all is done.
+
+    Each update's loss is looked at while the next update runs, so that the devices never wait for the host. An
+    update that is not finite changes nothing, and no checkpoint is written after it.
+
+    Args:
+      config: settings.
+      source: the checkpoint to start from.
+      run_dir: gets `checkpoints/NAME/`, and `metrics/NAME.jsonl` with TensorBoard events beside it.
+      mesh: all devices of all processes.
+      dtype: type to compute in; trained weights and optimiser are float32 in any case.
+      name: of the stage in `run_dir`.
+
+    Returns:
+      The directory of the checkpoints (`checkpoint.restore_params_only` reads the latest).
+
+    Raises:
+      InputError: settings, data or images cannot be used, or the run directory belongs to another run.
+      TrainingDiverged: loss or gradient became infinite or NaN.
+      SystemExit: with `preemption.EXIT_CODE`, after SIGTERM and a checkpoint.
+    """
+    loader = _loader(config, source, mesh)
+    trained = trained_paths(param_paths(nnx.state(abstract_llava(source.config))).keys(), config.freeze)
+    fingerprint = _fingerprint(config, source, loader, dtype)
+    directory = run_dir / "checkpoints" / name
+    with Checkpoints(directory, keep=config.keep) as checkpoints, jax.set_mesh(mesh):
+        start = checkpoints.latest_step() or 0
+        record = checkpoints.record(start, fingerprint) if start else None
+        if start == loader.num_steps:
+            logger.info("%s: all %d updates are done", name, start)
+            return directory
+        if loader.num_dropped:
+            logger.warning("%s: the last %d examples fill no batch and are left out", name, loader.num_dropped)
+
+        model = load_llava(source, mesh=mesh, dtype=dtype, master=trained.__contains__)
+        graphdef, params, frozen = split_params(model, trained)
+        del model  # its trained weights are replaced or donated below
+        digest = _digest(frozen)
+        if record is None:
+            record = {"base": str(source.directory.absolute()), "frozen": digest, "fingerprint": fingerprint}
+        elif record["frozen"] != digest:
+            raise InputError(
+                f"{directory / str(start)} was trained with the frozen weights of {record['base']}, and those of "
+                f"{source.directory} differ; go back to that model, or choose another run directory"
+            )
+        optimizer = make_optimizer(config, loader.num_steps)
+        abstract = abstract_state(params, optimizer, mesh)
+        if start:
+            del params
+            params, rest = checkpoints.restore(start, abstract.params, _all_but_params(abstract))
+            state = TrainState(params=params, **rest)
+        else:
+            state = init_state(params, optimizer, mesh, config.seed)
+        del params
+
+        schedule = learning_rate(config, loader.num_steps)
+        train_step = make_train_step(graphdef, abstract, optimizer, schedule, config, dtype)
+        modules = frozenset(path.split(".")[0] for path in trained)
+        unseen: _Update | None = None
+        with Preemption() as preemption, _open_log(config, run_dir, name, start, loader, mesh) as log:
+            for step, batch in enumerate(loader.batches(start), start + 1):
+                state, metrics = train_step(state, frozen, to_global(batch.rows, mesh))
+                if unseen:
+                    _look(unseen, log)
+                unseen = _Update(step, metrics, batch, _flops(source.config, modules, batch))
+                stop = preemption.reached(step)
+                if stop or step % config.save_every == 0 or step == loader.num_steps:
+                    seen = _look(unseen, log)  # before the save: what diverged is not to be kept
+                    unseen = None
+                    if log:
+                        log.sync()
+                    position = {"step": step, "examples": step * config.batch_size, "metrics": seen}
+                    checkpoints.save(step, state.params, _all_but_params(state), {**record, **position})
+                if stop:
+                    break
+            checkpoints.wait()
+    return directory
+
+
+def _loader(config: SftConfig, source: Source, mesh: Mesh) -> Loader:
+    """The data, with this process's share of the rows."""
+    if config.data is None:
+        raise InputError("data: no file is given; name a file of conversations")
+    batch_size_per_step(config.batch_size, mesh, config.accumulate)
+    positions = source.config.text.max_position_embeddings
+    if config.max_length > positions:
+        raise InputError(
+            f"max_length: {config.max_length} is more than the {positions} positions that {source.directory} has "
+            f"learnt; expected at most {positions}"
+        )
+    # A mesh whose `tensor` axis crosses processes gives several of them the same rows.
+    parts = NamedSharding(mesh, BATCH).addressable_devices_indices_map((config.batch_size,)).values()
+    rows = sorted({row for part in parts if part for row in range(config.batch_size)[part[0]]})
+    return Loader(
+        examples=read_examples(config.data, config.images),
+        data_file=config.data,
+        tokenizer=source.tokenizer,
+        template=TEMPLATES[config.template],
+        preprocessing=source.preprocessing,
+        image_token_id=source.config.image_token_id,
+        num_image_tokens=source.config.num_image_tokens,
+        batch_size=config.batch_size,
+        epochs=config.epochs,
+        seed=config.seed,
+        max_length=config.max_length,
+        bucket=config.bucket,
+        rows=rows,
+    )
+
+
+def _fingerprint(config: SftConfig, source: Source, loader: Loader, dtype: Any) -> dict[str, Any]:
+    """All that decides the numbers of a run, as JSON values."""
+    settings = dataclasses.asdict(config)
+    with loader.data_file.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {
+        "model": dataclasses.asdict(source.config),
+        "dtype": jnp.dtype(dtype).name,
+        **{name: value for name, value in settings.items() if name not in NOT_IN_FINGERPRINT},
+        "data": {"sha256": digest, "examples": len(loader.examples)},
+    }
+
+
+def _digest(weights: Weights) -> str:
+    """Of the bits of all weights, the same on every mesh: for each weight the sum of its bits as integers."""
+
+    @jax.jit
+    def sum_of_bits(x: Array) -> Array:
+        bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))
+        return jnp.sum(bits, dtype=jnp.uint32)
+
+    sums = {path: int(sum_of_bits(weight)) for path, weight in sorted(weights.items())}
+    return hashlib.sha256(json.dumps(sums).encode()).hexdigest()
+
+
+def _all_but_params(state: TrainState) -> dict[str, Any]:
+    return {name: value for name, value in state._asdict().items() if name != "params"}
+
+
+def _look(update: _Update, log: TrainingLog | None) -> dict[str, float]:
+    """Waits for an update's metrics and logs them.
+
+    Raises:
+      TrainingDiverged: they are not finite.
+    """
+    metrics = {name: update.metrics[name].item() for name in ("loss", "grad_norm", "learning_rate", "tokens")}
+    if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])):
+        raise TrainingDiverged(
+            f"update {update.step}: loss {metrics['loss']}, gradient norm {metrics['grad_norm']}; it was not applied "
+            "and the checkpoints before it are good; look at its examples or lower the learning rate: "
+            + ", ".join(update.batch.ids)
+        )
+    if log:
+        log.write(update.step, metrics, num_tokens=update.batch.num_tokens, flops=update.flops)
+    return metrics
+
+
+def _flops(config: LlavaConfig, trained: frozenset[str], batch: Batch) -> float:
+    rows = len(batch.ids)
+    images = rows * batch.rows.pixels.shape[1]
+    return train_flops(config, trained, rows=rows, tokens=batch.num_tokens, images=images)
+
+
+def _open_log(
+    config: SftConfig, run_dir: Path, name: str, start: int, loader: Loader, mesh: Mesh
+) -> contextlib.AbstractContextManager[TrainingLog | None]:
+    """The log, in the one process that writes it."""
+    if jax.process_index() != 0:
+        return contextlib.nullcontext()
+    peak = peak_flops(mesh.devices.flat[0].device_kind)
+    return TrainingLog(
+        run_dir / "metrics",
+        name,
+        start=start,
+        total=loader.num_steps,
+        every=config.log_every,
+        peak_flops=peak and peak * mesh.size,
+    )

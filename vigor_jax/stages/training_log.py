@@ -1,0 +1,98 @@
+"""What a training stage says while it runs: a line of JSON a step, TensorBoard and a progress bar."""
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tensorboard.summary import Writer
+from tqdm import tqdm
+
+
+class TrainingLog:
+    """Writes `DIR/NAME.jsonl` and TensorBoard events beside it; for one process of the run.
+
+    On resumption the lines of steps after the restored one are removed, so the file is at any time what an
+    uninterrupted run would have written (but for `seconds`).
+    """
+
+    def __init__(
+        self, directory: Path, name: str, *, start: int, total: int, every: int, peak_flops: float | None
+    ) -> None:
+        """Opens the files.
+
+        Args:
+          directory: is made if need be.
+          name: of the stage.
+          start: steps done.
+          total: steps in all.
+          every: TensorBoard gets every so many steps.
+          peak_flops: FLOP/s of all devices together, None where unknown.
+        """
+        directory.mkdir(parents=True, exist_ok=True)
+        path = directory / f"{name}.jsonl"
+        _truncate(path, start)
+        self._name, self._every, self._peak_flops = name, every, peak_flops
+        self._lines = path.open("a", encoding="utf-8")
+        self._events = Writer(str(directory))  # TensorBoard itself drops the steps that a resumed run does again
+        self._bar = tqdm(total=total, initial=start, desc=name, unit="step", dynamic_ncols=True)
+        self._last = time.perf_counter()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.close()
+        self._events.close()
+        self._lines.close()
+
+    def write(self, step: int, metrics: Mapping[str, float], *, num_tokens: int, flops: float) -> None:
+        """Logs one finished step.
+
+        Args:
+          step: steps done, this one included.
+          metrics: by name, `loss` among them.
+          num_tokens: tokens of the batch without padding.
+          flops: operations that the step needed.
+        """
+        now = time.perf_counter()
+        seconds, self._last = now - self._last, now  # the first step's include compiling
+        line = {"step": step, **metrics, "num_tokens": num_tokens, "seconds": round(seconds, 4)}
+        self._lines.write(json.dumps(line) + "\n")
+        self._lines.flush()
+
+        speed = {"tokens_per_second": num_tokens / seconds}
+        shown = {"loss": f"{metrics['loss']:.4f}", "tokens/s": f"{speed['tokens_per_second']:.0f}"}
+        if self._peak_flops:
+            speed["mfu"] = flops / seconds / self._peak_flops
+            shown["mfu"] = f"{speed['mfu']:.1%}"
+        self._bar.set_postfix(shown, refresh=False)
+        self._bar.update()
+        if step % self._every == 0:
+            for name, value in {**metrics, **speed}.items():
+                self._events.add_scalar(f"{self._name}/{name}", value, step=step)
+
+    def sync(self) -> None:
+        """Brings the lines to disk; before a checkpoint that counts on them."""
+        self._lines.flush()
+        os.fsync(self._lines.fileno())
+        self._events.flush()
+
+
+def _truncate(path: Path, last: int) -> None:
+    """Keeps the lines of steps 1 to `last`; a line that a kill cut short is the end."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        if not line.endswith("\n") or json.loads(line)["step"] > last:
+            break
+        kept.append(line)
+    new = path.with_suffix(".tmp")
+    new.write_text("".join(kept), encoding="utf-8")
+    new.replace(path)
