@@ -7,7 +7,8 @@ directory=${1:-"$(dirname "$0")/../.venv-detector"}
 python=${PYTHON:-python3}
 [ -x "$directory/bin/python" ] || "$python" -m venv "$directory"
 "$directory/bin/python" -m pip install --quiet --disable-pip-version-check \
-  torch torchvision groundingdino-py "transformers>=4.57,<5" pillow
+  torch torchvision groundingdino-py==0.4.0 "transformers>=4.57,<5" pillow \
+  grpcio grpcio-health-checking grpcio-reflection prometheus-client python-json-logger
 "$directory/bin/python" - <<'PYTHON'
 import groundingdino, torch, transformers  # noqa
 print(f"ready: torch {torch.__version__}, transformers {transformers.__version__}")

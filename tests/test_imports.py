@@ -14,7 +14,7 @@ FLOORS = (
     ("train", "caption", "export", "demo"),
     ("config",),
     ("stages",),
-    ("sampling",),
+    ("sampling", "rewards"),
     ("hf", "checkpoint", "decoding"),
     ("models", "data", "losses", "flops"),
     ("sharding", "cli"),

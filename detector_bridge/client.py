@@ -1,0 +1,489 @@
+"""The client: gRPC and NumPy, nothing else, so that it fits on a TPU host.
+
+python -m detector_bridge.client --address 127.0.0.1:50051 --image photo.jpg --phrases "dog, traffic light"
+"""
+
+import argparse
+import asyncio
+import functools
+import itertools
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Coroutine, Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import grpc
+import numpy as np
+
+from detector_bridge import detector_pb2 as pb
+from detector_bridge import detector_pb2_grpc as pb_grpc
+from detector_bridge.addresses import read_bytes, read_token
+from detector_bridge.command import Parser, run
+from detector_bridge.errors import InputError
+from detector_bridge.refusal import RefusedError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ClientConfig:
+    """Whom to ask, and how patiently.
+
+    Attributes:
+      addresses: HOST:PORT or unix:PATH of one or more sidecars that serve the same model.
+      timeout: seconds for one request, over all attempts.
+      connect_timeout: seconds until `info` gives up.
+      in_flight: most requests under way at once.
+      token_file: file with the token that the servers want.
+      tls_ca: certificates (PEM) of who signs the servers': turns TLS on.
+      tls_cert: this client's certificate (PEM), where the servers want one.
+      tls_key: its key.
+    """
+
+    addresses: tuple[str, ...]
+    timeout: float = 600.0
+    connect_timeout: float = 60.0
+    in_flight: int = 64
+    token_file: Path | None = None
+    tls_ca: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """One image and what to look for in it.
+
+    Attributes:
+      image: an image file, or its bytes.
+      phrases: noun phrases; the answer follows their order.
+      box_threshold: in [0, 1]; None: the server's.
+      text_threshold: in [0, 1]; None: the server's.
+      name: what errors call it; the file's path if none is given.
+    """
+
+    image: Path | bytes
+    phrases: tuple[str, ...]
+    box_threshold: float | None = None
+    text_threshold: float | None = None
+    name: str | None = None
+
+    @property
+    def label(self) -> str:
+        return self.name or (str(self.image) if isinstance(self.image, Path) else f"image of {len(self.image)} bytes")
+
+
+@dataclass(frozen=True)
+class Detection:
+    """What was found of one phrase.
+
+    Attributes:
+      phrase: as asked for.
+      present: whether there is at least one box.
+      score: best of any box, kept or not: [0, 1].
+      boxes_xyxy: [N, 4] float32, best first, corners relative to the upright image: [0, 1].
+      scores: [N] float32.
+    """
+
+    phrase: str
+    present: bool
+    score: float
+    boxes_xyxy: np.ndarray
+    scores: np.ndarray
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Detections for each phrase of a request, in its order; the upright image's size in pixels."""
+
+    detections: tuple[Detection, ...]
+    width: int
+    height: int
+
+
+class DetectorError(Exception):
+    """No answer could be had: the sidecars cannot be reached, or do not let this client in."""
+
+
+class DetectorClient:
+    """Asks sidecars, many requests at once over one stream each; for use in one event loop.
+
+        async with DetectorClient(ClientConfig(("127.0.0.1:50051",))) as client:
+            async for answer in client.detect(requests):
+                ...
+
+    A request that a lost connection leaves without an answer is sent again, to another address where there is one,
+    after a randomised, doubling pause. An address whose connection is lost is left out for a while.
+    """
+
+    def __init__(self, config: ClientConfig) -> None:
+        if not config.addresses:
+            raise InputError("addresses is empty: give the HOST:PORT or unix:PATH of at least one sidecar")
+        self._config = config
+        credentials, metadata = _credentials(config)
+        self._lanes = [_Lane(address, credentials, metadata) for address in config.addresses]
+        self._turn = itertools.count()
+        self._ids = itertools.count()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await asyncio.gather(*(lane.close() for lane in self._lanes))
+
+    async def detect(self, requests: Iterable[Request]) -> AsyncIterator[Answer | RefusedError]:
+        """Answers in the order of the requests; a bad request yields its `RefusedError` and the rest goes on.
+
+        Raises:
+          DetectorError: a request got no answer in time; names it, the address and the last failure.
+          InputError: an image file cannot be read.
+        """
+        pending: deque[asyncio.Task[Answer | RefusedError]] = deque()
+        try:
+            for request in requests:
+                pending.append(asyncio.create_task(self._ask_or_refusal(request)))
+                while pending and (pending[0].done() or len(pending) >= self._config.in_flight):
+                    yield await pending.popleft()
+            while pending:
+                yield await pending.popleft()
+        finally:
+            for task in pending:
+                task.cancel()
+
+    async def ask(self, request: Request) -> Answer:
+        """Answers one request.
+
+        Raises:
+          RefusedError: the server says what is wrong with it.
+          DetectorError: no answer in time; names the request, the address and the last failure.
+          InputError: the image file cannot be read.
+        """
+        deadline = time.monotonic() + self._config.timeout
+        image = request.image if isinstance(request.image, bytes) else read_bytes(request.image)
+        message = pb.DetectRequest(image=image, phrases=request.phrases)
+        if request.box_threshold is not None:
+            message.box_threshold = request.box_threshold
+        if request.text_threshold is not None:
+            message.text_threshold = request.text_threshold
+        last = "it was never sent"
+        for attempt in itertools.count():
+            lane = self._pick()
+            pause = max(random.uniform(0, min(5.0, 0.05 * 2**attempt)) if attempt else 0.0, lane.ejected_for())
+            left = deadline - time.monotonic() - pause
+            if left <= 0:
+                break
+            await asyncio.sleep(pause)
+            # The server need not work on what nobody waits for any more.
+            message.id, message.timeout_ms = str(next(self._ids)), min(max(1, int(1000 * left)), 2**32 - 1)
+            try:
+                return _answer(await asyncio.wait_for(lane.ask(message), left))
+            except TimeoutError:
+                last = f"{lane.address}: no reply yet"
+            except RefusedError as error:
+                if error.code != "DEADLINE_EXCEEDED":
+                    raise
+                last = f"{lane.address}: {error.message}"
+            except _LostError as error:
+                last = f"{lane.address}: {error}"
+        raise DetectorError(
+            f"{request.label}: no detections within {self._config.timeout:g} s ({last}); is a sidecar serving at "
+            f"{', '.join(self._config.addresses)}, and fast enough for the timeout?"
+        )
+
+    async def info(self) -> list[pb.InfoReply]:
+        """What each address serves.
+
+        Raises:
+          DetectorError: one cannot be reached, or does not let this client in.
+        """
+        return list(await asyncio.gather(*(lane.info(self._config.connect_timeout) for lane in self._lanes)))
+
+    async def _ask_or_refusal(self, request: Request) -> Answer | RefusedError:
+        try:
+            return await self.ask(request)
+        except RefusedError as error:
+            return error
+
+    def _pick(self) -> "_Lane":
+        """The next address that is not left out, or the one that will be back first."""
+        first = next(self._turn) % len(self._lanes)
+        return min(self._lanes[first:] + self._lanes[:first], key=lambda lane: lane.ejected_for())
+
+
+class BlockingClient:
+    """`DetectorClient` for code without an event loop: requests are handed in, answers are futures.
+
+    The caller bounds how many requests are under way.
+    """
+
+    def __init__(self, config: ClientConfig) -> None:
+        self._client = _in_loop(_make(config))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _in_loop(self._client.__aexit__(None, None, None))
+
+    def submit(self, request: Request) -> "Future[Answer]":
+        """The future of `DetectorClient.ask`."""
+        return asyncio.run_coroutine_threadsafe(self._client.ask(request), _loop())
+
+    def info(self) -> list[pb.InfoReply]:
+        """See `DetectorClient.info`."""
+        return _in_loop(self._client.info())
+
+
+@functools.cache
+def _loop() -> asyncio.AbstractEventLoop:
+    """One event loop, in a thread of its own, for all blocking clients: gRPC's poller would outlive a closed one."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, daemon=True, name="detector-client").start()
+    return loop
+
+
+def _in_loop(coroutine: Coroutine[Any, Any, T]) -> T:
+    return asyncio.run_coroutine_threadsafe(coroutine, _loop()).result()
+
+
+async def _make(config: ClientConfig) -> DetectorClient:
+    """gRPC's channels belong to the loop they are made in."""
+    return DetectorClient(config)
+
+
+class _LostError(Exception):
+    """The connection went, and with it every request that had no answer: they may be sent again."""
+
+
+class _Lane:
+    """One address: its channel, its stream, and the requests that wait for a reply."""
+
+    def __init__(self, address: str, credentials: grpc.ChannelCredentials | None, metadata: tuple) -> None:
+        options = [
+            ("grpc.max_send_message_length", -1),
+            ("grpc.max_receive_message_length", -1),
+            # A sidecar that is started again is back within seconds; the library's own pauses grow to two minutes.
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.min_reconnect_backoff_ms", 1000),
+            ("grpc.max_reconnect_backoff_ms", 1000),
+            # A host that vanished says nothing; without a sign of life its connection counts as lost.
+            ("grpc.keepalive_time_ms", 20_000),
+            ("grpc.keepalive_timeout_ms", 20_000),
+        ]
+        self.address = address
+        self._channel = (
+            grpc.aio.secure_channel(address, credentials, options)
+            if credentials
+            else grpc.aio.insecure_channel(address, options)
+        )
+        self._stub = pb_grpc.DetectorStub(self._channel)
+        self._metadata = metadata
+        self._stream: grpc.aio.StreamStreamCall | None = None
+        self._reader: asyncio.Task[None] | None = None
+        self._writes: set[asyncio.Task[None]] = set()
+        self._opening, self._writing = asyncio.Lock(), asyncio.Lock()
+        self._image_bytes = 0
+        self._waiting: dict[str, asyncio.Future[pb.DetectReply]] = {}
+        self._failures, self._ejected_until = 0, 0.0
+
+    def ejected_for(self) -> float:
+        """Seconds until this address may be asked again."""
+        return max(0.0, self._ejected_until - time.monotonic())
+
+    async def ask(self, message: pb.DetectRequest) -> pb.DetectReply:
+        """Sends a request and waits for its reply.
+
+        Raises:
+          _LostError: the stream ended first.
+          RefusedError: the image is larger than a message to this server may be, which would end the stream.
+          DetectorError: this client is not let in.
+        """
+        stream = await self._open()
+        if len(message.image) > self._image_bytes:
+            size = f"the image has {len(message.image)} bytes; at most {self._image_bytes} are taken"
+            raise RefusedError("IMAGE_TOO_LARGE", size)
+        reply = self._waiting[message.id] = asyncio.get_running_loop().create_future()
+        # The reader fails `reply` when the stream ends, so that nobody waits for a write that waits for room.
+        write = asyncio.create_task(self._write(stream, message))
+        self._writes.add(write)
+        write.add_done_callback(self._writes.discard)
+        try:
+            return await reply
+        finally:
+            self._waiting.pop(message.id, None)
+
+    async def info(self, timeout: float) -> pb.InfoReply:
+        """Asks what is served, again and again while nobody answers.
+
+        Raises:
+          DetectorError: nobody did in time, or this client is not let in.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            left = max(0.0, deadline - time.monotonic())
+            try:
+                return await self._stub.Info(pb.InfoRequest(), metadata=self._metadata, timeout=left)
+            except grpc.aio.AioRpcError as error:
+                if error.code() != grpc.StatusCode.UNAVAILABLE or left < 0.5:
+                    raise DetectorError(_explain(self.address, error)) from None
+            await asyncio.sleep(random.uniform(0.1, 0.5))
+
+    async def close(self) -> None:
+        if self._reader:
+            self._reader.cancel()
+        for future in self._waiting.values():
+            future.cancel()
+        await self._channel.close()
+
+    async def _open(self) -> grpc.aio.StreamStreamCall:
+        async with self._opening:
+            if self._stream is None:
+                try:
+                    info = await self._stub.Info(pb.InfoRequest(), metadata=self._metadata)
+                except grpc.aio.AioRpcError as error:
+                    self._eject()
+                    raise self._failure(error) from None
+                self._image_bytes = info.limits.image_bytes
+                self._stream = self._stub.Detect(metadata=self._metadata)
+                self._reader = asyncio.create_task(self._read(self._stream))
+            return self._stream
+
+    async def _write(self, stream: grpc.aio.StreamStreamCall, message: pb.DetectRequest) -> None:
+        try:
+            async with self._writing:  # gRPC takes one write of a stream at a time
+                if message.id in self._waiting:
+                    await stream.write(message)
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            pass  # the reader learns why and tells everybody
+
+    def _failure(self, error: grpc.aio.AioRpcError) -> Exception:
+        if error.code() == grpc.StatusCode.UNAVAILABLE:
+            return _LostError(f"{error.code().name} ({error.details()})")
+        return DetectorError(_explain(self.address, error))
+
+    def _eject(self) -> None:
+        self._failures += 1
+        self._ejected_until = time.monotonic() + min(10.0, 0.1 * 2**self._failures)
+
+    async def _read(self, stream: grpc.aio.StreamStreamCall) -> None:
+        failure: Exception = _LostError("the connection was closed")
+        try:
+            async for reply in stream:
+                self._failures = 0
+                if (future := self._waiting.pop(reply.id, None)) and not future.done():
+                    future.set_result(reply)
+        except grpc.aio.AioRpcError as error:
+            failure = self._failure(error)
+        self._eject()
+        self._stream, lost = None, list(self._waiting.values())
+        self._waiting.clear()
+        for future in lost:
+            if not future.done():
+                future.set_exception(failure)
+
+
+def _answer(reply: pb.DetectReply) -> Answer:
+    if reply.HasField("error"):
+        raise RefusedError(pb.ErrorCode.Name(reply.error.code), reply.error.message)
+    detections = tuple(
+        Detection(
+            phrase=found.phrase,
+            present=found.present,
+            score=found.score,
+            boxes_xyxy=np.array(
+                [(box.x_min, box.y_min, box.x_max, box.y_max) for box in found.boxes], np.float32
+            ).reshape(-1, 4),
+            scores=np.array([box.score for box in found.boxes], np.float32),
+        )
+        for found in reply.detections.phrases
+    )
+    return Answer(detections, reply.detections.width, reply.detections.height)
+
+
+def _explain(address: str, error: grpc.aio.AioRpcError) -> str:
+    hints = {
+        grpc.StatusCode.UNAUTHENTICATED: "give the server's token with token_file",
+        grpc.StatusCode.UNIMPLEMENTED: "another service listens there",
+    }
+    hint = hints.get(error.code(), "is a sidecar serving there, with TLS or without as this client assumes?")
+    return f"{address}: {error.code().name} ({error.details()}): {hint}"
+
+
+def _credentials(config: ClientConfig) -> tuple[grpc.ChannelCredentials | None, tuple]:
+    metadata = (("authorization", f"Bearer {read_token(config.token_file)}"),) if config.token_file else ()
+    if not config.tls_ca and not config.tls_cert and not config.tls_key:
+        return None, metadata
+    if bool(config.tls_cert) != bool(config.tls_key):
+        raise InputError("a client certificate needs both tls_cert and tls_key; give the one that is missing")
+    files = [read_bytes(path) if path else None for path in (config.tls_ca, config.tls_key, config.tls_cert)]
+    return grpc.ssl_channel_credentials(*files), metadata
+
+
+def arguments() -> argparse.Namespace:
+    parser = Parser(prog="python -m detector_bridge.client", description="Asks a sidecar what an image shows.")
+    add = parser.add_argument
+    add("--address", required=True, help="HOST:PORT or unix:PATH of the sidecar; several: comma-separated")
+    add("--image", type=Path, required=True, help="image file")
+    add("--phrases", required=True, help='comma-separated, such as "dog, traffic light"')
+    add("--box-threshold", type=float, help="in [0, 1]; default: the server's")
+    add("--text-threshold", type=float, help="in [0, 1]; default: the server's")
+    add("--draw", type=Path, metavar="OUT.png", help="draw the boxes into a copy of the image (needs Pillow)")
+    add("--timeout", type=float, default=60.0, help="seconds; default %(default)s")
+    add("--token-file", type=Path, help="the server's token")
+    add("--tls-ca", type=Path, help="certificates of who signs the server's, PEM: turns TLS on")
+    add("--tls-cert", type=Path, help="this client's certificate, PEM")
+    add("--tls-key", type=Path, help="its key, PEM")
+    return parser.parse_args()
+
+
+async def _ask_once(options: argparse.Namespace) -> Answer:
+    config = ClientConfig(
+        tuple(options.address.split(",")),
+        timeout=options.timeout,
+        token_file=options.token_file,
+        tls_ca=options.tls_ca,
+        tls_cert=options.tls_cert,
+        tls_key=options.tls_key,
+    )
+    phrases = tuple(phrase.strip() for phrase in options.phrases.split(","))
+    request = Request(options.image, phrases, options.box_threshold, options.text_threshold)
+    async with DetectorClient(config) as client:
+        return await client.ask(request)
+
+
+def main() -> None:
+    options = arguments()
+    try:
+        answer = asyncio.run(_ask_once(options))
+    except (RefusedError, DetectorError) as error:
+        raise InputError(f"{options.image}: {error}") from None
+    width = max(6, *(len(found.phrase) for found in answer.detections))
+    print(f"{options.image}: {answer.width} x {answer.height} pixels")
+    print(f"{'phrase':{width}}  present  score  boxes (x_min y_min x_max y_max, pixels; score)")
+    size = np.array([answer.width, answer.height] * 2)
+    for found in answer.detections:
+        boxes = [
+            " ".join(f"{value:.0f}" for value in box * size) + f"; {score:.2f}"
+            for box, score in zip(found.boxes_xyxy, found.scores, strict=True)
+        ]
+        row = f"{found.phrase:{width}}  {'yes' if found.present else 'no':7}  {found.score:.2f}   "
+        print(row + f"\n{'':{width + 18}}".join(boxes))
+    if options.draw:
+        from detector_bridge.draw import draw
+
+        draw(options.image, answer, options.draw)
+        print(f"boxes drawn into {options.draw}")
+
+
+if __name__ == "__main__":
+    run(main)

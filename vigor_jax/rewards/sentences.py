@@ -1,0 +1,73 @@
+"""Sentences of a caption as spans into it, so that later steps point into the text and never search it again."""
+
+import re
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import NamedTuple
+
+from nltk.tokenize.punkt import PunktParameters, PunktSentenceTokenizer
+
+
+class Span(NamedTuple):
+    """`text[start:end]`: offsets in characters, half open."""
+
+    start: int
+    end: int
+
+
+# A sentence never ends after these. "in.", "no." and "max." are left out: in captions they are words.
+_ABBREVIATIONS = (
+    "approx ave blvd ca capt cf col dept dr e.g fig gen gov hon i.e jr lt messrs mr mrs ms mt op prof rev sgt sr st "
+    "univ viz vol vs cm ft hr hrs kg km lb lbs mm mph oz sq yd yds"
+)
+# These end a sentence unless it goes on in lower case: plates, cups, etc. / "A dog!" says the boy.
+_MAY_END = re.compile(r"(?:\b(?:etc|inc|ltd|corp|al)|\b(?:\w\.)+\w)\.$|[!?][\"'”’]$", re.IGNORECASE)
+# To Punkt an ellipsis never ends a sentence.
+_ELLIPSIS = re.compile(r"(?:\.{3,}|…)[\"'”’)]*\s+(?=[\"'“‘(]?[A-Z])")
+_LIST_MARKER = re.compile(r"\(?(?:\d{1,3}|[A-Za-z]|[ivx]+)[.)]")
+_LINE = re.compile(r"[^\n\r\v\f\x1c-\x1e\x85\u2028\u2029]+")
+
+
+def _make_tokenizer() -> PunktSentenceTokenizer:
+    parameters = PunktParameters()
+    parameters.abbrev_types = set(_ABBREVIATIONS.split())
+    return PunktSentenceTokenizer(parameters)
+
+
+_PUNKT = _make_tokenizer()
+
+
+def _starts(line: str) -> Iterator[int]:
+    """Where the sentences of a line start."""
+    previous = 0
+    found = {start for start, _ in _PUNKT.span_tokenize(line)} | {
+        ellipsis.end() for ellipsis in _ELLIPSIS.finditer(line)
+    }
+    for number, start in enumerate(sorted(found) or [0]):
+        before = line[previous:start].strip()
+        is_marker = number == 1 and _LIST_MARKER.fullmatch(before)
+        goes_on = line[start].islower() and _MAY_END.search(before)
+        if number == 0 or not (is_marker or goes_on):
+            yield start
+            previous = start
+
+
+def split_sentences(text: str) -> list[Span]:
+    """Splits a caption into sentences; the end of a line ends a sentence as well.
+
+    Uses Punkt's rules with a fixed list of abbreviations, which needs no downloaded data.
+
+    Returns:
+        Spans in order, none of them empty, without white space at their ends. Whatever lies between them is white
+        space; a text of nothing else has no sentences.
+    """
+    spans = []
+    for line in _LINE.finditer(text):
+        offset, content = line.start(), line.group()
+        _, *starts = _starts(content)
+        for start, end in pairwise([0, *starts, len(content)]):
+            sentence = content[start:end]
+            if stripped := sentence.strip():
+                first = offset + start + len(sentence) - len(sentence.lstrip())
+                spans.append(Span(first, first + len(stripped)))
+    return spans
