@@ -17,7 +17,7 @@ FLOORS = (
     ("sampling", "rewards"),
     ("hf", "checkpoint", "decoding"),
     ("models", "data", "losses", "flops"),
-    ("sharding", "cli"),
+    ("sharding", "cli", "records"),
     ("errors", "__init__"),
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}

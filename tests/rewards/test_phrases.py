@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from nltk.tag.perceptron import PerceptronTagger
 
 from vigor_jax.errors import InputError
+from vigor_jax.records import Span
 from vigor_jax.rewards.phrases import (
     EntityPhrases,
     NounPhrases,
@@ -24,7 +25,7 @@ from vigor_jax.rewards.phrases import (
     load_tagger,
     make_phrases,
 )
-from vigor_jax.rewards.sentences import Span, split_sentences
+from vigor_jax.rewards.sentences import split_sentences
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 CAPTIONS = SHARED / "captions" / "llava13b_coco_captions.jsonl"

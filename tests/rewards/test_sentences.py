@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vigor_jax.rewards.sentences import Span, split_sentences
+from vigor_jax.records import Span
+from vigor_jax.rewards.sentences import split_sentences
 
 CAPTIONS = Path(__file__).resolve().parents[3] / "shared" / "data" / "captions" / "llava13b_coco_captions.jsonl"
 

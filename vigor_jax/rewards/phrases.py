@@ -16,7 +16,7 @@ import nltk
 from nltk.tag.perceptron import PerceptronTagger
 
 from vigor_jax.errors import InputError
-from vigor_jax.rewards.sentences import Span
+from vigor_jax.records import Span
 
 if TYPE_CHECKING:
     import inflect

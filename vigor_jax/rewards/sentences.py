@@ -3,17 +3,10 @@
 import re
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import NamedTuple
 
 from nltk.tokenize.punkt import PunktParameters, PunktSentenceTokenizer
 
-
-class Span(NamedTuple):
-    """`text[start:end]`: offsets in characters, half open."""
-
-    start: int
-    end: int
-
+from vigor_jax.records import Span
 
 # A sentence never ends after these. "in.", "no." and "max." are left out: in captions they are words.
 _ABBREVIATIONS = (

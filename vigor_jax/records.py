@@ -1,0 +1,187 @@
+"""What the stages hand to each other; docs/artifacts.md shows an example of each.
+
+Text is never searched for again once it has been analysed: spans are offsets into a candidate's text.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal, NamedTuple, TypeAlias
+
+ErrorType: TypeAlias = Literal["object", "attribute", "relationship", "location", "conjecture"]
+DecidedBy: TypeAlias = Literal["penalty", "positive", "logprob", "index", "only"]
+
+
+class Span(NamedTuple):
+    """Characters [start, end) of a text."""
+
+    start: int
+    end: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """One sampled response.
+
+    Attributes:
+      image: path below the image folder.
+      prompt: what was asked.
+      candidate: index among the responses to this image and prompt.
+      text: the response.
+      token_ids: its tokens, with the one that ended it.
+      mean_logprob: mean over its tokens, under the model as it is.
+      finish_reason: "stop", "length" or "repetition".
+    """
+
+    image: str
+    prompt: str
+    candidate: int
+    text: str
+    token_ids: tuple[int, ...]
+    mean_logprob: float
+    finish_reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Signal:
+    """What a reward stream says of one thing that a candidate states: a phrase, or a sentence.
+
+    Attributes:
+      label: the phrase; or the reward model's answer, such as "1" or "0 object".
+      spans: where the candidate states it.
+      negative: 0 or more; summed over a candidate's signals it is the stream's penalty.
+      positive: 0 or more; breaks ties.
+      score: as the stream gave it: detection score, or p(good); in [0, 1].
+      absent: it names something that is not there: refinement drops the sentences that its spans lie in.
+      boxes_xyxy: where it was found: corners relative to the image, in [0, 1], best first.
+    """
+
+    label: str
+    spans: tuple[Span, ...]
+    negative: float
+    positive: float
+    score: float
+    absent: bool = False
+    boxes_xyxy: tuple[tuple[float, float, float, float], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """All that one stream says of one candidate.
+
+    Attributes:
+      image: as in the candidate.
+      candidate: as in the candidate.
+      stream: name of the stream.
+      signals: in the order of their first span.
+    """
+
+    image: str
+    candidate: int
+    stream: str
+    signals: tuple[Signal, ...]
+
+    @property
+    def negative(self) -> float:
+        return sum(signal.negative for signal in self.signals)
+
+    @property
+    def positive(self) -> float:
+        return sum(signal.positive for signal in self.signals)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dropped:
+    """A sentence that refinement left out: its place in the chosen text, and why (one line)."""
+
+    span: Span
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """What became of the candidates of one image.
+
+    Attributes:
+      image: as in the candidates.
+      prompt: as in the candidates.
+      candidate: the chosen one.
+      decided_by: what told it from the next best: "penalty", "positive", "logprob", "index", or "only".
+      penalties: of each candidate, in their order.
+      stream_penalties: the terms that the penalties are sums of: one row a candidate, one column a stream.
+      text: the chosen one, as sampled.
+      dropped: its sentences that were left out.
+      refined: what is left of it, "" if nothing is.
+      reason: why the image gives no target; "" if it gives one.
+    """
+
+    image: str
+    prompt: str
+    candidate: int
+    decided_by: DecidedBy
+    penalties: tuple[float, ...]
+    stream_penalties: tuple[tuple[float, ...], ...]
+    text: str
+    dropped: tuple[Dropped, ...]
+    refined: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """What the policy is to say of an image."""
+
+    image: str
+    prompt: str
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class AnnotatedSentence:
+    """One sentence of a description, as a person judged it.
+
+    Attributes:
+      span: its place in the description.
+      errors: what is wrong with it, each kind once; none if it is right.
+      attribute: which attribute is wrong ("colour", "count", ...) where one is, else "".
+      creative: it says more than the obvious, rightly.
+    """
+
+    span: Span
+    errors: tuple[ErrorType, ...]
+    attribute: str = ""
+    creative: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Annotation:
+    """One description of an image with a judgement of every sentence.
+
+    Attributes:
+      image: path below the image folder.
+      description: the whole text.
+      sentences: in order, without overlap; together they cover every letter of the description.
+      detail: level of detail as judged, None where nobody did.
+      missing: what the description leaves out.
+    """
+
+    image: str
+    description: str
+    sentences: tuple[AnnotatedSentence, ...]
+    detail: int | None = None
+    missing: tuple[str, ...] = ()
+
+
+class Judged(NamedTuple):
+    """The candidates of one image and prompt, for a reward stream to judge.
+
+    Attributes:
+      image: path below the image folder.
+      path: the image file.
+      prompt: what was asked.
+      texts: the candidates, in their order.
+    """
+
+    image: str
+    path: Path
+    prompt: str
+    texts: tuple[str, ...]

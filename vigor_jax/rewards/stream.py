@@ -1,0 +1,31 @@
+"""What a reward is to the loop: candidates of an image in, signals with their places in the text out.
+
+The detector (`detection.py`) and the reward model (`reward_model.py`) are two streams; fusion, selection and refinement
+know nothing else about them. docs/rewards.md writes a third one.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+from vigor_jax.records import Judged, Verdict
+
+
+class RewardStream(Protocol):
+    """Judges candidates.
+
+    Attributes:
+      name: of the stream; its verdicts are kept in `verdicts/NAME/`.
+      digest: of all that its verdicts depend on; verdicts on disk made with another one are refused.
+    """
+
+    name: str
+    digest: str
+
+    def judge(self, items: Iterable[Judged]) -> Iterator[list[Verdict]]:
+        """Verdicts on the texts of each item, in the order of the items and of their texts.
+
+        Items are read ahead of the results, as many as keep the stream's device busy.
+
+        Raises:
+          InputError: an image cannot be read, or the stream's service cannot be reached; names it.
+        """
