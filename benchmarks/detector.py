@@ -1,6 +1,7 @@
 """Detector calls for 5 captions an image: the union of their phrases in one request, or a call for each caption.
 
 python -m benchmarks.detector                                                   # this CPU, Swin-T, 320 pixels
+python -m benchmarks.detector --one-core     # a machine shared with others: one core, CPU seconds of client and sidecar
 python -m benchmarks.detector --device cuda:0 --dtype bfloat16 --short-side 800 --batch-size 8 --images 64
 """
 
@@ -10,10 +11,13 @@ import os
 import random
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
+import psutil
 import torch
 import transformers
 from PIL import Image
@@ -25,6 +29,19 @@ from detector_bridge.images import decode
 from detector_bridge.local import LocalConfig, LocalDetector
 from detector_bridge.prompts import make_prompts, read
 from tests.detector_bridge.tiny_detector import WORDS, write_transformers
+
+Clock: TypeAlias = Callable[[], float]
+
+
+def cpu_clock(sidecar: int) -> Clock:
+    """CPU seconds of this process and the sidecar together."""
+    process = psutil.Process(sidecar)
+
+    def clock() -> float:
+        times = process.cpu_times()
+        return time.process_time() + times.user + times.system
+
+    return clock
 
 
 def write_swin_t(folder: Path, short_side: int) -> None:
@@ -53,8 +70,10 @@ def union(captions: list[list[str]]) -> list[str]:
     return list(dict.fromkeys(phrase for caption in captions for phrase in caption))
 
 
-def through_the_sidecar(client: BlockingClient, images: list[bytes], captions: list[list[list[str]]]) -> float:
-    started, answers = time.perf_counter(), []
+def through_the_sidecar(
+    client: BlockingClient, images: list[bytes], captions: list[list[list[str]]], clock: Clock
+) -> float:
+    started, answers = clock(), []
     pending: list[Future] = []
     for image, own in zip(images, captions, strict=True):
         pending.append(client.submit(Request(image, tuple(union(own)))))
@@ -62,12 +81,14 @@ def through_the_sidecar(client: BlockingClient, images: list[bytes], captions: l
             answers.append(pending.pop(0).result())
     answers += [future.result() for future in pending]
     assert all(len(answer.detections) == 21 for answer in answers)
-    return len(images) / (time.perf_counter() - started)
+    return len(images) / (clock() - started)
 
 
-def bare_model(backend: TransformersBackend, images: list[bytes], captions: list[list[list[str]]], batch: int) -> float:
+def bare_model(
+    backend: TransformersBackend, images: list[bytes], captions: list[list[list[str]]], batch: int, clock: Clock
+) -> float:
     """The same work without server and sockets, in the batches that the server makes."""
-    started = time.perf_counter()
+    started = clock()
     for first in range(0, len(images), batch):
         pixels = np.stack([backend.prepare(decode(image, 10**8)) for image in images[first : first + batch]])
         prompts = [
@@ -76,7 +97,7 @@ def bare_model(backend: TransformersBackend, images: list[bytes], captions: list
         scores = backend.detect(pixels, [prompt.tokens for prompt in prompts], range(len(prompts)))
         for prompt, tokens, boxes in zip(prompts, scores.tokens, scores.boxes_xyxy, strict=True):
             read(prompt.spans, tokens, boxes, 0.25, 0.25)
-    return len(images) / (time.perf_counter() - started)
+    return len(images) / (clock() - started)
 
 
 class Naive:
@@ -88,8 +109,8 @@ class Naive:
         self._model = transformers.GroundingDinoForObjectDetection.from_pretrained(folder).to(device).eval()
         self._device, self._dtype = torch.device(device), getattr(torch, dtype)
 
-    def __call__(self, images: list[bytes], captions: list[list[list[str]]]) -> float:
-        started = time.perf_counter()
+    def __call__(self, images: list[bytes], captions: list[list[list[str]]], clock: Clock) -> float:
+        started = clock()
         half = self._dtype != torch.float32
         for content, own in zip(images, captions, strict=True):
             for caption in own:
@@ -103,18 +124,22 @@ class Naive:
                 self._processor.post_process_grounded_object_detection(
                     outputs, inputs.input_ids, threshold=0.25, text_threshold=0.25, target_sizes=[image.size[::-1]]
                 )
-        return len(images) / (time.perf_counter() - started)
+        return len(images) / (clock() - started)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--images", type=int, default=4)
+    parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--short-side", type=int, default=320)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--batch-size", type=int, nargs="+", default=[4], help="of the sidecar; several: a table each")
+    parser.add_argument("--one-core", action="store_true", help="for a machine shared with others")
     options = parser.parse_args()
+    if options.one_core:
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # the sidecar inherits it
+        torch.set_num_threads(1)
     transformers.utils.logging.set_verbosity_error()
     images = [make_image(seed) for seed in range(options.images)]
     captions = [make_captions(seed) for seed in range(options.images)]
@@ -131,13 +156,14 @@ def main() -> None:
                 LocalDetector(LocalConfig(folder, options=(*server, "--batch-wait-ms", "50"))) as local,
                 BlockingClient(ClientConfig((local.address,))) as client,
             ):
+                clock = cpu_clock(local.pid) if options.one_core else time.perf_counter
                 runs: dict[str, list[float]] = {"sidecar, one request an image": [], "bare model, same batches": []}
                 runs["transformers, a call a caption"] = []
                 for repeat in range(options.repeats + 1):  # the first one warms up
                     found = (
-                        through_the_sidecar(client, images, captions),
-                        bare_model(backend, images, captions, batch),
-                        naive(images, captions),
+                        through_the_sidecar(client, images, captions, clock),
+                        bare_model(backend, images, captions, batch, clock),
+                        naive(images, captions, clock),
                     )
                     if repeat:
                         for speeds, speed in zip(runs.values(), found, strict=True):

@@ -22,6 +22,7 @@ FLOORS = (
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 MODULES = sorted((ROOT / "vigor_jax").rglob("*.py"))
+BRIDGE = sorted((ROOT / "detector_bridge").rglob("*.py"))
 
 
 def imports(path: Path) -> list[str]:
@@ -47,9 +48,16 @@ def test_imports_point_down(path):
     own = inside.parts[0].removesuffix(".py")
     assert own in FLOOR, f"{own} stands on no floor; add it to FLOORS"
     for name in imports(path):
-        assert name.split(".")[0] not in ("torch", "transformers", "detector_bridge.server")
+        assert name.split(".")[0] not in ("torch", "transformers")
+        if name.split(".")[0] == "detector_bridge":
+            assert name.split(".")[1] in ("client", "local", "errors", "refusal"), f"{inside} imports {name}"
         if name.split(".")[0] == "vigor_jax":
             assert FLOOR[part(name)] >= FLOOR[own], f"{inside} imports {name}, which is above it"
+
+
+@pytest.mark.parametrize("path", BRIDGE, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_bridge_knows_neither_jax_nor_the_trainer(path):
+    assert not {name.split(".")[0] for name in imports(path)} & {"jax", "flax", "vigor_jax"}
 
 
 def test_training_imports_no_torch():
