@@ -13,5 +13,5 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def served(model):
-    with sidecar(model) as running:
+    with sidecar(model, "--batch-size", "8") as running:
         yield running
