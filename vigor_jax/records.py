@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
 
 ErrorType: TypeAlias = Literal["object", "attribute", "relationship", "location", "conjecture"]
-DecidedBy: TypeAlias = Literal["penalty", "positive", "logprob", "index", "only"]
+DecidedBy: TypeAlias = Literal["penalty", "positive", "logprob", "index", "only", "random"]
 
 
 class Span(NamedTuple):
@@ -105,13 +105,19 @@ class Selection:
       image: as in the candidates.
       prompt: as in the candidates.
       candidate: the chosen one.
-      decided_by: what told it from the next best: "penalty", "positive", "logprob", "index", or "only".
+      decided_by: what told it from the next best: "penalty", "positive", "logprob", "index"; "only" where there was
+        no other; "random" in the controls.
       penalties: of each candidate, in their order.
       stream_penalties: the terms that the penalties are sums of: one row a candidate, one column a stream.
       text: the chosen one, as sampled.
       dropped: its sentences that were left out.
       refined: what is left of it, "" if nothing is.
       reason: why the image gives no target; "" if it gives one.
+      decisive_stream: where the penalty decided, the stream whose terms differ most between the chosen one and the
+        next best; else "".
+      words: of each candidate; shows whether short ones are favoured.
+      mentions: signals that point into the text: one row a candidate, one column a stream.
+      refined_mentions: those that point into what is left of the chosen one, one a stream.
     """
 
     image: str
@@ -124,6 +130,10 @@ class Selection:
     dropped: tuple[Dropped, ...]
     refined: str
     reason: str
+    decisive_stream: str = ""
+    words: tuple[int, ...] = ()
+    mentions: tuple[tuple[int, ...], ...] = ()
+    refined_mentions: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

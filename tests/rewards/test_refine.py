@@ -1,0 +1,124 @@
+"""Refinement: exactly the sentences with absent things go, and nothing else changes."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vigor_jax.errors import InputError
+from vigor_jax.records import Dropped, Signal, Span, Verdict
+from vigor_jax.rewards.refine import keep_sentences, refine
+from vigor_jax.rewards.sentences import split_sentences
+
+CAR = (
+    "The photo shows a vintage blue car parked on a brick road. Its chrome bumper shines in the sun. "
+    "A person with an umbrella is walking past the car. Behind the car there is a low stone wall."
+)
+
+
+def signal(text, phrase, *, absent=True, score=0.1):
+    """A signal on every place where a phrase stands."""
+    starts = [i for i in range(len(text)) if text.startswith(phrase, i)]
+    assert starts, f"{phrase} is not in the text"
+    spans = tuple(Span(start, start + len(phrase)) for start in starts)
+    return Signal(phrase, spans, float(absent), float(not absent), score, absent)
+
+
+def verdict(*signals, stream="detector"):
+    return Verdict("a.jpg", 2, stream, signals)
+
+
+def test_a_car_on_a_brick_road_and_a_person_who_is_not_there():
+    found = [signal(CAR, phrase, absent=False, score=0.8) for phrase in ("car", "brick road", "bumper", "umbrella")]
+    refined = refine(CAR, [verdict(*found, signal(CAR, "person"))])
+    assert refined.text == (
+        "The photo shows a vintage blue car parked on a brick road. Its chrome bumper shines in the sun. "
+        "Behind the car there is a low stone wall."
+    )
+    (dropped,) = refined.dropped
+    assert CAR[slice(*dropped.span)] == "A person with an umbrella is walking past the car."
+    assert dropped.reason == 'mentions "person", which is not there (0.10)'
+
+
+def test_penalties_alone_drop_nothing():
+    """A sentence that the reward model dislikes costs a penalty, but only what is absent is left out."""
+    disliked = Signal("0 conjecture", (Span(0, 57),), 0.9, 0.1, 0.1)
+    assert refine(CAR, [verdict(disliked, stream="reward_model")]).text == CAR
+
+
+def test_several_things_and_streams_in_one_sentence():
+    first = verdict(signal(CAR, "person"), signal(CAR, "umbrella", score=0.2))
+    second = verdict(signal(CAR, "person"), stream="own")
+    (dropped,) = refine(CAR, [first, second]).dropped
+    assert dropped.reason == (
+        'mentions "person", which is not there (0.10); mentions "umbrella", which is not there (0.20)'
+    )
+
+
+def test_a_thing_that_is_mentioned_in_several_sentences():
+    refined = refine(CAR, [verdict(signal(CAR, "car"))])
+    assert refined.text == "Its chrome bumper shines in the sun."
+    assert len(refined.dropped) == 3
+
+
+def test_a_span_over_several_sentences():
+    whole = Signal("0", (Span(CAR.index("chrome"), CAR.index("umbrella")),), 1.0, 0.0, 0.0, True)
+    refined = refine(CAR, [verdict(whole)])
+    assert refined.text == (
+        "The photo shows a vintage blue car parked on a brick road. Behind the car there is a low stone wall."
+    )
+
+
+def test_a_span_that_ends_where_a_sentence_begins_leaves_that_one():
+    text = "A cat. A dog."
+    assert refine(text, [verdict(Signal("cat", (Span(0, 7),), 1.0, 0.0, 0.0, True))]).text == "A dog."
+
+
+@pytest.mark.parametrize(
+    ("text", "absent", "expected"),
+    [
+        ("A cat.\n\nA dog.  A bird.", "cat", "A dog.  A bird."),
+        ("A cat.\n\nA dog.  A bird.", "dog", "A cat.\n\nA bird."),
+        ("A cat.  A dog.\n\nA bird.", "dog", "A cat.\n\nA bird."),
+        ("A cat.  A dog.\tA bird.", "dog", "A cat. A bird."),
+        ("A cat.\nA dog.\n\nA bird.", "dog", "A cat.\n\nA bird."),
+        (" A cat.  A dog.\n", "bird, absent elsewhere", "A cat.  A dog."),
+        ("A cat.  A dog. ", "dog", "A cat."),
+        ("No end", "end", ""),
+        ("A cat.\n\nA cat.", "cat", ""),
+        ("", "cat", ""),
+    ],
+)
+def test_spacing(text, absent, expected):
+    signals = [signal(text, absent)] if absent in text else []
+    assert refine(text, [verdict(*signals)]).text == expected
+
+
+@pytest.mark.parametrize("span", [Span(0, 7), Span(-1, 2), Span(3, 2)])
+def test_a_span_outside_the_text_is_refused(span):
+    with pytest.raises(InputError, match=r"detector on a\.jpg, candidate 2: 'cat' is at characters .* of a text of 6"):
+        refine("A cat.", [verdict(Signal("cat", (span,), 1.0, 0.0, 0.1, True))])
+
+
+TEXTS = st.lists(
+    st.tuples(
+        st.sampled_from(["A cat sits.", "Mr. Lee waves!", "Is it red?", "no end"]), st.sampled_from([" ", "\n\n"])
+    ),
+    max_size=6,
+).map(lambda pairs: "".join(sentence + gap for sentence, gap in pairs))
+
+
+@given(TEXTS, st.data())
+def test_what_is_dropped_is_what_spans_touch(text, data):
+    ends = st.lists(st.integers(0, len(text)), min_size=2, max_size=2, unique=True).map(sorted)
+    spans = data.draw(st.lists(ends.map(lambda pair: Span(*pair)), max_size=4)) if text else []
+    refined = refine(text, [verdict(Signal("thing", tuple(spans), 1.0, 0.0, 0.0, True))])
+    absent = {i for span in spans for i in range(*span)}
+    sentences = split_sentences(text)
+    gone = [sentence for sentence in sentences if absent.intersection(range(*sentence))]
+    assert refined.dropped == tuple(Dropped(span, 'mentions "thing", which is not there (0.00)') for span in gone)
+    kept = [text[slice(*sentence)] for sentence in sentences if sentence not in gone]
+    assert refined.text.split() == " ".join(kept).split()
+    assert [refined.text[slice(*span)] for span in split_sentences(refined.text)] == kept
+    if not gone:
+        assert refined.text == text.strip()
+    assert refined.text == keep_sentences(text, sentences, [sentence not in gone for sentence in sentences])

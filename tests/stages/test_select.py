@@ -1,0 +1,460 @@
+"""Selection on small runs on disk, against a re-computation in plain Python; resumption, processes, controls."""
+
+import dataclasses
+import json
+import math
+import random
+import shutil
+import statistics
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vigor_jax.data import store
+from vigor_jax.data.examples import read_examples
+from vigor_jax.errors import InputError
+from vigor_jax.records import Candidate, Selection, Signal, Span, Target, Verdict
+from vigor_jax.rewards.fusion import FusionConfig
+from vigor_jax.rewards.refine import refine
+from vigor_jax.rewards.sentences import split_sentences
+from vigor_jax.stages.select import SelectConfig, select
+
+STREAMS = ("detector", "reward_model")
+PARTS = 3
+THINGS = ("cat", "dog", "cup", "lamp")
+
+
+def make_candidates(draw, part):
+    """A few images, some with one candidate, one of them asked twice."""
+    records = []
+    for image in range(5):
+        for prompt in ("Describe this image.", "What is there?")[: 1 + (image == 3)]:
+            for number in range((4, 1, 5)[image % 3]):
+                things = draw.choices(THINGS, k=draw.randint(1, 4))
+                text = " ".join(f"There is a {draw.choice(['red ', ''])}{thing}." for thing in things)
+                logprob = draw.choice([-1.0, -0.5])
+                records.append(Candidate(f"p{part}/{image}.png", prompt, number, text, (3, 2), logprob, "stop"))
+    return records
+
+
+def make_verdict(draw, candidate, stream):
+    signals = []
+    for sentence in split_sentences(candidate.text):
+        words = candidate.text[slice(*sentence)]
+        thing = next(thing for thing in THINGS if thing in words)
+        if stream == "detector":
+            start = sentence.start + words.index(thing)
+            absent = draw.random() < 0.4
+            span = Span(start, start + len(thing))
+            signals.append(Signal(thing, (span,), float(absent), float(not absent), 0.25, absent))
+        else:
+            good = draw.choice([0.25, 0.5, 1.0])
+            signals.append(Signal("1", (sentence,), 1 - good, good, good))
+    return Verdict(candidate.image, candidate.candidate, stream, tuple(signals))
+
+
+def make_run(folder, seed=0):
+    """Candidates and verdicts on disk; returns them."""
+    draw = random.Random(seed)
+    run = [make_candidates(draw, part) for part in range(PARTS)]
+    verdicts = {stream: [[make_verdict(draw, each, stream) for each in part] for part in run] for stream in STREAMS}
+    for index, part in enumerate(run):
+        store.write_part(folder / "candidates", index, PARTS, part, Candidate)
+        for stream in STREAMS:
+            records = verdicts[stream][index]
+            store.write_part(folder / "verdicts" / stream, index, PARTS, records, Verdict, {"digest": f"of {stream}"})
+    candidates = [each for part in run for each in part]
+    return candidates, {stream: [each for part in parts for each in part] for stream, parts in verdicts.items()}
+
+
+@pytest.fixture
+def run_dir(request, tmp_path, monkeypatch):
+    """A run whose images lie across the borders of row groups, unless another size of them is asked for."""
+    monkeypatch.setattr(store, "ROWS_PER_GROUP", getattr(request, "param", 4))
+    make_run(tmp_path / "run")
+    return tmp_path / "run"
+
+
+def read(folder):
+    """The inputs of a run, flat: candidates, and verdicts by stream."""
+    candidates = list(store.read_parts(folder / "candidates", Candidate))
+    return candidates, {stream: list(store.read_parts(folder / "verdicts" / stream, Verdict)) for stream in STREAMS}
+
+
+def contents(folder):
+    """Bytes of all that a selection writes."""
+    names = ("selections", "targets", "targets.json", "summary.json")
+    paths = [path for name in names for path in ([folder / name] if "." in name else (folder / name).iterdir())]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+def recompute(candidates, verdicts, config):
+    """Per image and prompt: its rows, their penalties, the chosen row and what is left of its text."""
+    per = [1.0] * len(candidates)
+    if config.per == "sentence":
+        per = [float(len(split_sentences(each.text))) for each in candidates]
+
+    def terms(kind):
+        columns = [[getattr(v, kind) / n for v, n in zip(verdicts[s], per, strict=True)] for s in STREAMS]
+        weights = [config.weights.get(stream, 1.0) for stream in STREAMS]
+        spreads = [statistics.pvariance(column) for column in columns]
+        return [
+            [w * value / spread for w, value, spread in zip(weights, row, spreads, strict=True)]
+            for row in zip(*columns, strict=True)
+        ]
+
+    bad, good = terms("negative"), terms("positive")
+    gamma = config.gamma if config.rule == "balanced" else 0.0
+    groups = {}
+    for row, candidate in enumerate(candidates):
+        groups.setdefault((candidate.image, candidate.prompt), []).append(row)
+    for rows in groups.values():
+        penalties = [[b - gamma * g for b, g in zip(bad[row], good[row], strict=True)] for row in rows]
+        keys = [
+            (round(math.fsum(penalty), 9), -round(math.fsum(good[row]), 9), -candidates[row].mean_logprob, row)
+            for row, penalty in zip(rows, penalties, strict=True)
+        ]
+        chosen = min(keys)[-1]
+        yield rows, penalties, chosen, refine(candidates[chosen].text, [verdicts[stream][chosen] for stream in STREAMS])
+
+
+FUSIONS = (
+    FusionConfig(),
+    FusionConfig(per="sentence", weights={"detector": 0.5}),
+    FusionConfig(rule="balanced", gamma=0.5),
+)
+
+
+@pytest.mark.parametrize("run_dir", [4096, 4, 1], ids="rows_per_group={}".format, indirect=True)
+@pytest.mark.parametrize("fusion", FUSIONS, ids=["paper", "per sentence", "balanced"])
+def test_selections_are_those_of_plain_python(run_dir, fusion):
+    summary = select(SelectConfig(fusion=fusion), run_dir, streams=STREAMS)
+    candidates, verdicts = read(run_dir)
+    selections = list(store.read_parts(run_dir / "selections", Selection))
+    expected = list(recompute(candidates, verdicts, fusion))
+    targets = []
+    for selection, (rows, penalties, chosen, refined) in zip(selections, expected, strict=True):
+        candidate = candidates[chosen]
+        assert (selection.image, selection.prompt) == (candidate.image, candidate.prompt)
+        assert (selection.candidate, selection.text) == (candidate.candidate, candidate.text)
+        assert (selection.refined, selection.dropped) == (refined.text, refined.dropped)
+        assert bool(selection.reason) == (not refined.text)
+        np.testing.assert_allclose(selection.stream_penalties, penalties, rtol=1e-12)
+        np.testing.assert_allclose(selection.penalties, [sum(each) for each in penalties], rtol=1e-12, atol=1e-12)
+        assert selection.words == tuple(len(candidates[row].text.split()) for row in rows)
+        assert selection.mentions == tuple(tuple(len(verdicts[s][row].signals) for s in STREAMS) for row in rows)
+        kept = len(split_sentences(refined.text))  # each sentence is one mention of each stream
+        assert selection.refined_mentions == (kept, kept)
+        if refined.text:
+            targets.append(Target(candidate.image, candidate.prompt, refined.text))
+    assert list(store.read_parts(run_dir / "targets", Target)) == targets
+    assert 0 < len(targets) < len(selections)  # both kinds were looked at
+    assert {"only", "penalty"} <= {selection.decided_by for selection in selections}
+
+    def mean(values):
+        return pytest.approx(statistics.fmean(values))
+
+    chosen = [candidates[chosen] for _, _, chosen, _ in expected]
+    assert (summary.images, summary.candidates, summary.targets) == (len(expected), len(candidates), len(targets))
+    everyone = {"candidates": candidates, "chosen": chosen, "targets": targets}
+    assert summary.words == {
+        kind: mean([len(each.text.split()) for each in records]) for kind, records in everyone.items()
+    }
+    mentions = {kind: mean([len(split_sentences(each.text)) for each in group]) for kind, group in everyone.items()}
+    assert summary.mentions == dict.fromkeys(STREAMS, mentions)
+    reason = "every sentence mentions something that is not there"
+    assert summary.dropped == {reason: pytest.approx(1 - len(targets) / len(expected))}
+    totals = sorted(math.fsum(each) for _, penalties, _, _ in expected for each in penalties)
+    lowest, *quartiles, highest = summary.penalties["candidates"]
+    assert (lowest, highest) == (pytest.approx(totals[0]), pytest.approx(totals[-1]))
+    assert quartiles == pytest.approx(statistics.quantiles(totals, n=4, method="inclusive"))
+    assert sum(summary.decided_by.values()) == len(expected)
+    assert sum(summary.decisive_stream.values()) == summary.decided_by["penalty"]
+    assert json.loads((run_dir / "summary.json").read_text()) == json.loads(json.dumps(dataclasses.asdict(summary)))
+
+
+def test_the_table_is_printed(run_dir, capsys):
+    summary = select(SelectConfig(), run_dir, streams=STREAMS)
+    assert capsys.readouterr().out == summary.table() + "\n"
+    first, *lines = summary.table().splitlines()
+    assert first == f"{summary.images} images, {summary.candidates} candidates, {summary.targets} targets"
+    (words,) = (line for line in lines if line.startswith("words"))
+    assert words.split()[1:] == [f"{summary.words[kind]:.2f}" for kind in ("candidates", "chosen", "targets")]
+
+
+def test_targets_json_is_what_training_reads(run_dir, tmp_path):
+    select(SelectConfig(), run_dir, streams=STREAMS)
+    targets = list(store.read_parts(run_dir / "targets", Target))
+    for target in targets:
+        path = tmp_path / "images" / target.image
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (2, 2)).save(path)
+    examples = read_examples(run_dir / "targets.json", tmp_path / "images")
+    assert [
+        (example.image.relative_to(tmp_path / "images").as_posix(), [turn.text for turn in example.turns])
+        for example in examples
+    ] == [(target.image, [f"<image>\n{target.prompt}", target.text]) for target in targets]
+
+
+def test_it_goes_on_where_it_stopped(run_dir):
+    select(SelectConfig(), run_dir, streams=STREAMS)
+    undisturbed = contents(run_dir)
+    (run_dir / "selections" / store.part_name(1, PARTS)).unlink()
+    (run_dir / "targets" / store.part_name(0, PARTS)).unlink()
+    (run_dir / "targets.json").unlink()
+    kept = run_dir / "selections" / store.part_name(0, PARTS)
+    written = kept.stat().st_mtime_ns
+    select(SelectConfig(), run_dir, streams=STREAMS)
+    assert contents(run_dir) == undisturbed
+    assert kept.stat().st_mtime_ns == written
+
+
+def test_a_kill_between_parts(run_dir, monkeypatch):
+    undisturbed_dir = run_dir.parent / "undisturbed"
+    shutil.copytree(run_dir, undisturbed_dir)
+    select(SelectConfig(), undisturbed_dir, streams=STREAMS)
+    write = store.write_part
+
+    def dying(folder, index, *rest):
+        if index == 1:
+            raise KeyboardInterrupt
+        write(folder, index, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "write_part", dying)
+        with pytest.raises(KeyboardInterrupt):
+            select(SelectConfig(), run_dir, streams=STREAMS)
+    assert store.parts_done(run_dir / "selections", PARTS) == {0}
+    select(SelectConfig(), run_dir, streams=STREAMS)
+    assert contents(run_dir) == contents(undisturbed_dir)
+
+
+@pytest.mark.parametrize("num_processes", [2, 4])
+def test_several_processes_make_what_one_makes(run_dir, num_processes):
+    alone = run_dir.parent / "alone"
+    shutil.copytree(run_dir, alone)
+    expected = select(SelectConfig(), alone, streams=STREAMS)
+    barrier = threading.Barrier(num_processes, timeout=60)
+    results = [None] * num_processes
+
+    def process(index):
+        results[index] = select(
+            SelectConfig(),
+            run_dir,
+            streams=STREAMS,
+            process_index=index,
+            process_count=num_processes,
+            barrier=lambda: barrier.wait() and None,
+        )
+
+    threads = [threading.Thread(target=process, args=(index,)) for index in range(num_processes)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [expected] + [None] * (num_processes - 1)
+    assert contents(run_dir) == contents(alone)
+
+
+def test_refinement_can_be_left_out(run_dir):
+    summary = select(SelectConfig(refine=False), run_dir, streams=STREAMS)
+    selections = list(store.read_parts(run_dir / "selections", Selection))
+    assert all(each.refined == each.text and not each.dropped for each in selections)
+    assert (summary.targets, summary.dropped) == (summary.images, {})
+
+
+def selections_of(run_dir, config):
+    """Of a copy of a run."""
+    folder = run_dir.parent / "copy"
+    shutil.rmtree(folder, ignore_errors=True)
+    for name in ("candidates", "verdicts"):
+        shutil.copytree(run_dir / name, folder / name)
+    select(config, folder, streams=STREAMS)
+    return list(store.read_parts(folder / "selections", Selection))
+
+
+def test_the_random_control(run_dir):
+    config = SelectConfig(strategy="random")
+    first = selections_of(run_dir, config)
+    assert selections_of(run_dir, config) == first
+    assert selections_of(run_dir, dataclasses.replace(config, seed=1)) != first
+    candidates, _ = read(run_dir)
+    texts = {(each.image, each.prompt, each.candidate): each.text for each in candidates}
+    for each in first:
+        assert each.text == each.refined == texts[each.image, each.prompt, each.candidate]
+        assert (each.decided_by, each.decisive_stream, each.dropped, each.reason) == ("random", "", (), "")
+    drawn = {(each.image, each.prompt): each.candidate for each in first if len(each.words) == 4}
+    assert len(set(drawn.values())) > 1  # not one draw for all images
+    asked_twice = [(number, drawn.get((image, "What is there?"))) for (image, _), number in drawn.items()]
+    assert any(second not in (None, number) for number, second in asked_twice)  # nor one for all prompts of an image
+    best = selections_of(run_dir, SelectConfig())
+    assert [each.candidate for each in first] != [each.candidate for each in best]
+    assert [each.penalties for each in first] == [each.penalties for each in best]
+
+
+def test_the_random_control_with_dropped_sentences_matches_in_length(run_dir):
+    config = SelectConfig(strategy="random_drop")
+    found, best = selections_of(run_dir, config), selections_of(run_dir, SelectConfig())
+    assert selections_of(run_dir, config) == found
+    dropped = 0
+    for each, refined in zip(found, best, strict=True):
+        sentences = split_sentences(each.text)
+        wanted = len(split_sentences(refined.refined))
+        kept = [each.refined[slice(*span)] for span in split_sentences(each.refined)]
+        assert len(kept) == min(wanted, len(sentences))
+        gone = {item.span for item in each.dropped}
+        assert kept == [each.text[slice(*span)] for span in sentences if span not in gone]
+        assert {item.reason for item in each.dropped} <= {"left out at random"}
+        assert bool(each.reason) == (not kept)
+        dropped += len(gone)
+    assert dropped
+    assert any(refined.dropped != each.dropped for each, refined in zip(found, best, strict=True))
+
+
+def test_the_random_control_needs_no_streams(run_dir):
+    summary = select(SelectConfig(strategy="random"), run_dir, streams=())
+    assert (summary.targets, summary.mentions, summary.decided_by) == (18, {}, {"random": 18})
+    assert {each.mentions[0] for each in store.read_parts(run_dir / "selections", Selection)} == {()}
+
+
+def write_one(folder, candidates, verdicts, stream="detector"):
+    store.write_part(folder / "candidates", 0, 1, candidates, Candidate)
+    store.write_part(folder / "verdicts" / stream, 0, 1, verdicts, Verdict)
+
+
+def candidate(number=0, text="A cat.", image="a.png", logprob=-1.0):
+    return Candidate(image, "Describe.", number, text, (5, 2), logprob, "stop")
+
+
+def verdict(number=0, negative=0.0, image="a.png", **changes):
+    signal = Signal("cat", (Span(2, 5),), negative, 0.0, 0.5, **changes)
+    return Verdict(image, number, "detector", (signal,))
+
+
+def test_images_without_a_target_say_why(tmp_path):
+    candidates = [candidate(text="A cat."), candidate(text=" ", image="b.png"), candidate(text="A dog.", image="c.png")]
+    verdicts = [
+        verdict(negative=1.0, absent=True),
+        *(Verdict(image, 0, "detector", ()) for image in ("b.png", "c.png")),
+    ]
+    write_one(tmp_path, candidates, verdicts)
+    summary = select(SelectConfig(), tmp_path, streams=["detector"])
+    assert [(each.reason, each.refined) for each in store.read_parts(tmp_path / "selections", Selection)] == [
+        ("every sentence mentions something that is not there", ""),
+        ("the response is empty", ""),
+        ("", "A dog."),
+    ]
+    assert list(store.read_parts(tmp_path / "targets", Target)) == [Target("c.png", "Describe.", "A dog.")]
+    assert summary.dropped == {
+        "every sentence mentions something that is not there": pytest.approx(1 / 3),
+        "the response is empty": pytest.approx(1 / 3),
+    }
+    assert summary.words["targets"] == 2
+
+
+def test_no_target_at_all(tmp_path):
+    write_one(tmp_path, [candidate()], [verdict(negative=1.0, absent=True)])
+    assert select(SelectConfig(), tmp_path, streams=["detector"]).targets == 0
+    assert json.loads((tmp_path / "targets.json").read_text()) == []
+
+
+def refused(tmp_path, config=None, streams=("detector",)):
+    with pytest.raises(InputError) as caught:
+        select(config or SelectConfig(), tmp_path, streams=streams)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_no_streams_are_refused(tmp_path):
+    assert refused(tmp_path, streams=()).startswith("select: expected at least one stream")
+
+
+def test_missing_parts_are_refused(run_dir):
+    (run_dir / "verdicts" / "reward_model" / store.part_name(2, PARTS)).unlink()
+    message = refused(run_dir, streams=STREAMS)
+    assert "verdicts/reward_model: 1 of 3 parts are missing (part-00002-of-00003.parquet)" in message
+    shutil.rmtree(run_dir / "candidates")
+    assert "candidates: expected parts such as" in refused(run_dir, streams=STREAMS)
+
+
+def test_another_number_of_parts_is_refused(tmp_path):
+    write_one(tmp_path, [candidate()], [verdict()])
+    store.write_part(tmp_path / "verdicts" / "own", 0, 2, [verdict()], Verdict)
+    store.write_part(tmp_path / "verdicts" / "own", 1, 2, [], Verdict)
+    assert "verdicts/own: expected 1 parts" in refused(tmp_path, streams=("detector", "own"))
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "message"),
+    [
+        ([verdict(), verdict(image="b.png")], "row 1: expected candidate 1 of a.png, as in"),
+        ([verdict(1), verdict(0)], "row 0: expected candidate 0 of a.png, as in"),
+        ([verdict()], "row 1: expected candidate 1 of a.png, as in"),
+        ([verdict(0), verdict(1), verdict(2)], "row 2: expected nothing, as in"),
+        ([], "row 0: expected candidate 0 of a.png, as in"),
+    ],
+    ids=["image", "order", "too few", "too many", "none"],
+)
+def test_verdicts_on_others_are_refused(tmp_path, verdicts, message):
+    write_one(tmp_path, [candidate(0), candidate(1)], verdicts)
+    found = refused(tmp_path)
+    assert f"part-00000-of-00001.parquet, {message}" in found
+    assert found.endswith("score the candidates again")
+
+
+def test_rows_are_counted_over_row_groups(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "ROWS_PER_GROUP", 2)
+    write_one(tmp_path, [candidate(i) for i in range(5)], [verdict(i) for i in (0, 1, 2, 4, 3)])
+    assert "row 3: expected candidate 3 of a.png" in refused(tmp_path)
+
+
+def test_candidates_out_of_order_are_refused(tmp_path):
+    write_one(tmp_path, [candidate(0), candidate(2)], [verdict(0), verdict(2)])
+    assert "image a.png: expected candidate 1, got 2" in refused(tmp_path)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -1.0])
+def test_signals_that_are_no_penalty_are_refused_by_name(tmp_path, value):
+    write_one(tmp_path, [candidate(0), candidate(1)], [verdict(0), verdict(1, negative=value)])
+    message = refused(tmp_path)
+    assert message.startswith("image a.png, candidate 1, stream detector: expected negative signals that are finite")
+    assert f"got {value}" in message
+    assert store.part_count(tmp_path / "selections") is None
+
+
+def test_a_log_probability_that_is_none_is_refused_by_name(tmp_path):
+    write_one(tmp_path, [candidate(0), candidate(1, logprob=math.nan)], [verdict(0), verdict(1)])
+    assert refused(tmp_path).startswith("image a.png, candidate 1: expected a number as mean_logprob, got nan")
+
+
+def test_a_span_outside_the_text_is_refused(tmp_path):
+    write_one(tmp_path, [candidate(text="A")], [verdict(negative=1.0, absent=True)])
+    message = refused(tmp_path)
+    assert message.startswith(
+        "verdict of detector on a.png, candidate 0: 'cat' is at characters 2 to 5 of a text of 1;"
+    )
+
+
+def test_other_settings_are_refused(run_dir):
+    select(SelectConfig(), run_dir, streams=STREAMS)
+    before = contents(run_dir)
+    message = refused(run_dir, SelectConfig(fusion=FusionConfig(rule="balanced")), STREAMS)
+    assert "selections: has parts whose settings was" in message
+    assert "--run.overwrite true" in message
+    assert "has parts whose" in refused(run_dir, streams=STREAMS[:1])
+    for index in range(PARTS):
+        records = list(store.read_part(run_dir / "verdicts" / "detector", index, PARTS, Verdict))
+        metadata = {"digest": "of another detector"}
+        (run_dir / "verdicts" / "detector" / store.part_name(index, PARTS)).unlink()
+        store.write_part(run_dir / "verdicts" / "detector", index, PARTS, records, Verdict, metadata)
+    message = refused(run_dir, streams=STREAMS)
+    assert "whose made_from was" in message
+    assert "of another detector" in message
+    assert contents(run_dir) == before
+
+
+def test_an_unknown_weight_is_refused(run_dir):
+    message = refused(run_dir, SelectConfig(fusion=FusionConfig(weights={"detektor": 1.0})), STREAMS)
+    assert message == "fusion.weights: there is no stream 'detektor'; the nearest there is is detector"
