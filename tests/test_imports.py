@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # From the top down; a module may import what stands on its own line or below.
 FLOORS = (
     ("train", "caption", "export", "demo"),
+    ("run", "stage_inputs"),
     ("config",),
     ("stages",),
     ("sampling", "rewards"),

@@ -24,17 +24,14 @@ from tqdm import tqdm
 
 from vigor_jax import cli
 from vigor_jax.data.conversation import TEMPLATES, encode_prompt
-from vigor_jax.data.images import Preprocessing, load_image, preprocess
+from vigor_jax.data.images import Preprocessing, find_images, load_image, preprocess
+from vigor_jax.decoding import NOT_IN_RESULTS
 from vigor_jax.errors import InputError
 from vigor_jax.hf.load import load_llava, open_checkpoint
 from vigor_jax.sampling import Completion, Request, Sampler, SamplingConfig
 from vigor_jax.sharding import DistributedConfig, MeshConfig, join_processes, make_mesh
 
 logger = logging.getLogger(__name__)
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-# Choices that change how fast captions come and not what they say.
-NOT_IN_RESULTS = ("batch_size", "prompt_bucket")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,23 +117,6 @@ def caption(config: CaptionCommand) -> None:
                 out.write("".join(_line(completion, config) for completion in completions).encode())
                 out.flush()
                 bar.update()
-
-
-def find_images(place: Path) -> dict[str, Path]:
-    """Name → file, in the order of the names: an image by its file name, those of a folder by their path below it.
-
-    Raises:
-      InputError: there is no such place, or no image in it.
-    """
-    if place.is_file():
-        return {place.name: place}
-    if not place.is_dir():
-        raise InputError(f"images: {place} is neither a file nor a folder")
-    files = (path for path in place.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    images = {path.relative_to(place).as_posix(): path for path in files}
-    if not images:
-        raise InputError(f"images: no file below {place} ends in one of {' '.join(SUFFIXES)}")
-    return dict(sorted(images.items()))
 
 
 def _pixels(path: Path, preprocessing: Preprocessing) -> np.ndarray:

@@ -7,10 +7,16 @@ from typing import Literal, TypeAlias
 from vigor_jax.errors import InputError
 from vigor_jax.hf.export import ExportConfig
 from vigor_jax.hf.load import ModelConfig
+from vigor_jax.rewards.detection import DetectionConfig
+from vigor_jax.rewards.reward_model import RewardModelConfig
 from vigor_jax.sharding import DistributedConfig, MeshConfig
+from vigor_jax.stages.sample import SampleConfig
+from vigor_jax.stages.score import ScoreConfig
+from vigor_jax.stages.select import SelectConfig
+from vigor_jax.stages.train_reward import TrainRewardConfig
 from vigor_jax.stages.train_step import SftConfig
 
-Stage: TypeAlias = Literal["sft", "export"]
+Stage: TypeAlias = Literal["train_reward", "sample", "score", "select", "sft", "export"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,14 +26,24 @@ class RunConfig:
     Attributes:
       dir: everything the run writes; the same command again goes on from what is there.
       stages: what to do, in this order.
+      records: where candidates, verdicts, selections and targets are kept, if not in `dir`; may be remote, such as
+        `gs://BUCKET/NAME`.
+      rounds: how often to go through the stages, each time with the model that the last time exported (online; the
+        paper's future work). More than one makes `dir/round-1`, `dir/round-2`, ...
+      overwrite: remove what a changed setting has made stale, and make it again.
     """
 
     dir: Path
     stages: tuple[Stage, ...] = ("sft", "export")
+    records: str | None = None
+    rounds: int = 1
+    overwrite: bool = False
 
     def __post_init__(self) -> None:
         if not self.stages:
             raise InputError("run.stages: expected at least one stage, got none")
+        if self.rounds < 1:
+            raise InputError(f"run.rounds: expected at least 1, got {self.rounds}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,15 +53,29 @@ class TrainConfig:
     Attributes:
       run: where, and which stages.
       model: the checkpoint to begin with.
-      mesh: how the devices are arranged.
+      mesh: how the devices are arranged for training.
+      inference_mesh: how they are for sampling and scoring: by default each holds all the weights.
       distributed: how processes find each other.
-      sft: supervised fine-tuning.
+      train_reward: fine-tuning of the reward model.
+      sample: candidates of unlabelled images.
+      score: who judges them.
+      detection: the detector, if it does.
+      reward_model: how the reward model judges, if it does.
+      select: which candidate is taken, and what is left of it.
+      sft: supervised fine-tuning; on the run's own targets unless `data` names others.
       export: the checkpoint to take home.
     """
 
     run: RunConfig
     model: ModelConfig
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    inference_mesh: MeshConfig = dataclasses.field(default_factory=lambda: MeshConfig(data=-1, fsdp=1))
     distributed: DistributedConfig = dataclasses.field(default_factory=DistributedConfig)
+    train_reward: TrainRewardConfig = dataclasses.field(default_factory=TrainRewardConfig)
+    sample: SampleConfig = dataclasses.field(default_factory=SampleConfig)
+    score: ScoreConfig = dataclasses.field(default_factory=ScoreConfig)
+    detection: DetectionConfig = dataclasses.field(default_factory=DetectionConfig)
+    reward_model: RewardModelConfig = dataclasses.field(default_factory=RewardModelConfig)
+    select: SelectConfig = dataclasses.field(default_factory=SelectConfig)
     sft: SftConfig = dataclasses.field(default_factory=SftConfig)
     export: ExportConfig = dataclasses.field(default_factory=ExportConfig)

@@ -26,6 +26,10 @@ LEAST_ROOM = 64
 BITS_OF_ONE = 0x3F800000  # float32 1.0
 
 
+# Settings that change how fast candidates come and not what they say.
+NOT_IN_RESULTS = ("batch_size", "prompt_bucket")
+
+
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
     """How candidates are drawn. The first three shape the distribution, in this order.

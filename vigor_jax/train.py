@@ -1,26 +1,23 @@
 """The entry: reads a config and runs its stages in order; what is already done is found and left alone.
 
-    python -m vigor_jax.train --config configs/sft.yaml --sft.data chat.json --sft.images images/
+    python -m vigor_jax.train --config configs/vigor_all_7b.yaml --model.path CHECKPOINT --sample.images FOLDER
 
 Without a config it runs the embedded demo.
 """
 
+import dataclasses
 import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
-from jax.sharding import Mesh
-
 from vigor_jax import cli
 from vigor_jax.config import TrainConfig
+from vigor_jax.data.store import join
 from vigor_jax.demo.build import prepare
 from vigor_jax.demo.show import show
-from vigor_jax.hf.load import Source, open_checkpoint
-from vigor_jax.sharding import join_processes, make_mesh
-from vigor_jax.stages.export import export
-from vigor_jax.stages.sft import sft
+from vigor_jax.run import EXPORT, REWARD_MODEL, Run
+from vigor_jax.sharding import join_processes
 
 logger = logging.getLogger(__name__)
 
@@ -46,26 +43,37 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def train(config: TrainConfig) -> None:
-    """Runs the stages of a config."""
-    mesh = make_mesh(config.mesh)
-    source = open_checkpoint(config.model.path, config.model.vision_tower)
-    if jax.process_index() == 0:
-        config.run.dir.mkdir(parents=True, exist_ok=True)
-        (config.run.dir / "config.yaml").write_text(cli.dump(config), encoding="utf-8")
-    stages = {"sft": run_sft, "export": run_export}
-    for stage in config.run.stages:
-        logger.info("stage %s", stage)
-        stages[stage](config, source, mesh)
+    """Runs the stages of a config, as many rounds as it says."""
+    if config.run.rounds == 1:
+        Run(config).go()
+        return
+    for number in range(1, config.run.rounds + 1):
+        logger.info("round %d of %d", number, config.run.rounds)
+        Run(of_round(config, number)).go()
 
 
-def run_sft(config: TrainConfig, source: Source, mesh: Mesh) -> None:
-    """Fine-tunes on given conversations."""
-    sft(config.sft, source, config.run.dir, mesh, dtype=config.model.dtype)
+def of_round(config: TrainConfig, number: int) -> TrainConfig:
+    """One round of an online run: the policy is what the round before exported, the reward model stays the first's.
 
-
-def run_export(config: TrainConfig, source: Source, mesh: Mesh) -> None:
-    """Writes the fine-tuned checkpoint in a layout that others load."""
-    export(config.export, source, config.run.dir / "checkpoints" / "sft", config.run.dir / "export", mesh)
+    Args:
+      config: of the whole run.
+      number: of the round, from 1.
+    """
+    run, first = config.run, config.run.dir / "round-1"
+    records = run.records and join(run.records, f"round-{number}")
+    one = dataclasses.replace(run, dir=run.dir / f"round-{number}", records=records, rounds=1)
+    config = dataclasses.replace(config, run=one)
+    if number == 1:
+        return config
+    stages = tuple(stage for stage in run.stages if stage != "train_reward")
+    sampling = dataclasses.replace(config.sample.sampling, seed=config.sample.sampling.seed + number - 1)
+    return dataclasses.replace(
+        config,
+        run=dataclasses.replace(one, stages=stages),
+        model=dataclasses.replace(config.model, path=run.dir / f"round-{number - 1}" / EXPORT),
+        sample=dataclasses.replace(config.sample, sampling=sampling),
+        score=dataclasses.replace(config.score, reward_model=config.score.reward_model or first / REWARD_MODEL),
+    )
 
 
 if __name__ == "__main__":

@@ -21,11 +21,10 @@ from vigor_jax.rewards.phrases import (
     NounPhrases,
     Phrase,
     PhrasesConfig,
-    _cached_tagger,
-    load_tagger,
     make_phrases,
 )
 from vigor_jax.rewards.sentences import split_sentences
+from vigor_jax.rewards.tagger import cached_tag, load_tagger
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 CAPTIONS = SHARED / "captions" / "llava13b_coco_captions.jsonl"
@@ -352,7 +351,7 @@ def test_workers_rebuild_the_same_extractor(small_tagger, entities):
 
 def test_cache_changes_no_tag(nltk_tagger):
     tagger = load_tagger(nltk_tagger)
-    tag = _cached_tagger(tagger)
+    tag = cached_tag(tagger)
     sentences = [[token.rsplit("/", 1)[0] for token in line.split()] for line in TAGGED.split("\n\n")]
     for words in sentences * 2:
         assert tag(words) == [found for _, found in tagger.tag(words)]

@@ -15,6 +15,8 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 # Resizing the short edge of a thread-like picture makes its long edge huge; above this it is no photograph.
 _MAX_RESIZED_PIXELS = 100_000_000
 
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
 
 @dataclass(frozen=True)
 class Preprocessing:
@@ -41,6 +43,23 @@ class Preprocessing:
                 "image_mean and image_std need three values each and deviations above 0, got "
                 f"{self.image_mean} and {self.image_std}"
             )
+
+
+def find_images(place: Path) -> dict[str, Path]:
+    """Name → file, in the order of the names: an image by its file name, those of a folder by their path below it.
+
+    Raises:
+      InputError: there is no such place, or no image in it.
+    """
+    if place.is_file():
+        return {place.name: place}
+    if not place.is_dir():
+        raise InputError(f"images: {place} is neither a file nor a folder")
+    files = (path for path in place.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    images = {path.relative_to(place).as_posix(): path for path in files}
+    if not images:
+        raise InputError(f"images: no file below {place} ends in one of {' '.join(SUFFIXES)}")
+    return dict(sorted(images.items()))
 
 
 def load_image(source: Path | bytes) -> Image.Image:

@@ -4,26 +4,21 @@ Two extractors: `NounPhrases` takes the nouns that a tagger finds (ViGoR, sectio
 that no detector can see; `EntityPhrases` takes the names in a list of categories, and needs no data.
 """
 
-import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
-import nltk
-from nltk.tag.perceptron import PerceptronTagger
-
 from vigor_jax.errors import InputError
 from vigor_jax.records import Span
+from vigor_jax.rewards.tagger import CACHE_SIZE, cached_tag, load_tagger
 
 if TYPE_CHECKING:
     import inflect
 
 _DATA = Path(__file__).parent
-_TAGGER = "averaged_perceptron_tagger_eng"
-_CACHE_SIZE = 2**16
 
 
 @dataclass(frozen=True)
@@ -114,7 +109,7 @@ def _irregular() -> dict[str, str]:
     return dict(line.split() for _, line in _read_lines(_DATA / "singulars.txt"))
 
 
-@lru_cache(_CACHE_SIZE)
+@lru_cache(CACHE_SIZE)
 def _singular(word: str) -> str:
     if irregular := _irregular().get(word):
         return irregular
@@ -249,8 +244,8 @@ class NounPhrases:
         self._trimmed = frozenset(line[1:].strip() for line in lines if line.startswith("-"))
         self._non_visual = self._trimmed.union(lines, map(_singular, lines))
         self._match_idiom = _Matcher({_split(line): line for line in lines if len(line.split()) > 1})
-        self._tag = _cached_tagger(load_tagger(tagger, download=download))
-        self._normalise = lru_cache(_CACHE_SIZE)(self._trim)
+        self._tag = cached_tag(load_tagger(tagger, download=download))
+        self._normalise = lru_cache(CACHE_SIZE)(self._trim)
 
     def __reduce__(self) -> tuple[type["NounPhrases"], tuple[Path | None, Path | None]]:
         """Worker processes build their own from the same files."""
@@ -325,70 +320,3 @@ class NounPhrases:
 
     def _is_trimmed(self, word: str) -> bool:
         return word in self._trimmed or _singular(word) in self._trimmed
-
-
-def load_tagger(path: Path | None = None, *, download: bool = False) -> PerceptronTagger:
-    """NLTK's part-of-speech tagger, from a folder or from where NLTK keeps its data.
-
-    Args:
-        path: Folder with the tagger's three JSON files; None for NLTK's own search path (`NLTK_DATA` and others).
-        download: Whether NLTK may download the tagger if its search path lacks it.
-
-    Raises:
-        InputError: There is no tagger, or its files cannot be read.
-    """
-    names = [f"{_TAGGER}.{part}.json" for part in ("weights", "tagdict", "classes")]
-    tagger = PerceptronTagger(load=False)
-    try:
-        if path is None:
-            folder = _find_tagger(download)
-            contents = []
-            for name in names:
-                with folder.join(name).open() as file:
-                    contents.append(file.read())
-        else:
-            contents = [(path / name).read_bytes() for name in names]
-        weights, words, classes = map(json.loads, contents)
-        if not (isinstance(weights, dict) and isinstance(words, dict) and isinstance(classes, list) and classes):
-            raise ValueError("other JSON than two tables and a list of tags")
-        tagger.decode_json_params((weights, words, classes))
-    except (OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        where = path or "NLTK's data"
-        raise InputError(f"tagger in {where}: expected {', '.join(names)}, got {error}") from error
-    return tagger
-
-
-def _find_tagger(download: bool) -> nltk.data.PathPointer:
-    resource = f"taggers/{_TAGGER}/"
-    try:
-        return nltk.data.find(resource)
-    except LookupError:
-        if download and nltk.download(_TAGGER, quiet=True):
-            return nltk.data.find(resource)
-    raise InputError(
-        f"NLTK's tagger {_TAGGER} {'could not be downloaded' if download else 'is not installed'}: run `python -m "
-        f"nltk.downloader {_TAGGER}`, point NLTK_DATA at a folder that has it, or set phrases.download to true"
-    )
-
-
-def _cached_tagger(tagger: PerceptronTagger) -> Callable[[list[str]], list[str]]:
-    """`tagger.tag`, remembering what it said of a word with the same neighbours; captions repeat themselves."""
-
-    @lru_cache(_CACHE_SIZE)
-    def predict(word: str, before: str, before_that: str, neighbours: tuple[str, ...]) -> str:
-        features = tagger._get_features(0, word, neighbours, before, before_that)
-        return tagger.model.predict(features)[0]
-
-    def tag(words: list[str]) -> list[str]:
-        before, before_that = tagger.START
-        context = [*tagger.START, *map(tagger.normalize, words), *tagger.END]
-        tags = []
-        for i, word in enumerate(words):
-            found = tagger.tagdict.get(word) or predict(word, before, before_that, tuple(context[i : i + 5]))
-            tags.append(found)
-            before, before_that = found, before
-        return tags
-
-    return tag

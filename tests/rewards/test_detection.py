@@ -1,0 +1,139 @@
+"""The automatic reward against a real sidecar asked by hand."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from detector_bridge.client import BlockingClient, ClientConfig, Request
+from tests.detector_bridge.sidecar import picture, sidecar
+from tests.detector_bridge.tiny_detector import write_transformers
+from vigor_jax.errors import InputError
+from vigor_jax.records import Judged, Span
+from vigor_jax.rewards.detection import DetectionConfig, DetectorStream
+from vigor_jax.rewards.phrases import PhrasesConfig
+
+TEXTS = (
+    ("A dog and two cats sit by a bench.", "There is a traffic light. A dog! The dog sleeps."),
+    ("Nothing of note.", ""),
+    ("A car, a car and a bus.", "A dog on a car."),
+)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_transformers(tmp_path_factory.mktemp("detector"))
+
+
+@pytest.fixture(scope="module")
+def served(model):
+    with sidecar(model) as running:
+        yield running
+
+
+@pytest.fixture
+def items(tmp_path):
+    made = []
+    for number, texts in enumerate(TEXTS):
+        path = tmp_path / f"{number}.png"
+        picture(number).save(path)
+        made.append(Judged(path.name, path, "Describe it.", texts))
+    return made
+
+
+def config(served=None, **changes) -> DetectionConfig:
+    addresses = (served.address,) if served else ()
+    return DetectionConfig(addresses=addresses, phrases=PhrasesConfig(extractor="entities"), **changes)
+
+
+def ask(served, path: Path, phrases: tuple[str, ...], threshold: float = 0.25):
+    with BlockingClient(ClientConfig((served.address,))) as client:
+        return client.submit(Request(path, phrases, threshold, threshold)).result().detections
+
+
+def test_verdicts_are_what_the_detector_says(served, items):
+    with DetectorStream(config(served, box_threshold=0.45, text_threshold=0.45)) as stream:
+        found = list(stream.judge(items))
+    assert [len(verdicts) for verdicts in found] == [2, 2, 2]
+    assert [[v.image, v.candidate] for verdicts in found for v in verdicts] == [
+        [item.image, i] for item in items for i in range(2)
+    ]
+    phrases = ("dog", "cat", "bench", "traffic light")
+    expected = {d.phrase: d for d in ask(served, items[0].path, phrases, 0.45)}
+    first, second = found[0]
+    assert [signal.label for signal in first.signals] == ["dog", "cat", "bench"]
+    assert [signal.label for signal in second.signals] == ["traffic light", "dog"]
+    for signal in (*first.signals, *second.signals):
+        theirs = expected[signal.label]
+        assert signal.score == pytest.approx(theirs.score, abs=1e-4)
+        assert signal.absent is not theirs.present
+        assert (signal.negative, signal.positive) == ((0, 1) if theirs.present else (1, 0))
+        np.testing.assert_allclose(np.reshape(signal.boxes_xyxy, (-1, 4)), theirs.boxes_xyxy, atol=1e-4)
+    assert {signal.absent for verdicts in found for v in verdicts for signal in v.signals} == {True, False}
+    assert second.signals[1].spans == (Span(28, 31), Span(37, 40))  # every mention, counted once
+
+
+def test_candidates_share_a_verdict(served, items):
+    with DetectorStream(config(served)) as stream:
+        first, second = next(iter(stream.judge(items[:1])))
+    assert first.signals[0].score == second.signals[1].score
+
+
+def test_captions_without_nouns_have_no_signals(served, items):
+    with DetectorStream(config(served)) as stream:
+        ((first, second),) = stream.judge(items[1:2])
+    assert first.signals == second.signals == ()
+    assert first.negative == first.positive == 0
+
+
+def test_in_flight_does_not_change_the_order(served, items):
+    with DetectorStream(config(served, in_flight=1)) as one, DetectorStream(config(served)) as many:
+        assert list(one.judge(items)) == list(many.judge(items))
+
+
+def test_an_own_sidecar_says_the_same(served, model, items):
+    with DetectorStream(config(model=model)) as own, DetectorStream(config(served)) as theirs:
+        assert list(own.judge(items)) == list(theirs.judge(items))
+        assert own.digest == theirs.digest
+
+
+def test_digest_names_model_and_settings(served, tmp_path):
+    def digest(given: DetectionConfig) -> str:
+        with DetectorStream(given) as stream:
+            return stream.digest
+
+    plain = digest(config(served))
+    assert digest(config(served, in_flight=3, timeout=9.0)) == plain
+    assert digest(config(served, text_threshold=0.3)) != plain
+    (tmp_path / "list.txt").write_text("dog\n")
+    other = DetectionConfig((served.address,), phrases=PhrasesConfig("entities", entities=tmp_path / "list.txt"))
+    assert digest(other) != plain
+    with sidecar(write_transformers(tmp_path / "another", seed=1)) as running:
+        assert digest(config(running)) != plain
+
+
+def test_an_unreadable_image_is_named(served, items):
+    items[2].path.write_bytes(b"no image")
+    with DetectorStream(config(served)) as stream, pytest.raises(InputError, match=r"detection: 2\.png: "):
+        list(stream.judge(items))
+
+
+def test_sidecars_of_different_models_are_refused(served, tmp_path):
+    with sidecar(write_transformers(tmp_path / "another", seed=1)) as running:
+        both = DetectionConfig((served.address, running.address), phrases=PhrasesConfig("entities"))
+        with pytest.raises(InputError, match="serve different models"), DetectorStream(both):
+            pass
+
+
+@pytest.mark.parametrize("which", ["neither", "both"])
+def test_one_detector_is_needed(which, tmp_path):
+    given = {"addresses": ("a:1",), "model": tmp_path} if which == "both" else {}
+    with pytest.raises(InputError, match=f"got {which}"):
+        DetectorStream(DetectionConfig(phrases=PhrasesConfig("entities"), **given))
+
+
+def test_more_phrases_than_a_request_takes(served, items, monkeypatch):
+    monkeypatch.setattr("vigor_jax.rewards.detection.PHRASES_A_REQUEST", 2)
+    with DetectorStream(config(served)) as stream:
+        split = next(iter(stream.judge(items[:1])))
+    assert [signal.label for signal in split[0].signals] == ["dog", "cat", "bench"]

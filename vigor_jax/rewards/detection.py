@@ -1,0 +1,221 @@
+"""The automatic reward: is what a caption mentions found in the image? (ViGoR, section 3.2)"""
+
+import dataclasses
+import hashlib
+import json
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, NamedTuple, Self
+
+from detector_bridge.client import Answer, BlockingClient, ClientConfig, Detection, DetectorError, Request
+from detector_bridge.errors import InputError as BridgeError
+from detector_bridge.local import LocalConfig, LocalDetector
+from detector_bridge.refusal import RefusedError
+from vigor_jax.errors import InputError
+from vigor_jax.records import Judged, Signal, Verdict
+from vigor_jax.rewards.phrases import Phrase, PhrasesConfig, make_phrases
+from vigor_jax.rewards.sentences import split_sentences
+
+# No noun phrase is longer; what degenerate text strings together is judged as not found, without asking.
+MAX_LETTERS = 80
+PHRASES_A_REQUEST = 500
+
+# Where the detector is and how it is reached; changes nothing about the verdicts.
+NOT_IN_VERDICTS = frozenset(
+    (
+        "addresses",
+        "backend",
+        "python",
+        "in_flight",
+        "timeout",
+        "token_file",
+        "tls_ca",
+        "tls_cert",
+        "tls_key",
+        "download",
+    )
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class DetectionConfig:
+    """The detector, and what is asked of it.
+
+    Attributes:
+      addresses: sidecars that serve already, HOST:PORT or unix:PATH.
+      model: instead of addresses: a GroundingDINO that a sidecar of our own serves.
+      backend: of that sidecar.
+      python: interpreter of that sidecar, where its packages live in another environment.
+      options: further options of that sidecar, such as `--short-side 480`, each word for itself.
+      box_threshold: see docs/detector.md; the paper's 0.25.
+      text_threshold: the same.
+      in_flight: most requests under way.
+      timeout: seconds for one request, over all attempts.
+      connect_timeout: seconds for the first greeting.
+      token_file: the sidecars' token.
+      tls_ca: who signs their certificates (PEM): turns TLS on.
+      tls_cert: this client's certificate.
+      tls_key: its key.
+      phrases: how noun phrases are found in captions.
+    """
+
+    addresses: tuple[str, ...] = ()
+    model: Path | None = None
+    backend: Literal["transformers", "groundingdino"] = "transformers"
+    python: Path | None = None
+    options: tuple[str, ...] = ()
+    box_threshold: float = 0.25
+    text_threshold: float = 0.25
+    in_flight: int = 64
+    timeout: float = 600.0
+    connect_timeout: float = 60.0
+    token_file: Path | None = None
+    tls_ca: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    phrases: PhrasesConfig = dataclasses.field(default_factory=PhrasesConfig)
+
+
+class _Asked(NamedTuple):
+    """An item under way: the phrases of each text, and the answers to come."""
+
+    item: Judged
+    phrases: list[list[Phrase]]
+    answers: list[Future[Answer]]
+
+
+class DetectorStream:
+    """A `RewardStream` of the detector's verdicts; a context manager, which holds the sidecar and the connection.
+
+    For each image one request asks for the union of the phrases of all its candidates, so candidates share verdicts. A
+    phrase that is found is a positive signal of 1, one that is not a negative signal of 1, however often the caption
+    has it.
+
+    Raises:
+      InputError: on entering: no detector is given, it cannot be reached, or several serve different models.
+    """
+
+    name = "detector"
+    digest: str
+
+    def __init__(self, config: DetectionConfig) -> None:
+        if bool(config.addresses) == bool(config.model):
+            raise InputError(
+                "detection: give either addresses, of sidecars that serve, or model, for one of its own; "
+                f"got {'both' if config.model else 'neither'}"
+            )
+        self._config = config
+        self._phrases = make_phrases(config.phrases)
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        config, addresses = self._config, self._config.addresses
+        try:
+            if config.model:
+                local = LocalConfig(config.model, config.backend, config.python or Path(sys.executable), config.options)
+                addresses = (self._stack.enter_context(LocalDetector(local)).address,)
+            client = ClientConfig(
+                addresses=addresses,
+                timeout=config.timeout,
+                connect_timeout=config.connect_timeout,
+                in_flight=config.in_flight,
+                token_file=config.token_file,
+                tls_ca=config.tls_ca,
+                tls_cert=config.tls_cert,
+                tls_key=config.tls_key,
+            )
+            self._client = self._stack.enter_context(BlockingClient(client))
+            served = {info.digest: address for info, address in zip(self._client.info(), addresses, strict=True)}
+        except (BridgeError, DetectorError) as error:
+            self._stack.close()
+            raise InputError(f"detection: {error}") from None
+        except BaseException:
+            self._stack.close()
+            raise
+        if len(served) > 1:
+            self._stack.close()
+            raise InputError(f"detection: {' and '.join(served.values())} serve different models; give one model's")
+        self.digest = self._digest(next(iter(served)))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def judge(self, items: Iterable[Judged]) -> Iterator[list[Verdict]]:
+        """See `RewardStream.judge`; at most `in_flight` images are under way."""
+        pending: deque[_Asked] = deque()
+        for item in items:
+            pending.append(self._ask(item))
+            while pending and (len(pending) >= self._config.in_flight or all(f.done() for f in pending[0].answers)):
+                yield self._verdicts(pending.popleft())
+        while pending:
+            yield self._verdicts(pending.popleft())
+
+    def _ask(self, item: Judged) -> _Asked:
+        phrases = [self._phrases(text, split_sentences(text)) for text in item.texts]
+        union = dict.fromkeys(phrase.text for own in phrases for phrase in own if len(phrase.text) <= MAX_LETTERS)
+        wanted = list(union)
+        requests = [
+            Request(
+                item.path,
+                tuple(wanted[first : first + PHRASES_A_REQUEST]),
+                self._config.box_threshold,
+                self._config.text_threshold,
+                name=item.image,
+            )
+            for first in range(0, len(wanted), PHRASES_A_REQUEST)
+        ]
+        return _Asked(item, phrases, [self._client.submit(request) for request in requests])
+
+    def _verdicts(self, asked: _Asked) -> list[Verdict]:
+        found: dict[str, Detection] = {}
+        for future in asked.answers:
+            try:
+                found |= {detection.phrase: detection for detection in future.result().detections}
+            except (BridgeError, DetectorError, RefusedError) as error:
+                raise InputError(f"detection: {asked.item.image}: {error}") from None
+        return [
+            Verdict(asked.item.image, candidate, self.name, tuple(_signal(phrase, found) for phrase in phrases))
+            for candidate, phrases in enumerate(asked.phrases)
+        ]
+
+    def _digest(self, weights: str) -> str:
+        config = self._config
+        settings = [
+            weights,
+            config.box_threshold,
+            config.text_threshold,
+            *config.options,
+            config.phrases.extractor,
+            *(_content(path) for path in (config.phrases.non_visual, config.phrases.entities, config.phrases.tagger)),
+        ]
+        return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+
+
+def _signal(phrase: Phrase, found: Mapping[str, Detection]) -> Signal:
+    detection = found.get(phrase.text)
+    present = detection is not None and detection.present
+    return Signal(
+        label=phrase.text,
+        spans=phrase.mentions,
+        negative=float(not present),
+        positive=float(present),
+        score=detection.score if detection else 0.0,
+        absent=not present,
+        boxes_xyxy=tuple(map(tuple, detection.boxes_xyxy.tolist())) if detection else (),
+    )
+
+
+def _content(path: Path | None) -> str:
+    """What a file or the files of a folder hold, as a digest; "" for none."""
+    if path is None:
+        return ""
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()

@@ -1,0 +1,148 @@
+"""What a run directory was made with: a stage whose settings have changed, or those of a stage before it, is stale.
+
+`stages.json` has an entry for each stage that was begun: its settings, and fingerprints of the stages that it reads.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from vigor_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class StageInputs:
+    """What a stage's result depends on, and where it is.
+
+    Attributes:
+      name: of the stage.
+      settings: option → value, all that decide on its result; made by `settings_of`.
+      after: names of the stages whose results it reads.
+      outputs: files and folders that it writes, local or remote.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    after: tuple[str, ...]
+    outputs: tuple[str | Path, ...]
+
+
+def settings_of(section: str, config: Any, without: Collection[str] = ()) -> dict[str, Any]:
+    """The fields of a config dataclass as `section.field` → JSON value, those of dataclasses in it as well."""
+    settings: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        key, value = f"{section}.{field.name}", getattr(config, field.name)
+        if field.name in without:
+            continue
+        if dataclasses.is_dataclass(value):
+            settings |= settings_of(key, value, without)
+        else:
+            settings[key] = json.loads(json.dumps(value, default=str))
+    return settings
+
+
+class Ledger:
+    """Compares a run directory with the settings of today.
+
+    Args:
+      run_dir: the run directory.
+      stages: all stages that a run may have, each after those that it reads, whether they are to be run now or not.
+    """
+
+    def __init__(self, run_dir: Path, stages: Sequence[StageInputs]) -> None:
+        self._path = run_dir / "stages.json"
+        self._stages = {stage.name: stage for stage in stages}
+        self._today: dict[str, dict[str, Any]] = {}
+        marks: dict[str, str] = {}
+        for stage in stages:
+            after = {name: marks[name] for name in stage.after}
+            entry = self._today[stage.name] = {"settings": dict(stage.settings), "after": after}
+            marks[stage.name] = hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
+
+    def stale(self) -> list[str]:
+        """Stages that were begun with other settings, or after stages that were, in their order."""
+        begun = self._read()
+        return [name for name, entry in self._today.items() if begun.get(name, entry) != entry]
+
+    def check(self, stages: Collection[str], *, overwrite: bool) -> list[str]:
+        """The stale stages, which may be removed.
+
+        Args:
+          stages: those that are to be run now.
+          overwrite: whether stale ones may be removed.
+
+        Raises:
+          InputError: there are some, and `overwrite` is false, or they would not be run again; says what changed.
+        """
+        if not (stale := self.stale()):
+            return []
+        changes = "; ".join(self._changes(stale)) or "other stages"
+        what = f"{self._path.parent} was made with {changes}; this makes {', '.join(stale)} stale"
+        if not overwrite:
+            raise InputError(
+                f"{what}; go back to those settings, choose another run.dir, or give --run.overwrite true to remove "
+                "what is stale and make it again"
+            )
+        if kept := [name for name in stale if name not in stages]:
+            raise InputError(f"{what}; add {', '.join(kept)} to run.stages, for nothing else makes that again")
+        return stale
+
+    def after(self, name: str) -> list[str]:
+        """A stage and all that were made of its results."""
+        found = [name]
+        for stage in self._stages.values():
+            if stage.name not in found and set(stage.after) & set(found):
+                found.append(stage.name)
+        return found
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Removes what stages left; the last first, so that a kill leaves nothing younger than what it is made of."""
+        begun = self._read()
+        for name in reversed([name for name in self._stages if name in set(names)]):
+            for output in self._stages[name].outputs:
+                _remove(output)
+            begun.pop(name, None)
+            self._write(begun)
+
+    def begin(self, name: str) -> None:
+        """Notes that a stage is being run with the settings of today."""
+        self._write({**self._read(), name: self._today[name]})
+
+    def _changes(self, stale: Iterable[str]) -> list[str]:
+        begun = self._read()
+        found = []
+        for name in stale:
+            before, now = begun[name]["settings"], self._today[name]["settings"]
+            keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+            found += [f"{key} {_short(before.get(key))}, which is now {_short(now.get(key))}" for key in keys]
+        return list(dict.fromkeys(found))
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            return dict(json.loads(self._path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return {}
+        except ValueError as error:
+            raise InputError(f"{self._path} is damaged ({error}); remove it, or choose another run.dir") from None
+
+    def _write(self, begun: Mapping[str, Any]) -> None:
+        partial = self._path.with_name(f".{self._path.name}.partial")
+        partial.write_text(json.dumps(begun, indent=1) + "\n", encoding="utf-8")
+        os.replace(partial, self._path)
+
+
+def _remove(output: str | Path) -> None:
+    system, path = fsspec.core.url_to_fs(str(output))
+    if system.exists(path):
+        system.rm(path, recursive=True)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -1,0 +1,179 @@
+"""Samples candidates: images and prompts in, `candidates/` out (ViGoR, section 3.1)."""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from vigor_jax.data.conversation import TEMPLATES, encode_prompt
+from vigor_jax.data.images import find_images, load_image, preprocess
+from vigor_jax.data.store import join, part_count, part_metadata, parts_done, read_batches, write_part
+from vigor_jax.decoding import SamplingConfig
+from vigor_jax.errors import InputError
+from vigor_jax.hf.load import Source, load_llava
+from vigor_jax.records import Candidate
+from vigor_jax.sampling import Completion, Request, Sampler
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleConfig:
+    """What is sampled.
+
+    Attributes:
+      images: folder of unlabelled images, searched however deep.
+      prompts: each image is asked one of them, drawn by its name and the seed.
+      template: the conversation format that the model was trained with.
+      images_per_part: images in one file of candidates; what a kill can lose is one file.
+      limit: only so many images, the first by name; 0 takes all.
+      sampling: how candidates are drawn.
+    """
+
+    images: Path | None = None
+    prompts: tuple[str, ...] = ("Describe this image in detail.",)
+    template: str = "v1"
+    images_per_part: int = 256
+    limit: int = 0
+    sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
+
+    def __post_init__(self) -> None:
+        if self.template not in TEMPLATES:
+            raise InputError(f"sample.template: expected one of {', '.join(TEMPLATES)}, got {self.template!r}")
+        if not self.prompts:
+            raise InputError("sample.prompts: expected at least one, got none")
+        if self.images_per_part < 1 or self.limit < 0:
+            raise InputError(
+                f"sample.images_per_part must be at least 1 and limit at least 0, got {self.images_per_part} and "
+                f"{self.limit}"
+            )
+
+
+def sample(
+    config: SampleConfig,
+    source: Source,
+    records: str | Path,
+    mesh: Mesh,
+    *,
+    dtype: Any,
+    on_part: Callable[[int, int], None] = lambda index, count: None,
+) -> None:
+    """Writes the parts of `candidates/` that are not there; all processes sample each part together.
+
+    Args:
+      config: settings.
+      source: the policy.
+      records: gets `candidates/`; local or remote.
+      mesh: all devices of all processes.
+      dtype: type to compute in.
+      on_part: called with (index, count) once a part is complete, those found there included.
+
+    Raises:
+      InputError: no images, or one cannot be read.
+    """
+    images = list(images_of(config).items())
+    parts = [images[i : i + config.images_per_part] for i in range(0, len(images), config.images_per_part)]
+    folder, count = join(records, "candidates"), len(parts)
+    done = parts_done(folder, count)
+    todo = [index for index in range(count) if index not in done]
+    done_images = sum(len(part) for index, part in enumerate(parts) if index in done)
+    for index in sorted(done):
+        on_part(index, count)
+    if not todo:
+        logger.info("sample: all %d parts are there", count)
+        return
+    model = load_llava(source, mesh=mesh, dtype=dtype, scan=False)
+    sampler = Sampler(model, source.tokenizer, config.sampling, mesh, TEMPLATES[config.template].stop)
+    prompts = {image: _prompt(config, image) for index in todo for image, _ in parts[index]}
+    encoded = {
+        prompt: encode_prompt(
+            source.tokenizer,
+            TEMPLATES[config.template],
+            prompt,
+            image_token_id=source.config.image_token_id,
+            num_image_tokens=source.config.num_image_tokens,
+        )
+        for prompt in set(prompts.values())
+    }
+
+    def requests() -> Iterator[Request]:
+        for index in todo:
+            for image, path in parts[index]:
+                pixels = partial(_pixels, path, source)
+                yield Request(image, encoded[prompts[image]], pixels, prompts[image])
+
+    completions = sampler.generate(requests())
+    metadata = {"images": name_images(image for image, _ in images)}
+    is_writer = jax.process_index() == 0
+    with tqdm(
+        total=len(images), initial=done_images, unit="image", desc="sample", dynamic_ncols=True, disable=not is_writer
+    ) as bar:
+        for index in todo:
+            candidates: list[Candidate] = []
+            for image, _ in parts[index]:
+                candidates += [_candidate(completion, prompts[image]) for completion in next(completions)]
+                bar.update()
+            if index % jax.process_count() == jax.process_index():
+                write_part(folder, index, count, candidates, Candidate, metadata)
+            on_part(index, count)
+
+
+def images_of(config: SampleConfig) -> dict[str, Path]:
+    """Name → file of the images to sample, in their order.
+
+    Raises:
+      InputError: there are none.
+    """
+    if config.images is None:
+        raise InputError("sample.images is not given; name the folder of images")
+    return dict(itertools.islice(find_images(config.images).items(), config.limit or None))
+
+
+def name_images(images: Iterable[str]) -> str:
+    """A set of images in few words, kept with its candidates."""
+    names = list(images)
+    return f"{len(names)} images, names {hashlib.sha256(json.dumps(names).encode()).hexdigest()[:12]}"
+
+
+def check_images(images: Iterable[str], records: str | Path) -> str:
+    """What differs between the images and those that `candidates/` are of, "" if nothing does."""
+    folder, names = join(records, "candidates"), list(images)
+    if part_metadata(folder).get("images", name_images(names)) == name_images(names):
+        return ""
+    count = part_count(folder) or 0
+    batches = (read_batches(folder, i, count, columns=["image"]) for i in sorted(parts_done(folder, count)))
+    sampled = {name for part in batches for batch in part for name in batch.column("image").to_pylist()}
+    if gone := sorted(sampled - set(names)):
+        return f"{gone[0]} has candidates in {folder} and is gone from the images ({len(gone)} in all)"
+    return f"{folder} is of {part_metadata(folder)['images']}, and there are now {len(names)} images"
+
+
+def _prompt(config: SampleConfig, image: str) -> str:
+    """One of the prompts, the same for an image in every run and on every host."""
+    digest = hashlib.blake2b(f"{config.sampling.seed} {image}".encode(), digest_size=8).digest()
+    return config.prompts[int.from_bytes(digest, "little") % len(config.prompts)]
+
+
+def _pixels(path: Path, source: Source) -> Any:
+    return preprocess(load_image(path), source.preprocessing)
+
+
+def _candidate(completion: Completion, prompt: str) -> Candidate:
+    return Candidate(
+        image=completion.image_id,
+        prompt=prompt,
+        candidate=completion.candidate,
+        text=completion.text,
+        token_ids=completion.token_ids,
+        mean_logprob=completion.mean_logprob,
+        finish_reason=completion.finish_reason,
+    )

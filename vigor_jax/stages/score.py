@@ -1,0 +1,205 @@
+"""Lets reward streams judge candidates: `candidates/` in, `verdicts/STREAM/` out (ViGoR, sections 3.2 and 3.3)."""
+
+import dataclasses
+import importlib
+import itertools
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from tqdm import tqdm
+
+from vigor_jax.data.store import count_parts, has_part, join, part_metadata, read_part, write_part
+from vigor_jax.errors import InputError
+from vigor_jax.records import Candidate, Judged, Verdict
+from vigor_jax.rewards.detection import DetectorStream
+from vigor_jax.rewards.reward_model import RewardModel
+from vigor_jax.rewards.stream import RewardStream
+
+logger = logging.getLogger(__name__)
+
+OWN: dict[str, type[RewardStream]] = {stream.name: stream for stream in (DetectorStream, RewardModel)}
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreConfig:
+    """Who judges.
+
+    Attributes:
+      streams: "detector", "reward_model", or one of your own as `package.module:Class` (docs/rewards.md).
+      reward_model: a reward model that was trained and exported before; by default the one that this run trains.
+    """
+
+    streams: tuple[str, ...] = ("detector",)
+    reward_model: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name in self.streams:
+            if name not in OWN and ":" not in name:
+                raise InputError(f"score.streams: expected {', '.join(OWN)} or package.module:Class, got {name!r}")
+        if len(set(self.streams)) < len(self.streams):
+            raise InputError(f"score.streams: expected each stream once, got {', '.join(self.streams)}")
+
+
+def stream_class(spec: str) -> type[RewardStream]:
+    """What an entry of `score.streams` names.
+
+    Raises:
+      InputError: there is no such module, or nothing in it of that name that judges.
+    """
+    if spec in OWN:
+        return OWN[spec]
+    module, _, name = spec.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"score.streams: {spec} cannot be imported ({error}); is its folder on PYTHONPATH?") from None
+    if not (callable(getattr(found, "judge", None)) and isinstance(getattr(found, "name", None), str)):
+        raise InputError(f"score.streams: {spec} is no reward stream: it needs `name` and `judge`, see docs/rewards.md")
+    return found
+
+
+def score(
+    stream: RewardStream,
+    records: str | Path,
+    images: Path,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+    together: bool = False,
+) -> None:
+    """Writes the parts of `verdicts/STREAM/` that are not there.
+
+    Args:
+      stream: the judge.
+      records: has `candidates/`; local or remote.
+      images: the folder that image paths are relative to.
+      process_index: of this process.
+      process_count: of all.
+      together: all processes judge each part together, as a model on the mesh must, and one of them writes it; else
+        each judges its own parts.
+
+    Raises:
+      InputError: candidates are missing, an image cannot be read, or there are verdicts of another model.
+    """
+    count = count_parts(join(records, "candidates"))
+    if different := check_digest(stream, records):
+        raise InputError(different)
+    own = [index for index in range(count) if together or index % process_count == process_index]
+    folder = join(records, "verdicts", stream.name)
+    todo = [index for index in own if not has_part(folder, index, count)]
+    if not todo:
+        logger.info("score: all verdicts of %s are there", stream.name)
+        return
+    writes = {index for index in todo if index % process_count == process_index}
+    with tqdm(
+        total=len(own),
+        initial=len(own) - len(todo),
+        unit="part",
+        desc=f"score, {stream.name}",
+        dynamic_ncols=True,
+        disable=process_index != 0,
+    ) as bar:
+        for _ in _judge_parts(stream, records, images, todo, count, writes):
+            bar.update()
+
+
+@contextmanager
+def scoring_ahead(
+    stream: RewardStream, records: str | Path, images: Path, *, process_index: int = 0, process_count: int = 1
+) -> Iterator[Callable[[int, int], None]]:
+    """Judges parts in a thread, as soon as they are named, while the accelerator samples the next ones.
+
+    Yields a function that takes (index, count) of a complete part of `candidates/`. Leaving the context waits for
+    the parts that were named; how much of the work was hidden behind sampling is logged.
+
+    Raises:
+      InputError: as `score`, when the context is left.
+    """
+    if different := check_digest(stream, records):
+        raise InputError(different)
+    folder = join(records, "verdicts", stream.name)
+    named: queue.Queue[tuple[int, int] | None] = queue.Queue()
+    busy, failures = 0.0, list[BaseException]()
+
+    def work() -> None:
+        nonlocal busy
+        while (part := named.get()) is not None:
+            index, count = part
+            if failures or index % process_count != process_index or has_part(folder, index, count):
+                continue
+            started = time.monotonic()
+            try:
+                for _ in _judge_parts(stream, records, images, [index], count, {index}):
+                    pass
+            except BaseException as error:  # it is raised where the context is left
+                failures.append(error)
+            busy += time.monotonic() - started
+
+    thread = threading.Thread(target=work, name=f"score-{stream.name}", daemon=True)
+    thread.start()
+    try:
+        yield lambda index, count: named.put((index, count))
+    finally:
+        ended = time.monotonic()
+        named.put(None)
+        thread.join()
+        waited = time.monotonic() - ended
+        if busy:
+            logger.info(
+                "score: %s worked %.1f s, %.1f s of them while candidates were sampled",
+                stream.name, busy, max(0.0, busy - waited),
+            )  # fmt: skip
+    if failures:
+        raise failures[0]
+
+
+def check_digest(stream: RewardStream, records: str | Path) -> str:
+    """Says so if the stream's verdicts on disk were made with another model or other settings; else ""."""
+    folder = join(records, "verdicts", stream.name)
+    before = part_metadata(folder).get("digest", stream.digest)
+    if before == stream.digest:
+        return ""
+    was, now = before[:12], stream.digest[:12]
+    return f"{folder} was made with another {stream.name}: its digest was {was}, and now it is {now}"
+
+
+def _judge_parts(
+    stream: RewardStream, records: str | Path, images: Path, todo: Sequence[int], count: int, writes: set[int]
+) -> Iterator[int]:
+    """Judges parts in one go, so that the stream reads ahead across their borders; yields each one's index when it
+    is done."""
+    sizes: list[int] = []  # images in each part, known once the first of them is asked for
+
+    def items() -> Iterator[Judged]:
+        for index in todo:
+            part = list(read_items(read_part(join(records, "candidates"), index, count, Candidate), images))
+            sizes.append(len(part))
+            yield from part
+
+    judged = stream.judge(items())
+    for position, index in enumerate(todo):
+        found = list(next(judged))
+        for _ in range(sizes[position] - 1):
+            found += next(judged)
+        if index in writes:
+            folder = join(records, "verdicts", stream.name)
+            write_part(folder, index, count, found, Verdict, {"digest": stream.digest})
+        yield index
+
+
+def read_items(candidates: Iterable[Candidate], images: Path) -> Iterator[Judged]:
+    """The candidates of each image and prompt, which stand together.
+
+    Raises:
+      InputError: an image is gone; names it.
+    """
+    for (image, prompt), group in itertools.groupby(candidates, key=lambda record: (record.image, record.prompt)):
+        path = images / image
+        if not path.is_file():
+            raise InputError(f"score: {path} has candidates and is gone; put it back, or sample again")
+        yield Judged(image, path, prompt, tuple(record.text for record in group))
