@@ -192,9 +192,7 @@ class Run:
         try:
             self._opened.enter_context(stream)
         except InputError as error:
-            logger.warning(
-                "score: all verdicts of the detector are there; who made them is not asked (%s)", error
-            )
+            logger.warning("score: all verdicts of the detector are there; who made them is not asked (%s)", error)
         else:
             self._check_digest(spec, stream)
 

@@ -5,7 +5,7 @@ to resume is to start there. Every process tokenises the whole global batch, whi
 padded length without asking the others; it loads the images of its own rows only.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,12 +43,12 @@ class Batch(NamedTuple):
     """One step's examples.
 
     Attributes:
-        rows: this process's rows.
+        rows: this process's rows; `Rows`, or whatever else the step's loss reads.
         ids: ids of the examples of all rows, of every process.
         num_tokens: tokens of all rows without padding.
     """
 
-    rows: Rows
+    rows: Any
     ids: tuple[str, ...]
     num_tokens: int
 
@@ -113,9 +113,14 @@ class Loader:
         Raises:
             InputError: while iterating: an example cannot be encoded or its image cannot be read.
         """
-        order = grain.MapDataset.range(len(self.examples)).shuffle(self.seed).repeat(self.epochs)
-        steps = order.batch(self.batch_size, drop_remainder=True).map(self._make)[start:]
-        return iter(steps.to_iter_dataset(grain.ReadOptions(NUM_THREADS, prefetch_buffer_size=NUM_THREADS)))
+        return shuffled_batches(
+            len(self.examples),
+            self._make,
+            batch_size=self.batch_size,
+            epochs=self.epochs,
+            seed=self.seed,
+            start=start,
+        )
 
     def _make(self, indices: Sequence[int]) -> Batch:
         examples = [self.examples[index] for index in indices]
@@ -158,3 +163,26 @@ class Loader:
             return preprocess(load_image(image), self.preprocessing)
         except InputError as error:
             raise InputError(f"{self.data_file}: example {name!r}: {error}") from error
+
+
+def shuffled_batches(
+    num_examples: int,
+    make: Callable[[Sequence[int]], Batch],
+    *,
+    batch_size: int,
+    epochs: int,
+    seed: int,
+    start: int,
+) -> Iterator[Batch]:
+    """`make(indices)` of steps `start`, `start` + 1, ... ahead of time in threads; each epoch has its own order."""
+    order = grain.MapDataset.range(num_examples).shuffle(seed).repeat(epochs)
+    return _ahead(order.batch(batch_size, drop_remainder=True).map(make)[start:])
+
+
+def ordered_batches(num_examples: int, make: Callable[[Sequence[int]], Batch], *, batch_size: int) -> Iterator[Batch]:
+    """`make(indices)` of every example once, in order, likewise ahead of time; the last batch may be smaller."""
+    return _ahead(grain.MapDataset.range(num_examples).batch(batch_size).map(make))
+
+
+def _ahead(batches: grain.MapDataset) -> Iterator[Batch]:
+    return iter(batches.to_iter_dataset(grain.ReadOptions(NUM_THREADS, prefetch_buffer_size=NUM_THREADS)))

@@ -104,6 +104,8 @@ class Llava(nnx.Module):
         token_ids: Int[Array, "B T"],
         pixels: UInt8[Array, "B I S S 3"] | None = None,
         *,
+        positions: Int[Array, "B T"] | None = None,
+        attend: layers.Attend | None = None,
         remat: str = "none",
         implementation: Implementation = "auto",
     ) -> Float[Array, "B T D"]:
@@ -112,6 +114,8 @@ class Llava(nnx.Module):
         Args:
           token_ids: each image's tokens already repeated, as `data.conversation` writes them.
           pixels: I images a row; rows with fewer are filled up with anything.
+          positions: rotary positions; 0, 1, ... by default.
+          attend: as `Llama` takes it, keeping nothing; causal attention by default.
           remat: rematerialisation policy of the decoder layers.
           implementation: attention kernel.
         """
@@ -121,8 +125,9 @@ class Llava(nnx.Module):
             features = self.encode_images(pixels.reshape(-1, *pixels.shape[2:]), implementation)
             features = features.reshape(batch, images * features.shape[1], -1)
         x = split_batch(self.embed(token_ids, features))
-        positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
-        hidden, _ = self.language_model(x, positions, remat=remat, implementation=implementation)
+        if positions is None:
+            positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
+        hidden, _ = self.language_model(x, positions, attend, remat=remat, implementation=implementation)
         return split_batch(hidden)
 
 

@@ -11,8 +11,9 @@ import hashlib
 import json
 import logging
 import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,7 @@ from vigor_jax.models.llava import LlavaConfig, abstract_llava, param_paths
 from vigor_jax.sharding import BATCH, batch_size_per_step, to_global
 from vigor_jax.stages.preemption import Preemption
 from vigor_jax.stages.train_step import (
+    Loss,
     Metrics,
     SftConfig,
     TrainState,
@@ -49,12 +51,30 @@ logger = logging.getLogger(__name__)
 
 # May change between a run and its continuation: where things are, how a batch is computed, how often is saved.
 NOT_IN_FINGERPRINT = frozenset(
-    ("data", "images", "accumulate", "bucket", "remat", "loss_chunk", "save_every", "keep", "log_every")
+    ("data", "annotations", "images", "accumulate", "bucket", "remat", "loss_chunk", "save_every", "keep", "log_every")
 )
 
 
 class TrainingDiverged(RuntimeError):  # noqa: N818 (what happened, as in KeyboardInterrupt)
     """Loss or gradient stopped being finite; the message is one line, and the exit code is 1."""
+
+
+class Batches(Protocol):
+    """The data of a run, as `Loader` gives it.
+
+    Attributes:
+      num_steps: updates in all.
+      num_dropped: examples that fill no batch.
+    """
+
+    @property
+    def num_steps(self) -> int: ...
+
+    @property
+    def num_dropped(self) -> int: ...
+
+    def batches(self, start: int) -> Iterator[Batch]:
+        """The batches of steps `start`, `start` + 1, ... to the last."""
 
 
 class _Update(NamedTuple):
@@ -89,17 +109,49 @@ def sft(config: SftConfig, source: Source, run_dir: Path, mesh: Mesh, *, dtype: 
       SystemExit: with `preemption.EXIT_CODE`, after SIGTERM and a checkpoint.
     """
     loader = _loader(config, source, mesh)
+    data = {"sha256": file_digest(loader.data_file), "examples": len(loader.examples)}
+    return fine_tune(config, source, run_dir, mesh, loader, data, dtype=dtype, name=name)
+
+
+def fine_tune(
+    config: SftConfig,
+    source: Source,
+    run_dir: Path,
+    mesh: Mesh,
+    batches: Batches,
+    data: dict[str, Any],
+    *,
+    dtype: Any,
+    name: str,
+    loss: Loss | None = None,
+    after_update: Callable[[int, Weights], None] | None = None,
+) -> Path:
+    """The loop of `sft` over any batches and any loss.
+
+    Args:
+      config: settings of the optimiser and of the loop.
+      source: the checkpoint to start from.
+      run_dir: as `sft` takes it.
+      mesh: all devices of all processes.
+      batches: the data.
+      data: names the data, for the fingerprint of the run.
+      dtype: type to compute in.
+      name: of the stage in `run_dir`.
+      loss: as `make_train_step` takes it.
+      after_update: is given the number of updates done and all the weights, before a checkpoint of them is written.
+        It may read the weights until it returns.
+    """
     trained = trained_paths(param_paths(nnx.state(abstract_llava(source.config))).keys(), config.freeze)
-    fingerprint = _fingerprint(config, source, loader, dtype)
+    fingerprint = _fingerprint(config, source, data, dtype)
     directory = run_dir / "checkpoints" / name
     with Checkpoints(directory, keep=config.keep) as checkpoints, jax.set_mesh(mesh):
         start = checkpoints.latest_step() or 0
         record = checkpoints.record(start, fingerprint) if start else None
-        if start == loader.num_steps:
+        if start == batches.num_steps:
             logger.info("%s: all %d updates are done", name, start)
             return directory
-        if loader.num_dropped:
-            logger.warning("%s: the last %d examples fill no batch and are left out", name, loader.num_dropped)
+        if batches.num_dropped:
+            logger.warning("%s: the last %d examples fill no batch and are left out", name, batches.num_dropped)
 
         model = load_llava(source, mesh=mesh, dtype=dtype, master=trained.__contains__)
         graphdef, params, frozen = split_params(model, trained)
@@ -112,7 +164,7 @@ def sft(config: SftConfig, source: Source, run_dir: Path, mesh: Mesh, *, dtype: 
                 f"{directory / str(start)} was trained with the frozen weights of {record['base']}, and those of "
                 f"{source.directory} differ; go back to that model, or choose another run directory"
             )
-        optimizer = make_optimizer(config, loader.num_steps)
+        optimizer = make_optimizer(config, batches.num_steps)
         abstract = abstract_state(params, optimizer, mesh)
         if start:
             del params
@@ -122,18 +174,20 @@ def sft(config: SftConfig, source: Source, run_dir: Path, mesh: Mesh, *, dtype: 
             state = init_state(params, optimizer, mesh, config.seed)
         del params
 
-        schedule = learning_rate(config, loader.num_steps)
-        train_step = make_train_step(graphdef, abstract, optimizer, schedule, config, dtype)
+        schedule = learning_rate(config, batches.num_steps)
+        train_step = make_train_step(graphdef, abstract, optimizer, schedule, config, dtype, loss)
         modules = frozenset(path.split(".")[0] for path in trained)
         unseen: _Update | None = None
-        with Preemption() as preemption, _open_log(config, run_dir, name, start, loader, mesh) as log:
-            for step, batch in enumerate(loader.batches(start), start + 1):
+        with Preemption() as preemption, _open_log(config, run_dir, name, start, batches, mesh) as log:
+            for step, batch in enumerate(batches.batches(start), start + 1):
                 state, metrics = train_step(state, frozen, to_global(batch.rows, mesh))
                 if unseen:
                     _look(unseen, log)
                 unseen = _Update(step, metrics, batch, _flops(source.config, modules, batch))
+                if after_update:
+                    after_update(step, state.params | frozen)
                 stop = preemption.reached(step)
-                if stop or step % config.save_every == 0 or step == loader.num_steps:
+                if stop or step % config.save_every == 0 or step == batches.num_steps:
                     seen = _look(unseen, log)  # before the save: what diverged is not to be kept
                     unseen = None
                     if log:
@@ -157,9 +211,6 @@ def _loader(config: SftConfig, source: Source, mesh: Mesh) -> Loader:
             f"max_length: {config.max_length} is more than the {positions} positions that {source.directory} has "
             f"learnt; expected at most {positions}"
         )
-    # A mesh whose `tensor` axis crosses processes gives several of them the same rows.
-    parts = NamedSharding(mesh, BATCH).addressable_devices_indices_map((config.batch_size,)).values()
-    rows = sorted({row for part in parts if part for row in range(config.batch_size)[part[0]]})
     return Loader(
         examples=read_examples(config.data, config.images),
         data_file=config.data,
@@ -173,20 +224,31 @@ def _loader(config: SftConfig, source: Source, mesh: Mesh) -> Loader:
         seed=config.seed,
         max_length=config.max_length,
         bucket=config.bucket,
-        rows=rows,
+        rows=own_rows(config.batch_size, mesh),
     )
 
 
-def _fingerprint(config: SftConfig, source: Source, loader: Loader, dtype: Any) -> dict[str, Any]:
+def own_rows(batch_size: int, mesh: Mesh) -> list[int]:
+    """This process's rows of a global batch, ascending."""
+    # A mesh whose `tensor` axis crosses processes gives several of them the same rows.
+    parts = NamedSharding(mesh, BATCH).addressable_devices_indices_map((batch_size,)).values()
+    return sorted({row for part in parts if part for row in range(batch_size)[part[0]]})
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fingerprint(config: SftConfig, source: Source, data: dict[str, Any], dtype: Any) -> dict[str, Any]:
     """All that decides the numbers of a run, as JSON values."""
     settings = dataclasses.asdict(config)
-    with loader.data_file.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {
         "model": dataclasses.asdict(source.config),
         "dtype": jnp.dtype(dtype).name,
         **{name: value for name, value in settings.items() if name not in NOT_IN_FINGERPRINT},
-        "data": {"sha256": digest, "examples": len(loader.examples)},
+        "data": data,
     }
 
 
@@ -231,7 +293,7 @@ def _flops(config: LlavaConfig, trained: frozenset[str], batch: Batch) -> float:
 
 
 def _open_log(
-    config: SftConfig, run_dir: Path, name: str, start: int, loader: Loader, mesh: Mesh
+    config: SftConfig, run_dir: Path, name: str, start: int, batches: Batches, mesh: Mesh
 ) -> contextlib.AbstractContextManager[TrainingLog | None]:
     """The log, in the one process that writes it."""
     if jax.process_index() != 0:
@@ -241,7 +303,7 @@ def _open_log(
         run_dir / "metrics",
         name,
         start=start,
-        total=loader.num_steps,
+        total=batches.num_steps,
         every=config.log_every,
         peak_flops=peak and peak * mesh.size,
     )

@@ -105,6 +105,10 @@ class SftConfig:
             )
 
 
+# (model, rows, config) → the sum of the loss over some rows, and the number (or weight) of what it is summed over.
+Loss: TypeAlias = Callable[[Llava, Any, SftConfig], tuple[Array, Array]]
+
+
 class TrainState(NamedTuple):
     """What an update changes.
 
@@ -217,6 +221,13 @@ def _first_state(params: Weights, optimizer: optax.GradientTransformation, seed:
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), jax.random.PRNGKey(seed))
 
 
+def conversation_loss(model: Llava, rows: Rows, config: SftConfig) -> tuple[Float[Array, ""], Int32[Array, ""]]:
+    """Sum of the loss over the supervised tokens of conversations, and their number."""
+    pixels = rows.pixels if rows.pixels.shape[1] else None
+    hidden = model(rows.token_ids, pixels, remat=config.remat)
+    return chunked_cross_entropy(hidden, model.language_model.head(), rows.labels, chunk=config.loss_chunk)
+
+
 def make_train_step(
     graphdef: nnx.GraphDef,
     abstract: TrainState,
@@ -224,7 +235,8 @@ def make_train_step(
     schedule: optax.Schedule,
     config: SftConfig,
     compute_dtype: Any,
-) -> Callable[[TrainState, Weights, Rows], tuple[TrainState, Metrics]]:
+    loss: Loss | None = None,
+) -> Callable[[TrainState, Weights, Any], tuple[TrainState, Metrics]]:
     """The jitted update; to be called under `jax.set_mesh`. It takes the state over (donates it).
 
     The loss is the mean over all supervised tokens of the global batch, so it is the same in however many parts
@@ -238,24 +250,23 @@ def make_train_step(
       schedule: its learning rate, for the metrics.
       config: what is read is `accumulate`, `remat` and `loss_chunk`.
       compute_dtype: of activations; the float32 weights are rounded to it for each update.
+      loss: `conversation_loss` by default, which reads `data.loader.Rows`.
 
     Returns:
       step(state, frozen, rows) → (state, {loss, grad_norm, learning_rate, tokens}): mean loss, norm before
       clipping, and the number of supervised tokens.
     """
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
+    loss_of_model = loss or conversation_loss
 
-    def loss_sum(params: Weights, frozen: Weights, rows: Rows) -> tuple[Float[Array, ""], Int32[Array, ""]]:
+    def loss_sum(params: Weights, frozen: Weights, rows: Any) -> tuple[Array, Array]:
         rounded = {path: weight.astype(compute_dtype) for path, weight in params.items()}
-        model = merge_params(graphdef, rounded | frozen)
-        pixels = rows.pixels if rows.pixels.shape[1] else None
-        hidden = model(rows.token_ids, pixels, remat=config.remat)
-        return chunked_cross_entropy(hidden, model.language_model.head(), rows.labels, chunk=config.loss_chunk)
+        return loss_of_model(merge_params(graphdef, rounded | frozen), rows, config)
 
-    def sums(params: Weights, frozen: Weights, rows: Rows) -> tuple[Array, Array, Weights]:
+    def sums(params: Weights, frozen: Weights, rows: Any) -> tuple[Array, Array, Weights]:
         """Loss, tokens and gradients, each summed over the batch, in float32."""
 
-        def part(rows: Rows) -> tuple[Array, Array, Weights]:
+        def part(rows: Any) -> tuple[Array, Array, Weights]:
             (loss, tokens), grads = jax.value_and_grad(loss_sum, has_aux=True)(params, frozen, rows)
             return loss, tokens, jax.lax.with_sharding_constraint(grads, shardings.params)
 
@@ -269,7 +280,7 @@ def make_train_step(
         )
         return total
 
-    def step(state: TrainState, frozen: Weights, rows: Rows) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, frozen: Weights, rows: Any) -> tuple[TrainState, Metrics]:
         loss, tokens, grads = sums(state.params, frozen, rows)
         loss = loss / tokens
         grads = jax.tree.map(lambda g: g / tokens, grads)

@@ -1,0 +1,255 @@
+"""The reward model: a LLaVA that says of every sentence whether it is true of the image (ViGoR, section 3.2).
+
+All sentences of all candidates of an image are judged in one pass over one row of tokens, see `data.branches`.
+"""
+
+import collections
+import dataclasses
+import hashlib
+import itertools
+import json
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from vigor_jax.data.branch_batches import BranchRows, collate, padded_sizes
+from vigor_jax.data.branches import QUESTIONS, BranchEncoder, Description, Per, Row, Sheet, asked
+from vigor_jax.data.conversation import TEMPLATES
+from vigor_jax.data.images import Preprocessing, load_image, preprocess
+from vigor_jax.data.tokenizer import Tokenizer
+from vigor_jax.errors import InputError
+from vigor_jax.models.llava import Llava
+from vigor_jax.models.tree import Answers, answer_places
+from vigor_jax.records import Judged, Signal, Span, Verdict
+from vigor_jax.rewards.sentences import split_sentences
+from vigor_jax.sampling import is_answer
+from vigor_jax.sharding import BATCH, batch_size_per_step
+
+IMAGE_READERS = 4
+BATCHES_AHEAD = 1
+
+# How much is done at a time; changes nothing about the verdicts.
+NOT_IN_DIGEST = frozenset(("batch_size", "max_length", "bucket"))
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardModelConfig:
+    """How candidates are judged.
+
+    Attributes:
+      batch_size: rows a batch, over all devices; a row holds an image and as many of its candidates as fit.
+      max_length: most tokens of a row, questions included. The model's positions bound each path, not the row.
+      bucket: rows are padded to multiples of it, so that few lengths are ever compiled.
+      answer_tokens: most tokens of an answer.
+      template: conversation format, a key of `data.conversation.TEMPLATES`.
+      question: what is asked; "" for the paper's words (for whole descriptions, those adapted).
+      per: ask of every sentence, given those before it, or once of the whole description (the holistic ablation).
+      badness: a sentence's penalty is 1 - p(good), p(good) = P("1") / (P("1") + P("0")); or 0 or 1, as the answer says.
+    """
+
+    batch_size: int = 8
+    max_length: int = 2048
+    bucket: int = 128
+    answer_tokens: int = 24
+    template: str = "v1"
+    question: str = ""
+    per: Per = "sentence"
+    badness: Literal["probability", "decoded"] = "probability"
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "max_length", "bucket", "answer_tokens"):
+            if getattr(self, name) < 1:
+                raise InputError(f"reward_model.{name} must be at least 1, got {getattr(self, name)}")
+        if self.template not in TEMPLATES:
+            raise InputError(f"reward_model.template: expected one of {', '.join(TEMPLATES)}, got {self.template!r}")
+
+
+@dataclasses.dataclass
+class _Task:
+    """An item under way: its sheets, the signals found so far, and how many sheets are still to be read."""
+
+    item: Judged
+    spans: list[list[Span]]
+    sheets: list[Sheet]
+    signals: list[list[Signal]]
+    left: int
+
+
+class RewardModel:
+    """A `RewardStream` of the reward model's verdicts: one signal for every sentence, or one for the description.
+
+    Args:
+      model: with separate layers (`scan=False`), its weights on `mesh`.
+      tokenizer: the model's own.
+      preprocessing: its vision tower's settings.
+      config: how to judge.
+      mesh: the batch is split over `data` x `fsdp`.
+      weights_digest: names the weights, for `digest`.
+
+    Attributes:
+      compilations: how often the pass was compiled so far; a long run should stand still here.
+
+    Raises:
+      InputError: the batch does not divide over the mesh, or the template asks no questions.
+    """
+
+    name = "reward_model"
+
+    def __init__(
+        self,
+        model: Llava,
+        tokenizer: Tokenizer,
+        preprocessing: Preprocessing,
+        config: RewardModelConfig,
+        mesh: Mesh,
+        *,
+        weights_digest: str,
+    ) -> None:
+        batch_size_per_step(config.batch_size, mesh)
+        self._config, self._mesh, self._tokenizer, self._preprocessing = config, mesh, tokenizer, preprocessing
+        self._template = TEMPLATES[config.template]
+        question = config.question or QUESTIONS[config.per]
+        self._encoder = BranchEncoder(
+            tokenizer,
+            self._template,
+            question,
+            image_token_id=model.config.image_token_id,
+            num_image_tokens=model.config.num_image_tokens,
+            max_length=config.max_length,
+            max_position=model.config.text.max_position_embeddings - config.answer_tokens,
+        )
+        settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in NOT_IN_DIGEST}
+        named = json.dumps([weights_digest, settings | {"question": question}], sort_keys=True)
+        self.digest = hashlib.sha256(named.encode()).hexdigest()
+
+        self.compilations = 0
+        self._graphdef, self._weights = nnx.split(model)
+        self._scored = jnp.array([self._encoder.good_id, self._encoder.bad_id], jnp.int32)
+        self._is_answer = jnp.asarray(is_answer(model.config, tokenizer))
+        self._split = NamedSharding(mesh, BATCH)
+        parts = self._split.addressable_devices_indices_map((config.batch_size,)).values()
+        self._own_rows = {row for (part,) in filter(None, parts) for row in range(*part.indices(config.batch_size))}
+        self._answer = jax.jit(self._answer_rows, out_shardings=NamedSharding(mesh, P()))
+
+    def judge(self, items: Iterable[Judged]) -> Iterator[list[Verdict]]:
+        """Verdicts on the texts of each item, in their order; a text without sentences has no signals.
+
+        With several processes, each gives the same items and gets all the verdicts, but reads the images of its own
+        rows only.
+
+        Raises:
+          InputError: an image cannot be read, or a text is too long; names them.
+          FloatingPointError: the model's scores are not finite.
+        """
+        tasks: collections.deque[_Task] = collections.deque()
+        waiting: collections.deque[tuple[list[tuple[_Task, Sheet]], dict[int, Future]]] = collections.deque()
+        sheets = self._sheets(items, tasks)
+        readers = ThreadPoolExecutor(IMAGE_READERS, "read-image")
+        try:
+            while batch := list(itertools.islice(sheets, self._config.batch_size)):
+                images = {
+                    row: readers.submit(self._read, sheet)
+                    for row, (_, sheet) in enumerate(batch)
+                    if row in self._own_rows
+                }
+                waiting.append((batch, images))
+                if len(waiting) > BATCHES_AHEAD:
+                    self._complete(*waiting.popleft())
+                    yield from self._done(tasks)
+            while waiting:
+                self._complete(*waiting.popleft())
+                yield from self._done(tasks)
+            yield from self._done(tasks)  # items without any sentences
+        finally:
+            readers.shutdown(cancel_futures=True)
+
+    def _sheets(self, items: Iterable[Judged], tasks: collections.deque[_Task]) -> Iterator[tuple[_Task, Sheet]]:
+        """The rows to come; notes each item among `tasks` before the first of its rows."""
+        for item in items:
+            spans = [split_sentences(text) for text in item.texts]
+            descriptions = [
+                Description(index, text, tuple(found), asked(len(found), self._config.per))
+                for index, (text, found) in enumerate(zip(item.texts, spans, strict=True))
+                if found
+            ]
+            sheets = self._encoder.sheets(item.image, item.path, descriptions)
+            task = _Task(item, spans, sheets, [[] for _ in item.texts], len(sheets))
+            tasks.append(task)
+            for sheet in sheets:
+                yield task, sheet
+
+    def _read(self, sheet: Sheet) -> np.ndarray:
+        try:
+            return preprocess(load_image(sheet.path), self._preprocessing)
+        except InputError as error:
+            raise InputError(f"{sheet.image}: {error}") from error
+
+    def _complete(self, batch: list[tuple[_Task, Sheet]], images: dict[int, Future]) -> None:
+        """Runs a batch and hands its signals to the tasks."""
+        rows = [self._encoder.row(sheet) for _, sheet in batch]
+        with jax.set_mesh(self._mesh):
+            answers = self._answer(self._weights, self._to_device(rows, images))
+        scores, token_ids = (np.asarray(x) for x in jax.device_get(answers))
+        for row, (task, sheet) in enumerate(batch):
+            place = 0
+            for description in sheet.descriptions:
+                for sentence in description.asked:
+                    task.signals[description.candidate].append(
+                        self._signal(task, description.candidate, sentence, scores[row, place], token_ids[row, place])
+                    )
+                    place += 1
+            task.left -= 1
+
+    def _to_device(self, rows: list[Row], images: dict[int, Future]) -> BranchRows:
+        """Rows of padding fill the batch up."""
+        size, edge = self._config.batch_size, self._preprocessing.size
+        pixels = np.zeros((size, 1, edge, edge, 3), np.uint8)
+        for row, future in images.items():
+            pixels[row, 0] = future.result()
+        padded = [*rows, *[None] * (size - len(rows))]
+        batch = collate(padded, *padded_sizes(rows, self._config.bucket), self._tokenizer.pad_id, pixels)
+        # The arrays are whole here, so the devices of any process may take any of their rows.
+        return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, self._split, x.__getitem__), batch)
+
+    def _answer_rows(self, weights: nnx.State, rows: BranchRows) -> Answers:
+        self.compilations += 1
+        return answer_places(
+            nnx.merge(self._graphdef, weights),
+            rows,
+            self._scored,
+            self._is_answer,
+            num_tokens=self._config.answer_tokens,
+            eos_id=self._tokenizer.eos_id,
+        )
+
+    def _signal(self, task: _Task, candidate: int, sentence: int, scores: np.ndarray, token_ids: np.ndarray) -> Signal:
+        if not np.isfinite(scores).all():
+            raise FloatingPointError(f"{task.item.image}: the model's scores are not finite; are its weights sound?")
+        good, bad = scores
+        p_good = float(np.exp(-np.logaddexp(0, bad - good)))  # the softmax over the two
+        label = self._text(token_ids)
+        is_good = token_ids[0] == self._encoder.good_id
+        positive = p_good if self._config.badness == "probability" else float(is_good)
+        spans = task.spans[candidate]
+        span = spans[sentence] if self._config.per == "sentence" else Span(spans[0].start, spans[-1].end)
+        return Signal(label, (span,), negative=1 - positive, positive=positive, score=p_good)
+
+    def _text(self, token_ids: np.ndarray) -> str:
+        ends = np.flatnonzero(token_ids == self._tokenizer.eos_id)
+        text = self._tokenizer.decode([*self._encoder.shared, *token_ids[: ends[0] if ends.size else None].tolist()])
+        return (text if self._template.stop is None else text.split(self._template.stop)[0]).strip()
+
+    def _done(self, tasks: collections.deque[_Task]) -> Iterator[list[Verdict]]:
+        while tasks and not tasks[0].left:
+            task = tasks.popleft()
+            yield [
+                Verdict(task.item.image, candidate, self.name, tuple(signals))
+                for candidate, signals in enumerate(task.signals)
+            ]

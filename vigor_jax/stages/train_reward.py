@@ -1,0 +1,265 @@
+"""Instruction tuning of the reward model on annotated descriptions (ViGoR, section 3.2).
+
+The model learns to answer, at the end of every sentence, whether it is true of the image and what kinds of error it
+has. In branch form a row holds all the descriptions of an image and all their questions: the same loss and gradient as
+from one conversation a sentence, at a fraction of the work.
+"""
+
+import dataclasses
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, get_args
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from vigor_jax.checkpoint import latest_step
+from vigor_jax.data.annotations import read_annotations
+from vigor_jax.data.branch_batches import BranchLoader, BranchRows
+from vigor_jax.data.branches import QUESTIONS, BranchEncoder, Description, Per, Sheet, answer, asked
+from vigor_jax.data.conversation import TEMPLATES
+from vigor_jax.errors import InputError
+from vigor_jax.hf.load import Source
+from vigor_jax.models.llava import Llava
+from vigor_jax.models.tree import read_places
+from vigor_jax.records import Annotation, ErrorType
+from vigor_jax.sharding import batch_size_per_step
+from vigor_jax.stages import reward_evaluation
+from vigor_jax.stages.reward_evaluation import Evaluation
+from vigor_jax.stages.sft import file_digest, fine_tune, own_rows
+from vigor_jax.stages.train_step import SftConfig, Weights
+
+logger = logging.getLogger(__name__)
+
+NAME = "train_reward"
+
+# Image → judgements of the descriptions of it.
+Annotations: TypeAlias = Mapping[str, Sequence[Annotation]]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainRewardConfig(SftConfig):
+    """Fine-tuning of the reward model: what `SftConfig` says, and the following; `data` is not read.
+
+    Attributes:
+      annotations: judged descriptions, see docs/artifacts.md.
+      images: folder that their image paths are relative to.
+      epochs: passes over the data; the paper's 5.
+      batch_size: rows an update, over all devices: images in branch form, sentences in separate form.
+      max_length: most tokens of a row; an image whose descriptions do not fit gets several rows.
+      held_out: share of the images that is not trained on but evaluated after each epoch, chosen by their names.
+      form: "branches" is one row an image, "separate" one row a sentence; the loss is the same.
+      balance: "weighted" weighs good and bad answers inversely to how many there are of each.
+      per: judge every sentence, or the description as a whole (the holistic ablation).
+      question: what is asked; "" for the paper's words.
+    """
+
+    annotations: Path | None = None
+    epochs: int = 5
+    held_out: float = 0.05
+    form: Literal["branches", "separate"] = "branches"
+    balance: Literal["none", "weighted"] = "none"
+    per: Per = "sentence"
+    question: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.data is not None:
+            raise InputError(f"data: expected nothing, got {self.data}; the reward model learns from annotations")
+        if not 0 <= self.held_out < 1:
+            raise InputError(f"held_out: expected 0 to less than 1, got {self.held_out}")
+
+
+def train_reward(config: TrainRewardConfig, source: Source, run_dir: Path, mesh: Mesh, *, dtype: Any) -> Path:
+    """Trains the reward model; the same call again resumes, or returns at once if all is done.
+
+    Args:
+      config: settings.
+      source: the checkpoint to start from: the policy's, as in the paper.
+      run_dir: gets `checkpoints/train_reward/`, `metrics/train_reward.jsonl` and, with a line for each evaluation,
+        `metrics/reward_eval.jsonl`.
+      mesh: all devices of all processes.
+      dtype: type to compute in; trained weights and optimiser are float32 in any case.
+
+    Returns:
+      The directory of the checkpoints.
+
+    Raises:
+      InputError, TrainingDiverged, SystemExit: as `stages.sft.sft`.
+    """
+    if config.annotations is None or config.images is None:
+        raise InputError("annotations, images: name the file of judged descriptions and the folder of their images")
+    batch_size_per_step(config.batch_size, mesh, config.accumulate)
+    annotations = _read(config.annotations, config.images)
+    held_out = {image: group for image, group in annotations.items() if is_held_out(image, config.held_out)}
+    taught = {image: group for image, group in annotations.items() if image not in held_out}
+
+    encoder = BranchEncoder(
+        source.tokenizer,
+        TEMPLATES[config.template],
+        config.question or QUESTIONS[config.per],
+        image_token_id=source.config.image_token_id,
+        num_image_tokens=source.config.num_image_tokens,
+        max_length=config.max_length,
+        max_position=source.config.text.max_position_embeddings,
+    )
+    balance = Counter(not errors for errors in all_errors(taught, config.per))
+    weights = class_weights(balance) if config.balance == "weighted" else {}
+    loader = BranchLoader(
+        sheets=make_sheets(taught, config, encoder, learn=True, weights=weights),
+        encoder=encoder,
+        pad_id=source.tokenizer.pad_id,
+        preprocessing=source.preprocessing,
+        batch_size=config.batch_size,
+        epochs=config.epochs,
+        seed=config.seed,
+        bucket=config.bucket,
+        rows=own_rows(config.batch_size, mesh),
+    )
+    num_rows = len(loader.sheets)
+    if loader.num_steps == 0:
+        raise InputError(
+            f"{config.annotations}: {num_rows} rows x {config.epochs} epochs are fewer than one batch of "
+            f"{config.batch_size}; lower batch_size or held_out, or raise epochs"
+        )
+    evaluate = None
+    if held_out:
+        size = config.batch_size // config.accumulate  # as many rows as an update computes at a time
+        questions = make_sheets(held_out, config, encoder, learn=False)
+        evaluate = Evaluation(
+            dataclasses.replace(loader, sheets=questions, batch_size=size, rows=own_rows(size, mesh)),
+            all_errors(held_out, config.per), source, mesh, dtype,
+        )  # fmt: skip
+    logger.info(
+        "%s: %d images in %d rows, %d good and %d bad answers; %d images held out",
+        NAME, len(taught), num_rows, balance[True], balance[False], len(held_out),
+    )  # fmt: skip
+    path = run_dir / "metrics" / "reward_eval.jsonl"
+    if jax.process_index() == 0:
+        reward_evaluation.truncate(path, latest_step(run_dir / "checkpoints" / NAME) or 0)
+
+    def after_update(step: int, weights: Weights) -> None:
+        examples = step * config.batch_size
+        ends_epoch = examples // num_rows > (examples - config.batch_size) // num_rows
+        if evaluate is None or not (ends_epoch or step == loader.num_steps):
+            return
+        metrics = {
+            "step": step,
+            "epoch": round(examples / num_rows, 3),
+            "trained": {"good": balance[True], "bad": balance[False]},
+            **evaluate(weights),
+        }
+        if jax.process_index() == 0:
+            reward_evaluation.append(path, metrics)
+            logger.info("%s: %s", NAME, reward_evaluation.table(metrics))
+
+    data = {"sha256": file_digest(config.annotations), "examples": sum(map(len, annotations.values()))}
+    return fine_tune(
+        config, source, run_dir, mesh, loader, data,
+        dtype=dtype, name=NAME, loss=answer_loss, after_update=after_update,
+    )  # fmt: skip
+
+
+def _read(path: Path, folder: Path) -> dict[str, list[Annotation]]:
+    """The annotations that have sentences, by their images, which must all be there."""
+    annotations: dict[str, list[Annotation]] = {}
+    for annotation in read_annotations(path):
+        if annotation.sentences:
+            annotations.setdefault(annotation.image, []).append(annotation)
+    for image in annotations:
+        if not (folder / image).is_file():
+            raise InputError(f"{path}: image {folder / image} does not exist; check the image folder")
+    return annotations
+
+
+def is_held_out(image: str, share: float) -> bool:
+    """Whether an image is left for evaluation: by its name, so that it stays so when others are added."""
+    digest = hashlib.blake2b(image.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < share * 2**64
+
+
+def errors_asked(annotation: Annotation, per: Per) -> list[tuple[ErrorType, ...]]:
+    """The kinds of error in what each question asks about: in each sentence, or in any of them."""
+    if per == "sentence":
+        return [sentence.errors for sentence in annotation.sentences]
+    found = {error for sentence in annotation.sentences for error in sentence.errors}
+    return [tuple(kind for kind in get_args(ErrorType) if kind in found)]
+
+
+def all_errors(annotations: Annotations, per: Per) -> list[tuple[ErrorType, ...]]:
+    """`errors_asked` of all descriptions, in the order of `make_sheets`."""
+    return [errors for group in annotations.values() for each in group for errors in errors_asked(each, per)]
+
+
+def class_weights(balance: Counter[bool]) -> dict[bool, float]:
+    """Weights inverse to the number of good and of bad answers, 1 on average."""
+    return {is_good: balance.total() / (2 * count) for is_good, count in balance.items()} if len(balance) == 2 else {}
+
+
+def make_sheets(
+    annotations: Annotations,
+    config: TrainRewardConfig,
+    encoder: BranchEncoder,
+    *,
+    learn: bool,
+    weights: Mapping[bool, float] | None = None,
+) -> list[Sheet]:
+    """Annotations as rows, in their order.
+
+    Args:
+      annotations: with at least one sentence each.
+      config: what is read is `images`, `per` and, where there is something to learn, `form`.
+      encoder: knows what fits.
+      learn: with the answers, or with questions alone.
+      weights: of good (True) and bad answers in the loss; 1 by default.
+
+    Raises:
+      InputError: a description is too long.
+    """
+    folder, sheets = config.images or Path(), []
+    for image, group in annotations.items():
+        descriptions = []
+        for index, annotation in enumerate(group):
+            errors = errors_asked(annotation, config.per)
+            description = Description(
+                candidate=index,
+                text=annotation.description,
+                spans=tuple(sentence.span for sentence in annotation.sentences),
+                asked=asked(len(annotation.sentences), config.per),
+                answers=tuple(map(answer, errors)) if learn else None,
+                weights=tuple((weights or {}).get(not kinds, 1.0) for kinds in errors),
+            )
+            descriptions.append(description)
+        if learn and config.form == "separate":
+            rows = [[single] for description in descriptions for single in _separately(description)]
+        else:
+            rows = [descriptions]
+        for row in rows:
+            sheets += encoder.sheets(image, folder / image, row)
+    return sheets
+
+
+def _separately(description: Description) -> list[Description]:
+    """One description for each question."""
+    answers, weights = description.answers or (), description.weights or ()
+    return [
+        dataclasses.replace(description, asked=(sentence,), answers=(text,), weights=(weight,))
+        for sentence, text, weight in zip(description.asked, answers, weights, strict=True)
+    ]
+
+
+def answer_loss(model: Llava, rows: BranchRows, config: SftConfig) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Weighted sum of the cross-entropy of the answers' tokens, and the sum of their weights.
+
+    Only where an answer is learnt are there logits: a few hundred places of a row at most.
+    """
+    hidden = read_places(model, rows, remat=config.remat)
+    logits = model.language_model.logits(hidden)
+    # A product with one-hot rows in place of a gather leaves a split vocabulary split; what is padded has no target.
+    targets = jnp.sum(logits * jax.nn.one_hot(rows.targets, logits.shape[-1]), -1)
+    return jnp.sum(rows.weights * (jax.nn.logsumexp(logits, -1) - targets)), jnp.sum(rows.weights)
