@@ -33,7 +33,7 @@ from vigor_jax.stages.train_reward import train_reward
 
 logger = logging.getLogger(__name__)
 
-# Seconds that a served detector has to say who it is, where nothing else is wanted from it.
+# Seconds that a detector has to say who it is, where nothing else is wanted from it.
 GREETING_TIMEOUT = 10.0
 
 
@@ -184,11 +184,10 @@ class Run:
         return count is not None and len(parts_done(folder, count)) == count
 
     def _greet(self, spec: str) -> None:
-        """Asks a served detector whether it is the one that the verdicts are of; it need not be there any more."""
-        config = self.config.detection
-        if spec != "detector" or not config.addresses:
+        """Asks the detector whether it is the one that the verdicts are of; it need not be there any more."""
+        if spec != "detector":
             return
-        stream = DetectorStream(dataclasses.replace(config, connect_timeout=GREETING_TIMEOUT))
+        stream = DetectorStream(dataclasses.replace(self.config.detection, connect_timeout=GREETING_TIMEOUT))
         try:
             self._opened.enter_context(stream)
         except InputError as error:

@@ -19,7 +19,7 @@ from vigor_jax.data.tokenizer import Tokenizer
 from vigor_jax.decoding import Batch, Decoder, SamplingConfig, stages
 from vigor_jax.errors import InputError
 from vigor_jax.models.llava import Llava, LlavaConfig
-from vigor_jax.sharding import BATCH, batch_size_per_step
+from vigor_jax.sharding import BATCH, batch_size_per_step, own_rows
 
 FinishReason = Literal["stop", "length", "repetition"]
 
@@ -103,8 +103,7 @@ class Sampler:
         self._model, self._tokenizer, self._config, self._mesh, self._stop = model.config, tokenizer, config, mesh, stop
         self._decoder = Decoder(model, config, is_answer(model.config, tokenizer), tokenizer.eos_id)
         self._split = NamedSharding(mesh, BATCH)
-        parts = self._split.addressable_devices_indices_map((config.batch_size,)).values()
-        self._own_rows = {row for (part,) in filter(None, parts) for row in range(*part.indices(config.batch_size))}
+        self._own_rows = frozenset(own_rows(config.batch_size, mesh))
         self._rooms = self._steps = stages(min(config.max_new_tokens, model.config.text.max_position_embeddings - 1))
         if stop is not None or config.repetition_stop:
             self._steps = sorted({*self._rooms, *range(STEPS_BETWEEN_LOOKS, self._rooms[-1], STEPS_BETWEEN_LOOKS)})

@@ -114,6 +114,13 @@ def batch_size_per_step(batch_size: int, mesh: Mesh, accumulate: int = 1) -> Non
         )
 
 
+def own_rows(batch_size: int, mesh: Mesh) -> list[int]:
+    """This process's rows of a global batch, ascending."""
+    # A mesh whose `tensor` axis crosses processes gives several of them the same rows.
+    parts = NamedSharding(mesh, BATCH).addressable_devices_indices_map((batch_size,)).values()
+    return sorted({row for part in parts if part for row in range(batch_size)[part[0]]})
+
+
 def partition_spec(shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: Mesh | AbstractMesh) -> P:
     """The split of one parameter; a dimension that its mesh axis does not divide stays whole.
 

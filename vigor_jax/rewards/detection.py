@@ -26,20 +26,10 @@ MAX_LETTERS = 80
 PHRASES_A_REQUEST = 500
 
 # Where the detector is and how it is reached; changes nothing about the verdicts.
-NOT_IN_VERDICTS = frozenset(
-    (
-        "addresses",
-        "backend",
-        "python",
-        "in_flight",
-        "timeout",
-        "token_file",
-        "tls_ca",
-        "tls_cert",
-        "tls_key",
-        "download",
-    )
-)
+NOT_IN_VERDICTS = frozenset((
+    "addresses", "model", "backend", "python", "in_flight", "timeout", "connect_timeout", "token_file", "tls_ca",
+    "tls_cert", "tls_key", "download",
+))  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

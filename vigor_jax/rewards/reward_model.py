@@ -30,7 +30,7 @@ from vigor_jax.models.tree import Answers, answer_places
 from vigor_jax.records import Judged, Signal, Span, Verdict
 from vigor_jax.rewards.sentences import split_sentences
 from vigor_jax.sampling import is_answer
-from vigor_jax.sharding import BATCH, batch_size_per_step
+from vigor_jax.sharding import BATCH, batch_size_per_step, own_rows
 
 IMAGE_READERS = 4
 BATCHES_AHEAD = 1
@@ -134,8 +134,7 @@ class RewardModel:
         self._scored = jnp.array([self._encoder.good_id, self._encoder.bad_id], jnp.int32)
         self._is_answer = jnp.asarray(is_answer(model.config, tokenizer))
         self._split = NamedSharding(mesh, BATCH)
-        parts = self._split.addressable_devices_indices_map((config.batch_size,)).values()
-        self._own_rows = {row for (part,) in filter(None, parts) for row in range(*part.indices(config.batch_size))}
+        self._own_rows = frozenset(own_rows(config.batch_size, mesh))
         self._answer = jax.jit(self._answer_rows, out_shardings=NamedSharding(mesh, P()))
 
     def judge(self, items: Iterable[Judged]) -> Iterator[list[Verdict]]:

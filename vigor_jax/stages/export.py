@@ -1,6 +1,7 @@
 """A training checkpoint → a directory that transformers or the original LLaVA code loads."""
 
 import logging
+import os
 import shutil
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def export(config: ExportConfig, source: Source, checkpoints: Path, out: Path, m
     provenance = {
         "made_by": f"vigor_jax {vigor_jax.__version__}",
         "base": str(source.directory.resolve()),
-        "checkpoint": str(checkpoints.resolve()),
+        "checkpoint": os.path.relpath(checkpoints, out),  # so that a run may be moved
         "step": step,
         "training": record["fingerprint"],
         "layout": config.layout or source.layout,

@@ -124,6 +124,8 @@ def table(metrics: dict[str, Any]) -> str:
         lines.append(f"  {name:12} {values['count']:6}  {show(values['auc'])}     {show(values['accuracy'])}")
     lines.append("  p(good)       count   mean      good")
     for index, values in enumerate(metrics["calibration"]):
+        if not values["count"]:
+            continue
         low, high = index / CALIBRATION_BINS, (index + 1) / CALIBRATION_BINS
         row = f"{values['count']:6}  {show(values['p_good'])}     {show(values['good'])}"
         lines.append(f"  {f'{low:.1f} - {high:.1f}':12} {row}")
@@ -132,18 +134,8 @@ def table(metrics: dict[str, Any]) -> str:
 
 def append(path: Path, metrics: dict[str, Any]) -> None:
     """Adds a line and brings it to disk: the checkpoint that follows counts on it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(metrics) + "\n")
         file.flush()
         os.fsync(file.fileno())
-
-
-def truncate(path: Path, last: int) -> None:
-    """Keeps the evaluations up to step `last`: what came after it will be done again."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    # A line that a kill cut short is the last one.
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= last]
-    new = path.with_suffix(".tmp")
-    new.write_text("".join(kept), encoding="utf-8")
-    new.replace(path)

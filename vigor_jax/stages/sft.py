@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from jaxtyping import Array
 
 from vigor_jax.checkpoint import Checkpoints
@@ -29,7 +29,7 @@ from vigor_jax.errors import InputError
 from vigor_jax.flops import peak_flops, train_flops
 from vigor_jax.hf.load import Source, load_llava
 from vigor_jax.models.llava import LlavaConfig, abstract_llava, param_paths
-from vigor_jax.sharding import BATCH, batch_size_per_step, to_global
+from vigor_jax.sharding import batch_size_per_step, own_rows, to_global
 from vigor_jax.stages.preemption import Preemption
 from vigor_jax.stages.train_step import (
     Loss,
@@ -226,13 +226,6 @@ def _loader(config: SftConfig, source: Source, mesh: Mesh) -> Loader:
         bucket=config.bucket,
         rows=own_rows(config.batch_size, mesh),
     )
-
-
-def own_rows(batch_size: int, mesh: Mesh) -> list[int]:
-    """This process's rows of a global batch, ascending."""
-    # A mesh whose `tensor` axis crosses processes gives several of them the same rows.
-    parts = NamedSharding(mesh, BATCH).addressable_devices_indices_map((batch_size,)).values()
-    return sorted({row for part in parts if part for row in range(batch_size)[part[0]]})
 
 
 def file_digest(path: Path) -> str:

@@ -28,11 +28,12 @@ from vigor_jax.hf.load import Source
 from vigor_jax.models.llava import Llava
 from vigor_jax.models.tree import read_places
 from vigor_jax.records import Annotation, ErrorType
-from vigor_jax.sharding import batch_size_per_step
+from vigor_jax.sharding import batch_size_per_step, own_rows
 from vigor_jax.stages import reward_evaluation
 from vigor_jax.stages.reward_evaluation import Evaluation
-from vigor_jax.stages.sft import file_digest, fine_tune, own_rows
+from vigor_jax.stages.sft import file_digest, fine_tune
 from vigor_jax.stages.train_step import SftConfig, Weights
+from vigor_jax.stages.training_log import keep_steps
 
 logger = logging.getLogger(__name__)
 
@@ -141,7 +142,7 @@ def train_reward(config: TrainRewardConfig, source: Source, run_dir: Path, mesh:
     )  # fmt: skip
     path = run_dir / "metrics" / "reward_eval.jsonl"
     if jax.process_index() == 0:
-        reward_evaluation.truncate(path, latest_step(run_dir / "checkpoints" / NAME) or 0)
+        keep_steps(path, latest_step(run_dir / "checkpoints" / NAME) or 0)
 
     def after_update(step: int, weights: Weights) -> None:
         examples = step * config.batch_size

@@ -34,7 +34,7 @@ class TrainingLog:
         """
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / f"{name}.jsonl"
-        _truncate(path, start)
+        keep_steps(path, start)
         self._name, self._every, self._peak_flops = name, every, peak_flops
         self._lines = path.open("a", encoding="utf-8")
         self._events = Writer(str(directory))  # TensorBoard itself drops the steps that a resumed run does again
@@ -84,8 +84,8 @@ class TrainingLog:
         self._events.flush()
 
 
-def _truncate(path: Path, last: int) -> None:
-    """Keeps the lines of steps 1 to `last`; a line that a kill cut short is the end."""
+def keep_steps(path: Path, last: int) -> None:
+    """Keeps the JSON lines of steps 1 to `last`: the rest is done again. A line that a kill cut short is the end."""
     if not path.exists():
         return
     kept = []
