@@ -123,6 +123,28 @@ def test_ahead_raises_when_it_is_left_and_keeps_what_it_has(records):
     assert store.parts_done(records / "verdicts" / "letters", PARTS) == {0, 1}
 
 
+def test_an_interrupted_sampler_waits_for_no_more_than_the_part_under_way(records):
+    began, go_on = threading.Event(), threading.Event()
+
+    class Slow(Letters):
+        def judge(self, items):
+            began.set()
+            assert go_on.wait(60)
+            return super().judge(items)
+
+    def sample():
+        with scoring_ahead(Slow(), records, records / "images") as named:
+            for part in range(PARTS):
+                named(part, PARTS)
+            assert began.wait(60)
+            threading.Timer(0.2, go_on.set).start()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sample()
+    assert store.parts_done(records / "verdicts" / "letters", PARTS) == {0}
+
+
 def test_verdicts_of_another_digest_are_refused(records):
     score(Letters(), records, records / "images")
     other = Letters()

@@ -124,13 +124,13 @@ def scoring_ahead(
         raise InputError(different)
     folder = join(records, "verdicts", stream.name)
     named: queue.Queue[tuple[int, int] | None] = queue.Queue()
-    busy, failures = 0.0, list[BaseException]()
+    busy, failures, halted = 0.0, list[BaseException](), threading.Event()
 
     def work() -> None:
         nonlocal busy
         while (part := named.get()) is not None:
             index, count = part
-            if failures or index % process_count != process_index or has_part(folder, index, count):
+            if halted.is_set() or index % process_count != process_index or has_part(folder, index, count):
                 continue
             started = time.monotonic()
             try:
@@ -138,12 +138,16 @@ def scoring_ahead(
                     pass
             except BaseException as error:  # it is raised where the context is left
                 failures.append(error)
+                halted.set()
             busy += time.monotonic() - started
 
     thread = threading.Thread(target=work, name=f"score-{stream.name}", daemon=True)
     thread.start()
     try:
         yield lambda index, count: named.put((index, count))
+    except BaseException:
+        halted.set()  # who is interrupted does not want to wait for more than the part under way
+        raise
     finally:
         ended = time.monotonic()
         named.put(None)
