@@ -259,7 +259,7 @@ def test_checkpoint_of_another_config_is_refused(world, capsys):
         cli.run(lambda: train.main(arguments(world, sft__epochs=1, sft__learning_rate=1e-4)))
     assert end.value.code == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert "was made with learning_rate 0.003, but this run has 0.0001" in error
+    assert "was made with sft.learning_rate 0.003, which is now 0.0001; this makes sft, export stale" in error
 
 
 def test_export_without_checkpoint_is_refused(world, capsys):

@@ -274,21 +274,41 @@ def test_a_cancelled_stream_leaves_the_queue(model):
         wait_until(lambda: running.process.poll() is None)
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def metrics(port: int) -> dict[str, float]:
+    """What Prometheus would read."""
+    text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()
+    pairs = (line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    return {name: float(value) for name, value in pairs}
+
+
 def test_sigterm_answers_what_was_read_and_ends(model):
+    port = free_port()
+
+    def all_read() -> bool:
+        values = metrics(port)
+        answered = values.get('detector_requests_total{result="OK"}', 0)
+        return 1 <= answered <= 30 == answered + values["detector_requests_in_flight"]
+
     async def run(running):
         async with grpc.aio.insecure_channel(running.address) as channel:
             call = pb_grpc.DetectorStub(channel).Detect()
             for i in range(30):
                 await call.write(pb.DetectRequest(id=str(i), image=encode(picture(i)), phrases=["dog"]))
-            first = await call.read()
+            await asyncio.to_thread(wait_until, all_read)
             running.process.send_signal(signal.SIGTERM)
-            rest = [first]
+            replies = []
             while (reply := await call.read()) is not grpc.aio.EOF:
-                rest.append(reply)
+                replies.append(reply)
             assert await call.code() == grpc.StatusCode.OK
-            return rest
+            return replies
 
-    with sidecar(model) as running:
+    with sidecar(model, "--metrics-port", str(port)) as running:
         replies = asyncio.run(run(running))
         assert running.process.wait(20) == 0
         log = [json.loads(line) for line in running.process.stderr.read().splitlines()]
@@ -299,17 +319,14 @@ def test_sigterm_answers_what_was_read_and_ends(model):
 
 
 def test_metrics(model):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with sidecar(model, "--metrics-port", str(port)) as running:
         ask(running.address, [Request(encode(picture(i)), ("dog",)) for i in range(6)] + [Request(b"", ("dog",))])
-        text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()
-    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
-    assert float(values['detector_requests_total{result="OK"}']) == 6
-    assert float(values['detector_requests_total{result="INVALID_IMAGE"}']) == 1
-    assert float(values["detector_batch_pictures_sum"]) == 6
-    assert float(values["detector_requests_in_flight"]) == 0
+        values = metrics(port)
+    assert values['detector_requests_total{result="OK"}'] == 6
+    assert values['detector_requests_total{result="INVALID_IMAGE"}'] == 1
+    assert values["detector_batch_pictures_sum"] == 6
+    assert values["detector_requests_in_flight"] == 0
 
 
 def test_two_replicas_give_the_same_answers(model, served):
