@@ -321,7 +321,7 @@ BAD = {
     "no reward model": ({"run__stages": "sample,score", "score__streams": "reward_model"}, "no reward model in"),
     "reward model of another kind": (
         {"run__stages": "train_reward,sample,score", "reward_model__per": "description"},
-        "was trained with 'sentence'",
+        "train_reward has 'sentence'",
     ),
     "no targets": ({"run__stages": "sft"}, "run the stage select, or give sft.data"),
     "weights of no stream": ({"select__fusion__weights": "{detektor: 2}"}, "there is no stream 'detektor'"),

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from vigor_jax.hf.config import read_json
 from vigor_jax.hf.export import ExportConfig
 from vigor_jax.hf.load import load_llava, open_checkpoint
 from vigor_jax.rewards.detection import DetectorStream
-from vigor_jax.rewards.reward_model import RewardModel
+from vigor_jax.rewards.reward_model import RewardModel, RewardModelConfig
 from vigor_jax.rewards.stream import RewardStream
 from vigor_jax.sharding import make_mesh
 from vigor_jax.stage_inputs import EXPORT, REWARD_MODEL, TARGETS, score_name, stage_inputs
@@ -54,6 +54,13 @@ class Run:
         self.mesh = make_mesh(config.mesh)
         self.source = open_checkpoint(config.model.path, config.model.vision_tower)
         self.stream_names = {spec: stream_class(spec).name for spec in config.score.streams}
+        config.select.fusion.check_streams(tuple(self.stream_names.values()))
+        if (
+            "train_reward" in config.run.stages
+            and "reward_model" in self.stream_names
+            and not config.score.reward_model
+        ):
+            _check_same_question(config.reward_model, dataclasses.asdict(config.train_reward), "train_reward")
         self.ledger = Ledger(self.dir, stage_inputs(config, self.source))
         self._opened = ExitStack()
         self._streams: dict[str, RewardStream] = {}
@@ -168,12 +175,7 @@ class Run:
         config, mesh = self.config.reward_model, make_mesh(self.config.inference_mesh)
         if (directory / PROVENANCE).exists():
             training = read_json(directory / PROVENANCE).get("training", {})
-            for key in ("per", "question", "template"):
-                if training.get(key, getattr(config, key)) != getattr(config, key):
-                    raise InputError(
-                        f"reward_model.{key}: {directory} was trained with {training[key]!r}, and is to judge with "
-                        f"{getattr(config, key)!r}; make them the same"
-                    )
+            _check_same_question(config, training, str(directory))
         model = load_llava(source, mesh=mesh, dtype=self.config.model.dtype, scan=False)
         digest = source.digest()
         return RewardModel(model, source.tokenizer, source.preprocessing, config, mesh, weights_digest=digest)
@@ -244,6 +246,14 @@ class Run:
         local = self.dir / f"targets-{jax.process_index()}.json"
         system.get_file(path, str(local))
         return local
+
+
+def _check_same_question(config: RewardModelConfig, training: Mapping[str, Any], who: str) -> None:
+    """A reward model is asked what it has learnt to answer."""
+    for key in ("per", "question", "template"):
+        learnt, asked = training.get(key, getattr(config, key)), getattr(config, key)
+        if learnt != asked:
+            raise InputError(f"reward_model.{key} is {asked!r}, and {who} has {learnt!r}; make them the same")
 
 
 def is_first() -> bool:

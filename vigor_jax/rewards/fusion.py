@@ -59,6 +59,14 @@ class FusionConfig:
             if not (math.isfinite(value) and value >= 0):
                 raise InputError(f"fusion.{key}: expected a finite number of 0 or more, got {value}")
 
+    def check_streams(self, streams: Sequence[str]) -> None:
+        """Raises InputError if a stream is weighed that is not there."""
+        for name in self.weights:
+            if name not in streams:
+                near = difflib.get_close_matches(name, streams, n=1, cutoff=0.0)
+                hint = f"; the nearest there is is {near[0]}" if near else ""
+                raise InputError(f"fusion.weights: there is no stream {name!r}{hint}")
+
 
 class Moments:
     """Mean and variance of columns of numbers, in one pass; statistics of parts can be merged (Chan et al., 1979).
@@ -128,11 +136,7 @@ class Scale:
         Raises:
           InputError: the config weighs a stream that is not there, or a variance is beyond what floats hold.
         """
-        for name in config.weights:
-            if name not in streams:
-                near = difflib.get_close_matches(name, streams, n=1, cutoff=0.0)
-                hint = f"; the nearest there is is {near[0]}" if near else ""
-                raise InputError(f"fusion.weights: there is no stream {name!r}{hint}")
+        config.check_streams(streams)
         weights = np.array([config.weights.get(name, 1.0) for name in streams])
         factors = []
         for kind, moments in (("negative", negative), ("positive", positive)):
