@@ -55,11 +55,8 @@ class Run:
         self.source = open_checkpoint(config.model.path, config.model.vision_tower)
         self.stream_names = {spec: stream_class(spec).name for spec in config.score.streams}
         config.select.fusion.check_streams(tuple(self.stream_names.values()))
-        if (
-            "train_reward" in config.run.stages
-            and "reward_model" in self.stream_names
-            and not config.score.reward_model
-        ):
+        uses_own = "reward_model" in config.score.streams and config.score.reward_model is None
+        if uses_own and "train_reward" in config.run.stages:
             _check_same_question(config.reward_model, dataclasses.asdict(config.train_reward), "train_reward")
         self.ledger = Ledger(self.dir, stage_inputs(config, self.source))
         self._opened = ExitStack()
