@@ -1,4 +1,4 @@
-"""The one exception that means "what you gave is wrong"."""
+"""Bad input, and sidecars that do not answer."""
 
 
 class InputError(ValueError):
@@ -7,3 +7,7 @@ class InputError(ValueError):
     The message is one line that says what was expected, what was found, where, and how to mend it. Commands print
     it to stderr without a traceback and exit with code 2.
     """
+
+
+class DetectorError(Exception):
+    """No answer could be had: the sidecars cannot be reached, or do not let this client in."""

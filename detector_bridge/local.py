@@ -15,8 +15,7 @@ from typing import Literal, Self
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from detector_bridge.client import DetectorError
-from detector_bridge.errors import InputError
+from detector_bridge.errors import DetectorError, InputError
 
 
 @dataclass(frozen=True)
