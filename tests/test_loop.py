@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from tests.detector_bridge.sidecar import sidecar
 from tests.detector_bridge.tiny_detector import write_transformers
 from tests.loop_world import ROOT, finish, loop, make_world, start
+from vigor_jax import cli, train
 from vigor_jax.data.store import read_parts
 from vigor_jax.records import Candidate, Selection, Verdict
 from vigor_jax.rewards.sentences import split_sentences
@@ -329,9 +330,14 @@ BAD = {
 
 
 @pytest.mark.parametrize("what", BAD)
-def test_bad_input_is_one_line_and_exit_code_2(world, undisturbed, tmp_path, what):
+def test_bad_input_is_one_line_and_exit_code_2(world, tmp_path, what, capsys):
+    """In this process, which saves its start; `refusal` shows others that a process of its own ends so, too."""
     changes, message = BAD[what]
-    assert message in refusal(world, loop(world, tmp_path / "run", **changes))
+    with pytest.raises(SystemExit) as end:
+        cli.run(lambda: train.main(loop(world, tmp_path / "run", **changes)))
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
+    assert end.value.code == 2
+    assert message in line
 
 
 def test_an_unreachable_sidecar_stops_before_sampling(world, tmp_path):
