@@ -121,18 +121,9 @@ class GroundingDinoBackend(TorchBackend):
             rows_at_once=rows_at_once,
         )
 
-    def prepare(self, image: Image.Image) -> np.ndarray:
-        """An upright RGB picture, resized and normalised as the model expects it: [3, H, W] float32.
-
-        Raises:
-          InputError: the picture is so thin that nothing is left of it.
-        """
-        try:
-            pixels, _ = self._transform(image, None)
-        except ValueError as error:
-            raise InputError(
-                f"a picture of {image.width} x {image.height} pixels cannot be resized: {first_line(error)}"
-            ) from error
+    def resize(self, image: Image.Image) -> np.ndarray:
+        """See the base class."""
+        pixels, _ = self._transform(image, None)
         return pixels.numpy()
 
     def forward(self, pictures: Tensor, valid: Tensor, prompts: Prompts, rows: Tensor) -> tuple[Tensor, Tensor]:

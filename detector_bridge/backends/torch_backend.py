@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -88,8 +88,8 @@ class Grid(NamedTuple):
         return height, width
 
 
-class TorchBackend:
-    """A `Backend` in PyTorch. What differs between implementations is in `prepare` and `forward`."""
+class TorchBackend(ABC):
+    """A `Backend` in PyTorch. What differs between implementations is in `resize`, `forward` and `forget`."""
 
     name: str
 
@@ -126,8 +126,17 @@ class TorchBackend:
         return self._tokenizer.encode(phrase, add_special_tokens=False).ids
 
     def prepare(self, image: Image.Image) -> np.ndarray:
-        """An upright RGB picture, resized and normalised as the model expects it: [3, H, W] float32."""
-        raise NotImplementedError
+        """An upright RGB picture, resized and normalised as the model expects it: [3, H, W] float32.
+
+        Raises:
+          InputError: the picture is so thin that nothing is left of it.
+        """
+        try:
+            return self.resize(image)
+        except ValueError as error:
+            raise InputError(
+                f"a picture of {image.width} x {image.height} pixels cannot be resized: {first_line(error)}"
+            ) from error
 
     def detect(self, pixels: np.ndarray, prompts: Sequence[Sequence[int]], image_of: Sequence[int]) -> Scores:
         """Runs the model; each picture goes through the vision backbone once, however many prompts ask about it.
@@ -174,6 +183,10 @@ class TorchBackend:
         centre, size = boxes.float().split(2, dim=-1)
         boxes_xyxy = torch.cat([centre - size / 2, centre + size / 2], dim=-1).clamp(0, 1)
         return Scores(tokens.cpu().numpy(), boxes_xyxy.cpu().numpy())
+
+    @abstractmethod
+    def resize(self, image: Image.Image) -> np.ndarray:
+        """`prepare` as the implementation does it; a ValueError where nothing is left of the picture."""
 
     @abstractmethod
     def forward(self, pictures: Tensor, valid: Tensor, prompts: Prompts, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -108,18 +108,9 @@ class TransformersBackend(TorchBackend):
             rows_at_once=rows_at_once,
         )
 
-    def prepare(self, image: Image.Image) -> np.ndarray:
-        """An upright RGB picture, resized and normalised as the model expects it: [3, H, W] float32.
-
-        Raises:
-          InputError: the picture is so thin that nothing is left of it.
-        """
-        try:
-            pixels = self._processor(images=image, size=self._size, do_pad=False, return_tensors="np")["pixel_values"]
-        except ValueError as error:
-            raise InputError(
-                f"a picture of {image.width} x {image.height} pixels cannot be resized: {first_line(error)}"
-            ) from error
+    def resize(self, image: Image.Image) -> np.ndarray:
+        """See the base class."""
+        pixels = self._processor(images=image, size=self._size, do_pad=False, return_tensors="np")["pixel_values"]
         return np.ascontiguousarray(pixels[0], dtype=np.float32)
 
     def forward(self, pictures: Tensor, valid: Tensor, prompts: Prompts, rows: Tensor) -> tuple[Tensor, Tensor]:
