@@ -4,14 +4,17 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from tests.tiny_llava import Tiny, build_checkpoint
 from vigor_jax.checkpoint import restore_params_only
+from vigor_jax.stages import sft as sft_module
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = Tiny(text_width=32, text_mlp=48, heads=4, kv_heads=2, head_dim=8, vision_width=16, vision_mlp=24)
@@ -78,3 +81,29 @@ def curve(run_dir: Path) -> list[dict[str, Any]]:
 def weights(run_dir: Path) -> dict[str, np.ndarray]:
     """The trained weights of the latest checkpoint."""
     return restore_params_only(run_dir / "checkpoints" / "sft")
+
+
+class StopError(Exception):
+    """Ends a run from inside."""
+
+
+def interrupt(run: Callable[[], object], monkeypatch: pytest.MonkeyPatch, *, after: int) -> None:
+    """Has a training run do `after` updates more and fall over."""
+    original = sft_module.make_train_step
+
+    def breaking(*args):
+        step, count = original(*args), 0
+
+        def update(*args):
+            nonlocal count
+            if count == after:
+                raise StopError
+            count += 1
+            return step(*args)
+
+        return update
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sft_module, "make_train_step", breaking)
+        with pytest.raises(StopError):
+            run()

@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers
 
-from tests.stages.sft_world import TINY, curve, make_world, weights
+from tests.stages.sft_world import TINY, curve, interrupt, make_world, weights
 from vigor_jax.data.conversation import IGNORE_INDEX
 from vigor_jax.data.images import normalize
 from vigor_jax.errors import InputError
@@ -258,30 +258,8 @@ def test_a_finished_run_is_left_alone(config, source, mesh, tmp_path, monkeypatc
         sft(dataclasses.replace(config, learning_rate=1e-3), source, tmp_path, mesh, dtype=jnp.float32)
 
 
-class StopError(Exception):
-    """Ends a run from inside."""
-
-
 def interrupted(config, source, run_dir, mesh, monkeypatch, *, after: int) -> None:
-    """Runs `after` updates more and falls over."""
-    original = sft_module.make_train_step
-
-    def breaking(*args):
-        step, count = original(*args), 0
-
-        def run(*args):
-            nonlocal count
-            if count == after:
-                raise StopError
-            count += 1
-            return step(*args)
-
-        return run
-
-    with monkeypatch.context() as patch:
-        patch.setattr(sft_module, "make_train_step", breaking)
-        with pytest.raises(StopError):
-            sft(config, source, run_dir, mesh, dtype=jnp.float32)
+    interrupt(lambda: sft(config, source, run_dir, mesh, dtype=jnp.float32), monkeypatch, after=after)
 
 
 def test_a_resumed_run_has_the_same_bits(config, source, mesh, tmp_path, monkeypatch):

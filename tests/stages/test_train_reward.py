@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.stages.sft_world import TINY
+from tests.stages.sft_world import TINY, interrupt
 from tests.tiny_llava import build_checkpoint
 from vigor_jax.checkpoint import restore_params_only
 from vigor_jax.data.annotations import read_annotations, write_annotations
@@ -28,7 +28,6 @@ from vigor_jax.hf.load import load_llava, open_checkpoint
 from vigor_jax.records import AnnotatedSentence, Annotation, Judged, Span
 from vigor_jax.rewards.reward_model import RewardModel, RewardModelConfig
 from vigor_jax.sharding import MeshConfig, make_mesh
-from vigor_jax.stages import sft as sft_module
 from vigor_jax.stages.export import export
 from vigor_jax.stages.reward_evaluation import auc, evaluate, table
 from vigor_jax.stages.train_reward import (
@@ -254,32 +253,6 @@ def test_is_held_out_by_name():
     assert not chosen[0]
     assert abs(len(chosen[0.05]) / 4000 - 0.05) < 0.015
     assert chosen[0.05] < chosen[0.5]
-
-
-class StopError(Exception):
-    """Ends a run from inside."""
-
-
-def interrupt(run, monkeypatch, *, after: int) -> None:
-    """Runs `after` updates more and falls over."""
-    original = sft_module.make_train_step
-
-    def breaking(*args):
-        step, count = original(*args), 0
-
-        def update(*args):
-            nonlocal count
-            if count == after:
-                raise StopError
-            count += 1
-            return step(*args)
-
-        return update
-
-    with monkeypatch.context() as patch:
-        patch.setattr(sft_module, "make_train_step", breaking)
-        with pytest.raises(StopError):
-            run()
 
 
 def test_a_resumed_run_has_the_same_bits(whole, config, source, mesh, tmp_path, monkeypatch):
