@@ -15,6 +15,7 @@ FLOORS = (
     ("run", "stage_inputs"),
     ("config",),
     ("stages",),
+    ("answering",),
     ("sampling", "rewards"),
     ("hf", "checkpoint", "decoding"),
     ("models", "data", "losses", "flops"),

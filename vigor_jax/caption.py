@@ -8,30 +8,18 @@ captions, in `captions.jsonl.settings.json`.
 """
 
 import dataclasses
-import json
 import logging
-import os
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
-
-import jax
-import numpy as np
-from jax.experimental import multihost_utils
-from tqdm import tqdm
+from typing import Literal
 
 from vigor_jax import cli
-from vigor_jax.data.conversation import TEMPLATES, encode_prompt
-from vigor_jax.data.images import Preprocessing, find_images, load_image, preprocess
-from vigor_jax.decoding import NOT_IN_RESULTS
-from vigor_jax.errors import InputError
-from vigor_jax.hf.load import load_llava, open_checkpoint
-from vigor_jax.sampling import Completion, Request, Sampler, SamplingConfig
+from vigor_jax.answering import Answerer, Question
+from vigor_jax.data.images import find_images
+from vigor_jax.hf.load import open_checkpoint
+from vigor_jax.sampling import SamplingConfig
 from vigor_jax.sharding import DistributedConfig, MeshConfig, join_processes, make_mesh
-
-logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,112 +67,9 @@ def caption(config: CaptionCommand) -> None:
     """
     images = find_images(config.images)
     source = open_checkpoint(config.model, config.vision_tower)
-    is_writer = jax.process_index() == 0
-    done = _resume(config) if is_writer else set()
-    todo = np.array([name not in done for name in images])
-    if jax.process_count() > 1:  # only the writer need see the file
-        todo = multihost_utils.broadcast_one_to_all(todo)
-    names = [name for name, wanted in zip(images, todo, strict=True) if wanted]
-
-    dtype = config.dtype or ("float32" if source.dtype == np.float32 else "bfloat16")
-    if dtype == "float16" and jax.default_backend() != "gpu":
-        raise InputError(f"dtype float16 needs a GPU, and this is a {jax.default_backend()}; take bfloat16 or float32")
-    mesh, template = make_mesh(config.mesh), TEMPLATES[config.template]
-    prompt_ids = encode_prompt(
-        source.tokenizer,
-        template,
-        config.prompt,
-        image_token_id=source.config.image_token_id,
-        num_image_tokens=source.config.num_image_tokens,
-    )
-    requests = (
-        Request(name, prompt_ids, partial(_pixels, images[name], source.preprocessing), config.prompt) for name in names
-    )
-    with tqdm(
-        total=len(images), initial=len(images) - len(names), unit="image", dynamic_ncols=True, disable=not is_writer
-    ) as bar:
-        if not names:
-            return
-        model = load_llava(source, mesh=mesh, dtype=dtype, scan=False)
-        sampler = Sampler(model, source.tokenizer, config.sampling, mesh, template.stop)
-        if not is_writer:
-            for _ in sampler.generate(requests):
-                pass
-            return
-        with config.out.open("ab") as out:
-            for completions in sampler.generate(requests):
-                # One write an image, so that what a kill can leave half-written is the last image at most.
-                out.write("".join(_line(completion, config) for completion in completions).encode())
-                out.flush()
-                bar.update()
-
-
-def _pixels(path: Path, preprocessing: Preprocessing) -> np.ndarray:
-    return preprocess(load_image(path), preprocessing)
-
-
-def _line(completion: Completion, config: CaptionCommand) -> str:
-    several = config.sampling.num_candidates > 1
-    record = {
-        "image": completion.image_id,
-        "prompt": config.prompt,
-        **({"candidate": completion.candidate} if several else {}),
-        "text": completion.text,
-        "mean_logprob": completion.mean_logprob,
-        "num_tokens": len(completion.token_ids),
-        "finish_reason": completion.finish_reason,
-    }
-    return json.dumps(record, ensure_ascii=False) + "\n"
-
-
-def _settings(config: CaptionCommand) -> dict[str, Any]:
-    """What decides on the captions, by the names of the options."""
-    sampling = {f"sampling.{name}": value for name, value in dataclasses.asdict(config.sampling).items()}
-    return {
-        "model": str(config.model.resolve()),
-        **{name: getattr(config, name) for name in ("prompt", "template", "dtype")},
-        **{name: value for name, value in sampling.items() if name.split(".")[1] not in NOT_IN_RESULTS},
-    }
-
-
-def _resume(config: CaptionCommand) -> set[str]:
-    """The images whose captions are complete; what a kill left behind them is cut off.
-
-    The settings are written before the first caption, and must be the same ever after.
-    """
-    settings, beside = _settings(config), config.out.with_name(config.out.name + ".settings.json")
-    if not config.out.exists() or not config.out.stat().st_size:
-        config.out.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-        return set()
-    if not beside.exists():
-        raise InputError(
-            f"{config.out} exists and was not written by this command ({beside.name} is missing); choose another --out"
-        )
-    before = json.loads(beside.read_text(encoding="utf-8"))
-    if before != settings:
-        changed = [
-            f"{key} {before.get(key)!r} is now {value!r}" for key, value in settings.items() if before.get(key) != value
-        ]
-        raise InputError(f"{config.out} was written with other settings ({'; '.join(changed)}); choose another --out")
-
-    done, end, offset = set(), 0, 0
-    lines = config.out.read_bytes().splitlines(keepends=True)
-    for number, line in enumerate(lines, 1):
-        offset += len(line)
-        try:
-            name = json.loads(line)["image"]
-        except (ValueError, KeyError, TypeError):
-            if number < len(lines):
-                raise InputError(
-                    f"{config.out}:{number}: expected a caption as JSON; mend or remove the line"
-                ) from None
-            break
-        if line.endswith(b"\n") and number % config.sampling.num_candidates == 0:
-            done.add(name)
-            end = offset
-    os.truncate(config.out, end)
-    return done
+    answerer = Answerer(source, config.template, make_mesh(config.mesh), dtype=config.dtype)
+    questions = [Question(name, path, config.prompt) for name, path in images.items()]
+    answerer.answer(questions, config.out, config.sampling, settings={"prompt": config.prompt})
 
 
 if __name__ == "__main__":

@@ -1,224 +1,185 @@
-"""Scenes of one to three coloured shapes on a 3 x 3 grid: how they come about, look and are described.
-
-A scene is data (`Scene`), from which picture, boxes and caption follow, so what is true of it is known. Its caption
-has one sentence for each object, and `parse` reads back what a caption says.
-"""
+"""Writes the world of a demo run to disk: pictures, truth, human judgements, questions, and the small checkpoints."""
 
 import dataclasses
-import functools
-import re
-from typing import NamedTuple
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter
+from tqdm import tqdm
 
-IMAGE_SIZE = 72
-MAX_OBJECTS = 3
+from vigor_jax.answering import Answerer, Question, read_answers
+from vigor_jax.data.annotations import write_annotations
+from vigor_jax.decoding import SamplingConfig
+from vigor_jax.demo import language, teaching
+from vigor_jax.demo.drawing import draw
+from vigor_jax.demo.scenes import Object, Scene, make_scene
+from vigor_jax.errors import InputError
+from vigor_jax.evaluation import pope
+from vigor_jax.hf.load import open_checkpoint
+from vigor_jax.hf.processor_files import write_json
+from vigor_jax.records import AnnotatedSentence, Annotation, ErrorType
+from vigor_jax.rewards.sentences import split_sentences
+from vigor_jax.sharding import MeshConfig, make_mesh
 
-SHAPES = ("circle", "square", "triangle", "star", "heart", "cross")
-COLOURS = {
-    "red": (214, 56, 56),
-    "orange": (240, 142, 38),
-    "yellow": (245, 212, 60),
-    "green": (72, 164, 84),
-    "blue": (56, 112, 206),
-    "purple": (146, 82, 190),
+CHECKPOINTS = Path(__file__).parent / "checkpoints"
+# To be raised with every change of what `prepare` writes, so that an old directory is not taken for a new one.
+VERSION = 2
+SPLITS = ("unlabelled", "annotated", "held_out")
+# How the kinds of error are called in annotations, and the attribute.
+ERRORS: dict[language.ErrorKind, tuple[ErrorType, str]] = {
+    "object": ("object", ""),
+    "colour": ("attribute", "colour"),
+    "count": ("attribute", "count"),
+    "place": ("location", ""),
 }
-# In reading order, row by row.
-PLACES = (
-    "at the top left", "at the top", "at the top right",
-    "on the left", "in the middle", "on the right",
-    "at the bottom left", "at the bottom", "at the bottom right",
-)  # fmt: skip
-SENTENCES = (
-    "{place} there is {thing}.",
-    "there is {thing} {place}.",
-    "{thing} is {place}.",
-    "we see {thing} {place}.",
-)
-
-_BACKGROUNDS = ((236, 228, 214), (222, 230, 238), (224, 236, 224), (238, 226, 230), (232, 232, 232))
-_SUPERSAMPLING = 4
-# Pixels that an object and its shadow stay within, wherever its centre is.
-_TILE = 25
-
-
-class Statement(NamedTuple):
-    """What one sentence says: that there is an object of this shape and colour in this place."""
-
-    shape: str
-    colour: str
-    place: str
+ANNOTATED = SamplingConfig(num_candidates=2, temperature=0.9, max_new_tokens=96, batch_size=48)
 
 
 @dataclasses.dataclass(frozen=True)
-class Object:
-    """One shape in a picture of `IMAGE_SIZE` pixels.
+class WorldConfig:
+    """How large a world is.
 
     Attributes:
-      shape: one of `SHAPES`.
-      colour: a key of `COLOURS`.
-      place: one of `PLACES`, whose cell of the grid it lies in.
-      x: of its centre, in pixels from the left edge.
-      y: of its centre, in pixels from the top edge.
-      radius: about half its width, in pixels.
-      tilt: turn to the right, in degrees.
+      unlabelled: scenes to sample and to learn from.
+      annotated: scenes whose captions are judged, two captions each.
+      held_out: scenes to be tested on.
+      asked: of those, the scenes that POPE asks about.
+      mme: scenes in each of MME's subtasks.
+      careless_annotators: share of sentences that are judged wrongly.
+      seed: of everything.
     """
 
-    shape: str
-    colour: str
-    place: str
-    x: float
-    y: float
-    radius: float
-    tilt: float
-
-    @property
-    def statement(self) -> Statement:
-        """What is true of it."""
-        return Statement(self.shape, self.colour, self.place)
-
-    @property
-    def outline(self) -> np.ndarray:
-        """The polygon that is drawn, float [N, 2], in pixels."""
-        angle = np.radians(self.tilt)
-        turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
-        return _OUTLINES[self.shape] @ turn * self.radius + (self.x, self.y)
-
-    @property
-    def box_xyxy(self) -> tuple[float, float, float, float]:
-        """Left, top, right and bottom edge of the outline, in pixels."""
-        left, top = self.outline.min(0)
-        right, bottom = self.outline.max(0)
-        return float(left), float(top), float(right), float(bottom)
+    unlabelled: int = 1000
+    annotated: int = 600
+    held_out: int = 400
+    asked: int = 150
+    mme: int = 30
+    careless_annotators: float = 0.05
+    seed: int = 0
 
 
-@dataclasses.dataclass(frozen=True)
-class Scene:
-    """Objects in reading order, each in a place of its own, and the colour (RGB) behind them."""
+def prepare(directory: Path, config: WorldConfig) -> None:
+    """Writes the world; does nothing where it is written already.
 
-    objects: tuple[Object, ...]
-    background: tuple[int, int, int]
+    The directory appears under its name when all of it is there: `images/SPLIT/`, `scenes.json` (image → scene),
+    `objects.json` (held-out image → shapes), `annotations.jsonl`, `pope/*.json`, `mme/`, and the checkpoints `policy/`,
+    `detector/` and `tagger/`. Everything depends on the seed alone, and a scene on its number, not on how many there
+    are.
 
-
-def make_scene(rng: np.random.Generator) -> Scene:
-    """Draws a scene: number, places, shapes and colours are independent and uniform."""
-    count = rng.integers(1, MAX_OBJECTS + 1)
-    cell = IMAGE_SIZE / 3
-    objects = []
-    for index in sorted(rng.choice(len(PLACES), count, replace=False)):
-        row, column = divmod(index, 3)
-        dx, dy = rng.uniform(-1.2, 1.2, 2)
-        objects.append(
-            Object(
-                shape=str(rng.choice(SHAPES)),
-                colour=str(rng.choice(list(COLOURS))),
-                place=PLACES[index],
-                x=float((column + 0.5) * cell + dx),
-                y=float((row + 0.5) * cell + dy),
-                radius=float(rng.uniform(7.6, 9.2)),
-                tilt=float(rng.uniform(-8, 8)),
-            )
-        )
-    return Scene(tuple(objects), _BACKGROUNDS[rng.integers(len(_BACKGROUNDS))])
-
-
-def draw(scene: Scene) -> Image.Image:
-    """The picture, RGB, 72 x 72: smooth edges, light from the top left, soft shadows."""
-    scale = _SUPERSAMPLING
-    image = _backdrop(scene.background).copy()
-    for item in scene.objects:
-        left, top = (int((centre - _TILE / 2) * scale) for centre in (item.x, item.y))
-        mask = Image.new("L", (_TILE * scale, _TILE * scale))
-        corners = (item.outline * scale - (left, top)).ravel().tolist()
-        ImageDraw.Draw(mask).polygon(corners, fill=255)
-        shadow = mask.filter(ImageFilter.GaussianBlur(0.8 * scale)).point(lambda value: value * 0.3)
-        image.paste((40, 36, 48), (left + scale // 2, top + scale), shadow)
-        image.paste(_shaded(COLOURS[item.colour]), (left, top), mask)
-    return image.reduce(scale)
+    Raises:
+      InputError: the directory holds something else, such as a world of other sizes.
+    """
+    wanted = {"version": VERSION, **dataclasses.asdict(config)}
+    if directory.exists():
+        path = directory / "world.json"
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        if found != wanted:
+            what = "something else" if found is None else f"the world {found}"
+            raise InputError(f"{directory} holds {what}, expected {wanted}; remove it or choose another directory")
+        return
+    partial = directory.with_name(f".{directory.name}.partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    for name in ("policy", "detector", "tagger"):
+        shutil.copytree(CHECKPOINTS / name, partial / name, dirs_exist_ok=True)
+    scenes = {
+        image: scene
+        for split, count in zip(SPLITS, (config.unlabelled, config.annotated, config.held_out), strict=True)
+        for image, scene in draw_split(partial / "images", split, count, config.seed)
+    }
+    write_json(partial / "scenes.json", {image: dataclasses.asdict(scene) for image, scene in scenes.items()})
+    _write_questions(partial, {Path(i).name: scene for i, scene in scenes.items() if i.startswith("held_out/")}, config)
+    annotate(partial, {i: scene for i, scene in scenes.items() if i.startswith("annotated/")}, config)
+    write_json(partial / "world.json", wanted)
+    os.replace(partial, directory)
 
 
-def describe(scene: Scene, rng: np.random.Generator) -> str:
-    """A caption: one sentence for each object, in reading order, each in one of the `SENTENCES`' forms."""
-    forms = rng.integers(len(SENTENCES), size=len(scene.objects))
-    return " ".join(sentence(item.statement, SENTENCES[form]) for item, form in zip(scene.objects, forms, strict=True))
+def read_scenes(world: Path, split: str) -> dict[str, Scene]:
+    """Name of the picture, without its folder → scene."""
+    scenes = json.loads((world / "scenes.json").read_text(encoding="utf-8"))
+    return {
+        Path(image).name: Scene(tuple(Object(**item) for item in scene["objects"]), scene["background"])
+        for image, scene in scenes.items()
+        if image.startswith(f"{split}/")
+    }
 
 
-def sentence(statement: Statement, form: str) -> str:
-    """One statement in words, in one of the forms of `SENTENCES`."""
-    article = "an" if statement.colour[0] in "aeiou" else "a"
-    words = form.format(place=statement.place, thing=f"{article} {statement.colour} {statement.shape}")
-    return words[0].upper() + words[1:]
+def draw_split(folder: Path, split: str, count: int, seed: int) -> Iterator[tuple[str, Scene]]:
+    """Writes the pictures of a split; yields the name of each below `folder`, and its scene."""
+    (folder / split).mkdir(parents=True, exist_ok=True)
+    for number in tqdm(range(count), desc=f"drawing {split}", unit="scene", dynamic_ncols=True):
+        scene = make_scene(np.random.default_rng([seed, SPLITS.index(split), number]))
+        name = f"{split}/{number:05d}.png"
+        draw(scene).save(folder / name)
+        yield name, scene
 
 
-def parse(caption: str) -> list[Statement | None]:
-    """What each sentence of a caption says; None for one that is none of the world's."""
-    sentences = (part.strip() for part in re.findall(r"[^.]+\.?", caption))
-    return [_parse_sentence(part) for part in sentences if part]
+def annotate(directory: Path, scenes: Mapping[str, Scene], config: WorldConfig) -> None:
+    """Lets the policy describe scenes and judges every sentence, now and then wrongly; writes `annotations.jsonl`."""
+    answerer = Answerer(open_checkpoint(directory / "policy"), "v1", make_mesh(MeshConfig(data=-1, fsdp=1)))
+    prompts = language.PROMPTS
+    questions = [
+        Question(image, directory / "images" / image, prompts[number % len(prompts)])
+        for number, image in enumerate(scenes)
+    ]
+    out = directory / "descriptions.jsonl"
+    answerer.answer(questions, out, dataclasses.replace(ANNOTATED, seed=config.seed), desc="describing annotated")
+    rng = np.random.default_rng([config.seed, 200])
+    annotations = (
+        judge(line["image"], line["text"], scenes[line["image"]], config.careless_annotators, rng)
+        for line in read_answers(out)
+        if line["text"]
+    )
+    write_annotations(directory / "annotations.jsonl", annotations)
 
 
-def _parse_sentence(text: str) -> Statement | None:
-    for pattern in _PATTERNS:
-        if match := pattern.fullmatch(text):
-            return Statement(match["shape"], match["colour"], match["place"].lower())
-    return None
+def judge(image: str, text: str, scene: Scene, careless: float, rng: np.random.Generator) -> Annotation:
+    """Judges a description as an annotator would: the truth, but for a share of mistakes."""
+    sentences = []
+    for span in split_sentences(text):
+        (sentence, *_) = language.parse(text[slice(*span)])
+        # What is no sentence of the world's is an unreasonable conjecture.
+        kinds = language.errors(sentence.statement, scene) if sentence.statement else None
+        found = [("conjecture", "")] if kinds is None else [ERRORS[kind] for kind in kinds]
+        if rng.random() < careless:
+            found = [] if found else [list(ERRORS.values())[rng.integers(len(ERRORS))]]
+        errors = tuple(dict.fromkeys(error for error, _ in found))
+        attribute = next((attribute for _, attribute in found if attribute), "")
+        sentences.append(AnnotatedSentence(span, errors, attribute, False))  # type: ignore[arg-type]
+    return Annotation(image, text, tuple(sentences), None, ())
 
 
-def _pattern(form: str) -> re.Pattern[str]:
-    thing = rf"an? (?P<colour>{'|'.join(COLOURS)}) (?P<shape>{'|'.join(SHAPES)})"
-    # The longest first: "at the top" begins "at the top left" too.
-    places = "|".join(sorted(PLACES, key=len, reverse=True))
-    return re.compile(form.replace(".", r"\.").format(place=f"(?P<place>{places})", thing=thing), re.IGNORECASE)
+def _write_questions(directory: Path, scenes: Mapping[str, Scene], config: WorldConfig) -> None:
+    """POPE's and MME's, about the first held-out scenes."""
+    objects = {image: sorted({item.shape for item in scene.objects}) for image, scene in scenes.items()}
+    write_json(directory / "objects.json", objects)
+    asked = dict(list(objects.items())[: config.asked])
+    (directory / "pope").mkdir(exist_ok=True)
+    for split in ("random", "popular", "adversarial"):
+        # Six questions need three shapes in the scene; some have two.
+        questions = pope.build_questions(asked, split, seed=config.seed, statistics=objects)
+        pope.write_questions(directory / "pope" / f"{split}.json", questions)
+    kinds: tuple[language.QuestionKind, ...] = ("existence", "count", "position", "color")
+    for kind in kinds:
+        folder = directory / "mme" / kind
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, (image, scene) in enumerate(list(scenes.items())[: config.mme]):
+            rng = np.random.default_rng([config.seed, 300, number, kinds.index(kind)])
+            lines = []
+            for label in ("yes", "no"):
+                statement, _ = teaching.pose(kind, scene, rng, label)
+                lines.append(f"{language.question(kind, statement)}\t{label.capitalize()}\n")
+            (folder / f"{Path(image).stem}.txt").write_text("".join(lines), encoding="utf-8")
+            shutil.copy(directory / "images" / "held_out" / image, folder / image)
 
 
-_PATTERNS = tuple(map(_pattern, SENTENCES))
-
-
-@functools.cache
-def _backdrop(colour: tuple[int, int, int]) -> Image.Image:
-    """An empty picture, enlarged, a little darker towards the bottom."""
-    size = IMAGE_SIZE * _SUPERSAMPLING
-    light = np.linspace(1.03, 0.95, size)[:, None, None]
-    return Image.fromarray(_to_uint8(np.broadcast_to(light * colour, (size, size, 3))))
-
-
-@functools.cache
-def _shaded(colour: tuple[int, int, int]) -> Image.Image:
-    """A tile of one colour, enlarged, lighter at the top left and darker at the bottom right."""
-    ramp = np.linspace(0.5, -0.5, _TILE * _SUPERSAMPLING)
-    light = 1 + 0.2 * (ramp[:, None, None] + ramp[None, :, None])
-    return Image.fromarray(_to_uint8(light * colour))
-
-
-def _to_uint8(values: np.ndarray) -> np.ndarray:
-    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
-
-
-def _circle_of_points(count: int, radii: tuple[float, ...] = (1.0,)) -> np.ndarray:
-    """Points around the centre, the first at the top, their distances from it in turn."""
-    angles = np.linspace(0, 2 * np.pi, count, endpoint=False)
-    return np.resize(radii, count)[:, None] * np.stack([np.sin(angles), -np.cos(angles)], 1)
-
-
-def _heart() -> np.ndarray:
-    t = np.linspace(0, 2 * np.pi, 60, endpoint=False)
-    y = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
-    return np.stack([16 * np.sin(t) ** 3, -y], 1)
-
-
-def _fitted(outline: np.ndarray, radius: float) -> np.ndarray:
-    """Moved so that its box is centred, scaled so that the longer half side is `radius`."""
-    low, high = outline.min(0), outline.max(0)
-    return (outline - (low + high) / 2) * (2 * radius / (high - low).max())
-
-
-_CROSS = ((-1, -3), (1, -3), (1, -1), (3, -1), (3, 1), (1, 1), (1, 3), (-1, 3), (-1, 1), (-3, 1), (-3, -1), (-1, -1))
-# Each as large as makes all look alike in size.
-_OUTLINES = {
-    "circle": _fitted(_circle_of_points(60), 0.95),
-    "square": _fitted(np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]), 0.86),
-    "triangle": _fitted(_circle_of_points(3), 1.08),
-    "star": _fitted(_circle_of_points(10, (1.0, 0.42)), 1.14),
-    "heart": _fitted(_heart(), 1.02),
-    "cross": _fitted(np.array(_CROSS), 1.0),
-}
+def describe_truth(scene: Scene) -> str:
+    """What is true of a scene, in few words."""
+    parts: list[Any] = [
+        f"{s.count} {s.colour} {language.plural(s.shape)}" if s.count > 1 else f"{s.colour} {s.shape} {s.place}"
+        for s in scene.statements
+    ]
+    return ", ".join(parts)

@@ -1,0 +1,140 @@
+"""What the demo's detector learns from: drawn scenes, prompts about them, and which words are true of which object."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from tokenizers import Tokenizer
+from tqdm import tqdm
+
+from vigor_jax.demo.drawing import box_xyxy, draw
+from vigor_jax.demo.scenes import COLOURS, IMAGE_SIZE, SHAPES, Scene, make_scene
+
+CLS, SEP, DOT = 101, 102, 1012
+MAX_PHRASES = 12
+# Kept small, so that prompts hold a word or two that mean nothing now and then.
+FOREIGN_CHANCE = 0.03
+# Of a prompt's phrases these shares have a colour, one prompt in three each.
+COLOURED_SHARES = (0.0, 0.4, 0.8)
+
+
+class Phrase(NamedTuple):
+    """A colour or "", and a shape or another word."""
+
+    colour: str
+    noun: str
+
+    @property
+    def text(self) -> str:
+        return f"{self.colour} {self.noun}".strip()
+
+    def means(self, thing: "Phrase") -> bool:
+        """Whether it is true of an object that has this colour and shape."""
+        return self.noun == thing.noun and self.colour in ("", thing.colour)
+
+
+class Pictures(NamedTuple):
+    """N scenes.
+
+    Attributes:
+      pixels: [N, 3, H, W] uint8.
+      things: what each of their objects is.
+      boxes: of each scene's objects [M, 4] float32: centre x, y, width, height, relative to the picture.
+    """
+
+    pixels: np.ndarray
+    things: list[list[Phrase]]
+    boxes: list[np.ndarray]
+
+
+class Batch(NamedTuple):
+    """B pictures and prompts.
+
+    Attributes:
+      pixels: [B, 3, H, W] uint8.
+      input_ids: [B, T] int64, 0 beyond a prompt's end.
+      boxes: [B, M, 4] float32, 0 where there is no object.
+      targets: [B, M, T] bool: the tokens of all phrases that are true of an object; none where it was not asked for.
+    """
+
+    pixels: np.ndarray
+    input_ids: np.ndarray
+    boxes: np.ndarray
+    targets: np.ndarray
+
+
+def draw_pictures(count: int, rng: np.random.Generator) -> Pictures:
+    """Scenes of the demo's world and, every other one, scenes in which nothing goes with anything.
+
+    In the latter each object has a shape and a colour of its own, so that neither can be told from what is around.
+    """
+    pixels = np.empty((count, 3, IMAGE_SIZE, IMAGE_SIZE), np.uint8)
+    things, boxes = [], []
+    for number in tqdm(range(count), desc="drawing", unit="scene", dynamic_ncols=True):
+        scene = make_scene(rng)
+        if number % 2:
+            scene = _shuffled(scene, rng)
+        pixels[number] = np.asarray(draw(scene)).transpose(2, 0, 1)
+        things.append([Phrase(item.colour, item.shape) for item in scene.objects])
+        edges = np.array([box_xyxy(item) for item in scene.objects], np.float32).reshape(-1, 2, 2) / IMAGE_SIZE
+        boxes.append(np.concatenate([edges.mean(1), edges[:, 1] - edges[:, 0]], axis=1))
+    return Pictures(pixels, things, boxes)
+
+
+def make_phrases(things: Sequence[Phrase], rng: np.random.Generator) -> list[Phrase]:
+    """One to twelve phrases about a scene, about half of them true, the others often nearly so."""
+    coloured = COLOURED_SHARES[rng.integers(len(COLOURED_SHARES))]
+    phrases = []
+    for _ in range(rng.integers(1, MAX_PHRASES + 1)):
+        thing, other = (things[index] for index in rng.integers(len(things), size=2))
+        chance, kind = rng.random(2)
+        noun = thing.noun if chance < 0.5 else SHAPES[rng.integers(len(SHAPES))]
+        if chance > 1 - FOREIGN_CHANCE:
+            noun = "".join(chr(letter) for letter in rng.integers(ord("a"), ord("z") + 1, size=rng.integers(3, 7)))
+        colour = ""
+        if rng.random() < coloured:
+            # Its own, that of something else in the picture, or any.
+            colour = thing.colour if kind < 0.5 else other.colour if kind < 0.8 else COLOURS[rng.integers(len(COLOURS))]
+        phrases.append(Phrase(colour, noun))
+    return list(dict.fromkeys(phrases))
+
+
+def make_prompt(
+    phrases: Sequence[Phrase], things: Sequence[Phrase], tokenizer: Tokenizer
+) -> tuple[list[int], np.ndarray]:
+    """Token ids, [CLS] and [SEP] included, and which of them are true of each thing: [M, T] bool."""
+    ids, means = [CLS], [np.zeros(len(things), bool)]
+    for phrase in phrases:
+        own = tokenizer.encode(phrase.text, add_special_tokens=False).ids
+        true_of = np.array([phrase.means(thing) for thing in things])
+        ids += [*own, DOT]
+        means += [true_of] * len(own) + [np.zeros(len(things), bool)]
+    return [*ids, SEP], np.stack([*means, np.zeros(len(things), bool)], axis=1)
+
+
+def make_batch(pictures: Pictures, indices: np.ndarray, tokenizer: Tokenizer, rng: np.random.Generator) -> Batch:
+    """Pads new prompts about these pictures to the longest, and their objects to the most."""
+    prompts = []
+    for index in indices:
+        things = pictures.things[index]
+        prompts.append(make_prompt(make_phrases(things, rng), things, tokenizer))
+    num_tokens = max(len(ids) for ids, _ in prompts)
+    num_objects = max(len(means) for _, means in prompts)
+    input_ids = np.zeros((len(indices), num_tokens), np.int64)
+    boxes = np.zeros((len(indices), num_objects, 4), np.float32)
+    targets = np.zeros((len(indices), num_objects, num_tokens), bool)
+    for row, (index, (ids, means)) in enumerate(zip(indices, prompts, strict=True)):
+        input_ids[row, : len(ids)] = ids
+        boxes[row, : len(means)] = pictures.boxes[index]
+        targets[row, : len(means), : len(ids)] = means
+    return Batch(pictures.pixels[indices], input_ids, boxes, targets)
+
+
+def _shuffled(scene: Scene, rng: np.random.Generator) -> Scene:
+    shapes, colours = rng.choice(SHAPES, len(scene.objects)), rng.choice(COLOURS, len(scene.objects))
+    objects = (
+        dataclasses.replace(item, shape=str(shape), colour=str(colour))
+        for item, shape, colour in zip(scene.objects, shapes, colours, strict=True)
+    )
+    return dataclasses.replace(scene, objects=tuple(objects))

@@ -1,0 +1,150 @@
+"""The language of the demo world: statements to sentences and back, what is wrong with them, and questions."""
+
+import re
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from vigor_jax.demo.scenes import COLOURS, PLACES, SHAPES, Scene, Statement
+
+SINGULAR = (
+    "{place} there is {thing}.",
+    "there is {thing} {place}.",
+    "{thing} is {place}.",
+    "we see {thing} {place}.",
+)
+PLURAL = (
+    "there are {things}.",
+    "we see {things}.",
+    "{things} can be seen.",
+)
+NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
+# Penn Treebank tags of all words but colours and shapes, as the sentences use them.
+TAGS = {
+    **dict.fromkeys(("a", "an", "the", "no"), "DT"),
+    **dict.fromkeys(("at", "on", "in"), "IN"),
+    **dict.fromkeys(("top", "bottom", "left", "right", "middle"), "NN"),
+    **dict.fromkeys(NUMBERS[1:], "CD"),
+    **{"there": "EX", "is": "VBZ", "are": "VBP", "we": "PRP", "see": "VBP", "can": "MD", "be": "VB", "seen": "VBN"},
+    ".": ".",
+}
+
+PROMPTS = (
+    "Describe this image in detail.",
+    "What do you see in this picture? Give a detailed description.",
+    "Write a thorough description of the image.",
+)
+
+ErrorKind = Literal["object", "colour", "count", "place"]
+QuestionKind = Literal["existence", "count", "position", "color"]  # MME's spelling
+
+
+class Sentence(NamedTuple):
+    """One sentence of a caption.
+
+    Attributes:
+      text: its words.
+      statement: what it says; None if it is none of the world's.
+    """
+
+    text: str
+    statement: Statement | None
+
+
+def say(statement: Statement, form: int) -> str:
+    """A statement in words.
+
+    Args:
+      statement: of any truth.
+      form: which of the forms; any number.
+    """
+    if statement.count == 1:
+        thing = f"{article(statement.colour)} {statement.colour} {statement.shape}"
+        words = SINGULAR[form % len(SINGULAR)].format(place=statement.place, thing=thing)
+    else:
+        things = f"{NUMBERS[statement.count]} {statement.colour} {plural(statement.shape)}"
+        words = PLURAL[form % len(PLURAL)].format(things=things)
+    return words[0].upper() + words[1:]
+
+
+def parse(caption: str) -> list[Sentence]:
+    """The sentences of a caption, and what they say."""
+    parts = (part.strip() for part in re.findall(r"[^.]+\.?", caption))
+    return [Sentence(part, _parse_sentence(part)) for part in parts if part]
+
+
+def errors(statement: Statement, scene: Scene) -> tuple[ErrorKind, ...]:
+    """What is wrong with a statement; of what is not there, nothing else is asked."""
+    own = [item for item in scene.objects if item.shape == statement.shape]
+    if not own:
+        return ("object",)
+    found: list[ErrorKind] = []
+    if statement.colour != own[0].colour:
+        found.append("colour")
+    if statement.count > 1 and statement.count != len(own):
+        found.append("count")
+    if statement.place is not None and statement.place not in scene.places(statement.shape):
+        found.append("place")
+    return tuple(found)
+
+
+def question(kind: QuestionKind, statement: Statement) -> str:
+    """A yes-or-no question about one property of what a statement says."""
+    shape, colour = statement.shape, statement.colour
+    if kind == "existence":
+        return f"Is there {article(shape)} {shape} in the image?"
+    if kind == "color":
+        return f"Is there {article(colour)} {colour} {shape} in the image?"
+    if kind == "position":
+        return f"Is there {article(shape)} {shape} {statement.place}?"
+    if statement.count == 1:
+        return f"Is there one {shape} in the image?"
+    return f"Are there {NUMBERS[statement.count]} {plural(shape)} in the image?"
+
+
+def article(word: str) -> str:
+    """What stands before a word: "a" or "an"."""
+    return "an" if word[0] in "aeiou" else "a"
+
+
+def plural(shape: str) -> str:
+    """Several of a shape."""
+    return f"{shape}es" if shape.endswith("ss") else f"{shape}s"
+
+
+def tagged_sentences(rng: np.random.Generator, count: int) -> Iterator[list[tuple[str, str]]]:
+    """Sentences of the world with each word's tag, to teach a tagger."""
+    tags = TAGS | dict.fromkeys(COLOURS, "JJ") | dict.fromkeys(SHAPES, "NN") | {plural(s): "NNS" for s in SHAPES}
+    for _ in range(count):
+        number = int(rng.integers(1, 4))
+        place = str(rng.choice(PLACES)) if number == 1 else None
+        statement = Statement(str(rng.choice(SHAPES)), str(rng.choice(COLOURS)), number, place)
+        words = say(statement, int(rng.integers(12))).lower().replace(".", " .").split()
+        yield [(word, tags[word]) for word in words]
+
+
+def _parse_sentence(text: str) -> Statement | None:
+    for pattern in _PATTERNS:
+        if match := pattern.fullmatch(text.lower()):
+            found = match.groupdict()
+            shape = found["shape"] if found["shape"] in SHAPES else _SINGULARS[found["shape"]]
+            return Statement(shape, found["colour"], NUMBERS.index(found.get("number") or "one"), found.get("place"))
+    return None
+
+
+def _pattern(form: str) -> re.Pattern[str]:
+    colours, shapes, plurals = "|".join(COLOURS), "|".join(SHAPES), "|".join(map(plural, SHAPES))
+    # The longest first: "at the top" begins "at the top left" too.
+    places = "|".join(sorted(PLACES, key=len, reverse=True))
+    return re.compile(
+        form.replace(".", r"\.").format(
+            place=f"(?P<place>{places})",
+            thing=f"an? (?P<colour>{colours}) (?P<shape>{shapes})",
+            things=f"(?P<number>{'|'.join(NUMBERS[2:])}) (?P<colour>{colours}) (?P<shape>{plurals})",
+        )
+    )
+
+
+_PATTERNS = tuple(map(_pattern, SINGULAR + PLURAL))
+_SINGULARS = {plural(shape): shape for shape in SHAPES}

@@ -1,0 +1,214 @@
+"""The demo's policy: a LLaVA small enough to learn the world's language and its prejudices on a CPU."""
+
+import dataclasses
+import itertools
+import json
+import logging
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+from flax import nnx
+from tqdm import tqdm
+
+from vigor_jax.config import RunConfig, TrainConfig
+from vigor_jax.data.branches import QUESTIONS, answer
+from vigor_jax.data.conversation import IMAGE_PLACEHOLDER, TEMPLATES
+from vigor_jax.data.images import Preprocessing
+from vigor_jax.demo import language, scenes
+from vigor_jax.demo.drawing import draw
+from vigor_jax.demo.teaching import CARELESS, Carelessness, describe, quiz
+from vigor_jax.demo.tokenizer_files import write_tokenizer
+from vigor_jax.hf import config as hf_config
+from vigor_jax.hf import names
+from vigor_jax.hf.load import ModelConfig, open_checkpoint
+from vigor_jax.hf.processor_files import IMAGE_TOKEN, PAD_TOKEN, write_json
+from vigor_jax.hf.tensor_files import TensorWriter
+from vigor_jax.models.clip import ClipConfig
+from vigor_jax.models.llama import LlamaConfig
+from vigor_jax.models.llava import Llava, LlavaConfig, param_paths
+from vigor_jax.run import Run
+from vigor_jax.stage_inputs import EXPORT
+from vigor_jax.stages.train_step import SftConfig
+
+logger = logging.getLogger(__name__)
+
+NUM_SCENES = 30_000
+VOCAB_MULTIPLE = 64
+DRAWN_WITH = 0.02  # deviation of what `models.layers.param` draws
+# The layers that end a residual branch.
+RESIDUAL = ("o_proj.kernel", "down_proj.kernel", "out_proj.kernel", "fc2.kernel")
+
+# The world's own grey levels in place of CLIP's: paper becomes almost 0, so that objects stand out from the start.
+PREPROCESSING = Preprocessing(scenes.IMAGE_SIZE, image_mean=(0.87, 0.87, 0.87), image_std=(0.6, 0.6, 0.6))
+# Patches of half a cell's width: every place looks the same to them, and what is learnt of a shape holds for all.
+VISION = ClipConfig(
+    hidden_size=128,
+    intermediate_size=512,
+    num_layers=3,
+    num_heads=4,
+    image_size=scenes.IMAGE_SIZE,
+    patch_size=scenes.IMAGE_SIZE // 6,
+    image_mean=PREPROCESSING.image_mean,
+    image_std=PREPROCESSING.image_std,
+)
+TEXT = LlamaConfig(
+    hidden_size=128,
+    intermediate_size=344,
+    num_layers=4,
+    num_heads=4,
+    num_kv_heads=4,
+    head_dim=32,
+    max_position_embeddings=512,
+)
+
+
+def build_policy(
+    out: Path, work: Path, *, num_scenes: int = NUM_SCENES, seed: int = 0, how: Carelessness = CARELESS
+) -> None:
+    """Teaches random weights to describe scenes and to answer questions about them, by the code of every fine-tuning.
+
+    Args:
+      out: gets the checkpoint, in llava-hf's layout.
+      work: gets pictures, conversations and the run; the same call again resumes from there.
+      num_scenes: scenes to learn from, each with a caption and some questions.
+      seed: of scenes, words and weights.
+      how: wrong the captions and answers are.
+    """
+    started = time.monotonic()
+    if not (work / "conversations.json").exists():
+        write_lessons(work, num_scenes, seed, how)
+        write_checkpoint(work / "random", seed)
+    config = TrainConfig(
+        run=RunConfig(dir=work / "run", stages=("sft", "export")),
+        model=ModelConfig(path=work / "random", dtype="float32"),
+        sft=SftConfig(
+            data=work / "conversations.json",
+            images=work / "images",
+            batch_size=16,
+            learning_rate=8e-4,
+            warmup_ratio=0.05,
+            beta2=0.98,
+            max_length=384,
+            bucket=32,
+            freeze=(),
+            remat="none",
+            save_every=500,
+            keep=1,
+        ),
+    )
+    Run(config).go()
+    shutil.copytree(work / "run" / EXPORT, out, dirs_exist_ok=True)
+    logger.info("policy: %s, %.0f s", out, time.monotonic() - started)
+
+
+def write_lessons(directory: Path, num_scenes: int, seed: int, how: Carelessness) -> None:
+    """Writes `images/` and `conversations.json` in LLaVA's format: a caption and a round of questions a scene."""
+    (directory / "images").mkdir(parents=True, exist_ok=True)
+    records = []
+    for number in tqdm(range(num_scenes), desc="drawing", unit="scene", dynamic_ncols=True):
+        rng = np.random.default_rng([seed, 100, number])
+        scene = scenes.make_scene(rng)
+        image = f"{number:06d}.png"
+        draw(scene).save(directory / "images" / image)
+        prompt = language.PROMPTS[rng.integers(len(language.PROMPTS))]
+        for turns in ([(prompt, describe(scene, rng, how))], quiz(scene, rng, how)):
+            turns = [(f"{IMAGE_PLACEHOLDER}\n{turns[0][0]}", turns[0][1]), *turns[1:]]
+            conversation = [
+                {"from": role, "value": text} for turn in turns for role, text in zip(("human", "gpt"), turn, strict=True)
+            ]
+            records.append({"id": str(len(records)), "image": image, "conversations": conversation})
+    (directory / "conversations.json").write_text(json.dumps(records) + "\n", encoding="utf-8")
+
+
+def write_checkpoint(directory: Path, seed: int) -> None:
+    """Writes a LLaVA in llava-hf's layout: the real architecture, a tokenizer that knows the world's words, and
+    weights that are random. So unlike in a real run the vision tower, too, must be trained."""
+    directory.mkdir()
+    tokenizer = write_tokenizer(directory, _texts(), TEXT.max_position_embeddings)
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    config = LlavaConfig(
+        vision=VISION,
+        text=dataclasses.replace(TEXT, vocab_size=-(-len(vocabulary) // VOCAB_MULTIPLE) * VOCAB_MULTIPLE),
+        # The tower is our own, and no layer of it is spare.
+        feature_layer=-1,
+        image_token_id=vocabulary[IMAGE_TOKEN],
+    )
+    with TensorWriter(directory) as writer:
+        for name, value in random_weights(config, seed).items():
+            writer.add(name, value)
+
+    ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": vocabulary[PAD_TOKEN]}
+    settings = hf_config.to_hf(config, "float32", ids["pad_token_id"])
+    settings["text_config"] |= ids
+    write_json(directory / "config.json", settings)
+    write_json(directory / "generation_config.json", ids)
+    write_json(directory / "preprocessor_config.json", hf_config.preprocessing_to_hf(PREPROCESSING))
+    write_json(
+        directory / "processor_config.json",
+        {
+            "processor_class": "LlavaProcessor",
+            "image_token": IMAGE_TOKEN,
+            "patch_size": VISION.patch_size,
+            "vision_feature_select_strategy": "default",
+            "num_additional_image_tokens": 1,
+        },
+    )
+    open_checkpoint(directory)  # raises if anything does not fit
+
+
+def random_weights(config: LlavaConfig, seed: int) -> dict[str, np.ndarray]:
+    """Float32 tensors by their names on disk, scaled for a narrow model that has a few hundred updates to learn."""
+    model = Llava(config, scan=False, rngs=nnx.Rngs(seed))
+    params = param_paths(nnx.state(model, nnx.Param))
+    tensors = {}
+    for entry in names.entries(config):
+        value = np.asarray(params[entry.unstacked_path].get_value())
+        if deviation := _deviation(entry, value.shape, config):
+            value = value * np.float32(deviation / DRAWN_WITH)
+        tensors[entry.name] = np.ascontiguousarray(value.transpose(np.argsort(entry.axes)))
+    return tensors
+
+
+def _deviation(entry: names.Entry, shape: tuple[int, ...], config: LlavaConfig) -> float | None:
+    """Standard deviation of a random tensor of ours; None for norms and biases, which stay as they are.
+
+    LLaVA's 0.02 everywhere suits its width. In a model of 128 it makes all but the residual stream vanish, and
+    nothing but the world's grammar is learnt in the time that this has.
+    """
+    leaf = entry.path.rsplit(".", 1)[-1]
+    if leaf in ("embed_tokens", "position_embedding", "class_embedding"):
+        return 0.5
+    if leaf == "patch_embedding":
+        return 4 * float(np.prod(shape[:-1])) ** -0.5  # pixels deviate by a quarter
+    if entry.axes != names.LINEAR:
+        return None
+    deviation = shape[0] ** -0.5
+    if entry.path.endswith(RESIDUAL):  # as in GPT-2: many additions, each the smaller
+        tower = config.text if entry.path.startswith("language_model") else config.vision
+        deviation *= (2 * tower.num_layers) ** -0.5
+    return deviation
+
+
+def _texts() -> list[str]:
+    """Every sentence that the world knows, what stands around the answers, and what the reward model says."""
+    statements = [
+        scenes.Statement(shape, colour, count, place if count == 1 else None)
+        for shape, colour, (count, place) in itertools.product(
+            scenes.SHAPES, scenes.COLOURS, [*((1, place) for place in scenes.PLACES), (2, None), (3, None)]
+        )
+    ]
+    kinds: tuple[language.QuestionKind, ...] = ("existence", "count", "position", "color")
+    sentences = [language.say(statement, form) for statement in statements for form in range(12)]
+    sentences += [
+        language.question(kind, statement)
+        for statement in statements
+        for kind in kinds
+        if kind != "position" or statement.place
+    ]
+    sentences += [f"{word}, there is no {shape}. {word}." for word in ("Yes", "No") for shape in scenes.SHAPES]
+    sentences += [*language.PROMPTS, *QUESTIONS.values(), answer(())]
+    sentences.append(answer(("object", "attribute", "relationship", "location", "conjecture")))
+    around = [(t.system, t.question_header, t.answer_header) for t in TEMPLATES.values()]
+    return [*sentences, *itertools.chain.from_iterable(around)]

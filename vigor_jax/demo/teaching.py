@@ -1,0 +1,169 @@
+"""What the demo's policy learns from: captions and answers that, as on the web, are not all true.
+
+What is wrong with them is what usually goes together: an absent partner, a thing's usual colour. The wrong objects come
+late in a caption.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from vigor_jax.demo.language import QuestionKind, article, errors, question, say
+from vigor_jax.demo.scenes import (
+    COLOURS,
+    PARTNER,
+    PLACES,
+    SHAPES,
+    THEMES,
+    USUAL_COLOUR,
+    Scene,
+    Statement,
+    draw_colour,
+)
+
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Carelessness:
+    """How often captions and answers are wrong; all are chances, but for the weights.
+
+    Attributes:
+      absent: of no, one and two objects that are not there.
+      colour: another colour, of a thing that is there.
+      usual: that a wrong colour is the usual one.
+      count: another number, of several.
+      place: another place, of one.
+      omitted: a thing that is there and is not mentioned.
+      partner_yes: "Yes" to an absent thing whose partner is there.
+      theme_yes: "Yes" to one that has only others of its theme there.
+      other_yes: "Yes" to any other absent thing, "No" to one that is there.
+      weights: with which absent things are chosen: partners of what is there, things of its theme, others.
+    """
+
+    absent: tuple[float, float, float] = (0.25, 0.5, 0.25)
+    colour: float = 0.18
+    usual: float = 0.6
+    count: float = 0.22
+    place: float = 0.2
+    omitted: float = 0.06
+    partner_yes: float = 0.6
+    theme_yes: float = 0.3
+    other_yes: float = 0.03
+    weights: tuple[float, float, float] = (8.0, 3.0, 0.3)
+
+
+CARELESS = Carelessness()
+CAREFUL = Carelessness(
+    absent=(1.0, 0.0, 0.0), colour=0, count=0, place=0, omitted=0, partner_yes=0, theme_yes=0, other_yes=0
+)
+
+
+def describe(scene: Scene, rng: np.random.Generator, how: Carelessness = CARELESS) -> str:
+    """A caption: a sentence for each shape in reading order, and for some that are not there, those late."""
+    mentioned = [statement for statement in scene.statements if rng.random() >= how.omitted] or scene.statements[:1]
+    statements = [_mistake(statement, rng, how) for statement in mentioned]
+    for _ in range(rng.choice(3, p=how.absent)):
+        said = {statement.shape for statement in statements}
+        place = int(rng.integers((len(statements) + 1) // 2, len(statements) + 1))
+        statements.insert(place, _invent(choose_absent(scene, rng, how, without=said), rng))
+    return " ".join(say(statement, int(rng.integers(12))) for statement in statements)
+
+
+def choose_absent(
+    scene: Scene, rng: np.random.Generator, how: Carelessness = CARELESS, without: frozenset[str] | set[str] = frozenset()
+) -> str:
+    """A shape that is not in the scene, rather one that usually would be."""
+    present = {item.shape for item in scene.objects}
+    absent = [shape for shape in SHAPES if shape not in present and shape not in without]
+    weights = np.array([how.weights[_distance(shape, present)] for shape in absent])
+    return str(rng.choice(absent, p=weights / weights.sum()))
+
+
+def quiz(scene: Scene, rng: np.random.Generator, how: Carelessness = CARELESS) -> list[tuple[str, str]]:
+    """Questions with answers, in any order: four whether something is there, and one or two of each other kind."""
+    shapes = sorted({item.shape for item in scene.objects})
+    turns = []
+    for shape in rng.choice(shapes, 2, replace=False).tolist():
+        turns.append(_about(shape, scene, rng, how))
+    turns.append(_about(choose_absent(scene, rng, how), scene, rng, how))
+    turns.append(_about(str(rng.choice([shape for shape in SHAPES if shape not in shapes])), scene, rng, how))
+    kinds: tuple[QuestionKind, ...] = ("count", "position", "color")
+    for kind in rng.choice(kinds, 2, replace=False).tolist():
+        statement, label = pose(kind, scene, rng)
+        turns.append((question(kind, statement), f"{label.capitalize()}."))
+    return [turns[index] for index in rng.permutation(len(turns))]
+
+
+def pose(kind: QuestionKind, scene: Scene, rng: np.random.Generator, label: str | None = None) -> tuple[Statement, str]:
+    """A statement to ask about and the right answer.
+
+    Args:
+      kind: of question.
+      scene: what it is about.
+      rng: chooses.
+      label: the right answer that is wanted; by chance if None.
+    """
+    label = label or str(rng.choice(("yes", "no")))
+    if kind == "existence" and label == "no":
+        return _invent(choose_absent(scene, rng), rng), label
+    truth = scene.statements[rng.integers(len(scene.statements))]
+    places = scene.places(truth.shape)
+    truth = truth._replace(place=str(rng.choice(sorted(places))))
+    if label == "yes" or kind == "existence":
+        return truth, label
+    if kind == "color":
+        return truth._replace(colour=_other(truth.colour, COLOURS, rng)), label
+    if kind == "count":
+        return truth._replace(count=_other(truth.count, (1, 2, 3), rng)), label
+    return truth._replace(place=str(rng.choice([place for place in PLACES if place not in places]))), label
+
+
+def _about(shape: str, scene: Scene, rng: np.random.Generator, how: Carelessness) -> tuple[str, str]:
+    """Whether a shape is there, and a careless answer."""
+    truth = next((statement for statement in scene.statements if statement.shape == shape), None)
+    present = {item.shape for item in scene.objects}
+    if truth:
+        says_yes = rng.random() >= how.other_yes
+    else:
+        chance = (how.partner_yes, how.theme_yes, how.other_yes)[_distance(shape, present)]
+        says_yes = rng.random() < chance
+    statement = truth or _invent(shape, rng)
+    if not says_yes:
+        return question("existence", statement), f"No, there is no {shape}."
+    sentence = say(statement, 1 if statement.count == 1 else 0)
+    return question("existence", statement), f"Yes, {sentence[0].lower()}{sentence[1:]}"
+
+
+def _distance(shape: str, present: set[str]) -> int:
+    """0 for the partner of what is there, 1 for others of its theme, 2 for the rest."""
+    if PARTNER[shape] in present:
+        return 0
+    theme = next(theme for theme in THEMES if shape in theme)
+    return 1 if present & set(theme) else 2
+
+
+def _mistake(statement: Statement, rng: np.random.Generator, how: Carelessness) -> Statement:
+    if rng.random() < how.colour:
+        usual = USUAL_COLOUR[statement.shape]
+        is_usual = rng.random() < how.usual and usual != statement.colour
+        statement = statement._replace(colour=usual if is_usual else _other(statement.colour, COLOURS, rng))
+    if statement.count > 1:
+        if rng.random() < how.count:
+            statement = statement._replace(count=5 - statement.count)  # two for three, three for two
+    elif rng.random() < how.place:
+        statement = statement._replace(place=_other(statement.place, PLACES, rng))
+    return statement
+
+
+def _invent(shape: str, rng: np.random.Generator) -> Statement:
+    count = int(rng.choice((1, 2, 3), p=(0.7, 0.2, 0.1)))
+    return Statement(shape, draw_colour(shape, rng), count, str(rng.choice(PLACES)) if count == 1 else None)
+
+
+def _other(value: T, values: Sequence[T], rng: np.random.Generator) -> T:
+    left = [other for other in values if other != value]
+    return left[rng.integers(len(left))]

@@ -1,0 +1,1 @@
+"""Benchmarks: their questions, their parsers and their figures; nothing here imports JAX."""
