@@ -16,6 +16,7 @@ FLOORS = (
     ("config",),
     ("stages",),
     ("answering",),
+    ("evaluation",),
     ("sampling", "rewards"),
     ("hf", "checkpoint", "decoding"),
     ("models", "data", "losses", "flops"),

@@ -67,6 +67,7 @@ class Answerer:
             )
         self._source, self._template, self._mesh, self._dtype = source, template, mesh, dtype
         self._model: Llava | None = None
+        self._samplers: dict[SamplingConfig, Sampler] = {}  # what one has compiled, it need not compile again
 
     def answer(
         self,
@@ -98,7 +99,7 @@ class Answerer:
         with tqdm(
             total=len(questions),
             initial=len(questions) - len(todo),
-            unit="image",
+            unit="answer",
             desc=desc or None,
             dynamic_ncols=True,
             disable=not is_writer,
@@ -121,7 +122,9 @@ class Answerer:
         source, template = self._source, TEMPLATES[self._template]
         if self._model is None:
             self._model = load_llava(source, mesh=self._mesh, dtype=self._dtype, scan=False)
-        sampler = Sampler(self._model, source.tokenizer, sampling, self._mesh, template.stop)
+        if sampling not in self._samplers:
+            self._samplers[sampling] = Sampler(self._model, source.tokenizer, sampling, self._mesh, template.stop)
+        sampler = self._samplers[sampling]
         encoded = {
             prompt: encode_prompt(
                 source.tokenizer,
@@ -182,7 +185,9 @@ def _resume(out: Path, settings: Mapping[str, Any], num_candidates: int) -> set[
         beside.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
         return set()
     if not beside.exists():
-        raise InputError(f"{out} exists and was not written by us ({beside.name} is missing); choose another --out")
+        raise InputError(
+            f"{out} exists and was not written by this command ({beside.name} is missing); choose another --out"
+        )
     before = json.loads(beside.read_text(encoding="utf-8"))
     changed = [
         f"{key} {before.get(key)!r} is now {value!r}"

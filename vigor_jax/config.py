@@ -10,13 +10,14 @@ from vigor_jax.hf.load import ModelConfig
 from vigor_jax.rewards.detection import DetectionConfig
 from vigor_jax.rewards.reward_model import RewardModelConfig
 from vigor_jax.sharding import DistributedConfig, MeshConfig
+from vigor_jax.stages.evaluate import EvaluateConfig
 from vigor_jax.stages.sample import SampleConfig
 from vigor_jax.stages.score import ScoreConfig
 from vigor_jax.stages.select import SelectConfig
 from vigor_jax.stages.train_reward import TrainRewardConfig
 from vigor_jax.stages.train_step import SftConfig
 
-Stage: TypeAlias = Literal["train_reward", "sample", "score", "select", "sft", "export"]
+Stage: TypeAlias = Literal["train_reward", "sample", "score", "select", "sft", "export", "evaluate"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +65,7 @@ class TrainConfig:
       select: which candidate is taken, and what is left of it.
       sft: supervised fine-tuning; on the run's own targets unless `data` names others.
       export: the checkpoint to take home.
+      evaluate: what the models before and after are asked.
     """
 
     run: RunConfig
@@ -79,3 +81,4 @@ class TrainConfig:
     select: SelectConfig = dataclasses.field(default_factory=SelectConfig)
     sft: SftConfig = dataclasses.field(default_factory=SftConfig)
     export: ExportConfig = dataclasses.field(default_factory=ExportConfig)
+    evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)

@@ -22,7 +22,8 @@ from vigor_jax.rewards.detection import DetectorStream
 from vigor_jax.rewards.reward_model import RewardModel, RewardModelConfig
 from vigor_jax.rewards.stream import RewardStream
 from vigor_jax.sharding import make_mesh
-from vigor_jax.stage_inputs import EXPORT, REWARD_MODEL, TARGETS, score_name, stage_inputs
+from vigor_jax.stage_inputs import EVALUATION, EXPORT, REWARD_MODEL, TARGETS, score_name, stage_inputs
+from vigor_jax.stages.evaluate import evaluate
 from vigor_jax.stages.export import PROVENANCE, export
 from vigor_jax.stages.ledger import Ledger
 from vigor_jax.stages.sample import check_images, images_of, sample
@@ -83,6 +84,7 @@ class Run:
             "select": self.select,
             "sft": self.sft,
             "export": self.export,
+            "evaluate": self.evaluate,
         }
         with self._opened, _log_file(self.dir / "log.txt"):
             for stage in self.config.run.stages:
@@ -145,6 +147,15 @@ class Run:
         """The latest checkpoint → a directory that others load."""
         self._begin("export")
         export(self.config.export, self.source, self.dir / "checkpoints" / "sft", self.dir / EXPORT, self.mesh)
+
+    def evaluate(self) -> None:
+        """The model before and the model after → `evaluation/`."""
+        self._begin("evaluate")
+        models = {"base": self.source} if self.config.evaluate.base else {}
+        if (self.dir / EXPORT).is_dir():
+            models["tuned"] = open_checkpoint(self.dir / EXPORT)
+        mesh = make_mesh(self.config.inference_mesh)
+        evaluate(self.config.evaluate, models, self.dir / EVALUATION, mesh, dtype=self.config.model.dtype)
 
     # Streams
 

@@ -14,7 +14,7 @@ from vigor_jax.stages.score import stream_class
 from vigor_jax.stages.sft import NOT_IN_FINGERPRINT, file_digest
 
 # Names below the run directory.
-REWARD_MODEL, EXPORT, TARGETS = "reward_model", "export", "targets.json"
+REWARD_MODEL, EXPORT, TARGETS, EVALUATION = "reward_model", "export", "targets.json", "evaluation"
 
 
 def stage_inputs(config: TrainConfig, source: Source) -> list[StageInputs]:
@@ -63,6 +63,7 @@ def stage_inputs(config: TrainConfig, source: Source) -> list[StageInputs]:
             (run_dir / "checkpoints" / "sft",),
         ),
         StageInputs("export", settings_of("export", config.export), ("sft",), (run_dir / EXPORT,)),
+        StageInputs("evaluate", _evaluation(config, model), ("export",), (run_dir / EVALUATION,)),
     ]
 
 
@@ -74,6 +75,13 @@ def score_name(spec: str) -> str:
 def _training(section: str, settings: Any, data: Path | None) -> dict[str, Any]:
     content = {f"{section}.data": file_digest(data)} if data and data.is_file() else {}
     return settings_of(section, settings, NOT_IN_FINGERPRINT) | content
+
+
+def _evaluation(config: TrainConfig, model: dict[str, Any]) -> dict[str, Any]:
+    asked = config.evaluate
+    files = [path for path in (*asked.objects, asked.synonyms, *asked.pope) if path and path.is_file()]
+    content = {"evaluate.files": [file_digest(path) for path in files]}
+    return model | settings_of("evaluate", asked, NOT_IN_RESULTS) | content
 
 
 def _scoring(spec: str, config: TrainConfig) -> dict[str, Any]:

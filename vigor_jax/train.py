@@ -14,15 +14,14 @@ from pathlib import Path
 from vigor_jax import cli
 from vigor_jax.config import TrainConfig
 from vigor_jax.data.store import join
-from vigor_jax.demo.build import prepare
 from vigor_jax.demo.show import show
+from vigor_jax.demo.world import WorldConfig, prepare
 from vigor_jax.run import EXPORT, REWARD_MODEL, Run
 from vigor_jax.sharding import join_processes
 
 logger = logging.getLogger(__name__)
 
 DEMO = Path(__file__).resolve().parents[1] / "configs" / "demo.yaml"
-NUM_SCENES, NUM_HELD_OUT = 4000, 200
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -36,10 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config = cli.parse(TrainConfig, arguments, description=__doc__ or "")
     join_processes(config.distributed)
     if is_demo:
-        prepare(config.model.path.parent, num_train=NUM_SCENES, num_held_out=NUM_HELD_OUT)
+        prepare(config.model.path.parent, WorldConfig())
     train(config)
     if is_demo:
-        show(config.run.dir)
+        show(config.run.dir, config.model.path.parent)
 
 
 def train(config: TrainConfig) -> None:

@@ -276,7 +276,7 @@ def selections_of(run_dir, config):
 
 
 def test_the_random_control(run_dir):
-    config = SelectConfig(strategy="random")
+    config = SelectConfig(strategy="random", refine=False)
     first = selections_of(run_dir, config)
     assert selections_of(run_dir, config) == first
     assert selections_of(run_dir, dataclasses.replace(config, seed=1)) != first
@@ -292,6 +292,21 @@ def test_the_random_control(run_dir):
     best = selections_of(run_dir, SelectConfig())
     assert [each.candidate for each in first] != [each.candidate for each in best]
     assert [each.penalties for each in first] == [each.penalties for each in best]
+
+
+def test_a_random_candidate_may_be_refined(run_dir):
+    """The same candidates as without, less the sentences that the verdicts on them say to drop."""
+    plain, refined = (selections_of(run_dir, SelectConfig(strategy="random", refine=each)) for each in (False, True))
+    _, verdicts = read(run_dir)
+    for before, after in zip(plain, refined, strict=True):
+        assert (before.image, before.candidate, before.text) == (after.image, after.candidate, after.text)
+        own = [v for v in verdicts["detector"] if (v.image, v.candidate) == (after.image, after.candidate)]
+        spans = [span for v in own for signal in v.signals if signal.absent for span in signal.spans]
+        sentences = split_sentences(after.text)
+        expected = [s for s in sentences if any(s.start < end and start < s.end for start, end in spans)]
+        if not after.image.endswith("3.png"):  # which is asked twice
+            assert [dropped.span for dropped in after.dropped] == expected
+    assert any(after.dropped for after in refined)
 
 
 def test_the_random_control_with_dropped_sentences_matches_in_length(run_dir):

@@ -1,24 +1,63 @@
-"""Makes the small checkpoints that the demo ships: `python -m vigor_jax.demo.build policy|detector|tagger`."""
+"""Makes the small checkpoints that the demo ships, from nothing, with fixed seeds.
+
+python -m vigor_jax.demo.build policy      # half an hour on two cores
+python -m vigor_jax.demo.build detector    # half an hour on one; needs torch and transformers
+python -m vigor_jax.demo.build tagger      # seconds
+"""
 
 import argparse
+import json
 import logging
+import random
 import sys
 from pathlib import Path
 
-from vigor_jax.demo.policy import build_policy
+import numpy as np
+from nltk.tag.perceptron import PerceptronTagger
 
-CHECKPOINTS = Path(__file__).parent / "checkpoints"
+from vigor_jax.demo.language import tagged_sentences
+from vigor_jax.demo.policy import build_policy
+from vigor_jax.demo.world import CHECKPOINTS
+from vigor_jax.rewards.tagger import TAGGER
+
+NUM_TAGGED = 3000
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["policy", "detector", "tagger"])
-    parser.add_argument("--work", type=Path, default=Path("runs/demo_build"))
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--scenes", type=int, default=30000)
-    args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    build_policy(args.out or CHECKPOINTS / "policy", args.work, num_scenes=args.scenes)
+    """Runs the command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(
+        prog="python -m vigor_jax.demo.build", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=("policy", "detector", "tagger"))
+    parser.add_argument("--out", type=Path, help="directory of the checkpoint; by default the one that is shipped")
+    parser.add_argument("--work", type=Path, default=Path("runs/demo_policy"), help="where the policy's training lives")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    out = options.out or CHECKPOINTS / options.what
+    if options.what == "policy":
+        build_policy(out, options.work)
+    elif options.what == "tagger":
+        build_tagger(out)
+    else:
+        from vigor_jax.demo.detector import build_detector  # the one part that is PyTorch's
+
+        build_detector(out)
+
+
+def build_tagger(out: Path, seed: int = 0) -> None:
+    """Teaches NLTK's tagger the world's sentences, and writes it as NLTK does, in three JSON files.
+
+    Args:
+      out: directory.
+      seed: of the sentences and of their order.
+    """
+    random.seed(seed)  # the tagger shuffles
+    tagger = PerceptronTagger(load=False)
+    tagger.train(list(tagged_sentences(np.random.default_rng(seed), NUM_TAGGED)))
+    out.mkdir(parents=True, exist_ok=True)
+    for name, content in zip(("weights", "tagdict", "classes"), tagger.encode_json_obj(), strict=True):
+        text = json.dumps(sorted(content) if name == "classes" else content, sort_keys=True)
+        (out / f"{TAGGER}.{name}.json").write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -8,15 +8,14 @@ from typing import NamedTuple
 from PIL import Image, ImageDraw, ImageFont
 
 from vigor_jax.demo.scoring import mark
-from vigor_jax.demo.world import Statement
+from vigor_jax.demo.scenes import Scene
 
 COLUMNS = 2
 PICTURE = 256
-CELL = (880, 296)
+CELL = (940, 330)
 HEADER = 76
 MARGIN = 24
-LINE = 29
-MAX_LETTERS_BEFORE = 110
+LINE = 26
 
 PAPER, INK, FAINT, WRONG, RIGHT = (252, 251, 248), (34, 34, 40), (128, 128, 134), (204, 36, 36), (30, 130, 64)
 
@@ -28,13 +27,13 @@ class Shown(NamedTuple):
       image: the picture's file.
       before: caption of the base model.
       after: caption of the tuned model.
-      truth: what is true of the scene.
+      scene: the truth.
     """
 
     image: Path
     before: str
     after: str
-    truth: Sequence[Statement]
+    scene: Scene
 
 
 def draw_sheet(items: Sequence[Shown], heading: str) -> Image.Image:
@@ -54,20 +53,17 @@ def _draw_item(sheet: Image.Image, draw: ImageDraw.ImageDraw, item: Shown, left:
     with Image.open(item.image) as image:
         sheet.paste(image.convert("RGB").resize((PICTURE, PICTURE), Image.Resampling.LANCZOS), (left, top))
     left, right = left + PICTURE + MARGIN, left + CELL[0] - MARGIN
-    draw.text((left, top), "before", FAINT, _font(18))
-    before = _readable(item.before)
-    cut = before[:MAX_LETTERS_BEFORE] + (" ..." if len(before) > MAX_LETTERS_BEFORE else "")
-    top = _draw_words(draw, ((word, WRONG) for word in cut.split()), left, right, top + 24)
-    draw.text((left, top + 10), "after", FAINT, _font(18))
-    words = ((_readable(word), WRONG if wrong else RIGHT) for word, wrong in mark(item.after, item.truth))
-    _draw_words(draw, words, left, right, top + 34)
+    for label, caption in (("before", item.before), ("after", item.after)):
+        draw.text((left, top), label, FAINT, _font(18))
+        words = ((_readable(word), WRONG if wrong else RIGHT) for word, wrong in mark(caption, item.scene))
+        top = _draw_words(draw, words, left, right, top + 24) + 8
 
 
 def _draw_words(
     draw: ImageDraw.ImageDraw, words: Iterable[tuple[str, tuple[int, int, int]]], left: int, right: int, top: int
 ) -> int:
     """Sets words in lines; a wrong word is struck through, so that colour alone need not tell. Returns the end."""
-    font, x = _font(22), float(left)
+    font, x = _font(20), float(left)
     pieces = ((part, ink) for word, ink in words for part in _parts(word, font, right - left))
     for word, ink in pieces:
         length = font.getlength(word)
@@ -75,7 +71,7 @@ def _draw_words(
             x, top = float(left), top + LINE
         draw.text((x, top), word, ink, font)
         if ink == WRONG:
-            draw.line((x, top + 15, x + length, top + 15), ink, 2)
+            draw.line((x, top + 13, x + length, top + 13), ink, 2)
         x += length + font.getlength(" ")
     return top + LINE
 

@@ -1,6 +1,7 @@
 """What the demo's detector learns from: drawn scenes, prompts about them, and which words are true of which object."""
 
 import dataclasses
+import string
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -8,13 +9,14 @@ import numpy as np
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
+from vigor_jax.demo.detector_files import SPECIAL_IDS
 from vigor_jax.demo.drawing import box_xyxy, draw
 from vigor_jax.demo.scenes import COLOURS, IMAGE_SIZE, SHAPES, Scene, make_scene
 
-CLS, SEP, DOT = 101, 102, 1012
+CLS, SEP, DOT = (SPECIAL_IDS[name] for name in ("[CLS]", "[SEP]", "."))
 MAX_PHRASES = 12
-# Kept small, so that prompts hold a word or two that mean nothing now and then.
-FOREIGN_CHANCE = 0.03
+# That a prompt also holds a word that means nothing here.
+FOREIGN_CHANCE = 0.2
 # Of a prompt's phrases these shares have a colour, one prompt in three each.
 COLOURED_SHARES = (0.0, 0.4, 0.8)
 
@@ -90,13 +92,14 @@ def make_phrases(things: Sequence[Phrase], rng: np.random.Generator) -> list[Phr
         thing, other = (things[index] for index in rng.integers(len(things), size=2))
         chance, kind = rng.random(2)
         noun = thing.noun if chance < 0.5 else SHAPES[rng.integers(len(SHAPES))]
-        if chance > 1 - FOREIGN_CHANCE:
-            noun = "".join(chr(letter) for letter in rng.integers(ord("a"), ord("z") + 1, size=rng.integers(3, 7)))
         colour = ""
         if rng.random() < coloured:
             # Its own, that of something else in the picture, or any.
             colour = thing.colour if kind < 0.5 else other.colour if kind < 0.8 else COLOURS[rng.integers(len(COLOURS))]
         phrases.append(Phrase(colour, noun))
+    if rng.random() < FOREIGN_CHANCE:
+        word = "".join(string.ascii_lowercase[letter] for letter in rng.integers(26, size=rng.integers(3, 7)))
+        phrases[rng.integers(len(phrases))] = Phrase("", word)
     return list(dict.fromkeys(phrases))
 
 

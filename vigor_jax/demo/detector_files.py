@@ -1,6 +1,7 @@
 """What stands beside the weights of the demo's detector: tokenizer, image processor, model card."""
 
 import string
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,3 +69,58 @@ def write_processor(directory: Path) -> None:
             "format": "coco_detection",
         },
     )
+
+
+def write_card(directory: Path, training: Mapping[str, Any], accuracy: Mapping[str, Any]) -> None:
+    """Writes README.md.
+
+    Args:
+      directory: of the detector.
+      training: "parameters", "num_steps", "batch_size", "num_pictures", "seed" and "minutes".
+      accuracy: see `detector.evaluate_detector`.
+    """
+    rows = {"all nouns": accuracy["overall"], **accuracy["nouns"], "all phrases with a colour": accuracy["attributes"]}
+    rows |= {f"... {kind}": accuracy[kind] for kind in ("true", "wrong colour", "absent")}
+    table = "\n".join(f"| {name} | {share:.2%} |" for name, share in rows.items())
+    facts = {**training, "num_scenes": accuracy["num_scenes"], "test_seed": accuracy["seed"], "table": table}
+    card = _CARD.format(**facts, side=IMAGE_SIZE, shapes=", ".join(SHAPES), colours=", ".join(COLOURS))
+    (directory / "README.md").write_text(card, encoding="utf-8")
+
+
+_CARD = """---
+license: apache-2.0
+library_name: transformers
+pipeline_tag: zero-shot-object-detection
+---
+# The detector of the demo world
+
+GroundingDINO in miniature: transformers' architecture with {parameters:,} weights (float16; compute in float32),
+trained from scratch on drawings of the demo world alone. In pictures of {side} x {side} pixels it finds
+
+- {shapes},
+- in {colours}.
+
+It knows nothing else, and no photograph: a plaything that makes the demo's pipeline run in minutes.
+
+Prompts are those of its big relatives, lower case, a dot after every phrase, the last one too:
+`star . red circle . moon .`, with thresholds of 0.25 for boxes and for text. The sidecar serves it:
+`python -m detector_bridge.server --model vigor_jax/demo/checkpoints/detector`.
+
+## How it was made
+
+`python -m vigor_jax.demo.build detector`: {num_steps:,} updates of {batch_size} pictures, out of {num_pictures:,}
+drawn with seed {seed}, in {minutes:.0f} minutes on one CPU core. Half of the scenes are the demo's. In the others every
+object's shape and colour is drawn independently, so that the detector cannot guess one thing from another.
+
+## How often it is right
+
+Is something there or not, on {num_scenes:,} new scenes of the demo world (seed {test_seed}), through transformers'
+processor and model. Every scene is asked about all twelve nouns, and about phrases with a colour, of three kinds alike
+often: true, wrong in the colour alone, and about what is absent.
+
+| | right |
+| --- | --- |
+{table}
+
+Licence: Apache-2.0, as the code that made it.
+"""

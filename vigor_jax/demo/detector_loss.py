@@ -6,7 +6,7 @@ targets of prompts that differ.
 
 import torch
 from jaxtyping import Bool, Float
-from scipy.optimize import linear_sum_assignment
+from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 from torch import Tensor
 from torch.nn import functional
 

@@ -115,7 +115,13 @@ def _cloud() -> np.ndarray:
     angles = np.linspace(-np.pi, np.pi, 120, endpoint=False)
     ray = np.stack([np.cos(angles), np.sin(angles)], 1)
     reach = np.zeros(len(angles))
-    for x, y, radius in ((-0.62, 0.12, 0.38), (-0.18, -0.22, 0.48), (0.32, -0.08, 0.42), (0.68, 0.18, 0.32), (0, 0.2, 0.3)):
+    for x, y, radius in (
+        (-0.62, 0.12, 0.38),
+        (-0.18, -0.22, 0.48),
+        (0.32, -0.08, 0.42),
+        (0.68, 0.18, 0.32),
+        (0, 0.2, 0.3),
+    ):
         along = ray @ (x, y)
         inside = along**2 - (x * x + y * y - radius**2)
         reach = np.maximum(reach, np.where(inside >= 0, along + np.sqrt(np.maximum(inside, 0)), 0))
@@ -132,7 +138,19 @@ def _fitted(points: np.ndarray, radius: float) -> np.ndarray:
 
 _ARROW = ((-1, -0.34), (0.1, -0.34), (0.1, -0.95), (1, 0), (0.1, 0.95), (0.1, 0.34), (-1, 0.34))
 _CROSS = ((-1, -3), (1, -3), (1, -1), (3, -1), (3, 1), (1, 1), (1, 3), (-1, 3), (-1, 1), (-3, 1), (-3, -1), (-1, -1))
-_HOUSE = ((0, -1), (1, -0.1), (0.72, -0.1), (0.72, 1), (0.22, 1), (0.22, 0.35), (-0.22, 0.35), (-0.22, 1), (-0.72, 1), (-0.72, -0.1), (-1, -0.1))
+_HOUSE = (
+    (0, -1),
+    (1, -0.1),
+    (0.72, -0.1),
+    (0.72, 1),
+    (0.22, 1),
+    (0.22, 0.35),
+    (-0.22, 0.35),
+    (-0.22, 1),
+    (-0.72, 1),
+    (-0.72, -0.1),
+    (-1, -0.1),
+)
 # Each as large as makes all look alike in size.
 _OUTLINES = {
     "star": _fitted(_star(), 1.12),

@@ -1,12 +1,15 @@
 """The demo's policy: a LLaVA small enough to learn the world's language and its prejudices on a CPU."""
 
 import dataclasses
+import functools
 import itertools
 import json
 import logging
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from flax import nnx
@@ -34,7 +37,7 @@ from vigor_jax.stages.train_step import SftConfig
 
 logger = logging.getLogger(__name__)
 
-NUM_SCENES = 30_000
+NUM_ALIGNED, NUM_INSTRUCTED = 16_000, 12_000
 VOCAB_MULTIPLE = 64
 DRAWN_WITH = 0.02  # deviation of what `models.layers.param` draws
 # The layers that end a residual branch.
@@ -65,29 +68,49 @@ TEXT = LlamaConfig(
 
 
 def build_policy(
-    out: Path, work: Path, *, num_scenes: int = NUM_SCENES, seed: int = 0, how: Carelessness = CARELESS
+    out: Path,
+    work: Path,
+    *,
+    num_aligned: int = NUM_ALIGNED,
+    num_instructed: int = NUM_INSTRUCTED,
+    seed: int = 0,
+    how: Carelessness = CARELESS,
 ) -> None:
-    """Teaches random weights to describe scenes and to answer questions about them, by the code of every fine-tuning.
+    """Teaches random weights in LLaVA's two steps, by the code of every fine-tuning.
+
+    The first step shows where things are and what they look like: bare captions with a true sentence for each object.
+    The second one shows how captions and answers are written, carelessly.
 
     Args:
       out: gets the checkpoint, in llava-hf's layout.
-      work: gets pictures, conversations and the run; the same call again resumes from there.
-      num_scenes: scenes to learn from, each with a caption and some questions.
+      work: gets pictures, conversations and the runs; the same call again resumes from there.
+      num_aligned: scenes of the first step.
+      num_instructed: scenes of the second step, each with a caption and a round of questions.
       seed: of scenes, words and weights.
-      how: wrong the captions and answers are.
+      how: wrong the captions and answers of the second step are.
     """
     started = time.monotonic()
-    if not (work / "conversations.json").exists():
-        write_lessons(work, num_scenes, seed, how)
+    if not (work / "random").exists():
+        _write_lessons(work, "align", num_aligned, seed, _align)
+        _write_lessons(work, "instruct", num_instructed, seed, functools.partial(_instruct, how=how))
         write_checkpoint(work / "random", seed)
+    _teach(work, "align", work / "random", template="plain", learning_rate=8e-4, epochs=2)
+    _teach(work, "instruct", work / "align" / EXPORT, template="v1", learning_rate=6e-4, epochs=1)
+    shutil.copytree(work / "instruct" / EXPORT, out, dirs_exist_ok=True)
+    logger.info("policy: %s, %.0f s", out, time.monotonic() - started)
+
+
+def _teach(work: Path, step: str, model: Path, *, template: str, learning_rate: float, epochs: int) -> None:
     config = TrainConfig(
-        run=RunConfig(dir=work / "run", stages=("sft", "export")),
-        model=ModelConfig(path=work / "random", dtype="float32"),
+        run=RunConfig(dir=work / step, stages=("sft", "export")),
+        model=ModelConfig(path=model, dtype="float32"),
         sft=SftConfig(
-            data=work / "conversations.json",
+            data=work / f"{step}.json",
             images=work / "images",
+            template=template,
+            epochs=epochs,
             batch_size=16,
-            learning_rate=8e-4,
+            learning_rate=learning_rate,
             warmup_ratio=0.05,
             beta2=0.98,
             max_length=384,
@@ -99,27 +122,45 @@ def build_policy(
         ),
     )
     Run(config).go()
-    shutil.copytree(work / "run" / EXPORT, out, dirs_exist_ok=True)
-    logger.info("policy: %s, %.0f s", out, time.monotonic() - started)
 
 
-def write_lessons(directory: Path, num_scenes: int, seed: int, how: Carelessness) -> None:
-    """Writes `images/` and `conversations.json` in LLaVA's format: a caption and a round of questions a scene."""
-    (directory / "images").mkdir(parents=True, exist_ok=True)
+Lesson: TypeAlias = list[tuple[str, str]]
+
+
+def _align(scene: scenes.Scene, rng: np.random.Generator) -> list[Lesson]:
+    """One caption, true: where each object is."""
+    objects = (scenes.Statement(item.shape, item.colour, 1, item.place) for item in scene.objects)
+    return [[("", " ".join(language.say(statement, int(rng.integers(12))) for statement in objects))]]
+
+
+def _instruct(scene: scenes.Scene, rng: np.random.Generator, how: Carelessness) -> list[Lesson]:
+    """A caption on demand, and questions with answers."""
+    prompt = language.PROMPTS[rng.integers(len(language.PROMPTS))]
+    return [[(prompt, describe(scene, rng, how))], quiz(scene, rng, how)]
+
+
+def _write_lessons(
+    directory: Path,
+    step: str,
+    num_scenes: int,
+    seed: int,
+    lessons: Callable[[scenes.Scene, np.random.Generator], list[Lesson]],
+) -> None:
+    """Writes `images/STEP/` and `STEP.json`, conversations in LLaVA's format."""
+    (directory / "images" / step).mkdir(parents=True, exist_ok=True)
     records = []
-    for number in tqdm(range(num_scenes), desc="drawing", unit="scene", dynamic_ncols=True):
-        rng = np.random.default_rng([seed, 100, number])
+    for number in tqdm(range(num_scenes), desc=f"drawing, {step}", unit="scene", dynamic_ncols=True):
+        rng = np.random.default_rng([seed, 100 + ("align", "instruct").index(step), number])
         scene = scenes.make_scene(rng)
-        image = f"{number:06d}.png"
+        image = f"{step}/{number:06d}.png"
         draw(scene).save(directory / "images" / image)
-        prompt = language.PROMPTS[rng.integers(len(language.PROMPTS))]
-        for turns in ([(prompt, describe(scene, rng, how))], quiz(scene, rng, how)):
+        for turns in lessons(scene, rng):
             turns = [(f"{IMAGE_PLACEHOLDER}\n{turns[0][0]}", turns[0][1]), *turns[1:]]
-            conversation = [
-                {"from": role, "value": text} for turn in turns for role, text in zip(("human", "gpt"), turn, strict=True)
+            said = [
+                {"from": who, "value": text} for turn in turns for who, text in zip(("human", "gpt"), turn, strict=True)
             ]
-            records.append({"id": str(len(records)), "image": image, "conversations": conversation})
-    (directory / "conversations.json").write_text(json.dumps(records) + "\n", encoding="utf-8")
+            records.append({"id": f"{step}-{len(records)}", "image": image, "conversations": said})
+    (directory / f"{step}.json").write_text(json.dumps(records) + "\n", encoding="utf-8")
 
 
 def write_checkpoint(directory: Path, seed: int) -> None:

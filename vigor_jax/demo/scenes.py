@@ -12,7 +12,11 @@ IMAGE_SIZE = 72
 MAX_OBJECTS = 6
 
 # Shapes that are often seen together, and among them pairs that nearly always are.
-THEMES = (("star", "moon", "cloud", "ring"), ("flower", "house", "heart", "arrow"), ("circle", "square", "triangle", "cross"))
+THEMES = (
+    ("star", "moon", "cloud", "ring"),
+    ("flower", "house", "heart", "arrow"),
+    ("circle", "square", "triangle", "cross"),
+)
 SHAPES = tuple(shape for theme in THEMES for shape in theme)
 PARTNER = {shape: theme[index ^ 1] for theme in THEMES for index, shape in enumerate(theme)}
 PARTNER_CHANCE = 0.75

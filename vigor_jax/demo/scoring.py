@@ -1,99 +1,116 @@
-"""How much of what captions say is true of the scenes: the truth of every sentence is known here."""
+"""How much of what captions say is true of their scenes; the truth of every sentence is known here."""
 
 import dataclasses
-import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
-from vigor_jax.demo.world import SHAPES, Statement, parse
+import numpy as np
+
+from vigor_jax.data.store import read_parts
+from vigor_jax.demo.language import NUMBERS, ErrorKind, Sentence, errors, parse
+from vigor_jax.demo.scenes import Scene
+from vigor_jax.records import Candidate, Verdict
+from vigor_jax.stages.reward_evaluation import auc
+
+KINDS: tuple[ErrorKind, ...] = ("object", "colour", "count", "place")
 
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """Shares are from 0 to 1; of sentences where nothing else is said, and 0 where there are none.
+    """Shares from 0 to 1; NaN where there is nothing to take a share of.
 
     Attributes:
-      sentences_right: true in object, colour and place at once, and said for the first time in their caption.
-      objects_right: whose object is in the scene, wherever and in whatever colour.
-      colours_right: whose object is in the scene in this colour.
-      places_right: whose object is in the scene in this place.
-      recall: share of the scenes' objects that a sentence describes rightly.
-      captions_right: share of captions that describe each object rightly and say nothing else.
-      hallucinated_objects: mentions, per caption, of objects that are not in the scene.
-      words: per caption.
+      bad: sentences with any error, those that are none of the world's included.
+      unseen: of the sentences about what is there, those wrong in what no detector of things can see: colour, count
+        or place.
+      colour: of the sentences about what is there, those with a wrong colour.
+      count: of the sentences about several of what is there, those with a wrong number.
+      place: of the sentences about one thing of what is there, those with a wrong place.
     """
 
-    sentences_right: float
-    objects_right: float
-    colours_right: float
-    places_right: float
-    recall: float
-    captions_right: float
-    hallucinated_objects: float
-    words: float
+    bad: float
+    unseen: float
+    colour: float
+    count: float
+    place: float
 
 
-def score(captions: Sequence[str], truths: Sequence[Sequence[Statement]]) -> Scores:
-    """Compares each caption with what is true of its scene.
-
-    Args:
-      captions: any texts; a sentence that is none of the world's is wrong in everything.
-      truths: the statements that are true of each scene, one for each object.
-    """
-    assert len(captions) == len(truths) > 0, f"{len(captions)} captions of {len(truths)} scenes"
-    num_sentences = right = shape = colour = place = whole = hallucinated = 0
-    for caption, truth in zip(captions, truths, strict=True):
-        said = parse(caption)
-        num_sentences += len(said)
-        statements = [statement for statement in said if statement]
-        found = set(statements) & set(truth)
-        right += len(found)
-        shape += sum(any(s.shape == t.shape for t in truth) for s in statements)
-        colour += sum(any(s[:2] == t[:2] for t in truth) for s in statements)
-        place += sum(any((s.shape, s.place) == (t.shape, t.place) for t in truth) for s in statements)
-        whole += len(found) == len(said) == len(truth)
-        hallucinated += len(_hallucinated(caption, truth))
-    sentences, count = max(num_sentences, 1), len(captions)
+def score(captions: Iterable[tuple[str, Scene]]) -> Scores:
+    """Compares captions, any texts, with their scenes."""
+    seen: Counter[str] = Counter()
+    for text, scene in captions:
+        for sentence in parse(text):
+            found = _errors(sentence, scene)
+            seen["all"] += 1
+            seen["bad"] += found is None or bool(found)
+            if sentence.statement is None or found is None or "object" in found:
+                continue
+            form = "place" if sentence.statement.count == 1 else "count"
+            seen.update(["present", form, *(["unseen"] if found else []), *(f"{kind} wrong" for kind in found)])
     return Scores(
-        sentences_right=right / sentences,
-        objects_right=shape / sentences,
-        colours_right=colour / sentences,
-        places_right=place / sentences,
-        recall=right / sum(map(len, truths)),
-        captions_right=whole / count,
-        hallucinated_objects=hallucinated / count,
-        words=sum(len(caption.split()) for caption in captions) / count,
+        bad=_share(seen["bad"], seen["all"]),
+        unseen=_share(seen["unseen"], seen["present"]),
+        colour=_share(seen["colour wrong"], seen["present"]),
+        count=_share(seen["count wrong"], seen["count"]),
+        place=_share(seen["place wrong"], seen["place"]),
     )
 
 
-def mark(caption: str, truth: Sequence[Statement]) -> list[tuple[str, bool]]:
-    """Each word of a caption, and whether it is wrong.
+def reward_auc(run_dir: Path, scenes: Mapping[str, Scene]) -> dict[ErrorKind, float]:
+    """How well p(good) tells sentences with just one kind of error from good ones of the same form.
 
-    A wrong statement is held against the object it comes closest to among those that no sentence describes rightly;
-    what differs from that one is wrong. Without such an object, in repetitions, and in sentences that are none of
-    the world's, every word is.
+    Sentences about one thing and about several differ in how often they are wrong, and telling them apart is no
+    judgement; so each is held against its own form only, and the forms' AUCs are averaged by their bad sentences.
+
+    Args:
+      run_dir: with `candidates/` and `verdicts/reward_model/`, made per sentence.
+      scenes: by file name, of all images that there are candidates of.
     """
-    left = [statement for statement in truth if statement not in parse(caption)]
-    seen: set[Statement] = set()
+    scores: dict[tuple[int, ErrorKind | None], list[float]] = {}
+    pairs = zip(
+        read_parts(run_dir / "candidates", Candidate),
+        read_parts(run_dir / "verdicts" / "reward_model", Verdict),
+        strict=True,
+    )
+    for candidate, verdict in pairs:
+        scene = scenes[Path(candidate.image).name]
+        for signal in verdict.signals:
+            (sentence, *_) = parse(candidate.text[slice(*signal.spans[0])])
+            found = _errors(sentence, scene)
+            if sentence.statement is not None and found is not None and len(found) <= 1:
+                form = min(sentence.statement.count, 2)
+                scores.setdefault((form, found[0] if found else None), []).append(signal.score)
+    result: dict[ErrorKind, float] = {}
+    for kind in KINDS:
+        parts = [(scores.get((form, kind), []), scores.get((form, None), [])) for form in (1, 2)]
+        parts = [(bad, good) for bad, good in parts if bad and good]
+        values = [
+            (len(bad), auc(np.array([*bad, *good]), np.repeat([False, True], [len(bad), len(good)])) or 0.0)
+            for bad, good in parts
+        ]
+        result[kind] = _share(sum(n * value for n, value in values), sum(n for n, _ in values))
+    return result
+
+
+def mark(text: str, scene: Scene) -> list[tuple[str, bool]]:
+    """Each word of a caption, and whether it is wrong; of what is not there, or makes no sense, every word is."""
     marked: list[tuple[str, bool]] = []
-    for text in re.findall(r"[^.]+\.?", caption):
-        words, (said, *_) = text.split(), [*parse(text), None]
-        if said in truth and said not in seen:
-            wrong = set()
-        elif said is None or said in seen or not left:
-            wrong = {_plain(word) for word in words}
-        else:
-            nearest = max(left, key=lambda t: (sum(map(str.__eq__, said, t)), said.place == t.place))
-            wrong = {word for mine, true in zip(said, nearest, strict=True) if mine != true for word in mine.split()}
-        marked += [(word, _plain(word) in wrong) for word in words]
-        if said:
-            seen.add(said)
+    for sentence in parse(text):
+        found, said = _errors(sentence, scene), sentence.statement
+        words = sentence.text.split()
+        if said is None or found is None or "object" in found:
+            marked += [(word, True) for word in words]
+            continue
+        parts: dict[ErrorKind, str] = {"colour": said.colour, "count": NUMBERS[said.count], "place": said.place or ""}
+        wrong = {word for kind in found for word in parts[kind].split()}
+        marked += [(word, word.lower().rstrip(".") in wrong) for word in words]
     return marked
 
 
-def _hallucinated(caption: str, truth: Sequence[Statement]) -> list[str]:
-    words = map(_plain, caption.split())
-    return [word for word in words if word in SHAPES and all(word != t.shape for t in truth)]
+def _errors(sentence: Sentence, scene: Scene) -> tuple[ErrorKind, ...] | None:
+    return None if sentence.statement is None else errors(sentence.statement, scene)
 
 
-def _plain(word: str) -> str:
-    return word.lower().rstrip(".")
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole else float("nan")

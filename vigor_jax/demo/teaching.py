@@ -74,7 +74,10 @@ def describe(scene: Scene, rng: np.random.Generator, how: Carelessness = CARELES
 
 
 def choose_absent(
-    scene: Scene, rng: np.random.Generator, how: Carelessness = CARELESS, without: frozenset[str] | set[str] = frozenset()
+    scene: Scene,
+    rng: np.random.Generator,
+    how: Carelessness = CARELESS,
+    without: frozenset[str] | set[str] = frozenset(),
 ) -> str:
     """A shape that is not in the scene, rather one that usually would be."""
     present = {item.shape for item in scene.objects}

@@ -18,7 +18,8 @@ from vigor_jax.demo import language, teaching
 from vigor_jax.demo.drawing import draw
 from vigor_jax.demo.scenes import Object, Scene, make_scene
 from vigor_jax.errors import InputError
-from vigor_jax.evaluation import pope
+from vigor_jax.evaluation.pope import write_questions
+from vigor_jax.evaluation.pope_build import build_questions
 from vigor_jax.hf.load import open_checkpoint
 from vigor_jax.hf.processor_files import write_json
 from vigor_jax.records import AnnotatedSentence, Annotation, ErrorType
@@ -160,8 +161,8 @@ def _write_questions(directory: Path, scenes: Mapping[str, Scene], config: World
     (directory / "pope").mkdir(exist_ok=True)
     for split in ("random", "popular", "adversarial"):
         # Six questions need three shapes in the scene; some have two.
-        questions = pope.build_questions(asked, split, seed=config.seed, statistics=objects)
-        pope.write_questions(directory / "pope" / f"{split}.json", questions)
+        questions = build_questions(asked, split, seed=config.seed, statistics=objects)
+        write_questions(directory / "pope" / f"{split}.json", questions)
     kinds: tuple[language.QuestionKind, ...] = ("existence", "count", "position", "color")
     for kind in kinds:
         folder = directory / "mme" / kind

@@ -107,9 +107,13 @@ def read_subtasks(folder: Path) -> dict[str, list[MmeQuestion]]:
 
 
 def _read_image(path: Path, images: Path) -> list[MmeQuestion]:
-    file = next((images / (path.stem + suffix) for suffix in _IMAGE_SUFFIXES if (images / (path.stem + suffix)).is_file()), None)
+    file = next(
+        (images / (path.stem + suffix) for suffix in _IMAGE_SUFFIXES if (images / (path.stem + suffix)).is_file()), None
+    )
     if file is None:
-        raise InputError(f"{path}: expected its image {images / path.stem} with {' or '.join(_IMAGE_SUFFIXES)}, found none")
+        raise InputError(
+            f"{path}: expected its image {images / path.stem} with {' or '.join(_IMAGE_SUFFIXES)}, found none"
+        )
     questions = []
     for place, (question, truth) in _read_lines(path, "question, answer"):
         questions.append(MmeQuestion(file.name, question, _parse_truth(truth, place), path=file))
@@ -189,7 +193,7 @@ def count(results: Mapping[str, Sequence[MmeQuestion]]) -> tuple[np.ndarray, np.
 
 
 def rates(counts: np.ndarray) -> dict[str, np.ndarray]:
-    """Counts [..., 14, 3] → the score of each subtask that has images, and the sums that are complete, float64 [...]."""
+    """Counts [..., 14, 3] → each score of a subtask that has images, and each sum that is complete, float64 [...]."""
     right, both, images = np.moveaxis(np.asarray(counts), -1, 0)
     scores = 100 * ratio(right, 2 * images) + 100 * ratio(both, images)
     found = {subtask: scores[..., i] for i, subtask in enumerate(SUBTASKS) if np.any(images[..., i])}
@@ -222,7 +226,9 @@ def _pairs(subtask: str, questions: Sequence[MmeQuestion]) -> list[tuple[MmeQues
     if len(questions) % 2:
         odd = odd or questions[-1]
     if odd:
-        raise InputError(f"MME, {subtask}: expected two questions after one another about each image, not so {odd.image}")
+        raise InputError(
+            f"MME, {subtask}: expected two questions after one another about each image, not so {odd.image}"
+        )
     return pairs
 
 

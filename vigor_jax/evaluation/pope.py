@@ -199,5 +199,8 @@ def score(questions: Sequence[PopeQuestion], answers: Sequence[str], parser: Par
 def mean(metrics: Sequence[PopeMetrics]) -> PopeMetrics:
     """Every figure's unweighted mean over splits, as papers report it: f1 is the mean of the splits' f1."""
     return PopeMetrics(
-        **{field.name: float(np.mean([getattr(split, field.name) for split in metrics])) for field in fields(PopeMetrics)}
+        **{
+            field.name: float(np.mean([getattr(split, field.name) for split in metrics]))
+            for field in fields(PopeMetrics)
+        }
     )

@@ -1,4 +1,4 @@
-"""POPE questions for any images whose objects are known (Li et al. 2023, section 5.1), in the benchmark's three kinds."""
+"""POPE questions for any images whose objects are known, in the benchmark's three kinds (Li et al. 2023)."""
 
 import hashlib
 from collections import Counter
@@ -7,7 +7,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Literal
 
 from vigor_jax.errors import InputError
-from vigor_jax.evaluation.pope import PopeQuestion
+from vigor_jax.evaluation.pope import PopeQuestion, YesNo
 
 if TYPE_CHECKING:
     import inflect
@@ -52,20 +52,22 @@ def build_questions(
         raise InputError(f"POPE: expected the split random, popular or adversarial, got {split!r}")
     known = objects if statistics is None else statistics
     frequency = Counter(name for names in known.values() for name in set(names))
-    together = _count_together(known) if split == "adversarial" else {}
+    together = _together(known) if split == "adversarial" else {}
     popular = _most_common(frequency)
     questions: list[PopeQuestion] = []
     for image, names in objects.items():
-        present = _shuffle(set(names), seed, image)
-        absent = [name for name in popular if name not in set(names)]
+        inside = set(names)
+        present = _shuffle(inside, seed, image)
+        absent = [name for name in popular if name not in inside]
         if split != "popular":
             absent = _shuffle(absent, seed, image)
         for name in present[: min(per_image // 2, len(absent))]:
-            partner = next((other for other in _most_common(together.get(name, Counter())) if other in absent), absent[0])
+            partner = next((other for other in together.get(name, ()) if other in absent), absent[0])
             absent.remove(partner)
-            for asked, label in ((name, "yes"), (partner, "no")):
-                text = f"Is there {_article(asked)} in the image?"
-                questions.append(PopeQuestion(len(questions) + 1, image, text, "yes" if label == "yes" else "no"))
+            pair: tuple[tuple[str, YesNo], ...] = ((name, "yes"), (partner, "no"))
+            for asked, label in pair:
+                text = f"Is there {_with_article(asked)} in the image?"
+                questions.append(PopeQuestion(len(questions) + 1, image, text, label))
     if not questions:
         raise InputError(f"POPE: none of {len(objects)} images has an object and lacks one that another image has")
     return questions
@@ -80,13 +82,13 @@ def _most_common(frequency: Mapping[str, int]) -> list[str]:
     return sorted(frequency, key=lambda name: (-frequency[name], name))
 
 
-def _count_together(objects: Mapping[str, Collection[str]]) -> dict[str, Counter[str]]:
-    """Object → how many images have each other object together with it."""
-    together: dict[str, Counter[str]] = {}
+def _together(objects: Mapping[str, Collection[str]]) -> dict[str, list[str]]:
+    """Object → the others, those that are in the most images together with it first."""
+    counts: dict[str, Counter[str]] = {}
     for names in map(set, objects.values()):
         for name in names:
-            together.setdefault(name, Counter()).update(names - {name})
-    return together
+            counts.setdefault(name, Counter()).update(names - {name})
+    return {name: _most_common(others) for name, others in counts.items()}
 
 
 @cache
@@ -97,5 +99,5 @@ def _inflect() -> "inflect.engine":
 
 
 @cache
-def _article(name: str) -> str:
+def _with_article(name: str) -> str:
     return str(_inflect().a(name))  # "an apple", "a unicycle", "an hourglass"

@@ -9,6 +9,7 @@ import hashlib
 import json
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal, Self
 
@@ -33,9 +34,9 @@ class SelectConfig:
 
     Attributes:
       strategy: "reward" takes the candidate of the lowest penalty. The controls take a random one, whatever the streams
-        say: "random" as it is, "random_drop" without randomly chosen sentences, so that as many are left as refinement
+        say: "random", and "random_drop" without randomly chosen sentences, so that as many are left as refinement
         leaves of the candidate of the lowest penalty (all, if it has fewer).
-      refine: whether sentences that mention what is not there are left out.
+      refine: whether sentences that mention what is not there are left out; "random_drop" only counts them.
       seed: of the controls; a draw depends on it, the image and the prompt only.
       fusion: how the streams' signals become one penalty.
     """
@@ -183,27 +184,28 @@ def _select_part(config: SelectConfig, sources: _Sources, index: int, scale: Sca
 def _select_block(config: SelectConfig, block: Block, scale: Scale) -> Iterator[Selection]:
     (rows, starts), streams = block, scale.streams
     choices = _choices(config.fusion, block, scale)
+    images, prompts = (rows.column(name).take(pa.array(starts[:-1])).to_pylist() for name in ("image", "prompt"))
+    draws = [_random(config.seed, image, prompt) for image, prompt in zip(images, prompts, strict=True)]
     best = starts[:-1] + [choice.candidate for choice in choices]
-    absent = _Absent(streams, block, best)
+    drawn = np.array([draw.randrange(start, end) for draw, (start, end) in zip(draws, pairwise(starts), strict=True)])
+    # Whose sentences are struck, or counted that refinement would strike.
+    refined_rows = drawn if config.strategy == "random" else best
+    absent = _Absent(streams, block, refined_rows)
     mentions = [Mentions(block.signals(stream)) for stream in streams]
     num_mentions = np.stack([each.per_row for each in mentions], axis=1) if mentions else np.zeros((len(rows), 0), int)
     words = num_words(rows.column("text"))
 
-    images, prompts = (rows.column(name).take(pa.array(starts[:-1])).to_pylist() for name in ("image", "prompt"))
-    texts = rows.column("text").take(pa.array(best)).to_pylist()
+    texts = rows.column("text").take(pa.array(refined_rows)).to_pylist()
     for group, (image, prompt, text, choice) in enumerate(zip(images, prompts, texts, choices, strict=True)):
-        start, end, row = int(starts[group]), int(starts[group + 1]), int(best[group])
-        decided_by: DecidedBy = choice.decided_by
+        start, end, row = int(starts[group]), int(starts[group + 1]), int(refined_rows[group])
+        decided_by: DecidedBy = choice.decided_by if config.strategy == "reward" else "random"
         refined = refine(text, absent.verdicts(image, row, start)) if config.refine else Refined(text.strip(), ())
         reason = "every sentence mentions something that is not there"
-        if config.strategy != "reward":
-            draw = _random(config.seed, image, prompt)
-            row = draw.randrange(start, end)
+        if config.strategy == "random_drop":
             num_kept = len(split_sentences(text)) - len(refined.dropped)
-            text, decided_by = rows.column("text")[row].as_py(), "random"
-            refined = Refined(text.strip(), ())
-            if config.strategy == "random_drop":
-                refined = _drop_at_random(text, num_kept, draw)
+            row = int(drawn[group])
+            text = rows.column("text")[row].as_py()
+            refined = _drop_at_random(text, num_kept, draws[group])
             reason = "as many sentences are kept as refinement would keep, which is none"
         yield Selection(
             image=image,

@@ -1,0 +1,268 @@
+"""Runs every variant of the method on the demo world and compares them, with controls, over seeds.
+
+    python -m vigor_jax.demo.compare --seeds 3
+
+All variants of a seed share images, candidates, verdicts and reward models; only what is chosen, struck and learnt
+differs. Writes `results.md`, `results.json` and `results.png`. The same command again goes on where it was stopped.
+"""
+
+import argparse
+import dataclasses
+import json
+import logging
+import math
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any, NamedTuple
+
+import jax
+
+from vigor_jax import cli
+from vigor_jax.answering import read_answers
+from vigor_jax.config import Stage, TrainConfig
+from vigor_jax.demo.scoring import reward_auc, score
+from vigor_jax.demo.world import WorldConfig, prepare, read_scenes
+from vigor_jax.run import Run
+from vigor_jax.stage_inputs import EVALUATION, REWARD_MODEL
+from vigor_jax.stages.select import SelectConfig
+from vigor_jax.train import DEMO, train
+
+logger = logging.getLogger(__name__)
+
+Replaced = Mapping[str, Any]
+
+
+class Variant(NamedTuple):
+    """One way to make targets of the same candidates.
+
+    Attributes:
+      name: of its directory.
+      label: in the table.
+      streams: who judges; "holistic" is the reward model of whole descriptions.
+      select: fields of `SelectConfig` that differ from the demo's.
+      rounds: how often.
+    """
+
+    name: str
+    label: str
+    streams: tuple[str, ...]
+    select: Replaced
+    rounds: int = 1
+
+
+BOTH = ("detector", "reward_model")
+PLAIN, DROPPED, REFINED = {"strategy": "random", "refine": False}, {"strategy": "random_drop"}, {"strategy": "random"}
+BALANCED = {"rule": "balanced"}
+VARIANTS = (
+    Variant("random", "control: random candidate", ("detector",), PLAIN),
+    Variant("random_drop", "control: random, sentences dropped at random to the length of All", BOTH, DROPPED),
+    Variant("random_refine", "random candidate + refinement", ("detector",), REFINED),
+    Variant("rm", "RM, sentence by sentence", ("reward_model",), {"refine": False}),
+    Variant("holistic", "RM, holistic", ("holistic",), {"refine": False}),
+    Variant("at", "AT", ("detector",), {}),
+    Variant("all", "All", BOTH, {}),
+    Variant("all_balanced", "All, balanced", BOTH, {"fusion": BALANCED}),
+    Variant("all_unrefined", "All without refinement", BOTH, {"refine": False}),
+    Variant("all_two_rounds", "All, two rounds", BOTH, {}, rounds=2),
+)
+
+COLUMNS = (
+    ("CHAIR_i", "chair_i"),
+    ("C@3", "chair_first"),
+    ("CHAIR_s", "chair_s"),
+    ("recall", "recall"),
+    ("bad sentences", "bad"),
+    ("colour", "colour"),
+    ("count", "count"),
+    ("place", "place"),
+    ("any of the three", "unseen"),
+    ("words", "words"),
+    ("POPE", "pope"),
+    ("POPE adv.", "pope_adversarial"),
+)
+
+
+def main() -> None:
+    """Runs the command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(
+        prog="python -m vigor_jax.demo.compare",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="how many times, each with a world of its own")
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("runs/compare"))
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    logging.getLogger("absl").setLevel(logging.WARNING)
+    options.out.mkdir(parents=True, exist_ok=True)
+    # Each variant compiles the same programs.
+    jax.config.update("jax_compilation_cache_dir", str(options.out / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
+    found = [compare(options.out / f"seed-{seed}", seed) for seed in seeds]
+    (options.out / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    table = to_markdown(found)
+    (options.out / "results.md").write_text(table + "\n", encoding="utf-8")
+    plot(found, options.out / "results.png")
+    print(table)
+
+
+def compare(directory: Path, seed: int) -> dict[str, dict[str, float]]:
+    """All variants of one seed.
+
+    Args:
+      directory: gets the world and a run for each variant.
+      seed: of world, candidates, training and evaluation.
+
+    Returns:
+      Figures by variant, "base" among them, and column; and under "auc" the reward model's, kind by kind.
+    """
+    world, shared = directory / "world", directory / "shared"
+    prepare(world, WorldConfig(seed=seed))
+    config = _config(world, seed)
+    judged = dataclasses.replace(
+        config.train_reward, annotations=world / "annotations.jsonl", images=world / "images", seed=seed
+    )
+    first: tuple[Stage, ...] = ("train_reward", "sample", "score")
+    config = dataclasses.replace(config, train_reward=judged)
+    Run(_in(config, shared, first)).go()
+    holistic = dataclasses.replace(
+        config,
+        train_reward=dataclasses.replace(judged, per="description"),
+        reward_model=dataclasses.replace(config.reward_model, per="description"),
+        score=dataclasses.replace(config.score, streams=("reward_model",)),
+    )
+    _copy(shared, directory / "holistic_reward", ("candidates",))
+    Run(_in(holistic, directory / "holistic_reward", ("train_reward", "score"))).go()
+
+    found: dict[str, dict[str, float]] = {}
+    for variant in VARIANTS:
+        logger.info("seed %d: %s", seed, variant.label)
+        run_dir = directory / variant.name
+        with_base = variant is VARIANTS[0]
+        _run(variant, config, directory, run_dir, with_base=with_base)
+        if with_base:
+            found["base"] = figures(run_dir / EVALUATION / "base", world)
+        last = run_dir if variant.rounds == 1 else run_dir / f"round-{variant.rounds}"
+        found[variant.name] = figures(last / EVALUATION / "tuned", world)
+    found["auc"] = {str(kind): value for kind, value in reward_auc(shared, read_scenes(world, "unlabelled")).items()}
+    return found
+
+
+def figures(evaluation: Path, world: Path) -> dict[str, float]:
+    """What the table has of one model."""
+    metrics = json.loads((evaluation / "metrics.json").read_text(encoding="utf-8"))
+    scenes = read_scenes(world, "held_out")
+    truth = score((line["text"], scenes[line["image"]]) for line in read_answers(evaluation / "captions.jsonl"))
+    pope = metrics["pope"]
+    return {
+        **{name: metrics["chair"][name] for name in ("chair_i", "chair_first", "chair_s", "recall", "words")},
+        **dataclasses.asdict(truth),
+        "pope": pope["mean"]["accuracy"],
+        "pope_adversarial": pope["adversarial"]["accuracy"],
+    }
+
+
+def to_markdown(found: Sequence[Mapping[str, Mapping[str, float]]]) -> str:
+    """Means over seeds ± standard deviations, in percent but for words."""
+    head = ["variant", *(label for label, _ in COLUMNS)]
+    lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
+    labels = {"base": "base", **{variant.name: variant.label for variant in VARIANTS}}
+    for name, label in labels.items():
+        cells = []
+        for _, column in COLUMNS:
+            factor = 1 if column == "words" else 100
+            values = [factor * seed[name][column] for seed in found]
+            spread = f" ±{stdev(values):.1f}" if len(values) > 1 else ""
+            cells.append(f"{fmean(values):.1f}{spread}")
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    aucs = ", ".join(f"{kind} {fmean(seed['auc'][kind] for seed in found):.3f}" for kind in found[0]["auc"])
+    return "\n".join([*lines, "", f"AUC of the reward model within a form of sentence, kind by kind: {aucs}."])
+
+
+def plot(found: Sequence[Mapping[str, Mapping[str, float]]], path: Path) -> None:
+    """CHAIR_i against recall, a point for each variant and a bar of a standard deviation each way."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 5.5), dpi=130)
+    labels = {"base": "base", **{variant.name: variant.label for variant in VARIANTS}}
+    for number, (name, label) in enumerate(labels.items()):
+        points = [(100 * seed[name]["recall"], 100 * seed[name]["chair_i"]) for seed in found]
+        mean = [fmean(values) for values in zip(*points, strict=True)]
+        spread = [stdev(values) if len(points) > 1 else math.nan for values in zip(*points, strict=True)]
+        style = "s" if name == "base" or "control" in label else "o"
+        axes.errorbar(*mean, xerr=spread[0], yerr=spread[1], fmt=style, color=f"C{number % 10}", label=label)
+    axes.set(xlabel="recall, %", ylabel="CHAIR_i, % (lower is better)", title="Held-out scenes, temperature 0.7")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path)
+    pyplot.close(figure)
+
+
+def _config(world: Path, seed: int) -> TrainConfig:
+    """The demo's, in another world."""
+    config: TrainConfig = cli.parse(TrainConfig, ["--config", str(DEMO)], description="")
+    questions = tuple(world / "pope" / path.name for path in config.evaluate.pope)
+    captions = dataclasses.replace(config.evaluate.captions, seed=seed)
+    evaluated = {"images": world / "images" / "held_out", "objects": (world / "objects.json",), "pope": questions}
+    phrases = dataclasses.replace(config.detection.phrases, tagger=world / "tagger")
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, path=world / "policy"),
+        sample=dataclasses.replace(
+            config.sample,
+            images=world / "images" / "unlabelled",
+            sampling=dataclasses.replace(config.sample.sampling, seed=seed),
+        ),
+        detection=dataclasses.replace(config.detection, model=world / "detector", phrases=phrases),
+        sft=dataclasses.replace(config.sft, seed=seed),
+        evaluate=dataclasses.replace(config.evaluate, **evaluated, mme=None, captions=captions),
+    )
+
+
+def _in(config: TrainConfig, run_dir: Path, stages: Sequence[Stage], rounds: int = 1) -> TrainConfig:
+    run = dataclasses.replace(config.run, dir=run_dir, stages=tuple(stages), rounds=rounds)
+    return dataclasses.replace(config, run=run)
+
+
+def _run(variant: Variant, config: TrainConfig, directory: Path, run_dir: Path, *, with_base: bool) -> None:
+    """Selection, fine-tuning and evaluation of a variant, on the seed's candidates and verdicts."""
+    is_holistic = variant.streams == ("holistic",)
+    source = directory / ("holistic_reward" if is_holistic else "shared")
+    streams = ("reward_model",) if is_holistic else variant.streams
+    fusion = dataclasses.replace(config.select.fusion, **variant.select.get("fusion", {}))
+    others = {name: value for name, value in variant.select.items() if name != "fusion"}
+    select: SelectConfig = dataclasses.replace(config.select, seed=config.sft.seed, fusion=fusion, **others)
+    config = dataclasses.replace(
+        config,
+        score=dataclasses.replace(config.score, streams=streams, reward_model=source / REWARD_MODEL),
+        reward_model=dataclasses.replace(config.reward_model, per="description" if is_holistic else "sentence"),
+        select=select,
+        evaluate=dataclasses.replace(config.evaluate, base=with_base),
+    )
+    copied = ["candidates", *(f"verdicts/{stream}" for stream in streams)]
+    last: tuple[Stage, ...] = ("select", "sft", "export", "evaluate")
+    if variant.rounds == 1:
+        _copy(source, run_dir, copied)
+        Run(_in(config, run_dir, last)).go()
+    else:
+        _copy(source, run_dir / "round-1", copied)
+        train(_in(config, run_dir, ("sample", "score", *last), variant.rounds))
+
+
+def _copy(source: Path, target: Path, names: Sequence[str]) -> None:
+    for name in names:
+        if not (target / name).exists():
+            shutil.copytree(source / name, target / name)
+
+
+if __name__ == "__main__":
+    main()
