@@ -31,6 +31,7 @@ class RunConfig:
         `gs://BUCKET/NAME`.
       rounds: how often to go through the stages, each time with the model that the last time exported (online; the
         paper's future work). More than one makes `dir/round-1`, `dir/round-2`, ...
+      compiled: where compiled programs are kept, so that whoever goes on need not compile them again.
       overwrite: remove what a changed setting has made stale, and make it again.
     """
 
@@ -38,6 +39,7 @@ class RunConfig:
     stages: tuple[Stage, ...] = ("sft", "export")
     records: str | None = None
     rounds: int = 1
+    compiled: Path | None = None
     overwrite: bool = False
 
     def __post_init__(self) -> None:

@@ -11,6 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
+
 from vigor_jax import cli
 from vigor_jax.config import TrainConfig
 from vigor_jax.data.store import join
@@ -34,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments = ["--config", str(DEMO), *arguments]
     config = cli.parse(TrainConfig, arguments, description=__doc__ or "")
     join_processes(config.distributed)
+    if config.run.compiled:
+        keep_compiled(config.run.compiled)
     if is_demo:
         prepare(config.model.path.parent, WorldConfig())
     train(config)
@@ -49,6 +53,12 @@ def train(config: TrainConfig) -> None:
     for number in range(1, config.run.rounds + 1):
         logger.info("round %d of %d", number, config.run.rounds)
         Run(of_round(config, number)).go()
+
+
+def keep_compiled(folder: Path) -> None:
+    """Lets JAX keep what it compiles in a folder, and look there first."""
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def of_round(config: TrainConfig, number: int) -> TrainConfig:

@@ -117,7 +117,7 @@ def test_careless_captions_are_wrong_as_often_as_they_should_be() -> None:
                 places.append((index + 0.5) / len(found))
                 partners.append(PARTNER[sentence.statement.shape] in present)
         wrong += [
-            (sentence.statement.count > 1, kinds)
+            (sentence.statement.number > 1, kinds)
             for sentence, kinds in zip(sentences, found, strict=True)
             if sentence.statement and "object" not in kinds
         ]
@@ -157,7 +157,7 @@ def test_questions_have_the_answers_that_are_asked_for() -> None:
                 wrong = set(errors(asked, scene)) & {kinds[kind], "object"}
                 if kind == "count":  # one of several counts as true in a caption; a question asks for the number
                     own = [item for item in scene.objects if item.shape == statement.shape]
-                    wrong = {"count"} if statement.count != len(own) else set()
+                    wrong = {"count"} if statement.number != len(own) else set()
                 assert bool(wrong) == (label == "no"), (kind, statement)
 
 
@@ -170,7 +170,7 @@ def test_the_tagger_finds_the_worlds_nouns(tmp_path) -> None:
         assert {phrase.text for phrase in found} == {s.statement.shape for s in parse(text) if s.statement}
         mentions = [text[slice(*span)] for phrase in found for span in phrase.mentions]
         assert sorted(mentions) == sorted(
-            s.statement.shape if s.statement.count == 1 else plural(s.statement.shape)
+            s.statement.shape if s.statement.number == 1 else plural(s.statement.shape)
             for s in parse(text)
             if s.statement
         )

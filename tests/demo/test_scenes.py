@@ -48,7 +48,7 @@ def test_scenes_cover_the_world() -> None:
 def test_statements_are_the_whole_truth() -> None:
     for scene in scenes(200):
         counts = Counter(item.shape for item in scene.objects)
-        assert {statement.shape: statement.count for statement in scene.statements} == counts
+        assert {statement.shape: statement.number for statement in scene.statements} == counts
         for statement in scene.statements:
             own = [item for item in scene.objects if item.shape == statement.shape]
             assert {item.colour for item in own} == {statement.colour}
@@ -57,7 +57,7 @@ def test_statements_are_the_whole_truth() -> None:
 
 
 def test_some_things_go_together() -> None:
-    """Partners more often than not, others of a theme more often than the rest, usual colours more often than by chance."""
+    """Partners mostly, others of a theme more often than the rest, usual colours more often than by chance."""
     shapes = [{item.shape for item in scene.objects} for scene in scenes(3000)]
     with_partner = [PARTNER[shape] in own for own in shapes for shape in own]
     assert 0.55 < np.mean(with_partner) < 0.7
@@ -135,4 +135,4 @@ def test_a_statement_has_a_place_or_is_of_several() -> None:
     for scene in scenes(100):
         for statement in scene.statements:
             assert isinstance(statement, Statement)
-            assert (statement.place is None) == (statement.count > 1)
+            assert (statement.place is None) == (statement.number > 1)

@@ -18,8 +18,6 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
-import jax
-
 from vigor_jax import cli
 from vigor_jax.answering import read_answers
 from vigor_jax.config import Stage, TrainConfig
@@ -28,7 +26,7 @@ from vigor_jax.demo.world import WorldConfig, prepare, read_scenes
 from vigor_jax.run import Run
 from vigor_jax.stage_inputs import EVALUATION, REWARD_MODEL
 from vigor_jax.stages.select import SelectConfig
-from vigor_jax.train import DEMO, train
+from vigor_jax.train import DEMO, keep_compiled, train
 
 logger = logging.getLogger(__name__)
 
@@ -99,9 +97,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     logging.getLogger("absl").setLevel(logging.WARNING)
     options.out.mkdir(parents=True, exist_ok=True)
-    # Each variant compiles the same programs.
-    jax.config.update("jax_compilation_cache_dir", str(options.out / "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    keep_compiled(options.out / "compiled")  # each variant compiles the same programs
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     found = [compare(options.out / f"seed-{seed}", seed) for seed in seeds]
     (options.out / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
@@ -210,9 +206,6 @@ def plot(found: Sequence[Mapping[str, Mapping[str, float]]], path: Path) -> None
 def _config(world: Path, seed: int) -> TrainConfig:
     """The demo's, in another world."""
     config: TrainConfig = cli.parse(TrainConfig, ["--config", str(DEMO)], description="")
-    questions = tuple(world / "pope" / path.name for path in config.evaluate.pope)
-    captions = dataclasses.replace(config.evaluate.captions, seed=seed)
-    evaluated = {"images": world / "images" / "held_out", "objects": (world / "objects.json",), "pope": questions}
     phrases = dataclasses.replace(config.detection.phrases, tagger=world / "tagger")
     return dataclasses.replace(
         config,
@@ -224,7 +217,14 @@ def _config(world: Path, seed: int) -> TrainConfig:
         ),
         detection=dataclasses.replace(config.detection, model=world / "detector", phrases=phrases),
         sft=dataclasses.replace(config.sft, seed=seed),
-        evaluate=dataclasses.replace(config.evaluate, **evaluated, mme=None, captions=captions),
+        evaluate=dataclasses.replace(
+            config.evaluate,
+            images=world / "images" / "held_out",
+            objects=(world / "objects.json",),
+            pope=tuple(world / "pope" / path.name for path in config.evaluate.pope),
+            mme=None,
+            captions=dataclasses.replace(config.evaluate.captions, seed=seed),
+        ),
     )
 
 

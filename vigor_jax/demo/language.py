@@ -26,7 +26,14 @@ TAGS = {
     **dict.fromkeys(("at", "on", "in"), "IN"),
     **dict.fromkeys(("top", "bottom", "left", "right", "middle"), "NN"),
     **dict.fromkeys(NUMBERS[1:], "CD"),
-    **{"there": "EX", "is": "VBZ", "are": "VBP", "we": "PRP", "see": "VBP", "can": "MD", "be": "VB", "seen": "VBN"},
+    "there": "EX",
+    "is": "VBZ",
+    "are": "VBP",
+    "we": "PRP",
+    "see": "VBP",
+    "can": "MD",
+    "be": "VB",
+    "seen": "VBN",
     ".": ".",
 }
 
@@ -59,11 +66,11 @@ def say(statement: Statement, form: int) -> str:
       statement: of any truth.
       form: which of the forms; any number.
     """
-    if statement.count == 1:
+    if statement.number == 1:
         thing = f"{article(statement.colour)} {statement.colour} {statement.shape}"
         words = SINGULAR[form % len(SINGULAR)].format(place=statement.place, thing=thing)
     else:
-        things = f"{NUMBERS[statement.count]} {statement.colour} {plural(statement.shape)}"
+        things = f"{NUMBERS[statement.number]} {statement.colour} {plural(statement.shape)}"
         words = PLURAL[form % len(PLURAL)].format(things=things)
     return words[0].upper() + words[1:]
 
@@ -82,7 +89,7 @@ def errors(statement: Statement, scene: Scene) -> tuple[ErrorKind, ...]:
     found: list[ErrorKind] = []
     if statement.colour != own[0].colour:
         found.append("colour")
-    if statement.count > 1 and statement.count != len(own):
+    if statement.number > 1 and statement.number != len(own):
         found.append("count")
     if statement.place is not None and statement.place not in scene.places(statement.shape):
         found.append("place")
@@ -98,9 +105,9 @@ def question(kind: QuestionKind, statement: Statement) -> str:
         return f"Is there {article(colour)} {colour} {shape} in the image?"
     if kind == "position":
         return f"Is there {article(shape)} {shape} {statement.place}?"
-    if statement.count == 1:
+    if statement.number == 1:
         return f"Is there one {shape} in the image?"
-    return f"Are there {NUMBERS[statement.count]} {plural(shape)} in the image?"
+    return f"Are there {NUMBERS[statement.number]} {plural(shape)} in the image?"
 
 
 def article(word: str) -> str:

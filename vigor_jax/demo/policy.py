@@ -9,7 +9,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from flax import nnx
@@ -148,7 +148,7 @@ def _write_lessons(
 ) -> None:
     """Writes `images/STEP/` and `STEP.json`, conversations in LLaVA's format."""
     (directory / "images" / step).mkdir(parents=True, exist_ok=True)
-    records = []
+    records: list[dict[str, Any]] = []
     for number in tqdm(range(num_scenes), desc=f"drawing, {step}", unit="scene", dynamic_ncols=True):
         rng = np.random.default_rng([seed, 100 + ("align", "instruct").index(step), number])
         scene = scenes.make_scene(rng)

@@ -46,7 +46,7 @@ class Statement(NamedTuple):
 
     shape: str
     colour: str
-    count: int
+    number: int
     place: str | None
 
 

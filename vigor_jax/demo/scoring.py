@@ -46,7 +46,7 @@ def score(captions: Iterable[tuple[str, Scene]]) -> Scores:
             seen["bad"] += found is None or bool(found)
             if sentence.statement is None or found is None or "object" in found:
                 continue
-            form = "place" if sentence.statement.count == 1 else "count"
+            form = "place" if sentence.statement.number == 1 else "count"
             seen.update(["present", form, *(["unseen"] if found else []), *(f"{kind} wrong" for kind in found)])
     return Scores(
         bad=_share(seen["bad"], seen["all"]),
@@ -79,7 +79,7 @@ def reward_auc(run_dir: Path, scenes: Mapping[str, Scene]) -> dict[ErrorKind, fl
             (sentence, *_) = parse(candidate.text[slice(*signal.spans[0])])
             found = _errors(sentence, scene)
             if sentence.statement is not None and found is not None and len(found) <= 1:
-                form = min(sentence.statement.count, 2)
+                form = min(sentence.statement.number, 2)
                 scores.setdefault((form, found[0] if found else None), []).append(signal.score)
     result: dict[ErrorKind, float] = {}
     for kind in KINDS:
@@ -102,7 +102,7 @@ def mark(text: str, scene: Scene) -> list[tuple[str, bool]]:
         if said is None or found is None or "object" in found:
             marked += [(word, True) for word in words]
             continue
-        parts: dict[ErrorKind, str] = {"colour": said.colour, "count": NUMBERS[said.count], "place": said.place or ""}
+        parts: dict[ErrorKind, str] = {"colour": said.colour, "count": NUMBERS[said.number], "place": said.place or ""}
         wrong = {word for kind in found for word in parts[kind].split()}
         marked += [(word, word.lower().rstrip(".") in wrong) for word in words]
     return marked

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from vigor_jax.demo.language import QuestionKind, article, errors, question, say
+from vigor_jax.demo.language import QuestionKind, question, say
 from vigor_jax.demo.scenes import (
     COLOURS,
     PARTNER,
@@ -22,7 +22,6 @@ from vigor_jax.demo.scenes import (
     Statement,
     draw_colour,
 )
-
 
 T = TypeVar("T")
 
@@ -121,7 +120,7 @@ def pose(kind: QuestionKind, scene: Scene, rng: np.random.Generator, label: str 
     if kind == "color":
         return truth._replace(colour=_other(truth.colour, COLOURS, rng)), label
     if kind == "count":
-        return truth._replace(count=_other(truth.count, (1, 2, 3), rng)), label
+        return truth._replace(number=_other(truth.number, (1, 2, 3), rng)), label
     return truth._replace(place=str(rng.choice([place for place in PLACES if place not in places]))), label
 
 
@@ -137,7 +136,7 @@ def _about(shape: str, scene: Scene, rng: np.random.Generator, how: Carelessness
     statement = truth or _invent(shape, rng)
     if not says_yes:
         return question("existence", statement), f"No, there is no {shape}."
-    sentence = say(statement, 1 if statement.count == 1 else 0)
+    sentence = say(statement, 1 if statement.number == 1 else 0)
     return question("existence", statement), f"Yes, {sentence[0].lower()}{sentence[1:]}"
 
 
@@ -154,9 +153,9 @@ def _mistake(statement: Statement, rng: np.random.Generator, how: Carelessness) 
         usual = USUAL_COLOUR[statement.shape]
         is_usual = rng.random() < how.usual and usual != statement.colour
         statement = statement._replace(colour=usual if is_usual else _other(statement.colour, COLOURS, rng))
-    if statement.count > 1:
+    if statement.number > 1:
         if rng.random() < how.count:
-            statement = statement._replace(count=5 - statement.count)  # two for three, three for two
+            statement = statement._replace(number=5 - statement.number)  # two for three, three for two
     elif rng.random() < how.place:
         statement = statement._replace(place=_other(statement.place, PLACES, rng))
     return statement

@@ -180,7 +180,7 @@ def _write_questions(directory: Path, scenes: Mapping[str, Scene], config: World
 def describe_truth(scene: Scene) -> str:
     """What is true of a scene, in few words."""
     parts: list[Any] = [
-        f"{s.count} {s.colour} {language.plural(s.shape)}" if s.count > 1 else f"{s.colour} {s.shape} {s.place}"
+        f"{s.number} {s.colour} {language.plural(s.shape)}" if s.number > 1 else f"{s.colour} {s.shape} {s.place}"
         for s in scene.statements
     ]
     return ", ".join(parts)

@@ -1,4 +1,4 @@
-"""Asks the model before and the model after what the benchmarks ask, and compares: `evaluation/` in the run directory."""
+"""Asks the models before and after what the benchmarks ask, and compares: `evaluation/` in the run directory."""
 
 import dataclasses
 import json
@@ -12,7 +12,6 @@ from jax.sharding import Mesh
 
 from vigor_jax.answering import Answerer, Question, read_answers
 from vigor_jax.data.conversation import TEMPLATES
-from vigor_jax.data.images import find_images
 from vigor_jax.data.store import write_atomically
 from vigor_jax.decoding import SamplingConfig
 from vigor_jax.errors import InputError
@@ -31,8 +30,8 @@ class EvaluateConfig:
 
     Attributes:
       images: folder of the images that CHAIR's captions and POPE's questions are about.
-      objects: what is in each image, which turns CHAIR on: JSON {image: [object, ...]}, or COCO's instances and captions;
-        several files add to each other.
+      objects: what is in each image, which turns CHAIR on: JSON {image: [object, ...]}, or COCO's instances and
+        captions; several files add to each other.
       synonyms: CHAIR's table of names; by default the objects' own names and their plurals.
       pope: files of POPE questions.
       mme: MME's folder.
