@@ -11,7 +11,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # From the top down; a module may import what stands on its own line or below.
 FLOORS = (
-    ("train", "caption", "export", "demo"),
+    ("train", "caption", "evaluate", "export", "demo"),
+    ("asking",),
     ("run", "stage_inputs"),
     ("config",),
     ("stages",),

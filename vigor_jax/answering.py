@@ -110,6 +110,7 @@ class Answerer:
             if not is_writer:
                 for _ in completions:
                     pass
+                multihost_utils.sync_global_devices(str(out))  # what is written is there for all
                 return
             with out.open("ab") as file:
                 for question, found in zip(todo, completions, strict=True):
@@ -117,6 +118,14 @@ class Answerer:
                     file.write("".join(_line(completion, question.prompt, len(found)) for completion in found).encode())
                     file.flush()
                     bar.update()
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(str(out))
+
+    def ask(self, questions: Sequence[Question], out: Path, sampling: SamplingConfig, *, desc: str = "") -> list[str]:
+        """The texts that answer, one each, of questions of which some may be the same; the rest as `answer`."""
+        self.answer(list(dict.fromkeys(questions)), out, sampling, desc=desc)
+        texts = {(line["image"], line["prompt"]): line["text"] for line in read_answers(out)}
+        return [texts[question.image, question.prompt] for question in questions]
 
     def _complete(self, questions: Sequence[Question], sampling: SamplingConfig) -> Iterator[list[Completion]]:
         source, template = self._source, TEMPLATES[self._template]
@@ -211,5 +220,6 @@ def _resume(out: Path, settings: Mapping[str, Any], num_candidates: int) -> set[
         if line.endswith(b"\n") and number % num_candidates == 0:
             done.add(key)
             end = offset
-    os.truncate(out, end)
+    if end < out.stat().st_size:
+        os.truncate(out, end)
     return done

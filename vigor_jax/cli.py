@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import itertools
 import re
 import sys
 import typing
@@ -19,7 +20,7 @@ T = TypeVar("T")
 def parse(schema: type[T], arguments: Sequence[str] | None = None, *, description: str) -> T:
     """Reads a frozen dataclass from `--config FILE` and `--section.key value`; what comes later wins.
 
-    A tuple may be written `a,b` on the command line.
+    A tuple may be written `a,b` or `a b` on the command line.
 
     Args:
       schema: a dataclass whose fields are values or dataclasses in turn.
@@ -73,15 +74,20 @@ def _keys(schema: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _bracket(arguments: Sequence[str], keys: dict[str, Any]) -> list[str]:
-    """`--run.stages sft,export` → `--run.stages [sft,export]`, for keys that hold a tuple."""
+    """`--run.stages sft,export` and `--run.stages sft export` → `--run.stages [sft,export]`, where the key holds a
+    tuple."""
     bracketed: list[str] = []
-    for i, argument in enumerate(arguments):
+    left = list(arguments)
+    while left:
+        argument = left.pop(0)
         key, equals, value = argument.partition("=")
         if equals and _is_tuple(key, keys) and not value.startswith("["):
             argument = f"{key}=[{value}]"
-        elif i and _is_tuple(arguments[i - 1], keys) and not argument.startswith(("[", "-")):
-            argument = f"[{argument}]"
         bracketed.append(argument)
+        if _is_tuple(argument, keys) and left and not left[0].startswith(("[", "-")):
+            values = list(itertools.takewhile(lambda value: not value.startswith("-"), left))
+            del left[: len(values)]
+            bracketed.append(f"[{','.join(values)}]")
     return bracketed
 
 

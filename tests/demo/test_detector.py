@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,15 @@ from vigor_jax.demo.scenes import IMAGE_SIZE, SHAPES, make_scene
 SHIPPED = Path(detector.__file__).parent / "checkpoints" / "detector"
 TEST_SEED = 2026
 SIZES = {"num_steps": 3, "num_pictures": 40, "num_test_scenes": 2}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads that wait for each other make so small a network slower, and much so on a busy machine."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
 
 
 def plain_focal(logit: float, target: bool) -> float:
@@ -247,7 +257,8 @@ def test_the_shipped_detector_is_right_through_the_sidecar() -> None:
     scenes = [make_scene(rng) for _ in range(250)]
     asked = [coloured_phrases(scene, rng) for scene in scenes]
     images = [encode(draw(scene)) for scene in scenes]
-    with LocalDetector(LocalConfig(SHIPPED)) as sidecar, BlockingClient(ClientConfig((sidecar.address,))) as client:
+    local = LocalConfig(SHIPPED, options=("--batch-size", "16"))
+    with LocalDetector(local) as sidecar, BlockingClient(ClientConfig((sidecar.address,))) as client:
         nouns = [client.submit(Request(image, tuple(rng.permutation(SHAPES)))) for image in images]
         coloured = [
             client.submit(Request(image, tuple(phrase.text for phrase, _ in own)))

@@ -5,7 +5,6 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -16,12 +15,11 @@ from vigor_jax.data.store import write_atomically
 from vigor_jax.decoding import SamplingConfig
 from vigor_jax.errors import InputError
 from vigor_jax.evaluation import chair, mme, pope
+from vigor_jax.evaluation.metrics import Metrics, chair_metrics, mme_metrics, pope_metrics, table
 from vigor_jax.evaluation.synonyms import Synonyms
 from vigor_jax.hf.load import Source
 
 logger = logging.getLogger(__name__)
-
-FIRST = 3  # mentions of a caption that count for its beginning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +66,7 @@ class EvaluateConfig:
 
 def evaluate(
     config: EvaluateConfig, models: Mapping[str, Source], out: Path, mesh: Mesh, *, dtype: str
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, dict[str, Metrics]]:
     """Evaluates models; what is answered already is not asked again.
 
     Args:
@@ -89,7 +87,7 @@ def evaluate(
     found = {}
     for name, source in models.items():
         answerer, folder = Answerer(source, config.template, mesh, dtype=dtype), out / name
-        metrics: dict[str, Any] = {}
+        metrics: dict[str, Metrics] = {}
         if config.objects:
             metrics["chair"] = _chair(config, answerer, folder, name)
         if config.pope:
@@ -107,48 +105,36 @@ def evaluate(
     return found
 
 
-def _chair(config: EvaluateConfig, answerer: Answerer, folder: Path, model: str) -> dict[str, Any]:
+def _chair(config: EvaluateConfig, answerer: Answerer, folder: Path, model: str) -> Metrics:
     synonyms = Synonyms.read(config.synonyms) if config.synonyms else None
     reference = chair.read_objects(config.objects, synonyms)
-    names = sorted(reference.objects)[: config.limit or None]
-    images = _images(config, names)
-    out, desc = folder / "captions.jsonl", f"captions, {model}"
+    images = _images(config, sorted(reference.objects)[: config.limit or None])
+    out = folder / "captions.jsonl"
     questions = [Question(name, path, config.prompt) for name, path in images.items()]
-    answerer.answer(questions, out, config.captions, desc=desc)
-    captions = [chair.judge(line["image"], line["text"], reference) for line in read_answers(out)]
-    return dataclasses.asdict(chair.score(captions, first=FIRST))
+    answerer.answer(questions, out, config.captions, desc=f"captions, {model}")
+    return chair_metrics([chair.judge(line["image"], line["text"], reference) for line in read_answers(out)])
 
 
-def _pope(config: EvaluateConfig, answerer: Answerer, folder: Path, model: str) -> dict[str, Any]:
-    scores = {}
+def _pope(config: EvaluateConfig, answerer: Answerer, folder: Path, model: str) -> Metrics:
+    splits = {}
     for path in config.pope:
         questions = pope.read_questions(path)
         images = _images(config, sorted({question.image for question in questions}))
         asked = [Question(question.image, images[question.image], question.text) for question in questions]
-        texts = _ask(answerer, asked, folder / f"pope-{path.stem}.jsonl", config.answers, f"POPE {path.stem}, {model}")
-        scores[path.stem] = pope.score(questions, texts)
-    scores["mean"] = pope.mean(list(scores.values()))
-    return {name: dataclasses.asdict(value) for name, value in scores.items()}
+        out = folder / f"pope-{path.stem}.jsonl"
+        texts = answerer.ask(asked, out, config.answers, desc=f"POPE {path.stem}, {model}")
+        splits[path.stem] = questions, texts
+    return pope_metrics(splits)
 
 
-def _mme(config: EvaluateConfig, mme_folder: Path, answerer: Answerer, folder: Path, model: str) -> dict[str, Any]:
+def _mme(config: EvaluateConfig, mme_folder: Path, answerer: Answerer, folder: Path, model: str) -> Metrics:
     results: dict[str, list[mme.MmeQuestion]] = {}
     for subtask, questions in mme.read_subtasks(mme_folder).items():
         asked = [Question(f"{subtask}/{q.image}", q.path, q.question) for q in questions if q.path]
-        texts = _ask(answerer, asked, folder / f"mme-{subtask}.jsonl", config.answers, f"MME {subtask}, {model}")
+        out = folder / f"mme-{subtask}.jsonl"
+        texts = answerer.ask(asked, out, config.answers, desc=f"MME {subtask}, {model}")
         results[subtask] = mme.answered(questions, texts)
-    scores = mme.score(results)
-    subtasks = {name: {**dataclasses.asdict(each), "score": each.score} for name, each in scores.subtasks.items()}
-    return {"subtasks": subtasks, "perception": scores.perception, "cognition": scores.cognition}
-
-
-def _ask(
-    answerer: Answerer, questions: Sequence[Question], out: Path, sampling: SamplingConfig, desc: str
-) -> list[str]:
-    """The answers, in the order of the questions, of which some may be the same."""
-    answerer.answer(list(dict.fromkeys(questions)), out, sampling, desc=desc)
-    texts = {(line["image"], line["prompt"]): line["text"] for line in read_answers(out)}
-    return [texts[question.image, question.prompt] for question in questions]
+    return mme_metrics(results)
 
 
 def _images(config: EvaluateConfig, names: Sequence[str]) -> dict[str, Path]:
@@ -160,34 +146,3 @@ def _images(config: EvaluateConfig, names: Sequence[str]) -> dict[str, Path]:
             f"evaluate: image {gone[0]} does not exist ({len(gone)} of {len(paths)} are missing); check evaluate.images"
         )
     return paths
-
-
-def table(metrics: Mapping[str, Mapping[str, Any]]) -> str:
-    """Metrics of several models as text, a column for each."""
-    rows: dict[str, list[str]] = {}
-    for values in metrics.values():
-        for label, text in _rows(values):
-            rows.setdefault(label, []).append(text)
-    width = max(10, *(len(name) + 2 for name in metrics))
-    lines = [" " * 34 + "".join(f"{name:>{width}}" for name in metrics)]
-    return "\n".join(
-        [*lines, *(f"{label:34}" + "".join(f"{t:>{width}}" for t in texts) for label, texts in rows.items())]
-    )
-
-
-def _rows(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
-    rows = []
-    if found := metrics.get("chair"):
-        rows = [
-            ("CHAIR_i", f"{found['chair_i']:.1%}"),
-            (f"CHAIR_i, first {FIRST} mentions", f"{found['chair_first']:.1%}"),
-            ("CHAIR_s", f"{found['chair_s']:.1%}"),
-            ("recall", f"{found['recall']:.1%}"),
-            ("words per caption", f"{found['words']:.1f}"),
-        ]
-    for split, scores in metrics.get("pope", {}).items():
-        rows.append((f"POPE {split}, accuracy", f"{scores['accuracy']:.1%}"))
-    if found := metrics.get("mme"):
-        scores = [values["score"] for values in found["subtasks"].values()]
-        rows.append((f"MME, {len(scores)} subtasks, of {200 * len(scores)}", f"{sum(scores):.1f}"))
-    return rows
