@@ -9,7 +9,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from flax import nnx
@@ -21,7 +21,8 @@ from vigor_jax.data.conversation import IMAGE_PLACEHOLDER, TEMPLATES
 from vigor_jax.data.images import Preprocessing
 from vigor_jax.demo import language, scenes
 from vigor_jax.demo.drawing import draw
-from vigor_jax.demo.teaching import CARELESS, Carelessness, describe, quiz
+from vigor_jax.demo.policy_card import write_card
+from vigor_jax.demo.teaching import CAREFUL, CARELESS, Carelessness, describe, quiz
 from vigor_jax.demo.tokenizer_files import write_tokenizer
 from vigor_jax.hf import config as hf_config
 from vigor_jax.hf import names
@@ -33,11 +34,13 @@ from vigor_jax.models.llama import LlamaConfig
 from vigor_jax.models.llava import Llava, LlavaConfig, param_paths
 from vigor_jax.run import Run
 from vigor_jax.stage_inputs import EXPORT
+from vigor_jax.stages.export import PROVENANCE
 from vigor_jax.stages.train_step import SftConfig
 
 logger = logging.getLogger(__name__)
 
-NUM_ALIGNED, NUM_INSTRUCTED = 16_000, 12_000
+WHERE = "Say where each object is."
+WHO = ("human", "gpt")
 VOCAB_MULTIPLE = 64
 DRAWN_WITH = 0.02  # deviation of what `models.layers.param` draws
 # The layers that end a residual branch.
@@ -67,106 +70,106 @@ TEXT = LlamaConfig(
 )
 
 
-def build_policy(
-    out: Path,
-    work: Path,
-    *,
-    num_aligned: int = NUM_ALIGNED,
-    num_instructed: int = NUM_INSTRUCTED,
-    seed: int = 0,
-    how: Carelessness = CARELESS,
-) -> None:
-    """Teaches random weights in LLaVA's two steps, by the code of every fine-tuning.
-
-    The first step shows where things are and what they look like: bare captions with a true sentence for each object.
-    The second one shows how captions and answers are written, carelessly.
-
-    Args:
-      out: gets the checkpoint, in llava-hf's layout.
-      work: gets pictures, conversations and the runs; the same call again resumes from there.
-      num_aligned: scenes of the first step.
-      num_instructed: scenes of the second step, each with a caption and a round of questions.
-      seed: of scenes, words and weights.
-      how: wrong the captions and answers of the second step are.
-    """
-    started = time.monotonic()
-    if not (work / "random").exists():
-        _write_lessons(work, "align", num_aligned, seed, _align)
-        _write_lessons(work, "instruct", num_instructed, seed, functools.partial(_instruct, how=how))
-        write_checkpoint(work / "random", seed)
-    _teach(work, "align", work / "random", template="plain", learning_rate=8e-4, epochs=2)
-    _teach(work, "instruct", work / "align" / EXPORT, template="v1", learning_rate=6e-4, epochs=1)
-    shutil.copytree(work / "instruct" / EXPORT, out, dirs_exist_ok=True)
-    logger.info("policy: %s, %.0f s", out, time.monotonic() - started)
-
-
-def _teach(work: Path, step: str, model: Path, *, template: str, learning_rate: float, epochs: int) -> None:
-    config = TrainConfig(
-        run=RunConfig(dir=work / step, stages=("sft", "export")),
-        model=ModelConfig(path=model, dtype="float32"),
-        sft=SftConfig(
-            data=work / f"{step}.json",
-            images=work / "images",
-            template=template,
-            epochs=epochs,
-            batch_size=16,
-            learning_rate=learning_rate,
-            warmup_ratio=0.05,
-            beta2=0.98,
-            max_length=384,
-            bucket=32,
-            freeze=(),
-            remat="none",
-            save_every=500,
-            keep=1,
-        ),
-    )
-    Run(config).go()
-
-
 Lesson: TypeAlias = list[tuple[str, str]]
 
 
-def _align(scene: scenes.Scene, rng: np.random.Generator) -> list[Lesson]:
-    """One caption, true: where each object is."""
+class Step(NamedTuple):
+    """One step of the policy's schooling.
+
+    Attributes:
+      name: of its run.
+      num_scenes: fresh ones.
+      learning_rate: peak.
+      lessons: conversations about a scene.
+    """
+
+    name: str
+    num_scenes: int
+    learning_rate: float
+    lessons: Callable[[scenes.Scene, np.random.Generator], list[Lesson]]
+
+
+def _where(scene: scenes.Scene, rng: np.random.Generator) -> list[Lesson]:
     objects = (scenes.Statement(item.shape, item.colour, 1, item.place) for item in scene.objects)
-    return [[("", " ".join(language.say(statement, int(rng.integers(12))) for statement in objects))]]
+    return [[(WHERE, " ".join(language.say(statement, int(rng.integers(12))) for statement in objects))]]
 
 
-def _instruct(scene: scenes.Scene, rng: np.random.Generator, how: Carelessness) -> list[Lesson]:
-    """A caption on demand, and questions with answers."""
+def _talk(scene: scenes.Scene, rng: np.random.Generator, how: Carelessness) -> list[Lesson]:
     prompt = language.PROMPTS[rng.integers(len(language.PROMPTS))]
     return [[(prompt, describe(scene, rng, how))], quiz(scene, rng, how)]
 
 
-def _write_lessons(
-    directory: Path,
-    step: str,
-    num_scenes: int,
-    seed: int,
-    lessons: Callable[[scenes.Scene, np.random.Generator], list[Lesson]],
-) -> None:
+# First to see: a sentence for each object. Then to describe and to answer, truly. Last, how people talk: carelessly.
+STEPS = (
+    Step("see", 12_000, 8e-4, _where),
+    Step("describe", 8_000, 6e-4, functools.partial(_talk, how=CAREFUL)),
+    Step("presume", 6_000, 3e-4, functools.partial(_talk, how=CARELESS)),
+)
+
+
+def build_policy(out: Path, work: Path, *, seed: int = 0) -> None:
+    """Teaches random weights in `STEPS`, by the code of every fine-tuning.
+
+    The model after the second step, `work/describe/export`, is what the policy would be without careless teachers.
+
+    Args:
+      out: gets the checkpoint, in llava-hf's layout.
+      work: gets pictures, conversations and the runs; the same call again resumes from there.
+      seed: of scenes, words and weights.
+    """
+    started = time.monotonic()
+    model = work / "random"
+    if not (model / "config.json").exists():
+        write_checkpoint(model, seed)
+    for number, step in enumerate(STEPS):
+        if not (work / f"{step.name}.json").exists():
+            _write_lessons(work, step, [seed, 100 + number])
+        config = TrainConfig(
+            run=RunConfig(dir=work / step.name, stages=("sft", "export"), compiled=work / "compiled"),
+            model=ModelConfig(path=model, dtype="float32"),
+            sft=SftConfig(
+                data=work / f"{step.name}.json",
+                images=work / "images",
+                batch_size=16,
+                learning_rate=step.learning_rate,
+                warmup_ratio=0.05,
+                beta2=0.98,
+                max_length=384,
+                bucket=32,
+                freeze=(),
+                remat="none",
+                save_every=250,
+                keep=1,
+            ),
+        )
+        Run(config).go()
+        model = work / step.name / EXPORT
+    shutil.copytree(model, out, dirs_exist_ok=True)
+    (out / PROVENANCE).unlink()  # tells of paths on this machine
+    minutes = (time.monotonic() - started) / 60
+    write_card(out, work / "describe" / EXPORT, minutes=minutes, steps={step.name: step.num_scenes for step in STEPS})
+
+
+def _write_lessons(directory: Path, step: Step, seed: list[int]) -> None:
     """Writes `images/STEP/` and `STEP.json`, conversations in LLaVA's format."""
-    (directory / "images" / step).mkdir(parents=True, exist_ok=True)
+    (directory / "images" / step.name).mkdir(parents=True, exist_ok=True)
     records: list[dict[str, Any]] = []
-    for number in tqdm(range(num_scenes), desc=f"drawing, {step}", unit="scene", dynamic_ncols=True):
-        rng = np.random.default_rng([seed, 100 + ("align", "instruct").index(step), number])
+    for number in tqdm(range(step.num_scenes), desc=f"drawing, {step.name}", unit="scene", dynamic_ncols=True):
+        rng = np.random.default_rng([*seed, number])
         scene = scenes.make_scene(rng)
-        image = f"{step}/{number:06d}.png"
+        image = f"{step.name}/{number:06d}.png"
         draw(scene).save(directory / "images" / image)
-        for turns in lessons(scene, rng):
-            turns = [(f"{IMAGE_PLACEHOLDER}\n{turns[0][0]}", turns[0][1]), *turns[1:]]
-            said = [
-                {"from": who, "value": text} for turn in turns for who, text in zip(("human", "gpt"), turn, strict=True)
-            ]
-            records.append({"id": f"{step}-{len(records)}", "image": image, "conversations": said})
-    (directory / f"{step}.json").write_text(json.dumps(records) + "\n", encoding="utf-8")
+        for (first, answered), *rest in step.lessons(scene, rng):
+            turns = [(f"{IMAGE_PLACEHOLDER}\n{first}", answered), *rest]
+            said = [{"from": who, "value": text} for turn in turns for who, text in zip(WHO, turn, strict=True)]
+            records.append({"id": f"{step.name}-{len(records)}", "image": image, "conversations": said})
+    (directory / f"{step.name}.json").write_text(json.dumps(records) + "\n", encoding="utf-8")
 
 
 def write_checkpoint(directory: Path, seed: int) -> None:
     """Writes a LLaVA in llava-hf's layout: the real architecture, a tokenizer that knows the world's words, and
     weights that are random. So unlike in a real run the vision tower, too, must be trained."""
-    directory.mkdir()
+    directory.mkdir(parents=True, exist_ok=True)
     tokenizer = write_tokenizer(directory, _texts(), TEXT.max_position_embeddings)
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     config = LlavaConfig(
@@ -249,7 +252,7 @@ def _texts() -> list[str]:
         if kind != "position" or statement.place
     ]
     sentences += [f"{word}, there is no {shape}. {word}." for word in ("Yes", "No") for shape in scenes.SHAPES]
-    sentences += [*language.PROMPTS, *QUESTIONS.values(), answer(())]
+    sentences += [WHERE, *language.PROMPTS, *QUESTIONS.values(), answer(())]
     sentences.append(answer(("object", "attribute", "relationship", "location", "conjecture")))
     around = [(t.system, t.question_header, t.answer_header) for t in TEMPLATES.values()]
     return [*sentences, *itertools.chain.from_iterable(around)]

@@ -81,6 +81,8 @@ class ReplyCache:
         except OSError as error:
             raise InputError(f"{path}: cannot keep the judge's replies there ({error.strerror})") from error
         try:
+            if not path.is_file():
+                raise InputError(f"{path}: expected a file for the judge's replies, found a device or a pipe")
             self._lock()
             self._mend()
             self._read()

@@ -135,7 +135,9 @@ class ChatClient:
         try:
             import openai
         except ImportError as error:
-            raise InputError(f"judge: the package openai cannot be imported ({error}); pip install openai") from error
+            raise InputError(
+                f"judge: the package openai cannot be imported ({error}); pip install vigor-jax[judge]"
+            ) from error
         api_key = os.environ.get(config.api_key_env, "").strip()
         if not api_key or not api_key.isascii() or not api_key.isprintable():
             raise InputError(

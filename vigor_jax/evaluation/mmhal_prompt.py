@@ -43,12 +43,14 @@ Rating: N
 
 PLACES = ("image_content", "question", "gt_answer", "model_answer")
 _PLACE = re.compile(rf"\{{({'|'.join(PLACES)})\}}")
-_SPACE = r"[\s*_`\"']*"
+_MARKS = r"[\s*_`\"']*"
+_INLINE = r"[^\S\n]*"
 # "**Rating:** 4", "Rating: [4]/6", "the rating is 4"; with a fraction, a scale or the end of a range, if there are.
 _RATING = re.compile(
-    rf"\brating{_SPACE}(?:[:：=]|\bis\b){_SPACE}[\[(<]?{_SPACE}(?P<number>-?[0-9]+(?:[.,][0-9]+)?)"
-    rf"(?:{_SPACE}[\])>]?{_SPACE}(?:/|out of){_SPACE}(?P<scale>[0-9]+))?"
-    r"(?P<range>\s*(?:-|–|—|\bto\b|\bor\b)\s*[0-9])?",
+    rf"(?<![A-Za-z])rating{_MARKS}(?:[:：=]|\bis\b){_MARKS}[\[(<]?{_MARKS}"
+    r"(?P<number>-?[0-9]+(?:[.,][0-9]+)?)(?![0-9A-Za-z%]|[.,][0-9])"
+    rf"(?:[*_`\])>]*{_INLINE}(?:/|out of){_INLINE}(?P<scale>[0-9]+))?"
+    rf"(?P<range>{_INLINE}(?:-|–|—|\bto\b|\bor\b){_INLINE}[0-9])?",
     re.IGNORECASE,
 )
 

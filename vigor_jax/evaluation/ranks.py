@@ -73,8 +73,10 @@ def _json_objects(text: str) -> list[dict[str, Any]]:
             found.append(content)
         except MalformedReplyError:
             raise
-        except (ValueError, RecursionError):
+        except ValueError:
             end = start + 1
+        except RecursionError as error:
+            raise MalformedReplyError("expected JSON that is not nested deeply") from error
         start = text.find("{", end)
     return found
 

@@ -1,0 +1,103 @@
+"""The policy that is shipped: small, loaded by everybody, and the same in transformers."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from vigor_jax.answering import Answerer, Question, read_answers
+from vigor_jax.data.conversation import TEMPLATES
+from vigor_jax.data.images import load_image
+from vigor_jax.decoding import SamplingConfig
+from vigor_jax.demo.drawing import draw
+from vigor_jax.demo.language import PROMPTS, errors, parse
+from vigor_jax.demo.policy import STEPS, write_checkpoint
+from vigor_jax.demo.scenes import Scene, make_scene
+from vigor_jax.demo.teaching import describe
+from vigor_jax.demo.world import CHECKPOINTS
+from vigor_jax.hf.load import open_checkpoint
+from vigor_jax.hf.tensor_files import TensorReader
+from vigor_jax.sharding import MeshConfig, make_mesh
+
+POLICY = CHECKPOINTS / "policy"
+GREEDY = SamplingConfig(num_candidates=1, temperature=0.0, max_new_tokens=96, batch_size=24, prompt_bucket=16)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Scene]:
+    folder, scenes = tmp_path_factory.mktemp("pictures"), {}
+    for number in range(24):
+        scene = make_scene(np.random.default_rng([77, number]))
+        scenes[folder / f"{number:02}.png"] = scene
+        draw(scene).save(folder / f"{number:02}.png")
+    return scenes
+
+
+def caption(model: Path, pictures: dict[Path, Scene], out: Path) -> list[str]:
+    answerer = Answerer(open_checkpoint(model), "v1", make_mesh(MeshConfig()))
+    answerer.answer([Question(path.name, path, PROMPTS[0]) for path in pictures], out, GREEDY)
+    return [line["text"] for line in read_answers(out)]
+
+
+def test_it_is_small_and_has_all_its_files() -> None:
+    reader = TensorReader.open(POLICY)
+    assert sum(path.stat().st_size for path in reader.files) <= 8_000_000
+    assert {reader.dtype(name).name for name in reader.names()} == {"float32"}
+    assert (POLICY / "README.md").read_text(encoding="utf-8").count("vigor_jax.demo.build policy") == 1
+
+
+def test_transformers_writes_the_same_captions(pictures: dict[Path, Scene], tmp_path: Path) -> None:
+    """Token for token, greedily, with transformers' own processor and `generate`."""
+    model, report = transformers.LlavaForConditionalGeneration.from_pretrained(
+        POLICY, dtype=torch.float32, output_loading_info=True
+    )
+    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    processor = transformers.AutoProcessor.from_pretrained(POLICY)
+    prompt = f"{TEMPLATES['v1'].system}USER: <image>\n{PROMPTS[0]} ASSISTANT:"
+    theirs = []
+    for path in pictures:
+        inputs = processor(images=load_image(path), text=prompt, return_tensors="pt")
+        with torch.no_grad():
+            ids = model.eval().generate(**inputs, max_new_tokens=96, do_sample=False)
+        text = processor.tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        theirs.append(text.strip())
+    assert caption(POLICY, pictures, tmp_path / "ours.jsonl") == theirs
+
+
+def test_it_has_learnt_the_world(pictures: dict[Path, Scene], tmp_path: Path) -> None:
+    """Every sentence is one of the world's, most are true, and it hallucinates."""
+    texts = caption(POLICY, pictures, tmp_path / "ours.jsonl")
+    said = [
+        (sentence.statement, scene)
+        for text, scene in zip(texts, pictures.values(), strict=True)
+        for sentence in parse(text)
+    ]
+    found = [errors(statement, scene) for statement, scene in said if statement]
+    assert len(found) == len(said)
+    assert np.mean([not kinds for kinds in found]) > 0.6
+
+
+def test_every_word_is_one_token() -> None:
+    tokenizer = open_checkpoint(POLICY).tokenizer
+    for number in range(50):
+        rng = np.random.default_rng(number)
+        text = describe(make_scene(rng), rng)
+        assert len(tokenizer.encode(text)) == len(text.split()) + text.count(".")
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+    for step in STEPS:
+        rng = np.random.default_rng(1)
+        for lesson in step.lessons(make_scene(rng), rng):
+            for asked, _ in lesson:
+                assert len(tokenizer.encode(asked)) == len(asked.split()) + asked.count(".") + asked.count("?")
+    assert tokenizer.decode(tokenizer.encode("Ein Löwe, 42 ☂.")) == "Ein Löwe, 42 ☂."  # bytes spell the rest
+
+
+def test_random_weights_depend_on_the_seed_alone(tmp_path: Path) -> None:
+    for name, seed in (("first", 0), ("second", 0), ("other", 1)):
+        write_checkpoint(tmp_path / name, seed)
+    first, second, other = (
+        (tmp_path / name / "model.safetensors").read_bytes() for name in ("first", "second", "other")
+    )
+    assert first == second != other
