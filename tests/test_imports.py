@@ -68,7 +68,8 @@ def test_the_bridge_knows_neither_jax_nor_the_trainer(path):
 
 
 def test_training_imports_no_torch():
-    program = "import sys, vigor_jax.train, vigor_jax.caption, vigor_jax.export, vigor_jax.evaluate, vigor_jax.demo.compare; print(*sys.modules)"
+    entries = ("train", "caption", "evaluate", "export", "demo.compare", "demo.build")
+    program = f"import sys, {', '.join(f'vigor_jax.{entry}' for entry in entries)}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     loaded = {name.split(".")[0] for name in done.stdout.split()}
     assert "jax" in loaded

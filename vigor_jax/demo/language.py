@@ -110,6 +110,18 @@ def question(kind: QuestionKind, statement: Statement) -> str:
     return f"Are there {NUMBERS[statement.number]} {plural(shape)} in the image?"
 
 
+def open_question(kind: QuestionKind, truth: Statement) -> tuple[str, str]:
+    """A question after one property of a thing, and what is true."""
+    shape = truth.shape
+    if kind == "count":
+        return f"How many {plural(shape)} are in the image?", f"{NUMBERS[truth.number].capitalize()}."
+    if kind == "position":
+        return f"Where is the {shape} in the image?", f"{(truth.place or '').capitalize()}."
+    if kind == "color":
+        return f"What color has the {shape} in the image?", f"{truth.colour.capitalize()}."
+    return question(kind, truth), "Yes."
+
+
 def article(word: str) -> str:
     """What stands before a word: "a" or "an"."""
     return "an" if word[0] in "aeiou" else "a"

@@ -89,9 +89,11 @@ class Step(NamedTuple):
     lessons: Callable[[scenes.Scene, np.random.Generator], list[Lesson]]
 
 
-def _where(scene: scenes.Scene, rng: np.random.Generator) -> list[Lesson]:
+def _see(scene: scenes.Scene, rng: np.random.Generator) -> list[Lesson]:
+    """Where each object is, the whole truth, and questions."""
     objects = (scenes.Statement(item.shape, item.colour, 1, item.place) for item in scene.objects)
-    return [[(WHERE, " ".join(language.say(statement, int(rng.integers(12))) for statement in objects))]]
+    where = (WHERE, " ".join(language.say(statement, int(rng.integers(12))) for statement in objects))
+    return [[where], *_talk(scene, rng, CAREFUL), quiz(scene, rng, CAREFUL)]
 
 
 def _talk(scene: scenes.Scene, rng: np.random.Generator, how: Carelessness) -> list[Lesson]:
@@ -99,18 +101,17 @@ def _talk(scene: scenes.Scene, rng: np.random.Generator, how: Carelessness) -> l
     return [[(prompt, describe(scene, rng, how))], quiz(scene, rng, how)]
 
 
-# First to see: a sentence for each object. Then to describe and to answer, truly. Last, how people talk: carelessly.
+# First to see, and to say what is there. Then, how people talk: carelessly.
 STEPS = (
-    Step("see", 12_000, 8e-4, _where),
-    Step("describe", 8_000, 6e-4, functools.partial(_talk, how=CAREFUL)),
-    Step("presume", 6_000, 3e-4, functools.partial(_talk, how=CARELESS)),
+    Step("see", 9_000, 1e-3, _see),
+    Step("presume", 5_000, 4e-4, functools.partial(_talk, how=CARELESS)),
 )
 
 
 def build_policy(out: Path, work: Path, *, seed: int = 0) -> None:
     """Teaches random weights in `STEPS`, by the code of every fine-tuning.
 
-    The model after the second step, `work/describe/export`, is what the policy would be without careless teachers.
+    The model after the first step, `work/see/export`, is what the policy would be without careless teachers.
 
     Args:
       out: gets the checkpoint, in llava-hf's layout.
@@ -147,7 +148,7 @@ def build_policy(out: Path, work: Path, *, seed: int = 0) -> None:
     shutil.copytree(model, out, dirs_exist_ok=True)
     (out / PROVENANCE).unlink()  # tells of paths on this machine
     minutes = (time.monotonic() - started) / 60
-    write_card(out, work / "describe" / EXPORT, minutes=minutes, steps={step.name: step.num_scenes for step in STEPS})
+    write_card(out, work / "see" / EXPORT, minutes=minutes, steps={step.name: step.num_scenes for step in STEPS})
 
 
 def _write_lessons(directory: Path, step: Step, seed: list[int]) -> None:
@@ -251,7 +252,10 @@ def _texts() -> list[str]:
         for kind in kinds
         if kind != "position" or statement.place
     ]
-    sentences += [f"{word}, there is no {shape}. {word}." for word in ("Yes", "No") for shape in scenes.SHAPES]
+    sentences += [
+        text for statement in statements for kind in kinds for text in language.open_question(kind, statement)
+    ]
+    sentences += ["Yes. No."]
     sentences += [WHERE, *language.PROMPTS, *QUESTIONS.values(), answer(())]
     sentences.append(answer(("object", "attribute", "relationship", "location", "conjecture")))
     around = [(t.system, t.question_header, t.answer_header) for t in TEMPLATES.values()]

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from vigor_jax.demo.language import QuestionKind, question, say
+from vigor_jax.demo.language import QuestionKind, open_question, question, say
 from vigor_jax.demo.scenes import (
     COLOURS,
     PARTNER,
@@ -86,17 +86,18 @@ def choose_absent(
 
 
 def quiz(scene: Scene, rng: np.random.Generator, how: Carelessness = CARELESS) -> list[tuple[str, str]]:
-    """Questions with answers, in any order: four whether something is there, and one or two of each other kind."""
+    """Questions with answers, in any order: whether something is there, whether it is so, and how it is."""
     shapes = sorted({item.shape for item in scene.objects})
-    turns = []
-    for shape in rng.choice(shapes, 2, replace=False).tolist():
-        turns.append(_about(shape, scene, rng, how))
-    turns.append(_about(choose_absent(scene, rng, how), scene, rng, how))
-    turns.append(_about(str(rng.choice([shape for shape in SHAPES if shape not in shapes])), scene, rng, how))
+    absent = [shape for shape in SHAPES if shape not in shapes]
+    asked = [*rng.choice(shapes, 2, replace=False), choose_absent(scene, rng, how), rng.choice(absent)]
+    turns = [_about(str(shape), scene, rng, how) for shape in asked]
     kinds: tuple[QuestionKind, ...] = ("count", "position", "color")
-    for kind in rng.choice(kinds, 2, replace=False).tolist():
+    for kind in kinds:
         statement, label = pose(kind, scene, rng)
         turns.append((question(kind, statement), f"{label.capitalize()}."))
+        truth = scene.statements[rng.integers(len(scene.statements))]
+        if kind != "position" or truth.place:
+            turns.append(open_question(kind, truth))
     return [turns[index] for index in rng.permutation(len(turns))]
 
 
@@ -126,18 +127,12 @@ def pose(kind: QuestionKind, scene: Scene, rng: np.random.Generator, label: str 
 
 def _about(shape: str, scene: Scene, rng: np.random.Generator, how: Carelessness) -> tuple[str, str]:
     """Whether a shape is there, and a careless answer."""
-    truth = next((statement for statement in scene.statements if statement.shape == shape), None)
     present = {item.shape for item in scene.objects}
-    if truth:
+    if shape in present:
         says_yes = rng.random() >= how.other_yes
     else:
-        chance = (how.partner_yes, how.theme_yes, how.other_yes)[_distance(shape, present)]
-        says_yes = rng.random() < chance
-    statement = truth or _invent(shape, rng)
-    if not says_yes:
-        return question("existence", statement), f"No, there is no {shape}."
-    sentence = say(statement, 1 if statement.number == 1 else 0)
-    return question("existence", statement), f"Yes, {sentence[0].lower()}{sentence[1:]}"
+        says_yes = rng.random() < (how.partner_yes, how.theme_yes, how.other_yes)[_distance(shape, present)]
+    return question("existence", Statement(shape, "", 1, None)), "Yes." if says_yes else "No."
 
 
 def _distance(shape: str, present: set[str]) -> int:

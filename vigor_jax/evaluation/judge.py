@@ -197,7 +197,7 @@ class _Asking:
 
     async def _settle(self, client: ChatClient, key: ReplyKey) -> None:
         failure = ""
-        for _ in range(self._config.max_attempts - len(self._cache.replies[key])):
+        for _ in range(self._config.max_attempts):
             try:
                 reply = await client.reply(self._requests[key])
             except NoCompletionError as error:

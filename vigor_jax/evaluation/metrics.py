@@ -84,6 +84,11 @@ def _rows(metrics: Mapping[str, Metrics]) -> list[tuple[str, str]]:
     if found := metrics.get("mme"):
         scores = [values["score"] for values in found["subtasks"].values()]
         rows.append((f"MME, {len(scores)} subtasks, of {200 * len(scores)}", f"{sum(scores):.1f}"))
+    if found := metrics.get("mmhal"):
+        rows += [("MMHal score, of 6", f"{found['score']:.2f}")]
+        rows += [("hallucination rate", f"{found['hallucination_rate']:.1%}")]
+    for system, ranks in metrics.get("preference", {}).get("ranks", {}).items():
+        rows.append((f"mean rank of {system}", f"{ranks['average']:.2f}"))
     return rows
 
 
