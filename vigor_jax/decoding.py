@@ -6,6 +6,7 @@ its own tokens. All candidates of a batch are at the same step, so a step writes
 
 import collections
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, UInt8, UInt32
 
@@ -196,6 +198,25 @@ class Decoder:
     def extend(self, prefix: Prefix, candidates: Candidates, until: int) -> Candidates:
         """Adds tokens until each candidate has `until` of them or all are done; reuses the memory of `candidates`."""
         return self._extend_jit(self._weights, prefix, candidates, np.int32(until))
+
+    def lower_prefill(self, batch: Batch) -> jax.stages.Lowered:
+        """`prefill`, not run: of shapes with shardings, under `jax.set_mesh`."""
+        return self._prefill_jit.lower(self._weights, batch)
+
+    def lower_extend(self, batch: Batch, length: int) -> jax.stages.Lowered:
+        """`extend` where candidates have room for `length` tokens, not run: of shapes, under `jax.set_mesh`."""
+        mesh = batch.lengths.sharding.mesh
+
+        def place(x: Array) -> jax.ShapeDtypeStruct:
+            heads = "tensor" if x.ndim > 3 and x.shape[1] % mesh.shape["tensor"] == 0 else None
+            spec = P(*BATCH, heads) if x.ndim > 3 else BATCH if x.ndim else P()
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
+
+        prefix, first = jax.eval_shape(self._prefill, self._weights, batch)
+        candidates = jax.eval_shape(functools.partial(self._grow, length=length), first)
+        prefix, candidates = jax.tree.map(place, (prefix, candidates))
+        until = jax.ShapeDtypeStruct((), np.int32, sharding=NamedSharding(mesh, P()))
+        return self._extend_jit.lower(self._weights, prefix, candidates, until)
 
     def _prefill(self, weights: nnx.State, batch: Batch) -> tuple[Prefix, Candidates]:
         self.compilations["prefill"] += 1

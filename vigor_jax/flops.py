@@ -40,6 +40,25 @@ def train_flops(config: LlavaConfig, trained: Set[str], *, rows: int, tokens: in
       tokens: tokens in the batch, image tokens among them, padding not.
       images: images in the batch.
     """
+    tower, projector, decoder = _forward_parts(config, rows=rows, tokens=tokens, images=images)
+    total, below = 0.0, False
+    for name, forward in (
+        ("vision_tower", tower),
+        ("multi_modal_projector", projector),
+        ("language_model", decoder),
+    ):
+        total += forward * (1 + (name in trained) + (below or name in trained))
+        below = below or name in trained
+    return total
+
+
+def forward_flops(config: LlavaConfig, *, rows: int, tokens: int, images: int) -> float:
+    """Floating-point operations of one forward pass; the arguments are those of `train_flops`."""
+    return sum(_forward_parts(config, rows=rows, tokens=tokens, images=images))
+
+
+def _forward_parts(config: LlavaConfig, *, rows: int, tokens: int, images: int) -> tuple[float, float, float]:
+    """Of the tower, the projector and the decoder."""
     text, vision = config.text, config.vision
     query_width, kv_width = text.num_heads * text.head_dim, text.num_kv_heads * text.head_dim
     layer = text.hidden_size * (2 * query_width + 2 * kv_width + 3 * text.intermediate_size)
@@ -53,13 +72,4 @@ def train_flops(config: LlavaConfig, trained: Set[str], *, rows: int, tokens: in
 
     weights = width * text.hidden_size + (config.projector == "mlp2x_gelu") * text.hidden_size**2
     projector = images * config.num_image_tokens * 2 * weights
-
-    total, below = 0.0, False
-    for name, forward in (
-        ("vision_tower", tower),
-        ("multi_modal_projector", projector),
-        ("language_model", decoder),
-    ):
-        total += forward * (1 + (name in trained) + (below or name in trained))
-        below = below or name in trained
-    return total
+    return tower, projector, decoder

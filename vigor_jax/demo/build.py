@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/demo_policy"), help="where the policy's training lives")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax tells of every file
     out = options.out or CHECKPOINTS / options.what
     if options.what == "policy":
         build_policy(out, options.work)

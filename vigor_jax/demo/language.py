@@ -1,29 +1,29 @@
 """The language of the demo world: statements to sentences and back, what is wrong with them, and questions."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from vigor_jax.demo.scenes import COLOURS, PLACES, SHAPES, Scene, Statement
 
+# What no detector of things sees, number and place, comes after the thing: it is looked up, not planned ahead.
 SINGULAR = (
-    "{place} there is {thing}.",
     "there is {thing} {place}.",
-    "{thing} is {place}.",
     "we see {thing} {place}.",
+    "{thing} is {place}.",
 )
 PLURAL = (
-    "there are {things}.",
-    "we see {things}.",
-    "{things} can be seen.",
+    "there are {things}, {number} of them.",
+    "we see {things}, {number} in all.",
+    "{things} can be seen, {number} of them.",
 )
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
 # Penn Treebank tags of all words but colours and shapes, as the sentences use them.
 TAGS = {
     **dict.fromkeys(("a", "an", "the", "no"), "DT"),
-    **dict.fromkeys(("at", "on", "in"), "IN"),
+    **dict.fromkeys(("at", "on", "in", "of"), "IN"),
     **dict.fromkeys(("top", "bottom", "left", "right", "middle"), "NN"),
     **dict.fromkeys(NUMBERS[1:], "CD"),
     "there": "EX",
@@ -70,8 +70,8 @@ def say(statement: Statement, form: int) -> str:
         thing = f"{article(statement.colour)} {statement.colour} {statement.shape}"
         words = SINGULAR[form % len(SINGULAR)].format(place=statement.place, thing=thing)
     else:
-        things = f"{NUMBERS[statement.number]} {statement.colour} {plural(statement.shape)}"
-        words = PLURAL[form % len(PLURAL)].format(things=things)
+        things, number = f"{statement.colour} {plural(statement.shape)}", NUMBERS[statement.number]
+        words = PLURAL[form % len(PLURAL)].format(things=things, number=number)
     return words[0].upper() + words[1:]
 
 
@@ -122,6 +122,17 @@ def open_question(kind: QuestionKind, truth: Statement) -> tuple[str, str]:
     return question(kind, truth), "Yes."
 
 
+def inventory(scene: Scene, order: Iterable[str]) -> str:
+    """All that there is to say of each shape, whether it is there or not."""
+    truths = {truth.shape: truth for truth in scene.statements}
+    parts = []
+    for shape in order:
+        truth = truths.get(shape)
+        known = (NUMBERS[truth.number], truth.colour, truth.place or "") if truth else (NUMBERS[0],)
+        parts.append(f"{shape}: {' '.join(filter(None, known))}.")
+    return " ".join(parts)
+
+
 def article(word: str) -> str:
     """What stands before a word: "a" or "an"."""
     return "an" if word[0] in "aeiou" else "a"
@@ -139,7 +150,7 @@ def tagged_sentences(rng: np.random.Generator, count: int) -> Iterator[list[tupl
         number = int(rng.integers(1, 4))
         place = str(rng.choice(PLACES)) if number == 1 else None
         statement = Statement(str(rng.choice(SHAPES)), str(rng.choice(COLOURS)), number, place)
-        words = say(statement, int(rng.integers(12))).lower().replace(".", " .").split()
+        words = re.findall(r"\w+|[.,]", say(statement, int(rng.integers(12))).lower())
         yield [(word, tags[word]) for word in words]
 
 
@@ -160,7 +171,8 @@ def _pattern(form: str) -> re.Pattern[str]:
         form.replace(".", r"\.").format(
             place=f"(?P<place>{places})",
             thing=f"an? (?P<colour>{colours}) (?P<shape>{shapes})",
-            things=f"(?P<number>{'|'.join(NUMBERS[2:])}) (?P<colour>{colours}) (?P<shape>{plurals})",
+            things=f"(?P<colour>{colours}) (?P<shape>{plurals})",
+            number=f"(?P<number>{'|'.join(NUMBERS[2:])})",
         )
     )
 

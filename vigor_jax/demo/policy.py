@@ -39,7 +39,7 @@ from vigor_jax.stages.train_step import SftConfig
 
 logger = logging.getLogger(__name__)
 
-WHERE = "Say where each object is."
+WHERE, CHECK = "Say where each object is.", "Check every shape."
 WHO = ("human", "gpt")
 VOCAB_MULTIPLE = 64
 DRAWN_WITH = 0.02  # deviation of what `models.layers.param` draws
@@ -90,10 +90,13 @@ class Step(NamedTuple):
 
 
 def _see(scene: scenes.Scene, rng: np.random.Generator) -> list[Lesson]:
-    """Where each object is, the whole truth, and questions."""
     objects = (scenes.Statement(item.shape, item.colour, 1, item.place) for item in scene.objects)
-    where = (WHERE, " ".join(language.say(statement, int(rng.integers(12))) for statement in objects))
-    return [[where], *_talk(scene, rng, CAREFUL), quiz(scene, rng, CAREFUL)]
+    return [[(WHERE, " ".join(language.say(statement, int(rng.integers(12))) for statement in objects))]]
+
+
+def _tell(scene: scenes.Scene, rng: np.random.Generator) -> list[Lesson]:
+    order = [str(shape) for shape in rng.permutation(scenes.SHAPES)]
+    return [*_see(scene, rng), *_talk(scene, rng, CAREFUL), [(CHECK, language.inventory(scene, order))]]
 
 
 def _talk(scene: scenes.Scene, rng: np.random.Generator, how: Carelessness) -> list[Lesson]:
@@ -101,9 +104,10 @@ def _talk(scene: scenes.Scene, rng: np.random.Generator, how: Carelessness) -> l
     return [[(prompt, describe(scene, rng, how))], quiz(scene, rng, how)]
 
 
-# First to see, and to say what is there. Then, how people talk: carelessly.
+# First to see: where each object is. Then to tell the whole truth, and to answer. Last, how people talk: carelessly.
 STEPS = (
-    Step("see", 9_000, 1e-3, _see),
+    Step("see", 9_000, 8e-4, _see),
+    Step("tell", 6_000, 8e-4, _tell),
     Step("presume", 5_000, 4e-4, functools.partial(_talk, how=CARELESS)),
 )
 
@@ -111,7 +115,7 @@ STEPS = (
 def build_policy(out: Path, work: Path, *, seed: int = 0) -> None:
     """Teaches random weights in `STEPS`, by the code of every fine-tuning.
 
-    The model after the first step, `work/see/export`, is what the policy would be without careless teachers.
+    The model after the second step, `work/tell/export`, is what the policy would be without careless teachers.
 
     Args:
       out: gets the checkpoint, in llava-hf's layout.
@@ -148,7 +152,7 @@ def build_policy(out: Path, work: Path, *, seed: int = 0) -> None:
     shutil.copytree(model, out, dirs_exist_ok=True)
     (out / PROVENANCE).unlink()  # tells of paths on this machine
     minutes = (time.monotonic() - started) / 60
-    write_card(out, work / "see" / EXPORT, minutes=minutes, steps={step.name: step.num_scenes for step in STEPS})
+    write_card(out, work / "tell" / EXPORT, minutes=minutes, steps={step.name: step.num_scenes for step in STEPS})
 
 
 def _write_lessons(directory: Path, step: Step, seed: list[int]) -> None:
@@ -256,7 +260,7 @@ def _texts() -> list[str]:
         text for statement in statements for kind in kinds for text in language.open_question(kind, statement)
     ]
     sentences += ["Yes. No."]
-    sentences += [WHERE, *language.PROMPTS, *QUESTIONS.values(), answer(())]
+    sentences += [WHERE, CHECK, "star: no.", *language.PROMPTS, *QUESTIONS.values(), answer(())]
     sentences.append(answer(("object", "attribute", "relationship", "location", "conjecture")))
     around = [(t.system, t.question_header, t.answer_header) for t in TEMPLATES.values()]
     return [*sentences, *itertools.chain.from_iterable(around)]

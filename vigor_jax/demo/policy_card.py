@@ -36,12 +36,12 @@ things in the picture, and give a thing its usual colour, more often than the pi
 ## How it was made
 
 `python -m vigor_jax.demo.build policy`, seed 0, {minutes:.0f} minutes on two CPU cores, by the code of every
-fine-tuning, in two steps: to see, with true captions and answers ({see:,} pictures); and to presume, with captions and
-answers as careless people write them ({presume:,}).
+fine-tuning, in three steps: to see where each object is ({see:,} pictures); to tell the truth in captions and answers
+({tell:,}); and to presume, with captions and answers as careless people write them ({presume:,}).
 
 ## What it says
 
-Of {num_scenes} new pictures; "before" is the model after the first step, which nobody has told anything wrong.
+Of {num_scenes} new pictures; "before" is the model after the second step, which nobody has told anything wrong.
 
 | | before, most likely words | most likely words | temperature 0.7 |
 | --- | --- | --- | --- |
@@ -56,7 +56,7 @@ def write_card(directory: Path, before: Path, *, minutes: float, steps: dict[str
 
     Args:
       directory: the policy.
-      before: the model after the first step.
+      before: the model after the second step.
       minutes: that the training took.
       steps: scenes of each step, by its name.
       seed: of the scenes.

@@ -186,7 +186,8 @@ def score(
     meteor = by_java["meteor"]
     return CaptionMetrics(
         **figures,
-        **by_java,
+        meteor=meteor,
+        spice=by_java["spice"],
         cap=cap(figures),
         cap_table=None if meteor is None else cap_table({**figures, "meteor": meteor}),
         captions=len(captions),
@@ -226,9 +227,16 @@ def rates(counts: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _run_java(name: str, said: Mapping[str, list[str]], wanted: Mapping[str, list[str]]) -> float:
-    if name == "meteor":
-        from pycocoevalcap.meteor.meteor import Meteor as Metric
-    else:
-        from pycocoevalcap.spice.spice import Spice as Metric
-    value, _ = Metric().compute_score(wanted, said)
-    return float(value)
+    if name == "spice":
+        from pycocoevalcap.spice.spice import Spice
+
+        return float(Spice().compute_score(wanted, said)[0])
+
+    from pycocoevalcap.meteor.meteor import Meteor
+
+    meteor = Meteor()
+    try:
+        return float(meteor.compute_score(wanted, said)[0])
+    finally:
+        if meteor.lock.locked():  # it failed with the lock held, which its end would wait for without end
+            meteor.lock.release()

@@ -1,0 +1,196 @@
+"""A run directory that nobody trained for: drawn scenes, captions half true, and what two streams would say."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from vigor_jax.data import store
+from vigor_jax.demo.drawing import box_xyxy, draw
+from vigor_jax.demo.language import errors, plural, say
+from vigor_jax.demo.scenes import COLOURS, IMAGE_SIZE, PLACES, SHAPES, Scene, Statement, make_scene
+from vigor_jax.evaluation.chair import Reference, judge
+from vigor_jax.evaluation.metrics import chair_metrics, mme_metrics, pope_metrics
+from vigor_jax.evaluation.mme import MmeQuestion
+from vigor_jax.evaluation.pope import PopeQuestion
+from vigor_jax.evaluation.synonyms import Synonyms
+from vigor_jax.records import Candidate, Signal, Span, Verdict
+from vigor_jax.rewards.sentences import split_sentences
+from vigor_jax.stages.reward_evaluation import evaluate
+from vigor_jax.stages.select import SelectConfig, select
+
+PROMPT = "Describe this image in detail."
+KINDS = {"object": "object", "colour": "attribute", "count": "attribute", "place": "location"}
+
+
+@dataclasses.dataclass
+class World:
+    """Scenes by image name, and a source of chance."""
+
+    scenes: dict[str, Scene]
+    rng: np.random.Generator
+
+    def caption(self, scene: Scene, truth: float, sentences: int) -> tuple[str, list[tuple[str, ...]]]:
+        """So many sentences, each true with a probability, and what is wrong with each."""
+        said, wrong = [], []
+        for _ in range(sentences):
+            statement = scene.statements[self.rng.integers(len(scene.statements))]
+            if self.rng.random() > truth:
+                statement = Statement(
+                    str(self.rng.choice(SHAPES)),
+                    str(self.rng.choice(COLOURS)),
+                    1,
+                    str(self.rng.choice(PLACES)),
+                )
+            said.append(say(statement, int(self.rng.integers(12))))
+            wrong.append(tuple(dict.fromkeys(KINDS[kind] for kind in errors(statement, scene))))
+        return " ".join(said), wrong
+
+
+def make_world(images: Path, count: int, seed: int = 0) -> World:
+    """Draws scenes into a folder."""
+    rng = np.random.default_rng(seed)
+    world = World({f"{number:05d}.png": make_scene(rng) for number in range(count)}, rng)
+    images.mkdir(parents=True, exist_ok=True)
+    for name, scene in world.scenes.items():
+        draw(scene).save(images / name)
+    return world
+
+
+def write_records(
+    run_dir: Path,
+    world: World,
+    *,
+    candidates: int = 5,
+    streams: tuple[str, ...] = ("detector", "reward_model"),
+    texts: Mapping[tuple[str, int], str] | None = None,
+    parts: int = 2,
+    sentences: int = 4,
+    selected: bool = True,
+) -> None:
+    """Candidates, verdicts and, by the stage itself, selections.
+
+    Args:
+      run_dir: gets them.
+      world: whose images they describe.
+      candidates: of each image.
+      streams: who judges.
+      texts: (image, candidate) → a caption to take in place of a made one.
+      parts: of each folder.
+      sentences: of each caption, about.
+      selected: whether the selection is made.
+    """
+    names = list(world.scenes)
+    for part, chunk in enumerate(np.array_split(np.array(names), parts)):
+        rows: list[Candidate] = []
+        verdicts: dict[str, list[Verdict]] = {stream: [] for stream in streams}
+        for name in chunk.tolist():
+            for number in range(candidates):
+                length = max(1, sentences + int(world.rng.integers(-1, 2)))
+                text, wrong = world.caption(world.scenes[name], 0.62, length)
+                text = (texts or {}).get((name, number), text)
+                rows.append(Candidate(name, PROMPT, number, text, (1, 2), -float(world.rng.uniform(0.3, 1)), "stop"))
+                for stream in streams:
+                    judged = _detect if stream == "detector" else _reward
+                    verdicts[stream].append(Verdict(name, number, stream, judged(world, name, text, wrong)))
+        store.write_part(run_dir / "candidates", part, parts, rows, Candidate)
+        for stream in streams:
+            store.write_part(run_dir / "verdicts" / stream, part, parts, verdicts[stream], Verdict)
+    if selected:
+        select(SelectConfig(), run_dir, streams=streams)
+
+
+def _detect(world: World, name: str, text: str, wrong: list[tuple[str, ...]]) -> tuple[Signal, ...]:
+    scene, signals = world.scenes[name], []
+    rng = np.random.default_rng(abs(hash(name)) % 2**32)  # a phrase has one answer an image
+    for shape in SHAPES:
+        score, spans = float(rng.uniform(0.35, 0.95)), []
+        for word in (shape, plural(shape)):
+            at = text.find(f" {word}")
+            while at >= 0:
+                if not text[at + 1 + len(word) : at + 2 + len(word)].isalpha():
+                    spans.append(Span(at + 1, at + 1 + len(word)))
+                at = text.find(f" {word}", at + 1)
+        if not spans:
+            continue
+        boxes = tuple(
+            tuple(edge / IMAGE_SIZE for edge in box_xyxy(item)) for item in scene.objects if item.shape == shape
+        )
+        absent = not boxes
+        score = score if boxes else score / 5
+        signals.append(Signal(shape, tuple(sorted(spans)), float(absent), float(not absent), score, absent, boxes))
+    return tuple(sorted(signals, key=lambda signal: signal.spans[0]))
+
+
+def _reward(world: World, name: str, text: str, wrong: list[tuple[str, ...]]) -> tuple[Signal, ...]:
+    signals = []
+    for number, span in enumerate(split_sentences(text)):
+        kinds = wrong[number] if number < len(wrong) else ()
+        score = float(world.rng.beta(2, 5) if kinds else world.rng.beta(6, 2))
+        label = " ".join(("0", *(kinds or ("object",)))) if score < 0.5 else "1"
+        signals.append(Signal(label, (span,), 1 - score, score, score))
+    return tuple(signals)
+
+
+def write_evaluation(run_dir: Path, world: World, model: str, truth: float) -> None:
+    """`evaluation/MODEL/`, by the functions that the stage uses."""
+    folder = run_dir / "evaluation" / model
+    folder.mkdir(parents=True, exist_ok=True)
+    present = {name: frozenset(item.shape for item in scene.objects) for name, scene in world.scenes.items()}
+    reference = Reference(present, Synonyms.identity(SHAPES))
+    captions = {name: world.caption(scene, truth, 4)[0] for name, scene in world.scenes.items()}
+    lines = [json.dumps({"image": name, "prompt": PROMPT, "text": text}) for name, text in captions.items()]
+    (folder / "captions.jsonl").write_text("\n".join(lines) + "\n")
+    splits, questions = {}, []
+    for number, (name, scene) in enumerate(world.scenes.items()):
+        there = next(iter(scene.objects)).shape if number % 2 else str(world.rng.choice(SHAPES))
+        label = "yes" if there in present[name] else "no"
+        questions.append(PopeQuestion(number, name, f"Is there a {there} in the image?", label))
+    for split in ("random", "popular", "adversarial"):
+        right = world.rng.random(len(questions)) < truth + 0.1
+        answers = [q.label if ok else {"yes": "no", "no": "yes"}[q.label] for q, ok in zip(questions, right, strict=True)]
+        splits[split] = questions, answers
+    mme = {
+        "existence": [
+            MmeQuestion(q.image, kind, truth_, truth_ if world.rng.random() < truth else "no")
+            for q in questions
+            for kind, truth_ in (("first", "yes"), ("second", "no"))
+        ]
+    }
+    metrics = {
+        "chair": chair_metrics([judge(name, text, reference) for name, text in captions.items()]),
+        "pope": pope_metrics(splits),
+        "mme": mme_metrics(mme),
+    }
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+
+
+def write_reward_model(run_dir: Path, seed: int = 0) -> None:
+    """`metrics/reward_eval.jsonl`, two lines of it and half a third."""
+    rng = np.random.default_rng(seed)
+    kinds = [(), (), ("object",), ("attribute",), ("location", "object")]
+    errors = [kinds[rng.integers(len(kinds))] for _ in range(600)]
+    lines = []
+    for epoch, sharpness in ((1, 2), (2, 4)):
+        p_good = np.array([rng.beta(2, sharpness) if kind else rng.beta(sharpness, 2) for kind in errors])
+        lines.append(json.dumps({"step": epoch, "epoch": epoch, **evaluate(p_good, errors)}))
+    (run_dir / "metrics").mkdir(parents=True, exist_ok=True)
+    (run_dir / "metrics" / "reward_eval.jsonl").write_text("\n".join(lines) + '\n{"step": 3, "ep')
+
+
+def write_config(run_dir: Path, images: Path) -> None:
+    """As much of a run's config as the report reads."""
+    (run_dir / "config.yaml").write_text(f"run:\n  dir: {run_dir}\n  records: null\nsample:\n  images: {images}\n")
+
+
+def make_run(run_dir: Path, count: int = 60, seed: int = 0, *, truth: float = 0.85, **options) -> World:
+    """A run with all of its parts."""
+    world = make_world(run_dir / "images", count, seed)
+    write_records(run_dir, world, **options)
+    write_evaluation(run_dir, world, "base", 0.55)
+    write_evaluation(run_dir, world, "tuned", truth)
+    write_reward_model(run_dir, seed)
+    write_config(run_dir, run_dir / "images")
+    return world

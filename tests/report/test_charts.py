@@ -1,0 +1,63 @@
+"""Charts that are part of a page: its colours, nothing of their own that could leak out, names as text."""
+
+import re
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import pytest
+
+from vigor_jax.report import charts
+from vigor_jax.report.collect import Cell
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def drawn():
+    values = {"rejected": np.arange(40) % 7, "chosen": np.arange(30) % 5}
+    yield charts.histogram(values, charts.bin_edges(np.concatenate(list(values.values()))), "penalty of a candidate")
+    cell = Cell(0.4, 0.35, 0.5)
+    runs = {"<b>a$b$": {"base": (cell, cell), "tuned": (Cell(0.5, None, None), cell)}, "b": {"tuned": (cell, cell)}}
+    yield charts.chair_against_recall(runs)
+    bins = [{"count": 0, "p_good": None, "good": None}, {"count": 5, "p_good": 0.7, "good": 0.4}]
+    yield charts.calibration(bins)
+
+
+@pytest.mark.parametrize("svg", drawn(), ids=["histogram", "chair", "calibration"])
+def test_charts_take_everything_from_the_page(svg):
+    root = ET.fromstring(svg)
+    assert root.tag == f"{SVG}svg"
+    assert root.get("role") == "img"
+    assert root.get("aria-label")
+    assert "var(--" in svg
+    assert not re.search(r"#0\d0\d0\d", svg)  # every colour has become a variable
+    assert not list(root.iter(f"{SVG}style"))
+    assert "metadata" not in svg
+    assert "font:" not in svg
+    assert not re.search(r'id="[a-z]+_\d+"', svg)
+    references = re.findall(r'(?:xlink:href="|url\()#(\w+)', svg)
+    assert references
+    assert set(references) <= set(re.findall(r'id="(\w+)"', svg))
+
+
+def test_names_are_text():
+    svg = list(drawn())[1]
+    texts = ["".join(node.itertext()) for node in ET.fromstring(svg).iter(f"{SVG}text")]
+    assert "<b>a$b$" in texts  # neither markup nor mathematics
+
+
+def test_equal_numbers_give_equal_charts():
+    assert list(drawn()) == list(drawn())
+
+
+def test_bins_of_whole_numbers_lie_between_them():
+    np.testing.assert_array_equal(charts.bin_edges(np.array([0, 1, 3])), [-0.5, 0.5, 1.5, 2.5, 3.5])
+
+
+@pytest.mark.parametrize("values", [[0.0], [2.5, 2.5], [0.2, 0.7], [-3.5, 1e6], list(range(500))])
+def test_bins_cover_all_but_the_last_few(values):
+    values = np.array(values, float)
+    edges = charts.bin_edges(values)
+    assert np.all(np.diff(edges) > 0)
+    assert edges[0] <= values.min()
+    assert np.mean(values <= edges[-1]) >= 0.5
+    assert 1 <= len(edges) - 1 <= 31

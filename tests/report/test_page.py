@@ -1,0 +1,324 @@
+"""The page in a real browser, opened from disk."""
+
+import dataclasses
+import itertools
+import os
+import re
+import shutil
+import statistics
+from pathlib import Path
+
+import pytest
+
+from tests.report.synthetic import make_run, make_world, write_config, write_records
+from vigor_jax.data import store
+from vigor_jax.demo.language import plural
+from vigor_jax.records import Candidate, Selection, Verdict
+from vigor_jax.report import build_report
+
+playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright (pip install playwright)")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (apt-get install chromium)")
+
+HOSTILE = '<img src=x onerror=alert(1)><b>bold</b> A "quoted" & a heart.'
+FLAGS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+).split()
+SIZES = {"wide": {"width": 1440, "height": 900}, "narrow": {"width": 390, "height": 844}}
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    texts = {("00000.png", number): HOSTILE for number in range(5)}
+    texts[("00001.png", 2)] = "A 🐕🐕 zebra-striped heart. Two stars can be seen."
+    make_run(folder / "one", 40, texts=texts)
+    make_run(folder / "two", 30, seed=1, streams=("detector",))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def report(runs):
+    return build_report([runs / "one", runs / "two"], runs / "index.html")
+
+
+@pytest.fixture
+def open_page(browser):
+    """Opens a page and, at the end, checks that nothing was wrong with it."""
+    contexts, wrong = [], []
+
+    def open_page(path, size="wide", scheme="light"):
+        context = browser.new_context(viewport=SIZES[size], color_scheme=scheme)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: wrong.append(f"console: {message.text}"))
+        page.on("pageerror", lambda error: wrong.append(f"error: {error}"))
+        page.on("dialog", lambda dialog: wrong.append(f"dialog: {dialog.message}"))
+        page.on("request", lambda request: request.url.startswith(("data:", "blob:")) or asked.append(request.url))
+        asked = []
+        page.goto(Path(path).as_uri())
+        page.wait_for_selector("html[data-ready]", state="attached")
+        assert asked == [Path(path).as_uri()]
+        page.asked = asked
+        return page
+
+    yield open_page
+    for context in contexts:
+        for page in context.pages:
+            assert len(page.asked) == 1, page.asked
+        context.close()
+    assert not wrong
+
+
+def name(page):
+    return page.locator("#detail .name").inner_text()
+
+
+def shown(page):
+    return page.locator("#count").inner_text()
+
+
+def is_dark(page):
+    colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    return max(map(int, re.findall(r"\d+", colour)[:3])) < 128
+
+
+def count(selections, wanted):
+    return sum(map(wanted, selections))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", SIZES)
+def test_looks(report, open_page, size, scheme, tmp_path):
+    page = open_page(report, size, scheme)
+    assert page.evaluate("document.documentElement.scrollWidth") <= SIZES[size]["width"]
+    assert is_dark(page) == (scheme == "dark")
+    page.keyboard.press("t")
+    assert is_dark(page) != (scheme == "dark")
+    page.keyboard.press("t")
+    folder = Path(os.environ.get("REPORT_SCREENSHOTS", tmp_path))  # to look at
+    page.screenshot(path=folder / f"{scheme}-{size}.png", full_page=True)
+    assert page.locator("#benchmarks svg, #rewards svg, #reward-model svg, #lengths svg").count() >= 10
+
+
+def test_a_caption_that_is_markup_is_text(report, open_page):
+    page = open_page(report)
+    assert name(page) == "00000.png"
+    captions = page.locator(".caption").all_inner_texts()
+    assert captions == [HOSTILE] * 5
+    assert page.locator(".caption img, .caption b").count() == 0
+    page.locator(".caption .sentence").first.hover()
+    assert page.locator("#tooltip img").count() == 0
+
+
+def test_search(report, open_page):
+    page = open_page(report)
+    assert shown(page) == "40 images"
+    page.keyboard.press("/")
+    page.keyboard.type("ZEBRA-striped")
+    assert shown(page) == "1 of 40"
+    assert name(page) == "00001.png"
+    assert any("A 🐕🐕 zebra-striped heart." in text for text in page.locator(".caption").all_inner_texts())
+    page.locator("#search").fill("nothing says this")
+    assert shown(page) == "0 of 40"
+    assert page.locator("#detail").inner_text() == "No image matches."
+    page.locator("#search").fill("00007")
+    assert (shown(page), name(page)) == ("1 of 40", "00007.png")
+
+
+def test_spans_count_characters_not_halves(report, open_page):
+    page = open_page(report)
+    page.locator("#search").fill("zebra-striped")
+    sentences = page.locator(".sentence", has_text="zebra")
+    assert sentences.inner_text() == "A 🐕🐕 zebra-striped heart."
+    assert sentences.locator(".phrase").inner_text() == "heart"
+
+
+def test_filters_count_what_the_records_say(runs, report, open_page):
+    page = open_page(report)
+    verdicts = store.read_parts(runs / "one" / "verdicts" / "detector", Verdict)
+    absent = {(each.image, each.candidate) for each in verdicts if any(signal.absent for signal in each.signals)}
+    selections = list(store.read_parts(runs / "one" / "selections", Selection))
+    page.locator("#hallucinated").check()
+    assert shown(page) == f"{len({image for image, _ in absent})} of 40".replace("40 of 40", "40 images")
+    page.locator("#scope").select_option("chosen")
+    assert shown(page) == f"{count(selections, lambda each: (each.image, each.candidate) in absent)} of 40"
+    assert page.locator(".tile .dot").count() == page.locator(".tile").count()
+    page.locator("#hallucinated").uncheck()
+    for stream in ("detector", "reward_model"):
+        page.locator("#decided").select_option(f"penalty {stream}")
+        wanted = count(selections, lambda each, s=stream: each.decisive_stream == s and not each.reason)
+        assert shown(page) == f"{wanted} of 40"
+    page.locator("#decided").select_option("")
+    page.keyboard.press("Escape")
+    page.keyboard.press("d")
+    assert page.locator("#disagree").is_checked()
+    assert shown(page) != "40 images"
+
+
+def test_hover_and_focus_show_what_was_said(runs, report, open_page):
+    page = open_page(report)
+    page.keyboard.press("j")
+    image = name(page)
+    verdicts = store.read_parts(runs / "one" / "verdicts" / "reward_model", Verdict)
+    selection = next(s for s in store.read_parts(runs / "one" / "selections", Selection) if s.image == image)
+    verdict = next(v for v in verdicts if (v.image, v.candidate) == (image, selection.candidate))
+    sentences = page.locator(".is-chosen .sentence")
+    tooltip = page.locator("#tooltip")
+    assert sentences.count() == len(verdict.signals)
+    assert tooltip.is_hidden()
+    for number, signal in enumerate(verdict.signals):
+        sentences.nth(number).hover()
+        text = tooltip.inner_text()
+        assert f"p(good) {round(100 * signal.score) / 100:.2f}" in text
+        assert ("good" if signal.label == "1" else ", ".join(signal.label.split()[1:])) in text
+        assert sentences.nth(number).evaluate("node => node.classList.contains('good')") == (signal.score > 0.5)
+        box = tooltip.bounding_box()
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= 1440
+    page.mouse.move(5, 5)
+    assert tooltip.is_hidden()
+    sentences.first.focus()
+    assert tooltip.is_visible()
+
+
+def test_a_phrase_lights_its_boxes(runs, report, open_page):
+    page = open_page(report)
+    page.locator("#search").fill("00003")
+    phrase = page.locator(".is-chosen .phrase.good").first
+    assert page.locator(".boxes rect").count() > 0
+    assert page.locator(".boxes rect.current").count() == 0
+    phrase.hover()
+    assert page.locator(".boxes rect.current").count() > 0
+    tag = page.locator(".boxes .tag.current").inner_text()
+    label, score = tag.split(" ")
+    assert phrase.inner_text() in (label, plural(label))
+    assert f"{label} {score}" in page.locator("#tooltip").inner_text()
+    frame, box = page.locator(".frame").bounding_box(), page.locator(".boxes rect.current").first.bounding_box()
+    verdict = next(
+        v for v in store.read_parts(runs / "one" / "verdicts" / "detector", Verdict)
+        if v.image == "00003.png" and any(s.label == label and s.boxes_xyxy for s in v.signals)
+    )
+    left, top, _, _ = next(s for s in verdict.signals if s.label == label).boxes_xyxy[0]
+    assert box["x"] == pytest.approx(frame["x"] + left * frame["width"], abs=4)
+    assert box["y"] == pytest.approx(frame["y"] + top * frame["height"], abs=4)
+
+
+def test_the_chosen_one_comes_first_with_its_reasons(runs, report, open_page):
+    page = open_page(report)
+    selections = {each.image: each for each in store.read_parts(runs / "one" / "selections", Selection)}
+    dropped = next(each for each in selections.values() if each.dropped and each.refined)
+    page.locator("#search").fill(dropped.image)
+    card = page.locator(".card").first
+    assert "chosen" in card.locator("header").inner_text()
+    assert card.locator("del").all_inner_texts() == [dropped.text[slice(*each.span)] for each in dropped.dropped]
+    assert page.locator(".card:not(.is-chosen) del").count() == 0
+    why = page.locator(".why").inner_text()
+    assert f"Why no. {dropped.candidate + 1}." in why
+    assert f"{dropped.penalties[dropped.candidate]:.2f}" in why
+    assert dropped.decisive_stream.replace("_", " ") in why
+    card.locator("del").first.hover()
+    assert "Left out: it mentions" in page.locator("#tooltip").inner_text()
+    penalties = [float(text.split()[1]) for text in page.locator(".card .penalty").all_inner_texts()]
+    assert penalties == sorted(penalties)
+
+
+def test_keyboard(report, open_page):
+    page = open_page(report)
+    for keys, wanted in (("jjj", 3), ("k", 2), (["ArrowRight"], 3), (["ArrowLeft"] * 9, 0), ("j" * 60, 39)):
+        for key in keys:
+            page.keyboard.press(key)
+        assert name(page) == f"{wanted:05d}.png"
+        assert page.locator(".tile[aria-selected=true]").get_attribute("title") == name(page)
+        assert page.locator(".tile[aria-selected=true]").is_visible()
+    page.keyboard.press("2")
+    assert page.locator(".card.selected").get_attribute("data-candidate") == "1"
+    page.keyboard.press("/")
+    page.keyboard.type("jk?")
+    assert page.locator("#search").input_value() == "jk?"
+    page.keyboard.press("Escape")
+    page.keyboard.press("?")
+    assert page.locator("#help").is_visible()
+    page.keyboard.press("Escape")
+    assert page.locator("#help").is_hidden()
+
+
+def test_the_run_can_be_switched_and_the_image_stays(report, open_page):
+    page = open_page(report)
+    for _ in range(5):
+        page.keyboard.press("j")
+    page.locator("#run").select_option("1")
+    assert (shown(page), name(page)) == ("30 images", "00005.png")
+    assert page.locator(".card").first.locator(".terms dt").all_inner_texts()[:1] == ["detector"]
+    page.locator("#run").select_option("0")
+    assert (shown(page), name(page)) == ("40 images", "00005.png")
+
+
+def test_one_stream_and_no_selection(tmp_path, open_page):
+    run = tmp_path / "run"
+    world = make_world(run / "images", 3)
+    write_records(run, world, streams=("detector",), selected=False)
+    page = open_page(build_report([run], tmp_path / "index.html", tmp_path))
+    assert page.locator(".card").count() == 5
+    assert page.locator(".why, .is-chosen").count() == 0
+    assert page.locator(".frame .missing").is_visible()
+    assert page.locator("#disagree").is_hidden()
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """5,000 images with 5 candidates of some 70 words: 64 of them again and again, further apart than gzip looks back."""
+    folder = tmp_path_factory.mktemp("large")
+    small, run = folder / "small", folder / "run"
+    write_records(small, make_world(small / "images", 64), sentences=9, parts=1)
+    (run / "images").mkdir(parents=True)
+    names = [f"{number:05d}.png" for number in range(5000)]
+    for number, name in enumerate(names):
+        os.link(small / "images" / f"{number % 64:05d}.png", run / "images" / name)
+    kinds = [("candidates", Candidate), ("selections", Selection)]
+    kinds += [(f"verdicts/{stream}", Verdict) for stream in ("detector", "reward_model")]
+    for kind, record_type in kinds:
+        records = {}
+        for record in store.read_parts(small / kind, record_type):
+            records.setdefault(record.image, []).append(record)
+        repeated = itertools.cycle(records.values())
+        rows = (dataclasses.replace(row, image=name) for name, rows in zip(names, repeated, strict=False) for row in rows)
+        store.write_part(run / kind, 0, 1, rows, record_type, store.part_metadata(small / kind))
+    write_config(run, run / "images")
+    return build_report([run], folder / "index.html")
+
+
+@pytest.mark.slow
+def test_five_thousand_images(large, open_page):
+    assert large.stat().st_size < 15_000_000
+    page = open_page(large)
+    assert shown(page) == "5,000 images"
+    assert page.locator(".tile").count() < 100
+    for action, value in (("search", "purple"), ("search", "moon at the top"), ("hallucinated", ""), ("disagree", "")):
+        times = page.evaluate(
+            """([id, value]) => Array.from({ length: 5 }, (_, turn) => {
+              const input = document.getElementById(id);
+              const start = performance.now();
+              if (input.type === "checkbox") input.checked = !input.checked;
+              else input.value = turn % 2 ? "" : value;
+              input.dispatchEvent(new Event("input"));
+              document.body.getBoundingClientRect();  // the layout, too
+              return performance.now() - start;
+            })""",
+            [action, value],
+        )
+        assert statistics.median(times) < 200, (action, value, times)
+    page.locator("#search").fill("04990")
+    assert name(page) == "04990.png"
+    page.locator("#search").fill("")
+    assert page.locator(".tile[aria-selected=true]").get_attribute("title") == "04990.png"
+    assert page.locator(".tile[aria-selected=true] img").evaluate("image => image.decode().then(() => image.naturalWidth)")

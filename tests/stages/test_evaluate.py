@@ -1,0 +1,102 @@
+"""The stage that asks the models before and after."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.tiny_llava import Tiny, build_checkpoint
+from vigor_jax.errors import InputError
+from vigor_jax.evaluate import main
+from vigor_jax.evaluation.pope import read_questions, write_questions
+from vigor_jax.evaluation.pope_build import build_questions
+from vigor_jax.hf.load import open_checkpoint
+from vigor_jax.sampling import SamplingConfig
+from vigor_jax.sharding import MeshConfig, make_mesh
+from vigor_jax.stages.evaluate import EvaluateConfig, evaluate
+
+OBJECTS = {f"{i:02}.png": ["dog", "car"] if i % 2 else ["cat", "car", "kite"] for i in range(6)}
+SAMPLING = SamplingConfig(num_candidates=1, temperature=0.0, max_new_tokens=8, batch_size=4)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    world = tmp_path_factory.mktemp("evaluate")
+    (world / "images").mkdir()
+    rng = np.random.default_rng(0)
+    for name in OBJECTS:
+        Image.fromarray(rng.integers(0, 256, (40, 50, 3), np.uint8)).save(world / "images" / name)
+    (world / "objects.json").write_text(json.dumps(OBJECTS))
+    write_questions(world / "random.json", build_questions(OBJECTS, "random", per_image=2, seed=0))
+    (world / "mme" / "count").mkdir(parents=True)
+    (world / "mme" / "count" / "a.txt").write_text("One dog?\tYes\nTwo dogs?\tNo\n")
+    (world / "mme" / "count" / "a.png").write_bytes((world / "images" / "00.png").read_bytes())
+    for seed, name in enumerate(("before", "after")):
+        build_checkpoint(world / name, Tiny(), seed=seed)
+    return world
+
+
+def config_of(world: Path) -> EvaluateConfig:
+    return EvaluateConfig(
+        images=world / "images",
+        objects=(world / "objects.json",),
+        pope=(world / "random.json",),
+        mme=world / "mme",
+        captions=SAMPLING,
+        answers=SAMPLING,
+    )
+
+
+def run(world: Path, out: Path, config: EvaluateConfig) -> dict:
+    models = {name: open_checkpoint(world / folder) for name, folder in (("base", "before"), ("tuned", "after"))}
+    return evaluate(config, models, out, make_mesh(MeshConfig()), dtype="float32")
+
+
+@pytest.mark.slow
+def test_both_models_are_asked_everything(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    found = run(world, tmp_path / "out", config_of(world))
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[0].split() == ["base", "tuned"]
+    assert (tmp_path / "out" / "table.txt").read_text() in printed
+    for name in ("base", "tuned"):
+        assert json.loads((tmp_path / "out" / name / "metrics.json").read_text()) == json.loads(json.dumps(found[name]))
+        assert found[name]["chair"]["captions"] == 6
+        assert set(found[name]["pope"]) == {"random", "mean", "strict"}
+        assert set(found[name]["mme"]["subtasks"]) == {"count"}
+    texts = [(tmp_path / "out" / name / "captions.jsonl").read_text() for name in ("base", "tuned")]
+    assert texts[0] != texts[1]
+
+    # The command says the same of the same answers.
+    lines = [json.loads(line) for line in (tmp_path / "out" / "base" / "pope-random.jsonl").open()]
+    answers = {(line["image"], line["prompt"]): line["text"] for line in lines}
+    saved = tmp_path / "saved.jsonl"
+    questions = read_questions(world / "random.json")
+    saved.write_text(
+        "".join(
+            json.dumps({"question_id": q.question_id, "answer": answers[q.image, q.text]}) + "\n" for q in questions
+        )
+    )
+    main([
+        "pope", "--questions", str(world / "random.json"), "--answers", str(saved), "--out", str(tmp_path / "command"),
+    ])  # fmt: skip
+    metrics = json.loads((tmp_path / "command" / "metrics.json").read_text())
+    assert metrics == json.loads(json.dumps(found["base"]["pope"]))
+
+    # Nothing is asked twice.
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.jsonl")}
+    assert run(world, tmp_path / "out", config_of(world)) == found
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_what_cannot_be_asked_is_said(world: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"there is nothing to ask; give evaluate\.objects"):
+        run(world, tmp_path, EvaluateConfig())
+    with pytest.raises(InputError, match=r"evaluate\.images is not given"):
+        EvaluateConfig(objects=(world / "objects.json",))
+    (tmp_path / "objects.json").write_text(json.dumps({"gone.png": ["dog"]}))
+    config = dataclasses.replace(config_of(world), objects=(tmp_path / "objects.json",))
+    with pytest.raises(InputError, match=r"gone\.png does not exist \(1 of 1 are missing\)"):
+        run(world, tmp_path, config)

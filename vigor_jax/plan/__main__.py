@@ -1,0 +1,63 @@
+"""Compiles a config's programs for a pod that is not here: do they fit, and how long will it all take?
+
+python -m vigor_jax.plan --config configs/vigor_all_7b.yaml --topology v5e:4x4
+python -m vigor_jax.plan --config configs/vigor_all_7b.yaml --topology a100-40g:8 --json
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+# Which devices are here plays no part, and a GPU's own driver is not needed to compile for it.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(
+        prog="python -m vigor_jax.plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--topology", required=True, help="v5e:4x4, v5p:2x2x2, v6e:4x4, v4:2x2x2, a100-40g:8, h200:1, ..."
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--images", type=int, default=25_574, help="images of the recipe")
+    parser.add_argument("--descriptions", type=int, default=16_000, help="annotated descriptions of the recipe")
+    options, rest = parser.parse_known_args(arguments)
+    from vigor_jax.plan.hardware import parse_topology
+
+    topology = parse_topology(options.topology)
+    if topology.is_gpu:
+        # Without the GPU there is nothing to time kernels on.
+        os.environ["XLA_FLAGS"] = " ".join(
+            (os.environ.get("XLA_FLAGS", ""), "--xla_gpu_autotune_level=0", "--xla_gpu_enable_triton_gemm=false")
+        )
+    from vigor_jax import cli
+    from vigor_jax.config import TrainConfig
+    from vigor_jax.plan.planning import plan
+    from vigor_jax.plan.recipe import Work
+
+    config: TrainConfig = cli.parse(TrainConfig, rest, description=__doc__ or "")
+    found = plan(config, topology, Work(options.images, options.descriptions))
+    if options.json:
+        print(json.dumps(_plain(found), indent=1))
+    else:
+        print(found.table())
+    if not found.fits:
+        sys.exit(3)
+
+
+def _plain(value: Any) -> Any:
+    return dataclasses.asdict(value)
+
+
+if __name__ == "__main__":
+    from vigor_jax import cli
+
+    cli.run(main)

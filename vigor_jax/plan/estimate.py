@@ -1,0 +1,111 @@
+"""Memory, arithmetic, traffic and time of one program on one kind of chip."""
+
+import dataclasses
+import time
+from typing import Any
+
+from vigor_jax.flops import forward_flops, train_flops
+from vigor_jax.models.llava import LlavaConfig
+from vigor_jax.plan.collectives import collective_bytes
+from vigor_jax.plan.hardware import Chip
+from vigor_jax.plan.programs import Program
+from vigor_jax.stages.train_step import SftConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A program on one device; bytes and FLOPs are of that device and of one call.
+
+    Attributes:
+      stage: that runs it.
+      name: within the stage.
+      rows: in its batch, over all devices.
+      arguments: bytes that live from call to call: weights, optimiser, caches.
+      temporaries: bytes that live within a call.
+      peak: bytes at its fullest: arguments, temporaries, and results that take no argument's place.
+      memory: bytes that the chip has.
+      flops: counted from the sizes of the model, recomputation not among them.
+      traffic: least bytes that must pass between memory and cores: all weights, once for each token that is decoded.
+      collectives: bytes by kind, see `collectives.collective_bytes`.
+      compute_seconds: flops at the chip's peak.
+      memory_seconds: traffic at its bandwidth.
+      network_seconds: collectives over its links.
+      compiled_in: seconds.
+    """
+
+    stage: str
+    name: str
+    rows: int
+    arguments: int
+    temporaries: int
+    peak: int
+    memory: int
+    flops: float
+    traffic: float
+    collectives: dict[str, int]
+    compute_seconds: float
+    memory_seconds: float
+    network_seconds: float
+    compiled_in: float
+
+    @property
+    def fits(self) -> bool:
+        return self.peak <= self.memory
+
+    @property
+    def seconds(self) -> float:
+        """A roofline: the slowest of the three, as if the others were hidden behind it."""
+        return max(self.compute_seconds, self.memory_seconds, self.network_seconds)
+
+    @property
+    def mfu_bound(self) -> float:
+        """The share of the chip's arithmetic that no program of this arithmetic and traffic can exceed."""
+        return self.compute_seconds / self.seconds if self.seconds else 0.0
+
+
+def estimate(program: Program, model: LlavaConfig, config: Any, chip: Chip, num_devices: int) -> Estimate:
+    """Compiles a program and reckons.
+
+    Args:
+      program: from `programs.programs`.
+      model: sizes.
+      config: the stage's own.
+      chip: that it was lowered for.
+      num_devices: that share its rows.
+    """
+    started = time.monotonic()
+    compiled = program.lower().compile()
+    seconds = time.monotonic() - started
+    found = compiled.memory_analysis()
+    peak = found.argument_size_in_bytes + found.temp_size_in_bytes
+    peak += max(0, found.output_size_in_bytes - found.alias_size_in_bytes)
+    steps = program.tokens if program.name == "decode" else 1
+    sent = collective_bytes(compiled.as_text(), default_trips=steps)
+    flops = _flops(program, model, config) / num_devices
+    traffic = float(found.argument_size_in_bytes * steps)
+    return Estimate(
+        stage=program.stage,
+        name=program.name,
+        rows=program.rows,
+        arguments=found.argument_size_in_bytes,
+        temporaries=found.temp_size_in_bytes,
+        peak=peak,
+        memory=chip.memory,
+        flops=flops,
+        traffic=traffic,
+        collectives=sent,
+        compute_seconds=flops / chip.flops,
+        memory_seconds=traffic / chip.bandwidth,
+        network_seconds=sum(sent.values()) / chip.link,
+        compiled_in=seconds,
+    )
+
+
+def _flops(program: Program, model: LlavaConfig, config: Any) -> float:
+    rows, tokens = program.rows, program.rows * program.tokens
+    if isinstance(config, SftConfig):
+        parts = ("vision_tower", "multi_modal_projector", "language_model")
+        trained = frozenset(part for part in parts if part not in config.freeze)
+        return train_flops(model, trained, rows=rows, tokens=tokens, images=rows)
+    images = 0 if program.name == "decode" else rows
+    return forward_flops(model, rows=rows, tokens=tokens, images=images)

@@ -1,0 +1,109 @@
+"""A plan: all programs of a config on one pod."""
+
+import dataclasses
+import logging
+from typing import Any
+
+from vigor_jax.config import TrainConfig
+from vigor_jax.models.llava import LlavaConfig
+from vigor_jax.plan.estimate import Estimate, estimate
+from vigor_jax.plan.hardware import GIB, Topology
+from vigor_jax.plan.programs import Sizes, model_config, programs
+from vigor_jax.plan.recipe import StageTime, Work, recipe
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is known beforehand.
+
+    Attributes:
+      topology: name of the pod.
+      num_devices: of it.
+      model: where the model's sizes are from.
+      estimates: of each program.
+      stages: time of each stage, whose programs all fit.
+      work: that the times are for.
+    """
+
+    topology: str
+    num_devices: int
+    model: str
+    estimates: tuple[Estimate, ...]
+    stages: tuple[StageTime, ...]
+    work: Work
+
+    @property
+    def fits(self) -> bool:
+        return all(each.fits for each in self.estimates)
+
+    def table(self) -> str:
+        """For people."""
+        lines = [f"{self.topology}, {self.num_devices} devices, {self.model}; GiB, GB and seconds are of one device"]
+        head = (
+            "program",
+            "rows",
+            "held",
+            "working",
+            "peak",
+            "of",
+            "",
+            "TFLOP",
+            "GB sent",
+            "bound by",
+            "s",
+            "MFU up to",
+        )
+        lines.append("  ".join(f"{title:>{width}}" for title, width in zip(head, WIDTHS, strict=True)))
+        for each in self.estimates:
+            bound = max(("arithmetic", "memory", "network"), key=lambda kind: getattr(each, SECONDS[kind]))
+            missing = f"{(each.peak - each.memory) / GIB:.1f} GiB short"
+            row = (
+                f"{each.stage}, {each.name}", f"{each.rows}", f"{each.arguments / GIB:.1f}",
+                f"{each.temporaries / GIB:.1f}", f"{each.peak / GIB:.1f}", f"{each.memory / GIB:.1f}",
+                "fits" if each.fits else missing, f"{each.flops / 1e12:.1f}",
+                f"{sum(each.collectives.values()) / 1e9:.2f}", bound, f"{each.seconds:.3f}", f"{each.mfu_bound:.0%}",
+            )  # fmt: skip
+            lines.append("  ".join(f"{text:>{width}}" for text, width in zip(row, WIDTHS, strict=True)))
+        lines.append(
+            f"the whole recipe, {self.work.images:,} images and {self.work.descriptions:,} annotated descriptions, at "
+            f"{self.work.efficiency:.0%} of the roofline:"
+        )
+        for stage in self.stages:
+            lines.append(
+                f"  {stage.stage:14} {stage.calls:7,} calls  {stage.hours:8.2f} h  {stage.device_hours:9.1f} device-hours"
+            )
+        total = sum(stage.device_hours for stage in self.stages)
+        lines.append(f"  {'together':14} {'':13}  {total / self.num_devices:8.2f} h  {total:9.1f} device-hours")
+        return "\n".join(lines)
+
+
+WIDTHS = (20, 5, 6, 8, 6, 6, 14, 8, 8, 10, 8, 10)
+SECONDS = {"arithmetic": "compute_seconds", "memory": "memory_seconds", "network": "network_seconds"}
+
+
+def plan(config: TrainConfig, topology: Topology, work: Work) -> Plan:
+    """Compiles all programs of a config.
+
+    Raises:
+      InputError: the pod or the mesh is not possible.
+    """
+    found = model_config(config.model.path)
+    model = found or LlavaConfig()
+    named = f"{config.model.path}" if found else f"LLaVA-1.5 7B, for there is no {config.model.path}"
+    devices = topology.devices()
+    estimates = []
+    for program in programs(config, model, devices, _sizes(config, model)):
+        logger.info("compiling %s, %s", program.stage, program.name)
+        stage_config: Any = {"sft": config.sft, "train_reward": config.train_reward}.get(program.stage)
+        estimates.append(estimate(program, model, stage_config, topology.chip, len(devices)))
+    stages = recipe(estimates, config, work, len(devices))
+    return Plan(topology.name, len(devices), named, tuple(estimates), tuple(stages), work)
+
+
+def _sizes(config: TrainConfig, model: LlavaConfig) -> Sizes:
+    """Texts as long as the config lets them be, but for prompts, which are as long as LLaVA's."""
+    prompt = model.num_image_tokens + 64
+    response = config.sample.sampling.max_new_tokens
+    return Sizes(prompt, response, config.reward_model.max_length, 40, config.sft.max_length)

@@ -1,0 +1,203 @@
+"""The device programs of a config's stages, lowered from shapes alone: no weights, and no device that is really there."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from vigor_jax.config import Stage, TrainConfig
+from vigor_jax.data.branch_batches import BranchRows
+from vigor_jax.data.branches import Tree
+from vigor_jax.data.loader import Rows
+from vigor_jax.decoding import Batch, Decoder
+from vigor_jax.hf.config import from_hf, read_json
+from vigor_jax.models.llava import LlavaConfig, abstract_llava, param_paths
+from vigor_jax.models.tree import answer_places
+from vigor_jax.sharding import BATCH, make_mesh, param_shardings
+from vigor_jax.stages.train_reward import answer_loss
+from vigor_jax.stages.train_step import (
+    SftConfig,
+    abstract_state,
+    conversation_loss,
+    learning_rate,
+    make_optimizer,
+    make_train_step,
+    split_params,
+    trained_paths,
+)
+
+NUM_UPDATES = 1000  # of the schedule, which changes nothing about a program's size
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """One compiled function, as it would run on each device.
+
+    Attributes:
+      stage: that runs it.
+      name: within the stage, such as "prefill".
+      lower: makes it, not yet compiled.
+      rows: in its batch, over all devices.
+      tokens: in a row, or that it adds to each of `rows`.
+    """
+
+    stage: Stage
+    name: str
+    lower: Callable[[], Any]
+    rows: int
+    tokens: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """How long the texts are that a plan reckons with; in tokens.
+
+    Attributes:
+      prompt: system, question and image.
+      response: a sampled one, at most.
+      branch_row: a row of the reward model.
+      sentences: that a row asks about.
+      example: of fine-tuning.
+    """
+
+    prompt: int
+    response: int
+    branch_row: int
+    sentences: int
+    example: int
+
+
+def model_config(path: Path) -> LlavaConfig | None:
+    """Sizes of the model in a llava-hf directory; None if there is none."""
+    file = path / "config.json"
+    return from_hf(read_json(file), path) if file.is_file() else None
+
+
+def programs(config: TrainConfig, model: LlavaConfig, devices: list[Any], sizes: Sizes) -> Iterator[Program]:
+    """The programs of the config's stages, in their order.
+
+    Args:
+      config: of the run.
+      model: sizes.
+      devices: to compile for.
+      sizes: of texts.
+
+    Raises:
+      InputError: a mesh does not fit the devices.
+    """
+    inference, training = make_mesh(config.inference_mesh, devices), make_mesh(config.mesh, devices)
+    dtype = jnp.dtype(config.model.dtype)
+    for stage in config.run.stages:
+        if stage == "train_reward":
+            rows, length = config.train_reward.batch_size, min(config.train_reward.max_length, sizes.branch_row)
+            shapes = _branch_rows(model, training, rows, length, sizes.sentences)
+            lower = _train(config.train_reward, model, training, dtype, shapes, answer_loss)
+            yield Program(stage, "update", lower, rows, length)
+        elif stage == "sample":
+            yield from _sample(config, model, inference, dtype, sizes)
+        elif stage == "score" and "reward_model" in config.score.streams:
+            rows, length = config.reward_model.batch_size, min(config.reward_model.max_length, sizes.branch_row)
+            shapes = _branch_rows(model, inference, rows, length, sizes.sentences)
+            yield Program(stage, "reward model", _score(config, model, inference, dtype, shapes), rows, length)
+        elif stage == "sft":
+            rows, length = config.sft.batch_size, min(config.sft.max_length, sizes.example)
+            shapes = _rows(model, training, rows, length)
+            lower = _train(config.sft, model, training, dtype, shapes, conversation_loss)
+            yield Program(stage, "update", lower, rows, length)
+
+
+def _sample(config: TrainConfig, model: LlavaConfig, mesh: Mesh, dtype: Any, sizes: Sizes) -> Iterator[Program]:
+    sampling, text = config.sample.sampling, model.text
+    rows, room = sampling.batch_size, min(sampling.max_new_tokens, sizes.response)
+    length = -(-sizes.prompt // sampling.prompt_bucket) * sampling.prompt_bucket
+    abstract = _on_mesh(abstract_llava(model, dtype=dtype, scan=False), mesh)
+    decoder = Decoder(abstract, sampling, np.ones(text.vocab_size, bool), eos_id=2)
+    edge = model.vision.image_size
+    batch = Batch(
+        token_ids=_array(mesh, (rows, length), jnp.int32),
+        lengths=_array(mesh, (rows,), jnp.int32),
+        seeds=_array(mesh, (rows, 2), jnp.uint32),
+        is_real=_array(mesh, (rows,), jnp.bool_),
+        pixels=_array(mesh, (rows, edge, edge, 3), jnp.uint8),
+    )
+
+    def lower_prefill() -> Any:
+        with jax.set_mesh(mesh):
+            return decoder.lower_prefill(batch)
+
+    def lower_extend() -> Any:
+        with jax.set_mesh(mesh):
+            return decoder.lower_extend(batch, room)
+
+    yield Program("sample", "prefill", lower_prefill, rows, length)
+    yield Program("sample", "decode", lower_extend, rows * sampling.num_candidates, room)
+
+
+def _score(config: TrainConfig, model: LlavaConfig, mesh: Mesh, dtype: Any, rows: BranchRows) -> Callable[[], Any]:
+    graphdef, weights = nnx.split(_on_mesh(abstract_llava(model, dtype=dtype, scan=False), mesh))
+    num_tokens = config.reward_model.answer_tokens
+
+    def answer(weights: nnx.State, rows: BranchRows, scored: jax.Array, is_answer: jax.Array) -> Any:
+        llava = nnx.merge(graphdef, weights)
+        return answer_places(llava, rows, scored, is_answer, num_tokens=num_tokens, eos_id=2)
+
+    def lower() -> Any:
+        whole = NamedSharding(mesh, P())
+        scored = jax.ShapeDtypeStruct((2,), jnp.int32, sharding=whole)
+        is_answer = jax.ShapeDtypeStruct((model.text.vocab_size,), jnp.bool_, sharding=whole)
+        with jax.set_mesh(mesh):
+            return jax.jit(answer, out_shardings=whole).lower(weights, rows, scored, is_answer)
+
+    return lower
+
+
+def _train(config: SftConfig, model: LlavaConfig, mesh: Mesh, dtype: Any, rows: Any, loss: Any) -> Callable[[], Any]:
+    trained = trained_paths(param_paths(nnx.state(abstract_llava(model))).keys(), config.freeze)
+    graphdef, params, frozen = split_params(_on_mesh(abstract_llava(model, dtype=dtype), mesh), trained)
+    params = {path: jax.ShapeDtypeStruct(w.shape, jnp.float32, sharding=w.sharding) for path, w in params.items()}
+    optimizer = make_optimizer(config, NUM_UPDATES)
+    state = abstract_state(params, optimizer, mesh)  # type: ignore[arg-type]
+
+    def lower() -> Any:
+        schedule = learning_rate(config, NUM_UPDATES)
+        step: Any = make_train_step(graphdef, state, optimizer, schedule, config, dtype, loss)
+        with jax.set_mesh(mesh):
+            return step.lower(state, frozen, rows)
+
+    return lower
+
+
+def _on_mesh(model: Any, mesh: Mesh) -> Any:
+    """An abstract model whose weights lie where real ones would."""
+    graphdef, state = nnx.split(model)
+
+    def place(variable: nnx.Variable, sharding: nnx.Variable) -> nnx.Variable:
+        value = variable.get_value()
+        return variable.replace(jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=sharding.get_value()))
+
+    is_variable = lambda leaf: isinstance(leaf, nnx.Variable)  # noqa: E731
+    return nnx.merge(graphdef, jax.tree.map(place, state, param_shardings(state, mesh), is_leaf=is_variable))
+
+
+def _array(mesh: Mesh, shape: tuple[int, ...], dtype: Any, spec: P = BATCH) -> Any:
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+
+
+def _rows(model: LlavaConfig, mesh: Mesh, rows: int, length: int) -> Rows:
+    edge = model.vision.image_size
+    ids = _array(mesh, (rows, length), jnp.int32)
+    return Rows(ids, ids, _array(mesh, (rows, 1, edge, edge, 3), jnp.uint8))
+
+
+def _branch_rows(model: LlavaConfig, mesh: Mesh, rows: int, length: int, places: int) -> BranchRows:
+    edge = model.vision.image_size
+    ids, at = (_array(mesh, (rows, size), jnp.int32) for size in (length, places))
+    weights = _array(mesh, (rows, places), jnp.float32)
+    return BranchRows(ids, Tree(ids, ids, ids, ids), at, at, weights, _array(mesh, (rows, 1, edge, edge, 3), jnp.uint8))

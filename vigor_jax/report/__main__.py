@@ -1,0 +1,45 @@
+"""Writes one HTML file about one or several runs, which opens from disk and needs nothing else.
+
+    python -m vigor_jax.report RUN_DIR [RUN_DIR ...] [--out FILE] [--images DIR] [--limit N]
+
+Whatever a run does not have (an evaluation, a second stream, a reward model of its own) is left out of the page.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from vigor_jax import cli
+from vigor_jax.errors import InputError
+from vigor_jax.report.build import LIMIT, build_report
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as every command."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"report: {message}; --help lists the options")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line; see the module's docstring."""
+    parser = _Parser(
+        prog="python -m vigor_jax.report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN_DIR")
+    parser.add_argument("--out", type=Path, help="the page; by default RUN_DIR/report/index.html, of the first run")
+    parser.add_argument("--images", type=Path, help="their folder; by default as the run's config.yaml says")
+    parser.add_argument("--limit", type=int, default=LIMIT, help="most images in the gallery, spread evenly")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    out = options.out or options.run_dirs[0] / "report" / "index.html"
+    print(build_report(options.run_dirs, out, options.images, limit=options.limit))
+
+
+if __name__ == "__main__":
+    cli.run(main)

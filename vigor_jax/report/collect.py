@@ -1,0 +1,240 @@
+"""A run directory's figures as plain data; `examples.py` reads the records beside them."""
+
+import dataclasses
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import yaml  # type: ignore[import-untyped]
+
+from vigor_jax.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+MODELS = ("base", "tuned")
+
+
+@dataclasses.dataclass(frozen=True)
+class Figures:
+    """What a run says in its small files.
+
+    Attributes:
+      name: of the run, as the page calls it.
+      directory: of the run.
+      records: folder or URL of candidates, verdicts and selections.
+      images: folder of the images that were described, None if the run does not say.
+      evaluation: model ("base", "tuned") → its `metrics.json`; empty if there was no evaluation.
+      caption_words: model → words of each caption that CHAIR was computed of.
+      reward_model: the last line of `metrics/reward_eval.jsonl`, None if the run trained no reward model.
+      summary: `summary.json`, None before the selection.
+    """
+
+    name: str
+    directory: Path
+    records: str
+    images: Path | None
+    evaluation: dict[str, dict[str, Any]]
+    caption_words: dict[str, list[int]]
+    reward_model: dict[str, Any] | None
+    summary: dict[str, Any] | None
+
+
+class Cell(NamedTuple):
+    """A figure with its confidence interval, None where there is none."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A figure of several models.
+
+    Attributes:
+      label: what it is.
+      unit: how it is written.
+      better: which direction is good; "" where neither is.
+      cells: by model.
+      change: tuned - base, None unless both are there.
+      verdict: "better" or "worse" where the two intervals do not overlap, else "".
+    """
+
+    label: str
+    unit: Literal["percent", "number"]
+    better: Literal["lower", "higher", ""]
+    cells: dict[str, Cell]
+    change: float | None
+    verdict: Literal["better", "worse", ""]
+
+
+def expand(run_dirs: Sequence[Path]) -> dict[str, Path]:
+    """Name → directory of each run: a run of several rounds is as many runs, and no two have one name.
+
+    Raises:
+      InputError: there is no such directory.
+    """
+    found: list[Path] = []
+    for directory in run_dirs:
+        if not directory.is_dir():
+            raise InputError(f"report: {directory} is no directory; name a run's, such as runs/demo")
+        rounds = sorted(directory.glob("round-[0-9]*"), key=lambda path: (len(path.name), path.name))
+        found += rounds if rounds and not (directory / "candidates").exists() else [directory]
+    distinct = dict.fromkeys(path.resolve() for path in found)
+    depth = 1
+    while len({_name(path, depth) for path in distinct}) < len(distinct):
+        depth += 1
+    # A round says little without its run.
+    return {_name(path, max(depth, 2 if path.name.startswith("round-") else 1)): path for path in distinct}
+
+
+def collect(name: str, directory: Path, images: Path | None = None) -> Figures:
+    """Reads the small files of a run; those that are not there are left out.
+
+    Args:
+      name: of the run.
+      directory: of the run.
+      images: folder of its images, instead of what its config says.
+
+    Raises:
+      InputError: a file is damaged, or the folder of images is not there although it was given.
+    """
+    if images is not None and not images.is_dir():
+        raise InputError(f"report: --images {images} is no directory")
+    config = _read_config(directory / "config.yaml")
+    evaluation, words = {}, {}
+    for model in MODELS:
+        folder = directory / "evaluation" / model
+        if (folder / "metrics.json").exists():
+            evaluation[model] = _read_json(folder / "metrics.json")
+        if captions := _read_lines(folder / "captions.jsonl"):
+            words[model] = [len(caption["text"].split()) for caption in captions]
+    lines = _read_lines(directory / "metrics" / "reward_eval.jsonl")
+    summary = directory / "summary.json"
+    records = str(_get(config, "run", "records") or directory)
+    return Figures(
+        name=name,
+        directory=directory,
+        records=records,
+        images=images or _find_folder(_get(config, "sample", "images"), directory),
+        evaluation=evaluation,
+        caption_words=words,
+        reward_model=lines[-1] if lines else None,
+        summary=_read_json(summary) if summary.exists() else None,
+    )
+
+
+def headline(evaluation: Mapping[str, Mapping[str, Any]]) -> list[Row]:
+    """The figures that people quote, as far as the models have them.
+
+    Args:
+      evaluation: model → its `metrics.json`.
+    """
+    chair, pope, mme = (
+        {model: metrics[name] for model, metrics in evaluation.items() if name in metrics}
+        for name in ("chair", "pope", "mme")
+    )
+    rows = [
+        _row("CHAIR_i", "percent", "lower", chair, "chair_i"),
+        _row("CHAIR_i, first three mentions", "percent", "lower", chair, "chair_first"),
+        _row("CHAIR_s", "percent", "lower", chair, "chair_s"),
+        _row("Recall", "percent", "higher", chair, "recall"),
+        _row("Words per caption", "number", "", chair, "words"),
+    ]
+    for split in dict.fromkeys(split for metrics in pope.values() for split in metrics if split != "strict"):
+        scores = {model: metrics[split] for model, metrics in pope.items() if split in metrics}
+        rows.append(_row(f"POPE {split}, accuracy", "percent", "higher", scores, "accuracy"))
+    means = {model: metrics["mean"] for model, metrics in pope.items() if "mean" in metrics}
+    rows.append(_row("POPE mean, F1", "percent", "higher", means, "f1"))
+    rows.append(_row("POPE mean, yes ratio", "percent", "", means, "yes_ratio"))
+    scores = {model: _mme_scores(metrics) for model, metrics in mme.items()}
+    for name in dict.fromkeys(name for values in scores.values() for name in values if name != "intervals"):
+        rows.append(_row(f"MME {name}", "number", "higher", scores, name))
+    return [row for row in rows if row.cells]
+
+
+def _row(
+    label: str,
+    unit: Literal["percent", "number"],
+    better: Literal["lower", "higher", ""],
+    metrics: Mapping[str, Mapping[str, Any]],
+    key: str,
+) -> Row:
+    cells = {}
+    for model, values in metrics.items():
+        if values.get(key) is not None:
+            low, high = values.get("intervals", {}).get(key) or (None, None)
+            cells[model] = Cell(values[key], low, high)
+    if not {"base", "tuned"} <= cells.keys():
+        return Row(label, unit, better, cells, None, "")
+    base, tuned = cells["base"], cells["tuned"]
+    change = tuned.value - base.value
+    verdict: Literal["better", "worse", ""] = ""
+    if better and _apart(base, tuned):
+        verdict = "better" if (change > 0) == (better == "higher") else "worse"
+    return Row(label, unit, better, cells, change, verdict)
+
+
+def _apart(one: Cell, other: Cell) -> bool:
+    """Whether both have intervals, and these do not overlap."""
+    if one.low is None or one.high is None or other.low is None or other.high is None:
+        return False
+    return one.high < other.low or other.high < one.low
+
+
+def _mme_scores(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The two sums where they are complete, else each subtask's score of 200."""
+    sums = {name: metrics[name] for name in ("perception", "cognition") if metrics.get(name) is not None}
+    subtasks = {
+        name: values.get("score", values["accuracy"] + values["accuracy_plus"])
+        for name, values in metrics["subtasks"].items()
+    }
+    return {**(sums or subtasks), "intervals": metrics.get("intervals", {})}
+
+
+# Files
+
+
+def _name(path: Path, depth: int) -> str:
+    return "/".join(path.parts[-depth:])
+
+
+def _find_folder(name: Any, directory: Path) -> Path | None:
+    """The folder that a config names, from here or from any folder above the run; None if it is nowhere."""
+    if not name:
+        return None
+    for base in (Path(), *directory.resolve().parents):
+        if (base / str(name)).is_dir():
+            return base / str(name)
+    logger.warning("%s: the images' folder %s is not there; give --images", directory, name)
+    return None
+
+
+def _get(config: Any, section: str, key: str) -> Any:
+    values = config.get(section) if isinstance(config, dict) else None
+    return values.get(key) if isinstance(values, dict) else None
+
+
+def _read_config(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: expected YAML, got something else ({' '.join(str(error).split())})") from error
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: malformed JSON ({error}); run the stage that writes it again") from error
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    """Of JSON lines; a last one that a kill left half-written does not count."""
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    try:
+        return [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise InputError(f"{path}: malformed JSON ({error}); run the stage that writes it again") from error

@@ -1,0 +1,255 @@
+// One image: its boxes, its candidates, what each stream says of every sentence, and why one was chosen.
+
+const ERRORS = new Set(["object", "attribute", "relationship", "location", "conjecture"]);
+const number = (value, digits = 2) => (value == null ? "–" : value.toFixed(digits).replace("-", "−"));
+const probability = (thing) => (thing.score == null ? "–" : (thing.score / 100).toFixed(2));
+
+// Spans count characters, as Python does; JavaScript's strings count halves of some.
+const characters = (text) => (/[\ud800-\udfff]/.test(text) ? [...text] : text);
+const cut = (letters, start, end) => (typeof letters === "string" ? letters.slice(start, end) : letters.slice(start, end).join(""));
+
+// What the streams say of a sentence: {stream, thing, spans, isWhole}; isWhole if it is about all of it.
+function signalsOn(group, candidate, streams, start, end) {
+  const found = [];
+  candidate.signals.forEach((signals, number) => {
+    for (const [index, ...places] of signals) {
+      const [label, score, isBad, isAbsent, boxes] = group.things[index];
+      const spans = [];
+      for (let i = 0; i < places.length; i += 2) {
+        if (places[i] < end && places[i + 1] > start) spans.push([Math.max(places[i], start), Math.min(places[i + 1], end)]);
+      }
+      const isWhole = spans.some(([from, to]) => from <= start && to >= end);
+      if (spans.length) found.push({ stream: streams[number], index, label, score, isBad, isAbsent, boxes, spans, isWhole });
+    }
+  });
+  return found;
+}
+
+// The reward model answers "1", or "0" and kinds of error; an untrained one anything.
+function answerOf(label) {
+  const [verdict, ...kinds] = label.split(/\s+/);
+  if (label === "1") return "good";
+  if (verdict !== "0" || !kinds.every((kind) => ERRORS.has(kind.split(":")[0]))) return label ? `“${label}”` : "";
+  return kinds.join(", ") || "bad";
+}
+
+function describe(signals, current) {
+  const rows = signals.map((signal) => {
+    const said = signal.isWhole
+      ? ["p(good) ", probability(signal), answerOf(signal.label)]
+      : [`${signal.label} `, probability(signal), signal.isAbsent ? "not there" : signal.isBad ? "bad" : "found"];
+    const kind = signal.isBad ? "bad" : "good";
+    return make(
+      "li",
+      { class: signal.index === current ? "current" : "" },
+      make("span", { class: "who" }, readable(signal.stream)),
+      make("span", {}, said[0], make("b", {}, said[1])),
+      make("span", { class: kind }, said[2]),
+    );
+  });
+  return rows.length ? make("ul", {}, ...rows) : make("p", {}, "No stream says anything of this sentence.");
+}
+
+// A sentence's colour: from the worst p(good), or from what was not found where no stream judges whole sentences.
+function tint(signals) {
+  const whole = signals.filter((signal) => signal.isWhole && signal.score != null);
+  const worst = whole.length ? Math.min(...whole.map((signal) => signal.score)) / 100 : null;
+  if (worst == null) return signals.some((signal) => signal.isBad) ? { kind: "bad", strength: 55 } : null;
+  const isBad = whole.some((signal) => signal.isBad);
+  return { kind: isBad ? "bad" : "good", strength: Math.round(Math.abs(worst - 0.5) * 2 * 85) + 15 };
+}
+
+class Detail {
+  constructor(root, picture) {
+    Object.assign(this, { root, picture });
+    this.tooltip = element("tooltip");
+    for (const type of ["pointerover", "focusin"]) root.addEventListener(type, (event) => this.#point(event));
+    for (const type of ["pointerleave", "focusout"]) root.addEventListener(type, () => this.#leave());
+    root.addEventListener("click", (event) => {
+      const card = event.target.closest("[data-candidate]");
+      if (card) this.select(Number(card.dataset.candidate));
+    });
+    addEventListener("scroll", () => this.pointed && this.#place(), { passive: true });
+  }
+
+  clear(message) {
+    this.#leave();
+    this.group = null;
+    this.root.replaceChildren(make("p", { class: "empty" }, message));
+  }
+
+  show(run, group) {
+    Object.assign(this, { run, group });
+    this.#leave();
+    this.order = group.candidates.map((_, index) => index);
+    const rank = (index) => (index === group.chosen ? -Infinity : (group.penalties?.[index] ?? index));
+    this.order.sort((a, b) => rank(a) - rank(b) || a - b);
+    this.boxes = make("div", { class: "boxes" });
+    const found = this.picture(group.image);
+    this.root.replaceChildren(
+      make(
+        "div",
+        { class: "image" },
+        make("figure", {}, make("div", { class: "frame" }, picture(found), this.boxes)),
+        make("h3", { class: "name" }, group.name),
+        make("p", { class: "prompt" }, group.prompt),
+        ...this.#why(),
+      ),
+      make("div", { class: "candidates" }, ...this.order.map((index) => this.#card(index))),
+    );
+    this.select(this.order[0]);
+  }
+
+  // Shows the boxes of a candidate.
+  select(index) {
+    if (!this.group?.candidates[index]) return;
+    this.selected = index;
+    for (const card of this.root.querySelectorAll("[data-candidate]")) {
+      card.classList.toggle("selected", Number(card.dataset.candidate) === index);
+    }
+    this.#draw(index);
+  }
+
+  #draw(index, current = null) {
+    const things = new Map();
+    for (const signals of this.group.candidates[index].signals) {
+      for (const [thing] of signals) things.set(thing, this.group.things[thing]);
+    }
+    const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+    svg.setAttribute("viewBox", "0 0 1000 1000");
+    svg.setAttribute("preserveAspectRatio", "none");
+    const labels = [];
+    for (const [thing, [label, score, , , boxes]] of things) {
+      const state = current == null ? "" : thing === current ? "current" : "dim";
+      boxes.forEach(([left, top, right, bottom], place) => {
+        const rect = document.createElementNS("http://www.w3.org/2000/svg", "rect");
+        for (const [name, value] of Object.entries({ x: left, y: top, width: right - left, height: bottom - top })) {
+          rect.setAttribute(name, value);
+        }
+        rect.setAttribute("class", state);
+        svg.append(rect);
+        if (place) return;
+        const tag = make("span", { class: `tag ${state}` }, `${label} ${probability({ score })}`);
+        tag.style.cssText = `left:${left / 10}%;top:${top / 10}%`;
+        labels.push(tag);
+      });
+    }
+    this.boxes.replaceChildren(svg, ...labels);
+  }
+
+  #why() {
+    const { group, run } = this;
+    if (group.chosen < 0) return [];
+    const next = this.order[1];
+    const [own, other] = [group.penalties[group.chosen], group.penalties[next]];
+    const name = (index) => `no. ${index + 1}`;
+    const tie = (what) => `Its penalty, ${number(own)}, is also that of ${name(next)}; ${what}.`;
+    const reasons = {
+      penalty: () => {
+        const column = run.terms.indexOf(group.decisive);
+        const part = column < 0 ? 0 : group.terms[next][column] - group.terms[group.chosen][column];
+        const most = column < 0 || run.terms.length < 2 ? "" : ` The ${readable(group.decisive)}’s term differs most, by ${number(part)}.`;
+        return `It has the lowest penalty: ${number(own)}, and ${name(next)}, the next best, ${number(other)}.${most}`;
+      },
+      positive: () => tie("more of it was found right"),
+      logprob: () => tie("the model holds it for likelier"),
+      index: () => tie("nothing tells them apart, so the first was taken"),
+      only: () => "It is the only candidate.",
+      random: () => "It was drawn at random.",
+    };
+    const lines = [make("p", {}, make("b", {}, `Why ${name(group.chosen)}. `), reasons[group.decided]?.() ?? group.decided)];
+    if (group.reason) lines.push(make("p", { class: "bad" }, `No target: ${group.reason}.`));
+    return [make("div", { class: "why" }, ...lines)];
+  }
+
+  #card(index) {
+    const { group } = this;
+    const isChosen = index === group.chosen;
+    const candidate = group.candidates[index];
+    const head = make("header", {}, make("span", { class: "number" }, `No. ${index + 1}`));
+    if (isChosen) head.append(make("span", { class: "chosen" }, "chosen"));
+    if (group.penalties) head.append(make("span", { class: "penalty" }, `penalty ${number(group.penalties[index])}`));
+    const card = make("section", { class: `card${isChosen ? " is-chosen" : ""}`, "data-candidate": index, "aria-label": `Candidate ${index + 1}` });
+    card.append(head, this.#text(candidate, isChosen), this.#terms(index));
+    return card;
+  }
+
+  #text(candidate, isChosen) {
+    const paragraph = make("p", { class: "caption" });
+    const letters = characters(candidate.text);
+    let at = 0;
+    for (let i = 0; i < candidate.sentences.length; i += 2) {
+      const [start, end] = candidate.sentences.slice(i, i + 2);
+      paragraph.append(cut(letters, at, start), this.#sentence(candidate, letters, start, end, isChosen));
+      at = end;
+    }
+    paragraph.append(cut(letters, at, letters.length));
+    if (!candidate.text.trim()) paragraph.append(make("span", { class: "faint" }, "(empty)"));
+    return paragraph;
+  }
+
+  #sentence(candidate, letters, start, end, isChosen) {
+    const signals = signalsOn(this.group, candidate, this.run.streams, start, end);
+    const dropped = isChosen && this.group.dropped.find(([from, to]) => from < end && to > start);
+    const colour = tint(signals);
+    const node = make(dropped ? "del" : "span", { class: `sentence ${colour?.kind ?? ""}`, tabindex: "0" });
+    if (colour) node.style.setProperty("--strength", `${colour.strength}%`);
+    Object.assign(node, { signals, dropped: dropped?.[2] });
+    const phrases = signals.filter((signal) => !signal.isWhole);
+    const edges = new Set([start, end, ...phrases.flatMap((signal) => signal.spans.flat())]);
+    const cuts = [...edges].sort((a, b) => a - b);
+    for (let i = 0; i + 1 < cuts.length; i++) {
+      const text = cut(letters, cuts[i], cuts[i + 1]);
+      const here = phrases.filter(({ spans }) => spans.some(([from, to]) => from <= cuts[i] && to >= cuts[i + 1]));
+      const shown = here.find((signal) => signal.isBad) ?? here[0];
+      node.append(shown ? make("span", { class: `phrase ${shown.isBad ? "bad" : "good"}`, "data-thing": shown.index }, text) : text);
+    }
+    return node;
+  }
+
+  #terms(index) {
+    const { group, run } = this;
+    const terms = group.terms?.[index];
+    const list = make("dl", { class: "terms" });
+    terms?.forEach((term, column) => {
+      const isDecisive = run.terms[column] === group.decisive;
+      list.append(make("div", { class: isDecisive ? "decisive" : "" }, make("dt", {}, readable(run.terms[column])), make("dd", {}, number(term))));
+    });
+    const { logprob, finish } = group.candidates[index];
+    list.append(make("div", {}, make("dt", {}, "log p / token"), make("dd", {}, number(logprob))));
+    if (finish !== "stop") list.append(make("div", {}, make("dt", {}, "ended by"), make("dd", {}, finish)));
+    return list;
+  }
+
+  #point(event) {
+    const sentence = event.target.closest(".sentence");
+    if (!sentence) return this.#leave();
+    const thing = event.target.closest("[data-thing]")?.dataset.thing;
+    const current = thing == null ? null : Number(thing);
+    const card = Number(sentence.closest("[data-candidate]").dataset.candidate);
+    this.#draw(card, current);
+    const { tooltip } = this;
+    tooltip.replaceChildren(describe(sentence.signals, current));
+    if (sentence.dropped) tooltip.append(make("p", { class: "bad" }, `Left out: it ${sentence.dropped}`));
+    tooltip.hidden = false;
+    this.pointed = sentence;
+    this.#place();
+  }
+
+  // The tooltip goes above the first line of its sentence, or below the last.
+  #place() {
+    const [at] = this.pointed.getClientRects();
+    const { width, height } = this.tooltip.getBoundingClientRect();
+    const top = at.top - height - 8;
+    const left = Math.max(8, Math.min(at.left, innerWidth - width - 8));
+    this.tooltip.style.left = `${left}px`;
+    this.tooltip.style.top = `${top > 8 ? top : this.pointed.getBoundingClientRect().bottom + 8}px`;
+  }
+
+  #leave() {
+    if (!this.pointed) return;
+    this.pointed = null;
+    this.tooltip.hidden = true;
+    if (this.group) this.#draw(this.selected);
+  }
+}
