@@ -11,13 +11,13 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # From the top down; a module may import what stands on its own line or below.
 FLOORS = (
-    ("train", "caption", "evaluate", "export", "demo"),
+    ("train", "caption", "evaluate", "export", "plan", "demo", "lmms_eval_plugin"),
     ("asking",),
     ("run", "stage_inputs"),
     ("config",),
     ("stages",),
     ("answering",),
-    ("evaluation",),
+    ("evaluation", "report"),
     ("sampling", "rewards"),
     ("hf", "checkpoint", "decoding"),
     ("models", "data", "losses", "flops"),

@@ -66,12 +66,17 @@ class Asker:
         self._answerer = Answerer(source, config.template, make_mesh(config.mesh), dtype=config.dtype)
         self.is_first = jax.process_index() == 0
 
+    @property
+    def folder(self) -> Path:
+        """Where the images are."""
+        if self._config.images is None:
+            raise InputError("--images is not given; name the folder of the images")
+        return self._config.images
+
     @cached_property
     def images(self) -> dict[str, Path]:
         """Name → file of all images there are."""
-        if self._config.images is None:
-            raise InputError("--images is not given; name the folder of the images")
-        return find_images(self._config.images)
+        return find_images(self.folder)
 
     def ask(self, name: str, asked: Sequence[tuple[str, str]], paths: Mapping[str, Path] | None = None) -> list[str]:
         """The model's answers.

@@ -4,11 +4,13 @@
     python -m vigor_jax.evaluate chair --captions captions.jsonl --objects instances.json --out DIR
     python -m vigor_jax.evaluate mme --results RESULTS_DIR --out DIR
     python -m vigor_jax.evaluate mmhal --questions response_template.json --answers a.jsonl --out DIR
+    python -m vigor_jax.evaluate captions --captions captions.jsonl --references captions_val2014.json --out DIR
+    python -m vigor_jax.evaluate questions --layout seed --questions SEED-Bench.json --answers a.jsonl --out DIR
     python -m vigor_jax.evaluate preference --captions base.jsonl tuned.jsonl --images DIR --out DIR
 
-With `--model DIR --images DIR` instead of answers or captions (`--data MME_DIR` for MME), the model is asked. The last
-two need a judge: `--judge.model NAME`, any OpenAI-compatible endpoint. All answers and replies are kept in `--out`, and
-the same command again goes on where it was stopped. `metrics.json` has the figures.
+With `--model DIR --images DIR` instead of answers or captions (`--data MME_DIR` for MME), the model is asked. mmhal,
+preference and the layout mmvet need a judge: `--judge.model NAME`, any OpenAI-compatible endpoint. All answers and
+replies are kept in `--out`, and the same command again goes on where it was stopped. `metrics.json` has the figures.
 """
 
 import dataclasses
@@ -23,6 +25,7 @@ from vigor_jax.errors import InputError
 from vigor_jax.evaluation.commands import ChairCommand, MmeCommand, PopeCommand
 from vigor_jax.evaluation.judged_commands import MmhalCommand, PreferenceCommand
 from vigor_jax.evaluation.metrics import table
+from vigor_jax.evaluation.question_commands import CaptionsCommand, QuestionsCommand
 
 COMMANDS: Mapping[str, type] = {
     "pope": PopeCommand,
@@ -30,6 +33,8 @@ COMMANDS: Mapping[str, type] = {
     "mme": MmeCommand,
     "mmhal": MmhalCommand,
     "preference": PreferenceCommand,
+    "captions": CaptionsCommand,
+    "questions": QuestionsCommand,
 }
 
 

@@ -17,6 +17,10 @@ class Asks(Protocol):
     """A model that answers questions, see `vigor_jax.asking.Asker`."""
 
     @property
+    def folder(self) -> Path:
+        """Where the images are."""
+
+    @property
     def images(self) -> Mapping[str, Path]:
         """Name → file of all images there are."""
 

@@ -57,7 +57,7 @@ class MmhalCommand:
             "judged": found.judged,
             "intervals": bootstrap(np.array(list(counts.values())), mmhal.rates),
             "prompt": str(self.prompt or "ours"),
-            **_judging(self.judge, found.malformed, found.spending),
+            **judging(self.judge, found.malformed, found.spending),
         }
 
 
@@ -111,7 +111,7 @@ class PreferenceCommand:
             },
             "images": found.images,
             "rankings": found.rankings,
-            **_judging(self.judge, found.malformed, found.spending),
+            **judging(self.judge, found.malformed, found.spending),
         }
 
 
@@ -123,7 +123,7 @@ def _image(asker: Asks, image_id: str) -> Path:
     raise InputError(f"mmhal: no file in --images starts with {image_id}; download the benchmark's images")
 
 
-def _judging(config: JudgeConfig, malformed: Sequence[Verdict[Any]], spending: Any) -> Metrics:
+def judging(config: JudgeConfig, malformed: Sequence[Verdict[Any]], spending: Any) -> Metrics:
     """What is to be known of the judge: what it said that could not be read is shown, not guessed."""
     return {
         "judge": {"model": config.model, "base_url": config.base_url, "temperature": config.temperature},

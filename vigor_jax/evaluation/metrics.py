@@ -87,6 +87,11 @@ def _rows(metrics: Mapping[str, Metrics]) -> list[tuple[str, str]]:
     if found := metrics.get("mmhal"):
         rows += [("MMHal score, of 6", f"{found['score']:.2f}")]
         rows += [("hallucination rate", f"{found['hallucination_rate']:.1%}")]
+    if found := metrics.get("captions"):
+        names = ("bleu_4", "rouge_l", "cider", "meteor", "spice", "cap")
+        rows += [(name, f"{found[name]:.3f}") for name in names if found.get(name) is not None]
+    if found := metrics.get("questions"):
+        rows += [(name, f"{found[name]:.1%}") for name in ("accuracy", "once", "score") if name in found]
     for system, ranks in metrics.get("preference", {}).get("ranks", {}).items():
         rows.append((f"mean rank of {system}", f"{ranks['average']:.2f}"))
     return rows
