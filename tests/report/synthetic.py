@@ -104,7 +104,7 @@ def write_records(
 
 def _detect(world: World, name: str, text: str, wrong: list[tuple[str, ...]]) -> tuple[Signal, ...]:
     scene, signals = world.scenes[name], []
-    rng = np.random.default_rng(abs(hash(name)) % 2**32)  # a phrase has one answer an image
+    rng = np.random.default_rng(int(name.split(".")[0]))  # a phrase has one answer an image
     for shape in SHAPES:
         score, spans = float(rng.uniform(0.35, 0.95)), []
         for word in (shape, plural(shape)):
@@ -150,7 +150,8 @@ def write_evaluation(run_dir: Path, world: World, model: str, truth: float) -> N
         questions.append(PopeQuestion(number, name, f"Is there a {there} in the image?", label))
     for split in ("random", "popular", "adversarial"):
         right = world.rng.random(len(questions)) < truth + 0.1
-        answers = [q.label if ok else {"yes": "no", "no": "yes"}[q.label] for q, ok in zip(questions, right, strict=True)]
+        other = {"yes": "no", "no": "yes"}
+        answers = [q.label if is_right else other[q.label] for q, is_right in zip(questions, right, strict=True)]
         splits[split] = questions, answers
     mme = {
         "existence": [

@@ -16,6 +16,7 @@ from vigor_jax.data import store
 from vigor_jax.errors import InputError
 from vigor_jax.records import Candidate
 from vigor_jax.report import build_report
+from vigor_jax.report.__main__ import main
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"
 
@@ -119,10 +120,28 @@ def test_what_a_run_lacks_is_left_out(run, tmp_path, removed, gone):
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     page = Page(build_report([copy], tmp_path / "index.html"))
     sections = {"benchmarks", "selection", "rewards", "reward-model", "lengths", "gallery"}
-    if removed == "verdicts":
-        gone = {"rewards"} - page.ids
     assert page.ids & sections == sections - gone
     assert page.runs[0]["groups"]
+
+
+def test_only_candidates(run, tmp_path):
+    shutil.copytree(run / "candidates", tmp_path / "copy" / "candidates")
+    page = Page(build_report([tmp_path / "copy"], tmp_path / "index.html"))
+    assert {"selection", "lengths", "gallery"} <= page.ids
+    assert not page.ids & {"benchmarks", "rewards", "reward-model"}
+    assert page.runs[0]["streams"] == []
+
+
+def test_a_model_without_one_benchmark(run, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    path = copy / "evaluation" / "tuned" / "metrics.json"
+    metrics = json.loads(path.read_text())
+    path.write_text(json.dumps({"pope": metrics["pope"]}))
+    text = " ".join(Page(build_report([copy, run], tmp_path / "index.html")).text.split())
+    cells = text.split("CHAIR_i, first three mentions")[0].split("CHAIR_i")[-1].split()
+    assert cells.count("–") == 2 + 3  # neither figure nor change; and one in each of three intervals
+    assert "".join(cells).count("better") == 1
 
 
 def test_only_an_evaluation(run, tmp_path):
@@ -151,6 +170,12 @@ def test_a_limit_takes_images_evenly_and_says_so(run, tmp_path):
     assert re.search(r"5 of 20 images", page.text)
 
 
+def test_several_runs_share_a_limit(run, tmp_path):
+    shutil.copytree(run, tmp_path / "two")
+    page = Page(build_report([run, tmp_path / "two"], tmp_path / "index.html", limit=8))
+    assert [len(shown["groups"]) for shown in page.runs] == [4, 4]
+
+
 def test_images_from_elsewhere_or_nowhere(run, tmp_path, caplog):
     (tmp_path / "images").mkdir()
     shutil.copy(run / "images" / "00002.png", tmp_path / "images")
@@ -175,19 +200,30 @@ def command(*arguments):
     return done.returncode, done.stdout, done.stderr
 
 
-def test_the_command(run, tmp_path):
+def test_options(run, tmp_path, capsys):
+    main([str(run), "--out", str(tmp_path / "a.html"), "--limit", "3", "--images", str(tmp_path)])
+    assert capsys.readouterr().out == f"{tmp_path / 'a.html'}\n"
+    page = Page(tmp_path / "a.html")
+    assert len(page.runs[0]["groups"]) == 3
+    assert set(json.loads(page.data["sizes"])) == {0}
+
+
+def test_the_command(run):
     out = run / "report" / "index.html"
     assert command(str(run)) == (0, f"{out}\n", "")
     assert out.stat().st_size > 100_000
-    assert command(str(run), "--out", str(tmp_path / "a.html"), "--limit", "3")[1] == f"{tmp_path / 'a.html'}\n"
 
 
-@pytest.mark.parametrize("arguments", [(), ("nowhere",), (".", "--limit", "many"), (".", "--colour", "red")])
-def test_the_command_refuses_in_one_line(arguments):
-    code, out, err = command(*arguments)
+def test_the_command_refuses_in_one_line():
+    code, out, err = command("nowhere")
     assert (code, out) == (2, "")
-    assert err.startswith("error: report: ")
-    assert err.count("\n") == 1
+    assert err == "error: report: nowhere is no directory; name a run's, such as runs/demo\n"
+
+
+@pytest.mark.parametrize("arguments", [[], [".", "--limit", "many"], [".", "--colour", "red"], [".", "--limit", "0"]])
+def test_wrong_options(arguments):
+    with pytest.raises(InputError, match=r"^report: [^\n]+$"):
+        main(arguments)
 
 
 def test_no_jax_is_loaded():

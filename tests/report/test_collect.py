@@ -23,7 +23,9 @@ def run(tmp_path_factory):
 def test_headline_is_what_metrics_say(run):
     figures = collect("one", run)
     rows = {row.label: row for row in headline(figures.evaluation)}
-    saved = {model: json.loads((run / "evaluation" / model / "metrics.json").read_text()) for model in ("base", "tuned")}
+    saved = {
+        model: json.loads((run / "evaluation" / model / "metrics.json").read_text()) for model in ("base", "tuned")
+    }
     for model, metrics in saved.items():
         chair, mean = metrics["chair"], metrics["pope"]["mean"]
         assert rows["CHAIR_i"].cells[model] == Cell(chair["chair_i"], *chair["intervals"]["chair_i"])

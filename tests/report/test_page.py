@@ -13,7 +13,7 @@ import pytest
 from tests.report.synthetic import make_run, make_world, write_config, write_records
 from vigor_jax.data import store
 from vigor_jax.demo.language import plural
-from vigor_jax.records import Candidate, Selection, Verdict
+from vigor_jax.records import Candidate, Selection, Signal, Span, Verdict
 from vigor_jax.report import build_report
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright (pip install playwright)")
@@ -21,10 +21,15 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (apt-get install chromium)")
 
 HOSTILE = '<img src=x onerror=alert(1)><b>bold</b> A "quoted" & a heart.'
-FLAGS = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-).split()
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 SIZES = {"wide": {"width": 1440, "height": 900}, "narrow": {"width": 390, "height": 844}}
 
 
@@ -205,7 +210,8 @@ def test_a_phrase_lights_its_boxes(runs, report, open_page):
     assert f"{label} {score}" in page.locator("#tooltip").inner_text()
     frame, box = page.locator(".frame").bounding_box(), page.locator(".boxes rect.current").first.bounding_box()
     verdict = next(
-        v for v in store.read_parts(runs / "one" / "verdicts" / "detector", Verdict)
+        v
+        for v in store.read_parts(runs / "one" / "verdicts" / "detector", Verdict)
         if v.image == "00003.png" and any(s.label == label and s.boxes_xyxy for s in v.signals)
     )
     left, top, _, _ = next(s for s in verdict.signals if s.label == label).boxes_xyxy[0]
@@ -227,7 +233,7 @@ def test_the_chosen_one_comes_first_with_its_reasons(runs, report, open_page):
     assert f"{dropped.penalties[dropped.candidate]:.2f}" in why
     assert dropped.decisive_stream.replace("_", " ") in why
     card.locator("del").first.hover()
-    assert "Left out: it mentions" in page.locator("#tooltip").inner_text()
+    assert "Left out: mentions" in page.locator("#tooltip").inner_text()
     penalties = [float(text.split()[1]) for text in page.locator(".card .penalty").all_inner_texts()]
     assert penalties == sorted(penalties)
 
@@ -259,6 +265,13 @@ def test_the_run_can_be_switched_and_the_image_stays(report, open_page):
     page.locator("#run").select_option("1")
     assert (shown(page), name(page)) == ("30 images", "00005.png")
     assert page.locator(".card").first.locator(".terms dt").all_inner_texts()[:1] == ["detector"]
+    page.locator("#decided").select_option("logprob")
+    assert "the model holds it for likelier" in page.locator(".why").inner_text()
+    page.locator("#decided").select_option("positive")
+    assert "more of it was found right" in page.locator(".why").inner_text()
+    page.locator("#decided").select_option("")
+    page.locator("#search").fill("00005")
+    page.locator("#search").fill("")
     page.locator("#run").select_option("0")
     assert (shown(page), name(page)) == ("40 images", "00005.png")
 
@@ -274,9 +287,23 @@ def test_one_stream_and_no_selection(tmp_path, open_page):
     assert page.locator("#disagree").is_hidden()
 
 
+def test_a_custom_stream(tmp_path, open_page):
+    run, text = tmp_path / "run", "A dog barks. A cat sleeps."
+    signals = (Signal("a bark", (Span(0, 12),), 2.0, 0.5, 0.25), Signal("a nap", (Span(15, 18),), 0.0, 1.0, 0.75))
+    store.write_part(run / "candidates", 0, 1, [Candidate("a.png", "?", 0, text, (), -1.0, "length")], Candidate)
+    store.write_part(run / "verdicts" / "my_ears", 0, 1, [Verdict("a.png", 0, "my_ears", signals)], Verdict)
+    page = open_page(build_report([run], tmp_path / "index.html"))
+    for sentence, said in (("dog", "my ears score 0.25 a bark"), ("cat", "my ears a nap 0.75 found")):
+        page.locator(".caption .sentence", has_text=sentence).hover()
+        assert " ".join(page.locator("#tooltip").inner_text().split()) == said
+    assert page.locator(".caption .sentence.bad").inner_text() == "A dog barks."
+    assert page.locator(".caption .phrase.good").inner_text() == "cat"
+    assert "ended by length" in " ".join(page.locator(".terms").inner_text().split())
+
+
 @pytest.fixture(scope="module")
 def large(tmp_path_factory):
-    """5,000 images with 5 candidates of some 70 words: 64 of them again and again, further apart than gzip looks back."""
+    """5,000 images with 5 candidates of some 70 words; 64 of them again and again, too far apart for gzip to notice."""
     folder = tmp_path_factory.mktemp("large")
     small, run = folder / "small", folder / "run"
     write_records(small, make_world(small / "images", 64), sentences=9, parts=1)
@@ -291,7 +318,9 @@ def large(tmp_path_factory):
         for record in store.read_parts(small / kind, record_type):
             records.setdefault(record.image, []).append(record)
         repeated = itertools.cycle(records.values())
-        rows = (dataclasses.replace(row, image=name) for name, rows in zip(names, repeated, strict=False) for row in rows)
+        rows = (
+            dataclasses.replace(row, image=name) for name, rows in zip(names, repeated, strict=False) for row in rows
+        )
         store.write_part(run / kind, 0, 1, rows, record_type, store.part_metadata(small / kind))
     write_config(run, run / "images")
     return build_report([run], folder / "index.html")
@@ -321,4 +350,6 @@ def test_five_thousand_images(large, open_page):
     assert name(page) == "04990.png"
     page.locator("#search").fill("")
     assert page.locator(".tile[aria-selected=true]").get_attribute("title") == "04990.png"
-    assert page.locator(".tile[aria-selected=true] img").evaluate("image => image.decode().then(() => image.naturalWidth)")
+    assert page.locator(".tile[aria-selected=true] img").evaluate(
+        "image => image.decode().then(() => image.naturalWidth)"
+    )

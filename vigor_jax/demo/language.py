@@ -34,7 +34,10 @@ TAGS = {
     "can": "MD",
     "be": "VB",
     "seen": "VBN",
+    "them": "PRP",
+    "all": "DT",
     ".": ".",
+    ",": ",",
 }
 
 PROMPTS = (

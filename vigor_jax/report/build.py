@@ -19,7 +19,7 @@ from vigor_jax.data import store
 from vigor_jax.errors import InputError
 from vigor_jax.report import charts, panels
 from vigor_jax.report.collect import Cell, Figures, collect, expand, headline
-from vigor_jax.report.examples import Records, image_names, read_records
+from vigor_jax.report.reading import Records, image_names, read_records
 from vigor_jax.report.thumbnails import Thumbnail, make_thumbnails
 
 logger = logging.getLogger(__name__)
@@ -28,7 +28,9 @@ LIMIT = 5000
 # The page is to stay below 15 MB; what records and charts leave of this is for the thumbnails.
 MAX_BYTES = 15_000_000
 _TARGET_BYTES = 14_500_000
-_SCRIPTS = ("data.js", "strip.js", "detail.js", "gallery.js")
+# About so many are needed to say how large a thumbnail is.
+_SIZE_BYTES = 20
+_SCRIPTS = ("data.js", "strip.js", "sentences.js", "detail.js", "gallery.js")
 
 
 class _Run(NamedTuple):
@@ -38,16 +40,14 @@ class _Run(NamedTuple):
     records: Records | None
 
 
-def build_report(
-    run_dirs: Sequence[Path], out: Path, images: Path | None = None, *, limit: int = LIMIT
-) -> Path:
+def build_report(run_dirs: Sequence[Path], out: Path, images: Path | None = None, *, limit: int = LIMIT) -> Path:
     """Writes the page about one or several runs; what a run does not have is left out.
 
     Args:
       run_dirs: of the runs; one of several rounds counts as so many runs.
       out: the HTML file.
       images: folder of the images, instead of the one that each run's config names.
-      limit: most images in the gallery, at least 1; spread evenly over their names.
+      limit: most images in the gallery, all runs' together, at least 1; spread evenly over their names.
 
     Returns:
       `out`.
@@ -59,7 +59,8 @@ def build_report(
         raise InputError(f"report: expected --limit of at least 1, got {limit}")
     figures = [collect(name, directory, images) for name, directory in expand(run_dirs).items()]
     names = sorted({name for each in figures for name in image_names(each.records)})
-    shown = [names[int(i)] for i in np.linspace(0, len(names) - 1, min(limit, len(names)))]
+    most = max(limit // len(figures), 1)
+    shown = [names[int(i)] for i in np.linspace(0, len(names) - 1, min(most, len(names)))]
     runs = [_Run(each, read_records(each.records, frozenset(shown))) for each in figures]
     for each, records in runs:
         if not (records or each.evaluation or each.reward_model):
@@ -67,27 +68,13 @@ def build_report(
                 f"report: {each.directory} has neither candidates nor an evaluation nor a reward model; is it a run's?"
             )
 
-    paths = {
-        (each.images, example["name"]): None for each, records in runs if records for example in records.examples
-    }
-    numbers = {key: number for number, key in enumerate(paths)}
-    gallery = [
-        {
-            "name": each.name,
-            "streams": records.streams,
-            "terms": records.terms,
-            "groups": [{**example, "image": numbers[each.images, example["name"]]} for example in records.examples],
-        }
-        for each, records in runs
-        if records
-    ]
     context = _context(runs, len(names), len(shown))
-    packed = _pack({"runs": gallery})
-    rest = len(packed) + len(_render({**context, "records": "", "thumbnails": "", "sizes": "[]"}))
-    found = make_thumbnails(
-        [folder / name if folder else None for folder, name in paths], (_TARGET_BYTES - rest) * 3 // 4 - 24 * len(paths)
-    )
-    page = _render({**context, "records": packed, "sizes": _sizes(found), "thumbnails": _blob(found)})
+    gallery, paths = _gallery(runs)
+    context["records"] = _pack(gallery)
+    empty = _render({**context, "thumbnails": "", "sizes": "[]"})
+    room = (_TARGET_BYTES - len(empty)) * 3 // 4 - _SIZE_BYTES * len(paths)
+    found = make_thumbnails(paths, room)
+    page = _render({**context, "sizes": _sizes(found), "thumbnails": _blob(found)})
     if len(page) > MAX_BYTES:
         logger.warning("%s has %.1f MB; a smaller --limit makes it smaller", out, len(page) / 1e6)
     with store.write_atomically(out) as file:
@@ -95,9 +82,23 @@ def build_report(
     return out
 
 
+def _gallery(runs: Sequence[_Run]) -> tuple[dict[str, Any], list[Path | None]]:
+    """The gallery's data, and the files of the pictures that it numbers; runs on one folder share them."""
+    numbers: dict[tuple[Path | None, str], int] = {}
+    found = []
+    for figures, records in runs:
+        if records:
+            groups = [
+                {**example, "image": numbers.setdefault((figures.images, example["name"]), len(numbers))}
+                for example in records.examples
+            ]
+            found.append({"name": figures.name, "streams": records.streams, "terms": records.terms, "groups": groups})
+    return {"runs": found}, [folder / name if folder else None for folder, name in numbers]
+
+
 def _context(runs: Sequence[_Run], num_images: int, num_shown: int) -> dict[str, Any]:
     """What the template is filled with, but for the gallery's data."""
-    plotted = {}
+    plotted: dict[str, dict[str, tuple[Cell, Cell]]] = {}
     for each, _ in runs:
         found = {
             model: (_cell(metrics["chair"], "recall"), _cell(metrics["chair"], "chair_i"))
@@ -105,8 +106,8 @@ def _context(runs: Sequence[_Run], num_images: int, num_shown: int) -> dict[str,
             if "chair" in metrics
         }
         plotted |= {each.name: found} if found else {}
-    tables = {each.name: headline(each.evaluation) for each, _ in runs if each.evaluation}
-    judged = {
+    tables = {each.name: rows for each, _ in runs if (rows := headline(each.evaluation))}
+    judged: dict[str, dict[str, Any]] = {
         each.name: {"metrics": metrics, "chart": Markup(charts.calibration(metrics["calibration"]))}
         for each, _ in runs
         if (metrics := each.reward_model)
@@ -114,12 +115,14 @@ def _context(runs: Sequence[_Run], num_images: int, num_shown: int) -> dict[str,
     summaries = [each.summary for each, _ in runs if each.summary]
     return {
         "runs": runs,
+        "has_records": any(records for _, records in runs),
         "reasons": list(dict.fromkeys(reason for summary in summaries for reason in summary["dropped"])),
         "decisive": list(dict.fromkeys(stream for summary in summaries for stream in summary["decisive_stream"])),
         "ties": list(dict.fromkeys(how for summary in summaries for how in summary["decided_by"] if how != "penalty")),
         "measures": list(dict.fromkeys(name for summary in summaries for name in ("words", *summary["mentions"]))),
         "tables": tables,
-        "rows": {row.label: row.better for rows in tables.values() for row in rows},
+        "models": {each.name: list(each.evaluation) for each, _ in runs},
+        "better": {row.label: row.better for rows in tables.values() for row in rows},
         "chair": Markup(charts.chair_against_recall(plotted)) if plotted else "",
         "rewards": panels.rewards({each.name: records for each, records in runs if records}),
         "lengths": panels.lengths({run.figures.name: run for run in runs}),
@@ -140,21 +143,21 @@ def _cell(metrics: dict[str, Any], key: str) -> Cell:
 
 
 def _render(context: dict[str, Any]) -> bytes:
-    page = resources.files("vigor_jax.report") / "page"
-    script = "\n".join((page / name).read_text(encoding="utf-8") for name in _SCRIPTS)
+    folder = resources.files("vigor_jax.report") / "page"
+    style, *scripts = (folder.joinpath(name).read_text(encoding="utf-8") for name in ("style.css", *_SCRIPTS))
+    script = "\n" + "\n".join(scripts)
     environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(lambda name: (page / name).read_text(encoding="utf-8")),
+        loader=jinja2.PackageLoader("vigor_jax.report", "page"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters |= {"readable": panels.readable, "cell": _written}
-    script = f"\n{script}"
+    # The browser runs this script and no other, whatever else might get into the page.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    style = Markup((page / "style.css").read_text(encoding="utf-8"))
     template = environment.get_template("template.html")
-    return template.render(**context, style=style, script=Markup(script), script_digest=digest).encode()
+    return template.render(**context, style=Markup(style), script=Markup(script), script_digest=digest).encode()
 
 
 def _written(value: float, unit: str, sign: bool = False) -> str:

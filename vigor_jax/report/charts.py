@@ -3,7 +3,7 @@
 import io
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib import rc_context
@@ -15,7 +15,14 @@ from vigor_jax.report.collect import Cell
 
 # What matplotlib draws in, and the page's variable that takes its place.
 _INK, _FAINT, _LINE = "#010101", "#020202", "#030303"
-COLOURS = {"base": "#040404", "tuned": "#050505", "candidates": "#060606", "rejected": "#090909", "chosen": "#070707", "targets": "#080808"}
+COLOURS = {
+    "base": "#040404",
+    "tuned": "#050505",
+    "candidates": "#060606",
+    "rejected": "#090909",
+    "chosen": "#070707",
+    "targets": "#080808",
+}
 _VARIABLES = {_INK: "ink", _FAINT: "faint", _LINE: "line"} | {colour: name for name, colour in COLOURS.items()}
 
 _STYLE: dict[str, Any] = {
@@ -131,7 +138,7 @@ def calibration(bins: Sequence[Mapping[str, Any]]) -> str:
         return _to_svg(figure, "Calibration of the reward model: share of good sentences over p(good)")
 
 
-def _axes(grid: str, size: tuple[float, float] = _SIZE) -> tuple[Figure, Axes]:
+def _axes(grid: Literal["both", "y"], size: tuple[float, float] = _SIZE) -> tuple[Figure, Axes]:
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
     axes.grid(axis=grid)

@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from vigor_jax.report import charts
 from vigor_jax.report.collect import Figures
-from vigor_jax.report.examples import Records
+from vigor_jax.report.reading import Records
 
 Series = Mapping[str, np.ndarray]
 

@@ -1,9 +1,10 @@
 """Images as small WebP, all in one run of bytes that stays below a size."""
 
-import logging
 import io
+import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,10 +47,10 @@ def make_thumbnails(paths: Sequence[Path | None], budget: int) -> list[Thumbnail
     with ThreadPoolExecutor() as pool:
         for level in LEVELS:
             is_last = level == LEVELS[-1]
-            sizes = [len(each.data) for each in pool.map(lambda path: _make(path, *level), probes) if each]
+            sizes = [len(each.data) for each in pool.map(partial(_make, level), probes) if each]
             if sizes and np.mean(sizes) * len(known) * _MARGIN > budget and not is_last:
                 continue
-            made = list(pool.map(lambda path: _make(path, *level), paths))
+            made = list(pool.map(partial(_make, level), paths))
             if sum(len(each.data) for each in made if each) <= budget or is_last:
                 break
     if missing := [path for path, each in zip(paths, made, strict=True) if each is None]:
@@ -58,7 +59,8 @@ def make_thumbnails(paths: Sequence[Path | None], budget: int) -> list[Thumbnail
     return made
 
 
-def _make(path: Path | None, side: int, quality: int) -> Thumbnail | None:
+def _make(level: tuple[int, int], path: Path | None) -> Thumbnail | None:
+    side, quality = level
     if path is None:
         return None
     try:

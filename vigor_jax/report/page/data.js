@@ -20,10 +20,23 @@ async function readRuns() {
   for (const run of runs) {
     for (const group of run.groups) {
       group.lower = group.name.toLowerCase();
-      for (const candidate of group.candidates) candidate.lower = candidate.text.toLowerCase();
+      for (const candidate of group.candidates) unpack(candidate);
     }
   }
   return runs;
+}
+
+// Places count from the one before: [2, 3, 1, 4] becomes [2, 5, 6, 10].
+function unpack(candidate) {
+  candidate.lower = candidate.text.toLowerCase();
+  let at = 0;
+  candidate.sentences = candidate.sentences.map((step) => (at += step));
+  for (const signals of candidate.signals) {
+    at = 0;
+    for (const signal of signals) {
+      for (let i = 1; i < signal.length; i++) signal[i] = at += signal[i];
+    }
+  }
 }
 
 // Gives {width, height, url} of a picture, or null if it is missing; a picture becomes a blob when it is first seen.

@@ -1,63 +1,4 @@
-// One image: its boxes, its candidates, what each stream says of every sentence, and why one was chosen.
-
-const ERRORS = new Set(["object", "attribute", "relationship", "location", "conjecture"]);
-const number = (value, digits = 2) => (value == null ? "–" : value.toFixed(digits).replace("-", "−"));
-const probability = (thing) => (thing.score == null ? "–" : (thing.score / 100).toFixed(2));
-
-// Spans count characters, as Python does; JavaScript's strings count halves of some.
-const characters = (text) => (/[\ud800-\udfff]/.test(text) ? [...text] : text);
-const cut = (letters, start, end) => (typeof letters === "string" ? letters.slice(start, end) : letters.slice(start, end).join(""));
-
-// What the streams say of a sentence: {stream, thing, spans, isWhole}; isWhole if it is about all of it.
-function signalsOn(group, candidate, streams, start, end) {
-  const found = [];
-  candidate.signals.forEach((signals, number) => {
-    for (const [index, ...places] of signals) {
-      const [label, score, isBad, isAbsent, boxes] = group.things[index];
-      const spans = [];
-      for (let i = 0; i < places.length; i += 2) {
-        if (places[i] < end && places[i + 1] > start) spans.push([Math.max(places[i], start), Math.min(places[i + 1], end)]);
-      }
-      const isWhole = spans.some(([from, to]) => from <= start && to >= end);
-      if (spans.length) found.push({ stream: streams[number], index, label, score, isBad, isAbsent, boxes, spans, isWhole });
-    }
-  });
-  return found;
-}
-
-// The reward model answers "1", or "0" and kinds of error; an untrained one anything.
-function answerOf(label) {
-  const [verdict, ...kinds] = label.split(/\s+/);
-  if (label === "1") return "good";
-  if (verdict !== "0" || !kinds.every((kind) => ERRORS.has(kind.split(":")[0]))) return label ? `“${label}”` : "";
-  return kinds.join(", ") || "bad";
-}
-
-function describe(signals, current) {
-  const rows = signals.map((signal) => {
-    const said = signal.isWhole
-      ? ["p(good) ", probability(signal), answerOf(signal.label)]
-      : [`${signal.label} `, probability(signal), signal.isAbsent ? "not there" : signal.isBad ? "bad" : "found"];
-    const kind = signal.isBad ? "bad" : "good";
-    return make(
-      "li",
-      { class: signal.index === current ? "current" : "" },
-      make("span", { class: "who" }, readable(signal.stream)),
-      make("span", {}, said[0], make("b", {}, said[1])),
-      make("span", { class: kind }, said[2]),
-    );
-  });
-  return rows.length ? make("ul", {}, ...rows) : make("p", {}, "No stream says anything of this sentence.");
-}
-
-// A sentence's colour: from the worst p(good), or from what was not found where no stream judges whole sentences.
-function tint(signals) {
-  const whole = signals.filter((signal) => signal.isWhole && signal.score != null);
-  const worst = whole.length ? Math.min(...whole.map((signal) => signal.score)) / 100 : null;
-  if (worst == null) return signals.some((signal) => signal.isBad) ? { kind: "bad", strength: 55 } : null;
-  const isBad = whole.some((signal) => signal.isBad);
-  return { kind: isBad ? "bad" : "good", strength: Math.round(Math.abs(worst - 0.5) * 2 * 85) + 15 };
-}
+// One image: its boxes, its candidates, and why one was chosen.
 
 class Detail {
   constructor(root, picture) {
@@ -148,7 +89,8 @@ class Detail {
       penalty: () => {
         const column = run.terms.indexOf(group.decisive);
         const part = column < 0 ? 0 : group.terms[next][column] - group.terms[group.chosen][column];
-        const most = column < 0 || run.terms.length < 2 ? "" : ` The ${readable(group.decisive)}’s term differs most, by ${number(part)}.`;
+        const isOfMany = column >= 0 && run.terms.length > 1;
+        const most = isOfMany ? ` The ${readable(group.decisive)}’s term differs most, by ${number(part)}.` : "";
         return `It has the lowest penalty: ${number(own)}, and ${name(next)}, the next best, ${number(other)}.${most}`;
       },
       positive: () => tie("more of it was found right"),
@@ -157,7 +99,8 @@ class Detail {
       only: () => "It is the only candidate.",
       random: () => "It was drawn at random.",
     };
-    const lines = [make("p", {}, make("b", {}, `Why ${name(group.chosen)}. `), reasons[group.decided]?.() ?? group.decided)];
+    const reason = reasons[group.decided]?.() ?? group.decided;
+    const lines = [make("p", {}, make("b", {}, `Why ${name(group.chosen)}. `), reason)];
     if (group.reason) lines.push(make("p", { class: "bad" }, `No target: ${group.reason}.`));
     return [make("div", { class: "why" }, ...lines)];
   }
@@ -169,7 +112,11 @@ class Detail {
     const head = make("header", {}, make("span", { class: "number" }, `No. ${index + 1}`));
     if (isChosen) head.append(make("span", { class: "chosen" }, "chosen"));
     if (group.penalties) head.append(make("span", { class: "penalty" }, `penalty ${number(group.penalties[index])}`));
-    const card = make("section", { class: `card${isChosen ? " is-chosen" : ""}`, "data-candidate": index, "aria-label": `Candidate ${index + 1}` });
+    const card = make("section", {
+      class: `card${isChosen ? " is-chosen" : ""}`,
+      "data-candidate": index,
+      "aria-label": `Candidate ${index + 1}`,
+    });
     card.append(head, this.#text(candidate, isChosen), this.#terms(index));
     return card;
   }
@@ -202,23 +149,23 @@ class Detail {
       const text = cut(letters, cuts[i], cuts[i + 1]);
       const here = phrases.filter(({ spans }) => spans.some(([from, to]) => from <= cuts[i] && to >= cuts[i + 1]));
       const shown = here.find((signal) => signal.isBad) ?? here[0];
-      node.append(shown ? make("span", { class: `phrase ${shown.isBad ? "bad" : "good"}`, "data-thing": shown.index }, text) : text);
+      const kind = `phrase ${shown?.isBad ? "bad" : "good"}`;
+      node.append(shown ? make("span", { class: kind, "data-thing": shown.index }, text) : text);
     }
     return node;
   }
 
   #terms(index) {
     const { group, run } = this;
-    const terms = group.terms?.[index];
-    const list = make("dl", { class: "terms" });
-    terms?.forEach((term, column) => {
-      const isDecisive = run.terms[column] === group.decisive;
-      list.append(make("div", { class: isDecisive ? "decisive" : "" }, make("dt", {}, readable(run.terms[column])), make("dd", {}, number(term))));
-    });
     const { logprob, finish } = group.candidates[index];
-    list.append(make("div", {}, make("dt", {}, "log p / token"), make("dd", {}, number(logprob))));
-    if (finish !== "stop") list.append(make("div", {}, make("dt", {}, "ended by"), make("dd", {}, finish)));
-    return list;
+    const row = (name, value, kind = "") => make("div", { class: kind }, make("dt", {}, name), make("dd", {}, value));
+    const rows = (group.terms?.[index] ?? []).map((term, column) => {
+      const stream = run.terms[column];
+      return row(readable(stream), number(term), stream === group.decisive ? "decisive" : "");
+    });
+    rows.push(row("log p / token", number(logprob)));
+    if (finish !== "stop") rows.push(row("ended by", finish));
+    return make("dl", { class: "terms" }, ...rows);
   }
 
   #point(event) {
@@ -230,7 +177,7 @@ class Detail {
     this.#draw(card, current);
     const { tooltip } = this;
     tooltip.replaceChildren(describe(sentence.signals, current));
-    if (sentence.dropped) tooltip.append(make("p", { class: "bad" }, `Left out: it ${sentence.dropped}`));
+    if (sentence.dropped) tooltip.append(make("p", { class: "bad" }, `Left out: ${sentence.dropped}`));
     tooltip.hidden = false;
     this.pointed = sentence;
     this.#place();

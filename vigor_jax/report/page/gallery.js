@@ -1,7 +1,8 @@
 // Filters, the keyboard, and what ties the parts together.
 
 const state = { run: null, matches: [], at: 0 };
-const inputs = Object.fromEntries(["search", "hallucinated", "disagree", "scope", "decided", "run"].map((id) => [id, element(id)]));
+const FILTERS = ["search", "hallucinated", "disagree", "scope", "decided"];
+const inputs = Object.fromEntries([...FILTERS, "run"].map((id) => [id, element(id)]));
 
 function matching() {
   const words = inputs.search.value.trim().toLowerCase();
@@ -18,7 +19,11 @@ function matching() {
   return state.run.groups.filter(matches);
 }
 
-const decisionOf = (group) => (group.reason ? "none" : group.decided === "penalty" ? `penalty ${group.decisive}` : group.decided);
+// What an image can be filtered by; nothing before the selection.
+function decisionOf(group) {
+  if (group.reason) return "none";
+  return group.decided === "penalty" ? `penalty ${group.decisive}` : group.decided;
+}
 
 const DECISIONS = {
   positive: "a tie: what is right",
@@ -53,9 +58,9 @@ function main(runs) {
 
   // Stays with the image that is open, if it still matches.
   function filter() {
-    const open_ = state.matches[state.at]?.name;
+    const current = state.matches[state.at]?.name;
     state.matches = matching();
-    state.at = Math.max(0, state.matches.findIndex((group) => group.name === open_));
+    state.at = Math.max(0, state.matches.findIndex((group) => group.name === current));
     const total = state.run.groups.length.toLocaleString("en");
     const count = state.matches.length.toLocaleString("en");
     element("count").textContent = count === total ? `${total} images` : `${count} of ${total}`;
@@ -74,7 +79,7 @@ function main(runs) {
   inputs.run.parentElement.hidden = runs.length < 2;
   inputs.disagree.parentElement.hidden = runs.every((run) => run.streams.length < 2);
   inputs.run.addEventListener("change", () => choose(Number(inputs.run.value)));
-  for (const name of ["search", "hallucinated", "disagree", "scope", "decided"]) inputs[name].addEventListener("input", filter);
+  for (const name of FILTERS) inputs[name].addEventListener("input", filter);
   document.querySelector(".controls").addEventListener("submit", (event) => event.preventDefault());
   element("help-button").addEventListener("click", () => element("help").showModal());
 
@@ -110,13 +115,14 @@ function main(runs) {
 
 function switchTheme() {
   const root = document.documentElement;
-  const isDark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
-  root.dataset.theme = isDark ? "light" : "dark";
+  const theme = root.dataset.theme ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
+  root.dataset.theme = theme === "dark" ? "light" : "dark";
 }
 
 element("theme").addEventListener("click", switchTheme);
 addEventListener("keydown", (event) => {
-  if (event.key === "t" && !event.ctrlKey && !event.metaKey && !event.target.matches("input[type=search]")) switchTheme();
+  const isTyped = event.ctrlKey || event.metaKey || event.target.matches("input[type=search], select");
+  if (event.key === "t" && !isTyped) switchTheme();
 });
 if (element("gallery")) {
   main(await readRuns());
