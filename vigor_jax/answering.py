@@ -154,6 +154,7 @@ class Answerer:
         options = {f"sampling.{name}": value for name, value in dataclasses.asdict(sampling).items()}
         return {
             "model": str(self._source.directory.resolve()),
+            "weights": self._source.digest()[:16],
             "template": self._template,
             "dtype": self._dtype,
             **{name: value for name, value in options.items() if name.split(".")[1] not in NOT_IN_RESULTS},

@@ -43,6 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     train(config)
     if is_demo:
         show(config.run.dir, config.model.path.parent)
+        from vigor_jax.report import build_report  # needs the extra `report`
+
+        page = build_report([config.run.dir], config.run.dir / "report" / "index.html")
+        print(f"report:  {page} (opens in any browser)", flush=True)
 
 
 def train(config: TrainConfig) -> None:

@@ -1,4 +1,4 @@
-"""The device programs of a config's stages, lowered from shapes alone: no weights, and no device that is really there."""
+"""The device programs of a config's stages, lowered from shapes alone: no weights, no device that is really there."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
