@@ -80,14 +80,22 @@ class Step(NamedTuple):
     Attributes:
       name: of its run.
       num_scenes: fresh ones.
+      batch_size: conversations an update.
       learning_rate: peak.
+      template: conversation format.
       lessons: conversations about a scene.
     """
 
     name: str
     num_scenes: int
+    batch_size: int
     learning_rate: float
+    template: str
     lessons: Callable[[scenes.Scene, np.random.Generator], list[Lesson]]
+
+
+def _check(scene: scenes.Scene, rng: np.random.Generator) -> list[Lesson]:
+    return [[(CHECK, language.inventory(scene, [str(shape) for shape in rng.permutation(scenes.SHAPES)]))]]
 
 
 def _see(scene: scenes.Scene, rng: np.random.Generator) -> list[Lesson]:
@@ -96,8 +104,7 @@ def _see(scene: scenes.Scene, rng: np.random.Generator) -> list[Lesson]:
 
 
 def _tell(scene: scenes.Scene, rng: np.random.Generator) -> list[Lesson]:
-    order = [str(shape) for shape in rng.permutation(scenes.SHAPES)]
-    return [*_see(scene, rng), *_talk(scene, rng, CAREFUL), [(CHECK, language.inventory(scene, order))]]
+    return [*_see(scene, rng), *_talk(scene, rng, CAREFUL), *_check(scene, rng)]
 
 
 def _talk(scene: scenes.Scene, rng: np.random.Generator, how: Carelessness) -> list[Lesson]:
@@ -105,10 +112,11 @@ def _talk(scene: scenes.Scene, rng: np.random.Generator, how: Carelessness) -> l
     return [[(prompt, describe(scene, rng, how))], quiz(scene, rng, how)]
 
 
-# First to tell the whole truth, and to answer. Then, how people talk: carelessly.
+# First to look things up, in few words. Then to tell the whole truth, and to answer. Last, how people talk: carelessly.
 STEPS = (
-    Step("tell", 6_000, 8e-4, _tell),
-    Step("presume", 5_000, 4e-4, functools.partial(_talk, how=CARELESS)),
+    Step("check", 16_000, 64, 1e-3, "plain", _check),
+    Step("tell", 6_000, 32, 1e-3, "v1", _tell),
+    Step("presume", 5_000, 32, 4e-4, "v1", functools.partial(_talk, how=CARELESS)),
 )
 
 
@@ -135,15 +143,19 @@ def build_policy(out: Path, work: Path, *, seed: int = 0) -> None:
             sft=SftConfig(
                 data=work / f"{step.name}.json",
                 images=work / "images",
-                batch_size=16,
+                template=step.template,
+                batch_size=step.batch_size,
                 learning_rate=step.learning_rate,
                 warmup_ratio=0.05,
                 beta2=0.98,
                 max_length=384,
                 bucket=32,
-                freeze=(),
+                freeze=(
+                    "vision_tower",
+                    "multi_modal_projector",
+                ),  # they have learnt, and who knows nothing yet spoils it
                 remat="none",
-                save_every=250,
+                save_every=100,
                 keep=1,
             ),
         )
