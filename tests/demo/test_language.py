@@ -151,7 +151,7 @@ def test_absent_things_are_absent() -> None:
 
 def test_an_inventory_is_the_whole_truth_in_any_order() -> None:
     order = ("heart", "moon", "star")
-    assert inventory(SCENE, order) == "heart: two blue. moon: no. star: one red at the top left."
+    assert inventory(SCENE, order) == "heart two blue. moon no. star one red at the top left."
 
 
 def test_questions_have_the_answers_that_are_asked_for() -> None:

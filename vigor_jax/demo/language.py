@@ -126,13 +126,14 @@ def open_question(kind: QuestionKind, truth: Statement) -> tuple[str, str]:
 
 
 def inventory(scene: Scene, order: Iterable[str]) -> str:
-    """All that there is to say of each shape, whether it is there or not."""
+    """All that there is to say of each shape, whether it is there or not, right behind its name: what is to be looked up
+    is asked for by the latest word, which is learnt fast, and what needs more steps is learnt upon it."""
     truths = {truth.shape: truth for truth in scene.statements}
     parts = []
     for shape in order:
         truth = truths.get(shape)
         known = (NUMBERS[truth.number], truth.colour, truth.place or "") if truth else (NUMBERS[0],)
-        parts.append(f"{shape}: {' '.join(filter(None, known))}.")
+        parts.append(f"{shape} {' '.join(filter(None, known))}.")
     return " ".join(parts)
 
 

@@ -298,7 +298,7 @@ def _texts() -> list[str]:
         text for statement in statements for kind in kinds for text in language.open_question(kind, statement)
     ]
     sentences += ["Yes. No."]
-    sentences += [WHERE, CHECK, "star: no.", *language.PROMPTS, *QUESTIONS.values(), answer(())]
+    sentences += [WHERE, CHECK, "star no.", *language.PROMPTS, *QUESTIONS.values(), answer(())]
     sentences.append(answer(("object", "attribute", "relationship", "location", "conjecture")))
     around = [(t.system, t.question_header, t.answer_header) for t in TEMPLATES.values()]
     return [*sentences, *itertools.chain.from_iterable(around)]
