@@ -128,8 +128,8 @@ def open_question(kind: QuestionKind, truth: Statement) -> tuple[str, str]:
 def inventory(scene: Scene, order: Iterable[str]) -> str:
     """All that there is to say of each shape, whether it is there or not, right behind its name.
 
-    What is to be looked up is asked for by the latest word, which is learnt fast; what takes two hops of attention, such
-    as the answer to a question, is then learnt upon it.
+    What is to be looked up is asked for by the latest word, which is learnt fast; what takes two hops of attention,
+    such as the answer to a question, is then learnt upon it.
     """
     truths = {truth.shape: truth for truth in scene.statements}
     parts = []

@@ -5,6 +5,7 @@ it is known, how often it runs.
 """
 
 import collections
+import itertools
 import math
 import re
 from collections.abc import Iterator
@@ -102,13 +103,9 @@ def _result_bytes(instruction: Instruction) -> int:
 
 def _operands(rest: str) -> Iterator[str]:
     """Names in the parentheses of an instruction."""
-    depth = 1
-    for end, letter in enumerate(rest):
-        depth += {"(": 1, ")": -1}.get(letter, 0)
-        if not depth:
-            break
-    for operand in re.findall(r"%([\w.-]+)", rest[:end]):
-        yield operand
+    depths = itertools.accumulate(({"(": 1, ")": -1}.get(letter, 0) for letter in rest), initial=1)
+    end = next((place for place, depth in enumerate(depths) if not depth), len(rest))
+    yield from re.findall(r"%([\w.-]+)", rest[:end])
 
 
 def _called(rest: str) -> Iterator[str]:

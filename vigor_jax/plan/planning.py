@@ -72,7 +72,8 @@ class Plan:
         )
         for stage in self.stages:
             lines.append(
-                f"  {stage.stage:14} {stage.calls:7,} calls  {stage.hours:8.2f} h  {stage.device_hours:9.1f} device-hours"
+                f"  {stage.stage:14} {stage.calls:7,} calls  {stage.hours:8.2f} h  "
+                f"{stage.device_hours:9.1f} device-hours"
             )
         total = sum(stage.device_hours for stage in self.stages)
         lines.append(f"  {'together':14} {'':13}  {total / self.num_devices:8.2f} h  {total:9.1f} device-hours")
