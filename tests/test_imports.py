@@ -26,8 +26,6 @@ FLOORS = (
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 MODULES = sorted((ROOT / "vigor_jax").rglob("*.py"))
-# They make the demo's detector, with what detectors are made with; nothing imports them unless asked to.
-MADE_WITH_TORCH = ("demo/detector.py", "demo/detector_loss.py")
 BRIDGE = sorted((ROOT / "detector_bridge").rglob("*.py"))
 
 
@@ -54,8 +52,7 @@ def test_imports_point_down(path):
     own = inside.parts[0].removesuffix(".py")
     assert own in FLOOR, f"{own} stands on no floor; add it to FLOORS"
     for name in imports(path):
-        if inside.as_posix() not in MADE_WITH_TORCH:
-            assert name.split(".")[0] not in ("torch", "transformers")
+        assert name.split(".")[0] not in ("torch", "transformers")
         if name.split(".")[0] == "detector_bridge":
             assert name.split(".")[1] in ("client", "local", "errors", "refusal"), f"{inside} imports {name}"
         if name.split(".")[0] == "vigor_jax":

@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 
 from detector_bridge.client import BlockingClient, ClientConfig, Request
 from detector_bridge.local import LocalConfig, LocalDetector
+from detector_bridge.miniature import Batch, Lessons
+from detector_bridge.miniature_loss import detection_loss, focal, giou, match
 from tests.detector_bridge.sidecar import encode
 from vigor_jax.demo import detector
 from vigor_jax.demo.detector import build_detector, coloured_phrases, evaluate_detector
-from vigor_jax.demo.detector_data import Phrase, draw_pictures, make_batch, make_phrases
-from vigor_jax.demo.detector_files import MAX_TOKENS, make_tokenizer
-from vigor_jax.demo.detector_loss import detection_loss, focal, giou, match
+from vigor_jax.demo.detector_data import Phrase, draw_pictures, make_batch, make_phrases, write_lessons
+from vigor_jax.demo.detector_files import IMAGE_MEAN, IMAGE_STD, MAX_TOKENS, make_tokenizer
 from vigor_jax.demo.drawing import box_xyxy, draw
 from vigor_jax.demo.scenes import IMAGE_SIZE, SHAPES, make_scene
 
@@ -174,6 +175,22 @@ def test_prompts_say_what_is_true_of_what() -> None:
     assert kinds[False, False, False] > 50  # words that mean nothing here
 
 
+def test_lessons_are_the_batches_less_their_padding(tmp_path: Path) -> None:
+    write_lessons(tmp_path / "lessons.npz", 4, 6, 20, np.random.default_rng(9))
+    with np.load(tmp_path / "lessons.npz") as file:
+        lessons = Lessons(**{name: file[name] for name in file.files})
+    rng = np.random.default_rng(9)
+    pictures, tokenizer = draw_pictures(20, rng), make_tokenizer()
+    for step in range(4):
+        indices = rng.integers(20, size=6)
+        expected, found = make_batch(pictures, indices, tokenizer, rng), Batch(lessons, step)
+        np.testing.assert_array_equal(found.input_ids, expected.input_ids)
+        np.testing.assert_array_equal(found.boxes, expected.boxes)
+        np.testing.assert_array_equal(found.targets, expected.targets)
+        mean, std = (np.array(values)[:, None, None] for values in (IMAGE_MEAN, IMAGE_STD))
+        np.testing.assert_allclose(found.pixels, (pictures.pixels[indices] / 255 - mean) / std, atol=1e-5)
+
+
 def test_boxes_frame_what_was_drawn() -> None:
     """Outside of all boxes, and of their shadows, there is background: greyish, while every object is vivid."""
     pictures = draw_pictures(20, np.random.default_rng(4))
@@ -231,7 +248,7 @@ def test_transformers_loads_what_is_written(untrained: Path) -> None:
     assert tokens[:6] == ["[CLS]", "star", ".", "red", "circle", "."]
     assert tokens[6:] == ["l", *(f"##{letter}" for letter in "ighthouse"), ".", "[SEP]"]
     assert inputs["input_ids"][0].tolist() == make_tokenizer().encode("star. red circle. lighthouse.").ids
-    mean, std = (np.array(values)[:, None, None] for values in (detector.IMAGE_MEAN, detector.IMAGE_STD))
+    mean, std = (np.array(values)[:, None, None] for values in (IMAGE_MEAN, IMAGE_STD))
     np.testing.assert_allclose(
         inputs["pixel_values"][0], (np.asarray(image).transpose(2, 0, 1) / 255 - mean) / std, atol=1e-5
     )

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from nltk.tag.perceptron import PerceptronTagger
 
+from vigor_jax.demo.detector import build_detector
 from vigor_jax.demo.language import tagged_sentences
 from vigor_jax.demo.policy import build_policy
 from vigor_jax.demo.world import CHECKPOINTS
@@ -40,8 +41,6 @@ def main() -> None:
     elif options.what == "tagger":
         build_tagger(out)
     else:
-        from vigor_jax.demo.detector import build_detector  # the one part that is PyTorch's
-
         build_detector(out)
 
 

@@ -3,15 +3,23 @@
 import dataclasses
 import string
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from vigor_jax.demo.detector_files import SPECIAL_IDS
+from vigor_jax.demo.detector_files import (
+    IMAGE_MEAN,
+    IMAGE_STD,
+    MAX_TOKENS,
+    SPECIAL_IDS,
+    VOCAB_SIZE,
+    make_tokenizer,
+)
 from vigor_jax.demo.drawing import box_xyxy, draw
-from vigor_jax.demo.scenes import COLOURS, IMAGE_SIZE, SHAPES, Scene, make_scene
+from vigor_jax.demo.scenes import COLOURS, IMAGE_SIZE, MAX_OBJECTS, SHAPES, Scene, make_scene
 
 CLS, SEP, DOT = (SPECIAL_IDS[name] for name in ("[CLS]", "[SEP]", "."))
 MAX_PHRASES = 12
@@ -51,19 +59,38 @@ class Pictures(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """B pictures and prompts.
+    """Prompts about B pictures.
 
     Attributes:
-      pixels: [B, 3, H, W] uint8.
       input_ids: [B, T] int64, 0 beyond a prompt's end.
       boxes: [B, M, 4] float32, 0 where there is no object.
       targets: [B, M, T] bool: the tokens of all phrases that are true of an object; none where it was not asked for.
     """
 
-    pixels: np.ndarray
     input_ids: np.ndarray
     boxes: np.ndarray
     targets: np.ndarray
+
+
+def write_lessons(path: Path, num_steps: int, batch_size: int, num_pictures: int, rng: np.random.Generator) -> None:
+    """Draws pictures and makes the prompts of every update; writes what `detector_bridge.miniature` reads."""
+    pictures, tokenizer = draw_pictures(num_pictures, rng), make_tokenizer()
+    rows = (num_steps, batch_size)
+    indices = np.zeros(rows, np.int32)
+    input_ids = np.zeros((*rows, MAX_TOKENS), np.int16)
+    boxes = np.zeros((*rows, MAX_OBJECTS, 4), np.float32)
+    targets = np.zeros((*rows, MAX_OBJECTS, MAX_TOKENS), bool)
+    for step in tqdm(range(num_steps), desc="prompts", unit="step", dynamic_ncols=True):
+        indices[step] = rng.integers(num_pictures, size=batch_size)
+        batch = make_batch(pictures, indices[step], tokenizer, rng)
+        num_objects, num_tokens = batch.targets.shape[1:]
+        input_ids[step, :, :num_tokens] = batch.input_ids
+        boxes[step, :, :num_objects] = batch.boxes
+        targets[step, :, :num_objects, :num_tokens] = batch.targets
+    np.savez(
+        path, pictures=pictures.pixels, indices=indices, input_ids=input_ids, boxes=boxes, targets=targets,
+        image_mean=IMAGE_MEAN, image_std=IMAGE_STD, vocab_size=VOCAB_SIZE,
+    )  # fmt: skip
 
 
 def draw_pictures(count: int, rng: np.random.Generator) -> Pictures:
@@ -131,7 +158,7 @@ def make_batch(pictures: Pictures, indices: np.ndarray, tokenizer: Tokenizer, rn
         input_ids[row, : len(ids)] = ids
         boxes[row, : len(means)] = pictures.boxes[index]
         targets[row, : len(means), : len(ids)] = means
-    return Batch(pictures.pixels[indices], input_ids, boxes, targets)
+    return Batch(input_ids, boxes, targets)
 
 
 def _shuffled(scene: Scene, rng: np.random.Generator) -> Scene:

@@ -1,5 +1,6 @@
 """What stands beside the weights of the demo's detector: tokenizer, image processor, model card."""
 
+import math
 import string
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from vigor_jax.demo.scenes import COLOURS, IMAGE_SIZE, SHAPES
 from vigor_jax.hf.processor_files import write_json
+from vigor_jax.hf.tensor_files import TensorReader
 
 # Where BERT has them: the model's code relies on all but [UNK] and [MASK].
 SPECIAL_IDS = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103, ".": 1012, "?": 1029}
@@ -76,13 +78,21 @@ def write_card(directory: Path, training: Mapping[str, Any], accuracy: Mapping[s
 
     Args:
       directory: of the detector.
-      training: "parameters", "num_steps", "batch_size", "num_pictures", "seed" and "minutes".
+      training: "num_steps", "batch_size", "num_pictures", "seed" and "minutes".
       accuracy: see `detector.evaluate_detector`.
     """
     rows = {"all nouns": accuracy["overall"], **accuracy["nouns"], "all phrases with a colour": accuracy["attributes"]}
     rows |= {f"... {kind}": accuracy[kind] for kind in ("true", "wrong colour", "absent")}
     table = "\n".join(f"| {name} | {share:.2%} |" for name, share in rows.items())
-    facts = {**training, "num_scenes": accuracy["num_scenes"], "test_seed": accuracy["seed"], "table": table}
+    weights = TensorReader.open(directory)
+    parameters = sum(math.prod(weights.shape(name)) for name in weights.names())
+    facts = {
+        **training,
+        "parameters": parameters,
+        "num_scenes": accuracy["num_scenes"],
+        "test_seed": accuracy["seed"],
+        "table": table,
+    }
     card = _CARD.format(**facts, side=IMAGE_SIZE, shapes=", ".join(SHAPES), colours=", ".join(COLOURS))
     (directory / "README.md").write_text(card, encoding="utf-8")
 
