@@ -68,6 +68,20 @@ def test_pope_from_answers(world: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert f"{accuracies[0]:.1%}" in capsys.readouterr().out
 
 
+def test_pope_questions_from_annotations(world: Path, tmp_path: Path) -> None:
+    arguments = ["--objects", world / "objects.json", "--at_least", 2, "--per_image", 4]
+    metrics = run("pope-questions", *arguments, "--limit", 5, "--out", tmp_path)
+    for split in ("random", "popular", "adversarial"):
+        questions = read_questions(tmp_path / f"{split}.json")
+        assert {"questions": len(questions), "yes": len(questions) // 2} == metrics[split]
+        assert len({question.image for question in questions}) == metrics["images"] == 5
+        for question in questions:
+            (thing,) = (thing for thing in THINGS if f" {thing} " in question.text)
+            assert (question.label == "yes") == (thing in OBJECTS[question.image])
+    with pytest.raises(InputError, match="none of 8 images has 4 objects"):
+        run("pope-questions", *arguments[:2], "--out", tmp_path)
+
+
 def test_chair_from_captions(world: Path, tmp_path: Path) -> None:
     lines = [{"image": name, "text": f"A {THINGS[0]} and two {THINGS[1]}s."} for name in OBJECTS]
     (tmp_path / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -97,7 +111,7 @@ def test_answers_need_no_jax(world: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["popes"], "expected pope, chair, mme"),
+        (["popes"], "expected pope, pope-questions, chair"),
         (["pope", "--questions", "Q", "--out", "O"], r"--answers: expected a file for each of 1 files"),
         (["pope", "--questions", "none.json", "--answers", "a", "--out", "O"], "none.json"),
         (["chair", "--objects", "Q", "--out", "O"], "give either --captions, or --model"),

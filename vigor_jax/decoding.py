@@ -205,6 +205,7 @@ class Decoder:
 
     def lower_extend(self, batch: Batch, length: int) -> jax.stages.Lowered:
         """`extend` where candidates have room for `length` tokens, not run: of shapes, under `jax.set_mesh`."""
+        assert isinstance(batch.lengths.sharding, NamedSharding)
         mesh = batch.lengths.sharding.mesh
 
         def place(x: Array) -> jax.ShapeDtypeStruct:

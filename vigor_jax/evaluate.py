@@ -1,6 +1,7 @@
 """Scores answers that were saved, or asks a model and scores what it says.
 
     python -m vigor_jax.evaluate pope --questions random.json popular.json --answers a.jsonl b.jsonl --out DIR
+    python -m vigor_jax.evaluate pope-questions --objects instances.json --out DIR
     python -m vigor_jax.evaluate chair --captions captions.jsonl --objects instances.json --out DIR
     python -m vigor_jax.evaluate mme --results RESULTS_DIR --out DIR
     python -m vigor_jax.evaluate mmhal --questions response_template.json --answers a.jsonl --out DIR
@@ -22,13 +23,14 @@ from typing import Any
 
 from vigor_jax import cli
 from vigor_jax.errors import InputError
-from vigor_jax.evaluation.commands import ChairCommand, MmeCommand, PopeCommand
+from vigor_jax.evaluation.commands import ChairCommand, MmeCommand, PopeCommand, PopeQuestionsCommand
 from vigor_jax.evaluation.judged_commands import MmhalCommand, PreferenceCommand
 from vigor_jax.evaluation.metrics import table
 from vigor_jax.evaluation.question_commands import CaptionsCommand, QuestionsCommand
 
 COMMANDS: Mapping[str, type] = {
     "pope": PopeCommand,
+    "pope-questions": PopeQuestionsCommand,
     "chair": ChairCommand,
     "mme": MmeCommand,
     "mmhal": MmhalCommand,

@@ -99,7 +99,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     keep_compiled(options.out / "compiled")  # each variant compiles the same programs
     seeds = range(options.first_seed, options.first_seed + options.seeds)
-    found = [compare(options.out / f"seed-{seed}", seed) for seed in seeds]
+    found = [compare(options.out / f"seed-{seed}", WorldConfig(seed=seed)) for seed in seeds]
     (options.out / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     table = to_markdown(found)
     (options.out / "results.md").write_text(table + "\n", encoding="utf-8")
@@ -107,18 +107,18 @@ def main() -> None:
     print(table)
 
 
-def compare(directory: Path, seed: int) -> dict[str, dict[str, float]]:
+def compare(directory: Path, sizes: WorldConfig) -> dict[str, dict[str, float]]:
     """All variants of one seed.
 
     Args:
       directory: gets the world and a run for each variant.
-      seed: of world, candidates, training and evaluation.
+      sizes: of the world; its seed is that of candidates, training and evaluation, too.
 
     Returns:
       Figures by variant, "base" among them, and column; and under "auc" the reward model's, kind by kind.
     """
-    world, shared = directory / "world", directory / "shared"
-    prepare(world, WorldConfig(seed=seed))
+    world, shared, seed = directory / "world", directory / "shared", sizes.seed
+    prepare(world, sizes)
     config = _config(world, seed)
     judged = dataclasses.replace(
         config.train_reward, annotations=world / "annotations.jsonl", images=world / "images", seed=seed

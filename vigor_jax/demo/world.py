@@ -18,8 +18,8 @@ from vigor_jax.demo import language, teaching
 from vigor_jax.demo.drawing import draw
 from vigor_jax.demo.scenes import Object, Scene, make_scene
 from vigor_jax.errors import InputError
+from vigor_jax.evaluation import pope_build
 from vigor_jax.evaluation.pope import write_questions
-from vigor_jax.evaluation.pope_build import build_questions
 from vigor_jax.hf.load import open_checkpoint
 from vigor_jax.hf.processor_files import write_json
 from vigor_jax.records import AnnotatedSentence, Annotation, ErrorType
@@ -159,9 +159,9 @@ def _write_questions(directory: Path, scenes: Mapping[str, Scene], config: World
     write_json(directory / "objects.json", objects)
     asked = dict(list(objects.items())[: config.asked])
     (directory / "pope").mkdir(exist_ok=True)
-    for split in ("random", "popular", "adversarial"):
+    for split in pope_build.SPLITS:
         # Six questions need three shapes in the scene; some have two.
-        questions = build_questions(asked, split, seed=config.seed, statistics=objects)
+        questions = pope_build.build_questions(asked, split, seed=config.seed, statistics=objects)
         write_questions(directory / "pope" / f"{split}.json", questions)
     kinds: tuple[language.QuestionKind, ...] = ("existence", "count", "position", "color")
     for kind in kinds:

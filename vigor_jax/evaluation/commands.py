@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -10,6 +11,7 @@ from vigor_jax.errors import InputError
 from vigor_jax.evaluation import chair, mme, pope
 from vigor_jax.evaluation.json_records import read_records
 from vigor_jax.evaluation.metrics import Metrics, chair_metrics, mme_metrics, pope_metrics
+from vigor_jax.evaluation.pope_build import SPLITS, build_questions
 from vigor_jax.evaluation.synonyms import Synonyms
 
 
@@ -61,6 +63,51 @@ class PopeCommand:
                 texts = pope.read_answers(self.answers[index], questions)
             splits[path.stem] = questions, texts
         return pope_metrics(splits)
+
+
+@dataclasses.dataclass(frozen=True)
+class PopeQuestionsCommand:
+    """Questions like POPE's for other images, in its three kinds.
+
+    Attributes:
+      out: gets `random.json`, `popular.json` and `adversarial.json`.
+      objects: what is in the images: JSON {image: [object, ...]}, or COCO's instances; several files add to each other.
+      limit: asks about so many images, drawn by the seed (the benchmark: 500); how often objects go together is counted
+        over all. 0 asks about all.
+      per_image: questions an image, even.
+      at_least: asks only about images with so many objects (the benchmark: more than 3).
+      seed: of what is chosen at random.
+    """
+
+    out: Path
+    objects: tuple[Path, ...]
+    limit: int = 500
+    per_image: int = 6
+    at_least: int = 4
+    seed: int = 0
+
+    def metrics(self, asker: Asks | None) -> Metrics:
+        """Writes the questions; the figures are their numbers."""
+        if asker:
+            raise InputError("pope-questions asks no model; give its files to `pope --questions`")
+        known = chair.read_objects(self.objects).objects
+        able = [image for image in sorted(known) if len(known[image]) >= self.at_least]
+        chosen = sorted(random.Random(self.seed).sample(able, min(self.limit or len(able), len(able))))
+        if not chosen:
+            raise InputError(f"--at_least: none of {len(known)} images has {self.at_least} objects; give less")
+        self.out.mkdir(parents=True, exist_ok=True)
+        found: Metrics = {"images": len(chosen)}
+        for split in SPLITS:
+            questions = build_questions(
+                {image: known[image] for image in chosen},
+                split,
+                per_image=self.per_image,
+                seed=self.seed,
+                statistics=known,
+            )
+            pope.write_questions(self.out / f"{split}.json", questions)
+            found[split] = {"questions": len(questions), "yes": sum(q.label == "yes" for q in questions)}
+        return found
 
 
 @dataclasses.dataclass(frozen=True)

@@ -81,6 +81,9 @@ def _rows(metrics: Mapping[str, Metrics]) -> list[tuple[str, str]]:
     for split, scores in metrics.get("pope", {}).items():
         if split != "strict":
             rows.append((f"POPE {split}, accuracy", f"{scores['accuracy']:.1%}"))
+    for split, numbers in metrics.get("pope-questions", {}).items():
+        if split != "images":
+            rows.append((f"{split}, questions", f"{numbers['questions']:,}"))
     if found := metrics.get("mme"):
         scores = [values["score"] for values in found["subtasks"].values()]
         rows.append((f"MME, {len(scores)} subtasks, of {200 * len(scores)}", f"{sum(scores):.1f}"))

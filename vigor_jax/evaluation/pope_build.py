@@ -4,7 +4,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from vigor_jax.errors import InputError
 from vigor_jax.evaluation.pope import PopeQuestion, YesNo
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import inflect
 
 Split = Literal["random", "popular", "adversarial"]
+SPLITS: tuple[Split, ...] = get_args(Split)
 
 
 def build_questions(
@@ -48,7 +49,7 @@ def build_questions(
     """
     if per_image < 2 or per_image % 2:
         raise InputError(f"POPE: expected an even number of questions an image, 2 or more, got per_image={per_image}")
-    if split not in ("random", "popular", "adversarial"):
+    if split not in SPLITS:
         raise InputError(f"POPE: expected the split random, popular or adversarial, got {split!r}")
     known = objects if statistics is None else statistics
     frequency = Counter(name for names in known.values() for name in set(names))

@@ -94,6 +94,7 @@ def programs(config: TrainConfig, model: LlavaConfig, devices: list[Any], sizes:
     """
     inference, training = make_mesh(config.inference_mesh, devices), make_mesh(config.mesh, devices)
     dtype = jnp.dtype(config.model.dtype)
+    shapes: Rows | BranchRows
     for stage in config.run.stages:
         if stage == "train_reward":
             rows, length = config.train_reward.batch_size, min(config.train_reward.max_length, sizes.branch_row)
@@ -104,8 +105,8 @@ def programs(config: TrainConfig, model: LlavaConfig, devices: list[Any], sizes:
             yield from _sample(config, model, inference, dtype, sizes)
         elif stage == "score" and "reward_model" in config.score.streams:
             rows, length = config.reward_model.batch_size, min(config.reward_model.max_length, sizes.branch_row)
-            shapes = _branch_rows(model, inference, rows, length, sizes.sentences)
-            yield Program(stage, "reward model", _score(config, model, inference, dtype, shapes), rows, length)
+            judged = _branch_rows(model, inference, rows, length, sizes.sentences)
+            yield Program(stage, "reward model", _score(config, model, inference, dtype, judged), rows, length)
         elif stage == "sft":
             rows, length = config.sft.batch_size, min(config.sft.max_length, sizes.example)
             shapes = _rows(model, training, rows, length)
@@ -161,9 +162,9 @@ def _score(config: TrainConfig, model: LlavaConfig, mesh: Mesh, dtype: Any, rows
 def _train(config: SftConfig, model: LlavaConfig, mesh: Mesh, dtype: Any, rows: Any, loss: Any) -> Callable[[], Any]:
     trained = trained_paths(param_paths(nnx.state(abstract_llava(model))).keys(), config.freeze)
     graphdef, params, frozen = split_params(_on_mesh(abstract_llava(model, dtype=dtype), mesh), trained)
-    params = {path: jax.ShapeDtypeStruct(w.shape, jnp.float32, sharding=w.sharding) for path, w in params.items()}
+    masters: Any = {path: jax.ShapeDtypeStruct(w.shape, jnp.float32, sharding=w.sharding) for path, w in params.items()}
     optimizer = make_optimizer(config, NUM_UPDATES)
-    state = abstract_state(params, optimizer, mesh)  # type: ignore[arg-type]
+    state = abstract_state(masters, optimizer, mesh)
 
     def lower() -> Any:
         schedule = learning_rate(config, NUM_UPDATES)

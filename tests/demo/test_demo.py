@@ -1,0 +1,133 @@
+"""The demo by its command: from nothing to its report, interrupted, again; and the comparison of all variants."""
+
+import dataclasses
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import PIL.Image
+import pytest
+
+from tests.demo.run_demo import SMALL
+from tests.loop_world import ROOT
+from vigor_jax.demo.compare import VARIANTS, compare, plot, to_markdown
+from vigor_jax.demo.contact_sheet import Shown, draw_sheet
+from vigor_jax.demo.drawing import draw
+from vigor_jax.train import keep_compiled
+
+STAGES = ("train_reward", "sample", "score", "select", "sft", "export", "evaluate")
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    """The demo, in a process whose working directory is `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "tests.demo.run_demo", *arguments]
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[str, str]:
+    out, errors = process.communicate(timeout=900)
+    assert process.returncode == 0, errors[-3000:]
+    return out, errors
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Where the demo ran, and what it printed."""
+    folder = tmp_path_factory.mktemp("demo")
+    out, _ = finish(start(folder))
+    return folder, out
+
+
+@pytest.mark.slow
+def test_the_demo_prints_its_results(demo: tuple[Path, str]) -> None:
+    folder, out = demo
+    for row in ("CHAIR_i", "CHAIR_s", "recall", "words", "POPE", "with a wrong colour", "AUC of the reward model"):
+        (line,) = (line for line in out.splitlines() if row in line and "adversarial" not in line)[:1]
+        assert re.search(r"\d", line), line
+    run = folder / "runs" / "demo"
+    page = (run / "report" / "index.html").read_text(encoding="utf-8")
+    assert str(Path("runs/demo/report/index.html")) in out
+    assert 'src="http' not in page
+    with PIL.Image.open(run / "demo.png") as sheet:
+        assert sheet.width > 1000
+    report = json.loads((run / "metrics" / "demo.json").read_text())
+    assert set(report["captions"]) == {"base", "tuned"}
+    assert 0 < report["captions"]["base"]["bad"] < 1
+
+
+@pytest.mark.slow
+def test_a_second_start_finds_everything_done(demo: tuple[Path, str]) -> None:
+    folder, printed = demo
+    weights = folder / "runs" / "demo" / "export" / "model.safetensors"
+    before = weights.stat().st_mtime_ns
+    out, errors = finish(start(folder))
+    assert out == printed
+    assert weights.stat().st_mtime_ns == before
+    assert "drawing" not in errors
+
+
+@pytest.mark.slow
+def test_control_c_anywhere_and_the_same_command_again(demo: tuple[Path, str], tmp_path: Path) -> None:
+    """Interrupted once while the world is drawn and in every stage; the results are those of the undisturbed run."""
+    log = tmp_path / "runs" / "demo" / "log.txt"
+    for stage in ("", *STAGES):
+        process, deadline = start(tmp_path), time.monotonic() + 600
+        while not (f"vigor_jax.run stage {stage}\n" in log.read_text() if stage and log.exists() else not stage):
+            assert process.poll() is None, process.communicate()[1][-3000:]
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(0 if stage else 8)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode != 0 or stage == STAGES[-1]
+        assert "Traceback" not in errors
+    out, _ = finish(start(tmp_path))
+    folder, printed = demo
+    assert out == printed
+    one, other = (each / "runs" / "demo" / "export" / "model.safetensors" for each in (folder, tmp_path))
+    assert one.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.slow
+def test_every_variant_is_compared(tmp_path: Path) -> None:
+    keep_compiled(tmp_path / "compiled")
+    found = compare(tmp_path / "seed-3", dataclasses.replace(SMALL, seed=3))
+    assert set(found) == {"base", "auc", *(variant.name for variant in VARIANTS)}
+    selections = {
+        variant.name: json.loads((tmp_path / "seed-3" / variant.name / "summary.json").read_text())
+        for variant in VARIANTS
+        if variant.rounds == 1
+    }
+    assert selections["all"]["targets"] > 0
+    table = to_markdown([found, found])
+    rows = {line.split(" | ")[0][2:]: line for line in table.splitlines() if line.startswith("| ")}
+    assert set(rows) == {"variant", "base", *(variant.label for variant in VARIANTS)}
+    assert f"{100 * found['all']['chair_i']:.1f} ±0.0" in rows["All"]
+    plot([found, found], tmp_path / "results.png")
+    with PIL.Image.open(tmp_path / "results.png") as picture:
+        assert picture.width > 800
+    assert compare(tmp_path / "seed-3", dataclasses.replace(SMALL, seed=3)) == found  # all of it was there
+
+
+def test_a_sheet_strikes_what_is_wrong(tmp_path: Path) -> None:
+    """A caption with an error has red in it, one without has none; text of any length and alphabet fits."""
+    from tests.demo.test_language import SCENE, TRUE
+
+    draw(SCENE).convert("L").save(tmp_path / "grey.png")  # no red of its own
+
+    def red(caption: str) -> int:
+        sheet = draw_sheet([Shown(tmp_path / "grey.png", caption, "", SCENE)], "heading")
+        return sum(count for count, colour in sheet.getcolors(1 << 24) or [] if colour == (204, 36, 36))
+
+    assert red(TRUE) == 0
+    assert red(TRUE.replace("red star", "green star")) > 0
+    assert red("☂" * 300) > 0
