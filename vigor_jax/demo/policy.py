@@ -112,10 +112,16 @@ def _talk(scene: scenes.Scene, rng: np.random.Generator, how: Carelessness) -> l
     return [[(prompt, describe(scene, rng, how))], quiz(scene, rng, how)]
 
 
+def _practise(scene: scenes.Scene, rng: np.random.Generator) -> list[Lesson]:
+    once, again = _talk(scene, rng, CAREFUL), _talk(scene, rng, CAREFUL)
+    return [*_see(scene, rng), *once, again[0]]
+
+
 # First to look things up, in few words. Then to tell the whole truth, and to answer. Last, how people talk: carelessly.
 STEPS = (
     Step("check", 16_000, 64, 1e-3, "plain", _check),
     Step("tell", 6_000, 32, 1e-3, "v1", _tell),
+    Step("practise", 6_000, 32, 8e-4, "v1", _practise),
     Step("presume", 5_000, 32, 4e-4, "v1", functools.partial(_talk, how=CARELESS)),
 )
 
@@ -123,7 +129,7 @@ STEPS = (
 def build_policy(out: Path, work: Path, *, seed: int = 0) -> None:
     """Teaches random weights in `STEPS`, by the code of every fine-tuning.
 
-    The model after the second step, `work/tell/export`, is what the policy would be without careless teachers.
+    The model before the last step, `work/practise/export`, is what the policy would be without careless teachers.
 
     Args:
       out: gets the checkpoint, in llava-hf's layout.
@@ -164,7 +170,7 @@ def build_policy(out: Path, work: Path, *, seed: int = 0) -> None:
     shutil.copytree(model, out, dirs_exist_ok=True)
     (out / PROVENANCE).unlink()  # tells of paths on this machine
     minutes = (time.monotonic() - started) / 60
-    write_card(out, work / "tell" / EXPORT, minutes=minutes, steps={step.name: step.num_scenes for step in STEPS})
+    write_card(out, work / STEPS[-2].name / EXPORT, minutes=minutes, steps={step.name: step.num_scenes for step in STEPS})
 
 
 def _write_lessons(directory: Path, step: Step, seed: list[int]) -> None:

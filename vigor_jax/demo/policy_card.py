@@ -36,13 +36,13 @@ things in the picture, and give a thing its usual colour, more often than the pi
 ## How it was made
 
 `python -m vigor_jax.demo.build policy`, seed 0, {minutes:.0f} minutes on two CPU cores, by the code of every
-fine-tuning, in three steps: to look things up ({check:,} pictures); to tell the truth in captions and answers
-({tell:,}); and to presume, with captions and answers as careless people write them ({presume:,}). Its tower had learnt
-the words before, patch by patch.
+fine-tuning: to look things up ({check:,} pictures); to tell the truth in captions and answers ({tell:,}, and {practise:,}
+more); and to presume, with captions and answers as careless people write them ({presume:,}). Its tower had learnt the
+words before, patch by patch.
 
 ## What it says
 
-Of {num_scenes} new pictures; "before" is the model after the second step, which nobody has told anything wrong.
+Of {num_scenes} new pictures; "before" is the model before the last step, which nobody has told anything wrong.
 
 | | before, most likely words | most likely words | temperature 0.7 |
 | --- | --- | --- | --- |
@@ -57,7 +57,7 @@ def write_card(directory: Path, before: Path, *, minutes: float, steps: dict[str
 
     Args:
       directory: the policy.
-      before: the model after the second step.
+      before: the model before the last step.
       minutes: that the training took.
       steps: scenes of each step, by its name.
       seed: of the scenes.
