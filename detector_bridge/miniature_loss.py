@@ -5,7 +5,6 @@ targets of prompts that differ.
 """
 
 import torch
-from jaxtyping import Bool, Float
 from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 from torch import Tensor
 from torch.nn import functional
@@ -15,21 +14,24 @@ CLASS_WEIGHT, L1_WEIGHT, GIOU_WEIGHT = 2.0, 5.0, 2.0
 
 
 def detection_loss(
-    logits: Float[Tensor, "B Q T"],
-    boxes: Float[Tensor, "B Q 4"],
-    target_boxes: Float[Tensor, "B M 4"],
-    targets: Bool[Tensor, "B M T"],
+    logits: Tensor,
+    boxes: Tensor,
+    target_boxes: Tensor,
+    targets: Tensor,
     *,
     repeats: int = 1,
-) -> Float[Tensor, ""]:
+) -> Tensor:
     """Focal loss of every query's words and distance of the matched boxes, per object.
 
     Args:
-      logits: -inf at padding.
-      boxes: centre x, y, width, height in [0, 1].
-      target_boxes: of the objects.
-      targets: the words that are true of each object; objects without any are passed over.
+      logits: [B, Q, T], of each query and token of the prompt; -inf at padding.
+      boxes: [B, Q, 4], centre x, y, width, height in [0, 1].
+      target_boxes: [B, M, 4], of the objects.
+      targets: bool [B, M, T], the words that are true of each object; objects without any are passed over.
       repeats: how many queries shall find each object.
+
+    Returns:
+      A scalar.
     """
     target_boxes, targets = target_boxes.repeat(1, repeats, 1), targets.repeat(1, repeats, 1)
     valid = logits.isfinite()
@@ -45,10 +47,10 @@ def detection_loss(
 
 @torch.no_grad()
 def match(
-    logits: Float[Tensor, "B Q T"],
-    boxes: Float[Tensor, "B Q 4"],
-    target_boxes: Float[Tensor, "B M 4"],
-    targets: Bool[Tensor, "B M T"],
+    logits: Tensor,
+    boxes: Tensor,
+    target_boxes: Tensor,
+    targets: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A query for each object that has words, such that together they cost least; arguments as in `detection_loss`.
 
@@ -72,15 +74,19 @@ def match(
     return rows, queries, objects
 
 
-def focal(logits: Float[Tensor, "..."], targets: Bool[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """-α (1 - p)^γ log p where the answer is yes, -(1 - α) p^γ log(1 - p) where it is no (Lin et al. 2017)."""
+def focal(logits: Tensor, targets: Tensor) -> Tensor:
+    """-α (1 - p)^γ log p where the answer is yes, -(1 - α) p^γ log(1 - p) where it is no (Lin et al. 2017).
+
+    Both may have any shape.
+    """
     sign = torch.where(targets, 1.0, -1.0)
     alpha = torch.where(targets, FOCAL_ALPHA, 1 - FOCAL_ALPHA)
     return -alpha * (-sign * logits).sigmoid() ** FOCAL_GAMMA * functional.logsigmoid(sign * logits)
 
 
-def giou(first: Float[Tensor, "*N 4"], second: Float[Tensor, "*N 4"]) -> Float[Tensor, "*N"]:
-    """Generalised intersection over union (Rezatofighi et al. 2019) of boxes as centre and size, in (-1, 1]."""
+def giou(first: Tensor, second: Tensor) -> Tensor:
+    """Generalised intersection over union (Rezatofighi et al. 2019) of boxes [*, 4] as centre and size, in
+    (-1, 1]."""
     (low, high), (other_low, other_high) = (
         (centre - size / 2, centre + size / 2) for centre, size in (box.split(2, dim=-1) for box in (first, second))
     )

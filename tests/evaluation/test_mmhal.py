@@ -13,7 +13,8 @@ from vigor_jax.errors import InputError
 from vigor_jax.evaluation import mmhal
 from vigor_jax.evaluation.bootstrap import bootstrap
 from vigor_jax.evaluation.judge import Judge, JudgeConfig, MalformedReplyError
-from vigor_jax.evaluation.mmhal_prompt import PROMPT, fill, parse_rating, read_prompt
+from vigor_jax.evaluation.judge_prompt import fill, read_prompt
+from vigor_jax.evaluation.mmhal_prompt import PLACES, PROMPT, parse_rating
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "mmhal" / "mmhal-bench_answer_template.json"
 TYPES = ("attribute", "counting", "other")
@@ -207,19 +208,19 @@ def test_bad_questions(tmp_path):
 def test_prompts(tmp_path):
     texts = {"image_content": "{question}", "question": "{}", "gt_answer": r"\1", "model_answer": "{model_answer}"}
     named = 'JSON {"a": 1} {image_content}|{question}|{gt_answer}|{model_answer}|{question}'
-    prompt = read_prompt(write(tmp_path / "named", named))
+    prompt = read_prompt(write(tmp_path / "named", named), PLACES)
     assert fill(prompt, texts) == r'JSON {"a": 1} {question}|{}|\1|{model_answer}|{}'
-    numbered = read_prompt(write(tmp_path / "numbered", "### Contents\n{}\n### Q\n{}\n### A\n{}\n### R\n{}\n"))
+    numbered = read_prompt(write(tmp_path / "numbered", "### Contents\n{}\n### Q\n{}\n### A\n{}\n### R\n{}\n"), PLACES)
     assert fill(numbered, texts) == "### Contents\n{question}\n### Q\n{}\n### A\n\\1\n### R\n{model_answer}\n"
-    assert read_prompt(write(tmp_path / "own", PROMPT)) == PROMPT
+    assert read_prompt(write(tmp_path / "own", PROMPT), PLACES) == PROMPT
     for bad, message in (
         ("{} {} {}", "image_content"),
         (named.replace("{gt_answer}", ""), r"\{gt_answer\} is missing"),
     ):
         with pytest.raises(InputError, match=message):
-            read_prompt(write(tmp_path / "bad", bad))
+            read_prompt(write(tmp_path / "bad", bad), PLACES)
     with pytest.raises(InputError, match="cannot read it"):
-        read_prompt(tmp_path / "absent")
+        read_prompt(tmp_path / "absent", PLACES)
 
 
 def test_the_prompt_of_the_user_is_used(tmp_path, questions, asking):

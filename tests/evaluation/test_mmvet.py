@@ -9,6 +9,7 @@ from vigor_jax.errors import InputError
 from vigor_jax.evaluation import mmvet
 from vigor_jax.evaluation.bootstrap import bootstrap
 from vigor_jax.evaluation.judge import Judge, JudgeConfig, MalformedReplyError
+from vigor_jax.evaluation.judge_prompt import read_prompt
 
 
 @pytest.mark.parametrize(
@@ -93,7 +94,7 @@ def test_mmvet_with_a_judge(tmp_path, monkeypatch):
 
 
 def test_mmvet_prompts(tmp_path):
-    prompt = mmvet.read_prompt(write(tmp_path / "p.txt", "{question} | {answer} | {prediction} | {0.0}"))
+    prompt = read_prompt(write(tmp_path / "p.txt", "{question} | {answer} | {prediction} | {0.0}"), mmvet.PLACES)
     assert prompt.endswith("{0.0}")
     with pytest.raises(InputError, match=r"\{prediction\} is missing"):
-        mmvet.read_prompt(write(tmp_path / "p.txt", "{question} | {answer} |"))
+        read_prompt(write(tmp_path / "p.txt", "{question} | {answer} |"), mmvet.PLACES)

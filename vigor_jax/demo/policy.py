@@ -170,7 +170,9 @@ def build_policy(out: Path, work: Path, *, seed: int = 0) -> None:
     shutil.copytree(model, out, dirs_exist_ok=True)
     (out / PROVENANCE).unlink()  # tells of paths on this machine
     minutes = (time.monotonic() - started) / 60
-    write_card(out, work / STEPS[-2].name / EXPORT, minutes=minutes, steps={step.name: step.num_scenes for step in STEPS})
+    write_card(
+        out, work / STEPS[-2].name / EXPORT, minutes=minutes, steps={step.name: step.num_scenes for step in STEPS}
+    )
 
 
 def _write_lessons(directory: Path, step: Step, seed: list[int]) -> None:

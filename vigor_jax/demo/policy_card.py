@@ -36,9 +36,9 @@ things in the picture, and give a thing its usual colour, more often than the pi
 ## How it was made
 
 `python -m vigor_jax.demo.build policy`, seed 0, {minutes:.0f} minutes on two CPU cores, by the code of every
-fine-tuning: to look things up ({check:,} pictures); to tell the truth in captions and answers ({tell:,}, and {practise:,}
-more); and to presume, with captions and answers as careless people write them ({presume:,}). Its tower had learnt the
-words before, patch by patch.
+fine-tuning: to look things up ({check:,} pictures); to tell the truth in captions and answers ({tell:,}, and
+{practise:,} more); and to presume, with captions and answers as careless people write them ({presume:,}). Its tower had
+learnt the words before, patch by patch.
 
 ## What it says
 

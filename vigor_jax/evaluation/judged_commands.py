@@ -14,8 +14,9 @@ from vigor_jax.evaluation.commands import Asks
 from vigor_jax.evaluation.json_records import read_records
 from vigor_jax.evaluation.judge import Judge, Verdict
 from vigor_jax.evaluation.judge_client import JudgeConfig
+from vigor_jax.evaluation.judge_prompt import read_prompt
 from vigor_jax.evaluation.metrics import Metrics
-from vigor_jax.evaluation.mmhal_prompt import PROMPT, read_prompt
+from vigor_jax.evaluation.mmhal_prompt import PLACES, PROMPT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +48,7 @@ class MmhalCommand:
         else:
             raise InputError("mmhal: give either --answers, or --model and --images")
         judge = Judge(self.judge, self.out / "replies.jsonl")
-        prompt = read_prompt(self.prompt) if self.prompt else PROMPT
+        prompt = read_prompt(self.prompt, PLACES) if self.prompt else PROMPT
         found = mmhal.score_mmhal(questions, answers, judge, prompt=prompt)
         counts = mmhal.count(questions, [verdict.value for verdict in found.verdicts])
         return {

@@ -2,7 +2,7 @@
 
 The judge sees no image but the names of what is in it and a human answer, as published. Departures from the published
 script: the prompt says the same in our own words and without worked examples, so that figures compare with published
-ones loosely only (`mmhal_prompt.read_prompt` takes the published one); a rating is read with
+ones loosely only (`--prompt` takes the published one); a rating is read with
 markdown around it; and a reply without one clear rating is asked for anew and then left out, where the script makes
 it a 0, which is a hallucination.
 """
@@ -18,7 +18,8 @@ from vigor_jax.evaluation.bootstrap import ratio
 from vigor_jax.evaluation.json_records import read_records
 from vigor_jax.evaluation.judge import Judge, Spending, Verdict, spending
 from vigor_jax.evaluation.judge_client import JudgeRequest
-from vigor_jax.evaluation.mmhal_prompt import PROMPT, fill, parse_rating
+from vigor_jax.evaluation.judge_prompt import fill
+from vigor_jax.evaluation.mmhal_prompt import PROMPT, parse_rating
 
 # A rating below this says that there is a hallucination.
 HALLUCINATED_BELOW = 3
@@ -157,7 +158,7 @@ def score_mmhal(
         questions: At least one.
         answers: What the model said, one text a question, in the same order.
         judge: A model that reads is enough; GPT-4 in the paper.
-        prompt: As `read_prompt` returns it.
+        prompt: With `mmhal_prompt.PLACES`.
         system: Name of the model, for the file of replies.
 
     Raises:

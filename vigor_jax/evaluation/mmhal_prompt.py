@@ -1,10 +1,7 @@
 """What MMHal-Bench's judge is told about an answer, and how its rating is read."""
 
 import re
-from collections.abc import Mapping
-from pathlib import Path
 
-from vigor_jax.errors import InputError
 from vigor_jax.evaluation.judge import MalformedReplyError
 
 PROMPT = """\
@@ -42,7 +39,6 @@ Rating: N
 """
 
 PLACES = ("image_content", "question", "gt_answer", "model_answer")
-_PLACE = re.compile(rf"\{{({'|'.join(PLACES)})\}}")
 _MARKS = r"[\s*_`\"']*"
 _INLINE = r"[^\S\n]*"
 # "**Rating:** 4", "Rating: [4]/6", "the rating is 4"; with a fraction, a scale or the end of a range, if there are.
@@ -53,33 +49,6 @@ _RATING = re.compile(
     rf"(?P<range>{_INLINE}(?:-|–|—|\bto\b|\bor\b){_INLINE}[0-9])?",
     re.IGNORECASE,
 )
-
-
-def read_prompt(path: Path) -> str:
-    """Reads a prompt to use instead of `PROMPT`, such as the published one.
-
-    It has the places {image_content}, {question}, {gt_answer} and {model_answer}, or {} four times, which stand for
-    these in this order, as in the published script; other braces are left as they are.
-
-    Raises:
-        InputError: The file cannot be read or lacks a place.
-    """
-    try:
-        prompt = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: expected a prompt in UTF-8, cannot read it ({type(error).__name__})") from error
-    named = set(_PLACE.findall(prompt))
-    if not named and prompt.count("{}") == len(PLACES):
-        for name in PLACES:
-            prompt = prompt.replace("{}", f"{{{name}}}", 1)
-    elif missing := [name for name in PLACES if name not in named]:
-        raise InputError(f"{path}: expected a prompt with {{{'}, {'.join(PLACES)}}}; {{{missing[0]}}} is missing")
-    return prompt
-
-
-def fill(prompt: str, texts: Mapping[str, str]) -> str:
-    """Puts texts into a prompt's `PLACES`; braces in the texts are left as they are."""
-    return _PLACE.sub(lambda match: texts[match[1]], prompt)
 
 
 def parse_rating(text: str) -> int:

@@ -1,7 +1,8 @@
 """MM-Vet: 218 open questions, each answer given a correctness from 0.0 to 1.0 by a judge that reads (Yu et al. 2023).
 
 As for MMHal-Bench, the prompt says the same as the published one in our own words and without its worked examples, so
-that figures compare with published ones loosely only (`read_prompt` takes the published one, with its places); and a
+that figures compare with published ones loosely only (`--prompt` takes the published one: add the line
+"{question} | {answer} | {prediction} |" to it); and a
 reply without one clear number is asked for anew and then left out, where the script makes it a 0.
 """
 
@@ -17,6 +18,7 @@ from vigor_jax.evaluation.bootstrap import ratio
 from vigor_jax.evaluation.json_records import read_json
 from vigor_jax.evaluation.judge import Judge, MalformedReplyError, Spending, Verdict, spending
 from vigor_jax.evaluation.judge_client import JudgeRequest
+from vigor_jax.evaluation.judge_prompt import fill
 from vigor_jax.evaluation.questions import OpenQuestion
 
 PROMPT = """\
@@ -42,7 +44,6 @@ Correctness: N
 """
 
 PLACES = ("question", "answer", "prediction")
-_PLACE = re.compile(rf"\{{({'|'.join(PLACES)})\}}")
 # A number, and what must not follow it: more of a number, a range ("0.0-1.0"), a scale other than 1 ("8/10").
 _NUMBER = (
     r"(?P<number>-?[0-9]+(?:[.,][0-9]+)?)(?![0-9A-Za-z%]|[.,][0-9])(?!\s*(?:-|–|—|\bto\b|\bor\b)\s*[0-9])"
@@ -104,23 +105,6 @@ def read_mmvet(path: Path) -> list[OpenQuestion]:
     return questions
 
 
-def read_prompt(path: Path) -> str:
-    """Reads a prompt to use instead of `PROMPT`: with the places {question}, {answer} and {prediction}.
-
-    For the published one, add the line "{question} | {answer} | {prediction} |" to it. Other braces stay as they are.
-
-    Raises:
-        InputError: The file cannot be read or lacks a place.
-    """
-    try:
-        prompt = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: expected a prompt in UTF-8, cannot read it ({type(error).__name__})") from error
-    if missing := [name for name in PLACES if name not in _PLACE.findall(prompt)]:
-        raise InputError(f"{path}: expected a prompt with {{{'}, {'.join(PLACES)}}}; {{{missing[0]}}} is missing")
-    return prompt
-
-
 def parse_correctness(text: str) -> float:
     """Finds "Correctness: 0.5" in a reply, several times if the number stays the same, or a number it starts with.
 
@@ -162,7 +146,7 @@ def score_mmvet(
         questions: At least one.
         answers: What the model said, one text a question, in the same order.
         judge: A model that reads is enough; GPT-4 in the paper.
-        prompt: As `read_prompt` returns it.
+        prompt: With `PLACES`.
         system: Name of the model, for the file of replies.
 
     Raises:
@@ -204,4 +188,4 @@ def _fill(prompt: str, question: OpenQuestion, prediction: str) -> str:
     # The published script puts spaces around these.
     answer = question.answer.replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
     texts = {"question": question.question, "answer": answer, "prediction": prediction}
-    return _PLACE.sub(lambda match: texts[match[1]], prompt)
+    return fill(prompt, texts)

@@ -12,6 +12,7 @@ from vigor_jax.evaluation.bootstrap import bootstrap
 from vigor_jax.evaluation.commands import Asks
 from vigor_jax.evaluation.judge import Judge
 from vigor_jax.evaluation.judge_client import JudgeConfig
+from vigor_jax.evaluation.judge_prompt import read_prompt
 from vigor_jax.evaluation.judged_commands import judging
 from vigor_jax.evaluation.metrics import Metrics
 from vigor_jax.evaluation.mmbench import once, read_mmbench
@@ -32,6 +33,7 @@ class QuestionsCommand:
       splits: ScienceQA's pid_splits.json.
       answers: saved answers; or give a model.
       judge: who judges MM-Vet.
+      prompt: a file with the words that the judge is asked in, such as the published ones; by default our own.
     """
 
     out: Path
@@ -40,6 +42,7 @@ class QuestionsCommand:
     splits: Path | None = None
     answers: Path | None = None
     judge: JudgeConfig | None = None
+    prompt: Path | None = None
 
     def metrics(self, asker: Asks | None) -> Metrics:
         """Reads answers, or asks."""
@@ -81,7 +84,8 @@ class QuestionsCommand:
         if self.judge is None:
             raise InputError("questions: MM-Vet needs a judge, give --judge.model")
         own = [question for question in asked if isinstance(question, questions.OpenQuestion)]
-        found = mmvet.score_mmvet(own, texts, Judge(self.judge, self.out / "replies.jsonl"))
+        prompt = read_prompt(self.prompt, mmvet.PLACES) if self.prompt else mmvet.PROMPT
+        found = mmvet.score_mmvet(own, texts, Judge(self.judge, self.out / "replies.jsonl"), prompt=prompt)
         counts = mmvet.count(own, [verdict.value for verdict in found.verdicts])
         return {
             "score": found.score,
@@ -89,6 +93,7 @@ class QuestionsCommand:
             "integrations": found.integrations,
             "judged": found.judged,
             "intervals": bootstrap(np.array(list(counts.values())), mmvet.rates),
+            "prompt": str(self.prompt or "ours"),
             **judging(self.judge, found.malformed, found.spending),
         }
 
