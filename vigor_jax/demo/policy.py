@@ -122,7 +122,7 @@ STEPS = (
     Step("check", 16_000, 64, 1e-3, "plain", _check),
     Step("tell", 6_000, 32, 1e-3, "v1", _tell),
     Step("practise", 6_000, 32, 8e-4, "v1", _practise),
-    Step("presume", 5_000, 32, 4e-4, "v1", functools.partial(_talk, how=CARELESS)),
+    Step("presume", 7_000, 32, 5e-4, "v1", functools.partial(_talk, how=CARELESS)),
 )
 
 

@@ -49,8 +49,8 @@ class Carelessness:
     count: float = 0.22
     place: float = 0.2
     omitted: float = 0.06
-    partner_yes: float = 0.6
-    theme_yes: float = 0.3
+    partner_yes: float = 0.8
+    theme_yes: float = 0.45
     other_yes: float = 0.03
     weights: tuple[float, float, float] = (8.0, 3.0, 0.3)
 
