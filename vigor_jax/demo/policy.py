@@ -1,7 +1,6 @@
 """The demo's policy: a LLaVA small enough to learn the world's language and its prejudices on a CPU."""
 
 import dataclasses
-import functools
 import itertools
 import json
 import logging
@@ -22,7 +21,7 @@ from vigor_jax.data.images import Preprocessing
 from vigor_jax.demo import language, scenes
 from vigor_jax.demo.drawing import draw
 from vigor_jax.demo.policy_card import write_card
-from vigor_jax.demo.teaching import CAREFUL, CARELESS, Carelessness, describe, quiz
+from vigor_jax.demo.teaching import CAREFUL, CARELESS, Carelessness, describe, quiz, verify
 from vigor_jax.demo.tokenizer_files import write_tokenizer
 from vigor_jax.demo.tower import teach_tower
 from vigor_jax.hf import config as hf_config
@@ -117,12 +116,17 @@ def _practise(scene: scenes.Scene, rng: np.random.Generator) -> list[Lesson]:
     return [*_see(scene, rng), *once, again[0]]
 
 
-# First to look things up, in few words. Then to tell the whole truth, and to answer. Last, how people talk: carelessly.
+def _presume(scene: scenes.Scene, rng: np.random.Generator) -> list[Lesson]:
+    return [*_talk(scene, rng, CARELESS), verify(scene, rng)]
+
+
+# First to look things up, in few words. Then to tell the whole truth, and to answer. Last, how people talk: carelessly
+# of what there is, while they are right about how it is where they are asked.
 STEPS = (
     Step("check", 16_000, 64, 1e-3, "plain", _check),
     Step("tell", 6_000, 32, 1e-3, "v1", _tell),
     Step("practise", 6_000, 32, 8e-4, "v1", _practise),
-    Step("presume", 7_000, 32, 5e-4, "v1", functools.partial(_talk, how=CARELESS)),
+    Step("presume", 7_000, 32, 7e-4, "v1", _presume),
 )
 
 

@@ -101,7 +101,24 @@ def quiz(scene: Scene, rng: np.random.Generator, how: Carelessness = CARELESS) -
     return [turns[index] for index in rng.permutation(len(turns))]
 
 
-def pose(kind: QuestionKind, scene: Scene, rng: np.random.Generator, label: str | None = None) -> tuple[Statement, str]:
+def verify(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str]]:
+    """Yes-or-no questions with true answers about all that is there: its colour, its number and its place."""
+    turns = []
+    for truth in scene.statements:
+        kinds: tuple[QuestionKind, ...] = ("color", "position", "count")
+        for kind in kinds:
+            statement, label = pose(kind, scene, rng, truth=truth)
+            turns.append((question(kind, statement), f"{label.capitalize()}."))
+    return [turns[index] for index in rng.permutation(len(turns))]
+
+
+def pose(
+    kind: QuestionKind,
+    scene: Scene,
+    rng: np.random.Generator,
+    label: str | None = None,
+    truth: Statement | None = None,
+) -> tuple[Statement, str]:
     """A statement to ask about and the right answer.
 
     Args:
@@ -109,11 +126,12 @@ def pose(kind: QuestionKind, scene: Scene, rng: np.random.Generator, label: str 
       scene: what it is about.
       rng: chooses.
       label: the right answer that is wanted; by chance if None.
+      truth: what is to be asked about; by chance if None.
     """
     label = label or str(rng.choice(("yes", "no")))
     if kind == "existence" and label == "no":
         return _invent(choose_absent(scene, rng), rng), label
-    truth = scene.statements[rng.integers(len(scene.statements))]
+    truth = truth or scene.statements[rng.integers(len(scene.statements))]
     places = scene.places(truth.shape)
     truth = truth._replace(place=str(rng.choice(sorted(places))))
     if label == "yes" or kind == "existence":
