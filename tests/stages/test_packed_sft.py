@@ -38,7 +38,7 @@ def source(world):
     return open_checkpoint(world / "model")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def config(world):
     """AdamW as smooth as in `test_sft_processes`, so that rounding is not blown up."""
     return SftConfig(
@@ -49,10 +49,18 @@ def config(world):
         warmup_ratio=0.0,
         eps=1e-3,
         max_length=256,
-        bucket=32,
+        bucket=128,
         loss_chunk=48,
         save_every=2,
     )
+
+
+@pytest.fixture(scope="module")
+def padded_run(config, source, mesh, tmp_path_factory):
+    """The run that packed ones are compared with."""
+    run_dir = tmp_path_factory.mktemp("padded")
+    sft(config, source, run_dir, mesh, dtype=jnp.float32)
+    return run_dir
 
 
 def batches(config, source, mesh, **change):
@@ -105,14 +113,14 @@ def assert_equal_gradients(found, expected):
     assert float(loss) == pytest.approx(float(expected_loss), rel=1e-6)
     assert grads.keys() == expected_grads.keys()
     for path, grad in grads.items():
-        size = np.abs(expected_grads[path]).max()
+        size = max(np.abs(expected_grads[path]).max(), 0.1)  # the bias of keys has a gradient of 0 but for rounding
         np.testing.assert_allclose(grad, expected_grads[path], atol=2e-5 * size, rtol=0, err_msg=path)
 
 
-@pytest.mark.parametrize("pack", [2, 4, 8])
+@pytest.mark.parametrize("pack", [2, 8])
 def test_loss_and_all_gradients_equal_the_padded_ones(config, source, mesh, losses, pack):
     """Every fifth example is without an image; 8 a row need more keys than a block of queries has."""
-    plain, packed = batches(config, source, mesh)[0], batches(config, source, mesh, pack=pack)[0]
+    plain, packed = batches(config, source, mesh)[0], batches(config, source, mesh, bucket=16, pack=pack)[0]
     assert packed.rows.token_ids.size < plain.rows.token_ids.size
     images = (packed.rows.token_ids == source.config.image_token_id).sum(1) // source.config.num_image_tokens
     assert images.sum() < 8
@@ -140,11 +148,10 @@ def test_rows_without_any_image_beside_rows_with_some(config, source, mesh, loss
     assert_equal_gradients(losses(packed), losses(plain))
 
 
-@pytest.mark.parametrize("change", [{"pack": 2}, {"pack": 4, "loss_chunk": 200}, {"pack": 2, "accumulate": 4}], ids=str)
-def test_a_packed_run_equals_the_padded_one(config, source, mesh, tmp_path, change):
-    for name, settings in (("padded", config), ("packed", dataclasses.replace(config, **change))):
-        sft(settings, source, tmp_path / name, mesh, dtype=jnp.float32)
-    assert_equal_runs(tmp_path / "packed", tmp_path / "padded")
+@pytest.mark.parametrize("change", [{"pack": 4, "loss_chunk": 200}, {"pack": 2, "accumulate": 4}], ids=str)
+def test_a_packed_run_equals_the_padded_one(config, source, mesh, padded_run, tmp_path, change):
+    sft(dataclasses.replace(config, **change), source, tmp_path, mesh, dtype=jnp.float32)
+    assert_equal_runs(tmp_path, padded_run)
 
 
 def assert_equal_runs(run_dir, reference):
@@ -172,7 +179,7 @@ def test_text_only_data_has_no_images_to_pack(config, source, mesh, tmp_path):
     records = [record for record in json.loads(config.data.read_text()) if "image" not in record]
     data = tmp_path / "text.json"
     data.write_text(json.dumps(records))
-    config = dataclasses.replace(config, data=data, images=None, pack=4)
+    config = dataclasses.replace(config, data=data, images=None, pack=4)  # 8 examples, one update
     assert batches(config, source, mesh)[0].rows.pixels.shape[1] == 0
     sft(config, source, tmp_path, mesh, dtype=jnp.float32)
     assert all(math.isfinite(line["loss"]) for line in curve(tmp_path))
@@ -180,15 +187,15 @@ def test_text_only_data_has_no_images_to_pack(config, source, mesh, tmp_path):
 
 def test_few_shapes_are_compiled(config, source, mesh):
     """The length alone differs between batches of a run."""
-    shapes = {batch.rows.token_ids.shape for batch in batches(config, source, mesh, pack=4, epochs=10)}
-    assert {rows for rows, _ in shapes} == {2}
-    assert len(shapes) <= 4
+    packed = [batch.rows for batch in batches(config, source, mesh, pack=4, bucket=64, epochs=10)]
+    assert {rows.token_ids.shape[0] for rows in packed} == {2}
+    assert len(packed) == 50
+    assert len({(rows.token_ids.shape, rows.pixels.shape) for rows in packed}) <= 4
 
 
 @pytest.mark.slow
-def test_sharded_and_in_two_processes(world, config, source, mesh, tmp_path):
+def test_sharded_and_in_two_processes(world, config, padded_run, tmp_path):
     """Packed on meshes of four devices, and with each of two processes holding half of the rows."""
-    sft(config, source, tmp_path / "padded", mesh, dtype=jnp.float32)
     names = ("epochs", "batch_size", "learning_rate", "warmup_ratio", "eps", "max_length", "bucket", "loss_chunk")
     settings = {name: getattr(config, name) for name in names} | {"pack": 2}
     meshes = ((2, 2, 1), (1, 2, 2))
@@ -196,7 +203,7 @@ def test_sharded_and_in_two_processes(world, config, source, mesh, tmp_path):
     finish(spawn({"world": str(world), "runs": runs}, devices=4, cache=tmp_path / "cache"))
     finish(*two_processes(world, tmp_path / "two", tmp_path / "cache", settings=settings, mesh=(2, 2, 1)))
     for name in (*map(str, meshes), "two"):
-        assert_equal_runs(tmp_path / name, tmp_path / "padded")
+        assert_equal_runs(tmp_path / name, padded_run)
 
 
 @pytest.mark.parametrize(

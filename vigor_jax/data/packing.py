@@ -67,7 +67,7 @@ def pack(lengths: Sequence[int], has_image: Sequence[bool], *, num_rows: int, bu
         num_rows: divides their number.
         bucket: what row lengths are multiples of.
     """
-    assert lengths and len(lengths) % num_rows == 0, f"{len(lengths)} examples for {num_rows} rows"
+    assert len(lengths) % num_rows == 0, f"{len(lengths)} examples for {num_rows} rows"
     places = len(lengths) // num_rows
     even, free = (_spread(lengths, has_image, num_rows, count, bucket) for count in (places, 2 * places))
     return free if free.length < WORTH_MORE_PLACES * even.length else even

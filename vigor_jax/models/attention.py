@@ -41,9 +41,9 @@ def attention(
       v: values.
       causal: each token sees itself and what is before it; otherwise everything.
       segment_ids: of packed rows, which are causal; a token sees those of its own segment only. Padding is a segment.
-      implementation: "cudnn" is NVIDIA's flash attention (16-bit types, not for packed rows), "splash" the Pallas kernel
-        for TPU, "pallas" the one for GPU (packed rows only), "xla" the plain formula; "auto" takes the first that serves
-        these shapes on the default backend.
+      implementation: "cudnn" is NVIDIA's flash attention (16-bit types, not for packed rows), "splash" the Pallas
+        kernel for TPU, "pallas" the one for GPU (packed rows only), "xla" the plain formula; "auto" takes the first
+        that serves these shapes on the default backend.
     """
     if segment_ids is not None:
         assert causal, "packed rows are causal"
@@ -91,7 +91,7 @@ def _fastest_packed(q: Float[Array, "B T N H"]) -> Literal["xla", "splash", "pal
 def _by_query_blocks(
     q: Float[Array, "B T N H"], k: Float[Array, "B T K H"], v: Float[Array, "B T K H"], segment_ids: Int[Array, "B T"]
 ) -> Float[Array, "B T N H"]:
-    """The plain formula, without the keys that come after a block of queries: half the work on rows as long as these."""
+    """The plain formula, without the keys behind a block of queries: packed rows are long, and half is spared."""
     length = q.shape[1]
     parts = []
     for start in range(0, length, QUERY_BLOCK):
