@@ -51,9 +51,19 @@ logger = logging.getLogger(__name__)
 
 # May change between a run and its continuation: where things are, how a batch is computed, how often is saved.
 NOT_IN_FINGERPRINT = frozenset(
-    ("data", "annotations", "images")
-    + ("accumulate", "pack", "bucket", "remat", "loss_chunk")
-    + ("save_every", "keep", "log_every")
+    (
+        "data",
+        "annotations",
+        "images",
+        "accumulate",
+        "pack",
+        "bucket",
+        "remat",
+        "loss_chunk",
+        "save_every",
+        "keep",
+        "log_every",
+    )
 )
 
 
