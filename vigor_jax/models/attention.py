@@ -1,8 +1,9 @@
 """Attention through one function, which takes the fastest kernel of the platform.
 
 Packed rows hold several sequences, told apart by segment ids, and no token may see another sequence. Splash takes the
-ids as they are. cuDNN, as JAX offers it, would take them only as numbers added to all T x T scores, whose gradient it
-then computes too, which eats up what a fused kernel saves; so packed rows on GPUs go to Pallas's flash attention.
+ids as they are. cuDNN, as JAX 0.10 offers it, would take them only as numbers added to all T x T scores, and computes
+the gradient of these numbers too: T x T numbers in memory both ways, which a fused kernel is there to avoid. So packed
+rows on GPUs go to Pallas's flash attention.
 """
 
 from collections.abc import Callable
