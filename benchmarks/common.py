@@ -26,13 +26,16 @@ def sizes() -> tuple[str, ...]:
     return tuple(SIZES)
 
 
-def build_peer(size: str, dtype: torch.dtype = torch.float32) -> transformers.LlavaForConditionalGeneration:
+def build_peer(
+    size: str, dtype: torch.dtype = torch.float32, image_size: int = 336
+) -> transformers.LlavaForConditionalGeneration:
     """A LLaVA-1.5 of transformers with random weights: 336 pixels, 576 image tokens, 32,064 rows of vocabulary."""
     vision, text = SIZES[size]
     torch.manual_seed(0)
     config = transformers.LlavaConfig(
-        vision_config=transformers.CLIPVisionConfig(**vision, image_size=336, patch_size=14),
+        vision_config=transformers.CLIPVisionConfig(**vision, image_size=image_size, patch_size=14),
         text_config=transformers.LlamaConfig(**text, vocab_size=32064, max_position_embeddings=4096),
+        image_seq_length=(image_size // 14) ** 2,
         attn_implementation="sdpa",
         tie_word_embeddings=False,
     )

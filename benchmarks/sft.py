@@ -2,10 +2,15 @@
 
     python -m benchmarks.sft                              about 100M parameters, float32, CPU
     python -m benchmarks.sft --size 7b --dtype bfloat16   on one big GPU, random weights
+    python -m benchmarks.sft --pack 4 --batch-size 8      packed rows beside padded ones
 
 Both sides train projector and language model with AdamW, clip the gradient and leave the tower alone. They get the same
 batches, each padded the way its own trainer pads: to the longest row (peer), to a multiple of the bucket (ours). Speed
 is tokens without padding a second; the runs alternate, and the median is printed.
+
+With `--pack`, the first side is ours with so many examples a row; beside it stand ours padded to the longest row and
+to the bucket; captions are as long as `CAPTION_LENGTHS` says. There is the less to gain the more of an example is alike
+in all of them: 576 image tokens at 336 pixels, 256 at 224 (LLaVA v1.0), 64 at 112, none in text-only examples.
 """
 
 import argparse
@@ -19,8 +24,9 @@ import torch
 from flax import nnx
 
 from benchmarks.common import build_peer, describe_machine, port, print_table, sizes
-from vigor_jax.data.conversation import IGNORE_INDEX
+from vigor_jax.data.conversation import IGNORE_INDEX, EncodedExample
 from vigor_jax.data.loader import Rows
+from vigor_jax.data.packing import pack, pack_tokens
 from vigor_jax.flops import peak_flops, train_flops
 from vigor_jax.models.clip import normalize
 from vigor_jax.models.llava import Llava, LlavaConfig, param_paths
@@ -39,14 +45,22 @@ from vigor_jax.stages.train_step import (
 FROZEN = "vision_tower"
 STEPS_IN_ALL = 1000  # of the schedule; the benchmark runs a few
 
+# Tokens of LLaVA-13B's descriptions of 2,000 COCO images ("Provide a brief description of the given image."): every
+# fortieth of them, the shortest and the longest, by LLaMA's tokenizer.
+CAPTION_LENGTHS = (
+    57, 71, 78, 83, 87, 90, 92, 95, 98, 100, 103, 105, 107, 109, 111, 112, 114, 115, 116, 118, 120, 121, 122, 124, 125,
+    127, 128, 129, 131, 132, 134, 136, 138, 140, 143, 145, 148, 152, 157, 167, 198,
+)  # fmt: skip
+
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Rows without padding, and their images."""
+    """Examples without padding, and their images; black where there is none."""
 
     token_ids: list[np.ndarray]
     labels: list[np.ndarray]
     pixels: np.ndarray
+    has_image: np.ndarray
 
     @property
     def num_tokens(self) -> int:
@@ -61,29 +75,56 @@ class Batch:
             token_ids[row, : len(ids)], labels[row, : len(ids)], mask[row, : len(ids)] = ids, label, True
         return token_ids, labels, mask
 
+    def packed(self, each: int, bucket: int) -> Rows:
+        """Rows of `each` examples on the average, as the trainer packs them."""
+        encoded = [EncodedExample(*example) for example in zip(self.token_ids, self.labels, strict=True)]
+        lengths = [len(ids) for ids in self.token_ids]
+        packing = pack(lengths, self.has_image.tolist(), num_rows=len(lengths) // each, bucket=bucket)
+        tokens = pack_tokens(encoded, packing.rows, packing.length, pad_id=0)
+        pixels = np.zeros((len(packing.rows), packing.places, *self.pixels.shape[2:]), np.uint8)
+        for row, examples in enumerate(packing.rows):
+            with_image = [example for example in examples if self.has_image[example]]
+            pixels[row, : len(with_image)] = self.pixels[with_image, 0]
+        return Rows(tokens.token_ids, tokens.labels, pixels, tokens.segment_ids, tokens.positions)
 
-def make_batches(config: LlavaConfig, rows: int, count: int) -> list[Batch]:
-    """Conversations of one question and one caption, whose lengths spread as captions of LLaVA do (about 60-160)."""
+
+def make_batches(config: LlavaConfig, rows: int, count: int, *, real: bool, text_only: float) -> list[Batch]:
+    """Conversations of one question and one caption.
+
+    Args:
+        config: of the model.
+        rows: examples a batch.
+        count: batches.
+        real: captions as long as `CAPTION_LENGTHS`; otherwise about 60-160 tokens.
+        text_only: share of the examples that have no image.
+    """
     rng = np.random.default_rng(0)
     batches = []
     for _ in range(count):
         token_ids, labels = [], []
-        for length in np.clip(rng.lognormal(4.6, 0.3, rows), 20, 300).astype(int):
-            image = np.full(config.num_image_tokens, config.image_token_id)
+        if real:
+            lengths = np.interp(rng.random(rows), np.linspace(0, 1, len(CAPTION_LENGTHS)), CAPTION_LENGTHS).astype(int)
+        else:
+            lengths = np.clip(rng.lognormal(4.6, 0.3, rows), 20, 300).astype(int)
+        has_image = np.arange(rows) >= round(text_only * rows)
+        for length, with_image in zip(lengths, has_image, strict=True):
+            image = np.full(with_image * config.num_image_tokens, config.image_token_id)
             prompt, caption = rng.integers(3, 30000, 50), rng.integers(3, 30000, length)
             ids = np.concatenate([[1], prompt[:35], image, prompt[35:], caption, [2]])
             token_ids.append(ids)
             labels.append(np.where(np.arange(len(ids)) < len(ids) - length - 1, IGNORE_INDEX, ids))
         size = config.vision.image_size
-        batches.append(Batch(token_ids, labels, rng.integers(0, 256, (rows, 1, size, size, 3), dtype=np.uint8)))
+        pixels = rng.integers(0, 256, (rows, 1, size, size, 3), dtype=np.uint8)
+        pixels[~has_image] = 0
+        batches.append(Batch(token_ids, labels, pixels, has_image))
     return batches
 
 
 class Ours:
-    """The package's own train step."""
+    """The package's own train step, on rows of one example or of `each`."""
 
-    def __init__(self, model: Llava, batch_size: int, dtype: str, remat: str, bucket: int) -> None:
-        self.mesh, self.bucket = make_mesh(MeshConfig()), bucket
+    def __init__(self, model: Llava, batch_size: int, dtype: str, remat: str, bucket: int, each: int = 1) -> None:
+        self.mesh, self.bucket, self.each = make_mesh(MeshConfig()), bucket, each
         config = SftConfig(batch_size=batch_size, remat=remat)
         trained = trained_paths(param_paths(nnx.state(model)).keys(), (FROZEN,))
         graphdef, params, self.frozen = split_params(model, trained)
@@ -97,11 +138,15 @@ class Ours:
         loss = None
         with jax.set_mesh(self.mesh):
             for batch in batches:
-                token_ids, labels, _ = batch.padded(self.bucket)
-                rows = to_global(Rows(token_ids, labels, batch.pixels), self.mesh)
-                self.state, metrics = self.step(self.state, self.frozen, rows)
+                self.state, metrics = self.step(self.state, self.frozen, to_global(self.rows(batch), self.mesh))
                 loss = metrics["loss"]
         return float(loss)
+
+    def rows(self, batch: Batch) -> Rows:
+        if self.each > 1:
+            return batch.packed(self.each, self.bucket)
+        token_ids, labels, _ = batch.padded(self.bucket)
+        return Rows(token_ids, labels, batch.pixels)
 
 
 class Peer:
@@ -120,7 +165,7 @@ class Peer:
         loss = None
         for batch in batches:
             token_ids, labels, mask = (torch.tensor(x, device=self.device) for x in batch.padded(1))
-            pixel_values = np.array(normalize(jnp.asarray(batch.pixels[:, 0]), self.config.vision))
+            pixel_values = np.array(normalize(jnp.asarray(batch.pixels[batch.has_image, 0]), self.config.vision))
             pixel_values = torch.tensor(pixel_values.transpose(0, 3, 1, 2), device=self.device)
             with torch.autocast(self.device, torch.bfloat16, enabled=self.dtype == "bfloat16"):
                 loss = self.model(
@@ -142,19 +187,38 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--remat", default="none")
     parser.add_argument("--bucket", type=int, default=128)
+    parser.add_argument("--pack", type=int, default=1, help="examples a row, beside rows of one")
+    parser.add_argument("--image-size", type=int, default=336, help="pixels; an image has (pixels / 14)² tokens")
+    parser.add_argument("--text-only", type=float, default=0.0, help="share of the examples that have no image")
     parser.add_argument("--skip-peer", action="store_true", help="where both do not fit beside each other")
     options = parser.parse_args()
+    if options.batch_size % options.pack:
+        parser.error(f"--pack {options.pack} does not divide --batch-size {options.batch_size}")
 
     device = "cuda" if jax.default_backend() == "gpu" else "cpu"
-    model = build_peer(options.size)
-    llava = port(model)
-    config = llava.config
-    sides = {"vigor_jax": Ours(llava, options.batch_size, options.dtype, options.remat, options.bucket)}
-    del llava
+    model = build_peer(options.size, image_size=options.image_size)
+    layouts = {"vigor_jax": (options.bucket, 1)}
+    if options.pack > 1:
+        layouts = {
+            f"{options.pack} packed": (options.bucket, options.pack),
+            "padded to the longest": (1, 1),
+            f"padded to {options.bucket}": (options.bucket, 1),
+        }
+    sides = {}
+    for name, (bucket, each) in layouts.items():
+        llava = port(model)
+        config = llava.config
+        sides[name] = Ours(llava, options.batch_size, options.dtype, options.remat, bucket, each)
+        del llava
     if not options.skip_peer:
         sides["transformers"] = Peer(model, config, device, options.dtype, options.remat)
-    batches = make_batches(config, options.batch_size, options.steps)
+    batches = make_batches(
+        config, options.batch_size, options.steps, real=options.pack > 1, text_only=options.text_only
+    )
     tokens = sum(batch.num_tokens for batch in batches)
+    for name in layouts:
+        room = sum(sides[name].rows(batch).token_ids.size for batch in batches)
+        print(f"{name}: {1 - tokens / room:.1%} of the rows is padding")
 
     losses = {name: side(batches) for name, side in sides.items()}  # compiles; the same weights, so the same loss
     speeds: dict[str, list[float]] = {name: [] for name in sides}
@@ -169,11 +233,11 @@ def main() -> None:
     peak = peak_flops(jax.devices()[0].device_kind)
     if peak:
         modules = frozenset(("multi_modal_projector", "language_model"))
-        flops = train_flops(
-            config, modules, rows=options.batch_size, tokens=tokens / options.steps, images=options.batch_size
-        )
-        rate = np.median(speeds["vigor_jax"]) / (tokens / options.steps) * flops
-        print(f"MFU of vigor_jax, padding excluded: {rate / peak:.1%} of {peak / 1e12:.0f} TFLOP/s")
+        images = sum(batch.has_image.sum() for batch in batches) / options.steps
+        flops = train_flops(config, modules, rows=options.batch_size, tokens=tokens / options.steps, images=images)
+        first = next(iter(sides))
+        rate = np.median(speeds[first]) / (tokens / options.steps) * flops
+        print(f"MFU of {first}, padding excluded: {rate / peak:.1%} of {peak / 1e12:.0f} TFLOP/s")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from vigor_jax.data.conversation import IGNORE_INDEX
-from vigor_jax.losses import chunked_cross_entropy
+from vigor_jax.losses import chunked_cross_entropy, supervised_first
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -55,6 +55,27 @@ def test_equals_float64(chunk):
     assert tokens.dtype == jnp.int32
     assert tokens == count
     assert abs(total - expected) <= 1e-6 * expected
+
+
+@pytest.mark.parametrize("chunk", [5, 37])
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+def test_supervised_first_changes_the_order_only(chunk, share):
+    hidden, head, labels = make_case()
+    labels = np.where(np.random.default_rng(1).random(labels.shape) < share, np.maximum(labels, 0), IGNORE_INDEX)
+    expected, count = in_float64(hidden, head, labels)
+
+    def loss(hidden, head):
+        hidden, first = supervised_first(hidden, jnp.asarray(labels))
+        return chunked_cross_entropy(hidden, head, first, chunk=chunk)
+
+    (total, tokens), grads = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(hidden, head)
+    assert tokens == count
+    assert abs(total - expected) <= 1e-6 * expected
+    slow = jax.grad(lambda hidden, head: naive(hidden, head, labels), argnums=(0, 1))(hidden, head)
+    for got, wanted in zip(grads, slow, strict=True):
+        np.testing.assert_allclose(got, wanted, atol=1e-5 * np.abs(wanted).max(), rtol=0)
+    is_supervised = np.asarray(supervised_first(hidden, jnp.asarray(labels))[1][:, 1:]) != IGNORE_INDEX
+    assert (is_supervised[:, :-1] >= is_supervised[:, 1:]).all()  # what is not comes last
 
 
 @pytest.mark.parametrize("chunk", [7, 16, 64])

@@ -36,7 +36,7 @@ def train_flops(config: LlavaConfig, trained: Set[str], *, rows: int, tokens: in
     Args:
       config: sizes.
       trained: which of "vision_tower", "multi_modal_projector" and "language_model" are trained.
-      rows: sequences in the batch; the decoder's attention is reckoned as if all were of equal length.
+      rows: sequences in the batch, packed or not; the decoder's attention is reckoned as if all were of equal length.
       tokens: tokens in the batch, image tokens among them, padding not.
       images: images in the batch.
     """

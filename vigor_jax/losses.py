@@ -49,6 +49,21 @@ def chunked_cross_entropy(
     return nll.sum(), jnp.sum(targets != IGNORE_INDEX, dtype=jnp.int32)
 
 
+def supervised_first(
+    hidden: Float[Array, "B T D"], labels: Int[Array, "B T"]
+) -> tuple[Float[Array, "B T D"], Int[Array, "B T"]]:
+    """Rearranges each row so that `chunked_cross_entropy` finds what is supervised at its beginning.
+
+    In rows of several conversations it stands everywhere, so few chunks would be without it and be spared.
+    """
+    targets = jnp.pad(labels[:, 1:], ((0, 0), (0, 1)), constant_values=IGNORE_INDEX)
+    order = jnp.argsort(targets == IGNORE_INDEX, axis=1, stable=True)
+    hidden = jnp.take_along_axis(hidden, order[..., None], axis=1)
+    targets = jnp.take_along_axis(targets, order, axis=1)
+    # The last position of a row never has a target, so nothing falls off in shifting back.
+    return hidden, jnp.pad(targets[:, :-1], ((0, 0), (1, 0)), constant_values=IGNORE_INDEX)
+
+
 # Images and questions teach nothing and stand together at the beginning, so most chunks need no logits at all. The
 # choice is made anew for the backward pass: differentiated by JAX, it would carry the logits from one to the other.
 @jax.custom_vjp

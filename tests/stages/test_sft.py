@@ -299,7 +299,8 @@ def test_what_may_change_and_what_may_not(config, source, world, mesh, tmp_path,
     with pytest.raises(InputError, match=r"was trained with the frozen weights of .*other model differ"):
         sft(config, stranger, tmp_path / "run", mesh, dtype=jnp.float32)
 
-    changed = dataclasses.replace(config, data=moved, accumulate=2, save_every=3, loss_chunk=64, keep=5, remat="dots")
+    how = {"accumulate": 2, "pack": 2, "loss_chunk": 64, "remat": "dots"}
+    changed = dataclasses.replace(config, data=moved, save_every=3, keep=5, **how)
     sft(changed, source, tmp_path / "run", mesh, dtype=jnp.float32)
     assert len(curve(tmp_path / "run")) == 10
 

@@ -2,7 +2,7 @@
 
 The examples of step s are a pure function of (seed, s), so the position in the data is the step number, and
 to resume is to start there. Every process tokenises the whole global batch, which is cheap, and so knows the
-padded length without asking the others; it loads the images of its own rows only.
+padded length, and how the examples are packed, without asking the others; it loads the images of its own rows only.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +17,7 @@ from jaxtyping import Int32, UInt8
 from vigor_jax.data.conversation import IGNORE_INDEX, EncodedExample, Template, encode_example
 from vigor_jax.data.examples import Example
 from vigor_jax.data.images import Preprocessing, load_image, preprocess
+from vigor_jax.data.packing import pack, pack_tokens
 from vigor_jax.data.tokenizer import Tokenizer
 from vigor_jax.errors import InputError
 
@@ -31,12 +32,16 @@ class Rows(NamedTuple):
         token_ids: padded on the right with the tokenizer's padding id.
         labels: the token at its own position where it is supervised, else `IGNORE_INDEX`.
         pixels: grey levels 0-255; black for an example without an image. I is 1, or 0 where no example of the
-            whole data set has an image.
+            whole data set has an image. Of packed rows, their images in order, then black ones.
+        segment_ids: of packed rows, see `data.packing.PackedTokens`; None where every row is one example.
+        positions: likewise.
     """
 
     token_ids: Int32[Any, "B T"]
     labels: Int32[Any, "B T"]
     pixels: UInt8[Any, "B I S S 3"]
+    segment_ids: Int32[Any, "B T"] | None = None
+    positions: Int32[Any, "B T"] | None = None
 
 
 class Batch(NamedTuple):
@@ -73,7 +78,8 @@ class Loader:
         seed: of the order.
         max_length: longest example in tokens; longer ones lose text at their end.
         bucket: padded lengths are multiples of this, so the train step compiles for a few shapes only.
-        rows: which rows of the global batch this process holds, ascending; all by default.
+        pack: examples that share a row, on the average; divides `batch_size`.
+        rows: which of the global batch's `batch_size` / `pack` rows this process holds, ascending; all by default.
     """
 
     examples: Sequence[Example]
@@ -88,6 +94,7 @@ class Loader:
     seed: int = 0
     max_length: int = 2048
     bucket: int = 128
+    pack: int = 1
     rows: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
@@ -125,8 +132,13 @@ class Loader:
     def _make(self, indices: Sequence[int]) -> Batch:
         examples = [self.examples[index] for index in indices]
         encoded = [self._encode(example) for example in examples]
-        mine = range(self.batch_size) if self.rows is None else self.rows
+        rows = self._padded(examples, encoded) if self.pack == 1 else self._packed(examples, encoded)
+        num_tokens = sum(len(row.token_ids) for row in encoded)
+        return Batch(rows, tuple(example.id for example in examples), num_tokens)
 
+    def _padded(self, examples: Sequence[Example], encoded: Sequence[EncodedExample]) -> Rows:
+        """One example a row."""
+        mine = range(self.batch_size) if self.rows is None else self.rows
         longest = max(len(row.token_ids) for row in encoded)
         shape = (len(mine), -(-longest // self.bucket) * self.bucket)
         token_ids = np.full(shape, self.tokenizer.pad_id, np.int32)
@@ -138,8 +150,26 @@ class Loader:
             labels[local, : len(encoded[row].labels)] = encoded[row].labels
             if (image := examples[row].image) is not None:
                 pixels[local, 0] = self._load(image, examples[row].id)
-        num_tokens = sum(len(row.token_ids) for row in encoded)
-        return Batch(Rows(token_ids, labels, pixels), tuple(example.id for example in examples), num_tokens)
+        return Rows(token_ids, labels, pixels)
+
+    def _packed(self, examples: Sequence[Example], encoded: Sequence[EncodedExample]) -> Rows:
+        """Several examples a row."""
+        packing = pack(
+            [len(example.token_ids) for example in encoded],
+            [example.image is not None for example in examples],
+            num_rows=self.batch_size // self.pack,
+            bucket=self.bucket,
+        )
+        mine = packing.rows if self.rows is None else [packing.rows[row] for row in self.rows]
+        tokens = pack_tokens(encoded, mine, packing.length, self.tokenizer.pad_id)
+        size = self.preprocessing.size
+        pixels = np.zeros((len(mine), self._num_images * packing.places, size, size, 3), np.uint8)
+        for local, row in enumerate(mine):
+            with_image = [examples[number] for number in row if examples[number].image is not None]
+            for place, example in enumerate(with_image):
+                assert example.image is not None
+                pixels[local, place] = self._load(example.image, example.id)
+        return Rows(tokens.token_ids, tokens.labels, pixels, tokens.segment_ids, tokens.positions)
 
     @property
     def _num_images(self) -> int:

@@ -103,6 +103,7 @@ class Llama(nnx.Module):
         attend: layers.Attend | None = None,
         per_layer: Any = None,
         *,
+        segment_ids: Int[Array, "B T"] | None = None,
         remat: str = "none",
         implementation: Implementation = "auto",
     ) -> tuple[Float[Array, "B T D"], Any]:
@@ -114,6 +115,7 @@ class Llama(nnx.Module):
           attend: `(q, k, v, per_layer[i]) -> (attended, kept)`; causal attention over the sequence itself by default,
             which keeps nothing.
           per_layer: what `attend` needs of each layer (a cache), as `apply_layers` takes it.
+          segment_ids: of packed rows, for the default attention.
           remat: rematerialisation policy, see `layers.REMAT_POLICIES`.
           implementation: kernel of the default attention.
 
@@ -123,7 +125,7 @@ class Llama(nnx.Module):
         if attend is None:
 
             def attend(q: Array, k: Array, v: Array, _: Any) -> tuple[Array, Any]:
-                return attention(q, k, v, causal=True, implementation=implementation), None
+                return attention(q, k, v, causal=True, segment_ids=segment_ids, implementation=implementation), None
 
         rotation = rope(positions, self.config)
 

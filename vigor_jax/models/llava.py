@@ -105,6 +105,7 @@ class Llava(nnx.Module):
         pixels: UInt8[Array, "B I S S 3"] | None = None,
         *,
         positions: Int[Array, "B T"] | None = None,
+        segment_ids: Int[Array, "B T"] | None = None,
         attend: layers.Attend | None = None,
         remat: str = "none",
         implementation: Implementation = "auto",
@@ -115,6 +116,7 @@ class Llava(nnx.Module):
           token_ids: each image's tokens already repeated, as `data.conversation` writes them.
           pixels: I images a row; rows with fewer are filled up with anything.
           positions: rotary positions; 0, 1, ... by default.
+          segment_ids: of packed rows, for the default attention, as `data.packing.PackedTokens` has them.
           attend: as `Llama` takes it, keeping nothing; causal attention by default.
           remat: rematerialisation policy of the decoder layers.
           implementation: attention kernel.
@@ -127,7 +129,9 @@ class Llava(nnx.Module):
         x = split_batch(self.embed(token_ids, features))
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
-        hidden, _ = self.language_model(x, positions, attend, remat=remat, implementation=implementation)
+        hidden, _ = self.language_model(
+            x, positions, attend, segment_ids=segment_ids, remat=remat, implementation=implementation
+        )
         return split_batch(hidden)
 
 

@@ -106,6 +106,7 @@ def _flops(program: Program, model: LlavaConfig, config: Any) -> float:
     if isinstance(config, SftConfig):
         parts = ("vision_tower", "multi_modal_projector", "language_model")
         trained = frozenset(part for part in parts if part not in config.freeze)
-        return train_flops(model, trained, rows=rows, tokens=tokens, images=rows)
+        examples = rows * program.pack
+        return train_flops(model, trained, rows=examples, tokens=tokens, images=examples)
     images = 0 if program.name == "decode" else rows
     return forward_flops(model, rows=rows, tokens=tokens, images=images)

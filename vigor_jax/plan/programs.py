@@ -46,6 +46,7 @@ class Program:
       lower: makes it, not yet compiled.
       rows: in its batch, over all devices.
       tokens: in a row, or that it adds to each of `rows`.
+      pack: sequences that share a row.
     """
 
     stage: Stage
@@ -53,6 +54,7 @@ class Program:
     lower: Callable[[], Any]
     rows: int
     tokens: int
+    pack: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,10 +110,11 @@ def programs(config: TrainConfig, model: LlavaConfig, devices: list[Any], sizes:
             judged = _branch_rows(model, inference, rows, length, sizes.sentences)
             yield Program(stage, "reward model", _score(config, model, inference, dtype, judged), rows, length)
         elif stage == "sft":
-            rows, length = config.sft.batch_size, min(config.sft.max_length, sizes.example)
-            shapes = _rows(model, training, rows, length)
+            pack = config.sft.pack
+            rows, length = config.sft.batch_size // pack, min(config.sft.max_length, sizes.example) * pack
+            shapes = _rows(model, training, rows, length, pack)
             lower = _train(config.sft, model, training, dtype, shapes, conversation_loss)
-            yield Program(stage, "update", lower, rows, length)
+            yield Program(stage, "update", lower, rows, length, pack)
 
 
 def _sample(config: TrainConfig, model: LlavaConfig, mesh: Mesh, dtype: Any, sizes: Sizes) -> Iterator[Program]:
@@ -191,10 +194,11 @@ def _array(mesh: Mesh, shape: tuple[int, ...], dtype: Any, spec: P = BATCH) -> A
     return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
 
 
-def _rows(model: LlavaConfig, mesh: Mesh, rows: int, length: int) -> Rows:
+def _rows(model: LlavaConfig, mesh: Mesh, rows: int, length: int, pack: int) -> Rows:
     edge = model.vision.image_size
     ids = _array(mesh, (rows, length), jnp.int32)
-    return Rows(ids, ids, _array(mesh, (rows, 1, edge, edge, 3), jnp.uint8))
+    pixels = _array(mesh, (rows, pack, edge, edge, 3), jnp.uint8)
+    return Rows(ids, ids, pixels, ids, ids) if pack > 1 else Rows(ids, ids, pixels)
 
 
 def _branch_rows(model: LlavaConfig, mesh: Mesh, rows: int, length: int, places: int) -> BranchRows:

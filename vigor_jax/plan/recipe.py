@@ -60,7 +60,7 @@ def recipe(estimates: Sequence[Estimate], config: TrainConfig, work: Work, num_d
             "score": work.images,
             "sft": work.images * config.sft.epochs,
         }[stage]
-        batch = config.sample.sampling.batch_size if stage == "sample" else own[0].rows
+        batch = {"sample": config.sample.sampling.batch_size, "sft": config.sft.batch_size}.get(stage, own[0].rows)
         calls = math.ceil(rows / batch)
         hours = calls * sum(each.seconds for each in own) / work.efficiency / 3600
         times.append(StageTime(stage, calls, hours, hours * num_devices))

@@ -51,7 +51,19 @@ logger = logging.getLogger(__name__)
 
 # May change between a run and its continuation: where things are, how a batch is computed, how often is saved.
 NOT_IN_FINGERPRINT = frozenset(
-    ("data", "annotations", "images", "accumulate", "bucket", "remat", "loss_chunk", "save_every", "keep", "log_every")
+    (
+        "data",
+        "annotations",
+        "images",
+        "accumulate",
+        "pack",
+        "bucket",
+        "remat",
+        "loss_chunk",
+        "save_every",
+        "keep",
+        "log_every",
+    )
 )
 
 
@@ -204,7 +216,7 @@ def _loader(config: SftConfig, source: Source, mesh: Mesh) -> Loader:
     """The data, with this process's share of the rows."""
     if config.data is None:
         raise InputError("data: no file is given; name a file of conversations")
-    batch_size_per_step(config.batch_size, mesh, config.accumulate)
+    batch_size_per_step(config.batch_size, mesh, config.accumulate, config.pack)
     positions = source.config.text.max_position_embeddings
     if config.max_length > positions:
         raise InputError(
@@ -224,7 +236,8 @@ def _loader(config: SftConfig, source: Source, mesh: Mesh) -> Loader:
         seed=config.seed,
         max_length=config.max_length,
         bucket=config.bucket,
-        rows=own_rows(config.batch_size, mesh),
+        pack=config.pack,
+        rows=own_rows(config.batch_size // config.pack, mesh),
     )
 
 
@@ -280,9 +293,9 @@ def _look(update: _Update, log: TrainingLog | None) -> dict[str, float]:
 
 
 def _flops(config: LlavaConfig, trained: frozenset[str], batch: Batch) -> float:
-    rows = len(batch.ids)
-    images = rows * batch.rows.pixels.shape[1]
-    return train_flops(config, trained, rows=rows, tokens=batch.num_tokens, images=images)
+    examples = len(batch.ids)  # packed or not, they attend to themselves only
+    images = examples * bool(batch.rows.pixels.shape[1])
+    return train_flops(config, trained, rows=examples, tokens=batch.num_tokens, images=images)
 
 
 def _open_log(

@@ -45,7 +45,7 @@ Annotations: TypeAlias = Mapping[str, Sequence[Annotation]]
 
 @dataclasses.dataclass(frozen=True)
 class TrainRewardConfig(SftConfig):
-    """Fine-tuning of the reward model: what `SftConfig` says, and the following; `data` is not read.
+    """Fine-tuning of the reward model: what `SftConfig` says but for `data` and `pack`, and the following.
 
     Attributes:
       annotations: judged descriptions, see docs/artifacts.md.
@@ -72,6 +72,8 @@ class TrainRewardConfig(SftConfig):
         super().__post_init__()
         if self.data is not None:
             raise InputError(f"data: expected nothing, got {self.data}; the reward model learns from annotations")
+        if self.pack != 1:
+            raise InputError(f"pack: expected 1, got {self.pack}; the reward model's rows hold all of an image already")
         if not 0 <= self.held_out < 1:
             raise InputError(f"held_out: expected 0 to less than 1, got {self.held_out}")
 

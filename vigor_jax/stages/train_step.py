@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Int32, UInt32
 from vigor_jax.data.conversation import TEMPLATES
 from vigor_jax.data.loader import Rows
 from vigor_jax.errors import InputError
-from vigor_jax.losses import chunked_cross_entropy
+from vigor_jax.losses import chunked_cross_entropy, supervised_first
 from vigor_jax.models.layers import REMAT_POLICIES
 from vigor_jax.models.llava import Llava, param_paths
 from vigor_jax.sharding import BATCH
@@ -43,6 +43,7 @@ class SftConfig:
       epochs: passes over the data.
       batch_size: examples an update, over all devices.
       accumulate: parts that a batch is computed in, one after the other; the update stays the same.
+      pack: examples that share a row, on the average, to spare padding; the update stays the same. 1 packs nothing.
       learning_rate: peak, reached after the warm-up, from where a cosine falls to 0.
       warmup_ratio: share of all updates in which the rate rises linearly from 0.
       weight_decay: decoupled, on everything but biases and norms.
@@ -67,6 +68,7 @@ class SftConfig:
     epochs: int = 1
     batch_size: int = 32
     accumulate: int = 1
+    pack: int = 1
     learning_rate: float = 2e-5
     warmup_ratio: float = 0.03
     weight_decay: float = 0.0
@@ -85,7 +87,7 @@ class SftConfig:
     log_every: int = 10
 
     def __post_init__(self) -> None:
-        counts = ("epochs", "batch_size", "accumulate", "max_length", "bucket", "loss_chunk", "save_every")
+        counts = ("epochs", "batch_size", "accumulate", "pack", "max_length", "bucket", "loss_chunk", "save_every")
         for names, holds, expected in (
             ((*counts, "keep", "log_every"), lambda value: value >= 1, "at least 1"),
             (("learning_rate", "eps", "max_grad_norm"), lambda value: value > 0, "more than 0"),
@@ -102,6 +104,11 @@ class SftConfig:
             raise InputError(
                 f"batch_size {self.batch_size} does not divide into accumulate {self.accumulate} equal parts; "
                 "change either"
+            )
+        if self.batch_size % (self.accumulate * self.pack):
+            raise InputError(
+                f"batch_size {self.batch_size} does not divide into accumulate {self.accumulate} parts of rows of pack "
+                f"{self.pack} examples; change one of them"
             )
 
 
@@ -224,8 +231,11 @@ def _first_state(params: Weights, optimizer: optax.GradientTransformation, seed:
 def conversation_loss(model: Llava, rows: Rows, config: SftConfig) -> tuple[Float[Array, ""], Int32[Array, ""]]:
     """Sum of the loss over the supervised tokens of conversations, and their number."""
     pixels = rows.pixels if rows.pixels.shape[1] else None
-    hidden = model(rows.token_ids, pixels, remat=config.remat)
-    return chunked_cross_entropy(hidden, model.language_model.head(), rows.labels, chunk=config.loss_chunk)
+    hidden = model(rows.token_ids, pixels, positions=rows.positions, segment_ids=rows.segment_ids, remat=config.remat)
+    labels = rows.labels
+    if rows.segment_ids is not None:
+        hidden, labels = supervised_first(hidden, labels)
+    return chunked_cross_entropy(hidden, model.language_model.head(), labels, chunk=config.loss_chunk)
 
 
 def make_train_step(

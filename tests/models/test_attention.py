@@ -1,0 +1,102 @@
+"""Attention over packed rows, by every implementation that runs here, against its formula in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vigor_jax.models import attention as module
+from vigor_jax.models.attention import attention
+
+
+def exact(q, k, v, segment_ids, d_out):
+    """Output and gradients of q, k and v, one segment and one head at a time, in float64."""
+    q, k, v, d_out = (np.asarray(x, np.float64) for x in (q, k, v, d_out))
+    out, d_q, d_k, d_v = np.zeros_like(q), np.zeros_like(q), np.zeros_like(k), np.zeros_like(v)
+    groups, scale = q.shape[2] // k.shape[2], q.shape[-1] ** -0.5
+    for row, ids in enumerate(np.asarray(segment_ids)):
+        for segment in np.unique(ids):
+            at = np.flatnonzero(ids == segment)
+            for head in range(q.shape[2]):
+                queries, keys = q[row, at, head], k[row, at, head // groups]
+                values, d = v[row, at, head // groups], d_out[row, at, head]
+                scores = np.where(np.tri(len(at), dtype=bool), queries @ keys.T * scale, -np.inf)
+                p = np.exp(scores - scores.max(1, keepdims=True))
+                p /= p.sum(1, keepdims=True)
+                d_p = d @ values.T
+                d_scores = p * (d_p - (p * d_p).sum(1, keepdims=True)) * scale
+                out[row, at, head] = p @ values
+                d_q[row, at, head] = d_scores @ keys
+                d_k[row, at, head // groups] += d_scores.T @ queries
+                d_v[row, at, head // groups] += p.T @ d
+    return out, d_q, d_k, d_v
+
+
+def inputs(length, heads, kv_heads, head_dim, segments):
+    """Two rows: segments of the given lengths with padding behind them, and one segment alone."""
+    rng = np.random.default_rng(length)
+    shapes = [(2, length, heads, head_dim), *[(2, length, kv_heads, head_dim)] * 2, (2, length, heads, head_dim)]
+    q, k, v, d_out = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes)
+    segment_ids = np.ones((2, length), np.int32)
+    segment_ids[0] = 0
+    segment_ids[0, : sum(segments)] = np.repeat(np.arange(len(segments)) + 1, segments)
+    return q, k, v, d_out, jnp.asarray(segment_ids)
+
+
+IMPLEMENTATIONS = {
+    "auto": lambda *args: attention(*args[:3], causal=True, segment_ids=args[3]),
+    "xla": lambda *args: attention(*args[:3], causal=True, segment_ids=args[3], implementation="xla"),
+    "splash": lambda *args: module._splash(*args, interpret=True),
+    "pallas": lambda *args: module._flash(*args, interpret=True),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "length", "heads", "kv_heads", "head_dim", "segments"),
+    [
+        ("auto", 50, 4, 2, 16, (20, 1, 17)),
+        ("xla", 256, 2, 2, 8, (255, 1)),
+        ("xla", 600, 4, 1, 8, (100, 300, 150)),  # segments that cross the blocks of queries
+        ("splash", 256, 2, 1, 128, (100, 60, 37)),
+        ("pallas", 256, 2, 1, 64, (100, 60, 37)),
+    ],
+)
+def test_packed_rows_equal_each_segment_alone(name, length, heads, kv_heads, head_dim, segments):
+    q, k, v, d_out, segment_ids = inputs(length, heads, kv_heads, head_dim, segments)
+
+    @jax.jit
+    def run(q, k, v, d_out):
+        out, pull = jax.vjp(lambda q, k, v: IMPLEMENTATIONS[name](q, k, v, segment_ids), q, k, v)
+        return out, *pull(d_out)
+
+    for got, expected in zip(run(q, k, v, d_out), exact(q, k, v, segment_ids, d_out), strict=True):
+        np.testing.assert_allclose(got, expected, atol=5e-6, rtol=0)
+
+
+def test_one_segment_is_causal_attention():
+    q, k, v, _, _ = inputs(300, 4, 2, 16, (300,))
+    packed = jax.jit(lambda q, k, v: attention(q, k, v, causal=True, segment_ids=jnp.ones((2, 300), int)))
+    np.testing.assert_allclose(packed(q, k, v), attention(q, k, v, causal=True), atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("backend", "dtype", "length", "head_dim", "expected"),
+    [
+        ("cpu", jnp.float32, 1024, 128, "xla"),
+        ("tpu", jnp.bfloat16, 1024, 128, "splash"),
+        ("tpu", jnp.bfloat16, 1000, 128, "xla"),
+        ("tpu", jnp.bfloat16, 1024, 64, "xla"),
+        ("gpu", jnp.bfloat16, 1024, 128, "pallas"),
+        ("gpu", jnp.float32, 1024, 128, "xla"),
+        ("gpu", jnp.bfloat16, 1000, 128, "xla"),
+    ],
+)
+def test_which_kernel_packed_rows_take(monkeypatch, backend, dtype, length, head_dim, expected):
+    monkeypatch.setattr(module.jax, "default_backend", lambda: backend)
+    assert module._fastest_packed(jax.ShapeDtypeStruct((2, length, 4, head_dim), dtype)) == expected
+
+
+def test_cudnn_takes_no_packed_rows():
+    q, k, v, _, segment_ids = inputs(8, 2, 2, 8, (3, 2))
+    with pytest.raises(AssertionError, match="cuDNN takes no segment ids"):
+        attention(q, k, v, causal=True, segment_ids=segment_ids, implementation="cudnn")
