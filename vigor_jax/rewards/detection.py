@@ -152,9 +152,12 @@ class DetectorStream:
         phrases = [self._phrases(text, split_sentences(text)) for text in item.texts]
         union = dict.fromkeys(phrase.text for own in phrases for phrase in own if len(phrase.text) <= MAX_LETTERS)
         wanted = list(union)
+        image: Path | bytes = b""
+        if wanted:
+            image = item.path if isinstance(item.path, Path) else item.path.read_bytes()
         requests = [
             Request(
-                item.path,
+                image,
                 tuple(wanted[first : first + PHRASES_A_REQUEST]),
                 self._config.box_threshold,
                 self._config.text_threshold,
