@@ -153,6 +153,6 @@ def _check_images(
         first = names.index(missing[0])
         example = examples[first]
         raise InputError(
-            f"{places[first]} (id {example.id!r}): image {example.image} does not exist; {len(missing)} of {len(wanted)} "
-            f"images are missing; check the image folder {images.place}"
+            f"{places[first]} (id {example.id!r}): image {example.image} does not exist; {len(missing)} of "
+            f"{len(wanted)} images are missing; check the image folder {images.place}"
         )

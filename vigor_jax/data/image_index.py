@@ -139,7 +139,7 @@ def open_index(files: Sequence[File], kind: Shards, *, qualify: bool, settings: 
     if folder.is_dir():
         try:
             return ImageIndex(folder)
-        except (OSError, ValueError) as error:  # pa.ArrowInvalid is a ValueError
+        except (OSError, EOFError, ValueError) as error:  # pa.ArrowInvalid is a ValueError
             logger.warning("%s is damaged (%s) and made again", folder, error)
             shutil.rmtree(folder, ignore_errors=True)
     logger.info("indexing %d files of images once, the first is %s", len(files), files[0].url)

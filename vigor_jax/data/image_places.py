@@ -180,7 +180,7 @@ def expand(pattern: str) -> list[str]:
         else:
             continue
         head, tail = pattern[: braces.start()], pattern[braces.end() :]
-        return [one for value in values for one in expand(f"{head}{value}{tail}")]
+        return list(dict.fromkeys(one for value in values for one in expand(f"{head}{value}{tail}")))
     return [pattern]
 
 
