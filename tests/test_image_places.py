@@ -87,7 +87,7 @@ def test_sampling_and_scoring_write_the_same_records(world, mesh, tmp_path):
     (tmp_path / "less").mkdir()
     (tmp_path / "less" / "a.tar").write_bytes(make_tar(dict(list(IMAGES.items())[1:])))
     (tmp_path / "folder" / "verdicts" / "sizes" / "part-00000-of-00003.parquet").unlink()
-    with pytest.raises(InputError, match=r"score: .*less/001\.jpg has candidates and is gone"):
+    with pytest.raises(InputError, match=r"score: .*less/001\.png has candidates and is gone"):
         score(Sizes(), tmp_path / "folder", tmp_path / "less")
 
 
@@ -185,7 +185,7 @@ def test_the_whole_loop_is_the_same(tmp_path):
         train.main(loop(world, tmp_path / place, **changes))
     wanted = files(tmp_path / "images")
     same = [path for path in wanted if path.parts[0] in ("candidates", "verdicts", "selections", "targets")]
-    same += [path for path in wanted if path.suffix == ".json" and path.parts[0] == "evaluation"]
+    same += [path for path in wanted if path.suffixes in ([".jsonl"], [".json"]) and path.parts[0] == "evaluation"]
     assert len(same) > 20
     for kind in KINDS:
         found = files(tmp_path / kind)

@@ -105,7 +105,9 @@ class ParquetShards:
             raise InputError(changed)
         content = group.images[place].as_py()
         if content is None:
-            raise InputError(f"{file.url}: image {name} (row {row}) has no bytes; embed the images in the file")
+            raise InputError(
+                f"{file.url}: image {name} (row {row}) has no bytes; embed the images in the file, see docs/images.md"
+            )
         return content
 
     def _group(self, file: File, number: int, start: int) -> _Group:
