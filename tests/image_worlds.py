@@ -72,7 +72,7 @@ def write_parquet(
             features = {"info": {"features": {"image": {"_type": "Image"}}}}
             table = table.replace_schema_metadata({"huggingface": json.dumps(features)})
         else:
-            table = pa.table({"name": list(part), "image": pa.array(part.values(), pa.binary())})
+            table = pa.table({"name": pa.array(part, pa.string()), "image": pa.array(part.values(), pa.binary())})
         with fsspec.open(join(place, f"{index:05}.parquet"), "wb", auto_mkdir=True) as file:
             pq.write_table(table, file, row_group_size=rows)
     return str(place)

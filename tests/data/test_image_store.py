@@ -3,6 +3,7 @@
 import concurrent.futures
 import dataclasses
 import io
+import os
 import tarfile
 import uuid
 from pathlib import Path
@@ -12,6 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.image_worlds import make_tar, pictures, write_folder, write_parquet, write_tars
 from vigor_jax import cli
@@ -129,8 +132,7 @@ def test_a_limit_lists_the_first_and_reads_all(what, tmp_path, bucket):
     images = open_images(make_place(what, tmp_path, bucket), limit=7)
     assert list(images) == list(IMAGES)[:7]
     assert len(images) == 7
-    if "folder in" not in what:
-        assert images.read(list(IMAGES)[9]) == IMAGES[list(IMAGES)[9]]
+    assert images.read(list(IMAGES)[9]) == IMAGES[list(IMAGES)[9]]
     assert len(open_images(images.place, limit=1000)) == len(IMAGES)
 
 
@@ -198,7 +200,7 @@ def test_without_a_cache_the_index_is_temporary(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file" / "cache"))
     monkeypatch.setattr(image_index.tempfile, "gettempdir", lambda: str(tmp_path / "temporary"))
     assert list(open_images(write_tars(tmp_path / "shards", IMAGES))) == list(IMAGES)
-    assert (tmp_path / "temporary" / "vigor_jax" / "images").is_dir()
+    assert (tmp_path / "temporary" / f"cache-{os.getuid()}" / "vigor_jax" / "images").is_dir()
 
 
 def test_equal_hashes_are_told_apart_by_name(tmp_path, monkeypatch):
@@ -208,6 +210,15 @@ def test_equal_hashes_are_told_apart_by_name(tmp_path, monkeypatch):
     assert images.missing(["x.jpg", "more/x.jpg"]) == ["x.jpg", "more/x.jpg"]
 
 
+def test_those_who_open_at_once_look_into_shards_once(tmp_path, monkeypatch):
+    scanned, scan = [], tar_shards.TarShards.scan
+    monkeypatch.setattr(tar_shards.TarShards, "scan", lambda self, file: scanned.append(file.path) or scan(self, file))
+    write_tars(tmp_path, IMAGES)
+    with concurrent.futures.ThreadPoolExecutor(6) as pool:
+        assert all(list(images) == list(IMAGES) for images in pool.map(open_images, [tmp_path] * 6))
+    assert len(scanned) == len(set(scanned)) == 4
+
+
 def test_a_failed_scan_leaves_nothing(tmp_path, cache):
     (tmp_path / "a.tar").write_bytes(make_tar(IMAGES)[:3000])
     with pytest.raises(InputError):
@@ -215,7 +226,24 @@ def test_a_failed_scan_leaves_nothing(tmp_path, cache):
     assert list(cache.iterdir()) == []
 
 
-# Names that two images have
+# Names
+
+NAMES = st.builds(
+    lambda parts: f"a{'/'.join(parts)}z.jpg",
+    st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="/\0"), max_size=90), max_size=3),
+)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.dictionaries(NAMES, st.binary(max_size=9), min_size=1, max_size=12), st.integers(1, 3))
+def test_any_names_are_found(tmp_path_factory, members, shards):
+    folder = tmp_path_factory.mktemp("names")
+    for write in (write_tars, write_parquet):
+        images = open_images(write(folder / write.__name__, members, shards=shards))
+        assert list(images) == list(members)
+        assert {name: images.read(name) for name in members} == members
+        others = [f"{name}x" for name in members] + ["\ud800.jpg"]
+        assert images.missing([*members, *others]) == others
 
 
 def test_a_name_in_two_shards_is_refused_or_qualified(tmp_path):

@@ -11,6 +11,7 @@ that it touches, and all processes of a host share them.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import logging
@@ -110,6 +111,20 @@ class ImageIndex:
         batch = self._batch(shard)
         return Entry(shard, row, {name: batch.column(name)[row].as_py() for name in batch.schema.names[1:]})
 
+    def refuse_duplicates(self, files: Sequence[File]) -> None:
+        """Raises `InputError` if two images have one name; names their shards, which are `files`."""
+        for place in np.flatnonzero(self._hashes[1:] == self._hashes[:-1]):
+            one, other = sorted(int(number) for number in self._numbers[place : place + 2])
+            (name,), (same,) = self.names(one, one + 1), self.names(other, other + 1)
+            if name == same:
+                first, second = (files[self._place(number)[0]].url for number in (one, other))
+                if first == second:
+                    raise InputError(f"images: {name} is in {first} twice; a name must be one image's: rename one")
+                raise InputError(
+                    f"images: {name} is in {first} and in {second}; a name must be one image's: add #names=shard to "
+                    "the path to call images SHARD/NAME, or rename them"
+                )
+
     def _place(self, number: int) -> tuple[int, int]:
         shard = int(np.searchsorted(self._starts, number, side="right")) - 1
         return shard, number - int(self._starts[shard])
@@ -136,25 +151,47 @@ def open_index(files: Sequence[File], kind: Shards, *, qualify: bool, settings: 
     shards = [(file.url, file.size, file.version) for file in files]
     digest = hashlib.sha256(json.dumps([_FORMAT, type(kind).__name__, qualify, settings, shards]).encode())
     folder = cache_folder() / digest.hexdigest()[:32]
-    if folder.is_dir():
-        try:
-            return ImageIndex(folder)
-        except (OSError, EOFError, ValueError) as error:  # pa.ArrowInvalid is a ValueError
-            logger.warning("%s is damaged (%s) and made again", folder, error)
-            shutil.rmtree(folder, ignore_errors=True)
-    logger.info("indexing %d files of images once, the first is %s", len(files), files[0].url)
+    if (found := _open_cached(folder)) is not None:
+        return found
     folder.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=".", dir=folder.parent))
-    try:
-        make(made, files, kind, qualify=qualify)
+    with _alone(folder.parent):
+        if (found := _open_cached(folder)) is not None:  # another process made it meanwhile
+            return found
+        logger.info("indexing %d files of images once, the first is %s", len(files), files[0].url)
+        made = Path(tempfile.mkdtemp(prefix=".", dir=folder.parent))
         try:
-            os.rename(made, folder)
-        except OSError:  # another process was faster, and made the same
-            if not folder.is_dir():
-                raise
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
+            make(made, files, kind, qualify=qualify)
+            shutil.rmtree(folder, ignore_errors=True)
+            try:
+                made.rename(folder)
+            except OSError:
+                if not folder.is_dir():  # else another process was faster
+                    raise
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
     return ImageIndex(folder)
+
+
+def _open_cached(folder: Path) -> ImageIndex | None:
+    if not folder.is_dir():
+        return None
+    try:
+        return ImageIndex(folder)
+    except (OSError, EOFError, ValueError) as error:  # pa.ArrowInvalid is a ValueError
+        logger.warning("%s is damaged (%s) and made again", folder, error)
+        return None
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process at a time, where the system can see to that; else several may make the same index."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def cache_folder() -> Path:
@@ -163,12 +200,12 @@ def cache_folder() -> Path:
     with contextlib.suppress(OSError):
         base.mkdir(parents=True, exist_ok=True)
     if not os.access(base, os.W_OK):
-        base = Path(tempfile.gettempdir())
+        base = Path(tempfile.gettempdir()) / f"cache-{os.getuid()}"
     return base / "vigor_jax" / "images"
 
 
 def make(folder: Path, files: Sequence[File], kind: Shards, *, qualify: bool) -> None:
-    """Writes the index of some shards; holds 16 bytes an image meanwhile, and half as much again while sorting.
+    """Writes the index of some shards; holds some 30 bytes an image while it sorts.
 
     Raises:
       InputError: as `open_index`.
@@ -184,15 +221,18 @@ def make(folder: Path, files: Sequence[File], kind: Shards, *, qualify: bool) ->
             arrays = [pa.array(values, field.type) for values, field in zip([names, *columns], schema, strict=True)]
             writer.write_batch(pa.record_batch(arrays, schema=schema))
     joined = np.concatenate(hashes)
-    numbers = np.argsort(joined, kind="stable").astype(np.uint64)
-    np.save(folder / "lookup.npy", np.stack([joined[numbers], numbers]))
+    hashes.clear()
+    numbers = np.argsort(joined, kind="stable")
+    lookup = np.lib.format.open_memmap(folder / "lookup.npy", "w+", np.uint64, (2, len(joined)))
+    lookup[0], lookup[1] = joined[numbers], numbers
+    lookup.flush()
     np.save(folder / "starts.npy", np.cumsum([0, *sizes]))
-    _refuse_duplicates(ImageIndex(folder), files, joined[numbers], numbers)
+    ImageIndex(folder).refuse_duplicates(files)
 
 
 def hash_name(name: str) -> int:
     """64 bits of a name, the same in every process."""
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
+    return int.from_bytes(hashlib.blake2b(name.encode(errors="surrogatepass"), digest_size=8).digest(), "little")
 
 
 def shard_names(files: Sequence[File]) -> list[str]:
@@ -214,17 +254,3 @@ def _scan(files: Iterable[File], kind: Shards) -> Iterator[tuple[list[str], list
                 yield future.result()
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def _refuse_duplicates(index: ImageIndex, files: Sequence[File], hashes: np.ndarray, numbers: np.ndarray) -> None:
-    for place in np.flatnonzero(hashes[1:] == hashes[:-1]):
-        one, other = sorted(int(number) for number in numbers[place : place + 2])
-        (name,), (same,) = index.names(one, one + 1), index.names(other, other + 1)
-        if name == same:
-            shards = [files[index.entry(number).shard].url for number in (one, other)]
-            raise InputError(
-                f"images: {name} is in {' and in '.join(shards)}; a name must be one image's: add #names=shard to the "
-                "path to call images SHARD/NAME, or rename them"
-                if shards[0] != shards[1]
-                else f"images: {name} is in {shards[0]} twice; a name must be one image's: rename or remove one"
-            )

@@ -203,11 +203,14 @@ def _stat(locations: Iterable[str]) -> list[File]:
 
 
 def _files(system: Any, found: Mapping[str, Mapping[str, Any]]) -> list[File]:
-    return [
-        File(system, path, path if is_local(system) else system.unstrip_protocol(path), info["size"], _version(info))
-        for path, info in sorted(found.items())
-        if info["type"] == "file"
-    ]
+    files = []
+    for path, info in sorted(found.items()):
+        if info["type"] == "file":
+            url = path if is_local(system) else system.unstrip_protocol(path)
+            if info["size"] is None:
+                raise InputError(f"images: {url}: its server does not say how long it is; copy it, and take the copy")
+            files.append(File(system, path, url, info["size"], _version(info)))
+    return files
 
 
 def _version(info: Mapping[str, Any]) -> str:
