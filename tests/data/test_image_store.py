@@ -328,9 +328,13 @@ def test_a_folder_that_is_not_there_complains_when_it_is_listed(tmp_path):
     assert open_images(tmp_path / "none").missing(["a.jpg", "b.jpg"]) == ["a.jpg", "b.jpg"]
 
 
-def test_a_hash_sign_in_a_name_is_part_of_it(tmp_path):
-    write_tars(tmp_path / "set#1", IMAGES)
-    assert list(open_images(tmp_path / "set#1")) == list(IMAGES)
+@pytest.mark.parametrize("name", ["set#1", "set [2]", "{0..1}", "what*?"])
+def test_signs_in_the_name_of_what_is_there_are_part_of_it(name, tmp_path):
+    write_tars(tmp_path / name, IMAGES)
+    assert list(open_images(tmp_path / name)) == list(IMAGES)
+    assert len(open_images(tmp_path / name / "00000.tar")) == 7
+    (tmp_path / f"{name}.tar").write_bytes(make_tar(IMAGES))
+    assert list(open_images(tmp_path / f"{name}.tar")) == list(IMAGES)
 
 
 # Through configs

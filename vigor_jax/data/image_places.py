@@ -157,7 +157,7 @@ def list_pattern(location: str) -> list[File]:
             found |= {file.path: file for file in _files(system, system.glob(path, detail=True))}
         else:
             exact.append(one)
-    found |= {file.path: file for file in _stat(exact)}
+    found |= {file.path: file for file in list_files(exact)}
     if not found:
         raise InputError(f"images: nothing matches {location}; check the path")
     return [found[path] for path in sorted(found)]
@@ -184,8 +184,12 @@ def expand(pattern: str) -> list[str]:
     return [pattern]
 
 
-def _stat(locations: Iterable[str]) -> list[File]:
-    """Files by their names; each folder is listed once, since a question a shard takes minutes in a bucket."""
+def list_files(locations: Iterable[str]) -> list[File]:
+    """Files by their names; each folder is listed once, since a question a shard takes minutes in a bucket.
+
+    Raises:
+      InputError: one is not there.
+    """
     found, listed = [], dict[str, dict[str, Any]]()
     for location in locations:
         system, path = open_system(location)

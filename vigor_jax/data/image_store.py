@@ -30,6 +30,9 @@ from vigor_jax.data.store import join
 from vigor_jax.errors import InputError
 from vigor_jax.records import ImageFile
 
+_KINDS = (tar_shards.SUFFIX, parquet_shards.SUFFIX)
+_COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip")
+
 
 class Images(Mapping[str, ImageFile], abc.ABC):
     """Name → image, in a stable order; may be read by many threads at once.
@@ -215,12 +218,8 @@ def open_images(place: str | Path, *, limit: int = 0) -> Images:
         if shards := [file for file in image_places.list_folder(where.location) if _suffix(file.path) in _KINDS]:
             return _open_shards(where, str(place), shards, limit)
     elif path.is_file() and path.suffix.lower() in (*_KINDS, *_COMPRESSED):
-        return _open_shards(where, str(place), image_places.list_pattern(where.location), limit)
+        return _open_shards(where, str(place), image_places.list_files([where.location]), limit)
     return Folder(where.location, limit=limit)
-
-
-_KINDS = (tar_shards.SUFFIX, parquet_shards.SUFFIX)
-_COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip")
 
 
 def _open_url(where: Place, place: str, limit: int) -> Images:

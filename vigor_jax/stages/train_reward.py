@@ -97,8 +97,7 @@ def train_reward(config: TrainRewardConfig, source: Source, run_dir: Path, mesh:
     if config.annotations is None or config.images is None:
         raise InputError("annotations, images: name the file of judged descriptions and the folder of their images")
     batch_size_per_step(config.batch_size, mesh, config.accumulate)
-    images = open_images(config.images)
-    annotations = _read(config.annotations, images)
+    annotations = _read(config.annotations, open_images(config.images))
     held_out = {image: group for image, group in annotations.items() if is_held_out(image, config.held_out)}
     taught = {image: group for image, group in annotations.items() if image not in held_out}
 
@@ -114,7 +113,7 @@ def train_reward(config: TrainRewardConfig, source: Source, run_dir: Path, mesh:
     balance = Counter(not errors for errors in all_errors(taught, config.per))
     weights = class_weights(balance) if config.balance == "weighted" else {}
     loader = BranchLoader(
-        sheets=make_sheets(taught, images, config, encoder, learn=True, weights=weights),
+        sheets=make_sheets(taught, config, encoder, learn=True, weights=weights),
         encoder=encoder,
         pad_id=source.tokenizer.pad_id,
         preprocessing=source.preprocessing,
@@ -133,7 +132,7 @@ def train_reward(config: TrainRewardConfig, source: Source, run_dir: Path, mesh:
     evaluate = None
     if held_out:
         size = config.batch_size // config.accumulate  # as many rows as an update computes at a time
-        questions = make_sheets(held_out, images, config, encoder, learn=False)
+        questions = make_sheets(held_out, config, encoder, learn=False)
         evaluate = Evaluation(
             dataclasses.replace(loader, sheets=questions, batch_size=size, rows=own_rows(size, mesh)),
             all_errors(held_out, config.per), source, mesh, dtype,
@@ -205,7 +204,6 @@ def class_weights(balance: Counter[bool]) -> dict[bool, float]:
 
 def make_sheets(
     annotations: Annotations,
-    images: Images,
     config: TrainRewardConfig,
     encoder: BranchEncoder,
     *,
@@ -216,8 +214,7 @@ def make_sheets(
 
     Args:
       annotations: with at least one sentence each.
-      images: those that they are about.
-      config: what is read is `per` and, where there is something to learn, `form`.
+      config: what is read is `images`, `per` and, where there is something to learn, `form`.
       encoder: knows what fits.
       learn: with the answers, or with questions alone.
       weights: of good (True) and bad answers in the loss; 1 by default.
@@ -225,7 +222,7 @@ def make_sheets(
     Raises:
       InputError: a description is too long.
     """
-    sheets = []
+    images, sheets = open_images(config.images or "."), []
     for image, group in annotations.items():
         descriptions = []
         for index, annotation in enumerate(group):
