@@ -15,9 +15,9 @@ import transformers
 from PIL import Image
 
 from tests.tiny_llava import Tiny, build_checkpoint
-from vigor_jax.caption import find_images, main
+from vigor_jax.caption import main
 from vigor_jax.data.conversation import TEMPLATES, encode_prompt
-from vigor_jax.data.images import load_image, normalize, preprocess
+from vigor_jax.data.images import find_images, load_image, normalize, preprocess
 from vigor_jax.errors import InputError
 from vigor_jax.hf.load import open_checkpoint
 

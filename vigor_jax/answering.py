@@ -26,6 +26,7 @@ from vigor_jax.decoding import NOT_IN_RESULTS, SamplingConfig
 from vigor_jax.errors import InputError
 from vigor_jax.hf.load import Source, load_llava
 from vigor_jax.models.llava import Llava
+from vigor_jax.records import ImageFile
 from vigor_jax.sampling import Completion, Request, Sampler
 
 # Of the settings, what tells who made a file, and does not decide on what is in it.
@@ -37,12 +38,12 @@ class Question(NamedTuple):
 
     Attributes:
       image: its name, such as the path below a folder.
-      path: its file.
+      path: its file, or what reads it from a shard.
       prompt: the words.
     """
 
     image: str
-    path: Path
+    path: ImageFile
     prompt: str
 
 
@@ -167,7 +168,7 @@ def read_answers(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def _pixels(path: Path, source: Source) -> np.ndarray:
+def _pixels(path: ImageFile, source: Source) -> np.ndarray:
     return preprocess(load_image(path), source.preprocessing)
 
 

@@ -9,9 +9,10 @@ from typing import Literal
 import jax
 
 from vigor_jax.answering import Answerer, Question
-from vigor_jax.data.images import find_images
+from vigor_jax.data.image_store import Images, open_images
 from vigor_jax.errors import InputError
 from vigor_jax.hf.load import open_checkpoint
+from vigor_jax.records import ImageFile
 from vigor_jax.sampling import SamplingConfig
 from vigor_jax.sharding import DistributedConfig, MeshConfig, join_processes, make_mesh
 
@@ -22,7 +23,7 @@ class AskConfig:
 
     Attributes:
       model: a llava-hf directory, or one of the original LLaVA code.
-      images: folder of the images that the questions are about.
+      images: the images that the questions are about: a folder, tar shards or Parquet (docs/images.md).
       template: the conversation format that the model was trained with.
       vision_tower: directory of the CLIP tower of an original checkpoint that does not bring it.
       dtype: type to compute in; by default float32 if the checkpoint is stored so, else bfloat16.
@@ -32,7 +33,7 @@ class AskConfig:
     """
 
     model: Path
-    images: Path | None = None
+    images: str | None = None
     template: Literal["v0", "llava_v0", "v1", "vicuna_v1", "llava_v1", "plain"] = "v1"
     vision_tower: Path | None = None
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
@@ -66,19 +67,16 @@ class Asker:
         self._answerer = Answerer(source, config.template, make_mesh(config.mesh), dtype=config.dtype)
         self.is_first = jax.process_index() == 0
 
-    @property
-    def folder(self) -> Path:
-        """Where the images are."""
+    @cached_property
+    def images(self) -> Images:
+        """The images there are."""
         if self._config.images is None:
             raise InputError("--images is not given; name the folder of the images")
-        return self._config.images
+        return open_images(self._config.images)
 
-    @cached_property
-    def images(self) -> dict[str, Path]:
-        """Name → file of all images there are."""
-        return find_images(self.folder)
-
-    def ask(self, name: str, asked: Sequence[tuple[str, str]], paths: Mapping[str, Path] | None = None) -> list[str]:
+    def ask(
+        self, name: str, asked: Sequence[tuple[str, str]], paths: Mapping[str, ImageFile] | None = None
+    ) -> list[str]:
         """The model's answers.
 
         Args:

@@ -1,10 +1,12 @@
 """Captions images with a LLaVA checkpoint, one JSON line a caption.
 
-    python -m vigor_jax.caption --model DIR --images DIR_OR_FILE --out captions.jsonl --sampling.temperature 0
+    python -m vigor_jax.caption --model DIR --images PLACE --out captions.jsonl --sampling.temperature 0
 
-A line has `image` (its path below the folder), `prompt`, `text`, `mean_logprob`, `num_tokens` and `finish_reason`, and
-`candidate` where several are drawn. The same command again goes on where it was stopped; the settings stand beside the
-captions, in `captions.jsonl.settings.json`.
+PLACE is an image, a folder, tar shards or Parquet, local or remote (docs/images.md).
+
+A line has `image` (its path below the folder or in its shard), `prompt`, `text`, `mean_logprob`, `num_tokens` and
+`finish_reason`, and `candidate` where several are drawn. The same command again goes on where it was stopped; the
+settings stand beside the captions, in `captions.jsonl.settings.json`.
 """
 
 import dataclasses
@@ -16,7 +18,7 @@ from typing import Literal
 
 from vigor_jax import cli
 from vigor_jax.answering import Answerer, Question
-from vigor_jax.data.images import find_images
+from vigor_jax.data.image_store import open_images
 from vigor_jax.hf.load import open_checkpoint
 from vigor_jax.sampling import SamplingConfig
 from vigor_jax.sharding import DistributedConfig, MeshConfig, join_processes, make_mesh
@@ -28,7 +30,7 @@ class CaptionCommand:
 
     Attributes:
       model: a llava-hf directory, or one of the original LLaVA code.
-      images: one image, or a folder, whose images are found however deep they lie.
+      images: one image; a folder, whose images are found however deep they lie; or shards (docs/images.md).
       out: JSON lines; captions that are there already are kept, and not made again.
       prompt: what is asked about each image.
       template: the conversation format that the model was trained with.
@@ -40,7 +42,7 @@ class CaptionCommand:
     """
 
     model: Path
-    images: Path
+    images: str
     out: Path
     prompt: str = "Describe this image in detail."
     template: Literal["v0", "llava_v0", "v1", "vicuna_v1", "llava_v1", "plain"] = "v1"
@@ -65,10 +67,10 @@ def caption(config: CaptionCommand) -> None:
     Raises:
       InputError: no images, or `config.out` was written with other settings.
     """
-    images = find_images(config.images)
+    images = open_images(config.images)
+    questions = [Question(name, images.file(name), config.prompt) for name in images]
     source = open_checkpoint(config.model, config.vision_tower)
     answerer = Answerer(source, config.template, make_mesh(config.mesh), dtype=config.dtype)
-    questions = [Question(name, path, config.prompt) for name, path in images.items()]
     answerer.answer(questions, config.out, config.sampling, settings={"prompt": config.prompt})
 
 

@@ -4,8 +4,7 @@ Text is never searched for again once it has been analysed: spans are offsets in
 """
 
 import dataclasses
-from pathlib import Path
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 ErrorType: TypeAlias = Literal["object", "attribute", "relationship", "location", "conjecture"]
 DecidedBy: TypeAlias = Literal["penalty", "positive", "logprob", "index", "only", "random"]
@@ -181,17 +180,26 @@ class Annotation:
     missing: tuple[str, ...] = ()
 
 
+class ImageFile(Protocol):
+    """An image, wherever it is: a `pathlib.Path`, or a `data.image_store.StoredImage`; str() says where."""
+
+    @property
+    def name(self) -> str: ...
+
+    def read_bytes(self) -> bytes: ...
+
+
 class Judged(NamedTuple):
     """The candidates of one image and prompt, for a reward stream to judge.
 
     Attributes:
       image: path below the image folder.
-      path: the image file.
+      path: the image's file, or what reads it from a shard: `path.read_bytes()`.
       prompt: what was asked.
       texts: the candidates, in their order.
     """
 
     image: str
-    path: Path
+    path: ImageFile
     prompt: str
     texts: tuple[str, ...]

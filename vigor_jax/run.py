@@ -239,7 +239,7 @@ class Run:
     def _share(self) -> dict[str, int]:
         return {"process_index": jax.process_index(), "process_count": jax.process_count()}
 
-    def _images(self) -> Path:
+    def _images(self) -> str:
         if self.config.sample.images is None:
             raise InputError("sample.images is not given; name the folder of images")
         return self.config.sample.images

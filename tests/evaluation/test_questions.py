@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tests.evaluation.spoken import REQUEST, say, write
+from vigor_jax.data.image_store import open_images
 from vigor_jax.errors import InputError
 from vigor_jax.evaluation import mmvet, questions
 from vigor_jax.evaluation.answer_letters import parse_letter_strict
@@ -278,4 +279,7 @@ def test_files_are_found_with_and_without_suffix(tmp_path):
     found = read_seed(write(tmp_path / "s.json", seed_file(12)))
     (tmp_path / "1454426_0").write_bytes(b"x")
     (tmp_path / "1454426_1.png").write_bytes(b"x")
-    assert find_files(found, tmp_path) == {"1454426_0": tmp_path / "1454426_0", "1454426_1": tmp_path / "1454426_1.png"}
+    assert find_files(found, open_images(tmp_path)) == {
+        "1454426_0": tmp_path / "1454426_0",
+        "1454426_1": tmp_path / "1454426_1.png",
+    }

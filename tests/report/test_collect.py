@@ -1,6 +1,7 @@
 """A run's small files as the page has them."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -89,8 +90,8 @@ def test_lengths_of_captions(run):
 def test_images_are_found_from_any_folder(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (run / "config.yaml").write_text("sample:\n  images: one/images\n")
-    assert collect("one", run).images.resolve() == (run / "images").resolve()
-    assert collect("one", run, tmp_path).images == tmp_path
+    assert Path(collect("one", run).images).resolve() == (run / "images").resolve()
+    assert collect("one", run, tmp_path).images == str(tmp_path)
     with pytest.raises(InputError, match="no directory"):
         collect("one", run, tmp_path / "nowhere")
 

@@ -12,7 +12,6 @@ a conversation of its own.
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
@@ -21,7 +20,7 @@ from jaxtyping import Int32
 from vigor_jax.data.conversation import IGNORE_INDEX, Template
 from vigor_jax.data.tokenizer import Tokenizer
 from vigor_jax.errors import InputError
-from vigor_jax.records import ErrorType, Span
+from vigor_jax.records import ErrorType, ImageFile, Span
 
 Per: TypeAlias = Literal["sentence", "description"]
 
@@ -90,12 +89,12 @@ class Sheet(NamedTuple):
 
     Attributes:
         image: its name.
-        path: its file.
+        path: its file, or what reads it from a shard.
         descriptions: at least one.
     """
 
     image: str
-    path: Path
+    path: ImageFile
     descriptions: tuple[Description, ...]
 
 
@@ -179,7 +178,7 @@ class BranchEncoder:
         end = [self._tokenizer.eos_id] if self._template.stop is None else []
         return self._tokenizer.encode(f" {text}{self._template.stop or ''}", prefix=False) + end
 
-    def sheets(self, image: str, path: Path, descriptions: Sequence[Description]) -> list[Sheet]:
+    def sheets(self, image: str, path: ImageFile, descriptions: Sequence[Description]) -> list[Sheet]:
         """As few sheets as hold the descriptions in their order; a description is never cut.
 
         Raises:

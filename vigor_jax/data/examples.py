@@ -1,15 +1,15 @@
 """Reads LLaVA's conversation files: which picture, who says what."""
 
 import json
-import os
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from vigor_jax.data.conversation import IMAGE_PLACEHOLDER, Turn, check_turns
+from vigor_jax.data.image_store import Images, open_images
 from vigor_jax.errors import InputError
+from vigor_jax.records import ImageFile
 
 
 @dataclass(frozen=True)
@@ -18,39 +18,44 @@ class Example:
 
     Attributes:
         id: The name it has in its file; need not be unique.
-        image: Path of the picture, known to exist.
+        image: The picture's file, or what reads it from a shard; known to exist.
         turns: Human and assistant in alternation, human first; exactly one "<image>" among the human turns if
             there is a picture, else none.
     """
 
     id: str
-    image: Path | None
+    image: ImageFile | None
     turns: tuple[Turn, ...]
 
 
-def read_examples(path: Path, image_folder: Path | None) -> list[Example]:
+def read_examples(path: Path, image_folder: str | Path | None) -> list[Example]:
     """Reads conversations in LLaVA's format.
 
     The file is a JSON list, or JSON lines, of
     `{"id": str, "image": str, "conversations": [{"from": "human" | "gpt", "value": str}, ...]}`, `image`
-    being optional and relative to `image_folder`. Other keys are ignored.
+    being optional and one of the names in `image_folder`. Other keys are ignored.
 
     Args:
         path: The file, UTF-8.
-        image_folder: Where the pictures are; None if no example has one.
+        image_folder: Where the pictures are, a folder or any other place of `open_images`; None if no example has
+            one.
 
     Raises:
         InputError: Anything in the file, or missing from the folder, that could not be trained on. Names the
             file, the line (from 1) or list index (from 0), and the id.
     """
     path = Path(path)
-    examples, places = [], []
+    images = None if image_folder is None else open_images(image_folder)
+    examples, names, places = [], [], []
     for place, record in _records(path):
-        examples.append(_parse(record, place, image_folder))
+        example, name = _parse(record, place, images)
+        examples.append(example)
+        names.append(name)
         places.append(place)
     if not examples:
         raise InputError(f"{path}: no examples; expected a JSON list, or one JSON object a line, of conversations")
-    _check_images(examples, places, image_folder)
+    if images is not None:
+        _check_images(examples, names, places, images)
     return examples
 
 
@@ -83,7 +88,8 @@ def _parse_json(text: str, place: str) -> Any:
         raise InputError(f"{place}: JSON nested too deeply for a conversation; mend the file") from error
 
 
-def _parse(record: Any, place: str, image_folder: Path | None) -> Example:
+def _parse(record: Any, place: str, images: Images | None) -> tuple[Example, str | None]:
+    """The conversation, and its image's name."""
     if not isinstance(record, dict):
         raise InputError(f"{place}: expected an object with id and conversations, got {type(record).__name__}")
     name = record.get("id")
@@ -98,7 +104,7 @@ def _parse(record: Any, place: str, image_folder: Path | None) -> Example:
         check_turns(turns)
     except InputError as error:
         raise InputError(f"{place}: {error}") from error
-    image = _parse_image(record["image"], place, image_folder) if record.get("image") is not None else None
+    image = _parse_image(record["image"], place, images) if record.get("image") is not None else None
     num_placed = sum(turn.text.count(IMAGE_PLACEHOLDER) for turn in turns if turn.role == "human")
     num_images = int(image is not None)
     if num_placed != num_images:
@@ -106,7 +112,7 @@ def _parse(record: Any, place: str, image_folder: Path | None) -> Example:
             f"{place}: the human turns place {IMAGE_PLACEHOLDER} {num_placed} times but the example has "
             f"{num_images or 'no'} image; expected {num_images}"
         )
-    return Example(str(name), image, turns)
+    return Example(str(name), None if images is None or image is None else images.file(image), turns), image
 
 
 def _parse_turn(turn: Any, index: int, place: str) -> Turn:
@@ -122,15 +128,15 @@ def _parse_turn(turn: Any, index: int, place: str) -> Turn:
     return Turn(roles[speaker], text)
 
 
-def _parse_image(name: Any, place: str, image_folder: Path | None) -> Path:
+def _parse_image(name: Any, place: str, images: Images | None) -> str:
     if not isinstance(name, str) or not name:
         raise InputError(f"{place}: expected one file name under 'image', got {name!r}")
-    if image_folder is None:
+    if images is None:
         raise InputError(f"{place}: has an image ({name}) but no image folder is given; set the image folder")
     relative = PurePosixPath(name)
     if relative.is_absolute() or ".." in relative.parts:
-        raise InputError(f"{place}: image {name!r} must be a path inside the image folder {image_folder}")
-    return image_folder / relative
+        raise InputError(f"{place}: image {name!r} must be a path inside the image folder {images.place}")
+    return relative.as_posix()
 
 
 def _found(record: dict[str, Any], key: str) -> str:
@@ -138,30 +144,15 @@ def _found(record: dict[str, Any], key: str) -> str:
     return ascii(record[key])[:60] if key in record else "nothing"
 
 
-def _check_images(examples: Sequence[Example], places: Sequence[str], image_folder: Path | None) -> None:
-    """Raises unless every picture exists; each folder is listed once, since a million `stat` calls take
-    minutes."""
-    wanted: dict[Path, list[tuple[str, int]]] = defaultdict(list)
-    for index, example in enumerate(examples):
-        if example.image is not None:
-            wanted[example.image.parent].append((example.image.name, index))
-    missing = []
-    for folder, files in wanted.items():
-        present = _file_names(folder)
-        missing += [index for name, index in files if name not in present]
-    if missing:
-        first = min(missing)
+def _check_images(
+    examples: Sequence[Example], names: Sequence[str | None], places: Sequence[str], images: Images
+) -> None:
+    """Raises unless every picture exists."""
+    wanted = [name for name in names if name is not None]
+    if missing := images.missing(wanted):
+        first = names.index(missing[0])
         example = examples[first]
-        num_images = sum(len(files) for files in wanted.values())
         raise InputError(
             f"{places[first]} (id {example.id!r}): image {example.image} does not exist; {len(missing)} of "
-            f"{num_images} images are missing; check the image folder {image_folder}"
+            f"{len(wanted)} images are missing; check the image folder {images.place}"
         )
-
-
-def _file_names(folder: Path) -> set[str]:
-    try:
-        with os.scandir(folder) as entries:
-            return {entry.name for entry in entries if entry.is_file()}
-    except OSError:
-        return set()

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from vigor_jax.errors import InputError
+from vigor_jax.records import ImageFile
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -62,14 +63,14 @@ def find_images(place: Path) -> dict[str, Path]:
     return dict(sorted(images.items()))
 
 
-def load_image(source: Path | bytes) -> Image.Image:
+def load_image(source: ImageFile | bytes) -> Image.Image:
     """Reads one picture as RGB.
 
     The conversion is PIL's own, as in LLaVA: transparency is dropped, and a rotation noted in EXIF is not
     applied.
 
     Args:
-        source: A file, or the bytes of one.
+        source: A file, an image of a shard, or the bytes of one.
 
     Raises:
         InputError: The picture is missing, empty, truncated, of no known format, or too large to be decoded
@@ -77,8 +78,14 @@ def load_image(source: Path | bytes) -> Image.Image:
     """
     name = f"image of {len(source)} bytes" if isinstance(source, bytes) else str(source)
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        if isinstance(source, Path):
+            with Image.open(source) as image:
+                return image.convert("RGB")
+        content = source if isinstance(source, bytes) else source.read_bytes()
+        with Image.open(io.BytesIO(content)) as image:
             return image.convert("RGB")
+    except InputError:  # of a shard, which says more
+        raise
     except FileNotFoundError as error:
         raise InputError(f"{name}: no such image; check the image folder") from error
     except Exception as error:  # Decoders of damaged files raise whatever their format's code happens to raise.

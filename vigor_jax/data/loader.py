@@ -20,6 +20,7 @@ from vigor_jax.data.images import Preprocessing, load_image, preprocess
 from vigor_jax.data.packing import pack, pack_tokens
 from vigor_jax.data.tokenizer import Tokenizer
 from vigor_jax.errors import InputError
+from vigor_jax.records import ImageFile
 
 # Decoding images frees Python's lock, so threads suffice; each makes one batch and the buffer holds as many.
 NUM_THREADS = 4
@@ -188,7 +189,7 @@ class Loader:
         except InputError as error:
             raise InputError(f"{self.data_file}: example {example.id!r}: {error}") from error
 
-    def _load(self, image: Path, name: str) -> UInt8[np.ndarray, "S S 3"]:
+    def _load(self, image: ImageFile, name: str) -> UInt8[np.ndarray, "S S 3"]:
         try:
             return preprocess(load_image(image), self.preprocessing)
         except InputError as error:

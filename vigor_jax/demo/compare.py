@@ -121,7 +121,7 @@ def compare(directory: Path, sizes: WorldConfig) -> dict[str, dict[str, float]]:
     prepare(world, sizes)
     config = _config(world, seed)
     judged = dataclasses.replace(
-        config.train_reward, annotations=world / "annotations.jsonl", images=world / "images", seed=seed
+        config.train_reward, annotations=world / "annotations.jsonl", images=str(world / "images"), seed=seed
     )
     first: tuple[Stage, ...] = ("train_reward", "sample", "score")
     config = dataclasses.replace(config, train_reward=judged)
@@ -212,14 +212,14 @@ def _config(world: Path, seed: int) -> TrainConfig:
         model=dataclasses.replace(config.model, path=world / "policy"),
         sample=dataclasses.replace(
             config.sample,
-            images=world / "images" / "unlabelled",
+            images=str(world / "images" / "unlabelled"),
             sampling=dataclasses.replace(config.sample.sampling, seed=seed),
         ),
         detection=dataclasses.replace(config.detection, model=world / "detector", phrases=phrases),
         sft=dataclasses.replace(config.sft, seed=seed),
         evaluate=dataclasses.replace(
             config.evaluate,
-            images=world / "images" / "held_out",
+            images=str(world / "images" / "held_out"),
             objects=(world / "objects.json",),
             pope=tuple(world / "pope" / path.name for path in config.evaluate.pope),
             mme=None,

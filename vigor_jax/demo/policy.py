@@ -152,7 +152,7 @@ def build_policy(out: Path, work: Path, *, seed: int = 0) -> None:
             model=ModelConfig(path=model, dtype="float32"),
             sft=SftConfig(
                 data=work / f"{step.name}.json",
-                images=work / "images",
+                images=str(work / "images"),
                 template=step.template,
                 batch_size=step.batch_size,
                 learning_rate=step.learning_rate,

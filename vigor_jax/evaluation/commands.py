@@ -13,20 +13,19 @@ from vigor_jax.evaluation.json_records import read_records
 from vigor_jax.evaluation.metrics import Metrics, chair_metrics, mme_metrics, pope_metrics
 from vigor_jax.evaluation.pope_build import SPLITS, build_questions
 from vigor_jax.evaluation.synonyms import Synonyms
+from vigor_jax.records import ImageFile
 
 
 class Asks(Protocol):
     """A model that answers questions, see `vigor_jax.asking.Asker`."""
 
     @property
-    def folder(self) -> Path:
-        """Where the images are."""
+    def images(self) -> Mapping[str, ImageFile]:
+        """Name → image, of all there are."""
 
-    @property
-    def images(self) -> Mapping[str, Path]:
-        """Name → file of all images there are."""
-
-    def ask(self, name: str, asked: Sequence[tuple[str, str]], paths: Mapping[str, Path] | None = None) -> list[str]:
+    def ask(
+        self, name: str, asked: Sequence[tuple[str, str]], paths: Mapping[str, ImageFile] | None = None
+    ) -> list[str]:
         """The answers to questions about images; `name` is of the file that they are kept in."""
 
 

@@ -8,12 +8,12 @@ import mimetypes
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from vigor_jax.errors import InputError
 from vigor_jax.evaluation.judge_cache import Reply, ReplyKey
+from vigor_jax.records import ImageFile
 
 # The key or the model is wrong. Not 403: some endpoints say it about a single question.
 _REFUSALS = (401, 404)
@@ -88,7 +88,7 @@ class JudgeRequest:
     question_id: str
     prompt: str
     systems: tuple[str, ...] = ()
-    images: tuple[Path, ...] = ()
+    images: tuple[ImageFile, ...] = ()
 
     def key(self, config: JudgeConfig) -> ReplyKey:
         """Under which its replies are kept; the endpoint's address, the prices and how patient we are do not matter.
@@ -195,7 +195,7 @@ class ChatClient:
         return _read_completion(response.text)
 
 
-def _read_image(path: Path) -> bytes:
+def _read_image(path: ImageFile) -> bytes:
     if mimetypes.guess_type(path.name)[0] not in _IMAGE_TYPES:
         raise InputError(f"{path}: expected a JPEG, PNG, WebP or GIF file to show to the judge; convert it")
     try:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from vigor_jax.data.image_store import open_images
 from vigor_jax.errors import InputError
 from vigor_jax.evaluation import mmhal, preference
 from vigor_jax.evaluation.bootstrap import bootstrap
@@ -17,6 +18,7 @@ from vigor_jax.evaluation.judge_client import JudgeConfig
 from vigor_jax.evaluation.judge_prompt import read_prompt
 from vigor_jax.evaluation.metrics import Metrics
 from vigor_jax.evaluation.mmhal_prompt import PLACES, PROMPT
+from vigor_jax.records import ImageFile
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +71,7 @@ class PreferenceCommand:
     Attributes:
       out: gets `metrics.json`, and `replies.jsonl` with all that the judge said.
       captions: a file for each system, JSON lines with `image` and `text`; its name without the ending is the system's.
-      images: their folder.
+      images: where the images are: a folder, tar shards or Parquet (docs/images.md).
       judge: who judges.
       instruction: what the descriptions were asked for with.
       repeats: how often each image is judged, each time in another order.
@@ -78,7 +80,7 @@ class PreferenceCommand:
 
     out: Path
     captions: tuple[Path, ...]
-    images: Path
+    images: str
     judge: JudgeConfig
     instruction: str = "Describe this image in detail."
     repeats: int = 1
@@ -96,7 +98,8 @@ class PreferenceCommand:
             }
             for path in self.captions
         }
-        images = {image: self.images / image for captions in systems.values() for image in captions}
+        opened = open_images(self.images)
+        images = {image: opened.file(image) for captions in systems.values() for image in captions}
         found = preference.rank(
             systems,
             images,
@@ -116,11 +119,11 @@ class PreferenceCommand:
         }
 
 
-def _image(asker: Asks, image_id: str) -> Path:
+def _image(asker: Asks, image_id: str) -> ImageFile:
     """The file whose name starts with an image's id."""
-    for name, path in asker.images.items():
+    for name in asker.images:
         if Path(name).name.startswith(image_id):
-            return path
+            return asker.images[name]
     raise InputError(f"mmhal: no file in --images starts with {image_id}; download the benchmark's images")
 
 

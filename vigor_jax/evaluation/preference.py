@@ -10,12 +10,12 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from vigor_jax.errors import InputError
 from vigor_jax.evaluation.judge import Judge, Spending, Verdict, spending
 from vigor_jax.evaluation.judge_client import JudgeRequest
 from vigor_jax.evaluation.ranks import CRITERIA, MeanRank, aggregate, parse_ranks
+from vigor_jax.records import ImageFile
 
 _PROMPT = """\
 You see an image and {num} descriptions of it, each written by another system that was asked:
@@ -77,7 +77,7 @@ def shown_order(systems: Sequence[str], image: str, turn: int, seed: int) -> tup
 
 def rank(
     captions: Mapping[str, Mapping[str, str]],
-    images: Mapping[str, Path],
+    images: Mapping[str, ImageFile],
     judge: Judge,
     *,
     instruction: str = "Describe this image in detail.",

@@ -1,6 +1,7 @@
 """Options of the benchmarks of questions and of reference captions, and how answers become figures."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +19,7 @@ from vigor_jax.evaluation.metrics import Metrics
 from vigor_jax.evaluation.mmbench import once, read_mmbench
 from vigor_jax.evaluation.question_layouts import read_gqa, read_scienceqa, read_scienceqa_llava, read_seed
 from vigor_jax.evaluation.questions import Question
+from vigor_jax.records import ImageFile
 
 Layout = Literal["seed", "mmbench", "scienceqa", "gqa", "mmvet"]
 
@@ -48,12 +50,12 @@ class QuestionsCommand:
         """Reads answers, or asks."""
         asked = self._read()
         if asker:
-            paths = None
+            paths: Mapping[str, ImageFile] | None = None
             if self.layout == "mmbench":  # whose file holds the images
                 choices = [question for question in asked if isinstance(question, questions.ChoiceQuestion)]
                 paths = question_files.write_images(choices, self.out / "images")
             elif self.layout == "seed":  # whose images' names have no endings
-                paths = question_files.find_files(asked, asker.folder)
+                paths = question_files.find_files(asked, asker.images)
             texts = asker.ask(self.layout, [(question.image or "", question.prompt) for question in asked], paths)
         elif self.answers:
             texts = question_files.read_answers(self.answers, asked)

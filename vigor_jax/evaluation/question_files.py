@@ -1,6 +1,6 @@
 """What surrounds a benchmark's questions: files of answers, and where the images are."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,7 @@ from vigor_jax.data.images import SUFFIXES
 from vigor_jax.errors import InputError
 from vigor_jax.evaluation.json_records import read_json, read_records
 from vigor_jax.evaluation.questions import ChoiceQuestion, Question
+from vigor_jax.records import ImageFile
 
 _TEXTS = ("answer", "text", "prediction")
 
@@ -74,14 +75,13 @@ def write_images(questions: Iterable[ChoiceQuestion], folder: Path) -> dict[str,
     return paths
 
 
-def find_files(questions: Iterable[Question], folder: Path) -> dict[str, Path]:
+def find_files(questions: Iterable[Question], images: Mapping[str, ImageFile]) -> dict[str, ImageFile]:
     """Image → file, as `Asker.ask` takes it; what is not there is left out.
 
     A name without a suffix, such as SEED-Bench's, may be a file's name as it is, or lack the suffix of an image.
     """
-    paths: dict[str, Path] = {}
+    paths: dict[str, ImageFile] = {}
     for name in dict.fromkeys(question.image for question in questions if question.image):
-        files = (Path(folder) / f"{name}{suffix}" for suffix in ("", *SUFFIXES))
-        if file := next((file for file in files if file.is_file()), None):
-            paths[name] = file
+        if found := next((f"{name}{suffix}" for suffix in ("", *SUFFIXES) if f"{name}{suffix}" in images), None):
+            paths[name] = images[found]
     return paths

@@ -1,6 +1,6 @@
 """Writes one HTML file about one or several runs, which opens from disk and needs nothing else.
 
-    python -m vigor_jax.report RUN_DIR [RUN_DIR ...] [--out FILE] [--images DIR] [--limit N]
+    python -m vigor_jax.report RUN_DIR [RUN_DIR ...] [--out FILE] [--images PLACE] [--limit N]
 
 Whatever a run does not have (an evaluation, a second stream, a reward model of its own) is left out of the page.
 """
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN_DIR")
     parser.add_argument("--out", type=Path, help="the page; by default RUN_DIR/report/index.html, of the first run")
-    parser.add_argument("--images", type=Path, help="their folder; by default as the run's config.yaml says")
+    parser.add_argument("--images", help="where they are (docs/images.md); by default as the run's config.yaml says")
     parser.add_argument("--limit", type=int, default=LIMIT, help="most images in the gallery, spread evenly")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)

@@ -16,7 +16,9 @@ from markupsafe import Markup
 
 import vigor_jax
 from vigor_jax.data import store
+from vigor_jax.data.image_store import open_images
 from vigor_jax.errors import InputError
+from vigor_jax.records import ImageFile
 from vigor_jax.report import charts, panels
 from vigor_jax.report.collect import Cell, Figures, collect, expand, headline
 from vigor_jax.report.reading import Records, image_names, read_records
@@ -40,13 +42,13 @@ class _Run(NamedTuple):
     records: Records | None
 
 
-def build_report(run_dirs: Sequence[Path], out: Path, images: Path | None = None, *, limit: int = LIMIT) -> Path:
+def build_report(run_dirs: Sequence[Path], out: Path, images: str | Path | None = None, *, limit: int = LIMIT) -> Path:
     """Writes the page about one or several runs; what a run does not have is left out.
 
     Args:
       run_dirs: of the runs; one of several rounds counts as so many runs.
       out: the HTML file.
-      images: folder of the images, instead of the one that each run's config names.
+      images: where the images are, instead of where each run's config says.
       limit: most images in the gallery, all runs' together, at least 1; spread evenly over their names.
 
     Returns:
@@ -82,9 +84,9 @@ def build_report(run_dirs: Sequence[Path], out: Path, images: Path | None = None
     return out
 
 
-def _gallery(runs: Sequence[_Run]) -> tuple[dict[str, Any], list[Path | None]]:
-    """The gallery's data, and the files of the pictures that it numbers; runs on one folder share them."""
-    numbers: dict[tuple[Path | None, str], int] = {}
+def _gallery(runs: Sequence[_Run]) -> tuple[dict[str, Any], list[ImageFile | None]]:
+    """The gallery's data, and the files of the pictures that it numbers; runs on one place share them."""
+    numbers: dict[tuple[str | None, str], int] = {}
     found = []
     for figures, records in runs:
         if records:
@@ -93,7 +95,8 @@ def _gallery(runs: Sequence[_Run]) -> tuple[dict[str, Any], list[Path | None]]:
                 for example in records.examples
             ]
             found.append({"name": figures.name, "streams": records.streams, "terms": records.terms, "groups": groups})
-    return {"runs": found}, [folder / name if folder else None for folder, name in numbers]
+    opened = {place: open_images(place) for place, _ in numbers if place}
+    return {"runs": found}, [opened[place].file(name) if place else None for place, name in numbers]
 
 
 def _context(runs: Sequence[_Run], num_images: int, num_shown: int) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import yaml  # type: ignore[import-untyped]
 
+from vigor_jax.data.image_store import Folder, open_images
 from vigor_jax.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -24,7 +25,7 @@ class Figures:
       name: of the run, as the page calls it.
       directory: of the run.
       records: folder or URL of candidates, verdicts and selections.
-      images: folder of the images that were described, None if the run does not say.
+      images: where the images that were described are, None if the run does not say or they are not there.
       evaluation: model ("base", "tuned") → its `metrics.json`; empty if there was no evaluation.
       caption_words: model → words of each caption that CHAIR was computed of.
       reward_model: the last line of `metrics/reward_eval.jsonl`, None if the run trained no reward model.
@@ -34,7 +35,7 @@ class Figures:
     name: str
     directory: Path
     records: str
-    images: Path | None
+    images: str | None
     evaluation: dict[str, dict[str, Any]]
     caption_words: dict[str, list[int]]
     reward_model: dict[str, Any] | None
@@ -90,19 +91,19 @@ def expand(run_dirs: Sequence[Path]) -> dict[str, Path]:
     return {_name(path, max(depth, 2 if path.name.startswith("round-") else 1)): path for path in distinct}
 
 
-def collect(name: str, directory: Path, images: Path | None = None) -> Figures:
+def collect(name: str, directory: Path, images: str | Path | None = None) -> Figures:
     """Reads the small files of a run; those that are not there are left out.
 
     Args:
       name: of the run.
       directory: of the run.
-      images: folder of its images, instead of what its config says.
+      images: where its images are, instead of what its config says.
 
     Raises:
-      InputError: a file is damaged, or the folder of images is not there although it was given.
+      InputError: a file is damaged, or the images are not there although they were given.
     """
-    if images is not None and not images.is_dir():
-        raise InputError(f"report: --images {images} is no directory")
+    if images is not None and not _is_there(str(images)):
+        raise InputError(f"report: --images {images} is no directory, and no shards are there")
     config = _read_config(directory / "config.yaml")
     evaluation, words = {}, {}
     for model in MODELS:
@@ -118,7 +119,7 @@ def collect(name: str, directory: Path, images: Path | None = None) -> Figures:
         name=name,
         directory=directory,
         records=records,
-        images=images or _find_folder(_get(config, "sample", "images"), directory),
+        images=str(images) if images else _find_images(_get(config, "sample", "images"), directory),
         evaluation=evaluation,
         caption_words=words,
         reward_model=lines[-1] if lines else None,
@@ -201,15 +202,24 @@ def _name(path: Path, depth: int) -> str:
     return "/".join(path.parts[-depth:])
 
 
-def _find_folder(name: Any, directory: Path) -> Path | None:
-    """The folder that a config names, from here or from any folder above the run; None if it is nowhere."""
+def _find_images(name: Any, directory: Path) -> str | None:
+    """The place that a config names, from here or from any folder above the run; None if it is nowhere."""
     if not name:
         return None
-    for base in (Path(), *directory.resolve().parents):
-        if (base / str(name)).is_dir():
-            return base / str(name)
+    bases = () if "://" in str(name) else directory.resolve().parents
+    for place in (str(name), *(str(base / str(name)) for base in bases)):
+        if _is_there(place):
+            return place
     logger.warning("%s: the images' folder %s is not there; give --images", directory, name)
     return None
+
+
+def _is_there(place: str) -> bool:
+    try:
+        images = open_images(place)
+    except InputError:
+        return False
+    return not isinstance(images, Folder) or Path(place).is_dir()
 
 
 def _get(config: Any, section: str, key: str) -> Any:

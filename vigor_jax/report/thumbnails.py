@@ -5,7 +5,6 @@ import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +12,7 @@ from PIL import Image
 
 from vigor_jax.data.images import load_image
 from vigor_jax.errors import InputError
+from vigor_jax.records import ImageFile
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class Thumbnail(NamedTuple):
     data: bytes
 
 
-def make_thumbnails(paths: Sequence[Path | None], budget: int) -> list[Thumbnail | None]:
+def make_thumbnails(paths: Sequence[ImageFile | None], budget: int) -> list[Thumbnail | None]:
     """Thumbnails, as large and as good as fit; None for each image that is not there or cannot be read.
 
     Args:
@@ -59,7 +59,7 @@ def make_thumbnails(paths: Sequence[Path | None], budget: int) -> list[Thumbnail
     return made
 
 
-def _make(level: tuple[int, int], path: Path | None) -> Thumbnail | None:
+def _make(level: tuple[int, int], path: ImageFile | None) -> Thumbnail | None:
     side, quality = level
     if path is None:
         return None

@@ -6,7 +6,7 @@ import json
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -17,13 +17,15 @@ from detector_bridge.errors import InputError as BridgeError
 from detector_bridge.local import LocalConfig, LocalDetector
 from detector_bridge.refusal import RefusedError
 from vigor_jax.errors import InputError
-from vigor_jax.records import Judged, Signal, Verdict
+from vigor_jax.records import ImageFile, Judged, Signal, Verdict
 from vigor_jax.rewards.phrases import Phrase, PhrasesConfig, make_phrases
 from vigor_jax.rewards.sentences import split_sentences
 
 # No noun phrase is longer; what degenerate text strings together is judged as not found, without asking.
 MAX_LETTERS = 80
 PHRASES_A_REQUEST = 500
+
+IMAGE_READERS = 4
 
 # Where the detector is and how it is reached; changes nothing about the verdicts.
 NOT_IN_VERDICTS = frozenset((
@@ -141,20 +143,20 @@ class DetectorStream:
     def judge(self, items: Iterable[Judged]) -> Iterator[list[Verdict]]:
         """See `RewardStream.judge`; at most `in_flight` images are under way."""
         pending: deque[_Asked] = deque()
-        for item in items:
-            pending.append(self._ask(item))
+        for item, image in _read_ahead(items):
+            pending.append(self._ask(item, image))
             while pending and (len(pending) >= self._config.in_flight or all(f.done() for f in pending[0].answers)):
                 yield self._verdicts(pending.popleft())
         while pending:
             yield self._verdicts(pending.popleft())
 
-    def _ask(self, item: Judged) -> _Asked:
+    def _ask(self, item: Judged, image: Path | bytes) -> _Asked:
         phrases = [self._phrases(text, split_sentences(text)) for text in item.texts]
         union = dict.fromkeys(phrase.text for own in phrases for phrase in own if len(phrase.text) <= MAX_LETTERS)
         wanted = list(union)
         requests = [
             Request(
-                item.path,
+                image,
                 tuple(wanted[first : first + PHRASES_A_REQUEST]),
                 self._config.box_threshold,
                 self._config.text_threshold,
@@ -187,6 +189,26 @@ class DetectorStream:
             *(_content(path) for path in (config.phrases.non_visual, config.phrases.entities, config.phrases.tagger)),
         ]
         return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+
+
+def _read_ahead(items: Iterable[Judged]) -> Iterator[tuple[Judged, Path | bytes]]:
+    """Items with their images: those in shards, which may be far away, are read a few ahead; the client reads files."""
+    waiting: deque[tuple[Judged, Future[Path | bytes]]] = deque()
+    readers = ThreadPoolExecutor(IMAGE_READERS, "read-image")
+    try:
+        for item in items:
+            waiting.append((item, readers.submit(_content_of, item.path)))
+            if len(waiting) > 2 * IMAGE_READERS:
+                first, image = waiting.popleft()
+                yield first, image.result()
+        for item, image in waiting:
+            yield item, image.result()
+    finally:
+        readers.shutdown(cancel_futures=True)
+
+
+def _content_of(image: ImageFile) -> Path | bytes:
+    return image if isinstance(image, Path) else image.read_bytes()
 
 
 def _signal(phrase: Phrase, found: Mapping[str, Detection]) -> Signal:

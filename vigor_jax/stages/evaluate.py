@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from vigor_jax.answering import Answerer, Question, read_answers
 from vigor_jax.data.conversation import TEMPLATES
+from vigor_jax.data.image_store import open_images
 from vigor_jax.data.store import write_atomically
 from vigor_jax.decoding import SamplingConfig
 from vigor_jax.errors import InputError
@@ -18,6 +19,7 @@ from vigor_jax.evaluation import chair, mme, pope
 from vigor_jax.evaluation.metrics import Metrics, chair_metrics, mme_metrics, pope_metrics, table
 from vigor_jax.evaluation.synonyms import Synonyms
 from vigor_jax.hf.load import Source
+from vigor_jax.records import ImageFile
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +29,8 @@ class EvaluateConfig:
     """What the models are asked, beside each other.
 
     Attributes:
-      images: folder of the images that CHAIR's captions and POPE's questions are about.
+      images: the images that CHAIR's captions and POPE's questions are about: a folder, tar shards or Parquet
+        (docs/images.md).
       objects: what is in each image, which turns CHAIR on: JSON {image: [object, ...]}, or COCO's instances and
         captions; several files add to each other.
       synonyms: CHAIR's table of names; by default the objects' own names and their plurals.
@@ -41,7 +44,7 @@ class EvaluateConfig:
       answers: how answers are.
     """
 
-    images: Path | None = None
+    images: str | None = None
     objects: tuple[Path, ...] = ()
     synonyms: Path | None = None
     pope: tuple[Path, ...] = ()
@@ -137,12 +140,13 @@ def _mme(config: EvaluateConfig, mme_folder: Path, answerer: Answerer, folder: P
     return mme_metrics(results)
 
 
-def _images(config: EvaluateConfig, names: Sequence[str]) -> dict[str, Path]:
-    """Files of the images that are asked about."""
+def _images(config: EvaluateConfig, names: Sequence[str]) -> dict[str, ImageFile]:
+    """The images that are asked about."""
     assert config.images
-    paths = {name: config.images / name for name in names}
-    if gone := [path for path in paths.values() if not path.is_file()]:
+    images = open_images(config.images)
+    if gone := images.missing(names):
         raise InputError(
-            f"evaluate: image {gone[0]} does not exist ({len(gone)} of {len(paths)} are missing); check evaluate.images"
+            f"evaluate: image {images.file(gone[0])} does not exist ({len(gone)} of {len(names)} are missing); check "
+            "evaluate.images"
         )
-    return paths
+    return {name: images.file(name) for name in names}

@@ -5,7 +5,7 @@ import hashlib
 import itertools
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,18 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from vigor_jax.data.conversation import TEMPLATES, encode_prompt
-from vigor_jax.data.images import find_images, load_image, preprocess
+from vigor_jax.data.image_store import Images, open_images
+from vigor_jax.data.images import load_image, preprocess
 from vigor_jax.data.store import join, part_count, part_metadata, parts_done, read_batches, write_part
 from vigor_jax.decoding import SamplingConfig
 from vigor_jax.errors import InputError
 from vigor_jax.hf.load import Source, load_llava
-from vigor_jax.records import Candidate
+from vigor_jax.records import Candidate, ImageFile
 from vigor_jax.sampling import Completion, Request, Sampler
 
 logger = logging.getLogger(__name__)
+
+_NAMES_AT_A_TIME = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,15 +34,16 @@ class SampleConfig:
     """What is sampled.
 
     Attributes:
-      images: folder of unlabelled images, searched however deep.
+      images: the unlabelled images: a folder, searched however deep, tar shards or Parquet, local or remote
+        (docs/images.md).
       prompts: each image is asked one of them, drawn by its name and the seed.
       template: the conversation format that the model was trained with.
       images_per_part: images in one file of candidates; what a kill can lose is one file.
-      limit: only so many images, the first by name; 0 takes all.
+      limit: only so many images, the first in their order, which in a folder is that of the names; 0 takes all.
       sampling: how candidates are drawn.
     """
 
-    images: Path | None = None
+    images: str | None = None
     prompts: tuple[str, ...] = ("Describe this image in detail.",)
     template: str = "v1"
     images_per_part: int = 256
@@ -80,12 +84,11 @@ def sample(
     Raises:
       InputError: no images, or one cannot be read.
     """
-    images = list(images_of(config).items())
-    parts = [images[i : i + config.images_per_part] for i in range(0, len(images), config.images_per_part)]
-    folder, count = join(records, "candidates"), len(parts)
+    images, size = images_of(config), config.images_per_part
+    folder, count = join(records, "candidates"), -(-len(images) // size)
     done = parts_done(folder, count)
     todo = [index for index in range(count) if index not in done]
-    done_images = sum(len(part) for index, part in enumerate(parts) if index in done)
+    done_images = sum(min(size, len(images) - index * size) for index in done)
     for index in sorted(done):
         on_part(index, count)
     if not todo:
@@ -93,7 +96,6 @@ def sample(
         return
     model = load_llava(source, mesh=mesh, dtype=dtype, scan=False)
     sampler = Sampler(model, source.tokenizer, config.sampling, mesh, TEMPLATES[config.template].stop)
-    prompts = {image: _prompt(config, image) for index in todo for image, _ in parts[index]}
     encoded = {
         prompt: encode_prompt(
             source.tokenizer,
@@ -102,59 +104,67 @@ def sample(
             image_token_id=source.config.image_token_id,
             num_image_tokens=source.config.num_image_tokens,
         )
-        for prompt in set(prompts.values())
+        for prompt in set(config.prompts)
     }
+
+    def part(index: int) -> Iterator[tuple[str, str]]:
+        """Image and prompt; of a hundred million images no process holds all names."""
+        return ((image, _prompt(config, image)) for image in images.names(index * size, (index + 1) * size))
 
     def requests() -> Iterator[Request]:
         for index in todo:
-            for image, path in parts[index]:
-                pixels = partial(_pixels, path, source)
-                yield Request(image, encoded[prompts[image]], pixels, prompts[image])
+            for image, prompt in part(index):
+                yield Request(image, encoded[prompt], partial(_pixels, images.file(image), source), prompt)
 
     completions = sampler.generate(requests())
-    metadata = {"images": name_images(image for image, _ in images)}
+    metadata = {"images": name_images(images)}
     is_writer = jax.process_index() == 0
     with tqdm(
         total=len(images), initial=done_images, unit="image", desc="sample", dynamic_ncols=True, disable=not is_writer
     ) as bar:
         for index in todo:
             candidates: list[Candidate] = []
-            for image, _ in parts[index]:
-                candidates += [_candidate(completion, prompts[image]) for completion in next(completions)]
+            for _, prompt in part(index):
+                candidates += [_candidate(completion, prompt) for completion in next(completions)]
                 bar.update()
             if index % jax.process_count() == jax.process_index():
                 write_part(folder, index, count, candidates, Candidate, metadata)
             on_part(index, count)
 
 
-def images_of(config: SampleConfig) -> dict[str, Path]:
-    """Name → file of the images to sample, in their order.
+def images_of(config: SampleConfig) -> Images:
+    """The images to sample.
 
     Raises:
       InputError: there are none.
     """
     if config.images is None:
         raise InputError("sample.images is not given; name the folder of images")
-    return dict(itertools.islice(find_images(config.images).items(), config.limit or None))
+    return open_images(config.images, limit=config.limit)
 
 
-def name_images(images: Iterable[str]) -> str:
+def name_images(images: Collection[str]) -> str:
     """A set of images in few words, kept with its candidates."""
-    names = list(images)
-    return f"{len(names)} images, names {hashlib.sha256(json.dumps(names).encode()).hexdigest()[:12]}"
+    digest, names, before = hashlib.sha256(b"["), iter(images), b""
+    while some := list(itertools.islice(names, _NAMES_AT_A_TIME)):  # as if all were one JSON list
+        digest.update(before + json.dumps(some)[1:-1].encode())
+        before = b", "
+    digest.update(b"]")
+    return f"{len(images)} images, names {digest.hexdigest()[:12]}"
 
 
-def check_images(images: Iterable[str], records: str | Path) -> str:
+def check_images(images: Collection[str], records: str | Path) -> str:
     """What differs between the images and those that `candidates/` are of, "" if nothing does."""
-    folder, names = join(records, "candidates"), list(images)
-    if part_metadata(folder).get("images", name_images(names)) == name_images(names):
+    folder = join(records, "candidates")
+    sampled_of = part_metadata(folder).get("images")
+    if sampled_of is None or sampled_of == name_images(images):
         return ""
     count = part_count(folder) or 0
     batches = (read_batches(folder, i, count, columns=["image"]) for i in sorted(parts_done(folder, count)))
     sampled = {name for part in batches for batch in part for name in batch.column("image").to_pylist()}
-    if gone := sorted(sampled - set(names)):
+    if gone := sorted(sampled.difference(images)):
         return f"{gone[0]} has candidates in {folder} and is gone from the images ({len(gone)} in all)"
-    return f"{folder} is of {part_metadata(folder)['images']}, and there are now {len(names)} images"
+    return f"{folder} is of {sampled_of}, and there are now {len(images)} images"
 
 
 def _prompt(config: SampleConfig, image: str) -> str:
@@ -163,8 +173,8 @@ def _prompt(config: SampleConfig, image: str) -> str:
     return config.prompts[int.from_bytes(digest, "little") % len(config.prompts)]
 
 
-def _pixels(path: Path, source: Source) -> Any:
-    return preprocess(load_image(path), source.preprocessing)
+def _pixels(image: ImageFile, source: Source) -> Any:
+    return preprocess(load_image(image), source.preprocessing)
 
 
 def _candidate(completion: Completion, prompt: str) -> Candidate:

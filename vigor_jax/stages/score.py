@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from vigor_jax.data.image_store import Images, open_images
 from vigor_jax.data.store import count_parts, has_part, join, part_metadata, read_part, write_part
 from vigor_jax.errors import InputError
 from vigor_jax.records import Candidate, Judged, Verdict
@@ -66,7 +67,7 @@ def stream_class(spec: str) -> type[RewardStream]:
 def score(
     stream: RewardStream,
     records: str | Path,
-    images: Path,
+    images: str | Path,
     *,
     process_index: int = 0,
     process_count: int = 1,
@@ -77,7 +78,7 @@ def score(
     Args:
       stream: the judge.
       records: has `candidates/`; local or remote.
-      images: the folder that image paths are relative to.
+      images: where the images are, a place of `data.image_store.open_images`.
       process_index: of this process.
       process_count: of all.
       together: all processes judge each part together, as a model on the mesh must, and one of them writes it; else
@@ -104,13 +105,13 @@ def score(
         dynamic_ncols=True,
         disable=process_index != 0,
     ) as bar:
-        for _ in _judge_parts(stream, records, images, todo, count, writes):
+        for _ in _judge_parts(stream, records, open_images(images), todo, count, writes):
             bar.update()
 
 
 @contextmanager
 def scoring_ahead(
-    stream: RewardStream, records: str | Path, images: Path, *, process_index: int = 0, process_count: int = 1
+    stream: RewardStream, records: str | Path, images: str | Path, *, process_index: int = 0, process_count: int = 1
 ) -> Iterator[Callable[[int, int], None]]:
     """Judges parts in a thread, as soon as they are named, while the accelerator samples the next ones.
 
@@ -123,6 +124,7 @@ def scoring_ahead(
     if different := check_digest(stream, records):
         raise InputError(different)
     folder = join(records, "verdicts", stream.name)
+    opened = open_images(images)
     named: queue.Queue[tuple[int, int] | None] = queue.Queue()
     busy, failures, halted = 0.0, list[BaseException](), threading.Event()
 
@@ -134,7 +136,7 @@ def scoring_ahead(
                 continue
             started = time.monotonic()
             try:
-                for _ in _judge_parts(stream, records, images, [index], count, {index}):
+                for _ in _judge_parts(stream, records, opened, [index], count, {index}):
                     pass
             except BaseException as error:  # it is raised where the context is left
                 failures.append(error)
@@ -173,7 +175,7 @@ def check_digest(stream: RewardStream, records: str | Path) -> str:
 
 
 def _judge_parts(
-    stream: RewardStream, records: str | Path, images: Path, todo: Sequence[int], count: int, writes: set[int]
+    stream: RewardStream, records: str | Path, images: Images, todo: Sequence[int], count: int, writes: set[int]
 ) -> Iterator[int]:
     """Judges parts in one go, so that the stream reads ahead across their borders; yields each one's index when it
     is done."""
@@ -196,14 +198,13 @@ def _judge_parts(
         yield index
 
 
-def read_items(candidates: Iterable[Candidate], images: Path) -> Iterator[Judged]:
+def read_items(candidates: Iterable[Candidate], images: Images) -> Iterator[Judged]:
     """The candidates of each image and prompt, which stand together.
 
     Raises:
       InputError: an image is gone; names it.
     """
     for (image, prompt), group in itertools.groupby(candidates, key=lambda record: (record.image, record.prompt)):
-        path = images / image
-        if not path.is_file():
-            raise InputError(f"score: {path} has candidates and is gone; put it back, or sample again")
-        yield Judged(image, path, prompt, tuple(record.text for record in group))
+        if image not in images:
+            raise InputError(f"score: {images.file(image)} has candidates and is gone; put it back, or sample again")
+        yield Judged(image, images.file(image), prompt, tuple(record.text for record in group))

@@ -23,6 +23,7 @@ from vigor_jax.data.annotations import read_annotations
 from vigor_jax.data.branch_batches import BranchLoader, BranchRows
 from vigor_jax.data.branches import QUESTIONS, BranchEncoder, Description, Per, Sheet, answer, asked
 from vigor_jax.data.conversation import TEMPLATES
+from vigor_jax.data.image_store import Images, open_images
 from vigor_jax.errors import InputError
 from vigor_jax.hf.load import Source
 from vigor_jax.models.llava import Llava
@@ -49,7 +50,7 @@ class TrainRewardConfig(SftConfig):
 
     Attributes:
       annotations: judged descriptions, see docs/artifacts.md.
-      images: folder that their image paths are relative to.
+      images: where the images that they name are: a folder, tar shards or Parquet (docs/images.md).
       epochs: passes over the data; the paper's 5.
       batch_size: rows an update, over all devices: images in branch form, sentences in separate form.
       max_length: most tokens of a row; an image whose descriptions do not fit gets several rows.
@@ -98,7 +99,7 @@ def train_reward(config: TrainRewardConfig, source: Source, run_dir: Path, mesh:
     if config.annotations is None or config.images is None:
         raise InputError("annotations, images: name the file of judged descriptions and the folder of their images")
     batch_size_per_step(config.batch_size, mesh, config.accumulate)
-    annotations = _read(config.annotations, config.images)
+    annotations = _read(config.annotations, open_images(config.images))
     held_out = {image: group for image, group in annotations.items() if is_held_out(image, config.held_out)}
     taught = {image: group for image, group in annotations.items() if image not in held_out}
 
@@ -168,15 +169,14 @@ def train_reward(config: TrainRewardConfig, source: Source, run_dir: Path, mesh:
     )  # fmt: skip
 
 
-def _read(path: Path, folder: Path) -> dict[str, list[Annotation]]:
+def _read(path: Path, images: Images) -> dict[str, list[Annotation]]:
     """The annotations that have sentences, by their images, which must all be there."""
     annotations: dict[str, list[Annotation]] = {}
     for annotation in read_annotations(path):
         if annotation.sentences:
             annotations.setdefault(annotation.image, []).append(annotation)
-    for image in annotations:
-        if not (folder / image).is_file():
-            raise InputError(f"{path}: image {folder / image} does not exist; check the image folder")
+    if missing := images.missing(annotations):
+        raise InputError(f"{path}: image {images.file(missing[0])} does not exist; check the image folder")
     return annotations
 
 
@@ -224,7 +224,7 @@ def make_sheets(
     Raises:
       InputError: a description is too long.
     """
-    folder, sheets = config.images or Path(), []
+    images, sheets = open_images(config.images or "."), []
     for image, group in annotations.items():
         descriptions = []
         for index, annotation in enumerate(group):
@@ -243,7 +243,7 @@ def make_sheets(
         else:
             rows = [descriptions]
         for row in rows:
-            sheets += encoder.sheets(image, folder / image, row)
+            sheets += encoder.sheets(image, images.file(image), row)
     return sheets
 
 

@@ -38,7 +38,7 @@ class SftConfig:
 
     Attributes:
       data: conversations in LLaVA's format.
-      images: folder that their image paths are relative to.
+      images: where the images that they name are: a folder, tar shards or Parquet (docs/images.md).
       template: conversation format, a key of `data.conversation.TEMPLATES`.
       epochs: passes over the data.
       batch_size: examples an update, over all devices.
@@ -63,7 +63,7 @@ class SftConfig:
     """
 
     data: Path | None = None
-    images: Path | None = None
+    images: str | None = None
     template: str = "v1"
     epochs: int = 1
     batch_size: int = 32
