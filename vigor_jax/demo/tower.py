@@ -4,6 +4,7 @@ LLaVA begins with a tower that already speaks: CLIP's has learnt which words go 
 here, patch by patch: the projected feature of a patch is to be near the embeddings of the words that are true of it.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -19,8 +20,6 @@ from vigor_jax.demo.drawing import draw
 from vigor_jax.demo.language import NUMBERS
 from vigor_jax.models.llava import Llava
 
-NUM_SCENES, NUM_STEPS, BATCH_SIZE = 8_000, 1_500, 64
-LEARNING_RATE = 1e-3
 SHARPNESS = 20.0  # cosines times this are scores
 ABSENT = NUMBERS[0]
 # For each patch one word of each group is true.
@@ -34,22 +33,41 @@ GROUPS: tuple[tuple[str, ...], ...] = (
 PARTS = ("vision_tower", "multi_modal_projector")
 
 
-def teach_tower(model: Llava, token_ids: Mapping[str, int], seed: int) -> float:
+@dataclasses.dataclass(frozen=True)
+class TowerConfig:
+    """How long the tower learns.
+
+    Attributes:
+      num_scenes: drawn beforehand.
+      num_steps: updates.
+      batch_size: scenes an update.
+      learning_rate: peak.
+    """
+
+    num_scenes: int = 8_000
+    num_steps: int = 1_500
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+
+
+def teach_tower(model: Llava, token_ids: Mapping[str, int], seed: int, config: TowerConfig | None = None) -> float:
     """Trains tower and projector in place; the language model stays as it is.
 
     Args:
       model: with separate layers.
       token_ids: of the words.
       seed: of scenes and batches.
+      config: how long.
 
     Returns:
       Share of words that the tower gets right on the last hundred batches.
     """
-    pixels, words = _lessons(seed)
+    config = config or TowerConfig()
+    pixels, words = _lessons(config.num_scenes, seed)
     table = model.language_model.embed_tokens[...]
     groups = [_unit(table[jnp.array([token_ids[word] for word in group])]) for group in GROUPS]
     graphdef, taught, rest = nnx.split(model, lambda path, _: path[0] in PARTS, ...)
-    optimizer = optax.adam(optax.warmup_cosine_decay_schedule(0, LEARNING_RATE, 50, NUM_STEPS))
+    optimizer = optax.adam(optax.warmup_cosine_decay_schedule(0, config.learning_rate, 50, config.num_steps))
 
     def loss(taught: nnx.State, pixels: UInt8[Array, "B S S 3"], words: Int[Array, "B P G"]) -> tuple[Array, Array]:
         features = _unit(nnx.merge(graphdef, taught, rest).encode_images(pixels))
@@ -68,9 +86,9 @@ def teach_tower(model: Llava, token_ids: Mapping[str, int], seed: int) -> float:
         return optax.apply_updates(taught, updates), state, right
 
     state, rng, found = optimizer.init(taught), np.random.default_rng([seed, 1]), []
-    with tqdm(range(NUM_STEPS), desc="tower", unit="step", dynamic_ncols=True) as bar:
+    with tqdm(range(config.num_steps), desc="tower", unit="step", dynamic_ncols=True) as bar:
         for _ in bar:
-            rows = rng.choice(len(pixels), BATCH_SIZE, replace=False)
+            rows = rng.choice(len(pixels), config.batch_size, replace=False)
             taught, state, right = update(taught, state, pixels[rows], words[rows])
             found.append(float(right))
             bar.set_postfix(right=f"{found[-1]:.3f}")
@@ -92,8 +110,8 @@ def name_patches(scene: scenes.Scene) -> Int[np.ndarray, "P G"]:
     return grid.repeat(2, axis=0).repeat(2, axis=1).reshape(-1, len(GROUPS))
 
 
-def _lessons(seed: int) -> tuple[UInt8[np.ndarray, "N S S 3"], Int[np.ndarray, "N P G"]]:
-    found: Sequence[scenes.Scene] = [scenes.make_scene(np.random.default_rng([seed, 50, n])) for n in range(NUM_SCENES)]
+def _lessons(count: int, seed: int) -> tuple[UInt8[np.ndarray, "N S S 3"], Int[np.ndarray, "N P G"]]:
+    found: Sequence[scenes.Scene] = [scenes.make_scene(np.random.default_rng([seed, 50, n])) for n in range(count)]
     bar = tqdm(found, desc="drawing, tower", unit="scene", dynamic_ncols=True)
     return np.stack([np.asarray(draw(scene)) for scene in bar]), np.stack([name_patches(scene) for scene in found])
 
