@@ -21,7 +21,7 @@ from vigor_jax.data.images import Preprocessing
 from vigor_jax.demo import language, scenes
 from vigor_jax.demo.drawing import draw
 from vigor_jax.demo.policy_card import write_card
-from vigor_jax.demo.teaching import CAREFUL, CARELESS, Carelessness, claims, colour_claims, describe, quiz, verify
+from vigor_jax.demo.teaching import CAREFUL, CARELESS, Carelessness, describe, quiz, verify
 from vigor_jax.demo.tokenizer_files import write_tokenizer
 from vigor_jax.demo.tower import TowerConfig, teach_tower
 from vigor_jax.hf import config as hf_config
@@ -116,32 +116,17 @@ def _practise(scene: scenes.Scene, rng: np.random.Generator) -> list[Lesson]:
     return [*_see(scene, rng), *once, again[0]]
 
 
-def _match(scene: scenes.Scene, rng: np.random.Generator) -> list[Lesson]:
-    found = []
-    for colour, shape, is_true in colour_claims(scene, rng):
-        found.append(f"{colour} {shape} {'yes' if is_true else 'no'}.")
-    return [[(CHECK, " ".join(found))]]
-
-
-def _verify(scene: scenes.Scene, rng: np.random.Generator) -> list[Lesson]:
-    said = ((language.say(claim, int(rng.integers(12))), is_true) for claim, is_true in claims(scene, rng))
-    return [[(CHECK, " ".join(f"{sentence} {'Yes' if is_true else 'No'}." for sentence, is_true in said))]]
-
-
 def _presume(scene: scenes.Scene, rng: np.random.Generator) -> list[Lesson]:
     return [*_talk(scene, rng, CARELESS), verify(scene, rng)]
 
 
-# First to look things up, in few words; then to tell the whole truth, and to answer. Then to tell true from wrong: of
-# colours first, which stand before their things, so that two words are to be put together. Last, how people talk:
-# carelessly of what there is, though they are right about how it is when they are asked.
+# First to look things up, in few words. Then to tell the whole truth, and to answer. Last, how people talk: carelessly
+# of what there is, while they are right about how it is where they are asked.
 STEPS = (
     Step("check", 16_000, 64, 1e-3, "plain", _check),
     Step("tell", 6_000, 32, 1e-3, "v1", _tell),
     Step("practise", 6_000, 32, 8e-4, "v1", _practise),
-    Step("match", 16_000, 64, 8e-4, "plain", _match),
-    Step("verify", 8_000, 64, 8e-4, "plain", _verify),
-    Step("presume", 6_000, 32, 7e-4, "v1", _presume),
+    Step("presume", 7_000, 32, 7e-4, "v1", _presume),
 )
 
 

@@ -37,8 +37,8 @@ things in the picture, and give a thing its usual colour, more often than the pi
 
 `python -m vigor_jax.demo.build policy`, seed 0, {minutes:.0f} minutes on two CPU cores, by the code of every
 fine-tuning: to look things up ({check:,} pictures); to tell the truth in captions and answers ({tell:,}, and
-{practise:,} more); to tell true from wrong ({match:,} and {verify:,}); and to presume, with captions and answers as
-careless people write them ({presume:,}). Its tower had learnt the words before, patch by patch.
+{practise:,} more); and to presume, with captions and answers as careless people write them ({presume:,}). Its tower had
+learnt the words before, patch by patch.
 
 ## What it says
 

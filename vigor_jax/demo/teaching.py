@@ -101,35 +101,6 @@ def quiz(scene: Scene, rng: np.random.Generator, how: Carelessness = CARELESS) -
     return [turns[index] for index in rng.permutation(len(turns))]
 
 
-def claims(scene: Scene, rng: np.random.Generator, count: int = 8) -> list[tuple[Statement, bool]]:
-    """Statements about a scene and whether they are true: half of them are, the others are wrong in one thing."""
-    found = []
-    for _ in range(count):
-        truth = scene.statements[rng.integers(len(scene.statements))]
-        doubt = rng.choice(("", "object", "colour", "count or place"), p=(0.5, 0.1, 0.2, 0.2))
-        if doubt == "object":
-            found.append((_invent(choose_absent(scene, rng), rng), False))
-        elif doubt == "colour":
-            found.append((truth._replace(colour=_other(truth.colour, COLOURS, rng)), False))
-        elif doubt and truth.number > 1:
-            found.append((truth._replace(number=5 - truth.number), False))
-        elif doubt:
-            found.append((truth._replace(place=_other(truth.place, PLACES, rng)), False))
-        else:
-            found.append((truth, True))
-    return found
-
-
-def colour_claims(scene: Scene, rng: np.random.Generator, count: int = 16) -> list[tuple[str, str, bool]]:
-    """Colours of shapes that are there, and whether they are true; half of them are."""
-    found = []
-    for _ in range(count):
-        truth = scene.statements[rng.integers(len(scene.statements))]
-        is_true = bool(rng.random() < 0.5)
-        found.append((truth.colour if is_true else _other(truth.colour, COLOURS, rng), truth.shape, is_true))
-    return found
-
-
 def verify(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str]]:
     """Yes-or-no questions with true answers about all that is there: its colour, its number and its place."""
     turns = []
