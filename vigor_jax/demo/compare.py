@@ -107,12 +107,13 @@ def main() -> None:
     print(table)
 
 
-def compare(directory: Path, sizes: WorldConfig) -> dict[str, dict[str, float]]:
-    """All variants of one seed.
+def compare(directory: Path, sizes: WorldConfig, variants: Sequence[Variant] = VARIANTS) -> dict[str, dict[str, float]]:
+    """Runs variants of one seed.
 
     Args:
       directory: gets the world and a run for each variant.
       sizes: of the world; its seed is that of candidates, training and evaluation, too.
+      variants: which; the first one's run evaluates the base as well.
 
     Returns:
       Figures by variant, "base" among them, and column; and under "auc" the reward model's, kind by kind.
@@ -136,10 +137,10 @@ def compare(directory: Path, sizes: WorldConfig) -> dict[str, dict[str, float]]:
     Run(_in(holistic, directory / "holistic_reward", ("train_reward", "score"))).go()
 
     found: dict[str, dict[str, float]] = {}
-    for variant in VARIANTS:
+    for variant in variants:
         logger.info("seed %d: %s", seed, variant.label)
         run_dir = directory / variant.name
-        with_base = variant is VARIANTS[0]
+        with_base = variant is variants[0]
         _run(variant, config, directory, run_dir, with_base=with_base)
         if with_base:
             found["base"] = figures(run_dir / EVALUATION / "base", world)
@@ -167,8 +168,7 @@ def to_markdown(found: Sequence[Mapping[str, Mapping[str, float]]]) -> str:
     """Means over seeds ± standard deviations, in percent but for words."""
     head = ["variant", *(label for label, _ in COLUMNS)]
     lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
-    labels = {"base": "base", **{variant.name: variant.label for variant in VARIANTS}}
-    for name, label in labels.items():
+    for name, label in _labels(found[0]).items():
         cells = []
         for _, column in COLUMNS:
             factor = 1 if column == "words" else 100
@@ -188,8 +188,7 @@ def plot(found: Sequence[Mapping[str, Mapping[str, float]]], path: Path) -> None
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 5.5), dpi=130)
-    labels = {"base": "base", **{variant.name: variant.label for variant in VARIANTS}}
-    for number, (name, label) in enumerate(labels.items()):
+    for number, (name, label) in enumerate(_labels(found[0]).items()):
         points = [(100 * seed[name]["recall"], 100 * seed[name]["chair_i"]) for seed in found]
         mean = [fmean(values) for values in zip(*points, strict=True)]
         spread = [stdev(values) if len(points) > 1 else math.nan for values in zip(*points, strict=True)]
@@ -201,6 +200,10 @@ def plot(found: Sequence[Mapping[str, Mapping[str, float]]], path: Path) -> None
     figure.tight_layout()
     figure.savefig(path)
     pyplot.close(figure)
+
+
+def _labels(found: Mapping[str, Any]) -> dict[str, str]:
+    return {"base": "base", **{variant.name: variant.label for variant in VARIANTS if variant.name in found}}
 
 
 def _config(world: Path, seed: int) -> TrainConfig:
