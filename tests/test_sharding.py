@@ -64,10 +64,29 @@ def test_who_joins(monkeypatch, config, tasks, joins):
     monkeypatch.delenv("SLURM_NTASKS", raising=False)
     if tasks:
         monkeypatch.setenv("SLURM_NTASKS", tasks)
+    join(config)
+    assert calls == ([(config.coordinator, config.num_processes, config.process_id, None)] if joins else [])
+
+
+def join(config):
     before = jax.config.jax_cpu_collectives_implementation
     sharding.join_processes(config)
     jax.config.update("jax_cpu_collectives_implementation", before)
-    assert calls == ([(config.coordinator, config.num_processes, config.process_id)] if joins else [])
+
+
+@pytest.mark.parametrize(
+    ("tasks", "chosen", "devices"),
+    [("1", None, []), ("1(x4)", None, []), ("8(x2)", None, None), ("1,2", None, None), ("1(x4)", "0,1", None)],
+)
+def test_gpus_of_a_slurm_task(monkeypatch, tasks, chosen, devices):
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *given: calls.append(given))
+    monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", tasks)
+    monkeypatch.delenv("JAX_LOCAL_DEVICE_IDS", raising=False)
+    if chosen:
+        monkeypatch.setenv("JAX_LOCAL_DEVICE_IDS", chosen)
+    join(DistributedConfig(enabled=True))
+    assert calls == [(None, None, None, devices)]
 
 
 def test_to_global_keeps_the_rows():

@@ -8,6 +8,7 @@ import dataclasses
 import importlib.util
 import math
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,13 @@ class DistributedConfig:
 
 
 def join_processes(config: DistributedConfig) -> None:
-    """Initialises `jax.distributed`; TPU pods and SLURM are recognised, elsewhere the three flags say how."""
+    """Initialises `jax.distributed`; TPU pods and SLURM are recognised, elsewhere the three flags say how.
+
+    In a SLURM job a task has its node's GPUs if it is alone there, and one of them if there are several.
+
+    Raises:
+      InputError: only some of the three flags are given.
+    """
     enabled = config.coordinator is not None or in_cluster() if config.enabled is None else config.enabled
     if not enabled:
         return
@@ -72,7 +79,15 @@ def join_processes(config: DistributedConfig) -> None:
             f"got num_processes={config.num_processes}, process_id={config.process_id}"
         )
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(config.coordinator, config.num_processes, config.process_id)
+    jax.distributed.initialize(config.coordinator, config.num_processes, config.process_id, _local_devices())
+
+
+def _local_devices() -> list[int] | None:
+    """JAX gives each task of a SLURM job one GPU, the others of its node to nobody. A task that has a node for itself
+    gets no such limit, which is []."""
+    tasks = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "")
+    has_node = re.fullmatch(r"1(\(x\d+\))?", tasks) and "JAX_LOCAL_DEVICE_IDS" not in os.environ
+    return [] if has_node else None
 
 
 def in_cluster() -> bool:
@@ -142,6 +157,14 @@ def param_shardings(state: nnx.State, mesh: Mesh) -> nnx.State:
         return variable.replace(NamedSharding(mesh, partition_spec(variable.get_value().shape, axes, mesh)))
 
     return jax.tree.map(place, state, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+
+
+def platform() -> str:
+    """ "cpu", "gpu" or "tpu": of the mesh's devices, which may be elsewhere (`vigor_jax.plan`), or else of the default
+    ones."""
+    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+    named = getattr(device, "platform", None) or jax.default_backend()
+    return "gpu" if named in ("cuda", "rocm") else str(named)
 
 
 def split_batch(x: jax.Array) -> jax.Array:
