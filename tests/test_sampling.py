@@ -116,6 +116,15 @@ def test_the_model_of_these_tests_is_not_flat(model, requests, drawn):
     assert len({c.token_ids for group in drawn for c in group}) == 2 * len(requests)
 
 
+def test_candidates_are_the_same_with_stacked_layers(source, mesh, requests, drawn):
+    """As on a TPU, where every cache is one array too."""
+    stacked = load_llava(source, mesh=mesh, dtype=jnp.float32, scan=True)
+    for before, now in zip(drawn, sample(stacked, mesh, requests), strict=True):
+        for left, right in zip(before, now, strict=True):
+            assert (left.token_ids, left.text, left.candidate) == (right.token_ids, right.text, right.candidate)
+            np.testing.assert_allclose(left.logprobs, right.logprobs, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"batch_size": 1}, {"batch_size": 3}, {"batch_size": 8}, {"prompt_bucket": 20}, {"prompt_bucket": 100}],

@@ -25,6 +25,7 @@ from vigor_jax.data.images import load_image, preprocess
 from vigor_jax.decoding import NOT_IN_RESULTS, SamplingConfig
 from vigor_jax.errors import InputError
 from vigor_jax.hf.load import Source, load_llava
+from vigor_jax.models.layers import stacks_inference
 from vigor_jax.models.llava import Llava
 from vigor_jax.records import ImageFile
 from vigor_jax.sampling import Completion, Request, Sampler
@@ -131,7 +132,7 @@ class Answerer:
     def _complete(self, questions: Sequence[Question], sampling: SamplingConfig) -> Iterator[list[Completion]]:
         source, template = self._source, TEMPLATES[self._template]
         if self._model is None:
-            self._model = load_llava(source, mesh=self._mesh, dtype=self._dtype, scan=False)
+            self._model = load_llava(source, mesh=self._mesh, dtype=self._dtype, scan=stacks_inference())
         if sampling not in self._samplers:
             self._samplers[sampling] = Sampler(self._model, source.tokenizer, sampling, self._mesh, template.stop)
         sampler = self._samplers[sampling]

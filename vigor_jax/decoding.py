@@ -14,15 +14,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, UInt8, UInt32
 
 from vigor_jax.errors import InputError
 from vigor_jax.models.attention import attention
+from vigor_jax.models.layers import PerLayer
 from vigor_jax.models.llama import Llama
 from vigor_jax.models.llava import Llava
-from vigor_jax.sharding import BATCH, split_batch
+from vigor_jax.sharding import BATCH, platform, split_batch
 
 LEAST_ROOM = 64
 BITS_OF_ONE = 0x3F800000  # float32 1.0
@@ -92,10 +93,13 @@ class Batch:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Prefix:
-    """What the candidates of an image share. Keys have their length last: the order a product with queries reads."""
+    """What the candidates of an image share.
 
-    keys: list[Float[Array, "I K H S"]]
-    values: list[Float[Array, "I K S H"]]
+    Keys are [I, K, H, S], in the order that a product with queries reads, values [I, K, S, H].
+    """
+
+    keys: PerLayer
+    values: PerLayer
     lengths: Int[Array, "I"]
     seeds: UInt32[Array, "I 2"]
 
@@ -103,14 +107,17 @@ class Prefix:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Candidates:
-    """The candidates so far; T is room, of which `step` tokens are taken. A token's keys are written a step later."""
+    """The candidates so far; T is room, of which `step` tokens are taken.
+
+    Keys and values are [I, K, C, T, H]; those of a token are written a step later.
+    """
 
     token_ids: Int[Array, "I C T"]
     logprobs: Float[Array, "I C T"]
     done: Bool[Array, "I C"]
     step: Int[Array, ""]
-    keys: list[Float[Array, "I K C T H"]]
-    values: list[Float[Array, "I K C T H"]]
+    keys: PerLayer
+    values: PerLayer
 
 
 def stages(max_new_tokens: int) -> list[int]:
@@ -168,7 +175,7 @@ class Decoder:
     """The compiled halves of sampling: `prefill` reads prompts, `extend` adds tokens.
 
     Args:
-      model: with separate layers (`scan=False`).
+      model: its layers stacked or separate, see `layers.stacks_inference`.
       config: how to sample.
       is_answer: which rows of the vocabulary may be sampled.
       eos_id: ends a candidate.
@@ -208,14 +215,19 @@ class Decoder:
         assert isinstance(batch.lengths.sharding, NamedSharding)
         mesh = batch.lengths.sharding.mesh
 
-        def place(x: Array) -> jax.ShapeDtypeStruct:
-            heads = "tensor" if x.ndim > 3 and x.shape[1] % mesh.shape["tensor"] == 0 else None
-            spec = P(*BATCH, heads) if x.ndim > 3 else BATCH if x.ndim else P()
+        def on_mesh(x: Array, spec: P | None = None) -> jax.ShapeDtypeStruct:
+            spec = spec or (BATCH if x.ndim else P())
             return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
+
+        def place(tree: Prefix | Candidates, num_axes: int) -> Any:
+            caches = jax.tree.map(
+                lambda x: on_mesh(x, cache_spec(x.shape, num_axes, mesh)), {"keys": tree.keys, "values": tree.values}
+            )
+            return dataclasses.replace(jax.tree.map(on_mesh, tree), **caches)
 
         prefix, first = jax.eval_shape(self._prefill, self._weights, batch)
         candidates = jax.eval_shape(functools.partial(self._grow, length=length), first)
-        prefix, candidates = jax.tree.map(place, (prefix, candidates))
+        prefix, candidates = place(prefix, 4), place(candidates, 5)
         until = jax.ShapeDtypeStruct((), np.int32, sharding=NamedSharding(mesh, P()))
         return self._extend_jit.lower(self._weights, prefix, candidates, until)
 
@@ -226,32 +238,32 @@ class Decoder:
         x = split_batch(model.embed(batch.token_ids, features))
 
         def attend(q: Array, k: Array, v: Array, _: Any) -> tuple[Array, Any]:
-            kept = _split_heads(k.transpose(0, 2, 3, 1)), _split_heads(v.swapaxes(1, 2))
+            kept = _split_heads(k.transpose(0, 2, 3, 1), 4), _split_heads(v.swapaxes(1, 2), 4)
             return attention(q, k, v, causal=True), kept
 
         positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
-        hidden, caches = model.language_model(x, positions, attend)
+        hidden, (keys, values) = model.language_model(x, positions, attend)
         last = jnp.take_along_axis(hidden, batch.lengths[:, None, None] - 1, axis=1)
-        prefix = Prefix([k for k, _ in caches], [v for _, v in caches], batch.lengths, batch.seeds)
+        prefix = Prefix(keys, values, batch.lengths, batch.seeds)
 
         logits = model.language_model.logits(last)
         token_ids, logprobs = self._sample(logits, batch.seeds, jnp.int32(0))
         done = ~batch.is_real[:, None] | (token_ids == self._eos_id)
-        nothing = [_nothing(values, self._sampling.num_candidates) for values in prefix.values]
+        nothing = jax.tree.map(lambda x: _nothing(x, self._sampling.num_candidates), values)
         return prefix, Candidates(token_ids[..., None], logprobs[..., None], done, jnp.int32(1), nothing, nothing)
 
     def _grow(self, candidates: Candidates, length: int) -> Candidates:
         self.compilations["grow"] += 1
 
-        def pad(x: Array, axis: int) -> Array:
-            return jnp.pad(x, [(0, length - x.shape[axis] if i == axis else 0) for i in range(x.ndim)])
+        def pad(x: Array, axis: int = -1) -> Array:
+            return jnp.pad(x, [(0, length - x.shape[axis] if i == axis % x.ndim else 0) for i in range(x.ndim)])
 
         return dataclasses.replace(
             candidates,
-            token_ids=pad(candidates.token_ids, 2),
-            logprobs=pad(candidates.logprobs, 2),
-            keys=[_split_heads(pad(x, 3)) for x in candidates.keys],
-            values=[_split_heads(pad(x, 3)) for x in candidates.values],
+            token_ids=pad(candidates.token_ids),
+            logprobs=pad(candidates.logprobs),
+            keys=jax.tree.map(lambda x: _split_heads(pad(x, -2), 5), candidates.keys),
+            values=jax.tree.map(lambda x: _split_heads(pad(x, -2), 5), candidates.values),
         )
 
     def _extend(self, weights: nnx.State, prefix: Prefix, candidates: Candidates, until: Int[Array, ""]) -> Candidates:
@@ -293,23 +305,29 @@ class Decoder:
         return token_ids, chosen - jax.nn.logsumexp(logits, -1)
 
 
-def _nothing(values: Float[Array, "I K S H"], num_candidates: int) -> Float[Array, "I K C 1 H"]:
-    images, heads, _, head_dim = values.shape
-    return _split_heads(jnp.zeros((images, heads, num_candidates, 1, head_dim), values.dtype))
+def _nothing(values: Float[Array, "*L I K S H"], num_candidates: int) -> Float[Array, "*L I K C 0 H"]:
+    *before, _, head_dim = values.shape
+    return _split_heads(jnp.zeros((*before, num_candidates, 1, head_dim), values.dtype), 5)
 
 
-def _split_heads(cache: Array) -> Array:
-    """Keeps a cache, whose first axes are I and K, split like the batch and the heads are."""
+def _split_heads(cache: Array, num_axes: int) -> Array:
+    """Keeps a cache split like the batch and the heads are: the first of its last `num_axes` axes are I and K."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return cache
-    heads = "tensor" if cache.shape[1] % mesh.shape["tensor"] == 0 else None
-    return jax.lax.with_sharding_constraint(cache, P(*BATCH, heads))
+    return jax.lax.with_sharding_constraint(cache, cache_spec(cache.shape, num_axes, mesh))
+
+
+def cache_spec(shape: tuple[int, ...], num_axes: int, mesh: AbstractMesh | Mesh) -> P:
+    """The split of keys or values, of one layer or of all."""
+    layers = len(shape) - num_axes
+    heads = "tensor" if shape[layers + 1] % mesh.shape["tensor"] == 0 else None
+    return P(*(None,) * layers, *BATCH, heads)
 
 
 def next_logits(
     llama: Llama, prefix: Prefix, candidates: Candidates
-) -> tuple[Float[Array, "I C V"], list[Float[Array, "I K C T H"]], list[Float[Array, "I K C T H"]]]:
+) -> tuple[Float[Array, "I C V"], PerLayer, PerLayer]:
     """Scores of each candidate's next token, and the caches with the latest one in its place."""
     place = candidates.step - 1  # of the latest token, which no cache has yet
     latest = jax.lax.dynamic_index_in_dim(candidates.token_ids, place, axis=2, keepdims=False)
@@ -319,18 +337,25 @@ def next_logits(
         q: Float[Array, "I C N H"], k: Float[Array, "I C K H"], v: Float[Array, "I C K H"], cache: tuple[Array, ...]
     ) -> tuple[Float[Array, "I C N H"], tuple[Array, Array]]:
         shared_keys, shared_values, keys, values = cache
-        keys = jax.lax.dynamic_update_index_in_dim(keys, k.swapaxes(1, 2), place, axis=3)
-        values = jax.lax.dynamic_update_index_in_dim(values, v.swapaxes(1, 2), place, axis=3)
-        return _attention(q, shared_keys, shared_values, prefix.lengths, keys, values, place + 1), (keys, values)
+        return _attention(q, k, v, shared_keys, shared_values, prefix.lengths, keys, values, place), (k, v)
 
-    caches = list(zip(prefix.keys, prefix.values, candidates.keys, candidates.values, strict=True))
+    caches = (prefix.keys, prefix.values, candidates.keys, candidates.values)
     # The candidates of an image stand where the decoder expects a sequence: to its layers they are only rows.
-    hidden, kept = llama(llama.embed(latest), positions, attend, caches)
-    return llama.logits(hidden), [k for k, _ in kept], [v for _, v in kept]
+    hidden, latest_kept = llama(llama.embed(latest), positions, attend, caches)
+    # Written when all layers have read, so that it happens in place.
+    hidden, latest_kept = jax.lax.optimization_barrier((hidden, latest_kept))
+
+    def write(cache: Float[Array, "*L I K C T H"], new: Float[Array, "*L I C K H"]) -> Array:
+        return jax.lax.dynamic_update_index_in_dim(cache, new.swapaxes(-3, -2), place, axis=cache.ndim - 2)
+
+    keys, values = jax.tree.map(write, (candidates.keys, candidates.values), latest_kept)
+    return llama.logits(hidden), keys, values
 
 
 def _attention(
     q: Float[Array, "I C N H"],
+    k: Float[Array, "I C K H"],
+    v: Float[Array, "I C K H"],
     shared_keys: Float[Array, "I K H S"],
     shared_values: Float[Array, "I K S H"],
     shared_lengths: Int[Array, "I"],
@@ -338,7 +363,7 @@ def _attention(
     values: Float[Array, "I K C T H"],
     length: Int[Array, ""],
 ) -> Float[Array, "I C N H"]:
-    """One query a candidate: one softmax, in float32, over its image's prompt and its own `length` tokens.
+    """One query a candidate: one softmax, in float32, over its image's prompt, its first `length` tokens, and itself.
 
     The products take their axes in the order of the caches, and own keys stand first in theirs: otherwise XLA would
     transpose the caches, for every token on a CPU.
@@ -347,21 +372,23 @@ def _attention(
     grouped = q.reshape(*q.shape[:2], num_kv_heads, -1, head_dim)
     shared = _product("ickgh,ikhs->ikcgs", grouped, shared_keys)
     own = _product("ikcth,ickgh->ikctg", keys, grouped).swapaxes(3, 4)
+    itself = _product("ickgh,ickh->ikcg", grouped, k)[..., None] * head_dim**-0.5
     in_prompt = jnp.arange(shared.shape[-1]) < shared_lengths[:, None, None, None, None]
     shared = jnp.where(in_prompt, shared * head_dim**-0.5, -jnp.inf)
     own = jnp.where(jnp.arange(own.shape[-1]) < length, own * head_dim**-0.5, -jnp.inf)
 
-    largest = jnp.maximum(shared.max(-1, keepdims=True), own.max(-1, keepdims=True))
-    shared, own = jnp.exp(shared - largest), jnp.exp(own - largest)
-    total = shared.sum(-1, keepdims=True) + own.sum(-1, keepdims=True)
-    shared, own = (shared / total).astype(values.dtype), (own / total).astype(values.dtype)
+    largest = functools.reduce(jnp.maximum, (x.max(-1, keepdims=True) for x in (shared, own, itself)))
+    shared, own, itself = (jnp.exp(x - largest) for x in (shared, own, itself))
+    total = sum(x.sum(-1, keepdims=True) for x in (shared, own, itself))
+    shared, own, itself = ((x / total).astype(values.dtype) for x in (shared, own, itself))
     attended = _product("ikcgs,iksh->ikcgh", shared, shared_values)
     attended += _product("ikcgt,ikcth->ikcgh", own, values)
+    attended += _product("ikcgt,ickh->ikcgh", itself, v)
     return attended.astype(q.dtype).swapaxes(1, 2).reshape(q.shape)
 
 
 def _product(axes: str, left: Array, right: Array) -> Array:
     """`einsum` that adds up in float32. XLA's CPU backend does not run all such products of 16-bit numbers."""
-    if jax.default_backend() == "cpu":
+    if platform() == "cpu":
         left, right = left.astype(jnp.float32), right.astype(jnp.float32)
     return jnp.einsum(axes, left, right, preferred_element_type=jnp.float32)

@@ -23,6 +23,7 @@ from vigor_jax.data.conversation import IGNORE_INDEX, IMAGE_PLACEHOLDER, TEMPLAT
 from vigor_jax.data.images import preprocess
 from vigor_jax.errors import InputError
 from vigor_jax.hf.load import load_llava, open_checkpoint
+from vigor_jax.models.layers import stacks_inference
 from vigor_jax.sampling import Request, Sampler, SamplingConfig
 from vigor_jax.sharding import MeshConfig, make_mesh
 
@@ -68,7 +69,7 @@ class VigorJax(lmms):
         self._batch_size, self._max_new_tokens = -(-int(batch_size) // parts) * parts, max_new_tokens
         self._source = source = open_checkpoint(Path(pretrained), Path(vision_tower) if vision_tower else None)
         dtype = dtype or ("float32" if source.dtype == np.float32 else "bfloat16")
-        self._model = load_llava(source, mesh=self._mesh, dtype=dtype, scan=False)
+        self._model = load_llava(source, mesh=self._mesh, dtype=dtype, scan=stacks_inference())
         self._template = TEMPLATES[template]
         self._samplers: dict[SamplingConfig, Sampler] = {}
         config = source.config

@@ -18,6 +18,7 @@ from vigor_jax.errors import InputError
 from vigor_jax.hf.config import read_json
 from vigor_jax.hf.export import ExportConfig
 from vigor_jax.hf.load import load_llava, open_checkpoint
+from vigor_jax.models.layers import stacks_inference
 from vigor_jax.rewards.detection import DetectorStream
 from vigor_jax.rewards.reward_model import RewardModel, RewardModelConfig
 from vigor_jax.rewards.stream import RewardStream
@@ -184,7 +185,7 @@ class Run:
         if (directory / PROVENANCE).exists():
             training = read_json(directory / PROVENANCE).get("training", {})
             _check_same_question(config, training, str(directory))
-        model = load_llava(source, mesh=mesh, dtype=self.config.model.dtype, scan=False)
+        model = load_llava(source, mesh=mesh, dtype=self.config.model.dtype, scan=stacks_inference())
         digest = source.digest()
         return RewardModel(model, source.tokenizer, source.preprocessing, config, mesh, weights_digest=digest)
 

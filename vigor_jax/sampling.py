@@ -85,8 +85,8 @@ class Sampler:
     """Draws `num_candidates` responses to each request.
 
     Args:
-      model: with separate layers (`scan=False`), its weights on `mesh`. Every weight is read for every token, so split
-        them over `tensor` rather than `fsdp` if they do not fit on a device.
+      model: its weights on `mesh`, its layers as `layers.stacks_inference` says. Every weight is read for every token,
+        so split them over `tensor` rather than `fsdp` if they do not fit on a device.
       tokenizer: decodes, and says which ids are tokens and which one ends an answer.
       config: how to sample.
       mesh: the batch is split over `data` x `fsdp`.

@@ -82,9 +82,9 @@ def make_items(folder: Path) -> list[Judged]:
     return items
 
 
-def make_judge(source, config=CONFIG, sizes=(1, 1, 1)) -> RewardModel:
+def make_judge(source, config=CONFIG, sizes=(1, 1, 1), *, scan=False) -> RewardModel:
     mesh = make_mesh(MeshConfig(*sizes), jax.devices()[: int(np.prod(sizes))])
-    model = load_llava(source, mesh=mesh, dtype=jnp.float32, scan=False)
+    model = load_llava(source, mesh=mesh, dtype=jnp.float32, scan=scan)
     return RewardModel(model, source.tokenizer, source.preprocessing, config, mesh, weights_digest="tiny")
 
 
@@ -230,6 +230,11 @@ def test_batches_and_splits_change_nothing(source, items, verdicts, change, monk
     assert "2.png" not in read  # nobody says anything of it
     rows = len(read)
     assert rows > 4 if "max_length" in change else rows == 3
+
+
+def test_stacked_layers_judge_alike(source, items, verdicts):
+    """As on a TPU."""
+    assert_same(list(make_judge(source, scan=True).judge(items)), verdicts)
 
 
 def test_candidates_do_not_see_each_other(judge, items, verdicts):

@@ -282,7 +282,7 @@ def load_llava(
       source: an open checkpoint.
       mesh: where the weights go, split by `vigor_jax.sharding.RULES`.
       dtype: of the weights, and so of the computation.
-      scan: stacked layers (training) or separate ones (decoding).
+      scan: stacked layers or separate ones, which decoding prefers, see `layers.stacks_inference`.
       master: parameters, by dotted path, that are loaded in float32 instead: those that are to be trained.
     """
     graphdef, state = nnx.split(abstract_llava(source.config, dtype=dtype, scan=scan))

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
-from vigor_jax.sharding import BATCH
+from vigor_jax.sharding import BATCH, platform
 
 Implementation: TypeAlias = Literal["auto", "xla", "cudnn", "splash", "pallas"]
 
@@ -44,7 +44,7 @@ def attention(
       segment_ids: of packed rows, which are causal; a token sees those of its own segment only. Padding is a segment.
       implementation: "cudnn" is NVIDIA's flash attention (16-bit types, not for packed rows), "splash" the Pallas
         kernel for TPU, "pallas" the one for GPU (packed rows only), "xla" the plain formula; "auto" takes the first
-        that serves these shapes on the default backend.
+        that serves these shapes on the mesh's platform.
     """
     if segment_ids is not None:
         assert causal, "packed rows are causal"
@@ -59,15 +59,14 @@ def attention(
 
 def _fastest(q: Float[Array, "B T N H"], causal: bool) -> Literal["xla", "cudnn", "splash"]:
     head_dim = q.shape[-1]
-    backend = jax.default_backend()
-    if backend == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16) and head_dim % 8 == 0 and head_dim <= 128:
+    if platform() == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16) and head_dim % 8 == 0 and head_dim <= 128:
         return "cudnn"
     return "splash" if causal and _fits_splash(q) else "xla"
 
 
 def _fits_splash(q: Float[Array, "B T N H"]) -> bool:
     """The vision tower's few hundred patches are no work for a blocked kernel, and never a multiple of its block."""
-    return jax.default_backend() == "tpu" and q.shape[1] % PALLAS_BLOCK == 0 and q.shape[-1] % 128 == 0
+    return platform() == "tpu" and q.shape[1] % PALLAS_BLOCK == 0 and q.shape[-1] % 128 == 0
 
 
 def _packed(q: Array, k: Array, v: Array, segment_ids: Array, implementation: Implementation) -> Array:
@@ -84,7 +83,7 @@ def _packed(q: Array, k: Array, v: Array, segment_ids: Array, implementation: Im
 def _fastest_packed(q: Float[Array, "B T N H"]) -> Literal["xla", "splash", "pallas"]:
     _, length, _, head_dim = q.shape
     is_half = q.dtype in (jnp.bfloat16, jnp.float16)
-    if jax.default_backend() == "gpu" and is_half and length % PALLAS_BLOCK == 0 and head_dim in (64, 128):
+    if platform() == "gpu" and is_half and length % PALLAS_BLOCK == 0 and head_dim in (64, 128):
         return "pallas"
     return "splash" if _fits_splash(q) else "xla"
 

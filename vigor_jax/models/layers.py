@@ -1,7 +1,7 @@
 """The building blocks both towers share. Weights are `[in, out]`; everything computes in the dtype of its weights."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import jax
@@ -9,10 +9,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vigor_jax.sharding import split_batch
+from vigor_jax.sharding import platform, split_batch
 
 # (queries, keys, values) → (attended values, whatever the caller wants kept of this layer, a KV cache for one).
 Attend: TypeAlias = Callable[..., tuple[Array, Any]]
+# An array of each layer, or one of all with a leading axis: as the layers are.
+PerLayer: TypeAlias = list[Array] | Array
 
 REMAT_POLICIES: dict[str, Callable | None] = {
     "none": None,
@@ -78,11 +80,20 @@ class RMSNorm(nnx.Module):
         return y.astype(x.dtype) * self.scale
 
 
+def stacks_inference() -> bool:
+    """Whether sampling and scoring, too, are best done with stacked layers.
+
+    On TPUs they are: their compiler takes long for every layer that it sees, and reads the weights of one where they
+    lie. The others are quick, and copy them out first.
+    """
+    return platform() == "tpu"
+
+
 def make_layers(make: Callable[[nnx.Rngs], nnx.Module], num_layers: int, *, scan: bool, rngs: nnx.Rngs) -> nnx.Module:
     """`num_layers` equal layers: one module whose weights carry a leading layer axis, or a list of modules.
 
-    Stacked weights compile once however deep the model is; separate ones spare decoding, which reads every weight for
-    every token, the copy of each layer out of the stack.
+    Stacked weights compile once however deep the model is. Separate ones spare decoding, which reads every weight for
+    every token, the copy of each layer out of the stack where the compiler makes one; see `stacks_inference`.
     """
     if scan:
         return nnx.vmap(make, in_axes=0, out_axes=0)(rngs.fork(split=num_layers))
@@ -104,19 +115,21 @@ def apply_layers(
       layers: what `make_layers` made.
       call: applies one layer.
       x: the activations that flow through.
-      per_layer: a pytree with a leading layer axis (stacked layers) or a sequence with one item a layer, or None.
+      per_layer: a pytree whose leaves are arrays with a leading layer axis (stacked layers) or lists with one item a
+        layer (separate ones), or None.
       num_layers: how many of the layers to run.
       remat: name of a rematerialisation policy, a key of `REMAT_POLICIES`.
 
     Returns:
-      The activations after the last layer, and what each layer kept, stacked or listed like `per_layer`.
+      The activations after the last layer, and what the layers kept, a pytree like `per_layer`.
     """
     if isinstance(layers, nnx.List):
         kept = []
         for i, layer in enumerate(layers[:num_layers]):
-            x, keep = call(layer, split_batch(x), per_layer[i] if isinstance(per_layer, Sequence) else None)
+            item = jax.tree.map(lambda each, i=i: each[i], per_layer, is_leaf=_is_list)
+            x, keep = call(layer, split_batch(x), item)
             kept.append(keep)
-        return x, kept
+        return x, jax.tree.map(lambda *each: list(each), *kept)
 
     graphdef, weights = nnx.split(layers)
     weights = jax.tree.map(lambda w: w[:num_layers], weights)
@@ -129,3 +142,7 @@ def apply_layers(
     if policy is not None:
         body = functools.partial(jax.checkpoint, policy=policy, prevent_cse=False)(body)
     return jax.lax.scan(body, x, (weights, per_layer), length=num_layers)
+
+
+def _is_list(leaf: Any) -> bool:
+    return isinstance(leaf, list)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vigor_jax.data.branch_batches import BranchRows
 from vigor_jax.data.branches import NONE, PADDING, Tree
-from vigor_jax.models.layers import Attend
+from vigor_jax.models.layers import Attend, PerLayer
 from vigor_jax.models.llava import Llava
 from vigor_jax.sharding import split_batch
 
@@ -78,7 +78,7 @@ def answer_places(
     the same mask that keeps branches apart hides those that are not written yet, for they stand at later positions.
 
     Args:
-      model: with separate layers (`scan=False`).
+      model: its layers stacked or separate.
       rows: places of weight 0 are not answered.
       scored: ids of tokens.
       is_answer: which tokens may be taken.
@@ -142,4 +142,4 @@ class _Extension(NamedTuple):
     step: Int[Array, ""]
     token_ids: Int[Array, "B P A"]
     done: Bool[Array, "B P"]
-    caches: list[tuple[Float[Array, "B S K H"], Float[Array, "B S K H"]]]
+    caches: tuple[PerLayer, PerLayer]  # [B, S, K, H] a layer

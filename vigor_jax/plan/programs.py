@@ -18,6 +18,7 @@ from vigor_jax.data.branches import Tree
 from vigor_jax.data.loader import Rows
 from vigor_jax.decoding import Batch, Decoder
 from vigor_jax.hf.config import from_hf, read_json
+from vigor_jax.models.layers import stacks_inference
 from vigor_jax.models.llava import LlavaConfig, abstract_llava, param_paths
 from vigor_jax.models.tree import answer_places
 from vigor_jax.sharding import BATCH, make_mesh, param_shardings
@@ -121,7 +122,7 @@ def _sample(config: TrainConfig, model: LlavaConfig, mesh: Mesh, dtype: Any, siz
     sampling, text = config.sample.sampling, model.text
     rows, room = sampling.batch_size, min(sampling.max_new_tokens, sizes.response)
     length = -(-sizes.prompt // sampling.prompt_bucket) * sampling.prompt_bucket
-    abstract = _on_mesh(abstract_llava(model, dtype=dtype, scan=False), mesh)
+    abstract = _for_inference(model, dtype, mesh)
     decoder = Decoder(abstract, sampling, np.ones(text.vocab_size, bool), eos_id=2)
     edge = model.vision.image_size
     batch = Batch(
@@ -145,7 +146,7 @@ def _sample(config: TrainConfig, model: LlavaConfig, mesh: Mesh, dtype: Any, siz
 
 
 def _score(config: TrainConfig, model: LlavaConfig, mesh: Mesh, dtype: Any, rows: BranchRows) -> Callable[[], Any]:
-    graphdef, weights = nnx.split(_on_mesh(abstract_llava(model, dtype=dtype, scan=False), mesh))
+    graphdef, weights = nnx.split(_for_inference(model, dtype, mesh))
     num_tokens = config.reward_model.answer_tokens
 
     def answer(weights: nnx.State, rows: BranchRows, scored: jax.Array, is_answer: jax.Array) -> Any:
@@ -176,6 +177,12 @@ def _train(config: SftConfig, model: LlavaConfig, mesh: Mesh, dtype: Any, rows: 
             return step.lower(state, frozen, rows)
 
     return lower
+
+
+def _for_inference(model: LlavaConfig, dtype: Any, mesh: Mesh) -> Any:
+    with jax.set_mesh(mesh):
+        scan = stacks_inference()
+    return _on_mesh(abstract_llava(model, dtype=dtype, scan=scan), mesh)
 
 
 def _on_mesh(model: Any, mesh: Mesh) -> Any:

@@ -86,7 +86,7 @@ class RewardModel:
     """A `RewardStream` of the reward model's verdicts: one signal for every sentence, or one for the description.
 
     Args:
-      model: with separate layers (`scan=False`), its weights on `mesh`.
+      model: its weights on `mesh`, its layers as `layers.stacks_inference` says.
       tokenizer: the model's own.
       preprocessing: its vision tower's settings.
       config: how to judge.

@@ -21,6 +21,7 @@ from vigor_jax.data.store import join, part_count, part_metadata, parts_done, re
 from vigor_jax.decoding import SamplingConfig
 from vigor_jax.errors import InputError
 from vigor_jax.hf.load import Source, load_llava
+from vigor_jax.models.layers import stacks_inference
 from vigor_jax.records import Candidate, ImageFile
 from vigor_jax.sampling import Completion, Request, Sampler
 
@@ -94,7 +95,7 @@ def sample(
     if not todo:
         logger.info("sample: all %d parts are there", count)
         return
-    model = load_llava(source, mesh=mesh, dtype=dtype, scan=False)
+    model = load_llava(source, mesh=mesh, dtype=dtype, scan=stacks_inference())
     sampler = Sampler(model, source.tokenizer, config.sampling, mesh, TEMPLATES[config.template].stop)
     encoded = {
         prompt: encode_prompt(
