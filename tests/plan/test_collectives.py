@@ -1,0 +1,94 @@
+"""Collectives in a module's text: of one written by hand, and of programs that XLA compiles for several devices."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.stages.sft_world import ROOT
+from vigor_jax.plan.collectives import array_bytes, collective_bytes
+
+MODULE = """
+HloModule jit_step, is_scheduled=true
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%body (state: (s32[], bf16[8,16], bf16[64])) -> (s32[], bf16[8,16], bf16[64]) {
+  %state = (s32[], bf16[8,16]{1,0}, bf16[64]{0}) parameter(0)
+  %shard = bf16[8,16]{1,0} get-tuple-element(%state), index=1
+  %gathered = bf16[32,16]{1,0} all-gather(%shard), channel_id=1, dimensions={0}
+  %part = bf16[64]{0} get-tuple-element(%state), index=2
+  %scattered = bf16[16]{0} reduce-scatter(%part), channel_id=2, dimensions={0}, to_apply=%add
+  ROOT %next = (s32[], bf16[8,16]{1,0}, bf16[64]{0}) tuple(%state)
+}
+
+%condition (state: (s32[], bf16[8,16], bf16[64])) -> pred[] {
+  %state.1 = (s32[], bf16[8,16]{1,0}, bf16[64]{0}) parameter(0)
+  ROOT %less = pred[] constant(true)
+}
+
+ENTRY %main (x: f32[128], y: bf16[8,16]) -> f32[128] {
+  %x = f32[128]{0} parameter(0)
+  %y = bf16[8,16]{1,0} parameter(1)
+  %start = (f32[128]{0}, f32[128]{0}) all-reduce-start(%x), channel_id=3, to_apply=%add
+  %done = f32[128]{0} all-reduce-done(%start)
+  %first = (s32[], bf16[8,16]{1,0}, bf16[64]{0}) tuple(%x)
+  %loop = (s32[], bf16[8,16]{1,0}, bf16[64]{0}) while(%first), condition=%condition, body=%body@TRIPS@
+  ROOT %sent = f32[128]{0} collective-permute(%done), channel_id=4, source_target_pairs={{0,1}}
+}
+"""
+
+
+def test_counts_loops_as_often_as_they_run():
+    known = MODULE.replace("@TRIPS@", ', backend_config={"known_trip_count":{"n":"5"}}')
+    once = {"all-reduce": 512, "collective-permute": 512}
+    assert collective_bytes(known) == once | {"all-gather": 5 * 1024, "reduce-scatter": 5 * 128}
+    unknown = MODULE.replace("@TRIPS@", "")
+    assert collective_bytes(unknown) == once | {"all-gather": 1024, "reduce-scatter": 128}
+    assert collective_bytes(unknown, default_trips=3) == once | {"all-gather": 3 * 1024, "reduce-scatter": 3 * 128}
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("f32[8,128]{1,0}", 4096), ("(bf16[3], s32[])", 10), ("s4[3]", 2), ("token[]", 0)]
+)
+def test_sizes(text, size):
+    assert array_bytes(text) == size
+
+
+PROGRAM = """
+import json, jax, jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec as P
+from vigor_jax.plan.collectives import collective_bytes
+mesh = jax.make_mesh((4,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+split, whole = NamedSharding(mesh, P("x")), NamedSharding(mesh, P())
+weights = jax.ShapeDtypeStruct((6, 64, 32), jnp.float32, sharding=NamedSharding(mesh, P(None, "x")))
+x = jax.ShapeDtypeStruct((8, 64), jnp.float32, sharding=split)
+
+def layer(x, weight):
+    weight = jax.lax.with_sharding_constraint(weight, whole)
+    return jnp.tanh(x @ weight @ weight.T), None
+
+def stack(x, weights):
+    return jax.lax.with_sharding_constraint(jax.lax.scan(layer, x, weights)[0], split)
+
+gather = jax.jit(stack, out_shardings=split).lower(x, weights).compile().as_text()
+reduce = jax.jit(lambda x: x.sum(0), out_shardings=whole).lower(x).compile().as_text()
+print(json.dumps([collective_bytes(gather), collective_bytes(reduce)]))
+"""
+
+
+def test_of_compiled_programs():
+    """Six layers, each gathered once; a vector that is added up over all devices."""
+    settings = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    found = subprocess.run(
+        [sys.executable, "-c", PROGRAM], cwd=ROOT, env=os.environ | settings, check=True, capture_output=True, text=True
+    )
+    gathered, reduced = json.loads(found.stdout)
+    assert gathered == {"all-gather": 6 * 64 * 32 * 4}
+    assert reduced == {"all-reduce": 64 * 4}

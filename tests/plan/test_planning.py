@@ -1,0 +1,186 @@
+"""Plans against programs that really run, here on one CPU."""
+
+import dataclasses
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from tests.stages.sft_world import ROOT, make_world
+from vigor_jax.config import RunConfig, TrainConfig
+from vigor_jax.decoding import Decoder
+from vigor_jax.flops import forward_flops, train_flops
+from vigor_jax.hf.load import ModelConfig
+from vigor_jax.plan.estimate import Estimate, estimate
+from vigor_jax.plan.hardware import GIB, TPUS, Topology
+from vigor_jax.plan.planning import Plan, plan
+from vigor_jax.plan.programs import Sizes, model_config, programs
+from vigor_jax.plan.recipe import Work, recipe
+from vigor_jax.rewards.reward_model import RewardModelConfig
+from vigor_jax.run import Run
+from vigor_jax.sampling import SamplingConfig
+from vigor_jax.stages import sft as sft_module
+from vigor_jax.stages.sample import SampleConfig
+from vigor_jax.stages.score import ScoreConfig
+from vigor_jax.stages.train_reward import TrainRewardConfig
+from vigor_jax.stages.train_step import SftConfig
+
+SIZES = Sizes(prompt=64, response=32, branch_row=128, sentences=6, example=128)
+CHIP = TPUS["v5e"]
+
+
+class Here(Topology):
+    """The devices of this process, under the name of a chip whose data sheet is known."""
+
+    def devices(self):
+        return jax.devices()[:1]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return make_world(tmp_path_factory.mktemp("plan"), examples=12)
+
+
+@pytest.fixture(scope="module")
+def config(world):
+    sampling = SamplingConfig(max_new_tokens=32, num_candidates=3, batch_size=4, prompt_bucket=64)
+    return TrainConfig(
+        run=RunConfig(dir=world / "run", stages=("train_reward", "sample", "score", "sft")),
+        model=ModelConfig(path=world / "model", dtype="float32"),
+        train_reward=TrainRewardConfig(batch_size=2, max_length=128, epochs=3),
+        sample=SampleConfig(images=str(world / "images"), sampling=sampling),
+        score=ScoreConfig(streams=("detector", "reward_model")),
+        reward_model=RewardModelConfig(batch_size=2, max_length=128),
+        sft=SftConfig(
+            data=world / "data.json", images=str(world / "images"), batch_size=4, epochs=2, bucket=64, max_length=256
+        ),
+    )
+
+
+@pytest.fixture(scope="module")
+def found(config):
+    model = model_config(config.model.path)
+    return {
+        (program.stage, program.name): (program, estimate(program, model, stage_config(config, program), CHIP, 1))
+        for program in programs(config, model, jax.devices()[:1], SIZES)
+    }
+
+
+def stage_config(config, program):
+    return {"sft": config.sft, "train_reward": config.train_reward}.get(program.stage)
+
+
+def test_every_device_step_is_there(found):
+    assert [(*key, program.rows, program.tokens) for key, (program, _) in found.items()] == [
+        ("train_reward", "update", 2, 128),
+        ("sample", "prefill", 4, 64),
+        ("sample", "decode", 12, 32),
+        ("score", "reward model", 2, 128),
+        ("sft", "update", 4, 128),
+    ]
+    for _, each in found.values():
+        assert 0 < each.arguments < each.peak
+        assert each.fits
+        assert not each.collectives  # one device has nobody to talk to
+
+
+def test_arithmetic_and_traffic(found, config):
+    model = model_config(config.model.path)
+    trained = frozenset(("multi_modal_projector", "language_model"))
+    update, decode = found["sft", "update"][1], found["sample", "decode"][1]
+    assert update.flops == train_flops(model, trained, rows=4, tokens=4 * 128, images=4)
+    assert decode.flops == forward_flops(model, rows=12, tokens=12 * 32, images=0)
+    assert decode.traffic == 32 * decode.arguments  # everything is read again for each token
+    for _, each in found.values():
+        assert each.compute_seconds == each.flops / 197e12
+        assert each.seconds == max(each.compute_seconds, each.memory_seconds)
+        assert each.mfu_bound == each.compute_seconds / each.seconds
+
+
+def test_update_is_the_one_that_runs(found, config, monkeypatch):
+    make, seen = sft_module.make_train_step, []
+
+    def recording(*given):
+        step = make(*given)
+
+        def update(state, frozen, rows):
+            seen.append((rows.token_ids.shape, step.lower(state, frozen, rows).compile().memory_analysis()))
+            return step(state, frozen, rows)
+
+        return update
+
+    monkeypatch.setattr(sft_module, "make_train_step", recording)
+    Run(dataclasses.replace(config, run=dataclasses.replace(config.run, stages=("sft",)))).go()
+    program, planned = found["sft", "update"]
+    memory = [memory for shape, memory in seen if shape == (program.rows, program.tokens)]
+    assert memory, [shape for shape, _ in seen]
+    assert (planned.arguments, planned.temporaries) == (memory[0].argument_size_in_bytes, memory[0].temp_size_in_bytes)
+
+
+def test_prefill_is_the_one_that_runs(found, config, monkeypatch):
+    prefill, seen = Decoder.prefill, []
+
+    def recording(decoder, batch):
+        seen.append((batch.token_ids.shape, decoder.lower_prefill(batch).compile().memory_analysis()))
+        return prefill(decoder, batch)
+
+    monkeypatch.setattr(Decoder, "prefill", recording)
+    run = RunConfig(dir=config.run.dir.with_name("sampled"), stages=("sample",))
+    Run(dataclasses.replace(config, run=run)).go()
+    program, planned = found["sample", "prefill"]
+    memory = [memory for shape, memory in seen if shape == (program.rows, program.tokens)]
+    assert memory, [shape for shape, _ in seen]
+    assert (planned.arguments, planned.temporaries) == (memory[0].argument_size_in_bytes, memory[0].temp_size_in_bytes)
+
+
+def an_estimate(stage, name, rows, seconds, peak=GIB):
+    return Estimate(stage, name, rows, GIB, 0, peak, 15 * GIB, 1.0, 1.0, {}, seconds, 0.0, 0.0, 0.0)
+
+
+def test_recipe(config):
+    estimates = [
+        an_estimate("train_reward", "update", 2, 3.6),
+        an_estimate("sample", "prefill", 4, 0.9),
+        an_estimate("sample", "decode", 12, 2.7),
+        an_estimate("score", "reward model", 2, 0.36),
+        an_estimate("sft", "update", 4, 7.2),
+    ]
+    times = recipe(estimates, config, Work(images=1000, descriptions=50, efficiency=0.5), 8)
+    assert [(time.stage, time.calls) for time in times] == [
+        ("train_reward", 75),  # 50 descriptions x 3 epochs / 2
+        ("sample", 250),
+        ("score", 500),
+        ("sft", 500),  # 1000 targets x 2 epochs / 4
+    ]
+    assert [time.hours for time in times] == pytest.approx([0.15, 0.5, 0.1, 2.0])
+    assert [time.device_hours for time in times] == pytest.approx([1.2, 4.0, 0.8, 16.0])
+
+
+def test_table_says_what_is_missing(config):
+    estimates = (
+        an_estimate("sample", "decode", 12, 2.0),
+        an_estimate("sft", "update", 4, 7.0, peak=19 * GIB + GIB // 4),
+    )
+    planned = Plan("v5e:2x2", 4, "a model", estimates, tuple(recipe(estimates, config, Work(), 4)), Work())
+    assert not planned.fits
+    first, second = planned.table().splitlines()[2:4]
+    assert first.split()[:3] == ["sample,", "decode", "12"]
+    assert " fits " in first
+    assert " 4.2 GiB short " in second
+
+
+def test_whole_plan(config):
+    planned = plan(config, Here("v5e:1x1", CHIP, 1), Work())
+    assert planned.fits
+    assert planned.model == str(config.model.path)
+    assert [stage.stage for stage in planned.stages] == list(config.run.stages)
+    assert "device-hours" in planned.table().splitlines()[-1]
+
+
+def test_command_refuses_what_it_does_not_know(tmp_path):
+    command = [sys.executable, "-m", "vigor_jax.plan", "--config", "configs/vigor_all_7b.yaml", "--topology", "v9:4x4"]
+    refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("error: --topology: expected ")
+    assert len(refused.stderr.splitlines()) == 1
