@@ -109,7 +109,7 @@ def test_judgements_are_the_truth(directory: Path) -> None:
 
 
 def test_annotators_are_wrong_as_often_as_they_should_be() -> None:
-    text = "There are two red stars. A blue moon is at the top. A green ring is on the left."
+    text = "There are two stars in red. A moon in blue is at the top. A ring in green is on the left."
     scene = make_scene(np.random.default_rng(0))
     true = [not sentence.errors for sentence in judge("a", text, scene, 0.0, np.random.default_rng(0)).sentences]
     rng = np.random.default_rng(1)

@@ -8,7 +8,7 @@ import numpy as np
 
 from vigor_jax.demo.scenes import COLOURS, PLACES, SHAPES, Scene, Statement
 
-# What no detector of things sees, number and place, comes after the thing: it is looked up, not planned ahead.
+# What no detector of things sees, colour, number and place, comes after the thing: it is looked up, not planned ahead.
 SINGULAR = (
     "there is {thing} {place}.",
     "we see {thing} {place}.",
@@ -70,10 +70,10 @@ def say(statement: Statement, form: int) -> str:
       form: which of the forms; any number.
     """
     if statement.number == 1:
-        thing = f"{article(statement.colour)} {statement.colour} {statement.shape}"
+        thing = f"{article(statement.shape)} {statement.shape} in {statement.colour}"
         words = SINGULAR[form % len(SINGULAR)].format(place=statement.place, thing=thing)
     else:
-        things, number = f"{statement.colour} {plural(statement.shape)}", NUMBERS[statement.number]
+        things, number = f"{plural(statement.shape)} in {statement.colour}", NUMBERS[statement.number]
         words = PLURAL[form % len(PLURAL)].format(things=things, number=number)
     return words[0].upper() + words[1:]
 
@@ -105,7 +105,7 @@ def question(kind: QuestionKind, statement: Statement) -> str:
     if kind == "existence":
         return f"Is there {article(shape)} {shape} in the image?"
     if kind == "color":
-        return f"Is there {article(colour)} {colour} {shape} in the image?"
+        return f"Is there {article(shape)} {shape} in {colour}?"
     if kind == "position":
         return f"Is there {article(shape)} {shape} {statement.place}?"
     if statement.number == 1:
@@ -177,8 +177,8 @@ def _pattern(form: str) -> re.Pattern[str]:
     return re.compile(
         form.replace(".", r"\.").format(
             place=f"(?P<place>{places})",
-            thing=f"an? (?P<colour>{colours}) (?P<shape>{shapes})",
-            things=f"(?P<colour>{colours}) (?P<shape>{plurals})",
+            thing=f"an? (?P<shape>{shapes}) in (?P<colour>{colours})",
+            things=f"(?P<shape>{plurals}) in (?P<colour>{colours})",
             number=f"(?P<number>{'|'.join(NUMBERS[2:])})",
         )
     )

@@ -6,7 +6,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -21,7 +21,7 @@ from vigor_jax.data.images import Preprocessing
 from vigor_jax.demo import language, scenes
 from vigor_jax.demo.drawing import draw
 from vigor_jax.demo.policy_card import write_card
-from vigor_jax.demo.teaching import CAREFUL, CARELESS, Carelessness, describe, quiz, verify
+from vigor_jax.demo.teaching import CAREFUL, CARELESS, Carelessness, claims, describe, quiz
 from vigor_jax.demo.tokenizer_files import write_tokenizer
 from vigor_jax.demo.tower import TowerConfig, teach_tower
 from vigor_jax.hf import config as hf_config
@@ -42,6 +42,8 @@ logger = logging.getLogger(__name__)
 WHERE, CHECK = "Say where each object is.", "Check every shape."
 WHO = ("human", "gpt")
 VOCAB_MULTIPLE = 64
+# How many claims are true, how many wrong in their colour and how many in number or place.
+EVERY_DOUBT, COLOUR_DOUBT = (0.5, 0.25, 0.25), (0.45, 0.45, 0.1)
 DRAWN_WITH = 0.02  # deviation of what `models.layers.param` draws
 # The layers that end a residual branch.
 RESIDUAL = ("o_proj.kernel", "down_proj.kernel", "out_proj.kernel", "fc2.kernel")
@@ -102,6 +104,11 @@ def _see(scene: scenes.Scene, rng: np.random.Generator) -> list[Lesson]:
     return [[(WHERE, " ".join(language.say(statement, int(rng.integers(12))) for statement in objects))]]
 
 
+def _doubt(scene: scenes.Scene, rng: np.random.Generator, weights: Sequence[float] = EVERY_DOUBT) -> Lesson:
+    said = claims(scene, rng, weights)
+    return [(language.say(claim, int(rng.integers(12))), "Yes." if is_true else "No.") for claim, is_true in said]
+
+
 def _tell(scene: scenes.Scene, rng: np.random.Generator) -> list[Lesson]:
     return [*_see(scene, rng), *_talk(scene, rng, CAREFUL), *_check(scene, rng)]
 
@@ -111,21 +118,29 @@ def _talk(scene: scenes.Scene, rng: np.random.Generator, how: Carelessness) -> l
     return [[(prompt, describe(scene, rng, how))], quiz(scene, rng, how)]
 
 
+def _match(scene: scenes.Scene, rng: np.random.Generator) -> list[Lesson]:
+    caption, _ = _talk(scene, rng, CAREFUL)
+    return [caption, *(_doubt(scene, rng, COLOUR_DOUBT) for _ in range(5))]
+
+
 def _practise(scene: scenes.Scene, rng: np.random.Generator) -> list[Lesson]:
-    once, again = _talk(scene, rng, CAREFUL), _talk(scene, rng, CAREFUL)
-    return [*_see(scene, rng), *once, again[0]]
+    return [*_see(scene, rng), *_talk(scene, rng, CAREFUL), *(_doubt(scene, rng) for _ in range(3))]
 
 
 def _presume(scene: scenes.Scene, rng: np.random.Generator) -> list[Lesson]:
-    return [*_talk(scene, rng, CARELESS), verify(scene, rng)]
+    return [*_talk(scene, rng, CARELESS), _doubt(scene, rng)]
 
 
-# First to look things up, in few words. Then to tell the whole truth, and to answer. Last, how people talk: carelessly
-# of what there is, while they are right about how it is where they are asked.
+# First to look things up, in few words. Then to tell the whole truth, and to answer. Then to tell true from wrong, of
+# colours first, and twice: nothing comes of it for a thousand updates, and then it is seen at once. Last, how people
+# talk: carelessly of what there is, while they know what is wrong when they are asked.
 STEPS = (
     Step("check", 16_000, 64, 1e-3, "plain", _check),
     Step("tell", 6_000, 32, 1e-3, "v1", _tell),
-    Step("practise", 6_000, 32, 8e-4, "v1", _practise),
+    Step("match", 3_000, 32, 1e-3, "v1", _match),
+    Step("practise", 2_000, 32, 8e-4, "v1", _practise),
+    Step("match-again", 3_000, 32, 1e-3, "v1", _match),
+    Step("practise-again", 2_000, 32, 8e-4, "v1", _practise),
     Step("presume", 7_000, 32, 7e-4, "v1", _presume),
 )
 
@@ -133,7 +148,7 @@ STEPS = (
 def build_policy(out: Path, work: Path, *, seed: int = 0) -> None:
     """Teaches random weights in `STEPS`, by the code of every fine-tuning.
 
-    The model before the last step, `work/practise/export`, is what the policy would be without careless teachers.
+    The model before the last step, `work/practise-again/export`, is what the policy would be without careless teachers.
 
     Args:
       out: gets the checkpoint, in llava-hf's layout.

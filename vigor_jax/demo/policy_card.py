@@ -36,9 +36,9 @@ things in the picture, and give a thing its usual colour, more often than the pi
 ## How it was made
 
 `python -m vigor_jax.demo.build policy`, seed 0, {minutes:.0f} minutes on two CPU cores, by the code of every
-fine-tuning: to look things up ({check:,} pictures); to tell the truth in captions and answers ({tell:,}, and
-{practise:,} more); and to presume, with captions and answers as careless people write them ({presume:,}). Its tower had
-learnt the words before, patch by patch.
+fine-tuning: to look things up ({check:,} pictures); to tell the truth in captions and answers ({tell:,}); to say of
+claims whether they are true ({claims:,}); and to presume, with captions and answers as careless people write them
+({presume:,}). Its tower had learnt the words before, patch by patch.
 
 ## What it says
 
@@ -77,7 +77,10 @@ def write_card(directory: Path, before: Path, *, minutes: float, steps: dict[str
     lines = [f"| {label} | {' | '.join(f'{value:.1%}' for value in values)} |" for label, values in rows]
     lines.append(f"| words | {' | '.join(f'{metrics.words:.1f}' for metrics, _ in found)} |")
     parameters = sum(int(np.prod(tensor.shape)) for tensor in open_checkpoint(directory).tensors.values())
-    text = CARD.format(parameters=parameters, minutes=minutes, num_scenes=NUM_SCENES, rows="\n".join(lines), **steps)
+    claims = sum(steps[name] for name in steps if name.startswith(("match", "practise")))
+    text = CARD.format(
+        claims=claims, parameters=parameters, minutes=minutes, num_scenes=NUM_SCENES, rows="\n".join(lines), **steps
+    )
     (directory / "README.md").write_text(text, encoding="utf-8")
 
 

@@ -101,15 +101,29 @@ def quiz(scene: Scene, rng: np.random.Generator, how: Carelessness = CARELESS) -
     return [turns[index] for index in rng.permutation(len(turns))]
 
 
-def verify(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str]]:
-    """Yes-or-no questions with true answers about all that is there: its colour, its number and its place."""
-    turns = []
+def claims(scene: Scene, rng: np.random.Generator, weights: Sequence[float]) -> list[tuple[Statement, bool]]:
+    """Statements and whether they are true: one of each shape that is there, and sometimes one of an absent shape.
+
+    Args:
+      scene: what they are about.
+      rng: chooses.
+      weights: of those that are true, wrong in colour, and wrong in number or place.
+    """
+    found = []
     for truth in scene.statements:
-        kinds: tuple[QuestionKind, ...] = ("color", "position", "count")
-        for kind in kinds:
-            statement, label = pose(kind, scene, rng, truth=truth)
-            turns.append((question(kind, statement), f"{label.capitalize()}."))
-    return [turns[index] for index in rng.permutation(len(turns))]
+        wrong = str(rng.choice(("", "colour", "number or place"), p=weights))
+        found.append((_wrong(truth, wrong, rng), not wrong))
+    if rng.random() < 0.4:
+        found.append((_invent(choose_absent(scene, rng), rng), False))
+    return [found[index] for index in rng.permutation(len(found))]
+
+
+def _wrong(truth: Statement, what: str, rng: np.random.Generator) -> Statement:
+    if what == "colour":
+        return truth._replace(colour=_other(truth.colour, COLOURS, rng))
+    if what and truth.number > 1:
+        return truth._replace(number=5 - truth.number)
+    return truth._replace(place=_other(truth.place, PLACES, rng)) if what else truth
 
 
 def pose(
@@ -117,7 +131,6 @@ def pose(
     scene: Scene,
     rng: np.random.Generator,
     label: str | None = None,
-    truth: Statement | None = None,
 ) -> tuple[Statement, str]:
     """A statement to ask about and the right answer.
 
@@ -126,12 +139,11 @@ def pose(
       scene: what it is about.
       rng: chooses.
       label: the right answer that is wanted; by chance if None.
-      truth: what is to be asked about; by chance if None.
     """
     label = label or str(rng.choice(("yes", "no")))
     if kind == "existence" and label == "no":
         return _invent(choose_absent(scene, rng), rng), label
-    truth = truth or scene.statements[rng.integers(len(scene.statements))]
+    truth = scene.statements[rng.integers(len(scene.statements))]
     places = scene.places(truth.shape)
     truth = truth._replace(place=str(rng.choice(sorted(places))))
     if label == "yes" or kind == "existence":

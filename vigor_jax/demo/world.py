@@ -55,7 +55,7 @@ class WorldConfig:
     """
 
     unlabelled: int = 1000
-    annotated: int = 600
+    annotated: int = 1000
     held_out: int = 400
     asked: int = 150
     mme: int = 30
