@@ -1,7 +1,7 @@
 """Compiles a config's programs for a pod that is not here: do they fit, and how long will it all take?
 
 python -m vigor_jax.plan --config configs/vigor_all_7b.yaml --topology v5e:4x4
-python -m vigor_jax.plan --config configs/vigor_all_7b.yaml --topology a100-40g:8 --json
+python -m vigor_jax.plan --config configs/vigor_all_7b.yaml --topology a100-40g:8 --search
 """
 
 import argparse
@@ -26,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--topology", required=True, help="v5e:4x4, v5p:2x2x2, v6e:4x4, v4:2x2x2, a100-40g:8, h200:1, ..."
     )
+    parser.add_argument("--search", action="store_true", help="first look for the fastest settings that fit")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--images", type=int, default=25_574, help="images of the recipe")
     parser.add_argument("--descriptions", type=int, default=16_000, help="annotated descriptions of the recipe")
@@ -44,17 +45,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from vigor_jax.plan.recipe import Work
 
     config: TrainConfig = cli.parse(TrainConfig, rest, description=__doc__ or "")
-    found = plan(config, topology, Work(options.images, options.descriptions))
+    work = Work(options.images, options.descriptions)
+    flags: dict[str, Any] = {}
+    if options.search:
+        config, flags = _search(config, topology)
+    found = plan(config, topology, work)
     if options.json:
-        print(json.dumps(_plain(found), indent=1))
+        print(json.dumps(dataclasses.asdict(found) | {"flags": flags}, indent=1))
     else:
         print(found.table())
     if not found.fits:
+        if not options.json:
+            print("It does not fit; --search looks for settings that do." if not options.search else NOTHING_FITS)
         sys.exit(3)
 
 
-def _plain(value: Any) -> Any:
-    return dataclasses.asdict(value)
+def _search(config: Any, topology: Any) -> tuple[Any, dict[str, Any]]:
+    from vigor_jax.plan.planning import compile_all
+    from vigor_jax.plan.search import search
+
+    devices = topology.devices()
+    found = search(config, lambda config: compile_all(config, topology, devices))
+    words = " ".join(f"--{name} {value}" for name, value in found.flags.items())
+    print(f"the fastest that fits: {words}", file=sys.stderr)
+    for stage in found.missing:
+        print(f"{stage}: nothing tried fits", file=sys.stderr)
+    return found.config, found.flags
+
+
+NOTHING_FITS = "It does not fit, whatever the settings; take more chips or larger ones."
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
 """Memory, arithmetic, traffic and time of one program on one kind of chip."""
 
 import dataclasses
+import re
 import time
-from typing import Any
+from typing import Any, NamedTuple
+
+import jax
 
 from vigor_jax.flops import forward_flops, train_flops
 from vigor_jax.models.llava import LlavaConfig
@@ -74,22 +77,26 @@ def estimate(program: Program, model: LlavaConfig, config: Any, chip: Chip, num_
       num_devices: that share its rows.
     """
     started = time.monotonic()
-    compiled = program.lower().compile()
-    seconds = time.monotonic() - started
-    found = compiled.memory_analysis()
-    peak = found.argument_size_in_bytes + found.temp_size_in_bytes
-    peak += max(0, found.output_size_in_bytes - found.alias_size_in_bytes)
     steps = program.tokens if program.name == "decode" else 1
-    sent = collective_bytes(compiled.as_text(), default_trips=steps)
+    lowered = program.lower()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        memory, sent = _memory_of_refused(str(error)), {}
+        if memory is None:
+            raise
+    else:
+        memory, sent = _memory(compiled), collective_bytes(compiled.as_text(), default_trips=steps)
+    seconds = time.monotonic() - started
     flops = _flops(program, model, config) / num_devices
-    traffic = float(found.argument_size_in_bytes * steps)
+    traffic = float(memory.arguments * steps)
     return Estimate(
         stage=program.stage,
         name=program.name,
         rows=program.rows,
-        arguments=found.argument_size_in_bytes,
-        temporaries=found.temp_size_in_bytes,
-        peak=peak,
+        arguments=memory.arguments,
+        temporaries=memory.temporaries,
+        peak=memory.peak,
         memory=chip.memory,
         flops=flops,
         traffic=traffic,
@@ -99,6 +106,37 @@ def estimate(program: Program, model: LlavaConfig, config: Any, chip: Chip, num_
         network_seconds=sum(sent.values()) / chip.link,
         compiled_in=seconds,
     )
+
+
+class _Memory(NamedTuple):
+    """Bytes of one program on one device."""
+
+    arguments: int
+    temporaries: int
+    peak: int
+
+
+def _memory(compiled: jax.stages.Compiled) -> _Memory:
+    found = compiled.memory_analysis()
+    assert found is not None
+    results = max(0, found.output_size_in_bytes - found.alias_size_in_bytes)
+    arguments, temporaries = found.argument_size_in_bytes, found.temp_size_in_bytes
+    return _Memory(arguments, temporaries, arguments + temporaries + results)
+
+
+def _memory_of_refused(message: str) -> _Memory | None:
+    """A TPU's compiler refuses what does not fit, and says how much it would need; None if it refuses for another
+    reason."""
+    sizes = {
+        name: re.search(pattern + r" ([\d.]+)([KMGT]?)", message)
+        for name, pattern in (("peak", "Used"), ("arguments", "arguments"), ("temporaries", "program"))
+    }
+    if "Ran out of memory" not in message or not sizes["peak"]:
+        return None
+    found = {
+        name: int(float(size[1]) * 1024 ** " KMGT".index(size[2] or " ")) if size else 0 for name, size in sizes.items()
+    }
+    return _Memory(**found)
 
 
 def _flops(program: Program, model: LlavaConfig, config: Any) -> float:

@@ -91,16 +91,31 @@ def plan(config: TrainConfig, topology: Topology, work: Work) -> Plan:
       InputError: the pod or the mesh is not possible.
     """
     found = model_config(config.model.path)
-    model = found or LlavaConfig()
     named = f"{config.model.path}" if found else f"LLaVA-1.5 7B, for there is no {config.model.path}"
     devices = topology.devices()
-    estimates = []
-    for program in programs(config, model, devices, _sizes(config, model)):
-        logger.info("compiling %s, %s", program.stage, program.name)
-        stage_config: Any = {"sft": config.sft, "train_reward": config.train_reward}.get(program.stage)
-        estimates.append(estimate(program, model, stage_config, topology.chip, len(devices)))
+    estimates = compile_all(config, topology, devices)
     stages = recipe(estimates, config, work, len(devices))
     return Plan(topology.name, len(devices), named, tuple(estimates), tuple(stages), work)
+
+
+def compile_all(config: TrainConfig, topology: Topology, devices: list[Any]) -> list[Estimate]:
+    """Estimates of the programs of a config's stages.
+
+    Args:
+      config: of a run.
+      topology: what to compile for.
+      devices: its own.
+
+    Raises:
+      InputError: the mesh is not possible.
+    """
+    model = model_config(config.model.path) or LlavaConfig()
+    estimates = []
+    for program in programs(config, model, devices, _sizes(config, model)):
+        stage_config: Any = {"sft": config.sft, "train_reward": config.train_reward}.get(program.stage)
+        estimates.append(estimate(program, model, stage_config, topology.chip, len(devices)))
+        logger.info("compiled %s, %s, in %.0f s", program.stage, program.name, estimates[-1].compiled_in)
+    return estimates
 
 
 def _sizes(config: TrainConfig, model: LlavaConfig) -> Sizes:

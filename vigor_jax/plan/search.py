@@ -1,0 +1,132 @@
+"""The fastest settings of a config that fit a pod: meshes, batches of inference, rematerialisation, accumulation."""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+from vigor_jax.config import Stage, TrainConfig
+from vigor_jax.errors import InputError
+from vigor_jax.models.layers import REMAT_POLICIES
+from vigor_jax.plan.estimate import Estimate
+
+logger = logging.getLogger(__name__)
+
+Flags: TypeAlias = dict[str, Any]
+# Compiles the programs of a config's stages; an InputError is a mesh or a batch that does not divide.
+Estimator: TypeAlias = Callable[[TrainConfig], Sequence[Estimate]]
+
+INFERENCE: tuple[Stage, ...] = ("sample", "score")
+TRAINING: tuple[Stage, ...] = ("train_reward", "sft")
+MOST_PARTS = 8  # that a layer's heads are worth splitting into
+ACCUMULATE = (1, 2, 4, 8)
+REMAT = ("none", "dots", "full")  # from the fastest to the smallest
+assert set(REMAT) == set(REMAT_POLICIES)
+
+
+class Found(NamedTuple):
+    """What a search comes to.
+
+    Attributes:
+      config: with the flags.
+      flags: what is to be given on the command line.
+      missing: stages that nothing tried makes fit.
+    """
+
+    config: TrainConfig
+    flags: Flags
+    missing: tuple[Stage, ...]
+
+
+def search(config: TrainConfig, estimate: Estimator) -> Found:
+    """Tries settings of each group of stages from the fastest on; the first that fits is taken.
+
+    For sampling and scoring, which share a mesh, these are the splits of the weights, fewest parts first: each layer's
+    activations are added up over the parts. Batches are then doubled while that makes an image cheaper. For training:
+    what is computed again in the backward pass, and then parts of a batch, one after the other; weights, optimiser and
+    batch over all devices.
+
+    Args:
+      config: where to begin.
+      estimate: of a config's programs.
+    """
+    flags: Flags = {}
+    missing: list[Stage] = []
+    inference = tuple(stage for stage in INFERENCE if stage in config.run.stages)
+    if inference:
+        fitting = _first(config, inference, _splits(), estimate)
+        if fitting is None:
+            missing += inference
+        else:
+            flags |= fitting
+            for stage in inference:
+                flags |= _larger_batches(with_flags(config, flags), stage, estimate)
+    for stage in TRAINING:
+        if stage in config.run.stages:
+            fitting = _first(config, (stage,), _savings(stage), estimate)
+            if fitting is None:
+                missing.append(stage)
+            flags |= fitting or {}
+    return Found(with_flags(config, flags), flags, tuple(missing))
+
+
+def with_flags(config: Any, flags: Mapping[str, Any]) -> Any:
+    """A config with other values, by dotted name.
+
+    >>> with_flags(config, {"sft.remat": "none"}).sft.remat
+    'none'
+    """
+    for name, value in flags.items():
+        first, _, rest = name.partition(".")
+        inner = with_flags(getattr(config, first), {rest: value}) if rest else value
+        config = dataclasses.replace(config, **{first: inner})
+    return config
+
+
+def _splits() -> Iterator[Flags]:
+    parts = 1
+    while parts <= MOST_PARTS:
+        yield {"inference_mesh.data": -1, "inference_mesh.fsdp": 1, "inference_mesh.tensor": parts}
+        parts *= 2
+
+
+def _savings(stage: Stage) -> Iterator[Flags]:
+    mesh = {"mesh.data": 1, "mesh.fsdp": -1, "mesh.tensor": 1}
+    for remat in REMAT:
+        yield mesh | {f"{stage}.remat": remat, f"{stage}.accumulate": 1}
+    for parts in ACCUMULATE[1:]:
+        yield mesh | {f"{stage}.remat": REMAT[-1], f"{stage}.accumulate": parts}
+
+
+def _first(config: TrainConfig, stages: tuple[Stage, ...], tries: Iterator[Flags], estimate: Estimator) -> Flags | None:
+    for flags in tries:
+        found = _estimates(with_flags(config, flags), stages, estimate)
+        if found and all(each.fits for each in found):
+            return flags
+    return None
+
+
+def _larger_batches(config: TrainConfig, stage: Stage, estimate: Estimator) -> Flags:
+    name = {"sample": "sample.sampling.batch_size", "score": "reward_model.batch_size"}[stage]
+    rows = config.sample.sampling.batch_size if stage == "sample" else config.reward_model.batch_size
+    best: Flags = {}
+    least = _seconds(_estimates(config, (stage,), estimate)) / rows
+    while True:
+        rows *= 2
+        found = _estimates(with_flags(config, {name: rows}), (stage,), estimate)
+        if not found or not all(each.fits for each in found) or _seconds(found) / rows >= 0.98 * least:
+            return best
+        best, least = {name: rows}, _seconds(found) / rows
+
+
+def _seconds(estimates: Sequence[Estimate]) -> float:
+    return sum(each.seconds for each in estimates)
+
+
+def _estimates(config: TrainConfig, stages: tuple[Stage, ...], estimate: Estimator) -> Sequence[Estimate]:
+    """Of some stages; none where a mesh or a batch does not divide."""
+    try:
+        return estimate(dataclasses.replace(config, run=dataclasses.replace(config.run, stages=stages)))
+    except InputError as error:
+        logger.info("not possible: %s", error)
+        return ()
