@@ -15,7 +15,7 @@ from vigor_jax.hf.load import ModelConfig
 from vigor_jax.plan.estimate import Estimate, estimate
 from vigor_jax.plan.hardware import GIB, TPUS, Topology
 from vigor_jax.plan.planning import Plan, plan
-from vigor_jax.plan.programs import Sizes, model_config, programs
+from vigor_jax.plan.programs import Program, Sizes, model_config, programs
 from vigor_jax.plan.recipe import Work, recipe
 from vigor_jax.rewards.reward_model import RewardModelConfig
 from vigor_jax.run import Run
@@ -136,6 +136,38 @@ def test_prefill_is_the_one_that_runs(found, config, monkeypatch):
 
 def an_estimate(stage, name, rows, seconds, peak=GIB):
     return Estimate(stage, name, rows, GIB, 0, peak, 15 * GIB, 1.0, 1.0, {}, seconds, 0.0, 0.0, 0.0)
+
+
+TEMPORARIES = (
+    "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (28.75G) exceeds "
+    "available HBM (15.75G)."
+)
+EVERYTHING = """RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 21.50G of 15.75G hbm. Exceeded by 5.75G.
+Total hbm usage >= 22.25G:
+    reserved 256.00M
+    program 6.50G
+    arguments 15.00G"""
+
+
+@pytest.mark.parametrize(("message", "sizes"), [(TEMPORARIES, (0, 28.75, 28.75)), (EVERYTHING, (15, 6.5, 21.5))])
+def test_a_compiler_that_refuses_tells_how_much_is_missing(config, message, sizes):
+    class Refused:
+        def compile(self):
+            raise jax.errors.JaxRuntimeError(message)
+
+    program = Program("sft", "update", Refused, 4, 64)
+    found = estimate(program, model_config(config.model.path), config.sft, CHIP, 4)
+    assert (found.arguments, found.temporaries, found.peak) == tuple(size * GIB for size in sizes)
+    assert not found.fits
+
+
+def test_other_failures_are_not_hidden(config):
+    class Broken:
+        def compile(self):
+            raise jax.errors.JaxRuntimeError("INTERNAL: something else")
+
+    with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
+        estimate(Program("sft", "update", Broken, 4, 64), model_config(config.model.path), config.sft, CHIP, 4)
 
 
 def test_recipe(config):

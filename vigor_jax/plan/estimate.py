@@ -125,18 +125,22 @@ def _memory(compiled: jax.stages.Compiled) -> _Memory:
 
 
 def _memory_of_refused(message: str) -> _Memory | None:
-    """A TPU's compiler refuses what does not fit, and says how much it would need; None if it refuses for another
-    reason."""
-    sizes = {
-        name: re.search(pattern + r" ([\d.]+)([KMGT]?)", message)
-        for name, pattern in (("peak", "Used"), ("arguments", "arguments"), ("temporaries", "program"))
-    }
-    if "Ran out of memory" not in message or not sizes["peak"]:
+    """A TPU's compiler refuses what does not fit, and says how much it would need at least.
+
+    Temporaries that alone are too much are all that it tells of; otherwise it tells of everything. None if it refuses
+    for another reason.
+    """
+    if "Ran out of memory" not in message:
         return None
-    found = {
-        name: int(float(size[1]) * 1024 ** " KMGT".index(size[2] or " ")) if size else 0 for name, size in sizes.items()
-    }
-    return _Memory(**found)
+    if alone := _size(r"HLO temporaries \(", message):
+        return _Memory(0, alone, alone)
+    return _Memory(_size("arguments ", message), _size("program ", message), _size("Used ", message))
+
+
+def _size(before: str, message: str) -> int:
+    """Bytes of `15.75G` behind some words; 0 if they are not there."""
+    found = re.search(before + r"([\d.]+)([KMGT]?)", message)
+    return int(float(found[1]) * 1024 ** " KMGT".index(found[2] or " ")) if found else 0
 
 
 def _flops(program: Program, model: LlavaConfig, config: Any) -> float:
