@@ -305,7 +305,7 @@ class Decoder:
         return token_ids, chosen - jax.nn.logsumexp(logits, -1)
 
 
-def _nothing(values: Float[Array, "*L I K S H"], num_candidates: int) -> Float[Array, "*L I K C 0 H"]:
+def _nothing(values: Float[Array, "*L I K S H"], num_candidates: int) -> Float[Array, "*L I K C 1 H"]:
     *before, _, head_dim = values.shape
     return _split_heads(jnp.zeros((*before, num_candidates, 1, head_dim), values.dtype), 5)
 

@@ -200,6 +200,7 @@ def test_table_says_what_is_missing(config):
     assert first.split()[:3] == ["sample,", "decode", "12"]
     assert " fits " in first
     assert " 4.2 GiB short " in second
+    assert "device-hours" not in planned.table()
 
 
 def test_whole_plan(config):

@@ -23,7 +23,7 @@ class Plan:
       num_devices: of it.
       model: where the model's sizes are from.
       estimates: of each program.
-      stages: time of each stage, whose programs all fit.
+      stages: time of each stage, which means something if all programs fit.
       work: that the times are for.
     """
 
@@ -66,6 +66,8 @@ class Plan:
                 f"{sum(each.collectives.values()) / 1e9:.2f}", bound, f"{each.seconds:.3f}", f"{each.mfu_bound:.0%}",
             )  # fmt: skip
             lines.append("  ".join(f"{text:>{width}}" for text, width in zip(row, WIDTHS, strict=True)))
+        if not self.fits:
+            return "\n".join(lines)
         lines.append(
             f"the whole recipe, {self.work.images:,} images and {self.work.descriptions:,} annotated descriptions, at "
             f"{self.work.efficiency:.0%} of the roofline:"
