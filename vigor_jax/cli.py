@@ -3,8 +3,11 @@
 import dataclasses
 import difflib
 import itertools
+import os
 import re
+import signal
 import sys
+import threading
 import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -52,6 +55,7 @@ def dump(config: Any) -> str:
 
 def run(main: Callable[[], None]) -> NoReturn:
     """Runs a command: exit code 0 when done, 2 with one line when what the user gave is wrong, 1 for a defect."""
+    sys.unraisablehook = _interrupt_again
     try:
         main()
     except InputError as error:
@@ -61,6 +65,14 @@ def run(main: Callable[[], None]) -> NoReturn:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
     sys.exit(0)
+
+
+def _interrupt_again(unraisable: Any) -> None:
+    """Python drops a Ctrl-C that falls into a destructor or JAX's callback of the garbage collector; this repeats it."""
+    if issubclass(unraisable.exc_type, KeyboardInterrupt):
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()  # not at once: that would fall into this hook
+    else:
+        sys.__unraisablehook__(unraisable)
 
 
 def _keys(schema: Any, prefix: str = "") -> dict[str, Any]:

@@ -1,0 +1,48 @@
+"""How a command ends."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+LOST = """
+import gc, os, signal, sys, time
+from vigor_jax import cli
+
+def interrupted(*_):
+    os.kill(os.getpid(), signal.SIGINT)
+    for _ in range(1000):
+        pass
+
+class Destroyed:
+    __del__ = interrupted
+
+def main():
+    if sys.argv[1] == "destructor":
+        Destroyed()
+    else:
+        gc.callbacks.append(lambda phase, _: interrupted() if phase == "stop" and not gc.callbacks.clear() else None)
+        gc.collect()
+    print("went on", flush=True)
+    time.sleep(60)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # those who test in the background may have it ignored
+cli.run(main)
+"""
+
+
+@pytest.mark.parametrize("where", ["destructor", "collector"])
+def test_control_c_is_not_lost_where_python_drops_exceptions(where: str) -> None:
+    begun = time.monotonic()
+    run = subprocess.run([sys.executable, "-c", LOST, where], capture_output=True, text=True, timeout=60)
+    assert run.stdout == "went on\n"  # it had been dropped
+    assert (run.returncode, run.stderr) == (130, "interrupted; the same command goes on from here\n")
+    assert time.monotonic() - begun < 30
+
+
+def test_other_exceptions_in_a_destructor_are_told() -> None:
+    script = "from vigor_jax import cli\nclass D:\n    def __del__(self): 1 / 0\ncli.run(lambda: D() and None)"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert run.returncode == 0
+    assert "ZeroDivisionError" in run.stderr
