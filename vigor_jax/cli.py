@@ -68,9 +68,10 @@ def run(main: Callable[[], None]) -> NoReturn:
 
 
 def _interrupt_again(unraisable: Any) -> None:
-    """Python drops a Ctrl-C that falls into a destructor or JAX's callback of the garbage collector; this repeats it."""
+    """Python drops a Ctrl-C that falls into a destructor or a callback of the garbage collector; this repeats it."""
     if issubclass(unraisable.exc_type, KeyboardInterrupt):
-        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()  # not at once: that would fall into this hook
+        # Not at once: that would fall into this hook.
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
     else:
         sys.__unraisablehook__(unraisable)
 
