@@ -1,18 +1,24 @@
-"""Settings for every test: CPU, no network, and one cache of compiled programs for the whole session."""
+"""Settings for every test: CPU, no network, and one cache of compiled programs for all processes of the session."""
 
 import os
+import shutil
+import tempfile
+
+import pytest
+
+SHARED = "JAX_COMPILATION_CACHE_DIR"
+OWN = SHARED not in os.environ  # pytest's workers and the processes that tests start find it set
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Tests build the same tiny models again and again; equal programs are compiled once.
+if OWN:
+    os.environ[SHARED] = tempfile.mkdtemp(prefix="compiled-")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
-import jax
-import pytest
 
-
-@pytest.fixture(scope="session", autouse=True)
-def compilation_cache(tmp_path_factory):
-    """Tests build the same tiny models again and again; equal programs are compiled once."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("cache")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if OWN:
+        shutil.rmtree(os.environ[SHARED], ignore_errors=True)

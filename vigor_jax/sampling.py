@@ -19,7 +19,7 @@ from vigor_jax.data.tokenizer import Tokenizer
 from vigor_jax.decoding import Batch, Decoder, SamplingConfig, stages
 from vigor_jax.errors import InputError
 from vigor_jax.models.llava import Llava, LlavaConfig
-from vigor_jax.sharding import BATCH, batch_size_per_step, own_rows
+from vigor_jax.sharding import BATCH, own_rows, whole_batch
 
 FinishReason = Literal["stop", "length", "repetition"]
 
@@ -89,17 +89,14 @@ class Sampler:
         so split them over `tensor` rather than `fsdp` if they do not fit on a device.
       tokenizer: decodes, and says which ids are tokens and which one ends an answer.
       config: how to sample.
-      mesh: the batch is split over `data` x `fsdp`.
+      mesh: the batch is split over `data` x `fsdp`, and made larger where it does not divide.
       stop: text that ends an answer besides EOS (`Template.stop`).
-
-    Raises:
-      InputError: the batch does not divide over the mesh.
     """
 
     def __init__(
         self, model: Llava, tokenizer: Tokenizer, config: SamplingConfig, mesh: Mesh, stop: str | None = None
     ) -> None:
-        batch_size_per_step(config.batch_size, mesh)
+        config = dataclasses.replace(config, batch_size=whole_batch(config.batch_size, mesh))
         self._model, self._tokenizer, self._config, self._mesh, self._stop = model.config, tokenizer, config, mesh, stop
         self._decoder = Decoder(model, config, is_answer(model.config, tokenizer), tokenizer.eos_id)
         self._split = NamedSharding(mesh, BATCH)

@@ -130,6 +130,12 @@ def batch_size_per_step(batch_size: int, mesh: Mesh, accumulate: int = 1, pack: 
         )
 
 
+def whole_batch(batch_size: int, mesh: Mesh) -> int:
+    """The least batch of this size or larger that splits over the mesh's batch axes."""
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    return -(-batch_size // parts) * parts
+
+
 def own_rows(batch_size: int, mesh: Mesh) -> list[int]:
     """This process's rows of a global batch, ascending."""
     # A mesh whose `tensor` axis crosses processes gives several of them the same rows.

@@ -24,6 +24,21 @@ def test_topologies(name, chips, kind):
     assert found.is_gpu == kind.startswith("NVIDIA")
 
 
+@pytest.mark.parametrize(
+    ("name", "larger"),
+    [
+        ("v5e:2x2", ["v5e:2x4", "v5e:4x4", "v5e:4x8", "v5e:8x8", "v5e:8x16", "v5e:16x16"]),
+        ("v5p:2x2x4", ["v5p:2x4x4", "v5p:4x4x4", "v5p:4x4x8", "v5p:4x8x8"]),
+        ("h100:64", ["h100:128", "h100:256"]),
+        ("v6e:16x16", []),
+    ],
+)
+def test_larger_pods(name, larger):
+    found = list(parse_topology(name).larger())
+    assert [each.name for each in found] == larger
+    assert [parse_topology(each.name) for each in found] == found
+
+
 @pytest.mark.parametrize("name", ["", "v5e", "v5e:16", "v7:4x4", "a100-40g:2x2", "h100:", "a100:8", "v5e:4x4x4x4"])
 def test_others_are_refused(name):
     with pytest.raises(InputError, match=r"--topology: expected v4, v5e.* with a shape such as v5e:4x4, .*got"):

@@ -10,6 +10,7 @@ import pytest
 from tests.stages.sft_world import ROOT, make_world
 from vigor_jax.config import RunConfig, TrainConfig
 from vigor_jax.decoding import Decoder
+from vigor_jax.errors import InputError
 from vigor_jax.flops import forward_flops, train_flops
 from vigor_jax.hf.load import ModelConfig
 from vigor_jax.plan.estimate import Estimate, estimate
@@ -20,6 +21,7 @@ from vigor_jax.plan.recipe import Work, recipe
 from vigor_jax.rewards.reward_model import RewardModelConfig
 from vigor_jax.run import Run
 from vigor_jax.sampling import SamplingConfig
+from vigor_jax.sharding import MeshConfig
 from vigor_jax.stages import sft as sft_module
 from vigor_jax.stages.sample import SampleConfig
 from vigor_jax.stages.score import ScoreConfig
@@ -83,6 +85,25 @@ def test_every_device_step_is_there(found):
         assert 0 < each.arguments < each.peak
         assert each.fits
         assert not each.collectives  # one device has nobody to talk to
+
+
+def test_what_is_held_is_in_the_arguments(found):
+    """Beside the rows of a batch, and the caches of decoding."""
+    for program, each in found.values():
+        assert 0 < program.held < each.arguments
+    for program, each in (found["sample", "prefill"], found["sft", "update"]):
+        assert program.held > 0.9 * each.arguments
+
+
+def test_batches_that_do_not_divide(config):
+    """Those of training are what the user asked for; the others are made larger."""
+    eight = [jax.devices()[0]] * 8
+    wide = dataclasses.replace(config, mesh=MeshConfig(), inference_mesh=MeshConfig(data=-1, fsdp=1))
+    sampling = dataclasses.replace(wide, run=dataclasses.replace(config.run, stages=("sample", "score")))
+    model = model_config(config.model.path)
+    assert [program.rows for program in programs(sampling, model, eight, SIZES)] == [8, 24, 8]
+    with pytest.raises(InputError, match="batch size 2 does not divide by data x fsdp x accumulation = 1 x 8 x 1"):
+        list(programs(wide, model, eight, SIZES))
 
 
 def test_arithmetic_and_traffic(found, config):
@@ -149,13 +170,13 @@ Total hbm usage >= 22.25G:
     arguments 15.00G"""
 
 
-@pytest.mark.parametrize(("message", "sizes"), [(TEMPORARIES, (0, 28.75, 28.75)), (EVERYTHING, (15, 6.5, 21.5))])
+@pytest.mark.parametrize(("message", "sizes"), [(TEMPORARIES, (3, 28.75, 31.75)), (EVERYTHING, (15, 6.5, 21.5))])
 def test_a_compiler_that_refuses_tells_how_much_is_missing(config, message, sizes):
     class Refused:
         def compile(self):
             raise jax.errors.JaxRuntimeError(message)
 
-    program = Program("sft", "update", Refused, 4, 64)
+    program = Program("sft", "update", Refused, 3 * GIB, 4, 64)
     found = estimate(program, model_config(config.model.path), config.sft, CHIP, 4)
     assert (found.arguments, found.temporaries, found.peak) == tuple(size * GIB for size in sizes)
     assert not found.fits
@@ -167,7 +188,7 @@ def test_other_failures_are_not_hidden(config):
             raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
     with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
-        estimate(Program("sft", "update", Broken, 4, 64), model_config(config.model.path), config.sft, CHIP, 4)
+        estimate(Program("sft", "update", Broken, GIB, 4, 64), model_config(config.model.path), config.sft, CHIP, 4)
 
 
 def test_recipe(config):

@@ -1,6 +1,7 @@
 """The search over settings, on programs whose memory and time are made up."""
 
 import dataclasses
+import math
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ from vigor_jax.config import RunConfig, TrainConfig
 from vigor_jax.errors import InputError
 from vigor_jax.hf.load import ModelConfig
 from vigor_jax.plan.estimate import Estimate
-from vigor_jax.plan.search import search, with_flags
+from vigor_jax.plan.hardware import TPUS, Topology
+from vigor_jax.plan.search import nearest, search, with_flags
 
 CONFIG = TrainConfig(
     run=RunConfig(dir=Path("runs/x"), stages=("train_reward", "sample", "score", "select", "sft", "export")),
@@ -58,7 +60,7 @@ class Compiler:
     [(80, 1, "none", 1), (17, 1, "dots", 1), (13, 2, "full", 1), (11, 2, "full", 2), (10.5, 2, "full", 4)],
 )
 def test_takes_the_fastest_that_fits(memory, tensor, remat, accumulate):
-    found = search(CONFIG, Compiler(memory))
+    found = search(CONFIG, 16, Compiler(memory))
     assert not found.missing
     assert found.config.inference_mesh.tensor == tensor
     for stage in (found.config.sft, found.config.train_reward):
@@ -69,33 +71,33 @@ def test_takes_the_fastest_that_fits(memory, tensor, remat, accumulate):
 
 def test_batches_grow_while_they_fit():
     """8 images are 14 + 0.25 GiB, 64 are 16, 128 are 18."""
-    found = search(CONFIG, Compiler(17))
+    found = search(CONFIG, 16, Compiler(17))
     assert found.flags["sample.sampling.batch_size"] == 64
     assert found.config.reward_model.batch_size == 64
 
 
 def test_batches_grow_while_it_is_worth_it():
-    assert search(CONFIG, Compiler(80, worth=32)).flags["sample.sampling.batch_size"] == 32
+    assert search(CONFIG, 16, Compiler(80, worth=32)).flags["sample.sampling.batch_size"] == 32
 
 
 def test_what_does_not_fit_is_named():
-    found = search(CONFIG, Compiler(10.1))
+    found = search(CONFIG, 16, Compiler(10.1))
     assert found.missing == ("train_reward", "sft")
     assert found.config.inference_mesh.tensor == 2
     assert not any(name.startswith("sft") for name in found.flags)
-    assert search(CONFIG, Compiler(1)).missing == ("sample", "score", "train_reward", "sft")
+    assert search(CONFIG, 16, Compiler(1)).missing == ("train_reward", "sft", "sample", "score")
 
 
 def test_meshes_that_do_not_divide_are_passed_over():
     compiler = Compiler(80, devices=1)
-    assert search(CONFIG, compiler).config.inference_mesh.tensor == 1
-    assert not search(dataclasses.replace(CONFIG, run=RunConfig(dir=Path("x"), stages=("export",))), compiler).flags
-    assert search(CONFIG, Compiler(10.5, devices=1)).missing == ("sample", "score")
+    assert search(CONFIG, 1, compiler).config.inference_mesh.tensor == 1
+    assert not search(dataclasses.replace(CONFIG, run=RunConfig(dir=Path("x"), stages=("export",))), 1, compiler).flags
+    assert search(CONFIG, 1, Compiler(10.5, devices=1)).missing == ("sample", "score")
 
 
 def test_only_the_stage_in_question_is_compiled():
     compiler = Compiler(80)
-    search(CONFIG, compiler)
+    search(CONFIG, 16, compiler)
     assert {config.run.stages for config in compiler.asked} == {
         ("sample", "score"),
         ("sample",),
@@ -103,3 +105,40 @@ def test_only_the_stage_in_question_is_compiled():
         ("train_reward",),
         ("sft",),
     }
+
+
+@pytest.mark.parametrize(("num_devices", "tensor"), [(8, 1), (32, 1), (64, 2), (256, 8), (24, 3)])
+def test_of_more_devices_than_examples_several_share_one(num_devices, tensor):
+    """Batches are of 32."""
+    found = search(CONFIG, num_devices, Compiler(80, devices=num_devices))
+    assert (found.config.mesh.fsdp, found.config.mesh.tensor) == (-1, tensor)
+    packed = with_flags(CONFIG, {"sft.pack": 4, "run.stages": ("sft",)})
+    assert search(packed, num_devices, Compiler(80)).config.mesh.tensor == num_devices // math.gcd(num_devices, 8)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pod(Topology):
+    def devices(self):
+        return [None] * self.num_chips
+
+    def larger(self):
+        return (Pod(each.name, each.chip, each.num_chips) for each in super().larger())
+
+
+def test_the_nearest_pod_is_the_smallest_that_something_fits():
+    compilers = []
+
+    def compiler(topology, devices):
+        # What an update keeps is split over the pod.
+        compilers.append((topology.name, len(devices), Compiler(8 + len(devices) / 2, devices=len(devices))))
+        return compilers[-1][-1]
+
+    pod, found = nearest(CONFIG, Pod("v5e:2x2", TPUS["v5e"], 4), compiler)
+    assert [(name, count) for name, count, _ in compilers] == [("v5e:2x2", 4), ("v5e:2x4", 8)]
+    assert pod.name == "v5e:2x4"
+    assert not found.missing
+    assert found.config.sft.remat == "full"
+    # Of the small one, only what does not fit was tried: its training, not its sampling.
+    assert {config.run.stages for config in compilers[0][-1].asked} == {("train_reward",), ("sft",)}
+    assert all(config.sample.sampling.batch_size == 8 for config in compilers[1][-1].asked)
+    assert nearest(CONFIG, Pod("v5e:8x16", TPUS["v5e"], 128), lambda *_: Compiler(1)) is None

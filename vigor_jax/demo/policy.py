@@ -15,7 +15,7 @@ from flax import nnx
 from tqdm import tqdm
 
 from vigor_jax.config import RunConfig, TrainConfig
-from vigor_jax.data.branches import QUESTIONS, answer
+from vigor_jax.data.branches import BAD, GOOD, QUESTIONS, SEPARATOR, answer
 from vigor_jax.data.conversation import IMAGE_PLACEHOLDER, TEMPLATES
 from vigor_jax.data.images import Preprocessing
 from vigor_jax.demo import language, scenes
@@ -109,6 +109,11 @@ def _doubt(scene: scenes.Scene, rng: np.random.Generator, weights: Sequence[floa
     return [(language.say(claim, int(rng.integers(12))), "Yes." if is_true else "No.") for claim, is_true in said]
 
 
+def _rate(scene: scenes.Scene, rng: np.random.Generator) -> Lesson:
+    asked, said = QUESTIONS["sentence"] + SEPARATOR, claims(scene, rng, EVERY_DOUBT)
+    return [(asked + language.say(claim, int(rng.integers(12))), GOOD if is_true else BAD) for claim, is_true in said]
+
+
 def _tell(scene: scenes.Scene, rng: np.random.Generator) -> list[Lesson]:
     return [*_see(scene, rng), *_talk(scene, rng, CAREFUL), *_check(scene, rng)]
 
@@ -127,13 +132,18 @@ def _practise(scene: scenes.Scene, rng: np.random.Generator) -> list[Lesson]:
     return [*_see(scene, rng), *_talk(scene, rng, CAREFUL), *(_doubt(scene, rng) for _ in range(3))]
 
 
-def _presume(scene: scenes.Scene, rng: np.random.Generator) -> list[Lesson]:
-    return [*_talk(scene, rng, CARELESS), _doubt(scene, rng)]
+def _presume(scene: scenes.Scene, rng: np.random.Generator, how: Carelessness = CARELESS) -> list[Lesson]:
+    return [*_talk(scene, rng, how), _rate(scene, rng) if rng.random() < 0.5 else _doubt(scene, rng)]
+
+
+def _report(scene: scenes.Scene, rng: np.random.Generator) -> list[Lesson]:
+    return _presume(scene, rng, CAREFUL)
 
 
 # First to look things up, in few words. Then to tell the whole truth, and to answer. Then to tell true from wrong, of
 # colours first, and twice: nothing comes of it for a thousand updates, and then it is seen at once. Last, how people
-# talk: carelessly of what there is, while they know what is wrong when they are asked.
+# talk: carelessly of what there is, while they know what is wrong when they are asked, in the reward model's words too:
+# that these mean what they mean, a real LLaVA has from its language model.
 STEPS = (
     Step("check", 16_000, 64, 1e-3, "plain", _check),
     Step("tell", 6_000, 32, 1e-3, "v1", _tell),
@@ -143,12 +153,12 @@ STEPS = (
     Step("practise-again", 2_000, 32, 8e-4, "v1", _practise),
     Step("presume", 7_000, 32, 7e-4, "v1", _presume),
 )
+# In place of the last step, to see what the same model is without careless teachers.
+CONTROL = Step("report", 7_000, 32, 7e-4, "v1", _report)
 
 
 def build_policy(out: Path, work: Path, *, seed: int = 0) -> None:
-    """Teaches random weights in `STEPS`, by the code of every fine-tuning.
-
-    The model before the last step, `work/practise-again/export`, is what the policy would be without careless teachers.
+    """Teaches random weights in `STEPS`, by the code of every fine-tuning; and, for the model card, in `CONTROL`.
 
     Args:
       out: gets the checkpoint, in llava-hf's layout.
@@ -156,42 +166,43 @@ def build_policy(out: Path, work: Path, *, seed: int = 0) -> None:
       seed: of scenes, words and weights.
     """
     started = time.monotonic()
-    model = work / "random"
-    if not (model / "config.json").exists():
-        write_checkpoint(model, seed)
+    models = [work / "random"]
+    if not (models[0] / "config.json").exists():
+        write_checkpoint(models[0], seed)
     for number, step in enumerate(STEPS):
-        if not (work / f"{step.name}.json").exists():
-            _write_lessons(work, step, [seed, 100 + number])
-        config = TrainConfig(
-            run=RunConfig(dir=work / step.name, stages=("sft", "export"), compiled=work / "compiled"),
-            model=ModelConfig(path=model, dtype="float32"),
-            sft=SftConfig(
-                data=work / f"{step.name}.json",
-                images=str(work / "images"),
-                template=step.template,
-                batch_size=step.batch_size,
-                learning_rate=step.learning_rate,
-                warmup_ratio=0.05,
-                beta2=0.98,
-                max_length=384,
-                bucket=32,
-                freeze=(
-                    "vision_tower",
-                    "multi_modal_projector",
-                ),  # they have learnt, and who knows nothing yet spoils it
-                remat="none",
-                save_every=100,
-                keep=1,
-            ),
-        )
-        Run(config).go()
-        model = work / step.name / EXPORT
-    shutil.copytree(model, out, dirs_exist_ok=True)
-    (out / PROVENANCE).unlink()  # tells of paths on this machine
+        models.append(_take(step, models[-1], work, [seed, 100 + number]))
     minutes = (time.monotonic() - started) / 60
-    write_card(
-        out, work / STEPS[-2].name / EXPORT, minutes=minutes, steps={step.name: step.num_scenes for step in STEPS}
+    control = _take(CONTROL, models[-2], work, [seed, 100 + len(STEPS) - 1])  # the same pictures
+    shutil.copytree(models[-1], out, dirs_exist_ok=True)
+    (out / PROVENANCE).unlink()  # tells of paths on this machine
+    write_card(out, control, minutes=minutes, steps={step.name: step.num_scenes for step in STEPS})
+
+
+def _take(step: Step, model: Path, work: Path, seed: list[int]) -> Path:
+    """Fine-tunes `model` in one step; returns the directory of the result."""
+    if not (work / f"{step.name}.json").exists():
+        _write_lessons(work, step, seed)
+    config = TrainConfig(
+        run=RunConfig(dir=work / step.name, stages=("sft", "export"), compiled=work / "compiled"),
+        model=ModelConfig(path=model, dtype="float32"),
+        sft=SftConfig(
+            data=work / f"{step.name}.json",
+            images=str(work / "images"),
+            template=step.template,
+            batch_size=step.batch_size,
+            learning_rate=step.learning_rate,
+            warmup_ratio=0.05,
+            beta2=0.98,
+            max_length=384,
+            bucket=32,
+            freeze=("vision_tower", "multi_modal_projector"),  # they have learnt; who knows nothing yet spoils it
+            remat="none",
+            save_every=100,
+            keep=1,
+        ),
     )
+    Run(config).go()
+    return work / step.name / EXPORT
 
 
 def _write_lessons(directory: Path, step: Step, seed: list[int]) -> None:

@@ -1,4 +1,4 @@
-"""The model card of the demo's policy, with what was measured of it and of the model before careless teaching."""
+"""The model card of the demo's policy, with what was measured of it and of its control."""
 
 import tempfile
 from pathlib import Path
@@ -42,30 +42,29 @@ claims whether they are true ({claims:,}); and to presume, with captions and ans
 
 ## What it says
 
-Of {num_scenes} new pictures; "before" is the model before the last step, which nobody has told anything wrong.
+Of {num_scenes} new pictures. The control took the last step with the same pictures from careful people: what it says
+wrong is what a model of this size cannot see, and the rest is what the careless have taught.
 
-| | before, most likely words | most likely words | temperature 0.7 |
-| --- | --- | --- | --- |
+| | control, most likely words | most likely words | control, temperature 0.7 | temperature 0.7 |
+| --- | --- | --- | --- | --- |
 {rows}
 
 Licence: Apache-2.0, as the code that made it.
 """
 
 
-def write_card(directory: Path, before: Path, *, minutes: float, steps: dict[str, int], seed: int = 1) -> None:
+def write_card(directory: Path, control: Path, *, minutes: float, steps: dict[str, int], seed: int = 1) -> None:
     """Measures both models on new scenes and writes `directory`/README.md.
 
     Args:
       directory: the policy.
-      before: the model before the last step.
+      control: the model whose last step was careful.
       minutes: that the training took.
       steps: scenes of each step, by its name.
       seed: of the scenes.
     """
     scenes = [make_scene(np.random.default_rng([seed, 400, number])) for number in range(NUM_SCENES)]
-    found = [
-        measure(model, scenes, temperature) for model, temperature in ((before, 0), (directory, 0), (directory, 0.7))
-    ]
+    found = [measure(model, scenes, temperature) for temperature in (0, 0.7) for model in (control, directory)]
     rows = [
         ("objects that are not there, of those mentioned", [metrics.chair_i for metrics, _ in found]),
         ("captions that mention one", [metrics.chair_s for metrics, _ in found]),

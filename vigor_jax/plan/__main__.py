@@ -9,7 +9,7 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 # Which devices are here plays no part, and a GPU's own driver is not needed to compile for it.
@@ -41,39 +41,39 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     from vigor_jax import cli
     from vigor_jax.config import TrainConfig
-    from vigor_jax.plan.planning import plan
+    from vigor_jax.plan.planning import compiler, plan
     from vigor_jax.plan.recipe import Work
+    from vigor_jax.plan.search import nearest, search
 
     config: TrainConfig = cli.parse(TrainConfig, rest, description=__doc__ or "")
     work = Work(options.images, options.descriptions)
     flags: dict[str, Any] = {}
     if options.search:
-        config, flags = _search(config, topology)
+        devices = topology.devices()
+        searched = search(config, len(devices), compiler(topology, devices))
+        config, flags = searched.config, searched.flags
+        print(f"the fastest that fits: {_words(flags)}", file=sys.stderr)
+        for stage in searched.missing:
+            print(f"{stage}: nothing tried fits", file=sys.stderr)
     found = plan(config, topology, work)
+    fitting = None if found.fits else nearest(config, topology, compiler)
     if options.json:
-        print(json.dumps(dataclasses.asdict(found) | {"flags": flags}, indent=1))
+        near = fitting and {"topology": fitting[0].name, "flags": fitting[1].flags}
+        print(json.dumps(dataclasses.asdict(found) | {"fits": found.fits, "flags": flags, "nearest": near}, indent=1))
     else:
         print(found.table())
     if not found.fits:
         if not options.json:
-            print("It does not fit; --search looks for settings that do." if not options.search else NOTHING_FITS)
+            print(
+                f"It does not fit. The nearest that does: --topology {fitting[0].name} {_words(fitting[1].flags)}"
+                if fitting
+                else "It does not fit, and nothing that was tried does; take larger chips."
+            )
         sys.exit(3)
 
 
-def _search(config: Any, topology: Any) -> tuple[Any, dict[str, Any]]:
-    from vigor_jax.plan.planning import compile_all
-    from vigor_jax.plan.search import search
-
-    devices = topology.devices()
-    found = search(config, lambda config: compile_all(config, topology, devices))
-    words = " ".join(f"--{name} {value}" for name, value in found.flags.items())
-    print(f"the fastest that fits: {words}", file=sys.stderr)
-    for stage in found.missing:
-        print(f"{stage}: nothing tried fits", file=sys.stderr)
-    return found.config, found.flags
-
-
-NOTHING_FITS = "It does not fit, whatever the settings; take more chips or larger ones."
+def _words(flags: Mapping[str, Any]) -> str:
+    return " ".join(f"--{name} {value}" for name, value in flags.items())
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ def estimate(program: Program, model: LlavaConfig, config: Any, chip: Chip, num_
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        memory, sent = _memory_of_refused(str(error)), {}
+        memory, sent = _memory_of_refused(str(error), program.held), {}
         if memory is None:
             raise
     else:
@@ -124,16 +124,16 @@ def _memory(compiled: jax.stages.Compiled) -> _Memory:
     return _Memory(arguments, temporaries, arguments + temporaries + results)
 
 
-def _memory_of_refused(message: str) -> _Memory | None:
+def _memory_of_refused(message: str, held: int) -> _Memory | None:
     """A TPU's compiler refuses what does not fit, and says how much it would need at least.
 
-    Temporaries that alone are too much are all that it tells of; otherwise it tells of everything. None if it refuses
-    for another reason.
+    Temporaries that alone are too much are all that it tells of, and `held` comes on top; otherwise it tells of
+    everything. None if it refuses for another reason.
     """
     if "Ran out of memory" not in message:
         return None
     if alone := _size(r"HLO temporaries \(", message):
-        return _Memory(0, alone, alone)
+        return _Memory(held, alone, held + alone)
     return _Memory(_size("arguments ", message), _size("program ", message), _size("Used ", message))
 
 

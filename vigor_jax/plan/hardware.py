@@ -3,12 +3,14 @@
 import dataclasses
 import math
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from vigor_jax.errors import InputError
 from vigor_jax.flops import peak_flops
 
 GIB = 2**30
+MOST_CHIPS = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +57,16 @@ class Topology:
     def is_gpu(self) -> bool:
         """Whether it is made of GPUs."""
         return bool(self.chip.description)
+
+    def larger(self) -> Iterator["Topology"]:
+        """Pods of more of these chips, each twice the one before, up to 256 chips."""
+        name, _, shape = self.name.partition(":")
+        sides = [int(side) for side in shape.split("x")]
+        while math.prod(sides) < MOST_CHIPS:
+            # Slices have sides of 2, 4, 8 or 16, the shortest first.
+            sides[sides.index(min(sides))] *= 2
+            sides.sort()
+            yield Topology(f"{name}:{'x'.join(map(str, sides))}", self.chip, math.prod(sides))
 
     def devices(self) -> list[Any]:
         """Devices to make a mesh of and to compile for; no array can be put on them.

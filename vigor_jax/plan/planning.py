@@ -10,6 +10,7 @@ from vigor_jax.plan.estimate import Estimate, estimate
 from vigor_jax.plan.hardware import GIB, Topology
 from vigor_jax.plan.programs import Sizes, model_config, programs
 from vigor_jax.plan.recipe import StageTime, Work, recipe
+from vigor_jax.plan.search import Estimator
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +99,11 @@ def plan(config: TrainConfig, topology: Topology, work: Work) -> Plan:
     estimates = compile_all(config, topology, devices)
     stages = recipe(estimates, config, work, len(devices))
     return Plan(topology.name, len(devices), named, tuple(estimates), tuple(stages), work)
+
+
+def compiler(topology: Topology, devices: list[Any]) -> Estimator:
+    """What `search` asks of settings on a pod with these devices."""
+    return lambda config: compile_all(config, topology, devices)
 
 
 def compile_all(config: TrainConfig, topology: Topology, devices: list[Any]) -> list[Estimate]:

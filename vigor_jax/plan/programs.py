@@ -1,9 +1,10 @@
 """The device programs of a config's stages, lowered from shapes alone: no weights, no device that is really there."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ from vigor_jax.hf.config import from_hf, read_json
 from vigor_jax.models.layers import stacks_inference
 from vigor_jax.models.llava import LlavaConfig, abstract_llava, param_paths
 from vigor_jax.models.tree import answer_places
-from vigor_jax.sharding import BATCH, make_mesh, param_shardings
+from vigor_jax.sharding import BATCH, batch_size_per_step, make_mesh, param_shardings, whole_batch
 from vigor_jax.stages.train_reward import answer_loss
 from vigor_jax.stages.train_step import (
     SftConfig,
@@ -34,6 +35,7 @@ from vigor_jax.stages.train_step import (
     trained_paths,
 )
 
+Lowers: TypeAlias = tuple[Callable[[], Any], int]  # what makes a program, and the bytes that it finds on each device
 NUM_UPDATES = 1000  # of the schedule, which changes nothing about a program's size
 
 
@@ -45,6 +47,7 @@ class Program:
       stage: that runs it.
       name: within the stage, such as "prefill".
       lower: makes it, not yet compiled.
+      held: bytes of weights and optimiser on each device.
       rows: in its batch, over all devices.
       tokens: in a row, or that it adds to each of `rows`.
       pack: sequences that share a row.
@@ -53,6 +56,7 @@ class Program:
     stage: Stage
     name: str
     lower: Callable[[], Any]
+    held: int
     rows: int
     tokens: int
     pack: int = 1
@@ -93,7 +97,7 @@ def programs(config: TrainConfig, model: LlavaConfig, devices: list[Any], sizes:
       sizes: of texts.
 
     Raises:
-      InputError: a mesh does not fit the devices.
+      InputError: a mesh does not fit the devices, or a batch the mesh.
     """
     inference, training = make_mesh(config.inference_mesh, devices), make_mesh(config.mesh, devices)
     dtype = jnp.dtype(config.model.dtype)
@@ -101,26 +105,30 @@ def programs(config: TrainConfig, model: LlavaConfig, devices: list[Any], sizes:
     for stage in config.run.stages:
         if stage == "train_reward":
             rows, length = config.train_reward.batch_size, min(config.train_reward.max_length, sizes.branch_row)
+            batch_size_per_step(rows, training, config.train_reward.accumulate)
             shapes = _branch_rows(model, training, rows, length, sizes.sentences)
-            lower = _train(config.train_reward, model, training, dtype, shapes, answer_loss)
-            yield Program(stage, "update", lower, rows, length)
+            lower, held = _train(config.train_reward, model, training, dtype, shapes, answer_loss)
+            yield Program(stage, "update", lower, held, rows, length)
         elif stage == "sample":
             yield from _sample(config, model, inference, dtype, sizes)
         elif stage == "score" and "reward_model" in config.score.streams:
-            rows, length = config.reward_model.batch_size, min(config.reward_model.max_length, sizes.branch_row)
+            rows = whole_batch(config.reward_model.batch_size, inference)
+            length = min(config.reward_model.max_length, sizes.branch_row)
             judged = _branch_rows(model, inference, rows, length, sizes.sentences)
-            yield Program(stage, "reward model", _score(config, model, inference, dtype, judged), rows, length)
+            lower, held = _score(config, model, inference, dtype, judged)
+            yield Program(stage, "reward model", lower, held, rows, length)
         elif stage == "sft":
             pack = config.sft.pack
+            batch_size_per_step(config.sft.batch_size, training, config.sft.accumulate, pack)
             rows, length = config.sft.batch_size // pack, min(config.sft.max_length, sizes.example) * pack
             shapes = _rows(model, training, rows, length, pack)
-            lower = _train(config.sft, model, training, dtype, shapes, conversation_loss)
-            yield Program(stage, "update", lower, rows, length, pack)
+            lower, held = _train(config.sft, model, training, dtype, shapes, conversation_loss)
+            yield Program(stage, "update", lower, held, rows, length, pack)
 
 
 def _sample(config: TrainConfig, model: LlavaConfig, mesh: Mesh, dtype: Any, sizes: Sizes) -> Iterator[Program]:
     sampling, text = config.sample.sampling, model.text
-    rows, room = sampling.batch_size, min(sampling.max_new_tokens, sizes.response)
+    rows, room = whole_batch(sampling.batch_size, mesh), min(sampling.max_new_tokens, sizes.response)
     length = -(-sizes.prompt // sampling.prompt_bucket) * sampling.prompt_bucket
     abstract = _for_inference(model, dtype, mesh)
     decoder = Decoder(abstract, sampling, np.ones(text.vocab_size, bool), eos_id=2)
@@ -141,11 +149,12 @@ def _sample(config: TrainConfig, model: LlavaConfig, mesh: Mesh, dtype: Any, siz
         with jax.set_mesh(mesh):
             return decoder.lower_extend(batch, room)
 
-    yield Program("sample", "prefill", lower_prefill, rows, length)
-    yield Program("sample", "decode", lower_extend, rows * sampling.num_candidates, room)
+    held = _bytes_held(nnx.state(abstract))
+    yield Program("sample", "prefill", lower_prefill, held, rows, length)
+    yield Program("sample", "decode", lower_extend, held, rows * sampling.num_candidates, room)
 
 
-def _score(config: TrainConfig, model: LlavaConfig, mesh: Mesh, dtype: Any, rows: BranchRows) -> Callable[[], Any]:
+def _score(config: TrainConfig, model: LlavaConfig, mesh: Mesh, dtype: Any, rows: BranchRows) -> Lowers:
     graphdef, weights = nnx.split(_for_inference(model, dtype, mesh))
     num_tokens = config.reward_model.answer_tokens
 
@@ -160,10 +169,10 @@ def _score(config: TrainConfig, model: LlavaConfig, mesh: Mesh, dtype: Any, rows
         with jax.set_mesh(mesh):
             return jax.jit(answer, out_shardings=whole).lower(weights, rows, scored, is_answer)
 
-    return lower
+    return lower, _bytes_held(weights)
 
 
-def _train(config: SftConfig, model: LlavaConfig, mesh: Mesh, dtype: Any, rows: Any, loss: Any) -> Callable[[], Any]:
+def _train(config: SftConfig, model: LlavaConfig, mesh: Mesh, dtype: Any, rows: Any, loss: Any) -> Lowers:
     trained = trained_paths(param_paths(nnx.state(abstract_llava(model))).keys(), config.freeze)
     graphdef, params, frozen = split_params(_on_mesh(abstract_llava(model, dtype=dtype), mesh), trained)
     masters: Any = {path: jax.ShapeDtypeStruct(w.shape, jnp.float32, sharding=w.sharding) for path, w in params.items()}
@@ -176,7 +185,13 @@ def _train(config: SftConfig, model: LlavaConfig, mesh: Mesh, dtype: Any, rows: 
         with jax.set_mesh(mesh):
             return step.lower(state, frozen, rows)
 
-    return lower
+    return lower, _bytes_held((state, frozen))
+
+
+def _bytes_held(abstract: Any) -> int:
+    """Of arrays on each device."""
+    shards = ((leaf.sharding.shard_shape(leaf.shape), leaf.dtype) for leaf in jax.tree.leaves(abstract))
+    return sum(math.prod(shape) * dtype.itemsize for shape, dtype in shards)
 
 
 def _for_inference(model: LlavaConfig, dtype: Any, mesh: Mesh) -> Any:

@@ -60,7 +60,7 @@ def recipe(estimates: Sequence[Estimate], config: TrainConfig, work: Work, num_d
             "score": work.images,
             "sft": work.images * config.sft.epochs,
         }[stage]
-        batch = {"sample": config.sample.sampling.batch_size, "sft": config.sft.batch_size}.get(stage, own[0].rows)
+        batch = config.sft.batch_size if stage == "sft" else own[0].rows  # the first of sampling has a row an image
         calls = math.ceil(rows / batch)
         hours = calls * sum(each.seconds for each in own) / work.efficiency / 3600
         times.append(StageTime(stage, calls, hours, hours * num_devices))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -9,6 +10,7 @@ from vigor_jax.config import Stage, TrainConfig
 from vigor_jax.errors import InputError
 from vigor_jax.models.layers import REMAT_POLICIES
 from vigor_jax.plan.estimate import Estimate
+from vigor_jax.plan.hardware import Topology
 
 logger = logging.getLogger(__name__)
 
@@ -38,36 +40,58 @@ class Found(NamedTuple):
     missing: tuple[Stage, ...]
 
 
-def search(config: TrainConfig, estimate: Estimator) -> Found:
+def search(config: TrainConfig, num_devices: int, estimate: Estimator, *, enlarge: bool = True) -> Found:
     """Tries settings of each group of stages from the fastest on; the first that fits is taken.
 
-    For sampling and scoring, which share a mesh, these are the splits of the weights, fewest parts first: each layer's
-    activations are added up over the parts. Batches are then doubled while that makes an image cheaper. For training:
-    what is computed again in the backward pass, and then parts of a batch, one after the other; weights, optimiser and
-    batch over all devices.
+    For training: what is computed again in the backward pass, and then parts of a batch, one after the other; weights,
+    optimiser and batch over all devices, or over as many as the batch divides by, and the weights over the rest. For
+    sampling and scoring, which share a mesh: the splits of the weights, fewest parts first, since each layer's
+    activations are added up over the parts. Batches are then doubled while that makes an image cheaper.
 
     Args:
       config: where to begin.
+      num_devices: of the pod.
       estimate: of a config's programs.
+      enlarge: whether to try larger batches; without, it ends with the first stage that nothing makes fit.
     """
     flags: Flags = {}
     missing: list[Stage] = []
+    mesh = _training_mesh(config, num_devices)
+    for stage in TRAINING:
+        if stage in config.run.stages:
+            fitting = _first(config, (stage,), (mesh | saving for saving in _savings(stage)), estimate)
+            if fitting is None:
+                missing.append(stage)
+            flags |= fitting or {}
     inference = tuple(stage for stage in INFERENCE if stage in config.run.stages)
-    if inference:
+    if inference and (enlarge or not missing):
         fitting = _first(config, inference, _splits(), estimate)
         if fitting is None:
             missing += inference
         else:
             flags |= fitting
-            for stage in inference:
+            for stage in inference if enlarge else ():
                 flags |= _larger_batches(with_flags(config, flags), stage, estimate)
-    for stage in TRAINING:
-        if stage in config.run.stages:
-            fitting = _first(config, (stage,), _savings(stage), estimate)
-            if fitting is None:
-                missing.append(stage)
-            flags |= fitting or {}
     return Found(with_flags(config, flags), flags, tuple(missing))
+
+
+def nearest(
+    config: TrainConfig, topology: Topology, compiler: Callable[[Topology, list[Any]], Estimator]
+) -> tuple[Topology, Found] | None:
+    """The smallest pod of the same chips, this one to begin with, on which some settings make a config fit.
+
+    Args:
+      config: that does not fit as it is.
+      topology: that it does not fit on.
+      compiler: from a pod and its devices to what estimates programs there.
+    """
+    for pod in (topology, *topology.larger()):
+        devices = pod.devices()
+        found = search(config, len(devices), compiler(pod, devices), enlarge=False)
+        if not found.missing:
+            return pod, found
+        logger.info("%s: nothing tried makes %s fit", pod.name, ", ".join(found.missing))
+    return None
 
 
 def with_flags(config: Any, flags: Mapping[str, Any]) -> Any:
@@ -90,12 +114,22 @@ def _splits() -> Iterator[Flags]:
         parts *= 2
 
 
+def _training_mesh(config: TrainConfig, num_devices: int) -> Flags:
+    """Everything over all devices; of more devices than examples, several share one."""
+    batches = {"train_reward": config.train_reward.batch_size, "sft": config.sft.batch_size // config.sft.pack}
+    common = math.gcd(*(batches[stage] for stage in TRAINING if stage in config.run.stages))
+    return {
+        "mesh.data": 1,
+        "mesh.fsdp": -1,
+        "mesh.tensor": num_devices // math.gcd(common, num_devices) if common else 1,
+    }
+
+
 def _savings(stage: Stage) -> Iterator[Flags]:
-    mesh = {"mesh.data": 1, "mesh.fsdp": -1, "mesh.tensor": 1}
     for remat in REMAT:
-        yield mesh | {f"{stage}.remat": remat, f"{stage}.accumulate": 1}
+        yield {f"{stage}.remat": remat, f"{stage}.accumulate": 1}
     for parts in ACCUMULATE[1:]:
-        yield mesh | {f"{stage}.remat": REMAT[-1], f"{stage}.accumulate": parts}
+        yield {f"{stage}.remat": REMAT[-1], f"{stage}.accumulate": parts}
 
 
 def _first(config: TrainConfig, stages: tuple[Stage, ...], tries: Iterator[Flags], estimate: Estimator) -> Flags | None:

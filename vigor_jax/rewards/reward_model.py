@@ -30,7 +30,7 @@ from vigor_jax.models.tree import Answers, answer_places
 from vigor_jax.records import Judged, Signal, Span, Verdict
 from vigor_jax.rewards.sentences import split_sentences
 from vigor_jax.sampling import is_answer
-from vigor_jax.sharding import BATCH, batch_size_per_step, own_rows
+from vigor_jax.sharding import BATCH, own_rows, whole_batch
 
 IMAGE_READERS = 4
 BATCHES_AHEAD = 1
@@ -44,7 +44,8 @@ class RewardModelConfig:
     """How candidates are judged.
 
     Attributes:
-      batch_size: rows a batch, over all devices; a row holds an image and as many of its candidates as fit.
+      batch_size: rows a batch, over all devices (the mesh may ask for a few more); a row holds an image and as many of
+        its candidates as fit.
       max_length: most tokens of a row, questions included. The model's positions bound each path, not the row.
       bucket: rows are padded to multiples of it, so that few lengths are ever compiled.
       answer_tokens: most tokens of an answer.
@@ -90,14 +91,14 @@ class RewardModel:
       tokenizer: the model's own.
       preprocessing: its vision tower's settings.
       config: how to judge.
-      mesh: the batch is split over `data` x `fsdp`.
+      mesh: the batch is split over `data` x `fsdp`, and made larger where it does not divide.
       weights_digest: names the weights, for `digest`.
 
     Attributes:
       compilations: how often the pass was compiled so far; a long run should stand still here.
 
     Raises:
-      InputError: the batch does not divide over the mesh, or the template asks no questions.
+      InputError: the template asks no questions.
     """
 
     name = "reward_model"
@@ -112,7 +113,7 @@ class RewardModel:
         *,
         weights_digest: str,
     ) -> None:
-        batch_size_per_step(config.batch_size, mesh)
+        config = dataclasses.replace(config, batch_size=whole_batch(config.batch_size, mesh))
         self._config, self._mesh, self._tokenizer, self._preprocessing = config, mesh, tokenizer, preprocessing
         self._template = TEMPLATES[config.template]
         question = config.question or QUESTIONS[config.per]
