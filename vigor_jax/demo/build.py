@@ -1,6 +1,6 @@
 """Makes the small checkpoints that the demo ships, from nothing, with fixed seeds.
 
-python -m vigor_jax.demo.build policy      # half an hour on two cores
+python -m vigor_jax.demo.build policy      # an hour and a quarter on two cores, and a quarter more for its control
 python -m vigor_jax.demo.build detector    # half an hour on one; needs torch and transformers
 python -m vigor_jax.demo.build tagger      # seconds
 """
