@@ -93,6 +93,14 @@ class Peer:
         return f"transformers, {self.batch_size} images at a time, {self.cache or 'dynamic'} cache"
 
 
+def peer_inputs(model: torch.nn.Module, requests: list[Request]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The prompt that all of them share, and their images, where the model is and in its type."""
+    first = next(model.parameters())
+    pixels = np.stack([request.pixels for request in requests])
+    pixel_values = normalize(pixels, Preprocessing(pixels.shape[1])).transpose(0, 3, 1, 2)
+    return torch.tensor([requests[0].prompt_ids], device=first.device), torch.tensor(pixel_values).to(first)
+
+
 def speed(side: Callable[[], int], clock: Callable[[], float]) -> float:
     """Tokens a second."""
     start = clock()
@@ -108,12 +116,8 @@ def fastest_peer(
 ) -> Peer:
     """Measures each of the given settings once, after a short warm-up."""
     device = "cuda" if jax.default_backend() == "gpu" else "cpu"
-    dtype = next(model.parameters()).dtype
-    edge = requests[0].pixels.shape[0]
-    pixel_values = normalize(np.stack([request.pixels for request in requests]), Preprocessing(edge))
-    pixel_values = torch.tensor(pixel_values.transpose(0, 3, 1, 2)).to(device, dtype)
-    token_ids = torch.tensor([requests[0].prompt_ids], device=device)
     model = model.to(device).eval()
+    token_ids, pixel_values = peer_inputs(model, requests)
     found: dict[Peer, float] = {}
     for batch_size, cache in itertools.product(options.peer_batch_size, options.peer_cache):
         peer = Peer(model, sampling, token_ids, pixel_values, batch_size, None if cache == "dynamic" else cache)

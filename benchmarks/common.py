@@ -3,6 +3,7 @@
 import os
 import platform
 import statistics
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,32 +14,44 @@ from flax import nnx
 
 from vigor_jax.hf import config as hf_config
 from vigor_jax.hf import names
-from vigor_jax.models.llava import Llava, abstract_llava, param_paths
+from vigor_jax.models.llava import Llava, LlavaConfig, abstract_llava, param_paths
 
 CLIP_L = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
 CLIP_S = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 8, "num_attention_heads": 6}
 LLAMA_7B = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
 LLAMA_S = {"hidden_size": 640, "intermediate_size": 1728, "num_hidden_layers": 10, "num_attention_heads": 10}
-SIZES = {"100m": (CLIP_S, LLAMA_S), "7b": (CLIP_L, LLAMA_7B)}
+CLIP_T = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4}
+LLAMA_T = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+SIZES = {"tiny": (CLIP_T, LLAMA_T), "100m": (CLIP_S, LLAMA_S), "7b": (CLIP_L, LLAMA_7B)}
 
 
 def sizes() -> tuple[str, ...]:
     return tuple(SIZES)
 
 
-def build_peer(
-    size: str, dtype: torch.dtype = torch.float32, image_size: int = 336
-) -> transformers.LlavaForConditionalGeneration:
-    """A LLaVA-1.5 of transformers with random weights: 336 pixels, 576 image tokens, 32,064 rows of vocabulary."""
+def peer_config(size: str, image_size: int = 336) -> transformers.LlavaConfig:
+    """A LLaVA-1.5 of transformers: 336 pixels, 576 image tokens, 32,064 rows of vocabulary."""
     vision, text = SIZES[size]
-    torch.manual_seed(0)
-    config = transformers.LlavaConfig(
+    return transformers.LlavaConfig(
         vision_config=transformers.CLIPVisionConfig(**vision, image_size=image_size, patch_size=14),
         text_config=transformers.LlamaConfig(**text, vocab_size=32064, max_position_embeddings=4096),
         image_seq_length=(image_size // 14) ** 2,
         attn_implementation="sdpa",
         tie_word_embeddings=False,
     )
+
+
+def our_config(peer: transformers.LlavaConfig) -> LlavaConfig:
+    """The same sizes for our model."""
+    return hf_config.from_hf(peer.to_dict(), Path("config.json"))
+
+
+def build_peer(
+    size: str, dtype: torch.dtype = torch.float32, image_size: int = 336
+) -> transformers.LlavaForConditionalGeneration:
+    """The model of `peer_config` with random weights, on torch's default device."""
+    torch.manual_seed(0)
+    config = peer_config(size, image_size)
     default = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -49,9 +62,7 @@ def build_peer(
 
 def port(model: transformers.LlavaForConditionalGeneration, *, scan: bool = True) -> Llava:
     """Our model with the same weights, in float32 or in the type that they have."""
-    from pathlib import Path
-
-    config = hf_config.from_hf(model.config.to_dict(), Path("config.json"))
+    config = our_config(model.config)
     weights = {names.canonical_hf(name): value for name, value in model.state_dict().items()}
     dtype = jnp.bfloat16 if next(model.parameters()).dtype == torch.bfloat16 else jnp.float32
     graphdef, state = nnx.split(abstract_llava(config, dtype=dtype, scan=scan))

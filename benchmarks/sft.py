@@ -15,6 +15,7 @@ in all of them: 576 image tokens at 336 pixels, 256 at 224 (LLaVA v1.0), 64 at 1
 
 import argparse
 import dataclasses
+import itertools
 import time
 
 import jax
@@ -74,6 +75,14 @@ class Batch:
         for row, (ids, label) in enumerate(zip(self.token_ids, self.labels, strict=True)):
             token_ids[row, : len(ids)], labels[row, : len(ids)], mask[row, : len(ids)] = ids, label, True
         return token_ids, labels, mask
+
+    def split(self, parts: int) -> "list[Batch]":
+        """Equal parts, or nearly so."""
+        cuts = [len(self.token_ids) * part // parts for part in range(parts + 1)]
+        return [
+            Batch(self.token_ids[a:b], self.labels[a:b], self.pixels[a:b], self.has_image[a:b])
+            for a, b in itertools.pairwise(cuts)
+        ]
 
     def packed(self, each: int, bucket: int) -> Rows:
         """Rows of `each` examples on the average, as the trainer packs them."""
@@ -150,10 +159,27 @@ class Ours:
 
 
 class Peer:
-    """The loop of a transformers user: SDPA, fused AdamW, gradient checkpointing only if ours has it."""
+    """The loop of a transformers user: SDPA, fused AdamW, gradient checkpointing only if ours has it.
 
-    def __init__(self, model, config: LlavaConfig, device: str, dtype: str, remat: str) -> None:
+    A batch is computed in `parts`, one after the other. Without `masked` no padding mask is made, which SDPA has faster
+    kernels for; the rows are padded on the right, so what counts is the same. They are as long as the longest of their
+    part, or a `multiple`, where few shapes are wanted.
+    """
+
+    def __init__(
+        self,
+        model,
+        config: LlavaConfig,
+        device: str,
+        dtype: str,
+        remat: str,
+        *,
+        parts: int = 1,
+        masked: bool = True,
+        multiple: int = 1,
+    ) -> None:
         self.model, self.config, self.device, self.dtype = model.to(device).train(), config, device, dtype
+        self.parts, self.masked, self.multiple = parts, masked, multiple
         for name, weight in model.named_parameters():
             weight.requires_grad_(FROZEN not in name)
         if remat != "none":
@@ -162,20 +188,31 @@ class Peer:
         self.optimizer = torch.optim.AdamW(self.weights, lr=2e-5, weight_decay=0.0, fused=True)
 
     def __call__(self, batches: list[Batch]) -> float:
-        loss = None
+        loss = torch.zeros(())
         for batch in batches:
-            token_ids, labels, mask = (torch.tensor(x, device=self.device) for x in batch.padded(1))
-            pixel_values = np.array(normalize(jnp.asarray(batch.pixels[batch.has_image, 0]), self.config.vision))
-            pixel_values = torch.tensor(pixel_values.transpose(0, 3, 1, 2), device=self.device)
-            with torch.autocast(self.device, torch.bfloat16, enabled=self.dtype == "bfloat16"):
-                loss = self.model(
-                    input_ids=token_ids.long(), pixel_values=pixel_values, attention_mask=mask, labels=labels.long()
-                ).loss
-            loss.backward()
+            parts = batch.split(self.parts)
+            supervised = [sum(int((labels != IGNORE_INDEX).sum()) for labels in part.labels) for part in parts]
+            losses = []
+            for part, count in zip(parts, supervised, strict=True):
+                losses.append(self.loss(part) * (count / sum(supervised)))
+                losses[-1].backward()
             torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
+            loss = torch.stack([each.detach() for each in losses]).sum()
         return loss.item()
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        token_ids, labels, mask = (torch.tensor(x, device=self.device) for x in batch.padded(self.multiple))
+        pixel_values = np.array(normalize(jnp.asarray(batch.pixels[batch.has_image, 0]), self.config.vision))
+        pixel_values = torch.tensor(pixel_values.transpose(0, 3, 1, 2), device=self.device)
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.dtype == "bfloat16"):
+            return self.model(
+                input_ids=token_ids.long(),
+                pixel_values=pixel_values,
+                attention_mask=mask if self.masked else None,
+                labels=labels.long(),
+            ).loss
 
 
 def main() -> None:
