@@ -151,6 +151,15 @@ def test_candidates_do_not_depend_on_order_or_company(model, mesh, requests, dra
     assert [c.token_ids for c in alone] == [c.token_ids for c in drawn[3]]
 
 
+def test_nothing_goes_to_the_device_unasked(model, mesh, requests):
+    """Neither Python numbers nor arrays of the host: what is compiled has all it needs."""
+    with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed"), jax.transfer_guard("disallow"):
+        jax.jit(lambda x: x)(1.0)  # the guard is on
+    with jax.transfer_guard("disallow"):
+        guarded = sample(model, mesh, requests)
+    assert plain(guarded) == plain(sample(model, mesh, requests))
+
+
 def test_seed_image_and_prompt_each_change_the_draw(model, mesh, requests, drawn):
     request = requests[0]
     others = [

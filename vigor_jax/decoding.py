@@ -204,7 +204,8 @@ class Decoder:
 
     def extend(self, prefix: Prefix, candidates: Candidates, until: int) -> Candidates:
         """Adds tokens until each candidate has `until` of them or all are done; reuses the memory of `candidates`."""
-        return self._extend_jit(self._weights, prefix, candidates, np.int32(until))
+        with jax.transfer_guard_host_to_device("allow"):  # one number for many tokens
+            return self._extend_jit(self._weights, prefix, candidates, np.int32(until))
 
     def lower_prefill(self, batch: Batch) -> jax.stages.Lowered:
         """`prefill`, not run: of shapes with shardings, under `jax.set_mesh`."""

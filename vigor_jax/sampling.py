@@ -19,7 +19,7 @@ from vigor_jax.data.tokenizer import Tokenizer
 from vigor_jax.decoding import Batch, Decoder, SamplingConfig, stages
 from vigor_jax.errors import InputError
 from vigor_jax.models.llava import Llava, LlavaConfig
-from vigor_jax.sharding import BATCH, own_rows, whole_batch
+from vigor_jax.sharding import own_rows, split_rows, whole_batch
 
 FinishReason = Literal["stop", "length", "repetition"]
 
@@ -99,7 +99,6 @@ class Sampler:
         config = dataclasses.replace(config, batch_size=whole_batch(config.batch_size, mesh))
         self._model, self._tokenizer, self._config, self._mesh, self._stop = model.config, tokenizer, config, mesh, stop
         self._decoder = Decoder(model, config, is_answer(model.config, tokenizer), tokenizer.eos_id)
-        self._split = NamedSharding(mesh, BATCH)
         self._own_rows = frozenset(own_rows(config.batch_size, mesh))
         self._rooms = self._steps = stages(min(config.max_new_tokens, model.config.text.max_position_embeddings - 1))
         if stop is not None or config.repetition_stop:
@@ -175,7 +174,7 @@ class Sampler:
                 done[: len(requests)] = [[ending is not None for ending in row] for row in endings]
                 if done.all():
                     break
-                candidates = dataclasses.replace(candidates, done=self._put(done))
+                candidates = dataclasses.replace(candidates, done=split_rows(done, self._mesh))
         return [
             [
                 self._completion(request, candidate, ending, token_ids[row, candidate], logprobs[row, candidate])
@@ -204,12 +203,8 @@ class Sampler:
                     f"{requests[row].image_id}: {image.shape}, not {edge} pixels wide"
                 )
                 pixels[row] = image
-        put, is_real = self._put, np.arange(size) < len(requests)
-        return Batch(put(token_ids), put(lengths), put(seeds), put(is_real), None if pixels is None else put(pixels))
-
-    def _put(self, rows: np.ndarray) -> jax.Array:
-        """To the devices, each of which takes its own rows; the array is whole here, so their order may be any."""
-        return jax.make_array_from_callback(rows.shape, self._split, lambda index: rows[index])
+        is_real = np.arange(size) < len(requests)
+        return Batch(*split_rows((token_ids, lengths, seeds, is_real, pixels), self._mesh))
 
     def _ending(self, token_ids: np.ndarray, limit: int) -> Ending | None:
         """The earliest end among the tokens so far."""

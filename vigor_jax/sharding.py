@@ -193,4 +193,15 @@ def gather_fsdp(weight: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
 def to_global(tree: Any, mesh: Mesh, spec: P = BATCH) -> Any:
     """Host arrays, this process's rows each, → global arrays split by `spec`."""
     sharding = NamedSharding(mesh, spec)
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree)
+    with jax.transfer_guard_host_to_device("allow"):  # a batch is what is meant to move
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree)
+
+
+def split_rows(tree: Any, mesh: Mesh) -> Any:
+    """Host arrays of a whole batch, in every process the same or right in its own rows, → global arrays.
+
+    Each device takes its rows from where they are, so that their order may be any.
+    """
+    sharding = NamedSharding(mesh, BATCH)
+    with jax.transfer_guard_host_to_device("allow"):
+        return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, x.__getitem__), tree)

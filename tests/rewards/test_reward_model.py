@@ -98,6 +98,11 @@ def verdicts(judge, items):
     return list(judge.judge(items))
 
 
+def test_nothing_goes_to_the_device_unasked(judge, items, verdicts):
+    with jax.transfer_guard("disallow"):
+        assert list(judge.judge(items)) == verdicts
+
+
 def prompt_ids(source, sentences: list[str], question: str = QUESTION) -> list[int]:
     """The conversation up to the answer, written out."""
     encode = source.tokenizer.encode

@@ -1,6 +1,7 @@
 """Fine-tuning in one process on one device: against torch, and what must not change it."""
 
 import dataclasses
+import itertools
 import json
 import math
 import re
@@ -256,6 +257,33 @@ def test_a_finished_run_is_left_alone(config, source, mesh, tmp_path, monkeypatc
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == files
     with pytest.raises(InputError, match=r"10 was made with learning_rate 0\.002, but this run has 0\.001"):
         sft(dataclasses.replace(config, learning_rate=1e-3), source, tmp_path, mesh, dtype=jnp.float32)
+
+
+def test_updates_wait_for_nothing_from_the_host(config, source, mesh, tmp_path, monkeypatch):
+    """From the first update to the last, the loop moves nothing but each batch, and asks for that."""
+    make, last = sft_module.make_train_step, 10
+
+    def guarded(*given):
+        step, count = make(*given), itertools.count(1)
+
+        def update(*arguments):
+            number = next(count)
+            if number == 2:  # the first one compiles
+                jax.config.update("jax_transfer_guard", "disallow")
+            try:
+                return step(*arguments)
+            finally:
+                if number == last:
+                    jax.config.update("jax_transfer_guard", "allow")
+
+        return update
+
+    monkeypatch.setattr(sft_module, "make_train_step", guarded)
+    try:
+        sft(dataclasses.replace(config, save_every=last), source, tmp_path, mesh, dtype=jnp.float32)
+    finally:
+        jax.config.update("jax_transfer_guard", "allow")
+    assert [line["step"] for line in curve(tmp_path)] == list(range(1, last + 1))
 
 
 def interrupted(config, source, run_dir, mesh, monkeypatch, *, after: int) -> None:

@@ -30,7 +30,7 @@ from vigor_jax.models.tree import Answers, answer_places
 from vigor_jax.records import Judged, Signal, Span, Verdict
 from vigor_jax.rewards.sentences import split_sentences
 from vigor_jax.sampling import is_answer
-from vigor_jax.sharding import BATCH, own_rows, whole_batch
+from vigor_jax.sharding import own_rows, split_rows, whole_batch
 
 IMAGE_READERS = 4
 BATCHES_AHEAD = 1
@@ -134,7 +134,6 @@ class RewardModel:
         self._graphdef, self._weights = nnx.split(model)
         self._scored = jnp.array([self._encoder.good_id, self._encoder.bad_id], jnp.int32)
         self._is_answer = jnp.asarray(is_answer(model.config, tokenizer))
-        self._split = NamedSharding(mesh, BATCH)
         self._own_rows = frozenset(own_rows(config.batch_size, mesh))
         self._answer = jax.jit(self._answer_rows, out_shardings=NamedSharding(mesh, P()))
 
@@ -215,8 +214,8 @@ class RewardModel:
             pixels[row, 0] = future.result()
         padded = [*rows, *[None] * (size - len(rows))]
         batch = collate(padded, *padded_sizes(rows, self._config.bucket), self._tokenizer.pad_id, pixels)
-        # The arrays are whole here, so the devices of any process may take any of their rows.
-        return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, self._split, x.__getitem__), batch)
+        placed: BranchRows = split_rows(batch, self._mesh)
+        return placed
 
     def _answer_rows(self, weights: nnx.State, rows: BranchRows) -> Answers:
         self.compilations += 1
