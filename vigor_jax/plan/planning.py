@@ -2,13 +2,14 @@
 
 import dataclasses
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from vigor_jax.config import TrainConfig
 from vigor_jax.models.llava import LlavaConfig
 from vigor_jax.plan.estimate import Estimate, estimate
 from vigor_jax.plan.hardware import GIB, Topology
-from vigor_jax.plan.programs import Sizes, model_config, programs
+from vigor_jax.plan.programs import Program, Sizes, model_config, programs
 from vigor_jax.plan.recipe import StageTime, Work, recipe
 from vigor_jax.plan.search import Estimator
 
@@ -118,12 +119,16 @@ def compile_all(config: TrainConfig, topology: Topology, devices: list[Any]) -> 
       InputError: the mesh is not possible.
     """
     model = model_config(config.model.path) or LlavaConfig()
-    estimates = []
-    for program in programs(config, model, devices, _sizes(config, model)):
+
+    def compile_one(program: Program) -> Estimate:
         stage_config: Any = {"sft": config.sft, "train_reward": config.train_reward}.get(program.stage)
-        estimates.append(estimate(program, model, stage_config, topology.chip, len(devices)))
-        logger.info("compiled %s, %s, in %.0f s", program.stage, program.name, estimates[-1].compiled_in)
-    return estimates
+        made = estimate(program, model, stage_config, topology.chip, len(devices))
+        logger.info("compiled %s, %s, in %.0f s", program.stage, program.name, made.compiled_in)
+        return made
+
+    # A compiler uses one core, and lets other threads of Python run.
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(compile_one, programs(config, model, devices, _sizes(config, model))))
 
 
 def _sizes(config: TrainConfig, model: LlavaConfig) -> Sizes:
