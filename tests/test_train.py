@@ -124,6 +124,7 @@ def transformers_caption(model: Path, image: Path) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.main
 def test_main_job(world):
     """Killed while it trains, resumed, exported; the export captions in transformers as it does here, and better."""
     images = world / "images"

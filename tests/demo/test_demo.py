@@ -49,6 +49,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 
 @pytest.mark.slow
+@pytest.mark.main
 def test_the_demo_prints_its_results(demo: tuple[Path, str]) -> None:
     folder, out = demo
     for row in ("CHAIR_i", "CHAIR_s", "recall", "words", "POPE", "with a wrong colour", "AUC of the reward model"):
@@ -65,6 +66,7 @@ def test_the_demo_prints_its_results(demo: tuple[Path, str]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.main
 def test_a_second_start_finds_everything_done(demo: tuple[Path, str]) -> None:
     folder, printed = demo
     weights = folder / "runs" / "demo" / "export" / "model.safetensors"
