@@ -12,6 +12,7 @@ from vigor_jax.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+PODS = sorted((ROOT / "configs" / "pods").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
@@ -23,6 +24,17 @@ def test_shipped_config_parses_and_names_its_command(path):
 
 def test_there_are_configs():
     assert CONFIGS
+    assert PODS
+
+
+@pytest.mark.parametrize("pod", PODS, ids=lambda path: path.name)
+def test_pods_are_added_to_a_config(pod):
+    path = str(ROOT / "configs" / "vigor_all_7b.yaml")
+    alone = cli.parse(TrainConfig, ["--config", path], description="")
+    both = cli.parse(TrainConfig, ["--config", path, "--config", str(pod)], description="")
+    assert both.inference_mesh.tensor == 4
+    assert both.sample.images == alone.sample.images
+    assert both.sft == alone.sft  # what is learnt does not depend on the pod
 
 
 def test_dump_reads_back(tmp_path):
