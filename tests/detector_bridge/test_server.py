@@ -101,7 +101,8 @@ def test_thresholds_of_a_request(served, model):
     )
     assert all(len(found.scores) == 40 for found in low.detections)  # every query
     assert not any(found.present for found in high.detections)
-    assert [found.score for found in low.detections] == [found.score for found in high.detections]
+    # On a busy machine they may be in different batches.
+    np.testing.assert_allclose(*([found.score for found in answer.detections] for answer in (low, high)), atol=1e-4)
     assert_equal(given_, directly(model, image, PHRASES, 0.3, 0.45))
 
 
