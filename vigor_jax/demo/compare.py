@@ -187,16 +187,17 @@ def plot(found: Sequence[Mapping[str, Mapping[str, float]]], path: Path) -> None
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(8, 5.5), dpi=130)
+    figure, axes = pyplot.subplots(figsize=(11, 5.5), dpi=130)
+    colours = pyplot.get_cmap("tab20").colors
     for number, (name, label) in enumerate(_labels(found[0]).items()):
         points = [(100 * seed[name]["recall"], 100 * seed[name]["chair_i"]) for seed in found]
         mean = [fmean(values) for values in zip(*points, strict=True)]
         spread = [stdev(values) if len(points) > 1 else math.nan for values in zip(*points, strict=True)]
         style = "s" if name == "base" or "control" in label else "o"
-        axes.errorbar(*mean, xerr=spread[0], yerr=spread[1], fmt=style, color=f"C{number % 10}", label=label)
+        axes.errorbar(*mean, xerr=spread[0], yerr=spread[1], fmt=style, color=colours[number], label=label)
     axes.set(xlabel="recall, %", ylabel="CHAIR_i, % (lower is better)", title="Held-out scenes, temperature 0.7")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
     figure.tight_layout()
     figure.savefig(path)
     pyplot.close(figure)
