@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import PIL.Image
@@ -16,9 +17,11 @@ import pytest
 
 from tests.demo.run_demo import SMALL
 from tests.loop_world import ROOT
-from vigor_jax.demo.compare import VARIANTS, compare, plot, to_markdown
+from vigor_jax.data.store import part_metadata, read_parts, write_part
+from vigor_jax.demo.compare import FALSE_ALARMS, MISSES, VARIANTS, compare, misjudge, plot, to_markdown
 from vigor_jax.demo.contact_sheet import Shown, draw_sheet
 from vigor_jax.demo.drawing import draw
+from vigor_jax.records import Signal, Span, Verdict
 from vigor_jax.train import keep_compiled
 
 STAGES = ("train_reward", "sample", "score", "select", "sft", "export", "evaluate")
@@ -104,7 +107,7 @@ def test_control_c_anywhere_and_the_same_command_again(demo: tuple[Path, str], t
 def test_variants_are_compared(tmp_path: Path) -> None:
     """One of each kind: a control, another reward model, both streams, two rounds."""
     keep_compiled(tmp_path / "compiled")
-    kinds = ("random_drop", "holistic", "all_balanced", "all_two_rounds")
+    kinds = ("random_drop", "holistic", "all_balanced", "all_two_rounds", "at_erring")
     variants = [variant for variant in VARIANTS if variant.name in kinds]
     found = compare(tmp_path / "seed-3", dataclasses.replace(SMALL, seed=3), variants)
     assert set(found) == {"base", "auc", *kinds}
@@ -120,6 +123,45 @@ def test_variants_are_compared(tmp_path: Path) -> None:
         assert picture.width > 800
     again = compare(tmp_path / "seed-3", dataclasses.replace(SMALL, seed=3), variants)
     assert again == found  # all of it was there
+
+
+def test_a_detector_that_errs_errs_alike_in_all_captions(tmp_path: Path) -> None:
+    """As often as is said, of a phrase in every candidate of an image, and nothing else changes; repeatable."""
+
+    def judged(label: str, absent: bool) -> Signal:
+        return Signal(
+            label, (Span(0, 4), Span(9, 13)), float(absent), float(not absent), 0.1 if absent else 0.9, absent
+        )
+
+    labels, images = [f"noun {number}" for number in range(50)], [f"{number:03}.png" for number in range(100)]
+    there = {label: number % 2 == 0 for number, label in enumerate(labels)}
+    verdicts = [
+        Verdict(image, candidate, "detector", tuple(judged(label, not there[label]) for label in labels[candidate:]))
+        for image in images
+        for candidate in range(2)
+    ]
+    for part in range(2):
+        write_part(tmp_path / "right", part, 2, verdicts[part::2], Verdict, {"detector": "digest"})
+    for out, seed in (("wrong", 7), ("again", 7), ("other", 8)):
+        misjudge(tmp_path / "right", tmp_path / out, seed)
+    right, wrong, again, other = (
+        {(verdict.image, verdict.candidate): verdict for verdict in read_parts(tmp_path / name, Verdict)}
+        for name in ("right", "wrong", "again", "other")
+    )
+    assert part_metadata(tmp_path / "wrong") == {"detector": "digest"}
+    assert wrong == again != other
+    assert wrong.keys() == right.keys()
+    turned: Counter[bool] = Counter()
+    for image in images:
+        first, second = (wrong[image, candidate].signals for candidate in range(2))
+        assert first[1:] == second
+        for was, now in zip(right[image, 0].signals, first, strict=True):
+            assert (was.label, was.spans) == (now.label, now.spans)
+            assert (now.negative, now.positive) == (float(now.absent), float(not now.absent))
+            turned[was.absent] += was.absent != now.absent
+    one_kind = len(images) * len(labels) / 2
+    assert turned[False] / one_kind == pytest.approx(MISSES, abs=0.02)  # 3.7 standard deviations
+    assert turned[True] / one_kind == pytest.approx(FALSE_ALARMS, abs=0.02)
 
 
 def test_a_sheet_strikes_what_is_wrong(tmp_path: Path) -> None:

@@ -11,18 +11,22 @@ import dataclasses
 import json
 import logging
 import math
+import random
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from vigor_jax import cli
 from vigor_jax.answering import read_answers
 from vigor_jax.config import Stage, TrainConfig
+from vigor_jax.data.store import count_parts, has_part, part_metadata, read_part, write_part
 from vigor_jax.demo.scoring import reward_auc, score
 from vigor_jax.demo.world import WorldConfig, prepare, read_scenes
+from vigor_jax.records import Signal, Verdict
+from vigor_jax.rewards.reward_model import Per
 from vigor_jax.run import Run
 from vigor_jax.stage_inputs import EVALUATION, REWARD_MODEL
 from vigor_jax.stages.select import SelectConfig
@@ -39,9 +43,11 @@ class Variant(NamedTuple):
     Attributes:
       name: of its directory.
       label: in the table.
-      streams: who judges; "holistic" is the reward model of whole descriptions.
+      streams: who judges.
       select: fields of `SelectConfig` that differ from the demo's.
       rounds: how often.
+      judged: whose verdicts: "shared"; "holistic_reward", where the reward model judges whole descriptions; or
+        "erring_detector", where the detector misses `MISSES` of what is there and finds `FALSE_ALARMS` of what is not.
     """
 
     name: str
@@ -49,8 +55,10 @@ class Variant(NamedTuple):
     streams: tuple[str, ...]
     select: Replaced
     rounds: int = 1
+    judged: Literal["shared", "holistic_reward", "erring_detector"] = "shared"
 
 
+MISSES, FALSE_ALARMS = 0.08, 0.05
 BOTH = ("detector", "reward_model")
 PLAIN, DROPPED, REFINED = {"strategy": "random", "refine": False}, {"strategy": "random_drop"}, {"strategy": "random"}
 BALANCED = {"rule": "balanced"}
@@ -59,12 +67,14 @@ VARIANTS = (
     Variant("random_drop", "control: random, sentences dropped at random to the length of All", BOTH, DROPPED),
     Variant("random_refine", "random candidate + refinement", ("detector",), REFINED),
     Variant("rm", "RM, sentence by sentence", ("reward_model",), {"refine": False}),
-    Variant("holistic", "RM, holistic", ("holistic",), {"refine": False}),
+    Variant("holistic", "RM, holistic", ("reward_model",), {"refine": False}, judged="holistic_reward"),
     Variant("at", "AT", ("detector",), {}),
     Variant("all", "All", BOTH, {}),
     Variant("all_balanced", "All, balanced", BOTH, {"fusion": BALANCED}),
     Variant("all_unrefined", "All without refinement", BOTH, {"refine": False}),
     Variant("all_two_rounds", "All, two rounds", BOTH, {}, rounds=2),
+    Variant("at_erring", "AT, detector that errs", ("detector",), {}, judged="erring_detector"),
+    Variant("all_erring", "All, detector that errs", BOTH, {}, judged="erring_detector"),
 )
 
 COLUMNS = (
@@ -135,6 +145,8 @@ def compare(directory: Path, sizes: WorldConfig, variants: Sequence[Variant] = V
     )
     _copy(shared, directory / "holistic_reward", ("candidates",))
     Run(_in(holistic, directory / "holistic_reward", ("train_reward", "score"))).go()
+    _copy(shared, directory / "erring_detector", ("candidates", "verdicts/reward_model"))
+    misjudge(shared / "verdicts" / "detector", directory / "erring_detector" / "verdicts" / "detector", seed)
 
     found: dict[str, dict[str, float]] = {}
     for variant in variants:
@@ -148,6 +160,25 @@ def compare(directory: Path, sizes: WorldConfig, variants: Sequence[Variant] = V
         found[variant.name] = figures(last / EVALUATION / "tuned", world)
     found["auc"] = {str(kind): value for kind, value in reward_auc(shared, read_scenes(world, "unlabelled")).items()}
     return found
+
+
+def misjudge(verdicts: Path, erring: Path, seed: int) -> None:
+    """Copies a detector's verdicts, some of them turned round: of an image and a phrase in all captions alike."""
+
+    def turned(image: str, signal: Signal) -> Signal:
+        if random.Random(f"{seed} {image} {signal.label}").random() >= (FALSE_ALARMS if signal.absent else MISSES):
+            return signal
+        return dataclasses.replace(
+            signal, negative=signal.positive, positive=signal.negative, score=1 - signal.score, absent=not signal.absent
+        )
+
+    count = count_parts(verdicts)
+    for part in (part for part in range(count) if not has_part(erring, part, count)):
+        records = (
+            dataclasses.replace(verdict, signals=tuple(turned(verdict.image, signal) for signal in verdict.signals))
+            for verdict in read_part(verdicts, part, count, Verdict)
+        )
+        write_part(erring, part, count, records, Verdict, part_metadata(verdicts))
 
 
 def figures(evaluation: Path, world: Path) -> dict[str, float]:
@@ -239,20 +270,20 @@ def _in(config: TrainConfig, run_dir: Path, stages: Sequence[Stage], rounds: int
 
 def _run(variant: Variant, config: TrainConfig, directory: Path, run_dir: Path, *, with_base: bool) -> None:
     """Selection, fine-tuning and evaluation of a variant, on the seed's candidates and verdicts."""
-    is_holistic = variant.streams == ("holistic",)
-    source = directory / ("holistic_reward" if is_holistic else "shared")
-    streams = ("reward_model",) if is_holistic else variant.streams
+    source, is_holistic = directory / variant.judged, variant.judged == "holistic_reward"
+    reward_model = (source if is_holistic else directory / "shared") / REWARD_MODEL
+    per: Per = "description" if is_holistic else "sentence"
     fusion = dataclasses.replace(config.select.fusion, **variant.select.get("fusion", {}))
     others = {name: value for name, value in variant.select.items() if name != "fusion"}
     select: SelectConfig = dataclasses.replace(config.select, seed=config.sft.seed, fusion=fusion, **others)
     config = dataclasses.replace(
         config,
-        score=dataclasses.replace(config.score, streams=streams, reward_model=source / REWARD_MODEL),
-        reward_model=dataclasses.replace(config.reward_model, per="description" if is_holistic else "sentence"),
+        score=dataclasses.replace(config.score, streams=variant.streams, reward_model=reward_model),
+        reward_model=dataclasses.replace(config.reward_model, per=per),
         select=select,
         evaluate=dataclasses.replace(config.evaluate, base=with_base),
     )
-    copied = ["candidates", *(f"verdicts/{stream}" for stream in streams)]
+    copied = ["candidates", *(f"verdicts/{stream}" for stream in variant.streams)]
     last: tuple[Stage, ...] = ("select", "sft", "export", "evaluate")
     if variant.rounds == 1:
         _copy(source, run_dir, copied)
