@@ -192,8 +192,10 @@ def test_scores() -> None:
     scores = score(
         [(TRUE, SCENE), ("A star in green is at the top. A circle in red is at the top. Hearts in blue, three", SCENE)]
     )
-    # Of five sentences, two right; of the three about what is there, one wrong, in two ways.
-    assert (scores.bad, scores.unseen, scores.colour) == (3 / 5, 1 / 3, 1 / 3)
+    # Of five sentences, two right, one about a circle, one without an end; of the three about what is there, one wrong,
+    # in two ways.
+    assert (scores.bad, scores.absent) == (3 / 5, 1 / 5)
+    assert (scores.unseen, scores.colour) == (1 / 3, 1 / 3)
     assert (scores.count, scores.place) == (0, 1 / 2)
     nothing = score([("", SCENE)])
     assert np.isnan([nothing.bad, nothing.colour]).all()

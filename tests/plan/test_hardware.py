@@ -50,6 +50,10 @@ def test_chips_are_as_their_data_sheets_say():
     assert {name: chip.flops / 1e12 for name, chip in (TPUS | GPUS).items()} == {
         "v4": 275, "v5e": 197, "v5p": 459, "v6e": 918, "a100-40g": 312, "a100-80g": 312, "h100": 989, "h200": 989,
     }  # fmt: skip
+    assert {name: [chip.link_among(count) / 1e9 for count in (8, 16)] for name, chip in (TPUS | GPUS).items()} == {
+        "v4": [300, 300], "v5e": [200, 200], "v5p": [600, 600], "v6e": [448, 448],
+        "a100-40g": [300, 200], "a100-80g": [300, 200], "h100": [450, 400], "h200": [450, 400],
+    }  # fmt: skip
     assert 36 * GIB < GPUS["a100-40g"].memory < 40 * GIB
     assert 15 * GIB < TPUS["v5e"].memory < 16 * GIB
 

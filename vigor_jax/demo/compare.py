@@ -22,10 +22,10 @@ from typing import Any, Literal, NamedTuple
 from vigor_jax import cli
 from vigor_jax.answering import read_answers
 from vigor_jax.config import Stage, TrainConfig
-from vigor_jax.data.store import count_parts, has_part, part_metadata, read_part, write_part
+from vigor_jax.data.store import count_parts, has_part, part_metadata, read_part, read_parts, write_part
 from vigor_jax.demo.scoring import reward_auc, score
 from vigor_jax.demo.world import WorldConfig, prepare, read_scenes
-from vigor_jax.records import Signal, Verdict
+from vigor_jax.records import Signal, Target, Verdict
 from vigor_jax.rewards.reward_model import Per
 from vigor_jax.run import Run
 from vigor_jax.stage_inputs import EVALUATION, REWARD_MODEL
@@ -90,6 +90,7 @@ COLUMNS = (
     ("words", "words"),
     ("POPE", "pope"),
     ("POPE adv.", "pope_adversarial"),
+    ("absent in targets", "taught"),
 )
 
 
@@ -157,7 +158,7 @@ def compare(directory: Path, sizes: WorldConfig, variants: Sequence[Variant] = V
         if with_base:
             found["base"] = figures(run_dir / EVALUATION / "base", world)
         last = run_dir if variant.rounds == 1 else run_dir / f"round-{variant.rounds}"
-        found[variant.name] = figures(last / EVALUATION / "tuned", world)
+        found[variant.name] = figures(last / EVALUATION / "tuned", world) | {"taught": _taught(last, world)}
     found["auc"] = {str(kind): value for kind, value in reward_auc(shared, read_scenes(world, "unlabelled")).items()}
     return found
 
@@ -195,6 +196,12 @@ def figures(evaluation: Path, world: Path) -> dict[str, float]:
     }
 
 
+def _taught(run_dir: Path, world: Path) -> float:
+    """Of all sentences in a run's targets, those that name what is not there."""
+    scenes = read_scenes(world, "unlabelled")
+    return score((target.text, scenes[target.image]) for target in read_parts(run_dir / "targets", Target)).absent
+
+
 def to_markdown(found: Sequence[Mapping[str, Mapping[str, float]]]) -> str:
     """Means over seeds ± standard deviations, in percent but for words."""
     head = ["variant", *(label for label, _ in COLUMNS)]
@@ -203,9 +210,9 @@ def to_markdown(found: Sequence[Mapping[str, Mapping[str, float]]]) -> str:
         cells = []
         for _, column in COLUMNS:
             factor = 1 if column == "words" else 100
-            values = [factor * seed[name][column] for seed in found]
+            values = [factor * seed[name][column] for seed in found if column in seed[name]]
             spread = f" ±{stdev(values):.1f}" if len(values) > 1 else ""
-            cells.append(f"{fmean(values):.1f}{spread}")
+            cells.append(f"{fmean(values):.1f}{spread}" if values else "")
         lines.append(f"| {label} | {' | '.join(cells)} |")
     aucs = ", ".join(f"{kind} {fmean(seed['auc'][kind] for seed in found):.3f}" for kind in found[0]["auc"])
     return "\n".join([*lines, "", f"AUC of the reward model within a form of sentence, kind by kind: {aucs}."])

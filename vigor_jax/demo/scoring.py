@@ -22,6 +22,7 @@ class Scores:
 
     Attributes:
       bad: sentences with any error, those that are none of the world's included.
+      absent: sentences about what is not there.
       unseen: of the sentences about what is there, those wrong in what no detector of things can see: colour, count
         or place.
       colour: of the sentences about what is there, those with a wrong colour.
@@ -30,6 +31,7 @@ class Scores:
     """
 
     bad: float
+    absent: float
     unseen: float
     colour: float
     count: float
@@ -44,12 +46,14 @@ def score(captions: Iterable[tuple[str, Scene]]) -> Scores:
             found = _errors(sentence, scene)
             seen["all"] += 1
             seen["bad"] += found is None or bool(found)
+            seen["absent"] += found is not None and "object" in found
             if sentence.statement is None or found is None or "object" in found:
                 continue
             form = "place" if sentence.statement.number == 1 else "count"
             seen.update(["present", form, *(["unseen"] if found else []), *(f"{kind} wrong" for kind in found)])
     return Scores(
         bad=_share(seen["bad"], seen["all"]),
+        absent=_share(seen["absent"], seen["all"]),
         unseen=_share(seen["unseen"], seen["present"]),
         colour=_share(seen["colour wrong"], seen["present"]),
         count=_share(seen["count wrong"], seen["count"]),

@@ -32,7 +32,7 @@ class Estimate:
       collectives: bytes by kind, see `collectives.collective_bytes`.
       compute_seconds: flops at the chip's peak.
       memory_seconds: traffic at its bandwidth.
-      network_seconds: collectives over its links.
+      network_seconds: collectives over its links, an all-reduce twice: round the ring to add up, and again to tell.
       compiled_in: seconds.
     """
 
@@ -103,7 +103,7 @@ def estimate(program: Program, model: LlavaConfig, config: Any, chip: Chip, num_
         collectives=sent,
         compute_seconds=flops / chip.flops,
         memory_seconds=traffic / chip.bandwidth,
-        network_seconds=sum(sent.values()) / chip.link,
+        network_seconds=(sum(sent.values()) + sent.get("all-reduce", 0)) / chip.link_among(num_devices),
         compiled_in=seconds,
     )
 

@@ -11,6 +11,7 @@ from vigor_jax.flops import peak_flops
 
 GIB = 2**30
 MOST_CHIPS = 256
+GPUS_A_BOX = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +22,8 @@ class Chip:
       kind: as JAX calls it, a `device_kind`.
       memory: bytes that a program may use.
       bandwidth: bytes a second between memory and cores.
-      link: bytes a second that a chip can send and receive to others of its pod, all links together.
+      link: bytes a second that a chip can send to others of its pod, all links together, and as many that it receives.
+      adapter: for GPUs, bytes a second each way of the network adapter that each has to other boxes.
       description: for GPUs, what XLA must know of one to compile for it.
     """
 
@@ -29,6 +31,7 @@ class Chip:
     memory: int
     bandwidth: float
     link: float
+    adapter: float = 0.0
     description: str = ""
 
     @property
@@ -37,6 +40,11 @@ class Chip:
         peak = peak_flops(self.kind)
         assert peak, f"{self.kind} has no peak in vigor_jax.flops"
         return peak
+
+    def link_among(self, num_chips: int) -> float:
+        """`link`, or less where GPUs of several boxes share it: a ring leaves its box through one adapter at a time,
+        and there are as many rings as adapters."""
+        return min(self.link, GPUS_A_BOX * self.adapter) if self.adapter and num_chips > GPUS_A_BOX else self.link
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,24 +143,28 @@ def _gpu(kind: str, *, capability: tuple[int, str], cores: int, fpus: int, clock
         dnn_version_info {{ major: 9 minor: 10 }}
         device_description_str: "{kind}"
     """
-    return Chip(kind, int(0.92 * memory), sizes["bandwidth"], sizes["link"], description)
+    return Chip(kind, int(0.92 * memory), sizes["bandwidth"], sizes["link"], sizes["adapter"], description)
 
 
-# Usable memory as libtpu reports it, bandwidths as Google's pages on each generation give them.
+# Usable memory as libtpu reports it, bandwidths as Google's pages on each generation give them. A link of NVLink is
+# half of what its data sheet says, which adds up both ways; adapters are those of NVIDIA's own boxes.
 TPUS = {
     "v4": Chip("TPU v4", 31 * GIB + 3 * GIB // 4, 1228e9, 300e9),
     "v5e": Chip("TPU v5 lite", 15 * GIB + 3 * GIB // 4, 819e9, 200e9),
     "v5p": Chip("TPU v5", 95 * GIB + GIB // 2, 2765e9, 600e9),
     "v6e": Chip("TPU v6 lite", 31 * GIB + GIB // 4, 1640e9, 448e9),
 }
-_AMPERE = {"capability": (8, "NONE"), "cores": 108, "fpus": 64, "clock": 1.41, "l2": 40 * 2**20, "shared": 167936}
+_AMPERE = {
+    "capability": (8, "NONE"), "cores": 108, "fpus": 64, "clock": 1.41, "l2": 40 * 2**20, "shared": 167936,
+    "link": 300e9, "adapter": 25e9,
+}  # fmt: skip
 _HOPPER = {
     "capability": (9, "ACCELERATED_FEATURES"), "cores": 132, "fpus": 128, "clock": 1.98, "l2": 50 * 2**20,
-    "shared": 233472,
+    "shared": 233472, "link": 450e9, "adapter": 50e9,
 }  # fmt: skip
 GPUS = {
-    "a100-40g": _gpu("NVIDIA A100-SXM4-40GB", **_AMPERE, memory=42.3e9, bandwidth=1555e9, link=600e9),  # type: ignore[arg-type]
-    "a100-80g": _gpu("NVIDIA A100-SXM4-80GB", **_AMPERE, memory=84.9e9, bandwidth=2039e9, link=600e9),  # type: ignore[arg-type]
-    "h100": _gpu("NVIDIA H100 80GB HBM3", **_HOPPER, memory=84.9e9, bandwidth=3350e9, link=900e9),  # type: ignore[arg-type]
-    "h200": _gpu("NVIDIA H200", **_HOPPER, memory=151.3e9, bandwidth=4800e9, link=900e9),  # type: ignore[arg-type]
+    "a100-40g": _gpu("NVIDIA A100-SXM4-40GB", **_AMPERE, memory=42.3e9, bandwidth=1555e9),  # type: ignore[arg-type]
+    "a100-80g": _gpu("NVIDIA A100-SXM4-80GB", **_AMPERE, memory=84.9e9, bandwidth=2039e9),  # type: ignore[arg-type]
+    "h100": _gpu("NVIDIA H100 80GB HBM3", **_HOPPER, memory=84.9e9, bandwidth=3350e9),  # type: ignore[arg-type]
+    "h200": _gpu("NVIDIA H200", **_HOPPER, memory=151.3e9, bandwidth=4800e9),  # type: ignore[arg-type]
 }

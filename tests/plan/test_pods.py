@@ -1,0 +1,104 @@
+"""Plans of the 7B for pods that are not here; need `.[plan-tpu]` or `.[plan-cuda]`, each in its own environment."""
+
+import functools
+import importlib.util
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.stages.sft_world import ROOT
+from vigor_jax.models.llava import LlavaConfig
+from vigor_jax.plan.hardware import GIB
+
+pytestmark = pytest.mark.slow
+
+needs_tpu = pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="libtpu is not installed")
+needs_cuda = pytest.mark.skipif(not importlib.util.find_spec("jax_cuda13_plugin"), reason="no CUDA plugin is installed")
+
+V5E, V5E_256 = ("--config", "configs/pods/v5e.yaml"), ("--config", "configs/pods/v5e_256.yaml")
+
+
+@functools.cache
+def planned(topology, *arguments, config="vigor_all_7b", status=0):
+    """What the command prints as JSON; the issue of a plan is known within five minutes on an idle machine."""
+    command = [sys.executable, "-m", "vigor_jax.plan", "--config", f"configs/{config}.yaml", "--topology", topology]
+    done = subprocess.run([*command, *arguments, "--json"], cwd=ROOT, capture_output=True, text=True, timeout=900)
+    assert done.returncode == status, done.stderr[-2000:]
+    return json.loads(done.stdout)
+
+
+def sent(topology, *arguments):
+    """Bytes that a device sends in one update, an example a device, by kind."""
+    (update,) = planned(topology, "--run.stages", "sft", *arguments)["estimates"]
+    return update["collectives"]
+
+
+def weights_of_layers():
+    """Bytes of the language model's layers in bfloat16, norms left out."""
+    text = LlavaConfig().text
+    return 2 * text.num_layers * (4 * text.hidden_size**2 + 3 * text.hidden_size * text.intermediate_size)
+
+
+@pytest.mark.main
+@needs_tpu
+def test_a_pod_of_16():
+    """All fits, and the update sends what sharded weights must: forward, backward, and the gradients back."""
+    plan = planned("v5e:4x4", *V5E)
+    assert plan["fits"]
+    assert [(each["stage"], each["name"]) for each in plan["estimates"]] == [
+        ("sample", "prefill"),
+        ("sample", "decode"),
+        ("score", "reward model"),
+        ("sft", "update"),
+    ]
+    assert all(GIB < each["peak"] < each["memory"] == 15.75 * GIB for each in plan["estimates"])
+    decode, update = plan["estimates"][1], plan["estimates"][3]
+    text, tokens = LlavaConfig().text, 512
+    # Four share the heads and the MLP: of every token of every row, each adds up what attention and MLP give.
+    activations = 2 * tokens * (decode["rows"] / 4) * text.num_layers * text.hidden_size * 2
+    assert activations <= decode["collectives"]["all-reduce"] < 1.1 * activations
+    assert 3 * weights_of_layers() < sum(update["collectives"].values()) < 1.25 * 3 * weights_of_layers()
+
+
+@needs_tpu
+@pytest.mark.parametrize(
+    ("topology", "arguments"),
+    [("v5p:2x2x2", ()), ("v6e:4x4", ()), ("v5e:16x16", V5E_256)],
+    ids=str,
+)
+@pytest.mark.parametrize("config", ["vigor_all_7b", "reward_model_7b"])
+def test_other_pods(topology, arguments, config):
+    assert planned(topology, *arguments, config=config)["fits"]
+
+
+@needs_cuda
+@pytest.mark.parametrize("config", ["vigor_all_7b", "reward_model_7b"])
+def test_gpus(config):
+    plan = planned("a100-40g:8", config=config)
+    assert plan["fits"]
+    kinds = plan["estimates"][-1]["collectives"]
+    assert 2 * weights_of_layers() < kinds["all-gather"] < 1.25 * 2 * weights_of_layers()
+    assert weights_of_layers() < kinds["reduce-scatter"] < 1.25 * weights_of_layers()
+
+
+@needs_tpu
+def test_too_small_a_pod_is_refused():
+    plan = planned("v5e:2x2", "--run.stages", "sft", status=3)
+    (update,) = plan["estimates"]
+    assert not plan["fits"]
+    assert update["peak"] > update["memory"]
+    near = plan["nearest"]
+    flags = [word for name, value in near["flags"].items() for word in (f"--{name}", str(value))]
+    assert planned(near["topology"], "--run.stages", "sft", *flags)["fits"]
+
+
+@needs_tpu
+@pytest.mark.parametrize("mesh", [(), ("--mesh.data", "16", "--mesh.fsdp", "16")], ids=["fsdp", "data x fsdp"])
+def test_what_a_device_sends_does_not_grow_with_the_pod(mesh):
+    few, many = sent("v5e:4x4", "--sft.batch_size", "16"), sent("v5e:16x16", "--sft.batch_size", "256", *mesh)
+    assert sum(many.values()) == pytest.approx(sum(few.values()), rel=0.1)
+    if mesh:  # gradients are scattered within a replica, and only the parts added up over the replicas
+        assert many["reduce-scatter"] > weights_of_layers()
+        assert many["all-reduce"] < 0.15 * weights_of_layers()
