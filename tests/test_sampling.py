@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import socket
@@ -213,19 +214,28 @@ def test_shared_prefix_logits_equal_a_plain_forward(source, mesh, tmp_path, size
     source = open_checkpoint(build_checkpoint(tmp_path / "model", Tiny(**sizes)))
     model = load_llava(source, mesh=mesh, dtype=jnp.float32, scan=False)
     requests = make_requests(source, 2)
-    config = dataclasses.replace(CONFIG, num_candidates=3)
+    config = dataclasses.replace(CONFIG, num_candidates=3, batch_size=2)
     decoder = Decoder(model, config, np.arange(576) < 509, FOREVER)
     longest = max(len(request.prompt_ids) for request in requests) + 5
     token_ids = np.stack([np.pad(r.prompt_ids, (0, longest - len(r.prompt_ids))) for r in requests])
     lengths = np.array([len(request.prompt_ids) for request in requests])
     seeds = np.arange(4, dtype=np.uint32).reshape(2, 2)
-    batch = Batch(token_ids, lengths, seeds, np.ones(2, bool), np.stack([request.pixels for request in requests]))
-    prefix, candidates = decoder.prefill(batch)
-    candidates = decoder.extend(prefix, decoder.grow(candidates, 40), 30)
-    logits, _, _ = next_logits(model.language_model, prefix, candidates)
-    for row, request in enumerate(requests):
-        for candidate in range(3):
-            plainly = plain_logits(model, request, np.asarray(candidates.token_ids[row, candidate, :30]))[-1]
+    pixels = np.stack([request.pixels for request in requests])
+    batch = Batch(token_ids, lengths, seeds, np.arange(2), pixels)
+    prefix, texts, ring = decoder.begin(batch)
+    prefix, texts = decoder.refill(prefix, texts, batch)
+    texts, ring = decoder.extend(prefix, texts, ring, 30)
+    # The second row begins anew, then the first, and both go round the ring.
+    for rows, count in ([2, 1], 4), ([0, 2], 10):
+        prefix, texts = decoder.refill(prefix, texts, dataclasses.replace(batch, rows=np.array(rows)))
+        texts, ring = decoder.extend(prefix, texts, ring, count)
+    for more in (0, 12):  # and on in a longer one
+        texts, ring = decoder.extend(prefix, texts, decoder.grow(ring, 35 + more), more)
+        counts = [11 + more, 15 + more]
+        assert np.asarray(texts.num_tokens).tolist() == counts
+        logits, _ = next_logits(model.language_model, prefix, texts, ring)
+        for (row, request), candidate in itertools.product(enumerate(requests), range(3)):
+            plainly = plain_logits(model, request, np.asarray(texts.token_ids[row, candidate, : counts[row]]))[-1]
             np.testing.assert_allclose(logits[row, candidate], plainly, rtol=0, atol=1e-5 * np.abs(plainly).max())
 
 
@@ -326,7 +336,8 @@ def test_frequencies_equal_the_probabilities(model, temperature, top_k, top_p, m
 
     @jax.jit
     def draw(position):
-        return decoder._sample(jnp.broadcast_to(jnp.asarray(logits), (images, 1, 12)), seeds, position)[0]
+        positions = jnp.broadcast_to(position, images)
+        return decoder._sample(jnp.broadcast_to(jnp.asarray(logits), (images, 1, 12)), seeds, positions)[0]
 
     positions = np.arange(draws if many == "positions" else 1)
     ids = np.asarray(jax.lax.map(draw, positions)).ravel()
@@ -365,6 +376,27 @@ def test_eos_ends_a_candidate(model, mesh, requests, drawn):
             np.testing.assert_allclose(right.logprobs, left.logprobs[: len(wanted)], atol=1e-4)
             reasons.add(right.finish_reason)
     assert reasons == {"stop", "length"}
+
+
+def test_what_has_ended_makes_room(model, mesh, requests, monkeypatch):
+    """Rows that take the next request when theirs is done say what they say alone, in fewer steps than batches do."""
+    many = [dataclasses.replace(requests[i % 7], image_id=f"{i}.jpg") for i in range(24)]
+    few = {"tokenizer": Words(eos_id=5, vocab_size=25), "num_candidates": 1}
+    alone = sample(model, mesh, many, **few, batch_size=1)
+    steps, extend = [], Decoder.extend
+
+    def counting(decoder, prefix, texts, ring, count):
+        steps.append(count)
+        return extend(decoder, prefix, texts, ring, count)
+
+    monkeypatch.setattr(Decoder, "extend", counting)
+    together = sample(model, mesh, many, **few, batch_size=4)
+    for before, now in zip(alone, together, strict=True):
+        assert [c.token_ids for c in before] == [c.token_ids for c in now]
+        assert before[0].image_id == now[0].image_id
+    lengths = [max(len(c.token_ids) for c in group) for group in together]
+    in_batches = sum(max(lengths[i : i + 4]) for i in range(0, 24, 4))
+    assert sum(lengths) / 4 < sum(steps) < 0.9 * in_batches
 
 
 def test_the_models_positions_end_a_candidate(model, mesh, requests):
@@ -424,9 +456,13 @@ def test_fifty_prompt_lengths_need_few_compilations(model, mesh, requests, sourc
         for length in range(1, 51)
     ]
     list(own.generate(mix))
-    assert own.compilations == {"prefill": 2, "grow": 3, "extend": 6}  # two buckets, three rooms for the text
+    # Two buckets for prompts, three rooms for the text, and each is as wide as any was so far.
+    assert own.compilations == {"begin": 1, "refill": 2, "widen": 1, "grow": 2, "extend": 4}
     list(own.generate(mix[::-1]))
-    assert own.compilations == {"prefill": 2, "grow": 3, "extend": 6}
+    assert own.compilations == {"begin": 2, "refill": 3, "widen": 1, "grow": 2, "extend": 6}
+    before = own.compilations.copy()
+    list(own.generate(mix[::-1]))
+    assert own.compilations == before
 
 
 def test_rooms_for_the_text(monkeypatch):

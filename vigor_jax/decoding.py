@@ -1,7 +1,8 @@
-"""Decoding on the device: one prefill an image, then one loop that extends all of its candidates together.
+"""Decoding on the device: rows of images, each with its candidates, of which those that are done make room for others.
 
 The keys and values of an image's prompt are stored once and shared by its candidates; each candidate only adds those of
-its own tokens. All candidates of a batch are at the same step, so a step writes one slice of each cache, in place.
+its own tokens. Rows begin at different times, but all write at the same place of their caches, which are rings: so a
+step writes one slice of each cache, in place, and how far back a row may look is said by the number of its tokens.
 """
 
 import collections
@@ -73,21 +74,21 @@ class SamplingConfig:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Prompts as they go to the device.
+    """Prompts as they go to the device, and the rows that they go to.
 
     Attributes:
       token_ids: padded on the right with anything.
       lengths: without padding.
-      seeds: where each row's random numbers start.
-      is_real: false for rows that only fill the batch up.
-      pixels: one image a row, as `data.images.preprocess` gives it; None if no row has one.
+      seeds: where each prompt's random numbers start.
+      rows: where each goes, counted within the rows of its part of the mesh; one too many for what only fills up.
+      pixels: one image a prompt, as `data.images.preprocess` gives it; None if none has one.
     """
 
-    token_ids: Int[Array, "I S"]
-    lengths: Int[Array, "I"]
-    seeds: UInt32[Array, "I 2"]
-    is_real: Bool[Array, "I"]
-    pixels: UInt8[Array, "I E E 3"] | None
+    token_ids: Int[Array, "R S"]
+    lengths: Int[Array, "R"]
+    seeds: UInt32[Array, "R 2"]
+    rows: Int[Array, "R"]
+    pixels: UInt8[Array, "R E E 3"] | None
 
 
 @jax.tree_util.register_dataclass
@@ -106,22 +107,33 @@ class Prefix:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Candidates:
-    """The candidates so far; T is room, of which `step` tokens are taken.
+class Texts:
+    """The candidates so far: N is room for tokens, of which a row has taken `num_tokens`."""
 
-    Keys and values are [I, K, C, T, H]; those of a token are written a step later.
+    token_ids: Int[Array, "I C N"]
+    logprobs: Float[Array, "I C N"]
+    done: Bool[Array, "I C"]
+    num_tokens: Int[Array, "I"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Ring:
+    """Keys and values of the candidates' tokens, [I, K, C, T, H]; those of a token are written a step later.
+
+    Attributes:
+      keys: of the last T steps.
+      values: the same.
+      place: of the next step, from 0 to T - 1.
     """
 
-    token_ids: Int[Array, "I C T"]
-    logprobs: Float[Array, "I C T"]
-    done: Bool[Array, "I C"]
-    step: Int[Array, ""]
     keys: PerLayer
     values: PerLayer
+    place: Int[Array, ""]
 
 
 def stages(max_new_tokens: int) -> list[int]:
-    """Lengths that the candidates' room doubles through: early steps do not pay for the longest text."""
+    """Lengths that the rings double through: short texts do not pay for the longest that there may be."""
     lengths = [max_new_tokens]
     while lengths[0] >= 2 * LEAST_ROOM:
         lengths.insert(0, -(-lengths[0] // 2))
@@ -154,14 +166,14 @@ def truncate(scores: Float[Array, "*B V"], top_k: int, top_p: float) -> Float[Ar
     return scores
 
 
-def candidate_keys(seeds: UInt32[Array, "I 2"], num_candidates: int, position: Int[Array, ""]) -> Array:
-    """Random keys [I, C] of the tokens at one position. Threefry always, whatever the process's default is."""
+def candidate_keys(seeds: UInt32[Array, "I 2"], num_candidates: int, positions: Int[Array, "I"]) -> Array:
+    """Random keys [I, C] of a token of each row. Threefry always, whatever the process's default is."""
 
-    def key(seed: Array, candidate: Array) -> Array:
+    def key(seed: Array, candidate: Array, position: Array) -> Array:
         base = jax.random.wrap_key_data(seed, impl="threefry2x32")
         return jax.random.fold_in(jax.random.fold_in(base, candidate), position)
 
-    return jax.vmap(jax.vmap(key, (None, 0)), (0, None))(seeds, jnp.arange(num_candidates))
+    return jax.vmap(jax.vmap(key, (None, 0, None)), (0, None, 0))(seeds, jnp.arange(num_candidates), positions)
 
 
 def _argmax(scores: Float[Array, "*B V"]) -> Int[Array, "*B"]:
@@ -172,11 +184,11 @@ def _argmax(scores: Float[Array, "*B V"]) -> Int[Array, "*B"]:
 
 
 class Decoder:
-    """The compiled halves of sampling: `prefill` reads prompts, `extend` adds tokens.
+    """The compiled parts of sampling: `refill` reads prompts into rows, `extend` adds tokens to all rows.
 
     Args:
       model: its layers stacked or separate, see `layers.stacks_inference`.
-      config: how to sample.
+      config: how to sample; `batch_size` is the number of rows.
       is_answer: which rows of the vocabulary may be sampled.
       eos_id: ends a candidate.
 
@@ -188,52 +200,105 @@ class Decoder:
         self._graphdef, self._weights = nnx.split(model)
         self._sampling, self._is_answer, self._eos_id = config, is_answer, eos_id
         self.compilations: collections.Counter[str] = collections.Counter()
-        self._prefill_jit = jax.jit(self._prefill)
+        positions = model.config.text.max_position_embeddings
+        self.rooms = stages(min(config.max_new_tokens, positions - 1))
+        self._begin_jit = jax.jit(self._begin)
+        self._refill_jit = jax.jit(self._refill, donate_argnames=("prefix", "texts"))
+        self._widen_jit = jax.jit(self._widen, static_argnames="length")
         self._grow_jit = jax.jit(self._grow, static_argnames="length")
-        self._extend_jit = jax.jit(self._extend, donate_argnames="candidates")
+        self._extend_jit = jax.jit(self._extend, donate_argnames=("texts", "ring"))
 
-    def prefill(self, batch: Batch) -> tuple[Prefix, Candidates]:
-        """Runs the prompts and samples each candidate's first token."""
-        return self._prefill_jit(self._weights, batch)
+    def begin(self, batch: Batch) -> tuple[Prefix, Texts, Ring]:
+        """Rows without prompts, with room for prompts of this length and a ring of the first of `rooms`."""
+        return self._begin_jit(self._weights, batch)
 
-    def grow(self, candidates: Candidates, length: int) -> Candidates:
-        """The same candidates with room for `length` tokens at least."""
-        if candidates.token_ids.shape[-1] >= length:
-            return candidates
-        return self._grow_jit(candidates, length=length)
+    def refill(self, prefix: Prefix, texts: Texts, batch: Batch) -> tuple[Prefix, Texts]:
+        """Runs prompts and samples each candidate's first token; reuses the memory of `prefix` and `texts`.
 
-    def extend(self, prefix: Prefix, candidates: Candidates, until: int) -> Candidates:
-        """Adds tokens until each candidate has `until` of them or all are done; reuses the memory of `candidates`."""
+        The prompts must fit into the room of `prefix`.
+        """
+        return self._refill_jit(self._weights, prefix, texts, batch)
+
+    def widen(self, prefix: Prefix, length: int) -> Prefix:
+        """The same prompts, with room for `length` tokens at least."""
+        return prefix if _prompt_room(prefix) >= length else self._widen_jit(prefix, length=length)
+
+    def grow(self, ring: Ring, length: int) -> Ring:
+        """The same keys and values in a ring of `length` at least."""
+        return ring if _room(ring) >= length else self._grow_jit(ring, length=length)
+
+    def extend(self, prefix: Prefix, texts: Texts, ring: Ring, count: int) -> tuple[Texts, Ring]:
+        """Adds `count` tokens to every candidate, or fewer if all are done by then; reuses the memory of both.
+
+        A row that has more tokens than the ring is long is spoilt.
+        """
         with jax.transfer_guard_host_to_device("allow"):  # one number for many tokens
-            return self._extend_jit(self._weights, prefix, candidates, np.int32(until))
+            return self._extend_jit(self._weights, prefix, texts, ring, np.int32(count))
 
-    def lower_prefill(self, batch: Batch) -> jax.stages.Lowered:
-        """`prefill`, not run: of shapes with shardings, under `jax.set_mesh`."""
-        return self._prefill_jit.lower(self._weights, batch)
+    def lower_refill(self, batch: Batch) -> jax.stages.Lowered:
+        """`refill`, not run: of shapes with shardings, under `jax.set_mesh`."""
+        prefix, texts, _ = self.shapes(batch, self.rooms[0])
+        return self._refill_jit.lower(self._weights, prefix, texts, batch)
 
-    def lower_extend(self, batch: Batch, length: int) -> jax.stages.Lowered:
-        """`extend` where candidates have room for `length` tokens, not run: of shapes, under `jax.set_mesh`."""
-        assert isinstance(batch.lengths.sharding, NamedSharding)
-        mesh = batch.lengths.sharding.mesh
+    def lower_extend(self, batch: Batch, room: int) -> jax.stages.Lowered:
+        """`extend` with a ring of `room`, not run: of shapes with shardings, under `jax.set_mesh`."""
+        mesh = _mesh_of(batch)
+        count = jax.ShapeDtypeStruct((), np.int32, sharding=NamedSharding(mesh, P()))
+        return self._extend_jit.lower(self._weights, *self.shapes(batch, room), count)
 
-        def on_mesh(x: Array, spec: P | None = None) -> jax.ShapeDtypeStruct:
-            spec = spec or (BATCH if x.ndim else P())
-            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
+    def shapes(self, batch: Batch, room: int) -> tuple[Prefix, Texts, Ring]:
+        """Shapes and shardings of what `begin` and `grow` make, of those of a batch."""
+        mesh = _mesh_of(batch)
+        prefix, texts, ring = jax.eval_shape(self._begin, self._weights, batch)
+        ring = jax.eval_shape(functools.partial(self._grow, length=room), ring) if room > _room(ring) else ring
 
-        def place(tree: Prefix | Candidates, num_axes: int) -> Any:
-            caches = jax.tree.map(
-                lambda x: on_mesh(x, cache_spec(x.shape, num_axes, mesh)), {"keys": tree.keys, "values": tree.values}
+        def placed(tree: Any) -> Any:
+            specs = _specs(tree, mesh)
+            return jax.tree.map(
+                lambda x, spec: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec)), tree, specs
             )
-            return dataclasses.replace(jax.tree.map(on_mesh, tree), **caches)
 
-        prefix, first = jax.eval_shape(self._prefill, self._weights, batch)
-        candidates = jax.eval_shape(functools.partial(self._grow, length=length), first)
-        prefix, candidates = place(prefix, 4), place(candidates, 5)
-        until = jax.ShapeDtypeStruct((), np.int32, sharding=NamedSharding(mesh, P()))
-        return self._extend_jit.lower(self._weights, prefix, candidates, until)
+        return placed(prefix), placed(texts), placed(ring)
 
-    def _prefill(self, weights: nnx.State, batch: Batch) -> tuple[Prefix, Candidates]:
-        self.compilations["prefill"] += 1
+    def _begin(self, weights: nnx.State, batch: Batch) -> tuple[Prefix, Texts, Ring]:
+        self.compilations["begin"] += 1
+        config = self._sampling
+        num_rows, shape = config.batch_size, (config.batch_size, config.num_candidates)
+        read, _ = jax.eval_shape(self._read, weights, batch)
+
+        def empty(x: jax.ShapeDtypeStruct) -> Array:
+            """Of keys or values, which have a row a prompt."""
+            return jnp.zeros((*x.shape[:-4], num_rows, *x.shape[-3:]), x.dtype)
+
+        def candidates(x: jax.ShapeDtypeStruct) -> Array:
+            """Keys or values of the candidates; `x` is the values of prompts."""
+            *layers, _, heads, _, head_dim = x.shape
+            return jnp.zeros((*layers, num_rows, heads, config.num_candidates, self.rooms[0], head_dim), x.dtype)
+
+        integers = jnp.zeros(num_rows, jnp.int32)
+        seeds = jnp.zeros((num_rows, 2), jnp.uint32)
+        prefix = Prefix(jax.tree.map(empty, read.keys), jax.tree.map(empty, read.values), integers, seeds)
+        tokens = jnp.zeros((*shape, self.rooms[-1]))
+        texts = Texts(tokens.astype(jnp.int32), tokens, jnp.ones(shape, bool), integers)
+        own = jax.tree.map(candidates, read.values)
+        return _keep_split(prefix), _keep_split(texts), _keep_split(Ring(own, own, jnp.int32(0)))
+
+    def _refill(self, weights: nnx.State, prefix: Prefix, texts: Texts, batch: Batch) -> tuple[Prefix, Texts]:
+        self.compilations["refill"] += 1
+        read, logits = self._read(weights, batch)
+        read = self._pad_prompts(read, _prompt_room(prefix))
+        token_ids, logprobs = self._sample(logits, batch.seeds, jnp.zeros_like(batch.lengths))
+        room = [(0, 0), (0, 0), (0, texts.token_ids.shape[-1] - 1)]
+        begun = Texts(
+            jnp.pad(token_ids[..., None], room),
+            jnp.pad(logprobs[..., None], room),
+            token_ids == self._eos_id,
+            jnp.ones_like(batch.lengths),
+        )
+        return _put((prefix, texts), (read, begun), batch.rows)
+
+    def _read(self, weights: nnx.State, batch: Batch) -> tuple[Prefix, Float[Array, "R 1 V"]]:
+        """Runs prompts: their keys and values, and the scores of what comes after them."""
         model = nnx.merge(self._graphdef, weights)
         features = None if batch.pixels is None else model.encode_images(batch.pixels)
         x = split_batch(model.embed(batch.token_ids, features))
@@ -245,52 +310,58 @@ class Decoder:
         positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
         hidden, (keys, values) = model.language_model(x, positions, attend)
         last = jnp.take_along_axis(hidden, batch.lengths[:, None, None] - 1, axis=1)
-        prefix = Prefix(keys, values, batch.lengths, batch.seeds)
+        return Prefix(keys, values, batch.lengths, batch.seeds), model.language_model.logits(last)
 
-        logits = model.language_model.logits(last)
-        token_ids, logprobs = self._sample(logits, batch.seeds, jnp.int32(0))
-        done = ~batch.is_real[:, None] | (token_ids == self._eos_id)
-        nothing = jax.tree.map(lambda x: _nothing(x, self._sampling.num_candidates), values)
-        return prefix, Candidates(token_ids[..., None], logprobs[..., None], done, jnp.int32(1), nothing, nothing)
+    def _widen(self, prefix: Prefix, length: int) -> Prefix:
+        self.compilations["widen"] += 1
+        return _keep_split(self._pad_prompts(prefix, length))
 
-    def _grow(self, candidates: Candidates, length: int) -> Candidates:
-        self.compilations["grow"] += 1
-
-        def pad(x: Array, axis: int = -1) -> Array:
-            return jnp.pad(x, [(0, length - x.shape[axis] if i == axis % x.ndim else 0) for i in range(x.ndim)])
-
+    @staticmethod
+    def _pad_prompts(prefix: Prefix, length: int) -> Prefix:
         return dataclasses.replace(
-            candidates,
-            token_ids=pad(candidates.token_ids),
-            logprobs=pad(candidates.logprobs),
-            keys=jax.tree.map(lambda x: _split_heads(pad(x, -2), 5), candidates.keys),
-            values=jax.tree.map(lambda x: _split_heads(pad(x, -2), 5), candidates.values),
+            prefix,
+            keys=jax.tree.map(lambda x: _pad(x, -1, length), prefix.keys),
+            values=jax.tree.map(lambda x: _pad(x, -2, length), prefix.values),
         )
 
-    def _extend(self, weights: nnx.State, prefix: Prefix, candidates: Candidates, until: Int[Array, ""]) -> Candidates:
+    def _grow(self, ring: Ring, length: int) -> Ring:
+        self.compilations["grow"] += 1
+
+        def longer(x: Array) -> Array:
+            return _pad(jnp.roll(x, -ring.place, -2), -2, length)  # the oldest first, then what is free
+
+        keys, values = jax.tree.map(longer, (ring.keys, ring.values))
+        return _keep_split(Ring(keys, values, jnp.full_like(ring.place, _room(ring))))
+
+    def _extend(
+        self, weights: nnx.State, prefix: Prefix, texts: Texts, ring: Ring, count: Int[Array, ""]
+    ) -> tuple[Texts, Ring]:
         self.compilations["extend"] += 1
         llama = nnx.merge(self._graphdef, weights).language_model
+        places = jnp.arange(texts.token_ids.shape[-1])
 
-        def unfinished(now: Candidates) -> Array:
-            return (now.step < until) & ~now.done.all()
+        def unfinished(now: tuple[Array, Texts, Ring]) -> Array:
+            step, texts, _ = now
+            return (step < count) & ~texts.done.all()
 
-        def add_token(now: Candidates) -> Candidates:
-            logits, keys, values = next_logits(llama, prefix, now)
-            token_ids, logprobs = self._sample(logits, prefix.seeds, now.step)
-            token_ids, logprobs = jnp.where(now.done, 0, token_ids), jnp.where(now.done, 0.0, logprobs)
-            return Candidates(
-                jax.lax.dynamic_update_index_in_dim(now.token_ids, token_ids, now.step, axis=2),
-                jax.lax.dynamic_update_index_in_dim(now.logprobs, logprobs, now.step, axis=2),
-                now.done | (token_ids == self._eos_id),
-                now.step + 1,
-                keys,
-                values,
+        def add_token(now: tuple[Array, Texts, Ring]) -> tuple[Array, Texts, Ring]:
+            step, texts, ring = now
+            logits, ring = next_logits(llama, prefix, texts, ring)
+            token_ids, logprobs = self._sample(logits, prefix.seeds, texts.num_tokens)
+            here = (places == texts.num_tokens[:, None, None]) & ~texts.done[..., None]
+            texts = Texts(
+                jnp.where(here, token_ids[..., None], texts.token_ids),
+                jnp.where(here, logprobs[..., None], texts.logprobs),
+                texts.done | (token_ids == self._eos_id),
+                texts.num_tokens + 1,
             )
+            return step + 1, texts, ring
 
-        return jax.lax.while_loop(unfinished, add_token, candidates)
+        _, texts, ring = jax.lax.while_loop(unfinished, add_token, (jnp.zeros_like(count), texts, ring))
+        return texts, ring
 
     def _sample(
-        self, logits: Float[Array, "I #C V"], seeds: UInt32[Array, "I 2"], position: Int[Array, ""]
+        self, logits: Float[Array, "I #C V"], seeds: UInt32[Array, "I 2"], positions: Int[Array, "I"]
     ) -> tuple[Int[Array, "I C"], Float[Array, "I C"]]:
         """One token a candidate, and its log-probability under the model itself (no temperature, nothing left out)."""
         config = self._sampling
@@ -298,7 +369,7 @@ class Decoder:
         scores = jnp.where(self._is_answer, logits, -jnp.inf)
         if config.temperature > 0:
             scores = truncate(scores / config.temperature, config.top_k, config.top_p)
-            keys = candidate_keys(seeds, config.num_candidates, position)
+            keys = candidate_keys(seeds, config.num_candidates, positions)
             # Gumbel-max: the maximum of scores with this noise is a draw from their softmax.
             scores = scores + jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, shape[-1:])))(keys)
         token_ids = jnp.broadcast_to(_argmax(scores), shape[:2])
@@ -306,9 +377,60 @@ class Decoder:
         return token_ids, chosen - jax.nn.logsumexp(logits, -1)
 
 
-def _nothing(values: Float[Array, "*L I K S H"], num_candidates: int) -> Float[Array, "*L I K C 1 H"]:
-    *before, _, head_dim = values.shape
-    return _split_heads(jnp.zeros((*before, num_candidates, 1, head_dim), values.dtype), 5)
+def _put(old: Any, new: Any, rows: Int[Array, "R"]) -> Any:
+    """Writes the rows of `new` over those of `old`, each part of the mesh its own; see `Batch.rows`."""
+
+    def write(old: Any, new: Any, rows: Array) -> Any:
+        def one(spec: P, old: Array, new: Array) -> Array:
+            layers = (slice(None),) * list(spec).index(BATCH[0])
+            return old.at[(*layers, rows)].set(new, mode="drop")
+
+        return jax.tree.map(one, specs, old, new, is_leaf=lambda leaf: isinstance(leaf, P))
+
+    mesh = jax.sharding.get_abstract_mesh()
+    specs = _specs(old, mesh)
+    if mesh.empty:
+        return write(old, new, rows)
+    return jax.shard_map(write, in_specs=(specs, specs, BATCH), out_specs=specs, check_vma=False)(old, new, rows)
+
+
+def _specs(tree: Any, mesh: AbstractMesh | Mesh) -> Any:
+    """How a part of the state is split: by rows, caches by heads too."""
+    axes = {Prefix: 4, Ring: 5}
+
+    def one(part: Prefix | Texts | Ring) -> Any:
+        specs = jax.tree.map(lambda x: BATCH if x.ndim else P(), part)
+        if isinstance(part, Texts):
+            return specs
+        caches = {
+            name: jax.tree.map(lambda x: cache_spec(x.shape, axes[type(part)], mesh), getattr(part, name))
+            for name in ("keys", "values")
+        }
+        return dataclasses.replace(specs, **caches)
+
+    return jax.tree.map(one, tree, is_leaf=lambda leaf: isinstance(leaf, Prefix | Texts | Ring))
+
+
+def _keep_split(part: Any) -> Any:
+    mesh = jax.sharding.get_abstract_mesh()
+    return part if mesh.empty else jax.lax.with_sharding_constraint(part, _specs(part, mesh))
+
+
+def _mesh_of(batch: Batch) -> Mesh | AbstractMesh:
+    assert isinstance(batch.lengths.sharding, NamedSharding)
+    return batch.lengths.sharding.mesh
+
+
+def _prompt_room(prefix: Prefix) -> int:
+    return int(jax.tree.leaves(prefix.keys)[0].shape[-1])
+
+
+def _room(ring: Ring) -> int:
+    return int(jax.tree.leaves(ring.keys)[0].shape[-2])
+
+
+def _pad(x: Array, axis: int, length: int) -> Array:
+    return jnp.pad(x, [(0, length - x.shape[axis] if i == axis % x.ndim else 0) for i in range(x.ndim)])
 
 
 def _split_heads(cache: Array, num_axes: int) -> Array:
@@ -322,35 +444,36 @@ def _split_heads(cache: Array, num_axes: int) -> Array:
 def cache_spec(shape: tuple[int, ...], num_axes: int, mesh: AbstractMesh | Mesh) -> P:
     """The split of keys or values, of one layer or of all."""
     layers = len(shape) - num_axes
-    heads = "tensor" if shape[layers + 1] % mesh.shape["tensor"] == 0 else None
+    heads = "tensor" if not mesh.empty and shape[layers + 1] % mesh.shape["tensor"] == 0 else None
     return P(*(None,) * layers, *BATCH, heads)
 
 
-def next_logits(
-    llama: Llama, prefix: Prefix, candidates: Candidates
-) -> tuple[Float[Array, "I C V"], PerLayer, PerLayer]:
-    """Scores of each candidate's next token, and the caches with the latest one in its place."""
-    place = candidates.step - 1  # of the latest token, which no cache has yet
-    latest = jax.lax.dynamic_index_in_dim(candidates.token_ids, place, axis=2, keepdims=False)
-    positions = jnp.broadcast_to(prefix.lengths[:, None] + place, latest.shape)
+def next_logits(llama: Llama, prefix: Prefix, texts: Texts, ring: Ring) -> tuple[Float[Array, "I C V"], Ring]:
+    """Scores of each candidate's next token, and the ring with the latest one in its place."""
+    before = texts.num_tokens - 1  # tokens that the ring has; it does not have the latest yet
+    latest = jnp.take_along_axis(texts.token_ids, jnp.maximum(before, 0)[:, None, None], axis=2, mode="clip")[..., 0]
+    positions = jnp.broadcast_to((prefix.lengths + before)[:, None], latest.shape)
+    room = _room(ring)
+    steps_ago = (ring.place - 1 - jnp.arange(room)) % room
+    is_own = steps_ago < before[:, None]
 
     def attend(
         q: Float[Array, "I C N H"], k: Float[Array, "I C K H"], v: Float[Array, "I C K H"], cache: tuple[Array, ...]
     ) -> tuple[Float[Array, "I C N H"], tuple[Array, Array]]:
         shared_keys, shared_values, keys, values = cache
-        return _attention(q, k, v, shared_keys, shared_values, prefix.lengths, keys, values, place), (k, v)
+        return _attention(q, k, v, shared_keys, shared_values, prefix.lengths, keys, values, is_own), (k, v)
 
-    caches = (prefix.keys, prefix.values, candidates.keys, candidates.values)
+    caches = (prefix.keys, prefix.values, ring.keys, ring.values)
     # The candidates of an image stand where the decoder expects a sequence: to its layers they are only rows.
     hidden, latest_kept = llama(llama.embed(latest), positions, attend, caches)
     # Written when all layers have read, so that it happens in place.
     hidden, latest_kept = jax.lax.optimization_barrier((hidden, latest_kept))
 
     def write(cache: Float[Array, "*L I K C T H"], new: Float[Array, "*L I C K H"]) -> Array:
-        return jax.lax.dynamic_update_index_in_dim(cache, new.swapaxes(-3, -2), place, axis=cache.ndim - 2)
+        return jax.lax.dynamic_update_index_in_dim(cache, new.swapaxes(-3, -2), ring.place, axis=cache.ndim - 2)
 
-    keys, values = jax.tree.map(write, (candidates.keys, candidates.values), latest_kept)
-    return llama.logits(hidden), keys, values
+    keys, values = jax.tree.map(write, (ring.keys, ring.values), latest_kept)
+    return llama.logits(hidden), Ring(keys, values, (ring.place + 1) % room)
 
 
 def _attention(
@@ -362,9 +485,9 @@ def _attention(
     shared_lengths: Int[Array, "I"],
     keys: Float[Array, "I K C T H"],
     values: Float[Array, "I K C T H"],
-    length: Int[Array, ""],
+    is_own: Bool[Array, "I T"],
 ) -> Float[Array, "I C N H"]:
-    """One query a candidate: one softmax, in float32, over its image's prompt, its first `length` tokens, and itself.
+    """One query a candidate: one softmax, in float32, over its image's prompt, its own tokens so far, and itself.
 
     The products take their axes in the order of the caches, and own keys stand first in theirs: otherwise XLA would
     transpose the caches, for every token on a CPU.
@@ -376,7 +499,7 @@ def _attention(
     itself = _product("ickgh,ickh->ikcg", grouped, k)[..., None] * head_dim**-0.5
     in_prompt = jnp.arange(shared.shape[-1]) < shared_lengths[:, None, None, None, None]
     shared = jnp.where(in_prompt, shared * head_dim**-0.5, -jnp.inf)
-    own = jnp.where(jnp.arange(own.shape[-1]) < length, own * head_dim**-0.5, -jnp.inf)
+    own = jnp.where(is_own[:, None, None, None], own * head_dim**-0.5, -jnp.inf)
 
     largest = functools.reduce(jnp.maximum, (x.max(-1, keepdims=True) for x in (shared, own, itself)))
     shared, own, itself = (jnp.exp(x - largest) for x in (shared, own, itself))

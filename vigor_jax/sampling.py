@@ -1,11 +1,11 @@
-"""Sampling of responses: requests in, completed candidates out, in order, while the next images are being read."""
+"""Sampling of responses: requests in, completed candidates out, in order; what is done makes room for what waits."""
 
 import bisect
 import collections
 import dataclasses
 import hashlib
-import itertools
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Literal, NamedTuple
@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vigor_jax.data.tokenizer import Tokenizer
-from vigor_jax.decoding import Batch, Decoder, SamplingConfig, stages
+from vigor_jax.decoding import Batch, Decoder, Prefix, Ring, SamplingConfig, Texts
 from vigor_jax.errors import InputError
 from vigor_jax.models.llava import Llava, LlavaConfig
 from vigor_jax.sharding import own_rows, split_rows, whole_batch
@@ -24,9 +24,12 @@ from vigor_jax.sharding import own_rows, split_rows, whole_batch
 FinishReason = Literal["stop", "length", "repetition"]
 
 IMAGE_READERS = 4
-BATCHES_AHEAD = 1
-# Stop strings and repetitions are looked for on the host, between runs of the device of so many steps.
+# The host looks for what has ended, and fills its rows anew, between runs of the device of so many steps.
 STEPS_BETWEEN_LOOKS = 16
+# A refill is for a quarter of the rows, and waits until three quarters of it are to be had: the rest of it is wasted.
+REFILL, FULL_ENOUGH = 1 / 4, 3 / 4
+# Batches of requests that may wait where some part of the mesh is slower than the others.
+MOST_AHEAD = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,8 +84,21 @@ class Ending(NamedTuple):
     reason: FinishReason
 
 
+@dataclasses.dataclass
+class _Row:
+    """A request under way: the limit of its candidates, where they end, and how many tokens they have."""
+
+    number: int
+    request: Request
+    limit: int
+    endings: list[Ending | None]
+    num_tokens: int = 1
+
+
 class Sampler:
-    """Draws `num_candidates` responses to each request.
+    """Draws `num_candidates` responses to each request, `batch_size` requests at a time.
+
+    As soon as all candidates of a request have ended, the next request takes its row.
 
     Args:
       model: its weights on `mesh`, its layers as `layers.stacks_inference` says. Every weight is read for every token,
@@ -99,10 +115,10 @@ class Sampler:
         config = dataclasses.replace(config, batch_size=whole_batch(config.batch_size, mesh))
         self._model, self._tokenizer, self._config, self._mesh, self._stop = model.config, tokenizer, config, mesh, stop
         self._decoder = Decoder(model, config, is_answer(model.config, tokenizer), tokenizer.eos_id)
-        self._own_rows = frozenset(own_rows(config.batch_size, mesh))
-        self._rooms = self._steps = stages(min(config.max_new_tokens, model.config.text.max_position_embeddings - 1))
-        if stop is not None or config.repetition_stop:
-            self._steps = sorted({*self._rooms, *range(STEPS_BETWEEN_LOOKS, self._rooms[-1], STEPS_BETWEEN_LOOKS)})
+        self._num_parts = whole_batch(1, mesh)
+        self._own_parts = frozenset(own_rows(self._num_parts, mesh))
+        self._rows_a_part = config.batch_size // self._num_parts
+        self._refill_a_part = refill_size(config.batch_size, mesh) // self._num_parts
         self._gather = jax.jit(lambda *arrays: arrays, out_shardings=NamedSharding(mesh, P()))
 
     @property
@@ -114,33 +130,17 @@ class Sampler:
         """Completions of each request, in the order of the requests, which are read as they are needed.
 
         With several processes, each gives the same requests and gets all the results, but reads the pixels of its own
-        rows only.
+        parts' requests only: each part of the mesh takes its turn.
 
         Raises:
           InputError: a prompt is empty, too long, or has not as many image tokens as its image has features.
           FloatingPointError: the model's scores are not finite.
         """
-        requests = iter(requests)
-        waiting: collections.deque[tuple[list[Request], dict[int, Future]]] = collections.deque()
         readers = ThreadPoolExecutor(IMAGE_READERS, "read-image")
         try:
-            while batch := list(itertools.islice(requests, self._config.batch_size)):
-                waiting.append((batch, self._start_reading(batch, readers)))
-                if len(waiting) > BATCHES_AHEAD:
-                    yield from self._complete(*waiting.popleft())
-            while waiting:
-                yield from self._complete(*waiting.popleft())
+            yield from _Generation(self, iter(requests), readers).run()
         finally:
             readers.shutdown(cancel_futures=True)
-
-    def _start_reading(self, batch: list[Request], readers: ThreadPoolExecutor) -> dict[int, Future]:
-        for request in batch:
-            self._check(request)
-        return {
-            row: readers.submit(_read, request)
-            for row, request in enumerate(batch)
-            if row in self._own_rows and request.pixels is not None
-        }
 
     def _check(self, request: Request) -> None:
         length, positions = len(request.prompt_ids), self._model.text.max_position_embeddings
@@ -157,54 +157,9 @@ class Sampler:
                 "a prompt names its image once, and a prompt without image not at all"
             )
 
-    def _complete(self, requests: list[Request], images: dict[int, Future]) -> list[list[Completion]]:
-        config, positions = self._config, self._model.text.max_position_embeddings
-        limits = [min(config.max_new_tokens, positions - len(request.prompt_ids)) for request in requests]
-        endings: list[list[Ending | None]] = [[None] * config.num_candidates for _ in requests]
-        with jax.set_mesh(self._mesh):
-            prefix, candidates = self._decoder.prefill(self._to_device(requests, images))
-            for step in self._steps:
-                candidates = self._decoder.grow(candidates, next(room for room in self._rooms if step <= room))
-                candidates = self._decoder.extend(prefix, candidates, step)
-                token_ids, logprobs = jax.device_get(self._gather(candidates.token_ids, candidates.logprobs))
-                for row, candidate in np.ndindex(len(requests), config.num_candidates):
-                    if endings[row][candidate] is None:
-                        endings[row][candidate] = self._ending(token_ids[row, candidate, :step], limits[row])
-                done = np.ones((config.batch_size, config.num_candidates), bool)
-                done[: len(requests)] = [[ending is not None for ending in row] for row in endings]
-                if done.all():
-                    break
-                candidates = dataclasses.replace(candidates, done=split_rows(done, self._mesh))
-        return [
-            [
-                self._completion(request, candidate, ending, token_ids[row, candidate], logprobs[row, candidate])
-                for candidate, ending in enumerate(endings[row])
-                if ending is not None  # each has ended: the last step is no less than any limit
-            ]
-            for row, request in enumerate(requests)
-        ]
-
-    def _to_device(self, requests: list[Request], images: dict[int, Future]) -> Batch:
-        """Rows past the requests fill the batch up."""
-        size, bucket, edge = self._config.batch_size, self._config.prompt_bucket, self._model.vision.image_size
-        longest = max(len(request.prompt_ids) for request in requests)
-        token_ids = np.zeros((size, -(-longest // bucket) * bucket), np.int32)
-        lengths, seeds = np.ones(size, np.int32), np.zeros((size, 2), np.uint32)
-        for row, request in enumerate(requests):
-            lengths[row] = len(request.prompt_ids)
-            token_ids[row, : lengths[row]] = request.prompt_ids
-            seeds[row] = stream_seed(self._config.seed, request)
-        pixels = None
-        if any(request.pixels is not None for request in requests):
-            pixels = np.zeros((size, edge, edge, 3), np.uint8)
-            for row, future in images.items():
-                image = future.result()
-                assert image.shape == pixels.shape[1:], (
-                    f"{requests[row].image_id}: {image.shape}, not {edge} pixels wide"
-                )
-                pixels[row] = image
-        is_real = np.arange(size) < len(requests)
-        return Batch(*split_rows((token_ids, lengths, seeds, is_real, pixels), self._mesh))
+    def _limit(self, request: Request) -> int:
+        """Most tokens of its candidates."""
+        return min(self._config.max_new_tokens, self._model.text.max_position_embeddings - len(request.prompt_ids))
 
     def _ending(self, token_ids: np.ndarray, limit: int) -> Ending | None:
         """The earliest end among the tokens so far."""
@@ -223,8 +178,21 @@ class Sampler:
         ends += [Ending(limit, "length")] if is_full else []
         return min(ends, key=lambda ending: ending.num_tokens, default=None)
 
+    def _look(self, row: _Row, token_ids: np.ndarray) -> None:
+        """Finds the ends of its candidates."""
+        for candidate, ending in enumerate(row.endings):
+            if ending is None:
+                row.endings[candidate] = self._ending(token_ids[candidate, : row.num_tokens], row.limit)
+
     def _has_stop(self, token_ids: np.ndarray) -> bool:
         return self._stop is not None and self._stop in self._tokenizer.decode(token_ids)
+
+    def _completions(self, row: _Row, token_ids: np.ndarray, logprobs: np.ndarray) -> list[Completion]:
+        return [
+            self._completion(row.request, candidate, ending, token_ids[candidate], logprobs[candidate])
+            for candidate, ending in enumerate(row.endings)
+            if ending is not None  # each of them is
+        ]
 
     def _completion(
         self, request: Request, candidate: int, ending: Ending, token_ids: np.ndarray, logprobs: np.ndarray
@@ -236,6 +204,135 @@ class Sampler:
         text = text if self._stop is None else text.split(self._stop)[0]
         ids = tuple(token_ids.tolist())
         return Completion(request.image_id, candidate, text.strip(), ids, logprobs, ending.reason)
+
+
+class _Generation:
+    """One run through requests: those that wait, the rows under way, and completions that others must come before.
+
+    Rows of a part of the mesh stand together, and have a queue of their own.
+    """
+
+    def __init__(self, sampler: Sampler, requests: Iterator[Request], readers: ThreadPoolExecutor) -> None:
+        self._sampler, self._requests, self._readers = sampler, requests, readers
+        self._config, self._decoder, self._mesh = sampler._config, sampler._decoder, sampler._mesh
+        self._num_taken = self._num_given = 0
+        self._waiting: list[collections.deque[tuple[_Row, Future | None]]] = [
+            collections.deque() for _ in range(sampler._num_parts)
+        ]
+        self._rows: list[_Row | None] = [None] * self._config.batch_size
+        self._finished: dict[int, list[Completion]] = {}
+        self._state: tuple[Prefix, Texts, Ring] | None = None
+
+    def run(self) -> Iterator[list[Completion]]:
+        with jax.set_mesh(self._mesh):
+            while True:
+                self._read_ahead()
+                while free := self._worth_refilling():
+                    self._refill(free)
+                    self._read_ahead()
+                if not any(self._rows):
+                    return
+                self._extend()
+                self._take_finished()
+                while self._num_given in self._finished:
+                    yield self._finished.pop(self._num_given)
+                    self._num_given += 1
+
+    def _read_ahead(self) -> None:
+        """Takes requests, each part of the mesh in turn, until each has as many as it has rows."""
+        sampler, most = self._sampler, MOST_AHEAD * self._config.batch_size
+        while min(map(len, self._waiting)) < sampler._rows_a_part and sum(map(len, self._waiting)) < most:
+            request = next(self._requests, None)
+            if request is None:
+                return
+            sampler._check(request)
+            part = self._num_taken % sampler._num_parts
+            reads = part in sampler._own_parts and request.pixels is not None
+            image = self._readers.submit(_read, request) if reads else None
+            row = _Row(self._num_taken, request, sampler._limit(request), [None] * self._config.num_candidates)
+            self._waiting[part].append((row, image))
+            self._num_taken += 1
+
+    def _worth_refilling(self) -> list[list[int]]:
+        """Free rows of each part that a refill now is for; nothing if it had better wait for more."""
+        size, most = self._sampler._rows_a_part, self._sampler._refill_a_part
+        free = [
+            [place for place in range(size) if self._rows[part * size + place] is None][: min(most, len(waiting))]
+            for part, waiting in enumerate(self._waiting)
+        ]
+        found, in_reach = sum(map(len, free)), sum(min(most, len(waiting)) for waiting in self._waiting)
+        enough = min(math.ceil(FULL_ENOUGH * most * len(free)), in_reach)
+        return free if found and (found >= enough or not any(self._rows)) else []
+
+    def _refill(self, free: list[list[int]]) -> None:
+        """Puts the requests that wait longest into free rows."""
+        size, most = self._sampler._rows_a_part, self._sampler._refill_a_part
+        rows = np.full((len(free), most), size, np.int32)
+        taken: dict[int, tuple[_Row, Future | None]] = {}
+        for part, places in enumerate(free):
+            rows[part, : len(places)] = places
+            for i, place in enumerate(places):
+                taken[part * most + i] = self._waiting[part].popleft()
+                self._rows[part * size + place] = taken[part * most + i][0]
+        batch = self._to_device(taken, rows.ravel())
+        prefix, texts, ring = self._state or self._decoder.begin(batch)
+        prefix = self._decoder.widen(prefix, batch.token_ids.shape[1])
+        self._state = *self._decoder.refill(prefix, texts, batch), ring
+
+    def _to_device(self, taken: dict[int, tuple[_Row, Future | None]], rows: np.ndarray) -> Batch:
+        """Prompts by their place in the batch; what is left of it only fills up."""
+        size, bucket, edge = len(rows), self._config.prompt_bucket, self._sampler._model.vision.image_size
+        longest = max(len(row.request.prompt_ids) for row, _ in taken.values())
+        token_ids = np.zeros((size, -(-longest // bucket) * bucket), np.int32)
+        lengths, seeds = np.ones(size, np.int32), np.zeros((size, 2), np.uint32)
+        has_image = any(row.request.pixels is not None for row, _ in taken.values())
+        pixels = np.zeros((size, edge, edge, 3), np.uint8) if has_image else None
+        for place, (row, future) in taken.items():
+            request = row.request
+            lengths[place] = len(request.prompt_ids)
+            token_ids[place, : lengths[place]] = request.prompt_ids
+            seeds[place] = stream_seed(self._config.seed, request)
+            if pixels is not None and future is not None:
+                image = future.result()
+                assert image.shape == pixels.shape[1:], f"{request.image_id}: {image.shape}, not {edge} pixels wide"
+                pixels[place] = image
+        return Batch(*split_rows((token_ids, lengths, seeds, rows, pixels), self._mesh))
+
+    def _extend(self) -> None:
+        """Some more tokens for all rows."""
+        assert self._state is not None
+        prefix, texts, ring = self._state
+        under_way = [row for row in self._rows if row]
+        count = min(STEPS_BETWEEN_LOOKS, max(row.limit - row.num_tokens for row in under_way))
+        if not count:
+            return
+        for row in under_way:
+            row.num_tokens += count
+        longest = max(min(row.num_tokens, row.limit) for row in under_way)
+        ring = self._decoder.grow(ring, next(room for room in self._decoder.rooms if longest <= room))
+        self._state = prefix, *self._decoder.extend(prefix, texts, ring, count)
+
+    def _take_finished(self) -> None:
+        """Rows whose candidates have all ended are free from now on."""
+        assert self._state is not None
+        prefix, texts, ring = self._state
+        token_ids, logprobs = jax.device_get(self._sampler._gather(texts.token_ids, texts.logprobs))
+        done = np.ones(texts.done.shape, bool)
+        for place, row in enumerate(self._rows):
+            if row is None:
+                continue
+            self._sampler._look(row, token_ids[place])
+            done[place] = [ending is not None for ending in row.endings]
+            if done[place].all():
+                self._finished[row.number] = self._sampler._completions(row, token_ids[place], logprobs[place])
+                self._rows[place] = None
+        self._state = prefix, dataclasses.replace(texts, done=split_rows(done, self._mesh)), ring
+
+
+def refill_size(batch_size: int, mesh: Mesh) -> int:
+    """Prompts that are read at a time: the same number for each part of the mesh."""
+    parts = whole_batch(1, mesh)
+    return parts * max(1, int(REFILL * batch_size / parts))
 
 
 def is_answer(config: LlavaConfig, tokenizer: Tokenizer) -> np.ndarray:

@@ -90,6 +90,7 @@ def estimate(program: Program, model: LlavaConfig, config: Any, chip: Chip, num_
     seconds = time.monotonic() - started
     flops = _flops(program, model, config) / num_devices
     traffic = float(memory.arguments * steps)
+    memory = memory._replace(arguments=memory.arguments + program.beside, peak=memory.peak + program.beside)
     return Estimate(
         stage=program.stage,
         name=program.name,

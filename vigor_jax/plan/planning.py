@@ -71,8 +71,8 @@ class Plan:
         if not self.fits:
             return "\n".join(lines)
         lines.append(
-            f"the whole recipe, {self.work.images:,} images and {self.work.descriptions:,} annotated descriptions, at "
-            f"{self.work.efficiency:.0%} of the roofline:"
+            f"the whole recipe, {self.work.images:,} images whose longest responses have {self.work.answer} tokens, "
+            f"{self.work.descriptions:,} annotated descriptions, at {self.work.efficiency:.0%} of the roofline:"
         )
         for stage in self.stages:
             lines.append(

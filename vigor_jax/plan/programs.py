@@ -22,6 +22,7 @@ from vigor_jax.hf.config import from_hf, read_json
 from vigor_jax.models.layers import stacks_inference
 from vigor_jax.models.llava import LlavaConfig, abstract_llava, param_paths
 from vigor_jax.models.tree import answer_places
+from vigor_jax.sampling import refill_size
 from vigor_jax.sharding import BATCH, batch_size_per_step, make_mesh, param_shardings, whole_batch
 from vigor_jax.stages.train_reward import answer_loss
 from vigor_jax.stages.train_step import (
@@ -51,6 +52,7 @@ class Program:
       rows: in its batch, over all devices.
       tokens: in a row, or that it adds to each of `rows`.
       pack: sequences that share a row.
+      beside: bytes on each device that others hold while it runs.
     """
 
     stage: Stage
@@ -60,6 +62,7 @@ class Program:
     rows: int
     tokens: int
     pack: int = 1
+    beside: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +131,8 @@ def programs(config: TrainConfig, model: LlavaConfig, devices: list[Any], sizes:
 
 def _sample(config: TrainConfig, model: LlavaConfig, mesh: Mesh, dtype: Any, sizes: Sizes) -> Iterator[Program]:
     sampling, text = config.sample.sampling, model.text
-    rows, room = whole_batch(sampling.batch_size, mesh), min(sampling.max_new_tokens, sizes.response)
+    sampling = dataclasses.replace(sampling, batch_size=whole_batch(sampling.batch_size, mesh))
+    rows, room = refill_size(sampling.batch_size, mesh), min(sampling.max_new_tokens, sizes.response)
     length = -(-sizes.prompt // sampling.prompt_bucket) * sampling.prompt_bucket
     abstract = _for_inference(model, dtype, mesh)
     decoder = Decoder(abstract, sampling, np.ones(text.vocab_size, bool), eos_id=2)
@@ -137,21 +141,23 @@ def _sample(config: TrainConfig, model: LlavaConfig, mesh: Mesh, dtype: Any, siz
         token_ids=_array(mesh, (rows, length), jnp.int32),
         lengths=_array(mesh, (rows,), jnp.int32),
         seeds=_array(mesh, (rows, 2), jnp.uint32),
-        is_real=_array(mesh, (rows,), jnp.bool_),
+        rows=_array(mesh, (rows,), jnp.int32),
         pixels=_array(mesh, (rows, edge, edge, 3), jnp.uint8),
     )
 
-    def lower_prefill() -> Any:
+    def lower_refill() -> Any:
         with jax.set_mesh(mesh):
-            return decoder.lower_prefill(batch)
+            return decoder.lower_refill(batch)
 
     def lower_extend() -> Any:
         with jax.set_mesh(mesh):
             return decoder.lower_extend(batch, room)
 
     held = _bytes_held(nnx.state(abstract))
-    yield Program("sample", "prefill", lower_prefill, held, rows, length)
-    yield Program("sample", "decode", lower_extend, held, rows * sampling.num_candidates, room)
+    with jax.set_mesh(mesh):
+        *_, ring = decoder.shapes(batch, room)
+    yield Program("sample", "prefill", lower_refill, held, rows, length, beside=_bytes_held(ring))
+    yield Program("sample", "decode", lower_extend, held, sampling.batch_size * sampling.num_candidates, room)
 
 
 def _score(config: TrainConfig, model: LlavaConfig, mesh: Mesh, dtype: Any, rows: BranchRows) -> Lowers:

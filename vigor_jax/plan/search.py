@@ -144,7 +144,10 @@ def _larger_batches(config: TrainConfig, stage: Stage, estimate: Estimator) -> F
     name = {"sample": "sample.sampling.batch_size", "score": "reward_model.batch_size"}[stage]
     rows = config.sample.sampling.batch_size if stage == "sample" else config.reward_model.batch_size
     best: Flags = {}
-    least = _seconds(_estimates(config, (stage,), estimate)) / rows
+    first = _estimates(config, (stage,), estimate)
+    if not first:
+        return best
+    least = _seconds(first) / rows
     while True:
         rows *= 2
         found = _estimates(with_flags(config, {name: rows}), (stage,), estimate)
@@ -154,7 +157,8 @@ def _larger_batches(config: TrainConfig, stage: Stage, estimate: Estimator) -> F
 
 
 def _seconds(estimates: Sequence[Estimate]) -> float:
-    return sum(each.seconds for each in estimates)
+    """Of the program that a batch passes last; the prompts before it cost the same in every batch."""
+    return estimates[-1].seconds
 
 
 def _estimates(config: TrainConfig, stages: tuple[Stage, ...], estimate: Estimator) -> Sequence[Estimate]:
