@@ -101,6 +101,22 @@ def test_what_is_held_is_in_the_arguments(found, config):
     assert prefill[1].arguments == pytest.approx(decode[1].arguments, rel=0.2)
 
 
+def test_weights_in_8_bits_take_less(found, config):
+    model = model_config(config.model.path)
+    sample, run = dataclasses.replace(config.sample, int8=True), dataclasses.replace(config.run, stages=("sample",))
+    small = dataclasses.replace(config, sample=sample, run=run)
+    _, decode = (
+        estimate(program, model, None, CHIP, 1) for program in programs(small, model, jax.devices()[:1], SIZES)
+    )
+    text = model.text
+    kernels = text.num_layers * (
+        text.hidden_size * text.head_dim * 2 * (text.num_heads + text.num_kv_heads)
+        + 3 * text.hidden_size * text.intermediate_size
+    )
+    saved = found["sample", "decode"][1].arguments - decode.arguments
+    assert 2.8 * kernels < saved < 3 * kernels  # of four bytes each; the scales are new
+
+
 def test_batches_that_do_not_divide(config):
     """Those of training are what the user asked for; the others are made larger."""
     eight = [jax.devices()[0]] * 8

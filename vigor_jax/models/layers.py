@@ -33,7 +33,7 @@ def param(
 
 
 class Linear(nnx.Module):
-    """y = x · kernel + bias."""
+    """y = x · kernel + bias; of a kernel in 8 bits, `models.int8` says what its columns are multiplied by."""
 
     def __init__(
         self,
@@ -45,10 +45,15 @@ class Linear(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         self.kernel = param(rngs, shape, axes, dtype)
+        self.scale: nnx.Param | None = nnx.data(None)
         self.bias = param(rngs, shape[1:], axes[1:], dtype) if bias else None
 
     def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
-        y = x @ self.kernel
+        if self.scale is None:
+            y = x @ self.kernel
+        else:
+            y = jnp.matmul(x, self.kernel.astype(x.dtype), preferred_element_type=jnp.float32)
+            y = (y * self.scale).astype(x.dtype)
         return y if self.bias is None else y + self.bias
 
 

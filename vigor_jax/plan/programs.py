@@ -19,6 +19,7 @@ from vigor_jax.data.branches import Tree
 from vigor_jax.data.loader import Rows
 from vigor_jax.decoding import Batch, Decoder
 from vigor_jax.hf.config import from_hf, read_json
+from vigor_jax.models.int8 import quantize_decoder
 from vigor_jax.models.layers import stacks_inference
 from vigor_jax.models.llava import LlavaConfig, abstract_llava, param_paths
 from vigor_jax.models.tree import answer_places
@@ -135,6 +136,8 @@ def _sample(config: TrainConfig, model: LlavaConfig, mesh: Mesh, dtype: Any, siz
     rows, room = refill_size(sampling.batch_size, mesh), min(sampling.max_new_tokens, sizes.response)
     length = -(-sizes.prompt // sampling.prompt_bucket) * sampling.prompt_bucket
     abstract = _for_inference(model, dtype, mesh)
+    if config.sample.int8:
+        abstract = quantize_decoder(abstract)
     decoder = Decoder(abstract, sampling, np.ones(text.vocab_size, bool), eos_id=2)
     edge = model.vision.image_size
     batch = Batch(

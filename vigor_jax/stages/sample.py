@@ -21,6 +21,7 @@ from vigor_jax.data.store import join, part_count, part_metadata, parts_done, re
 from vigor_jax.decoding import SamplingConfig
 from vigor_jax.errors import InputError
 from vigor_jax.hf.load import Source, load_llava
+from vigor_jax.models.int8 import quantize_decoder
 from vigor_jax.models.layers import stacks_inference
 from vigor_jax.records import Candidate, ImageFile
 from vigor_jax.sampling import Completion, Request, Sampler
@@ -41,6 +42,7 @@ class SampleConfig:
       template: the conversation format that the model was trained with.
       images_per_part: images in one file of candidates; what a kill can lose is one file.
       limit: only so many images, the first in their order, which in a folder is that of the names; 0 takes all.
+      int8: hold the language model's weights in 8 bits meanwhile; what it says changes a little, see `models.int8`.
       sampling: how candidates are drawn.
     """
 
@@ -49,6 +51,7 @@ class SampleConfig:
     template: str = "v1"
     images_per_part: int = 256
     limit: int = 0
+    int8: bool = False
     sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
 
     def __post_init__(self) -> None:
@@ -96,6 +99,8 @@ def sample(
         logger.info("sample: all %d parts are there", count)
         return
     model = load_llava(source, mesh=mesh, dtype=dtype, scan=stacks_inference())
+    if config.int8:
+        model = quantize_decoder(model)
     sampler = Sampler(model, source.tokenizer, config.sampling, mesh, TEMPLATES[config.template].stop)
     encoded = {
         prompt: encode_prompt(
