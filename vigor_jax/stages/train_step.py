@@ -20,6 +20,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int32, UInt32
 
+from vigor_jax.compiler import compiler_options
 from vigor_jax.data.conversation import TEMPLATES
 from vigor_jax.data.loader import Rows
 from vigor_jax.errors import InputError
@@ -303,7 +304,8 @@ def make_train_step(
         metrics = {"loss": loss, "grad_norm": grad_norm, "learning_rate": schedule(state.step), "tokens": tokens}
         return new, metrics
 
-    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+    options = compiler_options(jax.tree.leaves(shardings)[0].mesh)
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None), compiler_options=options)
 
 
 def _in_parts(x: Array, parts: int) -> Array:
