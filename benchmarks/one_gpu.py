@@ -156,17 +156,24 @@ def _trained(loss: float, tokens: int) -> int:
     return tokens
 
 
+def lengths(settings: Settings, sampling: SamplingConfig) -> np.ndarray:
+    """All candidates are as long as they may be."""
+    return caption.make_lengths(sampling, settings.images, real=False)
+
+
 @contextlib.contextmanager
 def ours_caption(config: LlavaConfig, settings: Settings, sampling: SamplingConfig) -> Iterator[Run]:
     mesh = make_mesh(MeshConfig(data=-1, fsdp=1))
     model = draw(config, jnp.dtype(DTYPE), mesh, scan=stacks_inference())
-    yield caption.make_ours(model, sampling, caption.make_requests(config, settings.images))
+    requests = caption.make_requests(config, settings.images)
+    yield caption.make_ours(model, sampling, requests, lengths(settings, sampling))
 
 
 @contextlib.contextmanager
 def peer_caption(size: str, settings: Settings, sampling: SamplingConfig, at_once: int, cache: str) -> Iterator[Run]:
     model = draw_peer(size, getattr(torch, DTYPE), settings.image_size).eval()
-    inputs = caption.peer_inputs(model, caption.make_requests(our_config(model.config), settings.images))
+    requests = caption.make_requests(our_config(model.config), settings.images)
+    inputs = caption.peer_inputs(model, requests, lengths(settings, sampling))
     try:
         yield caption.Peer(model, sampling, *inputs, at_once, None if cache == "dynamic" else cache)
     finally:
