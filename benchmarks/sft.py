@@ -16,6 +16,9 @@ in all of them: 576 image tokens at 336 pixels, 256 at 224 (LLaVA v1.0), 64 at 1
 import argparse
 import dataclasses
 import itertools
+import resource
+import subprocess
+import sys
 import time
 
 import jax
@@ -24,7 +27,7 @@ import numpy as np
 import torch
 from flax import nnx
 
-from benchmarks.common import build_peer, describe_machine, port, print_table, sizes
+from benchmarks.common import build_peer, describe_machine, our_config, peer_config, port, print_table, sizes
 from vigor_jax.data.conversation import IGNORE_INDEX, EncodedExample
 from vigor_jax.data.loader import Rows
 from vigor_jax.data.packing import pack, pack_tokens
@@ -215,6 +218,35 @@ class Peer:
             ).loss
 
 
+def peak_memory() -> None:
+    """Prints the most memory that each side's process had, in a process of its own, interpreter and libraries included.
+
+    Both begin with random weights of their own, so that no process holds the other's.
+    """
+    for side in ("vigor_jax", "transformers"):
+        command = [sys.executable, "-m", "benchmarks.sft", *sys.argv[1:], "--side", side]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        print(f"{side:13} {done.stdout.splitlines()[-1]}", flush=True)
+
+
+def run_alone(options: argparse.Namespace) -> None:
+    """Updates of one side; prints its process's peak."""
+    config = our_config(peer_config(options.size, options.image_size))
+    batches = make_batches(config, options.batch_size, options.steps, real=False, text_only=options.text_only)
+    side: Ours | Peer
+    if options.side == "vigor_jax":
+        model = Llava(config, rngs=nnx.Rngs(0))
+        side = Ours(model, options.batch_size, options.dtype, options.remat, options.bucket)
+        del model
+    else:
+        peer = build_peer(options.size, image_size=options.image_size)
+        side = Peer(peer, config, "cpu", options.dtype, options.remat)
+    for _ in range(options.repeats):
+        loss = side(batches)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"{peak:.2f} GiB, loss {loss:.3f}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=sizes(), default="100m")
@@ -228,10 +260,22 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=336, help="pixels; an image has (pixels / 14)² tokens")
     parser.add_argument("--text-only", type=float, default=0.0, help="share of the examples that have no image")
     parser.add_argument("--skip-peer", action="store_true", help="where both do not fit beside each other")
+    parser.add_argument("--memory", action="store_true", help="the peak of each side's process instead, on a CPU")
+    parser.add_argument("--side", choices=("vigor_jax", "transformers"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.batch_size % options.pack:
         parser.error(f"--pack {options.pack} does not divide --batch-size {options.batch_size}")
 
+    if options.side:
+        run_alone(options)
+    elif options.memory:
+        peak_memory()
+    else:
+        compare(options)
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Prints the speeds of both sides, which have the same weights."""
     device = "cuda" if jax.default_backend() == "gpu" else "cpu"
     model = build_peer(options.size, image_size=options.image_size)
     layouts = {"vigor_jax": (options.bucket, 1)}
