@@ -246,6 +246,11 @@ class Decoder:
         count = jax.ShapeDtypeStruct((), np.int32, sharding=NamedSharding(mesh, P()))
         return self._extend_jit.lower(self._weights, *self.shapes(batch, room), count)
 
+    def lower_grow(self, batch: Batch, room: int, length: int) -> jax.stages.Lowered:
+        """`grow` from a ring of `room` to one of `length`, not run: of shapes, under `jax.set_mesh`."""
+        *_, ring = self.shapes(batch, room)
+        return self._grow_jit.lower(ring, length=length)
+
     def shapes(self, batch: Batch, room: int) -> tuple[Prefix, Texts, Ring]:
         """Shapes and shardings of what `begin` and `grow` make, of those of a batch."""
         mesh = _mesh_of(batch)

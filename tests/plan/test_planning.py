@@ -117,6 +117,21 @@ def test_weights_in_8_bits_take_less(found, config):
     assert 2.8 * kernels < saved < 3 * kernels  # of four bytes each; the scales are new
 
 
+def test_rings_that_grow_are_there_twice(config):
+    """The longer one and the shorter one, weights and prompts beside them; twice 96 tokens, after 96."""
+    model, sampling = model_config(config.model.path), dataclasses.replace(config.sample.sampling, max_new_tokens=192)
+    run = dataclasses.replace(config.run, stages=("sample",))
+    longer = dataclasses.replace(config, run=run, sample=dataclasses.replace(config.sample, sampling=sampling))
+    sizes = dataclasses.replace(SIZES, response=192)
+    _, decode, growth = (
+        estimate(program, model, None, CHIP, 1) for program in programs(longer, model, jax.devices()[:1], sizes)
+    )
+    text = model.text
+    ring = 2 * text.num_layers * 12 * 192 * text.num_kv_heads * text.head_dim * 4
+    assert growth.peak == pytest.approx(decode.arguments + ring / 2 + growth.temporaries, rel=1e-3)
+    assert growth.flops == 0
+
+
 def test_batches_that_do_not_divide(config):
     """Those of training are what the user asked for; the others are made larger."""
     eight = [jax.devices()[0]] * 8
@@ -134,7 +149,8 @@ def test_arithmetic_and_traffic(found, config):
     update, decode = found["sft", "update"][1], found["sample", "decode"][1]
     assert update.flops == train_flops(model, trained, rows=4, tokens=4 * 128, images=4)
     assert decode.flops == forward_flops(model, rows=12, tokens=12 * 32, images=0)
-    assert decode.traffic == 32 * decode.arguments  # everything is read again for each token
+    held = decode.arguments - found["sample", "decode"][0].beside
+    assert decode.traffic == 32 * held  # everything but the image tower is read again for each token
     for _, each in found.values():
         assert each.compute_seconds == each.flops / 197e12
         assert each.seconds == max(each.compute_seconds, each.memory_seconds)

@@ -51,11 +51,12 @@ def test_a_pod_of_16():
     assert [(each["stage"], each["name"]) for each in plan["estimates"]] == [
         ("sample", "prefill"),
         ("sample", "decode"),
+        ("sample", "growth"),
         ("score", "reward model"),
         ("sft", "update"),
     ]
     assert all(GIB < each["peak"] < each["memory"] == 15.75 * GIB for each in plan["estimates"])
-    decode, update = plan["estimates"][1], plan["estimates"][3]
+    decode, update = plan["estimates"][1], plan["estimates"][-1]
     text, tokens = LlavaConfig().text, 512
     # Four share the heads and the MLP: of every token of every row, each adds up what attention and MLP give.
     activations = 2 * tokens * (decode["rows"] / 4) * text.num_layers * text.hidden_size * 2

@@ -151,5 +151,5 @@ def _flops(program: Program, model: LlavaConfig, config: Any) -> float:
         trained = frozenset(part for part in parts if part not in config.freeze)
         examples = rows * program.pack
         return train_flops(model, trained, rows=examples, tokens=tokens, images=examples)
-    images = 0 if program.name == "decode" else rows
+    images = 0 if program.name in ("decode", "growth") else rows
     return forward_flops(model, rows=rows, tokens=tokens, images=images)

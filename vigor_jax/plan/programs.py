@@ -156,11 +156,20 @@ def _sample(config: TrainConfig, model: LlavaConfig, mesh: Mesh, dtype: Any, siz
         with jax.set_mesh(mesh):
             return decoder.lower_extend(batch, room)
 
+    def lower_grow() -> Any:
+        with jax.set_mesh(mesh):
+            return decoder.lower_grow(batch, decoder.rooms[-2], room)
+
     held = _bytes_held(nnx.state(abstract))
     with jax.set_mesh(mesh):
-        *_, ring = decoder.shapes(batch, room)
+        prefix, texts, ring = decoder.shapes(batch, room)
+    candidates = sampling.batch_size * sampling.num_candidates
     yield Program("sample", "prefill", lower_refill, held, rows, length, beside=_bytes_held(ring))
-    yield Program("sample", "decode", lower_extend, held, sampling.batch_size * sampling.num_candidates, room)
+    images_only = _bytes_held(nnx.state((abstract.vision_tower, abstract.multi_modal_projector)))
+    yield Program("sample", "decode", lower_extend, held, candidates, room, beside=images_only)
+    if len(decoder.rooms) > 1:  # the last time that the rings grow, both are there
+        beside = held + _bytes_held((prefix, texts))
+        yield Program("sample", "growth", lower_grow, 0, candidates, 0, beside=beside)
 
 
 def _score(config: TrainConfig, model: LlavaConfig, mesh: Mesh, dtype: Any, rows: BranchRows) -> Lowers:

@@ -157,8 +157,8 @@ def _larger_batches(config: TrainConfig, stage: Stage, estimate: Estimator) -> F
 
 
 def _seconds(estimates: Sequence[Estimate]) -> float:
-    """Of the program that a batch passes last; the prompts before it cost the same in every batch."""
-    return estimates[-1].seconds
+    """Of the longest program: of sampling, the one that a larger batch makes cheaper."""
+    return max(each.seconds for each in estimates)
 
 
 def _estimates(config: TrainConfig, stages: tuple[Stage, ...], estimate: Estimator) -> Sequence[Estimate]:
