@@ -493,6 +493,16 @@ def test_requests_are_read_as_they_are_needed(model, mesh, requests):
     assert len(read) <= 6
 
 
+def test_who_takes_results_keeps_their_own_mesh(model, mesh, requests):
+    results = sampler(model, mesh, None, CONFIG, decoding.LEAST_ROOM).generate(requests)
+    next(results)
+    assert jax.sharding.get_abstract_mesh().empty
+    with jax.set_mesh(mesh):
+        next(results)
+    assert jax.sharding.get_abstract_mesh().empty
+    assert len(list(results)) == len(requests) - 2
+
+
 def test_an_unreadable_image_is_the_users_error(model, mesh, requests):
     def broken():
         raise InputError("x.jpg: not a readable image")

@@ -224,19 +224,24 @@ class _Generation:
         self._state: tuple[Prefix, Texts, Ring] | None = None
 
     def run(self) -> Iterator[list[Completion]]:
+        while self._advance():
+            while self._num_given in self._finished:
+                yield self._finished.pop(self._num_given)
+                self._num_given += 1
+
+    def _advance(self) -> bool:
+        """Fills free rows, and adds some tokens to all; whether there was anything left to do."""
+        # Not around `run`: who takes its results has a mesh of their own, or none.
         with jax.set_mesh(self._mesh):
-            while True:
+            self._read_ahead()
+            while free := self._worth_refilling():
+                self._refill(free)
                 self._read_ahead()
-                while free := self._worth_refilling():
-                    self._refill(free)
-                    self._read_ahead()
-                if not any(self._rows):
-                    return
+            if any(self._rows):
                 self._extend()
                 self._take_finished()
-                while self._num_given in self._finished:
-                    yield self._finished.pop(self._num_given)
-                    self._num_given += 1
+                return True
+        return False
 
     def _read_ahead(self) -> None:
         """Takes requests, each part of the mesh in turn, until each has as many as it has rows."""
