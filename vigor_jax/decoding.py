@@ -119,16 +119,21 @@ class Texts:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Ring:
-    """Keys and values of the candidates' tokens, [I, K, C, T, H]; those of a token are written a step later.
+    """Keys and values of the candidates' tokens, [I, K, C, T, H].
 
     Attributes:
-      keys: of the last T steps.
+      keys: of T steps.
       values: the same.
-      place: of the next step, from 0 to T - 1.
+      latest_keys: of the step after them, [I, K, C, 1, H]. The next step writes them before any layer reads: so XLA sees
+        that it need not keep the caches as they were.
+      latest_values: the same.
+      place: where the latest go, from 0 to T - 1.
     """
 
     keys: PerLayer
     values: PerLayer
+    latest_keys: PerLayer
+    latest_values: PerLayer
     place: Int[Array, ""]
 
 
@@ -275,18 +280,18 @@ class Decoder:
             """Of keys or values, which have a row a prompt."""
             return jnp.zeros((*x.shape[:-4], num_rows, *x.shape[-3:]), x.dtype)
 
-        def candidates(x: jax.ShapeDtypeStruct) -> Array:
+        def candidates(x: jax.ShapeDtypeStruct, room: int) -> Array:
             """Keys or values of the candidates; `x` is the values of prompts."""
             *layers, _, heads, _, head_dim = x.shape
-            return jnp.zeros((*layers, num_rows, heads, config.num_candidates, self.rooms[0], head_dim), x.dtype)
+            return jnp.zeros((*layers, num_rows, heads, config.num_candidates, room, head_dim), x.dtype)
 
         integers = jnp.zeros(num_rows, jnp.int32)
         seeds = jnp.zeros((num_rows, 2), jnp.uint32)
         prefix = Prefix(jax.tree.map(empty, read.keys), jax.tree.map(empty, read.values), integers, seeds)
         tokens = jnp.zeros((*shape, self.rooms[-1]))
         texts = Texts(tokens.astype(jnp.int32), tokens, jnp.ones(shape, bool), integers)
-        own = jax.tree.map(candidates, read.values)
-        return _keep_split(prefix), _keep_split(texts), _keep_split(Ring(own, own, jnp.int32(0)))
+        own, latest = (jax.tree.map(lambda x: candidates(x, room), read.values) for room in (self.rooms[0], 1))
+        return _keep_split(prefix), _keep_split(texts), _keep_split(Ring(own, own, latest, latest, jnp.int32(0)))
 
     def _refill(self, weights: nnx.State, prefix: Prefix, texts: Texts, batch: Batch) -> tuple[Prefix, Texts]:
         self.compilations["refill"] += 1
@@ -336,7 +341,8 @@ class Decoder:
             return _pad(jnp.roll(x, -ring.place, -2), -2, length)  # the oldest first, then what is free
 
         keys, values = jax.tree.map(longer, (ring.keys, ring.values))
-        return _keep_split(Ring(keys, values, jnp.full_like(ring.place, _room(ring))))
+        place = jnp.full_like(ring.place, _room(ring))
+        return _keep_split(dataclasses.replace(ring, keys=keys, values=values, place=place))
 
     def _extend(
         self, weights: nnx.State, prefix: Prefix, texts: Texts, ring: Ring, count: Int[Array, ""]
@@ -408,8 +414,9 @@ def _specs(tree: Any, mesh: AbstractMesh | Mesh) -> Any:
         if isinstance(part, Texts):
             return specs
         caches = {
-            name: jax.tree.map(lambda x: cache_spec(x.shape, axes[type(part)], mesh), getattr(part, name))
-            for name in ("keys", "values")
+            field.name: jax.tree.map(lambda x: cache_spec(x.shape, axes[type(part)], mesh), getattr(part, field.name))
+            for field in dataclasses.fields(part)
+            if field.name.endswith(("keys", "values"))
         }
         return dataclasses.replace(specs, **caches)
 
@@ -454,31 +461,37 @@ def cache_spec(shape: tuple[int, ...], num_axes: int, mesh: AbstractMesh | Mesh)
 
 
 def next_logits(llama: Llama, prefix: Prefix, texts: Texts, ring: Ring) -> tuple[Float[Array, "I C V"], Ring]:
-    """Scores of each candidate's next token, and the ring with the latest one in its place."""
-    before = texts.num_tokens - 1  # tokens that the ring has; it does not have the latest yet
+    """Scores of each candidate's next token, and the ring, of which this token is now the latest."""
+
+    def write(cache: Float[Array, "*L I K C T H"], latest: Float[Array, "*L I K C 1 H"]) -> Array:
+        return jax.lax.dynamic_update_slice_in_dim(cache, latest, ring.place, axis=-2)
+
+    written = jax.tree.map(write, (ring.keys, ring.values), (ring.latest_keys, ring.latest_values))
+    place = (ring.place + 1) % _room(ring)
+
+    before = texts.num_tokens - 1  # tokens that the ring has; this one it does not have yet
     latest = jnp.take_along_axis(texts.token_ids, jnp.maximum(before, 0)[:, None, None], axis=2, mode="clip")[..., 0]
     positions = jnp.broadcast_to((prefix.lengths + before)[:, None], latest.shape)
-    room = _room(ring)
-    steps_ago = (ring.place - 1 - jnp.arange(room)) % room
+    steps_ago = (place - 1 - jnp.arange(_room(ring))) % _room(ring)
     is_own = steps_ago < before[:, None]
 
     def attend(
         q: Float[Array, "I C N H"], k: Float[Array, "I C K H"], v: Float[Array, "I C K H"], cache: tuple[Array, ...]
     ) -> tuple[Float[Array, "I C N H"], tuple[Array, Array]]:
         shared_keys, shared_values, keys, values = cache
-        return _attention(q, k, v, shared_keys, shared_values, prefix.lengths, keys, values, is_own), (k, v)
+        return _attention(q, k, v, shared_keys, shared_values, prefix.lengths, keys, values, is_own), (
+            _as_latest(k),
+            _as_latest(v),
+        )
 
-    caches = (prefix.keys, prefix.values, ring.keys, ring.values)
+    caches = (prefix.keys, prefix.values, *written)
     # The candidates of an image stand where the decoder expects a sequence: to its layers they are only rows.
-    hidden, latest_kept = llama(llama.embed(latest), positions, attend, caches)
-    # Written when all layers have read, so that it happens in place.
-    hidden, latest_kept = jax.lax.optimization_barrier((hidden, latest_kept))
+    hidden, of_latest = llama(llama.embed(latest), positions, attend, caches)
+    return llama.logits(hidden), Ring(*written, *of_latest, place)
 
-    def write(cache: Float[Array, "*L I K C T H"], new: Float[Array, "*L I C K H"]) -> Array:
-        return jax.lax.dynamic_update_index_in_dim(cache, new.swapaxes(-3, -2), ring.place, axis=cache.ndim - 2)
 
-    keys, values = jax.tree.map(write, (ring.keys, ring.values), latest_kept)
-    return llama.logits(hidden), Ring(keys, values, (ring.place + 1) % room)
+def _as_latest(x: Float[Array, "I C K H"]) -> Float[Array, "I K C 1 H"]:
+    return _split_heads(x.swapaxes(1, 2)[..., None, :], 5)
 
 
 def _attention(

@@ -4,6 +4,9 @@ Packed rows hold several sequences, told apart by segment ids, and no token may 
 ids as they are. cuDNN, as JAX 0.10 offers it, would take them only as numbers added to all T x T scores, and computes
 the gradient of these numbers too: T x T numbers in memory both ways, which a fused kernel is there to avoid. So packed
 rows on GPUs go to Pallas's flash attention.
+
+On a CPU the scores of a few heads at a time stay in the cache; those of all heads would go to memory and back for every
+step of the softmax, and wait there for the gradient.
 """
 
 from collections.abc import Callable
@@ -16,10 +19,12 @@ from jaxtyping import Array, Float, Int
 
 from vigor_jax.sharding import BATCH, platform
 
-Implementation: TypeAlias = Literal["auto", "xla", "cudnn", "splash", "pallas"]
+Implementation: TypeAlias = Literal["auto", "xla", "cudnn", "splash", "pallas", "by_heads"]
 
 PALLAS_BLOCK = 128  # of both kernels
 QUERY_BLOCK = 256  # of the plain formula on packed rows
+CPU_QUERY_BLOCK = 128
+CPU_SCORES = 2**18  # numbers at a time: a megabyte
 
 
 def attention(
@@ -43,8 +48,8 @@ def attention(
       causal: each token sees itself and what is before it; otherwise everything.
       segment_ids: of packed rows, which are causal; a token sees those of its own segment only. Padding is a segment.
       implementation: "cudnn" is NVIDIA's flash attention (16-bit types, not for packed rows), "splash" the Pallas
-        kernel for TPU, "pallas" the one for GPU (packed rows only), "xla" the plain formula; "auto" takes the first
-        that serves these shapes on the mesh's platform.
+        kernel for TPU, "pallas" the one for GPU (packed rows only), "by_heads" the plain formula for a few heads at a
+        time, for CPUs, "xla" the plain formula; "auto" takes the first that serves these shapes on the mesh's platform.
     """
     if segment_ids is not None:
         assert causal, "packed rows are causal"
@@ -53,12 +58,16 @@ def attention(
         implementation = _fastest(q, causal)
     if implementation == "splash":
         return _splash(q, k, v, None)
+    if implementation == "by_heads":
+        return _by_heads(q, k, v, None, causal=causal)
     assert implementation != "pallas", "for packed rows only"
     return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation=implementation)
 
 
-def _fastest(q: Float[Array, "B T N H"], causal: bool) -> Literal["xla", "cudnn", "splash"]:
+def _fastest(q: Float[Array, "B T N H"], causal: bool) -> Implementation:
     head_dim = q.shape[-1]
+    if platform() == "cpu":
+        return "by_heads"
     if platform() == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16) and head_dim % 8 == 0 and head_dim <= 128:
         return "cudnn"
     return "splash" if causal and _fits_splash(q) else "xla"
@@ -76,12 +85,16 @@ def _packed(q: Array, k: Array, v: Array, segment_ids: Array, implementation: Im
         return _splash(q, k, v, segment_ids)
     if implementation == "pallas":
         return _flash(q, k, v, segment_ids)
+    if implementation == "by_heads":
+        return _by_heads(q, k, v, segment_ids, causal=True)
     assert implementation == "xla", "cuDNN takes no segment ids"
     return _by_query_blocks(q, k, v, segment_ids)
 
 
-def _fastest_packed(q: Float[Array, "B T N H"]) -> Literal["xla", "splash", "pallas"]:
+def _fastest_packed(q: Float[Array, "B T N H"]) -> Implementation:
     _, length, _, head_dim = q.shape
+    if platform() == "cpu":
+        return "by_heads"
     is_half = q.dtype in (jnp.bfloat16, jnp.float16)
     if platform() == "gpu" and is_half and length % PALLAS_BLOCK == 0 and head_dim in (64, 128):
         return "pallas"
@@ -104,6 +117,47 @@ def _by_query_blocks(
             )
         )
     return jnp.concatenate(parts, axis=1)
+
+
+def _by_heads(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B T K H"],
+    v: Float[Array, "B T K H"],
+    segment_ids: Int[Array, "B T"] | None,
+    *,
+    causal: bool,
+) -> Float[Array, "B T N H"]:
+    """The plain formula for a few heads at a time; the gradient computes their scores again."""
+
+    def one(q: Array, k: Array, v: Array, *ids: Array) -> Array:
+        """Of one head of one sequence: q, k and v are [T, H], ids [T]."""
+        dtype, (length, head_dim) = q.dtype, q.shape
+        q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
+        q *= head_dim**-0.5
+        parts = []
+        for start in range(0, length, CPU_QUERY_BLOCK):
+            end = min(start + CPU_QUERY_BLOCK, length)
+            keys = end if causal else length
+            scores = q[start:end] @ k[:keys].T
+            if causal:
+                mask = jnp.arange(start, end)[:, None] >= jnp.arange(keys)
+                for segments in ids:
+                    mask &= segments[start:end, None] == segments[:keys]
+                scores = jnp.where(mask, scores, -jnp.inf)
+            parts.append(jax.nn.softmax(scores) @ v[:keys])
+        return jnp.concatenate(parts).astype(dtype)
+
+    def local(q: Array, k: Array, v: Array, *segments: Array) -> Array:
+        batch, length, num_heads, head_dim = q.shape
+        groups = num_heads // k.shape[2]
+        heads = [x.swapaxes(1, 2) for x in (q, jnp.repeat(k, groups, 2), jnp.repeat(v, groups, 2))]
+        heads += [jnp.broadcast_to(ids[:, None], (batch, num_heads, length)) for ids in segments]
+        heads = [x.reshape(-1, *x.shape[2:]) for x in heads]
+        at_once = max(1, CPU_SCORES // (min(CPU_QUERY_BLOCK, length) * length))
+        out = jax.lax.map(lambda head: jax.checkpoint(one)(*head), heads, batch_size=at_once)
+        return out.reshape(batch, num_heads, length, head_dim).swapaxes(1, 2)
+
+    return _on_each_shard(local, q, k, v, segment_ids)
 
 
 def _splash(
@@ -158,9 +212,12 @@ def _flash(
 def _on_each_shard(
     local: Callable[..., Array], q: Array, k: Array, v: Array, segment_ids: Int[Array, "B T"] | None
 ) -> Array:
-    """Pallas kernels are not partitioned by the compiler, so each shard calls its own."""
+    """Kernels and loops over heads are not partitioned by the compiler, so each shard calls its own."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty and k.shape[2] % mesh.shape["tensor"]:
+        k, v = (jnp.repeat(x, q.shape[2] // k.shape[2], 2) for x in (k, v))  # one a head, which can be split
     arguments: list[Any] = [q, k, v] + ([] if segment_ids is None else [segment_ids])
-    if jax.sharding.get_abstract_mesh().empty:
+    if mesh.empty:
         return local(*arguments)
     heads = P(*BATCH, None, "tensor")
     specs = (heads, heads, heads, BATCH)[: len(arguments)]
