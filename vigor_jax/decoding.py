@@ -124,8 +124,8 @@ class Ring:
     Attributes:
       keys: of T steps.
       values: the same.
-      latest_keys: of the step after them, [I, K, C, 1, H]. The next step writes them before any layer reads: so XLA sees
-        that it need not keep the caches as they were.
+      latest_keys: of the step after them, [I, K, C, 1, H]. The next step writes them before any layer reads: so XLA
+        sees that it need not keep the caches as they were.
       latest_values: the same.
       place: where the latest go, from 0 to T - 1.
     """
@@ -290,7 +290,8 @@ class Decoder:
         prefix = Prefix(jax.tree.map(empty, read.keys), jax.tree.map(empty, read.values), integers, seeds)
         tokens = jnp.zeros((*shape, self.rooms[-1]))
         texts = Texts(tokens.astype(jnp.int32), tokens, jnp.ones(shape, bool), integers)
-        own, latest = (jax.tree.map(lambda x: candidates(x, room), read.values) for room in (self.rooms[0], 1))
+        own = jax.tree.map(lambda x: candidates(x, self.rooms[0]), read.values)
+        latest = jax.tree.map(lambda x: candidates(x, 1), read.values)
         return _keep_split(prefix), _keep_split(texts), _keep_split(Ring(own, own, latest, latest, jnp.int32(0)))
 
     def _refill(self, weights: nnx.State, prefix: Prefix, texts: Texts, batch: Batch) -> tuple[Prefix, Texts]:
@@ -479,10 +480,8 @@ def next_logits(llama: Llama, prefix: Prefix, texts: Texts, ring: Ring) -> tuple
         q: Float[Array, "I C N H"], k: Float[Array, "I C K H"], v: Float[Array, "I C K H"], cache: tuple[Array, ...]
     ) -> tuple[Float[Array, "I C N H"], tuple[Array, Array]]:
         shared_keys, shared_values, keys, values = cache
-        return _attention(q, k, v, shared_keys, shared_values, prefix.lengths, keys, values, is_own), (
-            _as_latest(k),
-            _as_latest(v),
-        )
+        attended = _attention(q, k, v, shared_keys, shared_values, prefix.lengths, keys, values, is_own)
+        return attended, (_as_latest(k), _as_latest(v))
 
     caches = (prefix.keys, prefix.values, *written)
     # The candidates of an image stand where the decoder expects a sequence: to its layers they are only rows.

@@ -46,6 +46,7 @@ def inputs(length, heads, kv_heads, head_dim, segments):
 IMPLEMENTATIONS = {
     "auto": lambda *args: attention(*args[:3], causal=True, segment_ids=args[3]),
     "xla": lambda *args: attention(*args[:3], causal=True, segment_ids=args[3], implementation="xla"),
+    "by_heads": lambda *args: attention(*args[:3], causal=True, segment_ids=args[3], implementation="by_heads"),
     "splash": lambda *args: module._splash(*args, interpret=True),
     "pallas": lambda *args: module._flash(*args, interpret=True),
 }
@@ -55,6 +56,7 @@ IMPLEMENTATIONS = {
     ("name", "length", "heads", "kv_heads", "head_dim", "segments"),
     [
         ("auto", 50, 4, 2, 16, (20, 1, 17)),
+        ("by_heads", 600, 4, 1, 8, (100, 300, 150)),  # three heads at a time, of eight
         ("xla", 256, 2, 2, 8, (255, 1)),
         ("xla", 600, 4, 1, 8, (100, 300, 150)),  # segments that cross the blocks of queries
         ("splash", 256, 2, 1, 128, (100, 60, 37)),
@@ -77,6 +79,30 @@ def test_one_segment_is_causal_attention():
     q, k, v, _, _ = inputs(300, 4, 2, 16, (300,))
     packed = jax.jit(lambda q, k, v: attention(q, k, v, causal=True, segment_ids=jnp.ones((2, 300), int)))
     np.testing.assert_allclose(packed(q, k, v), attention(q, k, v, causal=True), atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_few_heads_at_a_time_are_the_plain_formula(causal):
+    q, k, v, d_out, _ = inputs(300, 4, 2, 16, (300,))
+
+    def run(implementation):
+        def formula(q, k, v):
+            return attention(q, k, v, causal=causal, implementation=implementation)
+
+        out, pull = jax.vjp(formula, q, k, v)
+        return out, *pull(d_out)
+
+    for got, expected in zip(run("by_heads"), run("xla"), strict=True):
+        np.testing.assert_allclose(got, expected, atol=5e-6, rtol=0)
+
+
+def test_a_few_heads_at_a_time_lose_nothing_in_16_bits():
+    *numbers, segment_ids = inputs(300, 2, 2, 16, (100, 150))
+    q, k, v, d_out = (x.astype(jnp.bfloat16) for x in numbers)
+    out, pull = jax.vjp(lambda q, k, v: IMPLEMENTATIONS["by_heads"](q, k, v, segment_ids), q, k, v)
+    for got, expected in zip((out, *pull(d_out)), exact(q, k, v, segment_ids, d_out), strict=True):
+        assert got.dtype == jnp.bfloat16
+        np.testing.assert_allclose(np.asarray(got, np.float64), expected, rtol=2**-8, atol=5e-6)  # one rounding
 
 
 @pytest.mark.parametrize(
