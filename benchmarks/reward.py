@@ -30,9 +30,9 @@ from benchmarks.common import build_peer, describe_machine, port, print_table, s
 from vigor_jax.data.branch_batches import BranchRows, collate, padded_sizes
 from vigor_jax.data.branches import QUESTIONS, BranchEncoder, Description, Row, answer, asked
 from vigor_jax.data.conversation import TEMPLATES
-from vigor_jax.models.attention import attention
+from vigor_jax.models.attention import attention, masked_attention
 from vigor_jax.models.llava import Llava, LlavaConfig, param_paths
-from vigor_jax.models.tree import Answers, answer_places, masked_attention
+from vigor_jax.models.tree import Answers, answer_places
 from vigor_jax.records import Span
 from vigor_jax.sharding import MeshConfig, make_mesh, to_global
 from vigor_jax.stages.train_reward import answer_loss
@@ -160,7 +160,7 @@ def one_by_one(
             q: jax.Array, k: jax.Array, v: jax.Array, cache: Any, place: int = room + step, mask: jax.Array = mask
         ) -> tuple[jax.Array, Any]:
             keys, values = (old.at[:, place].set(new[:, 0]) for old, new in zip(cache, (k, v), strict=True))
-            return masked_attention(q, keys, values, mask[:, None, None]), (keys, values)
+            return masked_attention(q, keys, values, mask[:, None]), (keys, values)
 
         hidden, caches = llama(llama.embed(found[-1]), lengths[:, None] + step, attend, caches)
         logits = llama.logits(hidden)

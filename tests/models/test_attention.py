@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vigor_jax.models import attention as module
-from vigor_jax.models.attention import attention
+from vigor_jax.models.attention import attention, masked_attention
 
 
 def exact(q, k, v, segment_ids, d_out):
@@ -120,6 +120,21 @@ def test_a_few_heads_at_a_time_lose_nothing_in_16_bits():
 def test_which_kernel_packed_rows_take(monkeypatch, backend, dtype, length, head_dim, expected):
     monkeypatch.setattr(module.jax, "default_backend", lambda: backend)
     assert module._fastest_packed(jax.ShapeDtypeStruct((2, length, 4, head_dim), dtype)) == expected
+
+
+@pytest.mark.parametrize("backend", ["cpu", "tpu"])
+def test_masked_attention_is_float32_inside(monkeypatch, backend):
+    monkeypatch.setattr(module.jax, "default_backend", lambda: backend)
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((2, 5, heads, 8)) for heads in (4, 2, 2))
+    mask = np.stack([np.tri(5, dtype=bool), np.ones((5, 5), bool)])
+    found = masked_attention(*(jnp.asarray(x, jnp.bfloat16) for x in (q, k, v)), jnp.asarray(mask))
+    assert found.dtype == jnp.bfloat16
+    q, k, v = (np.asarray(jnp.asarray(x, jnp.bfloat16), np.float64) for x in (q, k, v))
+    scores = np.einsum("btkgh,bskh->bkgts", q.reshape(2, 5, 2, 2, 8), k) / 8**0.5
+    scores = np.exp(np.where(mask[:, None, None], scores, -np.inf))
+    expected = np.einsum("bkgts,bskh->btkgh", scores / scores.sum(-1, keepdims=True), v).reshape(2, 5, 4, 8)
+    np.testing.assert_allclose(np.asarray(found, np.float64), expected, atol=0.02)
 
 
 def test_cudnn_takes_no_packed_rows():

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from vigor_jax.sharding import BATCH, platform
 
@@ -64,6 +64,15 @@ def attention(
     return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation=implementation)
 
 
+def masked_attention(
+    q: Float[Array, "B T N H"], k: Float[Array, "B S K H"], v: Float[Array, "B S K H"], mask: Bool[Array, "B T S"]
+) -> Float[Array, "B T N H"]:
+    """The same under any mask, which no fused kernel takes; what a query that sees nothing gets means nothing."""
+    if platform() == "cpu":
+        return _by_heads(q, k, v, mask, causal=False)
+    return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], implementation="xla")
+
+
 def _fastest(q: Float[Array, "B T N H"], causal: bool) -> Implementation:
     head_dim = q.shape[-1]
     if platform() == "cpu":
@@ -86,7 +95,7 @@ def _packed(q: Array, k: Array, v: Array, segment_ids: Array, implementation: Im
     if implementation == "pallas":
         return _flash(q, k, v, segment_ids)
     if implementation == "by_heads":
-        return _by_heads(q, k, v, segment_ids, causal=True)
+        return _by_heads(q, k, v, segment_ids[:, :, None] == segment_ids[:, None], causal=True)
     assert implementation == "xla", "cuDNN takes no segment ids"
     return _by_query_blocks(q, k, v, segment_ids)
 
@@ -121,43 +130,42 @@ def _by_query_blocks(
 
 def _by_heads(
     q: Float[Array, "B T N H"],
-    k: Float[Array, "B T K H"],
-    v: Float[Array, "B T K H"],
-    segment_ids: Int[Array, "B T"] | None,
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    mask: Bool[Array, "B T S"] | None,
     *,
     causal: bool,
 ) -> Float[Array, "B T N H"]:
-    """The plain formula for a few heads at a time; the gradient computes their scores again."""
+    """The plain formula for a few heads of a sequence at a time; the gradient computes their scores again."""
 
-    def one(q: Array, k: Array, v: Array, *ids: Array) -> Array:
-        """Of one head of one sequence: q, k and v are [T, H], ids [T]."""
-        dtype, (length, head_dim) = q.dtype, q.shape
+    def head(q: Float[Array, "T H"], k: Float[Array, "S H"], v: Float[Array, "S H"], mask: Any) -> Float[Array, "T H"]:
+        dtype, length = q.dtype, len(q)
         q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
-        q *= head_dim**-0.5
+        q *= q.shape[-1] ** -0.5
         parts = []
         for start in range(0, length, CPU_QUERY_BLOCK):
             end = min(start + CPU_QUERY_BLOCK, length)
-            keys = end if causal else length
-            scores = q[start:end] @ k[:keys].T
+            keys = end if causal else len(k)
+            sees = None if mask is None else mask[start:end, :keys]
             if causal:
-                mask = jnp.arange(start, end)[:, None] >= jnp.arange(keys)
-                for segments in ids:
-                    mask &= segments[start:end, None] == segments[:keys]
-                scores = jnp.where(mask, scores, -jnp.inf)
+                is_before = jnp.arange(start, end)[:, None] >= jnp.arange(keys)
+                sees = is_before if sees is None else sees & is_before
+            scores = q[start:end] @ k[:keys].T
+            scores = scores if sees is None else jnp.where(sees, scores, jnp.finfo(scores.dtype).min)
             parts.append(jax.nn.softmax(scores) @ v[:keys])
         return jnp.concatenate(parts).astype(dtype)
 
-    def local(q: Array, k: Array, v: Array, *segments: Array) -> Array:
-        batch, length, num_heads, head_dim = q.shape
-        groups = num_heads // k.shape[2]
-        heads = [x.swapaxes(1, 2) for x in (q, jnp.repeat(k, groups, 2), jnp.repeat(v, groups, 2))]
-        heads += [jnp.broadcast_to(ids[:, None], (batch, num_heads, length)) for ids in segments]
-        heads = [x.reshape(-1, *x.shape[2:]) for x in heads]
-        at_once = max(1, CPU_SCORES // (min(CPU_QUERY_BLOCK, length) * length))
-        out = jax.lax.map(lambda head: jax.checkpoint(one)(*head), heads, batch_size=at_once)
-        return out.reshape(batch, num_heads, length, head_dim).swapaxes(1, 2)
+    def sequence(q: Array, k: Array, v: Array, *mask: Array) -> Array:
+        length, num_heads, _ = q.shape
+        heads = [jnp.repeat(x, num_heads // x.shape[1], axis=1).swapaxes(0, 1) for x in (q, k, v)]
+        one = jax.checkpoint(lambda q, k, v: head(q, k, v, *(mask or [None])))
+        at_once = max(1, CPU_SCORES // (min(CPU_QUERY_BLOCK, length) * len(k)))
+        return jax.lax.map(lambda each: one(*each), heads, batch_size=at_once).swapaxes(0, 1)
 
-    return _on_each_shard(local, q, k, v, segment_ids)
+    def local(*arguments: Array) -> Array:
+        return jax.lax.map(lambda each: sequence(*each), arguments)
+
+    return _on_each_shard(local, q, k, v, mask)
 
 
 def _splash(
@@ -209,14 +217,12 @@ def _flash(
     return _on_each_shard(local, q, k, v, segment_ids)
 
 
-def _on_each_shard(
-    local: Callable[..., Array], q: Array, k: Array, v: Array, segment_ids: Int[Array, "B T"] | None
-) -> Array:
+def _on_each_shard(local: Callable[..., Array], q: Array, k: Array, v: Array, per_row: Array | None) -> Array:
     """Kernels and loops over heads are not partitioned by the compiler, so each shard calls its own."""
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty and k.shape[2] % mesh.shape["tensor"]:
         k, v = (jnp.repeat(x, q.shape[2] // k.shape[2], 2) for x in (k, v))  # one a head, which can be split
-    arguments: list[Any] = [q, k, v] + ([] if segment_ids is None else [segment_ids])
+    arguments: list[Any] = [q, k, v] + ([] if per_row is None else [per_row])
     if mesh.empty:
         return local(*arguments)
     heads = P(*BATCH, None, "tensor")

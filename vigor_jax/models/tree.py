@@ -11,26 +11,20 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vigor_jax.data.branch_batches import BranchRows
 from vigor_jax.data.branches import NONE, PADDING, Tree
+from vigor_jax.models.attention import masked_attention
 from vigor_jax.models.layers import Attend, PerLayer
 from vigor_jax.models.llava import Llava
 from vigor_jax.sharding import split_batch
 
 
-def visible(queries: Tree, keys: Tree) -> Bool[Array, "B 1 T S"]:
+def visible(queries: Tree, keys: Tree) -> Bool[Array, "B T S"]:
     """Which keys each query sees: the trunk, its own body up to its branch, and its own branch up to itself."""
-    asks = Tree(*(x[:, None, :, None] for x in queries))
-    has = Tree(*(x[:, None, None, :] for x in keys))
+    asks = Tree(*(x[:, :, None] for x in queries))
+    has = Tree(*(x[:, None, :] for x in keys))
     same_candidate = has.candidates == asks.candidates
     on_path = (has.sentences == NONE) & (has.positions < asks.limits) & (same_candidate | (has.candidates == NONE))
     own_branch = (has.sentences != NONE) & (has.sentences == asks.sentences) & (has.positions <= asks.positions)
     return on_path | (own_branch & same_candidate)
-
-
-def masked_attention(
-    q: Float[Array, "B T N H"], k: Float[Array, "B S K H"], v: Float[Array, "B S K H"], mask: Bool[Array, "B 1 T S"]
-) -> Float[Array, "B T N H"]:
-    """Scaled dot-product attention under a mask, softmax in float32; grouped queries allowed."""
-    return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="xla")
 
 
 def tree_attention(tree: Tree) -> Attend:
