@@ -23,9 +23,10 @@ from tests.run_sampling import CONFIG, make_requests, plain
 from tests.tiny_llava import Tiny, build_checkpoint
 from vigor_jax import decoding
 from vigor_jax.data.images import normalize
-from vigor_jax.decoding import Batch, Decoder, next_logits, stages, truncate
+from vigor_jax.decoding import Batch, Decoder, stages, truncate
 from vigor_jax.errors import InputError
 from vigor_jax.hf.load import load_llava, open_checkpoint
+from vigor_jax.models.candidates import next_logits
 from vigor_jax.sampling import Sampler, SamplingConfig, repetition_end
 from vigor_jax.sharding import MeshConfig, make_mesh
 

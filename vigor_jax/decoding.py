@@ -1,8 +1,7 @@
 """Decoding on the device: rows of images, each with its candidates, of which those that are done make room for others.
 
-The keys and values of an image's prompt are stored once and shared by its candidates; each candidate only adds those of
-its own tokens. Rows begin at different times, but all write at the same place of their caches, which are rings: so a
-step writes one slice of each cache, in place, and how far back a row may look is said by the number of its tokens.
+`models.candidates` holds what a step reads and leaves behind; here prompts come in, tokens are drawn, and all of it is
+compiled.
 """
 
 import collections
@@ -21,10 +20,9 @@ from jaxtyping import Array, Bool, Float, Int, UInt8, UInt32
 
 from vigor_jax.errors import InputError
 from vigor_jax.models.attention import attention
-from vigor_jax.models.layers import PerLayer
-from vigor_jax.models.llama import Llama
+from vigor_jax.models.candidates import Prefix, Ring, Texts, keep_split, next_logits, put_rows, specs_of, split_heads
 from vigor_jax.models.llava import Llava
-from vigor_jax.sharding import BATCH, platform, split_batch
+from vigor_jax.sharding import split_batch
 
 LEAST_ROOM = 64
 BITS_OF_ONE = 0x3F800000  # float32 1.0
@@ -89,52 +87,6 @@ class Batch:
     seeds: UInt32[Array, "R 2"]
     rows: Int[Array, "R"]
     pixels: UInt8[Array, "R E E 3"] | None
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Prefix:
-    """What the candidates of an image share.
-
-    Keys are [I, K, H, S], in the order that a product with queries reads, values [I, K, S, H].
-    """
-
-    keys: PerLayer
-    values: PerLayer
-    lengths: Int[Array, "I"]
-    seeds: UInt32[Array, "I 2"]
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Texts:
-    """The candidates so far: N is room for tokens, of which a row has taken `num_tokens`."""
-
-    token_ids: Int[Array, "I C N"]
-    logprobs: Float[Array, "I C N"]
-    done: Bool[Array, "I C"]
-    num_tokens: Int[Array, "I"]
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Ring:
-    """Keys and values of the candidates' tokens, [I, K, C, T, H].
-
-    Attributes:
-      keys: of T steps.
-      values: the same.
-      latest_keys: of the step after them, [I, K, C, 1, H]. The next step writes them before any layer reads: so XLA
-        sees that it need not keep the caches as they were.
-      latest_values: the same.
-      place: where the latest go, from 0 to T - 1.
-    """
-
-    keys: PerLayer
-    values: PerLayer
-    latest_keys: PerLayer
-    latest_values: PerLayer
-    place: Int[Array, ""]
 
 
 def stages(max_new_tokens: int) -> list[int]:
@@ -226,11 +178,11 @@ class Decoder:
 
     def widen(self, prefix: Prefix, length: int) -> Prefix:
         """The same prompts, with room for `length` tokens at least."""
-        return prefix if _prompt_room(prefix) >= length else self._widen_jit(prefix, length=length)
+        return prefix if prefix.room >= length else self._widen_jit(prefix, length=length)
 
     def grow(self, ring: Ring, length: int) -> Ring:
         """The same keys and values in a ring of `length` at least."""
-        return ring if _room(ring) >= length else self._grow_jit(ring, length=length)
+        return ring if ring.room >= length else self._grow_jit(ring, length=length)
 
     def extend(self, prefix: Prefix, texts: Texts, ring: Ring, count: int) -> tuple[Texts, Ring]:
         """Adds `count` tokens to every candidate, or fewer if all are done by then; reuses the memory of both.
@@ -260,10 +212,10 @@ class Decoder:
         """Shapes and shardings of what `begin` and `grow` make, of those of a batch."""
         mesh = _mesh_of(batch)
         prefix, texts, ring = jax.eval_shape(self._begin, self._weights, batch)
-        ring = jax.eval_shape(functools.partial(self._grow, length=room), ring) if room > _room(ring) else ring
+        ring = jax.eval_shape(functools.partial(self._grow, length=room), ring) if room > ring.room else ring
 
         def placed(tree: Any) -> Any:
-            specs = _specs(tree, mesh)
+            specs = specs_of(tree, mesh)
             return jax.tree.map(
                 lambda x, spec: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec)), tree, specs
             )
@@ -292,12 +244,12 @@ class Decoder:
         texts = Texts(tokens.astype(jnp.int32), tokens, jnp.ones(shape, bool), integers)
         own = jax.tree.map(lambda x: candidates(x, self.rooms[0]), read.values)
         latest = jax.tree.map(lambda x: candidates(x, 1), read.values)
-        return _keep_split(prefix), _keep_split(texts), _keep_split(Ring(own, own, latest, latest, jnp.int32(0)))
+        return keep_split(prefix), keep_split(texts), keep_split(Ring(own, own, latest, latest, jnp.int32(0)))
 
     def _refill(self, weights: nnx.State, prefix: Prefix, texts: Texts, batch: Batch) -> tuple[Prefix, Texts]:
         self.compilations["refill"] += 1
         read, logits = self._read(weights, batch)
-        read = self._pad_prompts(read, _prompt_room(prefix))
+        read = read.widened(prefix.room)
         token_ids, logprobs = self._sample(logits, batch.seeds, jnp.zeros_like(batch.lengths))
         room = [(0, 0), (0, 0), (0, texts.token_ids.shape[-1] - 1)]
         begun = Texts(
@@ -306,7 +258,7 @@ class Decoder:
             token_ids == self._eos_id,
             jnp.ones_like(batch.lengths),
         )
-        return _put((prefix, texts), (read, begun), batch.rows)
+        return put_rows((prefix, texts), (read, begun), batch.rows)
 
     def _read(self, weights: nnx.State, batch: Batch) -> tuple[Prefix, Float[Array, "R 1 V"]]:
         """Runs prompts: their keys and values, and the scores of what comes after them."""
@@ -315,7 +267,7 @@ class Decoder:
         x = split_batch(model.embed(batch.token_ids, features))
 
         def attend(q: Array, k: Array, v: Array, _: Any) -> tuple[Array, Any]:
-            kept = _split_heads(k.transpose(0, 2, 3, 1), 4), _split_heads(v.swapaxes(1, 2), 4)
+            kept = split_heads(k.transpose(0, 2, 3, 1), 4), split_heads(v.swapaxes(1, 2), 4)
             return attention(q, k, v, causal=True), kept
 
         positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
@@ -325,25 +277,11 @@ class Decoder:
 
     def _widen(self, prefix: Prefix, length: int) -> Prefix:
         self.compilations["widen"] += 1
-        return _keep_split(self._pad_prompts(prefix, length))
-
-    @staticmethod
-    def _pad_prompts(prefix: Prefix, length: int) -> Prefix:
-        return dataclasses.replace(
-            prefix,
-            keys=jax.tree.map(lambda x: _pad(x, -1, length), prefix.keys),
-            values=jax.tree.map(lambda x: _pad(x, -2, length), prefix.values),
-        )
+        return keep_split(prefix.widened(length))
 
     def _grow(self, ring: Ring, length: int) -> Ring:
         self.compilations["grow"] += 1
-
-        def longer(x: Array) -> Array:
-            return _pad(jnp.roll(x, -ring.place, -2), -2, length)  # the oldest first, then what is free
-
-        keys, values = jax.tree.map(longer, (ring.keys, ring.values))
-        place = jnp.full_like(ring.place, _room(ring))
-        return _keep_split(dataclasses.replace(ring, keys=keys, values=values, place=place))
+        return keep_split(ring.grown(length))
 
     def _extend(
         self, weights: nnx.State, prefix: Prefix, texts: Texts, ring: Ring, count: Int[Array, ""]
@@ -389,147 +327,6 @@ class Decoder:
         return token_ids, chosen - jax.nn.logsumexp(logits, -1)
 
 
-def _put(old: Any, new: Any, rows: Int[Array, "R"]) -> Any:
-    """Writes the rows of `new` over those of `old`, each part of the mesh its own; see `Batch.rows`."""
-
-    def write(old: Any, new: Any, rows: Array) -> Any:
-        def one(spec: P, old: Array, new: Array) -> Array:
-            layers = (slice(None),) * list(spec).index(BATCH[0])
-            return old.at[(*layers, rows)].set(new, mode="drop")
-
-        return jax.tree.map(one, specs, old, new, is_leaf=lambda leaf: isinstance(leaf, P))
-
-    mesh = jax.sharding.get_abstract_mesh()
-    specs = _specs(old, mesh)
-    if mesh.empty:
-        return write(old, new, rows)
-    return jax.shard_map(write, in_specs=(specs, specs, BATCH), out_specs=specs, check_vma=False)(old, new, rows)
-
-
-def _specs(tree: Any, mesh: AbstractMesh | Mesh) -> Any:
-    """How a part of the state is split: by rows, caches by heads too."""
-    axes = {Prefix: 4, Ring: 5}
-
-    def one(part: Prefix | Texts | Ring) -> Any:
-        specs = jax.tree.map(lambda x: BATCH if x.ndim else P(), part)
-        if isinstance(part, Texts):
-            return specs
-        caches = {
-            field.name: jax.tree.map(lambda x: cache_spec(x.shape, axes[type(part)], mesh), getattr(part, field.name))
-            for field in dataclasses.fields(part)
-            if field.name.endswith(("keys", "values"))
-        }
-        return dataclasses.replace(specs, **caches)
-
-    return jax.tree.map(one, tree, is_leaf=lambda leaf: isinstance(leaf, Prefix | Texts | Ring))
-
-
-def _keep_split(part: Any) -> Any:
-    mesh = jax.sharding.get_abstract_mesh()
-    return part if mesh.empty else jax.lax.with_sharding_constraint(part, _specs(part, mesh))
-
-
 def _mesh_of(batch: Batch) -> Mesh | AbstractMesh:
     assert isinstance(batch.lengths.sharding, NamedSharding)
     return batch.lengths.sharding.mesh
-
-
-def _prompt_room(prefix: Prefix) -> int:
-    return int(jax.tree.leaves(prefix.keys)[0].shape[-1])
-
-
-def _room(ring: Ring) -> int:
-    return int(jax.tree.leaves(ring.keys)[0].shape[-2])
-
-
-def _pad(x: Array, axis: int, length: int) -> Array:
-    return jnp.pad(x, [(0, length - x.shape[axis] if i == axis % x.ndim else 0) for i in range(x.ndim)])
-
-
-def _split_heads(cache: Array, num_axes: int) -> Array:
-    """Keeps a cache split like the batch and the heads are: the first of its last `num_axes` axes are I and K."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return cache
-    return jax.lax.with_sharding_constraint(cache, cache_spec(cache.shape, num_axes, mesh))
-
-
-def cache_spec(shape: tuple[int, ...], num_axes: int, mesh: AbstractMesh | Mesh) -> P:
-    """The split of keys or values, of one layer or of all."""
-    layers = len(shape) - num_axes
-    heads = "tensor" if not mesh.empty and shape[layers + 1] % mesh.shape["tensor"] == 0 else None
-    return P(*(None,) * layers, *BATCH, heads)
-
-
-def next_logits(llama: Llama, prefix: Prefix, texts: Texts, ring: Ring) -> tuple[Float[Array, "I C V"], Ring]:
-    """Scores of each candidate's next token, and the ring, of which this token is now the latest."""
-
-    def write(cache: Float[Array, "*L I K C T H"], latest: Float[Array, "*L I K C 1 H"]) -> Array:
-        return jax.lax.dynamic_update_slice_in_dim(cache, latest, ring.place, axis=-2)
-
-    written = jax.tree.map(write, (ring.keys, ring.values), (ring.latest_keys, ring.latest_values))
-    place = (ring.place + 1) % _room(ring)
-
-    before = texts.num_tokens - 1  # tokens that the ring has; this one it does not have yet
-    latest = jnp.take_along_axis(texts.token_ids, jnp.maximum(before, 0)[:, None, None], axis=2, mode="clip")[..., 0]
-    positions = jnp.broadcast_to((prefix.lengths + before)[:, None], latest.shape)
-    steps_ago = (place - 1 - jnp.arange(_room(ring))) % _room(ring)
-    is_own = steps_ago < before[:, None]
-
-    def attend(
-        q: Float[Array, "I C N H"], k: Float[Array, "I C K H"], v: Float[Array, "I C K H"], cache: tuple[Array, ...]
-    ) -> tuple[Float[Array, "I C N H"], tuple[Array, Array]]:
-        shared_keys, shared_values, keys, values = cache
-        attended = _attention(q, k, v, shared_keys, shared_values, prefix.lengths, keys, values, is_own)
-        return attended, (_as_latest(k), _as_latest(v))
-
-    caches = (prefix.keys, prefix.values, *written)
-    # The candidates of an image stand where the decoder expects a sequence: to its layers they are only rows.
-    hidden, of_latest = llama(llama.embed(latest), positions, attend, caches)
-    return llama.logits(hidden), Ring(*written, *of_latest, place)
-
-
-def _as_latest(x: Float[Array, "I C K H"]) -> Float[Array, "I K C 1 H"]:
-    return _split_heads(x.swapaxes(1, 2)[..., None, :], 5)
-
-
-def _attention(
-    q: Float[Array, "I C N H"],
-    k: Float[Array, "I C K H"],
-    v: Float[Array, "I C K H"],
-    shared_keys: Float[Array, "I K H S"],
-    shared_values: Float[Array, "I K S H"],
-    shared_lengths: Int[Array, "I"],
-    keys: Float[Array, "I K C T H"],
-    values: Float[Array, "I K C T H"],
-    is_own: Bool[Array, "I T"],
-) -> Float[Array, "I C N H"]:
-    """One query a candidate: one softmax, in float32, over its image's prompt, its own tokens so far, and itself.
-
-    The products take their axes in the order of the caches, and own keys stand first in theirs: otherwise XLA would
-    transpose the caches, for every token on a CPU.
-    """
-    num_kv_heads, head_dim = shared_keys.shape[1:3]
-    grouped = q.reshape(*q.shape[:2], num_kv_heads, -1, head_dim)
-    shared = _product("ickgh,ikhs->ikcgs", grouped, shared_keys)
-    own = _product("ikcth,ickgh->ikctg", keys, grouped).swapaxes(3, 4)
-    itself = _product("ickgh,ickh->ikcg", grouped, k)[..., None] * head_dim**-0.5
-    in_prompt = jnp.arange(shared.shape[-1]) < shared_lengths[:, None, None, None, None]
-    shared = jnp.where(in_prompt, shared * head_dim**-0.5, -jnp.inf)
-    own = jnp.where(is_own[:, None, None, None], own * head_dim**-0.5, -jnp.inf)
-
-    largest = functools.reduce(jnp.maximum, (x.max(-1, keepdims=True) for x in (shared, own, itself)))
-    shared, own, itself = (jnp.exp(x - largest) for x in (shared, own, itself))
-    total = sum(x.sum(-1, keepdims=True) for x in (shared, own, itself))
-    shared, own, itself = ((x / total).astype(values.dtype) for x in (shared, own, itself))
-    attended = _product("ikcgs,iksh->ikcgh", shared, shared_values)
-    attended += _product("ikcgt,ikcth->ikcgh", own, values)
-    attended += _product("ikcgt,ickh->ikcgh", itself, v)
-    return attended.astype(q.dtype).swapaxes(1, 2).reshape(q.shape)
-
-
-def _product(axes: str, left: Array, right: Array) -> Array:
-    """`einsum` that adds up in float32. XLA's CPU backend does not run all such products of 16-bit numbers."""
-    if platform() == "cpu":
-        left, right = left.astype(jnp.float32), right.astype(jnp.float32)
-    return jnp.einsum(axes, left, right, preferred_element_type=jnp.float32)

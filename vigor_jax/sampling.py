@@ -16,8 +16,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vigor_jax.data.tokenizer import Tokenizer
-from vigor_jax.decoding import Batch, Decoder, Prefix, Ring, SamplingConfig, Texts
+from vigor_jax.decoding import Batch, Decoder, SamplingConfig
 from vigor_jax.errors import InputError
+from vigor_jax.models.candidates import Prefix, Ring, Texts
 from vigor_jax.models.llava import Llava, LlavaConfig
 from vigor_jax.sharding import own_rows, split_rows, whole_batch
 

@@ -73,7 +73,7 @@ def masked_attention(
     return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], implementation="xla")
 
 
-def _fastest(q: Float[Array, "B T N H"], causal: bool) -> Implementation:
+def _fastest(q: Float[Array, "B T N H"], causal: bool) -> Literal["xla", "cudnn", "splash", "by_heads"]:
     head_dim = q.shape[-1]
     if platform() == "cpu":
         return "by_heads"
@@ -100,7 +100,7 @@ def _packed(q: Array, k: Array, v: Array, segment_ids: Array, implementation: Im
     return _by_query_blocks(q, k, v, segment_ids)
 
 
-def _fastest_packed(q: Float[Array, "B T N H"]) -> Implementation:
+def _fastest_packed(q: Float[Array, "B T N H"]) -> Literal["xla", "splash", "pallas", "by_heads"]:
     _, length, _, head_dim = q.shape
     if platform() == "cpu":
         return "by_heads"
