@@ -169,17 +169,17 @@ def next_logits(llama: Llama, prefix: Prefix, texts: Texts, ring: Ring) -> tuple
         q: Float[Array, "I C N H"], k: Float[Array, "I C K H"], v: Float[Array, "I C K H"], cache: tuple[Array, ...]
     ) -> tuple[Float[Array, "I C N H"], tuple[Array, Array]]:
         shared_keys, shared_values, keys, values = cache
-        attended = _attention(q, k, v, shared_keys, shared_values, prefix.lengths, keys, values, is_own)
-        return attended, (_as_latest(k), _as_latest(v))
+        return _attention(q, k, v, shared_keys, shared_values, prefix.lengths, keys, values, is_own), (k, v)
 
     caches = (prefix.keys, prefix.values, keys, values)
     # The candidates of an image stand where the decoder expects a sequence: to its layers they are only rows.
-    hidden, (latest_keys, latest_values) = llama(llama.embed(latest), positions, attend, caches)
+    hidden, kept = llama(llama.embed(latest), positions, attend, caches)
+
+    def as_latest(x: Float[Array, "*L I C K H"]) -> Float[Array, "*L I K C 1 H"]:
+        return split_heads(x.swapaxes(-3, -2)[..., None, :], 5)
+
+    latest_keys, latest_values = jax.tree.map(as_latest, kept)
     return llama.logits(hidden), Ring(keys, values, latest_keys, latest_values, place)
-
-
-def _as_latest(x: Float[Array, "I C K H"]) -> Float[Array, "I K C 1 H"]:
-    return split_heads(x.swapaxes(1, 2)[..., None, :], 5)
 
 
 def _attention(
