@@ -20,9 +20,10 @@ CLIP_L = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 2
 CLIP_S = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 8, "num_attention_heads": 6}
 LLAMA_7B = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
 LLAMA_S = {"hidden_size": 640, "intermediate_size": 1728, "num_hidden_layers": 10, "num_attention_heads": 10}
+LLAMA_1B = {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "num_attention_heads": 32}
 CLIP_T = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4}
 LLAMA_T = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-SIZES = {"tiny": (CLIP_T, LLAMA_T), "100m": (CLIP_S, LLAMA_S), "7b": (CLIP_L, LLAMA_7B)}
+SIZES = {"tiny": (CLIP_T, LLAMA_T), "100m": (CLIP_S, LLAMA_S), "1b": (CLIP_L, LLAMA_1B), "7b": (CLIP_L, LLAMA_7B)}
 
 
 def sizes() -> tuple[str, ...]:

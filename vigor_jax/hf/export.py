@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
 
 from vigor_jax.errors import InputError
@@ -121,9 +121,9 @@ def _tensors(
     for entry in names.entries(source.config):
         stored = source.tensors[entry.name]
         if entry.path in params:
-            value = _fetch(params[entry.path], entry.layer).transpose(np.argsort(entry.axes))
+            value = _fetch(params[entry.path], entry.layer, entry.axes)
         elif entry.unstacked_path in params:
-            value = _fetch(params[entry.unstacked_path], None).transpose(np.argsort(entry.axes))
+            value = _fetch(params[entry.unstacked_path], None, entry.axes)
         else:
             value = stored.read()
         if entry.name in VOCAB_TENSORS:
@@ -131,19 +131,25 @@ def _tensors(
         yield entry.name, np.ascontiguousarray(value.astype(dtype or stored.dtype, copy=False))
 
 
-def _fetch(value: jax.Array, layer: int | None) -> np.ndarray:
-    """One layer of a parameter on this host, gathered from wherever its parts are."""
+def _fetch(value: jax.Array, layer: int | None, axes: names.Axes) -> np.ndarray:
+    """One layer of a parameter on this host, gathered from wherever its parts are, its axes as on disk."""
     sharding = value.sharding
     if isinstance(sharding, NamedSharding):
         value = _gather(NamedSharding(sharding.mesh, P()), layer is not None)(value, layer)
     elif layer is not None:
         value = value[layer]
-    return np.asarray(value)
+    return np.asarray(_turn_back(axes, value.sharding)(value))
 
 
 @functools.cache
 def _gather(sharding: NamedSharding, one_layer: bool) -> Callable[[jax.Array, int | None], jax.Array]:
     return jax.jit(lambda value, layer: value[layer] if one_layer else value, out_shardings=sharding)
+
+
+@functools.cache
+def _turn_back(axes: names.Axes, sharding: Sharding) -> Callable[[jax.Array], jax.Array]:
+    """On the device, where it is ten times faster than NumPy; apart from `_gather`, or XLA on CPU is no faster."""
+    return jax.jit(lambda value: value.transpose(np.argsort(axes)), out_shardings=sharding)
 
 
 def _fit_vocabulary(value: np.ndarray, rows: int) -> np.ndarray:
