@@ -1,6 +1,6 @@
 """Loading and exporting a checkpoint: ours beside transformers, each time in a process of its own.
 
-    python -m benchmarks.checkpoint              1.3 billion weights in bfloat16, 2.6 GB
+    python -m benchmarks.checkpoint              1.6 billion weights in bfloat16, 3.1 GB
     python -m benchmarks.checkpoint --size 7b    13 GB, three times as much on disk and in memory for a while
 
 A process reads a llava-hf directory into bfloat16 weights, ours stacked as for training, and writes a new one: ours

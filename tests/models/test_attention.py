@@ -56,7 +56,7 @@ IMPLEMENTATIONS = {
     ("name", "length", "heads", "kv_heads", "head_dim", "segments"),
     [
         ("auto", 50, 4, 2, 16, (20, 1, 17)),
-        ("by_heads", 600, 4, 1, 8, (100, 300, 150)),  # three heads at a time, of eight
+        ("by_heads", 600, 4, 1, 8, (100, 300, 150)),  # three heads at a time, of four
         ("xla", 256, 2, 2, 8, (255, 1)),
         ("xla", 600, 4, 1, 8, (100, 300, 150)),  # segments that cross the blocks of queries
         ("splash", 256, 2, 1, 128, (100, 60, 37)),

@@ -218,8 +218,8 @@ def forget_the_peak():
 def test_memory_is_what_a_process_takes(config):
     """Of programs that take some hundred megabytes, so that nothing else in the process counts.
 
-    The scoring one is left out: XLA's CPU backend multiplies by YNNPACK, and there does not count what that library
-    takes for itself, a copy of the activations for each layer.
+    The scoring one is not among them, since on a CPU it is not within 10%: its first run took 29% more than planned.
+    Most of that goes away where XLA does not multiply by YNNPACK, whose own buffers it does not count.
     """
     vision = ClipConfig(hidden_size=128, intermediate_size=512, num_layers=4, num_heads=4, image_size=112)
     text = LlamaConfig(hidden_size=256, intermediate_size=704, num_layers=4, num_heads=4, num_kv_heads=4, head_dim=64)
