@@ -2,7 +2,9 @@
 
 import os
 import platform
+import re
 import statistics
+import subprocess
 from pathlib import Path
 
 import jax
@@ -78,12 +80,31 @@ def port(model: transformers.LlavaForConditionalGeneration, *, scan: bool = True
 
 
 def describe_machine() -> str:
-    """One line: processor or GPU, cores, versions."""
-    kind = jax.devices()[0].device_kind
+    """One line: the commit, processor and GPU, cores, versions."""
+    device = jax.devices()[0]
+    gpu = "" if device.platform == "cpu" else f", {device.device_kind}"
     return (
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {kind}; jax {jax.__version__}, "
+        f"{commit()}; {processor()}, {os.cpu_count()} cores{gpu}; jax {jax.__version__}, "
         f"torch {torch.__version__}, transformers {transformers.__version__}"
     )
+
+
+def processor() -> str:
+    """Its name and, of x86, the widest vectors that it has: they decide how fast it multiplies."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        text = ""
+    name = re.search(r"^model name\s*: (.*)$", text, re.MULTILINE)
+    widest = next((kind for kind in ("avx512f", "avx2") if f" {kind} " in text), "")
+    return " ".join(filter(None, (name and name[1].strip(), widest))) or platform.machine()
+
+
+def commit() -> str:
+    """Of the working tree; "-dirty" where something is not committed, and nothing known outside of a repository."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "no commit"
 
 
 def print_table(what: str, speeds: dict[str, list[float]]) -> None:

@@ -22,7 +22,7 @@ import torch
 import transformers
 from PIL import Image
 
-from benchmarks.common import print_table
+from benchmarks.common import commit, print_table, processor
 from detector_bridge.backends.transformers import TransformersBackend
 from detector_bridge.client import BlockingClient, ClientConfig, Request
 from detector_bridge.images import decode
@@ -143,8 +143,8 @@ def main() -> None:
     transformers.utils.logging.set_verbosity_error()
     images = [make_image(seed) for seed in range(options.images)]
     captions = [make_captions(seed) for seed in range(options.images)]
-    name = torch.cuda.get_device_name() if options.device != "cpu" else f"{os.cpu_count()} CPU cores"
-    print(f"{name}; torch {torch.__version__}, transformers {transformers.__version__}; {options}")
+    name = torch.cuda.get_device_name() if options.device != "cpu" else f"{processor()}, {os.cpu_count()} cores"
+    print(f"{commit()}; {name}; torch {torch.__version__}, transformers {transformers.__version__}; {options}")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         write_swin_t(folder, options.short_side)

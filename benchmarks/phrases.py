@@ -17,7 +17,7 @@ from pathlib import Path
 import nltk
 from nltk.tokenize import NLTKWordTokenizer
 
-from benchmarks.common import print_table
+from benchmarks.common import describe_machine, print_table
 from vigor_jax.rewards.phrases import EntityPhrases, NounPhrases, Phrases
 from vigor_jax.rewards.sentences import split_sentences
 
@@ -45,6 +45,7 @@ def main() -> None:
     texts = [json.loads(line)["text"] for line in options.captions.read_text(encoding="utf-8").splitlines()]
     tokenizer = NLTKWordTokenizer()
     words = [tokenizer.tokenize(text[slice(*span)]) for text in texts for span in split_sentences(text)]
+    print(describe_machine())
     print(f"{len(texts)} captions, {len(words)} sentences, {sum(map(len, words))} words; nltk {nltk.__version__}")
 
     ours, bare, entities = "NounPhrases with sentences", "nltk.pos_tag_sents alone", "EntityPhrases with sentences"

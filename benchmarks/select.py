@@ -106,6 +106,9 @@ def main() -> None:
         for index in range(options.parts):
             make_part(folder, index, options.parts, each)
         figures = run(folder)
+    from benchmarks.common import describe_machine  # imports torch, which the measured process has no use for
+
+    print(describe_machine())
     print("| candidates | candidates/s/core | CPU s | wall s | peak MiB |\n| --- | --- | --- | --- | --- |")
     speed = figures["candidates"] / figures["cpu_seconds"]
     print(

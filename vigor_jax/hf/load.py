@@ -3,7 +3,8 @@
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -286,33 +287,50 @@ def load_llava(
       master: parameters, by dotted path, that are loaded in float32 instead: those that are to be trained.
     """
     graphdef, state = nnx.split(abstract_llava(source.config, dtype=dtype, scan=scan))
-    layers: dict[str, list[names.Entry]] = {}
+    variables = param_paths(state)
+    targets = {path: _target(path, variable, mesh, dtype, master) for path, variable in variables.items()}
+    by_path: dict[str, list[names.Entry]] = {path: [] for path in variables}
     for entry in names.entries(source.config):
-        layers.setdefault(entry.path if scan else entry.unstacked_path, []).append(entry)
+        by_path[entry.path if scan else entry.unstacked_path].append(entry)
+    wanted = [(path, entry) for path, entries in by_path.items() for entry in entries]
+    reads = (functools.partial(_read, source.tensors[entry.name], entry, targets[path]) for path, entry in wanted)
 
-    for path, variable in param_paths(state).items():
-        kind = jnp.float32 if master and master(path) else dtype
-        shape, axes = variable.get_value().shape, variable.get_metadata()["axes"]
-        sharding = NamedSharding(mesh, partition_spec(shape, axes, mesh))
-        stacked = len(shape) > len(axes)
-        value = _zeros(shape, kind, sharding) if stacked else None
-        for entry in layers[path]:
-            value = _place(value, source.tensors[entry.name], entry, kind, sharding)
-            jax.block_until_ready(value)  # or blocks that wait for their turn fill the host's memory
-        variable.set_value(value)
+    values: dict[str, jax.Array] = {}
+    for (path, entry), block in zip(wanted, _one_ahead(reads), strict=True):
+        target = targets[path]
+        value = _turn(entry.axes, target.dtype, _of_layer(entry, target))(block)
+        if len(target.shape) > len(entry.axes):
+            stack = values.pop(path) if path in values else _zeros(target)
+            value = _set_layer(target.sharding)(stack, value, entry.layer)
+        values[path] = jax.block_until_ready(value)  # or blocks that wait for their turn fill the host's memory
+    for path, variable in variables.items():
+        variable.set_value(values.pop(path))
     return nnx.merge(graphdef, state)
 
 
-def _zeros(shape: tuple[int, ...], dtype: Any, sharding: NamedSharding) -> jax.Array:
-    return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=sharding)()
+def _target(
+    path: str, variable: nnx.Variable, mesh: Mesh, dtype: Any, master: Callable[[str], bool] | None
+) -> jax.ShapeDtypeStruct:
+    """Shape, type and split of a parameter."""
+    shape, axes = variable.get_value().shape, variable.get_metadata()["axes"]
+    sharding = NamedSharding(mesh, partition_spec(shape, axes, mesh))
+    return jax.ShapeDtypeStruct(shape, jnp.float32 if master and master(path) else dtype, sharding=sharding)
 
 
-def _place(
-    stack: jax.Array | None, tensor: Stored, entry: names.Entry, dtype: Any, sharding: NamedSharding
-) -> jax.Array:
-    """One tensor to the devices as it is on disk; turned and rounded there, and into its place in the stack."""
-    spec = sharding.spec if stack is None else P(*sharding.spec[1:])
-    on_disk = P(*(spec[entry.axes.index(i)] for i in range(len(entry.axes))))
+def _of_layer(entry: names.Entry, target: jax.ShapeDtypeStruct) -> NamedSharding:
+    """How one layer of a parameter is split, or all of one that has no layers."""
+    spec = target.sharding.spec
+    return NamedSharding(target.sharding.mesh, P(*spec[len(target.shape) - len(entry.axes) :]))
+
+
+def _zeros(target: jax.ShapeDtypeStruct) -> jax.Array:
+    return jax.jit(lambda: jnp.zeros(target.shape, target.dtype), out_shardings=target.sharding)()
+
+
+def _read(tensor: Stored, entry: names.Entry, target: jax.ShapeDtypeStruct) -> jax.Array:
+    """A tensor on the devices as it is on disk, each with its part; it is turned and rounded there."""
+    sharding = _of_layer(entry, target)
+    on_disk = P(*(sharding.spec[entry.axes.index(i)] for i in range(len(entry.axes))))
     parts: dict[tuple, np.ndarray] = {}  # devices that hold the same part share one read of it
 
     def read(index: tuple[slice, ...] | None) -> np.ndarray:
@@ -322,9 +340,20 @@ def _place(
             parts[key] = tensor.read(index)
         return parts[key]
 
-    block = jax.make_array_from_callback(tensor.shape, NamedSharding(sharding.mesh, on_disk), read)
-    value = _turn(entry.axes, jnp.dtype(dtype), NamedSharding(sharding.mesh, spec))(block)
-    return value if stack is None else _set_layer(sharding)(stack, value, entry.layer)
+    return jax.make_array_from_callback(tensor.shape, NamedSharding(sharding.mesh, on_disk), read)
+
+
+def _one_ahead(reads: Iterable[Callable[[], jax.Array]]) -> Iterator[jax.Array]:
+    """What each returns, in their order; a thread is always one ahead."""
+    with ThreadPoolExecutor(1) as thread:
+        ready: Future[jax.Array] | None = None
+        for read in reads:
+            following = thread.submit(read)
+            if ready is not None:
+                yield ready.result()
+            ready = following
+        if ready is not None:
+            yield ready.result()
 
 
 @functools.cache

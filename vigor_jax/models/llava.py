@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
@@ -137,7 +138,17 @@ class Llava(nnx.Module):
 
 def abstract_llava(config: LlavaConfig, *, dtype: Any = jnp.float32, scan: bool = True) -> Llava:
     """The model with shapes in place of weights."""
-    return nnx.eval_shape(lambda: Llava(config, dtype=dtype, scan=scan, rngs=nnx.Rngs(0)))
+    return nnx.eval_shape(lambda: Llava(config, dtype=dtype, scan=scan, rngs=nnx.Rngs(0) if scan else _OneKey()))
+
+
+class _OneKey(nnx.Rngs):
+    """The same key again and again, which is enough for shapes.
+
+    Counting keys takes nnx seconds where hundreds are drawn inside one trace: each time, JAX looks all of it through.
+    """
+
+    def params(self) -> Array:
+        return jax.random.key(0)
 
 
 def param_paths(state: nnx.State) -> dict[str, nnx.Variable]:
