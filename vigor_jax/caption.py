@@ -10,8 +10,6 @@ settings stand beside the captions, in `captions.jsonl.settings.json`.
 """
 
 import dataclasses
-import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -55,7 +53,7 @@ class CaptionCommand:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line; see the module's docstring."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    cli.show_progress()
     config = cli.parse(CaptionCommand, arguments, description=__doc__ or "")
     join_processes(config.distributed)
     caption(config)

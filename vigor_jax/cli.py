@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import itertools
+import logging
 import os
 import re
 import signal
@@ -51,6 +52,13 @@ def dump(config: Any) -> str:
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(type(config), nested_key=None, fail_untyped=True)
     return parser.dump(parser.parse_object(_plain(config)))
+
+
+def show_progress() -> None:
+    """Sends what the stages tell to stderr, as it is; of what libraries tell, only warnings."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    for library in ("absl", "matplotlib"):  # the first tells of every file that Orbax writes
+        logging.getLogger(library).setLevel(logging.WARNING)
 
 
 def run(main: Callable[[], None]) -> NoReturn:

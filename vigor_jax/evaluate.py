@@ -16,7 +16,6 @@ replies are kept in `--out`, and the same command again goes on where it was sto
 
 import dataclasses
 import json
-import logging
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -43,7 +42,7 @@ COMMANDS: Mapping[str, type] = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line; see the module's docstring."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    cli.show_progress()
     if not arguments or arguments[0] in ("-h", "--help"):
         print(__doc__)
         return

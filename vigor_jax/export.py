@@ -6,8 +6,6 @@ A directory with a config.json is converted from one layout to the other.
 """
 
 import dataclasses
-import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,8 +39,7 @@ class ExportCommand(ExportConfig):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line; see the module's docstring."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
-    logging.getLogger("absl").setLevel(logging.WARNING)
+    cli.show_progress()
     config = cli.parse(ExportCommand, arguments, description=__doc__ or "")
     join_processes(config.distributed)
     if (config.checkpoint / "config.json").exists():

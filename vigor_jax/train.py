@@ -29,8 +29,7 @@ DEMO = Path(__file__).resolve().parents[1] / "configs" / "demo.yaml"
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line; see the module's docstring."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
-    logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax tells of every file
+    cli.show_progress()
     is_demo = not any(argument.split("=")[0] in ("--config", "--model.path", "-h", "--help") for argument in arguments)
     if is_demo:
         arguments = ["--config", str(DEMO), *arguments]

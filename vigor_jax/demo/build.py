@@ -7,14 +7,13 @@ python -m vigor_jax.demo.build tagger      # seconds
 
 import argparse
 import json
-import logging
 import random
-import sys
 from pathlib import Path
 
 import numpy as np
 from nltk.tag.perceptron import PerceptronTagger
 
+from vigor_jax import cli
 from vigor_jax.demo.detector import build_detector
 from vigor_jax.demo.language import tagged_sentences
 from vigor_jax.demo.policy import build_policy
@@ -33,8 +32,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="directory of the checkpoint; by default the one that is shipped")
     parser.add_argument("--work", type=Path, default=Path("runs/demo_policy"), help="where the policy's training lives")
     options = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
-    logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax tells of every file
+    cli.show_progress()
     out = options.out or CHECKPOINTS / options.what
     if options.what == "policy":
         build_policy(out, options.work)

@@ -13,7 +13,6 @@ import logging
 import math
 import random
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
@@ -105,8 +104,7 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/compare"))
     options = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
-    logging.getLogger("absl").setLevel(logging.WARNING)
+    cli.show_progress()
     options.out.mkdir(parents=True, exist_ok=True)
     keep_compiled(options.out / "compiled")  # each variant compiles the same programs
     seeds = range(options.first_seed, options.first_seed + options.seeds)

@@ -6,8 +6,6 @@ Whatever a run does not have (an evaluation, a second stream, a reward model of 
 """
 
 import argparse
-import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -36,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", help="where they are (docs/images.md); by default as the run's config.yaml says")
     parser.add_argument("--limit", type=int, default=LIMIT, help="most images in the gallery, spread evenly")
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    cli.show_progress()
     out = options.out or options.run_dirs[0] / "report" / "index.html"
     print(build_report(options.run_dirs, out, options.images, limit=options.limit))
 
