@@ -1,7 +1,9 @@
 """Asks a model about images and keeps each answer as a JSON line; what is answered already is not asked again.
 
 A line has `image`, `prompt`, `text`, `mean_logprob`, `num_tokens` and `finish_reason`, and `candidate` where several
-are drawn. The settings stand beside the lines, in `NAME.jsonl.settings.json`, and must stay the same.
+are drawn. The settings are kept next to the lines, in `NAME.jsonl.settings.json`, and must stay the same. After a kill
+the same command writes the same texts; `mean_logprob` can differ in its last digits, since answers are then computed in
+other batches.
 """
 
 import dataclasses
@@ -166,7 +168,8 @@ class Answerer:
 
 def read_answers(path: Path) -> list[dict[str, Any]]:
     """The lines of a file of answers."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    # Not splitlines: inside JSON strings the other characters that it splits at are ordinary text.
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 def _pixels(path: ImageFile, source: Source) -> np.ndarray:
