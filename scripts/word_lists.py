@@ -2,8 +2,8 @@
 
     NLTK_DATA=FOLDER python scripts/word_lists.py
 
-FOLDER has `corpora/wordnet` and `taggers/averaged_perceptron_tagger_eng`. Only single words in lower case are looked at.
-The numbers behind "often" are WordNet's own counts of each sense in tagged text.
+FOLDER has `corpora/wordnet` and `taggers/averaged_perceptron_tagger_eng`. Only single words in lower case are looked
+at. The numbers behind "often" are WordNet's own counts of each sense in tagged text.
 """
 
 import textwrap
@@ -17,12 +17,14 @@ from vigor_jax.rewards.words import NEVER_NOUN, plurals, regular_singular
 
 TARGET = Path(__file__).parents[1] / "vigor_jax" / "rewards" / "wordnet.txt"
 HEAD = """\
-# Made by scripts/word_lists.py from WordNet 3.0 (Copyright 2006 by Princeton University. All rights reserved. Its license
-# allows use, copies and changes for any purpose; see https://wordnet.princeton.edu/license-and-commercial-use).
+# Made by scripts/word_lists.py from WordNet 3.0 (Copyright 2006 by Princeton University. All rights reserved. Its
+# license allows use, copies and changes for any purpose; see https://wordnet.princeton.edu/license-and-commercial-use).
 # Change the script, or the lists next to this one, which come first.
 """
 # Lexicographer files of nouns that have a sense one may see; of "communication" are signs and posters as well as talks.
-VISIBLE = "Tops artifact animal plant person food body object substance phenomenon group location shape".split()
+VISIBLE = frozenset(
+    "Tops artifact animal plant person food body object substance phenomenon group location shape".split()  # noqa: SIM905
+)
 # Frames in which a word that is no noun may be taken for one: before, after.
 FRAMES = (
     ("a", "room ."),
@@ -36,10 +38,10 @@ NOUNS_ALL_THE_SAME = frozenset(("remote",))
 _KINDS = {"communication": ("said",), "animal": ("alive",), "plant": ("alive",)}
 SECTIONS = {
     "abstract": "Nouns without any sense that one may see.",
-    "things": "Nouns with a sense that one may see, no adjectives, less rare animals and plants: taggers take some for one.",
+    "things": "Nouns with a sense that one may see, no adjectives, less rare animals and plants: some tag them so.",
     "no nouns": "Adjectives and adverbs, and what is mostly one, which NLTK's tagger takes for nouns in some place.",
     "verbs": "Nouns that are verbs, too.",
-    "singular": "Words in -s that are no plural by the rules of words.py, and those whose singular these get wrong: plural=singular.",
+    "singular": "Words in -s that are no plurals, and plurals that words.py gets wrong by rule: plural=singular.",
 }  # fmt: skip
 
 
@@ -82,12 +84,14 @@ def main() -> None:
         "things": [
             word
             for word in nouns
-            if senses[word]["visible"] > senses[word]["alive"] * (not counts[word]["n"])
+            if senses[word]["visible"] > senses[word]["alive"] * (not (counts[word]["n"] or NEVER_NOUN.search(word)))
             and not (senses[word]["a"] or senses[word]["r"])
         ],
         "no nouns": [word for word in senses if is_no_noun(word)],
         "verbs": [word for word in nouns if senses[word]["v"]],
-        "singular": list(_singulars({word for word in nouns if senses[word]["visible"] or senses[word]["said"]})),
+        "singular": list(
+            _singulars({word for word in nouns if senses[word]["visible"] or senses[word]["said"]}, set(nouns))
+        ),
     }
     lines = [HEAD]
     for section, words in found.items():
@@ -96,11 +100,11 @@ def main() -> None:
     TARGET.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _singulars(nouns: set[str]) -> set[str]:
+def _singulars(nouns: set[str], others: set[str]) -> set[str]:
     found: dict[str, str] = {}
     for noun in sorted(nouns):
         # What has no singular ("scissors") stays as it is.
-        if regular_singular(noun) != noun and regular_singular(noun) not in nouns:
+        if regular_singular(noun) != noun and regular_singular(noun) not in others:
             found[noun] = noun
         elif not noun.endswith("s"):
             (plural,) = plurals(noun)

@@ -1,20 +1,18 @@
 """A sentence as the rules for scopes walk through it: where a list of things ends, and where a clause does."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
 
-_NOT_LISTED = frozenset(("only", "just", "several", "many", "some", "two", "three", "four", "five", "one", "the"))
+from vigor_jax.rewards.words import listed
+
+_NOT_LISTED = listed("not listed")
 _PAIRS = frozenset(("or", "nor", "and", "/", "&"))
 _ENDS = frozenset((".", "!", "?", ";", ":", "(", ")", "[", "]", "—", "–", "-", "``", "''", '"', "*", "|", "\n"))
-_TURNS = frozenset(
-    ("but", "while", "whereas", "although", "though", "however", "yet", "because", "since", "except", "until")
-)
+_TURNS = listed("turns")
 _FINITE = frozenset(("VBZ", "VBP", "VBD", "MD"))
 _MODIFIERS = ("JJ", "VBN", "VBG", "VBD", "RB", "CD", "NN")
 # Heads that only say how things are denied: "no sign of a dog", "no type of furniture".
-ABOUT = frozenset(
-    "sign signs evidence trace traces indication indications hint hints presence amount kind kinds type types sort sorts "
-    "form forms number lack absence group groups pair pairs piece pieces".split()
-)
+ABOUT = listed("about")
 
 
 class Clause:
@@ -22,13 +20,18 @@ class Clause:
 
     Attributes:
         words: Lower case, marks among them.
-        tags: As the Penn Treebank has them.
         is_noun: Whether a word is part of a thing's name.
     """
 
-    def __init__(self, words: Sequence[str], tags: Sequence[str], is_noun: Sequence[bool]):
-        self.words, self.tags, self.is_noun = words, tags, is_noun
+    def __init__(self, words: Sequence[str], is_noun: Sequence[bool], tags: Callable[[], Sequence[str]]):
+        self.words, self.is_noun = words, is_noun
         self.size = len(words)
+        self._make_tags = tags
+
+    @cached_property
+    def tags(self) -> Sequence[str]:
+        """As the Penn Treebank has them; most cues turn out to be none before these are needed."""
+        return self._make_tags()
 
     def word(self, place: int) -> str:
         """The word there, "" beyond the ends."""

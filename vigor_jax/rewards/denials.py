@@ -4,41 +4,59 @@ from collections.abc import Callable
 
 from vigor_jax.rewards.claims import Claim
 from vigor_jax.rewards.clause import ABOUT, Clause
+from vigor_jax.rewards.words import listed
 
 Mark = Callable[[int, int, Claim], None]  # of the words from one place to another
 
 _NO_DENIAL = frozenset(
-    "longer doubt matter wonder problem problems way means less fewer sooner later idea question questions time "
-    "better worse different stranger ordinary , . : !".split()
+    [
+        "longer",
+        "doubt",
+        "matter",
+        "wonder",
+        "problem",
+        "problems",
+        "way",
+        "means",
+        "less",
+        "fewer",
+        "sooner",
+        "later",
+        "idea",
+        "question",
+        "questions",
+        "time",
+        "better",
+        "worse",
+        "different",
+        "stranger",
+        "ordinary",
+        ",",
+        ".",
+        ":",
+        "!",
+    ]
 )
-_OTHER = frozenset(("other", "others", "additional", "further", "extra", "more", "new"))
-_NOT_WITHOUT = frozenset("doubt question hesitation fail exception".split())
+_OTHER = listed("other")
+_NOT_WITHOUT = frozenset(["doubt", "question", "hesitation", "fail", "exception"])
 _NOT_ANY = frozenset(("any", "a", "an", "single"))
 # "not only a dog", "not many people", "not far from a house", "not all of the cars"
-_NOT_STOPS = frozenset(
-    "only just merely simply necessarily far many much all every everyone both too without enough quite always lacking "
-    "uncommon unlike but sure clear clearly fully entirely completely directly easily particularly very".split()
-)
-_NOT_PASSED = frozenset(("there", "to", "actually", "even", "really", "also", "currently", "be", "been", "being"))
-# Verbs whose bare object is denied with them: "does not have wheels". True where they speak of the picture or its viewer.
+_NOT_STOPS = listed("not stops")
+_NOT_PASSED = listed("not passed")
+# Verbs whose bare object is denied with them: "does not have wheels". True: they speak of the picture or its viewer.
 _HAVE = dict.fromkeys(
-    "have has had having wear wears wearing hold holds holding carry carries carrying possess use using ride riding".split(),
+    listed("have"),
     False,
 ) | dict.fromkeys(
-    "contain contains containing include includes including show shows showing feature features featuring depict depicts "
-    "depicting see seeing notice spot find detect observe display displays".split(),
+    listed("show"),
     True,
 )  # fmt: skip
-_SHOWN = frozenset(
-    "visible present seen shown depicted pictured included featured found spotted observed detected there".split()
-)
-_PICTURE = frozenset(
-    "image picture photo photograph scene frame view shot background foreground sight it there".split()
-)
+_SHOWN = listed("shown")
+_PICTURE = listed("picture")
 _LONGEST_HEADING = 10  # words and marks, such as those of "1. **Main subject**"
-_NONE = frozenset(("no", "none", "not", "n't", "without", "neither", "zero"))
-_LACKS = frozenset("lack absence dearth devoid void empty free clear bare".split())
-_PLENTY = frozenset("shortage lack absence dearth scarcity".split())
+_NONE = listed("none")
+_LACKS = listed("lacks")
+_PLENTY = frozenset(["shortage", "lack", "absence", "dearth", "scarcity"])
 
 
 def _no(clause: Clause, place: int, mark: Mark) -> None:
@@ -136,7 +154,7 @@ def _not(clause: Clause, place: int, mark: Mark) -> None:
 
 
 def _by_verb(clause: Clause, place: int, verb: int) -> Claim:
-    """ "There is not a dog" and "the image does not show any dog" speak of the picture, "he is not holding a dog" does not."""
+    """Whether the verb speaks of the picture ("the image shows no dog") or of something in it ("he holds no dog")."""
     passed = clause.word(verb)
     if passed in _HAVE:
         return Claim.DENIED if _HAVE[passed] or _about_picture(clause, place) else Claim.DENIED_HERE

@@ -10,16 +10,12 @@ from vigor_jax.rewards.claims import Claim, Phrase, gather
 from vigor_jax.rewards.readings import Readings
 from vigor_jax.rewards.scopes import claims_at
 from vigor_jax.rewards.tagger import CACHE_SIZE, cached_tag, load_tagger
-from vigor_jax.rewards.words import DATA, TOKEN, Matcher, plurals, quoted_signs, read_lines, singular, split, wordnet
-
+from vigor_jax.rewards.words import DATA, TOKEN, listed, plurals, quoted_signs, read_lines, singular, split, wordnet
 
 # Cut from compounds as groups and measures are ("pizza pieces"), except where they are what the compound is: "tea set".
 _HEADS = frozenset(("set", "sets", "supplies"))
-_DRINKS = frozenset(
-    "of wine water beer champagne drink drinks juice milk served filled full empty plate plates cup cups bottle bottles "
-    "bowl bowls fork forks silverware straws straw beverage beverages ice stemmed drinking".split()
-)
-_WORN = frozenset("wear wears wearing wore worn eyes face nose reading eye sun frames hat beard man woman".split())
+_DRINKS = listed("drinks")
+_WORN = listed("worn")
 
 
 def _tell_glasses(lower: list[str]) -> None:
@@ -39,6 +35,9 @@ def _lower_after_colon(words: list[str]) -> None:
             if word.istitle() and word != "I":
                 words[place] = word.lower()
             is_first = False
+
+
+_SPELLED_OTHERWISE = frozenset(['"', "“", "”", "n’t", *(f"’{end}" for end in ("", "s", "re", "ve", "ll", "d", "m"))])
 
 
 def _as_in_treebank(token: re.Match[str]) -> str:
@@ -95,7 +94,9 @@ class NounPhrases:
 
     def _find(self, text: str, sentence: Span, quoted: Sequence[Span]) -> Iterator[tuple[str, Span, Claim]]:
         tokens = list(TOKEN.finditer(text, *sentence))
-        words = [_as_in_treebank(token) for token in tokens]
+        words = [token.group() for token in tokens]
+        if not _SPELLED_OTHERWISE.isdisjoint(words):
+            words = list(map(_as_in_treebank, tokens))
         first = next((i for i, word in enumerate(words) if word[0].isalpha()), None)
         if first is not None and words[first].istitle() and words[first] != "I":
             words[first] = words[first].lower()

@@ -36,8 +36,8 @@ class PhrasesConfig:
 
     Attributes:
         extractor: "nltk" for the nouns of a part-of-speech tagger, "entities" for the names in a list.
-        negated: What becomes of a thing that the caption denies ("no people"): "check" that it is not there, which costs
-            a penalty and the sentence if it is; "skip" it; "ask" for it as if it were asserted, as the paper does.
+        negated: What becomes of a thing that the caption denies ("no people"): "check" that it is not there, which
+            costs a penalty and the sentence if it is; "skip" it; "ask" for it as if it were asserted, as in the paper.
         hypothetical: What becomes of a thing that the caption only supposes ("possibly a school"): "skip" it, or "ask"
             for it as if it were asserted, as the paper does.
         non_visual: Nouns that are not phrases, one a line (see `non_visual.txt`, the default, for the format).

@@ -6,45 +6,34 @@ from functools import lru_cache
 from itertools import pairwise
 
 from vigor_jax.rewards.tagger import CACHE_SIZE
-from vigor_jax.rewards.words import NEVER_NOUN, Matcher, singular, split, wordnet
+from vigor_jax.rewards.words import NEVER_NOUN, Matcher, listed, singular, split, wordnet
 
 _HYPHENATED_ADJECTIVE = re.compile(r".+-(?:\w*(?:ed|ing)|like|shaped|style|sized|free|friendly|tier|level)")
-_COLORS = frozenset(
-    "white black red blue green yellow brown gray grey pink purple beige orange gold golden silver tan teal navy maroon "
-    "turquoise violet cream burgundy".split()
-)
+_COLORS = listed("colors")
 # Colors that are things as well. Before a noun the first of them are colors: an orange cat, but a rose bush.
-_COLORS_ONLY = frozenset("orange silver gold violet turquoise navy tan maroon khaki teal burgundy beige".split())
-_COLOR_THINGS = _COLORS_ONLY | frozenset(
-    "rose olive peach salmon lavender lime cream coral amber bronze copper ivory mint mustard plum chocolate charcoal".split()
-)
-_OF_ORANGE = frozenset(
-    "juice juices slice slices tree trees peel peels segment segments wedge wedges half halves soda sauce grove piece "
-    "pieces marmalade cake medal coin bar plate".split()
-)
-_SHADES = frozenset("bright dark light pale deep vivid vibrant burnt pastel neon".split())
-_IS = frozenset("is are was were be being looks appears painted colored coloured dyed turned mostly".split())
+_COLORS_ONLY = listed("colors only")
+_COLOR_THINGS = _COLORS_ONLY | listed("color things")
+_OF_ORANGE = listed("of orange")
+_SHADES = listed("shades")
+_IS = listed("is")
 # "close to shore", "next to traffic": here "to" is no part of a verb.
-_TO_A_PLACE = frozenset(
-    "next close closer closest adjacent due similar attached connected leading leads parallel opposite near thanks "
-    "according back down up over way access addition related tied fixed relation proximity prior".split()
-)
-_UNITS = frozenset(
-    "kg kgs kilogram kilograms kilo kilos gram grams g lb lbs pound pounds oz ounce ounces ton tons tonne tonnes m cm mm km "
-    "meter meters metre metres centimeter centimeters millimeter millimeters kilometer kilometers inch inches mile miles "
-    "yard yards liter liters litre litres ml degree degrees percent mph kmh kph dollar dollars euro euros cent cents watt "
-    "watts volt volts pixel pixels acre acres".split()
-)
+_TO_A_PLACE = listed("to a place")
+_UNITS = listed("units")
 _FEET = frozenset(("feet", "foot", "ft"))
-_AFTER_FEET = frozenset("tall long wide away high deep from above below apart of in ahead behind off thick".split())
-_INTERJECTIONS = frozenset("yes sure okay ok hello hi please thanks wow oh absolutely certainly".split())
+_AFTER_FEET = listed("after feet")
+_INTERJECTIONS = listed("interjections")
 # Plurals that stand before a noun: "sports ball".
-_PLURAL_FIRST = frozenset("sports goods clothes arms glasses news sales savings electronics ladies mens womens".split())
-_OF_COLOR = frozenset("color colour colors colours light energy emotion motion activity charm elegance warmth".split())
-_ONE = frozenset(("a", "an", "each", "every", "another", "this", "that"))
-_SEVERAL = frozenset("few couple lot number dozen pair bunch group set hundred thousand variety many several".split())
+_PLURAL_FIRST = listed("plural first")
+_OF_COLOR = listed("of color")
+_ONE = listed("one")
+_SEVERAL = listed("several")
 _FOLLOWS_VERB_TO = ("VBG", "VBN", "VBD", "VBZ", "VBP", "VB", "JJ", "NN", "NNS", "RB")
-_MODIFIERS = ("JJ", "VBN", "RB", "VBG")
+_CORRECTED_TAGS = frozenset(("CD", "TO"))
+_CORRECTED_WORDS = _COLOR_THINGS | {"couple", "couples"}
+_FINITE = frozenset(("VBZ", "VBP", "VBD", "MD"))
+_CLAUSE_ENDS = frozenset((",", ".", ":", "CC", "``", "''"))
+_CLAUSE_STARTS = frozenset(("while", "as", "when", "where", "that", "because", "and"))
+_MODIFIERS = ("JJ", "VBN", "RB")
 
 
 class Readings:
@@ -67,9 +56,10 @@ class Readings:
     def __call__(self, words: Sequence[str], lower: Sequence[str], tags: Sequence[str]) -> list[bool]:
         """Whether each word is part of a thing's name."""
         is_noun = list(map(self._reads_as_noun, words, tags))
-        for place, tag in enumerate(tags):
-            if tag == "CD" or tag == "TO" or lower[place] in _COLOR_THINGS or lower[place] in ("couple", "couples"):
-                self._correct(place, lower, tags, is_noun)
+        if not (_CORRECTED_TAGS.isdisjoint(tags) and _CORRECTED_WORDS.isdisjoint(lower)):
+            for place, tag in enumerate(tags):
+                if tag in _CORRECTED_TAGS or lower[place] in _CORRECTED_WORDS:
+                    self._correct(place, lower, tags, is_noun)
         for start, end, _ in self._match_noun(lower):
             is_can = lower[end - 1] == "can" and tags[end : end + 1] == ["VB"]  # "the trash can be seen"
             if not is_can and (end - start > 1 or not tags[start].startswith("VB")):
@@ -85,9 +75,9 @@ class Readings:
     def _leave_out_measures(self, lower: Sequence[str], is_noun: list[bool]) -> None:
         """ "A pop of bright color": what is of a color, or of any quality, is no thing."""
         for place in range(1, len(lower) - 1):
-            if lower[place] == "of" and is_noun[place - 1] and lower[place - 1] in self._verbs:
-                if not _OF_COLOR.isdisjoint(lower[place + 1 : place + 4]):
-                    is_noun[place - 1] = False
+            is_measure = lower[place] == "of" and is_noun[place - 1] and lower[place - 1] in self._verbs
+            if is_measure and not _OF_COLOR.isdisjoint(lower[place + 1 : place + 4]):
+                is_noun[place - 1] = False
 
     def _by_itself(self, word: str, tag: str) -> bool:
         if not word[0].isalpha() or len(word) < 2 or "." in word or word.endswith("ing"):
@@ -118,10 +108,9 @@ class Readings:
                 and self._is_infinitive(place, lower, tags)
             ):
                 is_noun[following] = False
-        elif word in _COLOR_THINGS and _is_color(place, lower, is_noun):
-            is_noun[place] = False
-        elif word in ("couple", "couples") and (
-            _word(lower, following) == "of" or _word(tags, following).startswith(("JJ", "CD", "NN"))
+        elif (word in _COLOR_THINGS and _is_color(place, lower, is_noun)) or (
+            word in ("couple", "couples")
+            and (_word(lower, following) == "of" or _word(tags, following).startswith(("JJ", "CD", "NN")))
         ):
             is_noun[place] = False
 
@@ -138,8 +127,8 @@ class Readings:
 
     def _part_verbs(self, lower: Sequence[str], tags: Sequence[str], is_noun: list[bool]) -> None:
         """Takes out verbs that stand between or behind nouns: "dog drinks water", "a sheep stands", "skiers rest"."""
-        for place in range(1, len(lower)):
-            if not (is_noun[place] and is_noun[place - 1]):
+        for place, (first, second) in enumerate(pairwise(is_noun), 1):
+            if not (first and second and is_noun[place - 1]):
                 continue
             word, before = lower[place], lower[place - 1]
             one = singular(word)
@@ -148,18 +137,36 @@ class Readings:
                 if is_plural and word in self._verbs and (before, word) not in self._pairs:
                     is_noun[place] = False
             elif one in self._verbs and word.endswith("s") and word not in _PLURAL_FIRST:
-                if is_noun[place + 1 : place + 2] == [True] or _is_one(place, lower, tags, is_noun):
-                    is_noun[place] = False
+                stands_between = is_noun[place + 1 : place + 2] == [True]
+                is_noun[place] = not (
+                    stands_between or _is_one(place, lower, tags, is_noun) or _is_predicate(place, lower, tags, is_noun)
+                )
 
 
 def _is_one(place: int, lower: Sequence[str], tags: Sequence[str], is_noun: Sequence[bool]) -> bool:
     """Whether "a" or "each" stands before the noun before `place`, which is then no plural."""
-    start = place - 1
-    while start and (is_noun[start - 1] or tags[start - 1].startswith(_MODIFIERS)):
+    start = place
+    while start and is_noun[start - 1]:
         start -= 1
-        if lower[start] in _SEVERAL:
-            return False
+    while start and tags[start - 1].startswith(_MODIFIERS) and lower[start - 1] not in _SEVERAL:
+        start -= 1
     return _word(lower, start - 1) in _ONE
+
+
+def _is_predicate(place: int, lower: Sequence[str], tags: Sequence[str], is_noun: Sequence[bool]) -> bool:
+    """Whether a word behind the subject is its clause's only finite verb: "the cat sleeps on the bed"."""
+    for after in range(place + 1, len(tags)):
+        if tags[after] in _CLAUSE_ENDS or lower[after] in _CLAUSE_STARTS:
+            break
+        if tags[after] in _FINITE:
+            return False
+    start = place
+    while start and (is_noun[start - 1] or tags[start - 1].startswith((*_MODIFIERS, "POS"))):
+        start -= 1
+    before = start - 2
+    return _word(tags, start - 1) in ("DT", "PRP$") and (
+        before < 0 or tags[before] in _CLAUSE_ENDS or lower[before] in _CLAUSE_STARTS
+    )
 
 
 def _is_color(place: int, lower: Sequence[str], is_noun: Sequence[bool]) -> bool:

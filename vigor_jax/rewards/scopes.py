@@ -19,7 +19,7 @@ def claims_at(lower: Sequence[str], is_noun: Sequence[bool], tags: Callable[[], 
         is_noun: Whether a word is part of a thing's name.
         tags: Gives the words' tags; is asked only if there is a cue.
     """
-    if _CUES.isdisjoint(lower):
+    if not has_cue(lower):
         return None
     claims: list[Claim] | None = None
     clause: Clause | None = None
@@ -32,9 +32,15 @@ def claims_at(lower: Sequence[str], is_noun: Sequence[bool], tags: Callable[[], 
 
     for place, word in enumerate(lower):
         if rule := _RULES.get(word):
-            clause = clause or Clause(lower, tags(), is_noun)
+            clause = clause or Clause(lower, is_noun, tags)
             rule(clause, place, mark)
     return claims
 
 
-_CUES = frozenset(_RULES)
+def has_cue(lower: Sequence[str]) -> bool:
+    """Whether there is any word that may deny or suppose something; a split "n't" may be "'" and "t"."""
+    return not _CUES.isdisjoint(lower)
+
+
+# A heading's colon says nothing without another cue.
+_CUES = frozenset(_RULES) - {":"} | {"t"}

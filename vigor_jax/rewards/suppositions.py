@@ -4,30 +4,19 @@ from collections.abc import Callable
 
 from vigor_jax.rewards.claims import Claim
 from vigor_jax.rewards.clause import Clause
+from vigor_jax.rewards.words import listed
 
 Mark = Callable[[int, int, Claim], None]  # of the words from one place to another
 
-_HEDGES = (
-    "possibly perhaps maybe probably presumably potentially likely supposedly conceivably unlikely may might could would "
-    "should must suggest suggests suggesting suggested indicate indicates indicating imply implies implying hinting "
-    "resemble resembles resembling reminiscent evoke evokes evoking imagine if whether unclear impossible"
-).split()
-_MODALS = frozenset("may might could would should must can".split())
-_SEEN = frozenset(
-    "see seen find found spot spotted observe observed notice noticed view viewed glimpse glimpsed make identify "
-    "identified tell".split()
-)
-_GENERIC = frozenset("typically usually commonly often frequently generally traditionally".split())
-_PURPOSE = frozenset("used designed intended meant suitable ideal perfect reserved made great".split())
-_GIVES = frozenset(
-    "providing provides provide offering offers offer creating creates create serving serves making makes place spot space "
-    "room area options option seating storage shelter shade habitat opportunity destination atmosphere environment".split()
-)
-_LETS = frozenset(
-    "inviting encouraging allowing allows enabling enables enticing letting helping helps invites".split()
-)
-_SEEKS = frozenset("waiting looking searching hoping".split())
-_SIMILE = frozenset("shaped looks look looking formed".split())
+_HEDGES = listed("hedges")
+_MODALS = listed("modals")
+_SEEN = listed("seen")
+_GENERIC = listed("generic")
+_PURPOSE = listed("purpose")
+_GIVES = listed("gives")
+_LETS = listed("lets")
+_SEEKS = frozenset(["waiting", "looking", "searching", "hoping"])
+_SIMILE = frozenset(["shaped", "looks", "look", "looking", "formed"])
 _INDEFINITE = ("NN", "NNS", "JJ", "JJR", "JJS", "VBN")
 
 
@@ -55,7 +44,7 @@ def _can(clause: Clause, place: int, mark: Mark) -> None:
     at = place + 1
     while clause.word(at) in ("be", "also", "easily", "then", "clearly", "still") or clause.tag(at) == "RB":
         at += 1
-    if clause.word(at) not in _SEEN and clause.is_verb(at):
+    if clause.word(at) not in _SEEN and clause.tag(at) in ("VB", "VBP", "VBN", "JJ"):  # without a tagger verbs are JJ
         mark(_with_subject(clause, place), clause.clause_end(place), Claim.SUPPOSED)
 
 
@@ -80,9 +69,10 @@ def _for(clause: Clause, place: int, mark: Mark) -> None:
     is_definite = clause.word(place + 1) in ("the", "this", "these", "that", "his", "her", "its")
     if clause.tag(at) == "TO" and clause.tag(at + 1) == "VB":
         mark(at if is_definite else head, end, Claim.SUPPOSED)
-    elif not is_definite and following in _INDEFINITE + ("DT",) and (is_purpose or _gives(clause, place)):
-        mark(head, at, Claim.SUPPOSED)
-    elif clause.word(place - 1) in _SEEKS and not is_definite:
+    elif not is_definite and (
+        clause.word(place - 1) in _SEEKS
+        or (following in (*_INDEFINITE, "DT") and (is_purpose or _gives(clause, place)))
+    ):
         mark(head, at, Claim.SUPPOSED)
 
 

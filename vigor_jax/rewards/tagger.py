@@ -68,9 +68,11 @@ def cached_tag(tagger: PerceptronTagger) -> Callable[[list[str]], list[str]]:
         features = tagger._get_features(0, word, neighbours, before, before_that)
         return tagger.model.predict(features)[0]
 
+    normalize = lru_cache(CACHE_SIZE)(tagger.normalize)
+
     def tag(words: list[str]) -> list[str]:
         before, before_that = tagger.START
-        context = [*tagger.START, *map(tagger.normalize, words), *tagger.END]
+        context = [*tagger.START, *map(normalize, words), *tagger.END]
         tags = []
         for i, word in enumerate(words):
             found = tagger.tagdict.get(word) or predict(word, before, before_that, tuple(context[i : i + 5]))

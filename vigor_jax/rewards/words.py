@@ -70,17 +70,27 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
             yield number, content.lower()
 
 
-@cache
 def wordnet(section: str) -> frozenset[str]:
     """A section of wordnet.txt; scripts/word_lists.py says what the sections are and makes them."""
+    return _sections("wordnet.txt")[section]
+
+
+def listed(section: str) -> frozenset[str]:
+    """A section of cues.txt."""
+    return _sections("cues.txt")[section]
+
+
+@cache
+def _sections(name: str) -> dict[str, frozenset[str]]:
+    """The words of a file below their headings, "[heading]"."""
     sections: dict[str, list[str]] = {}
     current: list[str] = []
-    for _, line in read_lines(DATA / "wordnet.txt"):
+    for _, line in read_lines(DATA / name):
         if line.startswith("["):
             current = sections.setdefault(line.strip("[]"), [])
         else:
             current += line.split()
-    return frozenset(sections[section])
+    return {heading: frozenset(words) for heading, words in sections.items()}
 
 
 @cache
