@@ -439,7 +439,7 @@ def test_imports_no_framework():
 
 
 @pytest.mark.skipif(not CAPTIONS.exists(), reason="needs ../shared")
-@pytest.mark.parametrize(("kinds", "least"), [("asserted", 0.96), ("all", 0.95)])
+@pytest.mark.parametrize(("kinds", "least"), [("asserted", 0.97), ("all", 0.95)])
 def test_nouns_of_real_captions_agree_with_a_reader(nltk_tagger, kinds, least):
     texts = [json.loads(line)["text"] for line in CAPTIONS.read_text().splitlines()]
     nouns = NounPhrases(tagger=nltk_tagger)
@@ -457,6 +457,6 @@ def test_nouns_of_real_captions_agree_with_a_reader(nltk_tagger, kinds, least):
             expected = {phrase.removeprefix("?") for phrase in phrases.split(", ")}
             got = {phrase.text for phrase in nouns(text, split_sentences(text))}
         right, num_expected, num_found = right + len(expected & got), num_expected + len(expected), num_found + len(got)
-    assert num_expected > 400
+    assert num_expected > (380 if kinds == "asserted" else 400)
     assert right / num_found >= least, "precision"
     assert right / num_expected >= least, "recall"

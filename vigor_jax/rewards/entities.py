@@ -74,7 +74,8 @@ def _words(text: str, sentence: Span) -> tuple[list[str], list[Span]]:
     end = sentence.start
     for token in _NAME_WORD.finditer(text, *sentence):
         start = token.start()
-        if start > end and (mark := text[end:start].strip()) and mark != "-":
+        is_space = start - end == 1 and text[end] == " "  # mostly
+        if start > end and not is_space and (mark := text[end:start].strip()) and mark != "-":
             words.append(mark)
             places.append(Span(end, start))
         words.append(token.group().lower())

@@ -108,10 +108,11 @@ class Readings:
                 and self._is_infinitive(place, lower, tags)
             ):
                 is_noun[following] = False
-        elif (word in _COLOR_THINGS and _is_color(place, lower, is_noun)) or (
-            word in ("couple", "couples")
-            and (_word(lower, following) == "of" or _word(tags, following).startswith(("JJ", "CD", "NN")))
-        ):
+        elif word in ("couple", "couples"):
+            is_verb = _word(lower, following) in self._verbs and tags[following] == "NN"
+            counts = _word(tags, following).startswith(("JJ", "CD", "NN")) and not is_verb
+            is_noun[place] = not (counts or _word(lower, following) == "of")
+        elif _is_color(place, lower, is_noun):
             is_noun[place] = False
 
     def _is_infinitive(self, place: int, lower: Sequence[str], tags: Sequence[str]) -> bool:

@@ -40,7 +40,7 @@ _WRITTEN = re.compile(
 
 def quoted_signs(text: str) -> list[Span]:
     """What a caption quotes from signs, labels and shirts: words that are seen, of things that may not be."""
-    if not any(mark in text for mark in "\"“‘'"):
+    if not ('"' in text or "“" in text or "‘" in text or " '" in text):
         return []
     return [Span(*match.span()) for match in _QUOTES.finditer(text) if _is_on_sign(text, match)]
 
