@@ -50,8 +50,10 @@ class Signal:
       negative: 0 or more; summed over a candidate's signals it is the stream's penalty.
       positive: 0 or more; breaks ties.
       score: as the stream gave it: detection score, or p(good); in [0, 1].
-      absent: it names something that is not there: refinement drops the sentences that its spans lie in.
+      absent: what the spans state is not so, mostly because the thing is not there: refinement drops the sentences
+        that the spans lie in.
       boxes_xyxy: where it was found: corners relative to the image, in [0, 1], best first.
+      denied: the caption says that it is not there. With `absent` it is there all the same: the caption is wrong.
     """
 
     label: str
@@ -61,6 +63,7 @@ class Signal:
     score: float
     absent: bool = False
     boxes_xyxy: tuple[tuple[float, float, float, float], ...] = ()
+    denied: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vigor_jax.data.schemas import columns_of, difference, reader_of, schema_of
+from vigor_jax.data.schemas import columns_of, complete, difference, is_older, reader_of, schema_of
 from vigor_jax.errors import InputError
 
 Record = TypeVar("Record")
@@ -115,7 +115,7 @@ def read_batches(
       index: as in `read_part`.
       count: as in `read_part`.
       columns: those to read, all by default; `a.list.element.b` is field b of the structs in the lists of column a.
-      schema: what the part must hold, if that is known.
+      schema: what the part must hold, if that is known; fields that an earlier version did not write are added.
 
     Raises:
       InputError: as in `read_part`.
@@ -126,11 +126,21 @@ def read_batches(
     if not system.exists(path):
         raise InputError(f"{join(folder, part_name(index, count))}: no such part; run the stage that writes it")
     with _read(system, path) as file:
-        if schema is not None and not file.schema_arrow.equals(schema):
+        as_today = schema is None or file.schema_arrow.equals(schema)
+        if schema is not None and not (as_today or is_older(file.schema_arrow, schema)):
             raise InputError(f"{path}: {difference(file.schema_arrow, schema)}; remove it and write it again")
         for group in range(file.num_row_groups):
             table = file.read_row_group(group, columns=columns, use_threads=False)
-            yield from table.combine_chunks().to_batches()
+            for batch in table.combine_chunks().to_batches():
+                yield batch if schema is None or as_today else _completed(batch, schema, columns)
+
+
+def _completed(batch: pa.RecordBatch, schema: pa.Schema, columns: Sequence[str] | None) -> pa.RecordBatch:
+    def wanted(path: str) -> bool:
+        return columns is None or any(path == column or path.startswith(f"{column}.") for column in columns)
+
+    arrays = [complete(batch.column(name), schema.field(name).type, wanted, name) for name in batch.schema.names]
+    return pa.record_batch(arrays, names=batch.schema.names)
 
 
 def part_count(folder: str | Path) -> int | None:
