@@ -682,7 +682,7 @@ def test_repetitions_are_counted_by_the_summary(tmp_path):
         "positive",
     )  # it says the same, and gains by saying it again
     assert summary.repeating == {"candidates": 1, "chosen": 1}
-    assert "repeat: 1 candidates (50.0%), 1 chosen (100%)" in summary.table().replace("100.0%", "100%")
+    assert "repeating a sentence: 1 candidates (50.0%), 1 chosen (100.0%)" in summary.table()
     selection, summary = select_by_model(tmp_path / "once", said, ONCE)
     assert (selection.candidate, selection.decided_by) == (0, "repetition")
     assert summary.repeating == {"candidates": 1, "chosen": 0}

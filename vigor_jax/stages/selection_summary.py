@@ -57,7 +57,7 @@ class Summary:
         lines.append(f"{'penalty, quantiles':<24}" + "".join(f"{quantile:>12.0%}" for quantile in QUANTILES))
         for kind, values in self.penalties.items():
             lines.append(f"{kind:<24}" + "".join(f"{value:>12.4g}" for value in values))
-        for what, numbers in {"say nothing that counts": self.without_content, "repeat": self.repeating}.items():
+        for what, numbers in {"without content": self.without_content, "repeating a sentence": self.repeating}.items():
             totals = {"candidates": self.candidates, "chosen": self.images}
             said = [f"{numbers[kind]} {kind} ({percent(numbers[kind] / max(n, 1), 1)}%)" for kind, n in totals.items()]
             lines.append(f"{what}: {', '.join(said)}")
