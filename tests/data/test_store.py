@@ -175,6 +175,20 @@ def test_verdicts_from_before_there_were_denials_are_read(tmp_path):
         assert found == [expected] * 2
 
 
+def test_selections_from_before_contents_were_recorded_are_read(tmp_path):
+    selection = Selection("a.jpg", "?", 0, "only", (0.0,), ((),), "A cat.", (), "A cat.", "", "", (2,), ((),), ())
+    store.write_part(tmp_path, 0, 1, [dataclasses.replace(selection, has_content=(True,), repeats=(0,))] * 3, Selection)
+    path = tmp_path / store.part_name(0, 1)
+    pq.write_table(pq.read_table(path).drop_columns(["has_content", "repeats"]), path, row_group_size=2)
+    assert list(store.read_part(tmp_path, 0, 1, Selection)) == [selection] * 3
+    columns = ["repeats", "image"]
+    (first, _) = store.read_batches(tmp_path, 0, 1, columns=columns, schema=schema_of(Selection))
+    assert first.to_pylist() == [{"image": "a.jpg", "repeats": []}] * 2
+    pq.write_table(pq.read_table(path).drop_columns(["words"]), path)
+    with pytest.raises(InputError, match="expected column words"):
+        list(store.read_part(tmp_path, 0, 1, Selection))
+
+
 @pytest.mark.parametrize("lost", ["absent", "label", "spans"])
 def test_a_field_that_was_always_written_is_not_made_up(tmp_path, lost):
     store.write_part(tmp_path, 0, 1, [VERDICT], Verdict)

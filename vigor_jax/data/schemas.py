@@ -106,13 +106,13 @@ def difference(found: pa.Schema, expected: pa.Schema) -> str:
     return f"expected columns {', '.join(expected.names)}, got {', '.join(found.names)}"
 
 
-# Fields of structs that later versions added, with what parts written before mean by leaving them out.
-_ADDED = {"denied": False}
+# Columns and fields of structs that later versions added, with what parts written before mean by leaving them out.
+_ADDED: dict[str, Any] = {"denied": False, "has_content": [], "repeats": []}
 
 
 def is_older(found: pa.Schema, expected: pa.Schema) -> bool:
     """Whether `found` is `expected` as an earlier version wrote it, which `complete` completes."""
-    return found.names == expected.names and all(map(_is_older, found.types, expected.types))
+    return _is_older(pa.struct(found), pa.struct(expected))
 
 
 def _is_older(found: pa.DataType, expected: pa.DataType) -> bool:
@@ -125,6 +125,11 @@ def _is_older(found: pa.DataType, expected: pa.DataType) -> bool:
         _is_older(fields[field.name], field.type) if field.name in fields else field.name in _ADDED
         for field in expected
     )
+
+
+def added(field: pa.Field, length: int) -> pa.Array:
+    """A column or a field of a struct that an earlier version did not write, for so many rows."""
+    return pa.repeat(pa.scalar(_ADDED[field.name], field.type), length)
 
 
 def complete(array: pa.Array, expected: pa.DataType, wanted: Callable[[str], bool], path: str) -> pa.Array:
@@ -147,5 +152,5 @@ def complete(array: pa.Array, expected: pa.DataType, wanted: Callable[[str], boo
         if field.name in columns:
             columns[field.name] = complete(columns[field.name], field.type, wanted, place)
         elif field.name in _ADDED and wanted(place):
-            columns[field.name] = pa.repeat(pa.scalar(_ADDED[field.name], field.type), len(array))
+            columns[field.name] = added(field, len(array))
     return pa.StructArray.from_arrays(list(columns.values()), names=list(columns))

@@ -19,7 +19,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vigor_jax.data.schemas import columns_of, complete, difference, is_older, reader_of, schema_of
+from vigor_jax.data.schemas import added, columns_of, complete, difference, is_older, reader_of, schema_of
 from vigor_jax.errors import InputError
 
 Record = TypeVar("Record")
@@ -139,8 +139,15 @@ def _completed(batch: pa.RecordBatch, schema: pa.Schema, columns: Sequence[str] 
     def wanted(path: str) -> bool:
         return columns is None or any(path == column or path.startswith(f"{column}.") for column in columns)
 
-    arrays = [complete(batch.column(name), schema.field(name).type, wanted, name) for name in batch.schema.names]
-    return pa.record_batch(arrays, names=batch.schema.names)
+    have = set(batch.schema.names)
+    arrays = {
+        field.name: complete(batch.column(field.name), field.type, wanted, field.name)
+        if field.name in have
+        else added(field, batch.num_rows)
+        for field in schema
+        if field.name in have or wanted(field.name)
+    }
+    return pa.record_batch(list(arrays.values()), names=list(arrays))
 
 
 def part_count(folder: str | Path) -> int | None:
