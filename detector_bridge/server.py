@@ -23,6 +23,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+from PIL import Image
 from pythonjsonlogger.json import JsonFormatter
 
 from detector_bridge import detector_pb2 as pb
@@ -247,6 +248,7 @@ def main() -> None:
     handler.setFormatter(JsonFormatter("%(asctime)s %(levelname)s %(name)s %(message)s", rename_fields=names))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     log.setLevel(options.log_level.upper())
+    Image.MAX_IMAGE_PIXELS = None  # ours is --max-pixels, and nothing else in this process opens images
     asyncio.run(serve(options))
 
 

@@ -16,7 +16,7 @@ from detector_bridge import detector_pb2_grpc as pb_grpc
 from detector_bridge.backends import Backend
 from detector_bridge.batching import Batcher
 from detector_bridge.errors import InputError
-from detector_bridge.images import decode
+from detector_bridge.images import MAX_PIXELS, decode
 from detector_bridge.metrics import Metrics
 from detector_bridge.prompts import Found, Prompt, make_prompts, normalise, read
 from detector_bridge.refusal import RefusedError
@@ -39,7 +39,7 @@ class Limits:
     """
 
     image_bytes: int = 32 << 20
-    pixels: int = 64_000_000
+    pixels: int = MAX_PIXELS
     phrases: int = 1000
     boxes: int = 100
     in_flight: int = 64

@@ -107,12 +107,15 @@ def test_modes_equal_transformers(tmp_path: Path, mode: str, suffix: str, pad: b
     image = picture(70, 45, "L" if mode == "I;16" else mode)
     if mode in ("LA", "RGBA"):
         image.putalpha(picture(70, 45, "L", seed=1))
+    grey = image
     if mode == "I;16":
-        image = Image.fromarray(np.asarray(image).astype(np.uint16) * 3)
+        image = Image.fromarray(np.asarray(image).astype(np.uint16) * 257)
     image.save(path)
     with Image.open(path) as original:
         # LLaVA drops an alpha channel; transformers, given one, would blend the picture with white.
         shown = original.convert("RGB") if mode in ("LA", "RGBA") else original
+        # Of 16 bits the upper eight count, as for the detector; transformers makes all above 255 white.
+        shown = grey if mode == "I;16" else shown
         check(load_image(path), shown, Preprocessing(size=32, pad=pad))
     assert load_image(path).tobytes() == load_image(path.read_bytes()).tobytes()
     assert load_image(path).mode == "RGB"
@@ -146,12 +149,16 @@ def test_normalisation_by_hand() -> None:
     np.testing.assert_allclose(normalize(pixels, other)[0, 0], [-1, 1 / 255, 1], rtol=0, atol=1e-6)
 
 
-def test_exif_rotation_is_not_applied(tmp_path: Path) -> None:
-    path = tmp_path / "rotated.jpg"
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
+def test_exif_rotation_is_applied_as_for_the_detector(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"rotated.{suffix}"
     exif = Image.Exif()
     exif[0x0112] = 6
-    picture(20, 10).save(path, exif=exif)
-    assert load_image(path).size == (20, 10)
+    stored = picture(20, 10)
+    stored.save(path, exif=exif)
+    assert load_image(path).size == (10, 20)
+    if suffix in ("png", "tif"):
+        assert load_image(path).tobytes() == stored.transpose(Image.Transpose.ROTATE_270).tobytes()
 
 
 def test_alpha_is_dropped(tmp_path: Path) -> None:
