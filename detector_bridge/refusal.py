@@ -12,6 +12,7 @@ Code = Literal[
     "INVALID_THRESHOLD",
     "DEADLINE_EXCEEDED",
     "INTERNAL",
+    "MALFORMED_REQUEST",
 ]
 
 

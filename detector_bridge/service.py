@@ -4,7 +4,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -16,10 +16,11 @@ from detector_bridge import detector_pb2_grpc as pb_grpc
 from detector_bridge.backends import Backend
 from detector_bridge.batching import Batcher
 from detector_bridge.errors import InputError
-from detector_bridge.images import MAX_PIXELS, decode
+from detector_bridge.images import MAX_PIXELS, decode, formats
 from detector_bridge.metrics import Metrics
 from detector_bridge.prompts import Found, Prompt, make_prompts, normalise, read
 from detector_bridge.refusal import RefusedError
+from detector_bridge.wire import SERVICE, parser
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +84,23 @@ class DetectorService(pb_grpc.DetectorServicer):
         """Ends every stream once what was read of it is answered; clients ask the rest again elsewhere."""
         self._draining.set()
 
-    async def Info(self, request: pb.InfoRequest, context: grpc.aio.ServicerContext) -> pb.InfoReply:  # noqa: N802
+    def register(self, server: grpc.aio.Server) -> None:
+        """Adds the service to a server, so that what is no message reaches its methods, as None."""
+        handlers = {
+            "Detect": grpc.stream_stream_rpc_method_handler(
+                self.Detect, parser(pb.DetectRequest), pb.DetectReply.SerializeToString
+            ),
+            "Info": grpc.unary_unary_rpc_method_handler(
+                self.Info, parser(pb.InfoRequest), pb.InfoReply.SerializeToString
+            ),
+        }
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+
+    async def Info(  # noqa: N802
+        self, request: pb.InfoRequest | None, context: grpc.aio.ServicerContext
+    ) -> pb.InfoReply:
+        if request is None:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the message is no InfoRequest")
         first = self._backends[0]
         return pb.InfoReply(
             backend=first.name,
@@ -100,10 +117,11 @@ class DetectorService(pb_grpc.DetectorServicer):
                 tokens=first.max_tokens,
             ),
             versions=first.versions,
+            formats=formats(),
         )
 
     async def Detect(  # noqa: N802
-        self, requests: AsyncIterator[pb.DetectRequest], context: grpc.aio.ServicerContext
+        self, requests: AsyncIterator[pb.DetectRequest | None], context: grpc.aio.ServicerContext
     ) -> AsyncIterator[pb.DetectReply]:
         replies: asyncio.Queue = asyncio.Queue()
         # A client that sends and never reads its replies stops at this many, and stops nobody else.
@@ -118,7 +136,7 @@ class DetectorService(pb_grpc.DetectorServicer):
             reader.cancel()
 
     async def _read(
-        self, requests: AsyncIterator[pb.DetectRequest], replies: asyncio.Queue, own_room: asyncio.Semaphore
+        self, requests: AsyncIterator[pb.DetectRequest | None], replies: asyncio.Queue, own_room: asyncio.Semaphore
     ) -> None:
         """Turns each request into a task while there is room; not reading is what slows a client down."""
         try:
@@ -133,7 +151,9 @@ class DetectorService(pb_grpc.DetectorServicer):
         finally:
             replies.put_nowait(_DONE)
 
-    async def _until_drained(self, requests: AsyncIterator[pb.DetectRequest]) -> AsyncIterator[pb.DetectRequest]:
+    async def _until_drained(
+        self, requests: AsyncIterator[pb.DetectRequest | None]
+    ) -> AsyncIterator[pb.DetectRequest | None]:
         draining = asyncio.create_task(self._draining.wait())
         try:
             while not draining.done():
@@ -151,23 +171,27 @@ class DetectorService(pb_grpc.DetectorServicer):
         finally:
             draining.cancel()
 
-    async def _answer(self, request: pb.DetectRequest, arrived: float, replies: asyncio.Queue) -> None:
-        result = "OK"
+    async def _answer(self, request: pb.DetectRequest | None, arrived: float, replies: asyncio.Queue) -> None:
+        result, name = "OK", request.id if request is not None else ""
         self._metrics.in_flight.inc()
         try:
-            reply = pb.DetectReply(id=request.id, detections=await self._detect(request, arrived))
+            if request is None:
+                raise RefusedError(
+                    "MALFORMED_REQUEST", "the message is no DetectRequest of detector.proto; it cannot be parsed"
+                )
+            reply = pb.DetectReply(id=name, detections=await self._detect(request, arrived))
         except RefusedError as error:
             result = error.code
-            reply = pb.DetectReply(id=request.id, error=pb.Error(code=error.code, message=error.message))
+            reply = pb.DetectReply(id=name, error=pb.Error(code=error.code, message=error.message))
         except Exception:
-            log.exception("a request failed", extra={"request": request.id})
+            log.exception("a request failed", extra={"request": name})
             result, message = "INTERNAL", "the server failed on this request; see its log"
-            reply = pb.DetectReply(id=request.id, error=pb.Error(code=result, message=message))
+            reply = pb.DetectReply(id=name, error=pb.Error(code=result, message=message))
         finally:
             self._metrics.in_flight.dec()
         seconds = time.monotonic() - arrived
         self._metrics.request(result, seconds)
-        log.debug("answered", extra={"request": request.id, "result": result, "seconds": round(seconds, 4)})
+        log.debug("answered", extra={"request": name, "result": result, "seconds": round(seconds, 4)})
         replies.put_nowait(reply)
 
     async def _detect(self, request: pb.DetectRequest, arrived: float) -> pb.Detections:
@@ -181,7 +205,10 @@ class DetectorService(pb_grpc.DetectorServicer):
             found: dict[str, Found] = {}
             for prompt, tokens, boxes in zip(prompts, scores.tokens, scores.boxes_xyxy, strict=True):
                 found |= read(prompt.spans, tokens, boxes, box, text)
-            phrases = [_to_proto(phrase, found[normalise(phrase)], self._limits.boxes) for phrase in request.phrases]
+            backend, most = self._backends[0], self._limits.boxes
+            unknown = {phrase: backend.unknown_words(phrase) for phrase in found}
+            names = [(phrase, normalise(phrase)) for phrase in request.phrases]
+            phrases = [_to_proto(phrase, found[name], unknown[name], most) for phrase, name in names]
             return pb.Detections(phrases=phrases, width=size[0], height=size[1])
 
         return await loop.run_in_executor(self._threads, assemble)
@@ -215,9 +242,14 @@ class DetectorService(pb_grpc.DetectorServicer):
             raise RefusedError("INVALID_IMAGE", str(error)) from None
 
 
-def _to_proto(phrase: str, found: Found, most: int) -> pb.PhraseDetections:
-    boxes = [
-        pb.Box(x_min=box[0], y_min=box[1], x_max=box[2], y_max=box[3], score=score)
-        for box, score in zip(found.boxes_xyxy[:most].tolist(), found.scores[:most].tolist(), strict=True)
-    ]
-    return pb.PhraseDetections(phrase=phrase, present=found.present, score=found.score, boxes=boxes)
+def _to_proto(phrase: str, found: Found, unknown: Iterable[tuple[str, list[str]]], most: int) -> pb.PhraseDetections:
+    return pb.PhraseDetections(
+        phrase=phrase,
+        present=found.present,
+        score=found.score,
+        boxes=[
+            pb.Box(x_min=box[0], y_min=box[1], x_max=box[2], y_max=box[3], score=score)
+            for box, score in zip(found.boxes_xyxy[:most].tolist(), found.scores[:most].tolist(), strict=True)
+        ],
+        unknown_words=[pb.UnknownWord(word=word, pieces=pieces) for word, pieces in unknown],
+    )
