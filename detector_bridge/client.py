@@ -88,10 +88,18 @@ class Request:
 
 
 class UnknownWord(NamedTuple):
-    """A word that the text encoder's vocabulary lacks, and what it reads instead: pieces, or [UNK]."""
+    """A word that the text encoder's vocabulary lacks, and what is read in its place: pieces, or [UNK] alone.
+
+    In pieces are many that the detector knows well, such as "giraffe", and any that somebody makes up.
+    """
 
     word: str
     pieces: tuple[str, ...]
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether nothing of the word is read, so that the score would be the same for another one."""
+        return self.pieces == ("[UNK]",)
 
     def __str__(self) -> str:
         return f"{self.word} (read as {' '.join(self.pieces)})"
@@ -107,7 +115,7 @@ class Detection:
       score: best of any box, kept or not: [0, 1].
       boxes_xyxy: [N, 4] float32, best first, corners relative to the upright image: [0, 1].
       scores: [N] float32.
-      unknown_words: of the phrase; the score says little where they matter.
+      unknown_words: of the phrase.
     """
 
     phrase: str

@@ -61,9 +61,12 @@ def main() -> None:
         ]
         row = f"{found.phrase:{width}}  {'yes' if found.present else 'no':7}  {found.score:.2f}   "
         print(row + f"\n{'':{width + 18}}".join(boxes))
-        if found.unknown_words:
-            words = ", ".join(map(str, found.unknown_words))
-            print(f"{'':{width}}  the text encoder does not know {words}: take another word if you can")
+        for kind, words in (
+            ("not known to the text encoder, take another word", [w for w in found.unknown_words if w.is_lost]),
+            ("not in the text encoder's vocabulary", [w for w in found.unknown_words if not w.is_lost]),
+        ):
+            if words:
+                print(f"{'':{width}}  {kind}: {', '.join(map(str, words))}")
     if options.draw:
         from detector_bridge.draw import draw
 

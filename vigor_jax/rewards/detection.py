@@ -20,6 +20,7 @@ from vigor_jax.errors import InputError
 from vigor_jax.records import ImageFile, Judged, Signal, Verdict
 from vigor_jax.rewards.phrases import Phrase, PhrasesConfig, make_phrases
 from vigor_jax.rewards.sentences import split_sentences
+from vigor_jax.rewards.unknown_words import UnknownWords
 
 # No noun phrase is longer; what degenerate text strings together is judged as not found, without asking.
 MAX_LETTERS = 80
@@ -103,6 +104,7 @@ class DetectorStream:
             )
         self._config = config
         self._phrases = make_phrases(config.phrases)
+        self._unknown = UnknownWords()
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -173,6 +175,7 @@ class DetectorStream:
                 found |= {detection.phrase: detection for detection in future.result().detections}
             except (BridgeError, DetectorError, RefusedError) as error:
                 raise InputError(f"detection: {asked.item.image}: {error}") from None
+        self._unknown.tell(found.values())
         return [
             Verdict(asked.item.image, candidate, self.name, tuple(_signal(phrase, found) for phrase in phrases))
             for candidate, phrases in enumerate(asked.phrases)
