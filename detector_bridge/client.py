@@ -90,7 +90,7 @@ class Request:
 class UnknownWord(NamedTuple):
     """A word that the text encoder's vocabulary lacks, and what is read in its place: pieces, or [UNK] alone.
 
-    In pieces are many that the detector knows well, such as "giraffe", and any that somebody makes up.
+    In pieces are some that detectors know well, such as "giraffe", and any that somebody makes up.
     """
 
     word: str

@@ -19,7 +19,6 @@ class ErrorCode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     INVALID_THRESHOLD: _ClassVar[ErrorCode]
     DEADLINE_EXCEEDED: _ClassVar[ErrorCode]
     INTERNAL: _ClassVar[ErrorCode]
-    MALFORMED_REQUEST: _ClassVar[ErrorCode]
 ERROR_CODE_UNSPECIFIED: ErrorCode
 INVALID_IMAGE: ErrorCode
 IMAGE_TOO_LARGE: ErrorCode
@@ -30,7 +29,6 @@ PHRASE_TOO_LONG: ErrorCode
 INVALID_THRESHOLD: ErrorCode
 DEADLINE_EXCEEDED: ErrorCode
 INTERNAL: ErrorCode
-MALFORMED_REQUEST: ErrorCode
 
 class DetectRequest(_message.Message):
     __slots__ = ("id", "image", "phrases", "box_threshold", "text_threshold", "timeout_ms")

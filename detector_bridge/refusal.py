@@ -12,7 +12,6 @@ Code = Literal[
     "INVALID_THRESHOLD",
     "DEADLINE_EXCEEDED",
     "INTERNAL",
-    "MALFORMED_REQUEST",
 ]
 
 

@@ -131,23 +131,36 @@ class DetectorService(pb_grpc.DetectorServicer):
             while (reply := await replies.get()) is not _DONE:
                 yield reply
                 own_room.release()
-            await reader  # its exception, if it had one
+            malformed = await reader  # or its exception, if it had one
+            if malformed is not None:
+                log.warning("malformed message", extra={"number": malformed})
+                text = f"message {malformed} of this stream is no DetectRequest: it cannot be parsed"
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, text)
         finally:
             reader.cancel()
 
     async def _read(
         self, requests: AsyncIterator[pb.DetectRequest | None], replies: asyncio.Queue, own_room: asyncio.Semaphore
-    ) -> None:
-        """Turns each request into a task while there is room; not reading is what slows a client down."""
+    ) -> int | None:
+        """Turns each request into a task while there is room; not reading is what slows a client down.
+
+        Returns:
+          The number of the first message that is none, from 1, once those before it are answered.
+        """
+        number = 0
         try:
             async with asyncio.TaskGroup() as tasks:
                 async for request in self._until_drained(requests):
+                    number += 1
+                    if request is None:
+                        return number
                     arrived = time.monotonic()
                     await own_room.acquire()
                     await self._room.acquire()
                     task = tasks.create_task(self._answer(request, arrived, replies))
                     # Not at the task's own end: a task that is cancelled before it begins has none.
                     task.add_done_callback(lambda _: self._room.release())
+            return None
         finally:
             replies.put_nowait(_DONE)
 
@@ -171,27 +184,23 @@ class DetectorService(pb_grpc.DetectorServicer):
         finally:
             draining.cancel()
 
-    async def _answer(self, request: pb.DetectRequest | None, arrived: float, replies: asyncio.Queue) -> None:
-        result, name = "OK", request.id if request is not None else ""
+    async def _answer(self, request: pb.DetectRequest, arrived: float, replies: asyncio.Queue) -> None:
+        result = "OK"
         self._metrics.in_flight.inc()
         try:
-            if request is None:
-                raise RefusedError(
-                    "MALFORMED_REQUEST", "the message is no DetectRequest of detector.proto; it cannot be parsed"
-                )
-            reply = pb.DetectReply(id=name, detections=await self._detect(request, arrived))
+            reply = pb.DetectReply(id=request.id, detections=await self._detect(request, arrived))
         except RefusedError as error:
             result = error.code
-            reply = pb.DetectReply(id=name, error=pb.Error(code=error.code, message=error.message))
+            reply = pb.DetectReply(id=request.id, error=pb.Error(code=error.code, message=error.message))
         except Exception:
-            log.exception("a request failed", extra={"request": name})
+            log.exception("a request failed", extra={"request": request.id})
             result, message = "INTERNAL", "the server failed on this request; see its log"
-            reply = pb.DetectReply(id=name, error=pb.Error(code=result, message=message))
+            reply = pb.DetectReply(id=request.id, error=pb.Error(code=result, message=message))
         finally:
             self._metrics.in_flight.dec()
         seconds = time.monotonic() - arrived
         self._metrics.request(result, seconds)
-        log.debug("answered", extra={"request": name, "result": result, "seconds": round(seconds, 4)})
+        log.debug("answered", extra={"request": request.id, "result": result, "seconds": round(seconds, 4)})
         replies.put_nowait(reply)
 
     async def _detect(self, request: pb.DetectRequest, arrived: float) -> pb.Detections:

@@ -1,6 +1,8 @@
 """Messages that are none, over a real connection: to the server, and from something that is no detector."""
 
 import asyncio
+import contextlib
+import json
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
@@ -27,42 +29,54 @@ def good(name: str) -> bytes:
     return pb.DetectRequest(id=name, image=encode(picture(0)), phrases=["dog"]).SerializeToString()
 
 
-async def send(address: str, messages: list[bytes]) -> tuple[list[pb.DetectReply], grpc.StatusCode]:
+async def send(address: str, messages: list[bytes]) -> tuple[list[pb.DetectReply], grpc.StatusCode, str]:
     """Everything that comes back for bytes sent over one stream, and how the call ends."""
     async with grpc.aio.insecure_channel(address) as channel:
         call = channel.stream_stream(DETECT, response_deserializer=pb.DetectReply.FromString)()
         for message in messages:
             await call.write(message)
         await call.done_writing()
-        replies = [reply async for reply in call]
-        return replies, await call.code()
+        replies = []
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            async for reply in call:
+                replies.append(reply)
+        return replies, await call.code(), await call.details()
 
 
+@pytest.mark.parametrize("before", [0, 1, 5])
 @pytest.mark.parametrize("malformed", MALFORMED.values(), ids=MALFORMED)
-def test_one_gets_an_error_and_the_others_their_answers(served, malformed):
-    replies, code = asyncio.run(send(served.address, [good("a"), good("b"), malformed, good("c")]))
-    assert code == grpc.StatusCode.OK
-    by_id = {reply.id: reply for reply in replies}
-    assert len(replies) == len(by_id) == 4
-    assert all(by_id[name].HasField("detections") for name in "abc")
-    assert by_id[""].error.code == pb.MALFORMED_REQUEST
-    assert "no DetectRequest" in by_id[""].error.message
+def test_what_came_before_is_answered_and_the_call_ends_with_its_own_error(served, malformed, before):
+    messages = [*(good(str(i)) for i in range(before)), malformed]
+    replies, code, details = asyncio.run(send(served.address, messages))
+    assert sorted(reply.id for reply in replies) == [str(i) for i in range(before)]
+    assert all(reply.HasField("detections") for reply in replies)
+    assert code == grpc.StatusCode.INVALID_ARGUMENT
+    assert details == f"message {before + 1} of this stream is no DetectRequest: it cannot be parsed"
 
 
-def test_many_do_not_fill_the_server_and_leave_no_trace_in_its_log(model):
-    messages = [*MALFORMED.values()] * 40
-    with sidecar(model, "--queue", "20") as running:
-        replies, code = asyncio.run(send(running.address, [*messages, good("a")]))
+def test_many_do_not_fill_the_server_and_leave_one_line_each_in_its_log(model):
+    """Nor are other streams disturbed."""
+
+    async def run(address):
+        async with DetectorClient(ClientConfig((address,), timeout=60)) as client:
+            for malformed in MALFORMED.values():
+                _, code, _ = await send(address, [good("a"), malformed])
+                assert code == grpc.StatusCode.INVALID_ARGUMENT
+                await client.ask(Request(encode(picture(0)), ("dog",)))
+
+    with sidecar(model, "--queue", "2") as running:
+        asyncio.run(run(running.address))
         running.process.terminate()
-        log = running.process.communicate(timeout=30)[1]
-    assert code == grpc.StatusCode.OK
-    assert sum(reply.error.code == pb.MALFORMED_REQUEST for reply in replies) == len(messages)
-    assert [reply.id for reply in replies if reply.HasField("detections")] == ["a"]
-    assert "Traceback" not in log
+        log = [json.loads(line) for line in running.process.communicate(timeout=30)[1].splitlines()]
+    told = [line for line in log if line["message"] == "malformed message"]
+    assert [line["number"] for line in told] == [2] * len(MALFORMED)
+    assert len(log) == len(told) + 2  # that it drains, and that it has ended
+    assert not any("exc_info" in line for line in log)
 
 
 def test_an_empty_message_is_a_request_without_phrases(served):
-    replies, _ = asyncio.run(send(served.address, [b""]))
+    replies, code, _ = asyncio.run(send(served.address, [b""]))
+    assert code == grpc.StatusCode.OK
     assert [reply.error.code for reply in replies] == [pb.NO_PHRASES]
 
 
