@@ -10,6 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from detector_bridge.images import decode
+from detector_bridge.refusal import RefusedError
+from tests.detector_bridge.test_images import png_header
 from vigor_jax.data.images import CLIP_MEAN, CLIP_STD, Preprocessing, load_image, normalize, preprocess
 from vigor_jax.errors import InputError
 
@@ -189,6 +192,31 @@ def test_unreadable_images(tmp_path: Path, content: bytes) -> None:
     path.write_bytes(content)
     assert str(path) in image_error(path)
     assert f"image of {len(content)} bytes" in image_error(content)
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (b"", "0 bytes"),
+        (b"a text", "it is text"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n", "it is EPS"),
+        (encoded("jpeg2000"), "it is JPEG 2000"),
+        (encoded("dds"), "it is DDS"),
+        (encoded("ppm"), "it is Netpbm"),
+        (encoded("png")[:200], "the PNG image cannot be read"),
+        (png_header(60_000, 60_000), "60000 x 60000 pixels; at most 64000000"),
+        (png_header(1, 60_000_000), "1 x 60000000 pixels; at most 65535 to a side"),
+        (png_header(5_010, 10), "5010 x 10 pixels; one side may be at most 500 times the other"),
+    ],
+)
+def test_refused_as_the_sidecar_refuses(tmp_path: Path, content: bytes, named: str) -> None:
+    path = tmp_path / "picture.jpg"
+    path.write_bytes(content)
+    with pytest.raises(RefusedError) as theirs:
+        decode(content)
+    assert named in theirs.value.message
+    assert image_error(path) == f"{path}: not a readable image ({theirs.value.message}); replace or remove it"
+    assert theirs.value.message in image_error(content)
 
 
 def test_missing_image_and_folder(tmp_path: Path) -> None:
