@@ -136,8 +136,8 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
 def _rgb(image: Image.Image) -> Image.Image:
     # PIL clips these modes at 255 instead of scaling them.
     if image.mode == "I" or image.mode.startswith("I;16"):
-        samples = np.asarray(image).astype(np.int64)
-        return Image.fromarray((np.clip(samples, 0, 65535) >> 8).astype(np.uint8)).convert("RGB")
+        samples = np.clip(np.asarray(image), 0, 65535)
+        return Image.fromarray((samples >> 8).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         values = np.nan_to_num(np.asarray(image), nan=0.0)
         values = values * 255 if values.max(initial=0) <= 1 else values

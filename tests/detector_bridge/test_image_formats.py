@@ -100,6 +100,13 @@ def test_sixteen_bit_pngs_of_every_color_type(color_type, channels):
     np.testing.assert_array_equal(np.asarray(decode(png(17, 12, color_type, rows))), colors)
 
 
+def test_sixteen_bits_of_the_other_byte_order():
+    deep = Image.frombytes("I;16B", (160, 120), (grey().astype(np.uint16) * 257).astype(">u2").tobytes())
+    content = encode(deep, "TIFF")
+    assert content.startswith(b"MM")
+    np.testing.assert_array_equal(np.asarray(decode(content)), np.stack([grey()] * 3, -1))
+
+
 def test_integers_and_floats():
     levels = grey()
     cases = {
