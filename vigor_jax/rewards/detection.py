@@ -24,6 +24,7 @@ from vigor_jax.errors import InputError
 from vigor_jax.records import ImageFile, Judged, Signal, Span, Verdict
 from vigor_jax.rewards.phrases import RULES, Phrase, PhrasesConfig, make_phrases
 from vigor_jax.rewards.sentences import split_sentences
+from vigor_jax.rewards.unknown_words import UnknownWords
 
 # No noun phrase is longer; what degenerate text strings together is judged as not found, without asking.
 MAX_LETTERS = 80
@@ -108,6 +109,7 @@ class DetectorStream:
             )
         self._config = config
         self._phrases = make_phrases(config.phrases)
+        self._unknown = UnknownWords()
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -178,6 +180,7 @@ class DetectorStream:
                 found |= {detection.phrase: detection for detection in future.result().detections}
             except (BridgeError, DetectorError, RefusedError) as error:
                 raise InputError(f"detection: {asked.item.image}: {error}") from None
+        self._unknown.tell(found.values())
         return [
             Verdict(asked.item.image, candidate, self.name, _signals(phrases, found, self._config.phrases))
             for candidate, phrases in enumerate(asked.phrases)
