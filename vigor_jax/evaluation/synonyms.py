@@ -34,7 +34,8 @@ _MISSED = frozenset(("airbus", "bus", "canoes", "collies", "doggies", "magpies",
 _IRREGULAR = (
     ("child", "children"), ("person", "people"), ("man", "men"), ("goose", "geese"), ("foot", "feet"),
     ("tooth", "teeth"), ("mouse", "mice"), ("louse", "lice"), ("ox", "oxen"), ("brother", "brethren"), ("cow", "kine"),
-    ("f", "ves"), ("fe", "ves"), ("o", "oes"), ("x", "xes"),
+    ("lf", "lves"), ("af", "aves"), ("rf", "rves"), ("ief", "ieves"), ("oof", "ooves"), ("ife", "ives"), ("o", "oes"),
+    ("x", "xes"),
 )  # fmt: skip
 
 _tokenize = NLTKWordTokenizer().tokenize
