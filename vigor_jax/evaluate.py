@@ -63,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         command.out.mkdir(parents=True, exist_ok=True)
         (command.out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
         print(table({name: {name: metrics}}))
+        if protocol := metrics.get("protocol"):
+            print(f"protocol {protocol['name']}; after each question: {protocol['suffix'] or 'nothing'}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What is written of each benchmark, `metrics.json`, with confidence intervals over images, and as a table."""
 
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,9 +15,19 @@ from vigor_jax.evaluation.pope import PopeQuestion
 
 Metrics = dict[str, Any]
 
+logger = logging.getLogger(__name__)
+
+# Two ways to read answers that differ by more than this say that the answers are no plain yes and no.
+PARSERS_APART = 0.01
+# A model that says the same to so many questions was not understood, or did not see.
+NEARLY_ALL = 0.95
+
 
 def pope_metrics(splits: Mapping[str, tuple[Sequence[PopeQuestion], Sequence[str]]]) -> Metrics:
     """Figures of each split and their mean; `strict` has those that lmms-eval's reading of the answers gives.
+
+    Warns, and keeps under `warnings`, where the two readings differ by more than a point or nearly all answers are the
+    same.
 
     Args:
       splits: by name, questions and the texts that answer them.
@@ -31,7 +42,13 @@ def pope_metrics(splits: Mapping[str, tuple[Sequence[PopeQuestion], Sequence[str
     found["mean"]["intervals"] = _plain(bootstrap(pope.stack(counts), pope.mean_rates))
     found["strict"] = {name: dataclasses.asdict(score) for name, score in strict.items()}
     found["strict"]["mean"] = dataclasses.asdict(pope.mean(list(strict.values())))
-    return found
+    warnings = [
+        f"POPE {name}: accuracy is {score.accuracy:.1%} as the authors read answers and {strict[name].accuracy:.1%} as "
+        f"lmms-eval does ({strict[name].unparsed} answers are not exactly yes or no); say which one you report"
+        for name, score in scores.items()
+        if abs(score.accuracy - strict[name].accuracy) > PARSERS_APART
+    ]
+    return _warn(found, [*warnings, *(_one_sided(f"POPE {name}", score.yes_ratio) for name, score in scores.items())])
 
 
 def chair_metrics(captions: Sequence[JudgedCaption]) -> Metrics:
@@ -44,12 +61,34 @@ def mme_metrics(results: Mapping[str, Sequence[MmeQuestion]]) -> Metrics:
     """Figures of each subtask, and the sums that are complete."""
     scores = mme.score(results)
     counts, strata = mme.count(results)
-    return {
+    said = [mme.parse_answer(question.answer) for questions in results.values() for question in questions]
+    yes = said.count("yes") / len(said)
+    found = {
         "subtasks": {name: {**dataclasses.asdict(each), "score": each.score} for name, each in scores.subtasks.items()},
         "perception": scores.perception,
         "cognition": scores.cognition,
+        "yes_ratio": yes,
         "intervals": _plain(bootstrap(counts, mme.rates, strata=strata)),
     }
+    no_answer = 1 - (yes + said.count("no") / len(said))
+    return _warn(found, [_one_sided("MME", yes, no_answer)])
+
+
+def _one_sided(what: str, yes: float, neither: float = 0.0) -> str:
+    """A warning where nearly all answers are the same; empty where not."""
+    no = 1 - yes - neither
+    if max(yes, no) < NEARLY_ALL:
+        return ""
+    word, share = ("yes", yes) if yes > no else ("no", no)
+    return f"{what}: {share:.1%} of the answers are {word}, so that accuracy is the share of such labels, mostly 50.0"
+
+
+def _warn(found: Metrics, warnings: Sequence[str]) -> Metrics:
+    if warnings := [warning for warning in warnings if warning]:
+        for warning in warnings:
+            logger.warning(warning)
+        found["warnings"] = list(warnings)
+    return found
 
 
 def table(metrics: Mapping[str, Mapping[str, Metrics]]) -> str:
@@ -79,7 +118,7 @@ def _rows(metrics: Mapping[str, Metrics]) -> list[tuple[str, str]]:
             ("words per caption", f"{found['words']:.1f}"),
         ]
     for split, scores in metrics.get("pope", {}).items():
-        if split != "strict":
+        if "accuracy" in scores:
             rows.append((f"POPE {split}, accuracy", f"{scores['accuracy']:.1%}"))
     for split, numbers in metrics.get("pope-questions", {}).items():
         if split != "images":
@@ -95,8 +134,14 @@ def _rows(metrics: Mapping[str, Metrics]) -> list[tuple[str, str]]:
         rows += [(name, f"{found[name]:.3f}") for name in names if found.get(name) is not None]
     if found := metrics.get("questions"):
         rows += [(name, f"{found[name]:.1%}") for name in ("accuracy", "once", "score") if name in found]
+        strict = found.get("strict", {})
+        rows += [(f"{name}, LLaVA's reading", f"{strict[name]:.1%}") for name in ("accuracy", "once") if name in strict]
     for system, ranks in metrics.get("preference", {}).get("ranks", {}).items():
         rows.append((f"mean rank of {system}", f"{ranks['average']:.2f}"))
+    for name, values in metrics.items():
+        asked = values.get("protocol", {}).get("name", "paper")
+        if asked != "paper":
+            rows.append((f"protocol of {name}", asked))
     return rows
 
 
