@@ -90,11 +90,11 @@ class PopeCommand:
             matched = [read_answers([path], part) for path, part in zip(self.answers, asked, strict=True)]
         answers = [answer for part in matched for answer in part.answers]
         questions = [one for part in asked for one in part]
-        seen = wording_seen("pope", [(q.words, a.question) for q, a in zip(questions, answers, strict=True)])
+        said = [(one.words, answer.question) for one, answer in zip(questions, answers, strict=True)]
         texts = iter(answer.text for answer in answers)
         return (
             {name: list(itertools.islice(texts, len(part))) for name, part in zip(files, asked, strict=True)},
-            seen or words,
+            wording_seen("pope", words, said),
             sum(len(part.extra) for part in matched),
         )
 
@@ -255,6 +255,6 @@ class MmeCommand:
             results, matched = mme.read_answers(self.answers, subtasks)
             own = [question for questions in results.values() for question in questions]
             said = zip(own, matched.answers, strict=True)
-            words = wording_seen("mme", [(mme.words(q.question), a.question) for q, a in said]) or words
+            words = wording_seen("mme", words, [(mme.words(one.question), answer.question) for one, answer in said])
             extra = len(matched.extra)
         return {**mme_metrics(results), **told(words, extra)}

@@ -65,16 +65,17 @@ def wording(benchmark: str, protocol: ProtocolName, suffix: str | None = None) -
     return _named(benchmark, suffix.strip())
 
 
-def wording_seen(benchmark: str, asked: Iterable[tuple[str, str | None]]) -> Wording | None:
-    """The words that saved answers say their questions were asked in; None if they do not say, or not all the same.
+def wording_seen(benchmark: str, declared: Wording, asked: Iterable[tuple[str, str | None]]) -> Wording:
+    """The words that saved answers say their questions were asked in.
 
     Args:
         benchmark: As in the table above.
+        declared: What holds if they do not say, or not all the same.
         asked: Of each answer, the question with its options, and all that the model was asked.
     """
     ends = {_end(body, said) for body, said in asked}
     end = ends.pop() if len(ends) == 1 else None
-    return None if end is None else _named(benchmark, end)
+    return declared if end is None or end == declared.suffix else _named(benchmark, end)
 
 
 def _named(benchmark: str, suffix: str) -> Wording:

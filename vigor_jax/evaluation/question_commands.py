@@ -73,8 +73,9 @@ class QuestionsCommand:
     def metrics(self, asker: Asks | None) -> Metrics:
         """Reads answers, or asks."""
         words = wording(self.layout, self.protocol, self.prompt_suffix)
-        asked, extra = [questions.worded(question, words) for question in self._read()], 0
+        asked, extra = self._read(), 0
         if asker:
+            asked = [questions.worded(question, words) for question in asked]
             paths: Mapping[str, ImageFile] | None = None
             if self.layout == "mmbench":  # whose file holds the images
                 choices = [question for question in asked if isinstance(question, questions.ChoiceQuestion)]
@@ -87,7 +88,7 @@ class QuestionsCommand:
             known = questions.asked(asked)
             matched = read_answers([self.answers], known)
             said = zip(known, matched.answers, strict=True)
-            words = wording_seen(self.layout, [(one.body, answer.question) for one, answer in said]) or words
+            words = wording_seen(self.layout, words, [(one.body, answer.question) for one, answer in said])
             texts, extra = matched.texts, len(matched.extra)
         else:
             raise InputError("questions: give either --answers, or --model and --images")
