@@ -172,8 +172,10 @@ class _Finder:
         """The questions that an answer may be to; all are the same but for an id."""
         if answer.id is not None and (places := self._called(answer.id, answer)) is not None:
             return self._narrow(places, answer)
-        if answer.image is not None:
-            return self._narrow([p for image in self.images.find(answer.image) for p in self._by_image[image]], answer)
+        # MME's and LLaVA's ids of it are names of images.
+        called = answer.image or (None if (answer.id or "0").isdecimal() else answer.id)
+        if called is not None and (answer.image is not None or self.images.find(called)):
+            return self._narrow([p for image in self.images.find(called) for p in self._by_image[image]], answer)
         return self._one(self._by_words.get(plain(answer.question), [])) if answer.question else []
 
     def _one(self, places: Sequence[int]) -> list[int]:

@@ -21,10 +21,12 @@ class ImageNames:
     def __init__(self, names: Iterable[str], ids: Mapping[str, str] = MappingProxyType({})) -> None:
         self.names = dict.fromkeys(names)
         self._ids = ids
+        self._bare: dict[str, list[str]] = {}
         self._tails: dict[str, list[str]] = {}
         self._numbers: dict[int, list[str]] = {}
         for name in self.names:
             path = PurePath(name)
+            self._bare.setdefault(str(path.with_suffix("")) if path.name else name, []).append(name)
             for tail in {path.name, path.stem}:
                 self._tails.setdefault(tail, []).append(name)
             if digits := _DIGITS.search(path.stem):
@@ -33,16 +35,19 @@ class ImageNames:
     def find(self, called: str) -> list[str]:
         """The names that may be meant, mostly one or none.
 
-        The first of these that finds some decides: the name itself, or with folders before it; COCO's id of it; the
-        file's name without its folder, with and without suffix; and of a number alone, or of a name of COCO's, the
-        digits at the name's end.
+        The first of these that finds some decides: the name itself, or with folders before it or another suffix; COCO's
+        id of it; the file's name without its folder, with and without suffix; and of a number alone, or of a name of
+        COCO's, the digits at the name's end.
         """
+        if called in self.names:
+            return [called]
         parts = [part for part in PurePath(called).parts if part != "images"]
         for start in range(len(parts)):
             if (tail := "/".join(parts[start:])) in self.names:
                 return [tail]
-        if called in self.names:
-            return [called]
+        for start in range(len(parts) - 1):  # a name alone may be COCO's id
+            if found := self._bare.get(str(PurePath(*parts[start:]).with_suffix(""))):
+                return found
         if (number := str(int(called)) if called.isdecimal() else called) in self._ids:
             return [self._ids[number]]
         path = PurePath(called)

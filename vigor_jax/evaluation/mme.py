@@ -164,7 +164,7 @@ def read_answers(
     """
     asked = {
         subtask: [
-            Asked((name, str(Path(name).with_suffix(""))), name, words(question.question))
+            Asked((name,), name, words(question.question))
             for question in questions
             for name in [f"{subtask}/{question.image}"]
         ]

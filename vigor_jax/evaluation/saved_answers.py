@@ -105,8 +105,8 @@ def _is_one(text: str) -> bool:
 
 
 def _unfold(content: dict[str, Any], path: Path) -> list[tuple[str, Any]]:
-    if any(key in content for key in (*_LOGGED, *TEXTS)) and any(key in content for key in (*IDS, *IMAGES, *QUESTIONS)):
-        return [(str(path), content)]
+    if any(key in content for key in (*_LOGGED, *TEXTS)):
+        return [(f"{path}:1", content)]
     for holder in _HOLDERS:
         if isinstance(held := content.get(holder), list):
             return [(f"{path}, {holder} {number}", item) for number, item in enumerate(held, 1)]
