@@ -46,7 +46,7 @@ def pope_metrics(splits: Mapping[str, tuple[Sequence[PopeQuestion], Sequence[str
         f"POPE {name}: accuracy is {score.accuracy:.1%} as the authors read answers and {strict[name].accuracy:.1%} as "
         f"lmms-eval does ({strict[name].unparsed} answers are not exactly yes or no); say which one you report"
         for name, score in scores.items()
-        if abs(score.accuracy - strict[name].accuracy) > PARSERS_APART
+        if round(abs(score.accuracy - strict[name].accuracy), 9) > PARSERS_APART
     ]
     return _warn(found, [*warnings, *(_one_sided(f"POPE {name}", score.yes_ratio) for name, score in scores.items())])
 
