@@ -11,7 +11,7 @@ from typing import Protocol
 from vigor_jax.errors import InputError
 from vigor_jax.evaluation import chair, mme, pope
 from vigor_jax.evaluation.answer_matching import read_answers
-from vigor_jax.evaluation.metrics import Metrics, chair_metrics, mme_metrics, pope_metrics
+from vigor_jax.evaluation.metrics import Metrics, chair_metrics, mme_metrics, pope_metrics, warn
 from vigor_jax.evaluation.pope_build import SPLITS, build_questions
 from vigor_jax.evaluation.protocols import ProtocolName, Wording, wording, wording_seen
 from vigor_jax.evaluation.saved_captions import read_captions
@@ -78,7 +78,7 @@ class PopeCommand:
         else:
             texts, words, extra = self._saved(files, words)
         found = pope_metrics({name: (questions, texts[name]) for name, questions in files.items()})
-        return {**found, **told(words, extra)}
+        return {**found, **told(words, extra), **warn(pope=found)}
 
     def _saved(
         self, files: Mapping[str, Sequence[pope.PopeQuestion]], words: Wording
@@ -237,7 +237,8 @@ class MmeCommand:
         """Reads results or answers, or asks."""
         words = wording("mme", self.protocol, self.prompt_suffix)
         if asker is None and self.results is not None:
-            return {**mme_metrics(mme.read_results(self.results)), **told(words, 0)}
+            found = mme_metrics(mme.read_results(self.results))
+            return {**found, **told(words, 0), **warn(mme=found)}
         if asker is None and not self.answers:
             raise InputError("mme: give either --results, or --data and --model, or --data and --answers")
         if self.data is None:
@@ -257,4 +258,5 @@ class MmeCommand:
             said = zip(own, matched.answers, strict=True)
             words = wording_seen("mme", words, [(mme.words(one.question), answer.question) for one, answer in said])
             extra = len(matched.extra)
-        return {**mme_metrics(results), **told(words, extra)}
+        found = mme_metrics(results)
+        return {**found, **told(words, extra), **warn(mme=found)}

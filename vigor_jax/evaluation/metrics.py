@@ -26,9 +26,6 @@ NEARLY_ALL = 0.95
 def pope_metrics(splits: Mapping[str, tuple[Sequence[PopeQuestion], Sequence[str]]]) -> Metrics:
     """Figures of each split and their mean; `strict` has those that lmms-eval's reading of the answers gives.
 
-    Warns, and keeps under `warnings`, where the two readings differ by more than a point or nearly all answers are the
-    same.
-
     Args:
       splits: by name, questions and the texts that answer them.
     """
@@ -42,13 +39,7 @@ def pope_metrics(splits: Mapping[str, tuple[Sequence[PopeQuestion], Sequence[str
     found["mean"]["intervals"] = _plain(bootstrap(pope.stack(counts), pope.mean_rates))
     found["strict"] = {name: dataclasses.asdict(score) for name, score in strict.items()}
     found["strict"]["mean"] = dataclasses.asdict(pope.mean(list(strict.values())))
-    warnings = [
-        f"POPE {name}: accuracy is {score.accuracy:.1%} as the authors read answers and {strict[name].accuracy:.1%} as "
-        f"lmms-eval does ({strict[name].unparsed} answers are not exactly yes or no); say which one you report"
-        for name, score in scores.items()
-        if round(abs(score.accuracy - strict[name].accuracy), 9) > PARSERS_APART
-    ]
-    return _warn(found, [*warnings, *(_one_sided(f"POPE {name}", score.yes_ratio) for name, score in scores.items())])
+    return found
 
 
 def chair_metrics(captions: Sequence[JudgedCaption]) -> Metrics:
@@ -62,33 +53,51 @@ def mme_metrics(results: Mapping[str, Sequence[MmeQuestion]]) -> Metrics:
     scores = mme.score(results)
     counts, strata = mme.count(results)
     said = [mme.parse_answer(question.answer) for questions in results.values() for question in questions]
-    yes = said.count("yes") / len(said)
-    found = {
+    return {
         "subtasks": {name: {**dataclasses.asdict(each), "score": each.score} for name, each in scores.subtasks.items()},
         "perception": scores.perception,
         "cognition": scores.cognition,
-        "yes_ratio": yes,
+        "yes_ratio": said.count("yes") / len(said),
         "intervals": _plain(bootstrap(counts, mme.rates, strata=strata)),
     }
-    no_answer = 1 - (yes + said.count("no") / len(said))
-    return _warn(found, [_one_sided("MME", yes, no_answer)])
 
 
-def _one_sided(what: str, yes: float, neither: float = 0.0) -> str:
-    """A warning where nearly all answers are the same; empty where not."""
-    no = 1 - yes - neither
+def warn(pope: Metrics | None = None, mme: Metrics | None = None) -> dict[str, list[str]]:
+    """Warns of figures that mislead: POPE's two readings are more than a point apart, or nearly all answers the same.
+
+    Args:
+      pope: of `pope_metrics`.
+      mme: of `mme_metrics`.
+
+    Returns:
+      `{"warnings": [...]}`, or nothing if there is none.
+    """
+    warnings = []
+    for name, strict in (pope or {}).get("strict", {}).items():
+        found = (pope or {})[name]
+        if name == "mean":
+            continue
+        if round(abs(found["accuracy"] - strict["accuracy"]), 9) > PARSERS_APART:
+            warnings.append(
+                f"POPE {name}: accuracy is {found['accuracy']:.1%} as the authors read answers and "
+                f"{strict['accuracy']:.1%} as lmms-eval does ({strict['unparsed']} answers are not exactly yes or no); "
+                "say which one you report"
+            )
+        warnings += _one_sided(f"POPE {name}", found["yes_ratio"], 1 - found["yes_ratio"])
+    if mme:
+        subtasks = mme["subtasks"].values()
+        unparsed = sum(one["unparsed"] for one in subtasks) / sum(2 * one["images"] for one in subtasks)
+        warnings += _one_sided("MME", mme["yes_ratio"], 1 - mme["yes_ratio"] - unparsed)
+    for warning in warnings:
+        logger.warning(warning)
+    return {"warnings": warnings} if warnings else {}
+
+
+def _one_sided(what: str, yes: float, no: float) -> list[str]:
     if max(yes, no) < NEARLY_ALL:
-        return ""
+        return []
     word, share = ("yes", yes) if yes > no else ("no", no)
-    return f"{what}: {share:.1%} of the answers are {word}, so that accuracy is the share of such labels, mostly 50.0"
-
-
-def _warn(found: Metrics, warnings: Sequence[str]) -> Metrics:
-    if warnings := [warning for warning in warnings if warning]:
-        for warning in warnings:
-            logger.warning(warning)
-        found["warnings"] = list(warnings)
-    return found
+    return [f"{what}: {share:.1%} of the answers are {word}, so that accuracy is the share of such labels, mostly 50.0"]
 
 
 def table(metrics: Mapping[str, Mapping[str, Metrics]]) -> str:

@@ -16,7 +16,7 @@ from vigor_jax.data.store import write_atomically
 from vigor_jax.decoding import SamplingConfig
 from vigor_jax.errors import InputError
 from vigor_jax.evaluation import chair, mme, pope
-from vigor_jax.evaluation.metrics import Metrics, chair_metrics, mme_metrics, pope_metrics, table
+from vigor_jax.evaluation.metrics import Metrics, chair_metrics, mme_metrics, pope_metrics, table, warn
 from vigor_jax.evaluation.protocols import ProtocolName, wording
 from vigor_jax.evaluation.synonyms import Synonyms
 from vigor_jax.hf.load import Source
@@ -130,7 +130,8 @@ def _pope(config: EvaluateConfig, answerer: Answerer, folder: Path, model: str) 
         out, settings = folder / f"pope-{path.stem}.jsonl", {"protocol": words.name}
         texts = answerer.ask(asked, out, config.answers, desc=f"POPE {path.stem}, {model}", settings=settings)
         splits[path.stem] = questions, texts
-    return {**pope_metrics(splits), "protocol": words.stored()}
+    metrics = pope_metrics(splits)
+    return {**metrics, "protocol": words.stored(), **warn(pope=metrics)}
 
 
 def _mme(config: EvaluateConfig, mme_folder: Path, answerer: Answerer, folder: Path, model: str) -> Metrics:
@@ -141,7 +142,8 @@ def _mme(config: EvaluateConfig, mme_folder: Path, answerer: Answerer, folder: P
         out, settings = folder / f"mme-{subtask}.jsonl", {"protocol": words.name}
         texts = answerer.ask(asked, out, config.answers, desc=f"MME {subtask}, {model}", settings=settings)
         results[subtask] = mme.answered(questions, texts)
-    return {**mme_metrics(results), "protocol": words.stored()}
+    metrics = mme_metrics(results)
+    return {**metrics, "protocol": words.stored(), **warn(mme=metrics)}
 
 
 def _images(config: EvaluateConfig, names: Sequence[str]) -> dict[str, ImageFile]:
