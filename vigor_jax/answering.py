@@ -34,19 +34,21 @@ from vigor_jax.sampling import Completion, Request, Sampler
 
 # Of the settings, what tells who made a file, and does not decide on what is in it.
 INFORMATION = frozenset(("versions",))
+# What files of earlier versions do not say.
+_NEWER = frozenset(("protocol",))
 
 
 class Question(NamedTuple):
     """What is asked about an image.
 
     Attributes:
-      image: its name, such as the path below a folder.
-      path: its file, or what reads it from a shard.
+      image: its name, such as the path below a folder; empty where there is none.
+      path: its file, or what reads it from a shard; None where there is none.
       prompt: the words.
     """
 
     image: str
-    path: ImageFile
+    path: ImageFile | None
     prompt: str
 
 
@@ -125,9 +127,17 @@ class Answerer:
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(str(out))
 
-    def ask(self, questions: Sequence[Question], out: Path, sampling: SamplingConfig, *, desc: str = "") -> list[str]:
+    def ask(
+        self,
+        questions: Sequence[Question],
+        out: Path,
+        sampling: SamplingConfig,
+        *,
+        desc: str = "",
+        settings: Mapping[str, Any] = MappingProxyType({}),
+    ) -> list[str]:
         """The texts that answer, one each, of questions of which some may be the same; the rest as `answer`."""
-        self.answer(list(dict.fromkeys(questions)), out, sampling, desc=desc)
+        self.answer(list(dict.fromkeys(questions)), out, sampling, desc=desc, settings=settings)
         texts = {(line["image"], line["prompt"]): line["text"] for line in read_answers(out)}
         return [texts[question.image, question.prompt] for question in questions]
 
@@ -139,17 +149,23 @@ class Answerer:
             self._samplers[sampling] = Sampler(self._model, source.tokenizer, sampling, self._mesh, template.stop)
         sampler = self._samplers[sampling]
         encoded = {
-            prompt: encode_prompt(
+            (prompt, with_image): encode_prompt(
                 source.tokenizer,
                 template,
                 prompt,
                 image_token_id=source.config.image_token_id,
                 num_image_tokens=source.config.num_image_tokens,
+                with_image=with_image,
             )
-            for prompt in {question.prompt for question in questions}
+            for prompt, with_image in {(question.prompt, question.path is not None) for question in questions}
         }
         return sampler.generate(
-            Request(question.image, encoded[question.prompt], partial(_pixels, question.path, source), question.prompt)
+            Request(
+                question.image,
+                encoded[question.prompt, question.path is not None],
+                None if question.path is None else partial(_pixels, question.path, source),
+                question.prompt,
+            )
             for question in questions
         )
 
@@ -207,7 +223,7 @@ def _resume(out: Path, settings: Mapping[str, Any], num_candidates: int) -> set[
     changed = [
         f"{key} {before.get(key)!r} is now {value!r}"
         for key, value in settings.items()
-        if key not in INFORMATION and before.get(key) != value
+        if key not in INFORMATION and before.get(key) != value and not (key in _NEWER and key not in before)
     ]
     if changed:
         raise InputError(f"{out} was written with other settings ({'; '.join(changed)}); choose another --out")
@@ -221,7 +237,7 @@ def _resume(out: Path, settings: Mapping[str, Any], num_candidates: int) -> set[
             key = (record["image"], record["prompt"])
         except (ValueError, KeyError, TypeError):
             if number < len(lines):
-                raise InputError(f"{out}:{number}: expected an answer as JSON; mend or remove the line") from None
+                raise InputError(f"{out}:{number}: expected an answer as JSON; fix or remove the line") from None
             break
         if line.endswith(b"\n") and number % num_candidates == 0:
             done.add(key)

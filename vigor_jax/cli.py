@@ -1,7 +1,6 @@
 """What every command shares: typed options from YAML and the command line, and errors in one line."""
 
 import dataclasses
-import difflib
 import itertools
 import logging
 import os
@@ -16,7 +15,7 @@ from typing import Any, NoReturn, TypeVar
 
 import jsonargparse
 
-from vigor_jax.errors import InputError
+from vigor_jax.errors import InputError, nearest
 
 T = TypeVar("T")
 
@@ -32,7 +31,7 @@ def parse(schema: type[T], arguments: Sequence[str] | None = None, *, descriptio
       description: for `--help`, which shows its first paragraph.
 
     Raises:
-      InputError: an unknown key (its nearest known one is named), a missing or malformed value.
+      InputError: an unknown key (the known one that it resembles is named), a missing or malformed value.
       SystemExit: after `--help`.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -120,7 +119,7 @@ def _is_tuple(argument: str, keys: dict[str, Any]) -> bool:
 
 
 def _explain(message: str, keys: dict[str, Any], arguments: Sequence[str]) -> str:
-    """jsonargparse's message in one line, an unknown key with its nearest known one."""
+    """jsonargparse's message in one line, an unknown key with the known one that it resembles."""
     unknown = (
         re.search(r"Group '(?P<group>[^']+)' does not accept option '(?P<key>[^']+)'", message)
         or re.search(r"Option '(?P<key>[^']+)' is not accepted", message)
@@ -129,10 +128,9 @@ def _explain(message: str, keys: dict[str, Any], arguments: Sequence[str]) -> st
     if not unknown:
         return re.sub(r"\s*\n\s*", " ", message).strip()
     key = ".".join(filter(None, (unknown.groupdict().get("group"), unknown["key"])))
-    near = difflib.get_close_matches(key, keys, n=1, cutoff=0.0)[0]
     in_file = "unrecognized" not in message.lower() and "--config" in arguments
     where = f"{arguments[arguments.index('--config') + 1]}: " if in_file else ""
-    return f"{where}unknown key {key}; the nearest known one is {near} (--help lists all)"
+    return f"{where}unknown key {key}; {nearest(key, keys)} (--help lists all)"
 
 
 def _plain(value: Any) -> Any:

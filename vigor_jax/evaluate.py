@@ -9,9 +9,10 @@
     python -m vigor_jax.evaluate questions --layout seed --questions SEED-Bench.json --answers a.jsonl --out DIR
     python -m vigor_jax.evaluate preference --captions base.jsonl tuned.jsonl --images DIR --out DIR
 
-With `--model DIR --images DIR` instead of answers or captions (`--data MME_DIR` for MME), the model is asked. mmhal,
-preference and the layout mmvet need a judge: `--judge.model NAME`, any OpenAI-compatible endpoint. All answers and
-replies are kept in `--out`, and the same command again goes on where it was stopped. `metrics.json` has the figures.
+Saved answers are read in the layouts of many tools (docs/evaluation.md). With `--model DIR --images DIR` instead of
+answers or captions (`--data MME_DIR` for MME), the model is asked. mmhal, preference and the layout mmvet need a judge:
+`--judge.model NAME`, any OpenAI-compatible endpoint. All answers and replies are kept in `--out`, and the same command
+again goes on where it was stopped. `metrics.json` has the figures.
 """
 
 import dataclasses
@@ -63,6 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         command.out.mkdir(parents=True, exist_ok=True)
         (command.out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
         print(table({name: {name: metrics}}))
+        if protocol := metrics.get("protocol"):
+            print(f"protocol {protocol['name']}; after each question: {protocol['suffix'] or 'nothing'}")
 
 
 if __name__ == "__main__":

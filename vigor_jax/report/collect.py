@@ -148,7 +148,7 @@ def headline(evaluation: Mapping[str, Mapping[str, Any]]) -> list[Row]:
         _row("Recall", "percent", "higher", chair, "recall"),
         _row("Words per caption", "number", "", chair, "words"),
     ]
-    for split in dict.fromkeys(split for metrics in pope.values() for split in metrics if split != "strict"):
+    for split in dict.fromkeys(split for metrics in pope.values() for split in metrics if "accuracy" in metrics[split]):
         scores = {model: metrics[split] for model, metrics in pope.items() if split in metrics}
         rows.append(_row(f"POPE {split}, accuracy", "percent", "higher", scores, "accuracy"))
     means = {model: metrics["mean"] for model, metrics in pope.items() if "mean" in metrics}
