@@ -53,3 +53,10 @@ def _likeness(name: str, other: str) -> tuple[float, float]:
         # A section is missing or one too many: only the same last part speaks for a slip.
         return (whole if one[-1] == two[-1] else 0.0), whole
     return min(difflib.SequenceMatcher(None, a, b).ratio() for a, b in zip(one, two, strict=True)), whole
+
+
+def some(names: Iterable[str], most: int = 10) -> str:
+    """A list of names for a message: those that fit, then how many more there are."""
+    names = list(names)
+    shown = [name if name.isprintable() and len(name) <= 200 else f"{name[:200]!r}" for name in names[:most]]
+    return ", ".join(shown) + (f" and {len(names) - most} more" if len(names) > most else "")
