@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from tests.stages.sft_world import curve, interrupt, make_world, weights
+from vigor_jax import cli, train
 from vigor_jax.errors import InputError
 from vigor_jax.hf.load import open_checkpoint
 from vigor_jax.sharding import MeshConfig, make_mesh
@@ -336,3 +338,74 @@ def test_a_run_without_a_checkpoint_takes_any_data(config, source, mesh, records
     config.data.write_text(json.dumps(records[4:]))
     sft(config, source, tmp_path / "run", mesh, dtype=jnp.float32)
     assert len(curve(tmp_path / "run")) == 4
+
+
+# ---- by the command
+
+
+def refusal(arguments, capsys) -> str:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        cli.run(lambda: train.main(arguments))
+    assert end.value.code == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    return line
+
+
+@pytest.fixture
+def arguments(config, world, tmp_path):
+    options = {
+        "run.dir": tmp_path / "run",
+        "model.path": tmp_path / "model",
+        "model.dtype": "float32",
+        "sft.data": config.data,
+        "sft.images": config.images,
+        "sft.batch_size": 8,
+        "sft.max_length": 256,
+        "sft.bucket": 256,
+        "sft.save_every": 2,
+    }
+    shutil.copytree(world / "model", tmp_path / "model")
+    return [str(part) for name, value in options.items() for part in (f"--{name}", value)]
+
+
+def test_the_same_command_goes_on_after_a_bad_row_was_fixed(config, records, arguments, tmp_path, capsys, monkeypatch):
+    """Refused before the first update; broken off by an image in its middle; then nothing else needs to be said."""
+    good = json.dumps(records)
+    config.data.write_text(json.dumps(spoil(records, [1])))
+    assert "index 1 (id 'example-1'): the first answer starts after" in refusal(arguments, capsys)
+    config.data.write_text(good)
+    with monkeypatch.context() as patch:
+        interrupt(lambda: train.main(arguments), patch, after=3)
+    records = json.loads(good)
+    mesh, source = make_mesh(MeshConfig()), open_checkpoint(tmp_path / "model")
+    *_, last = sft_module._loader(config, source, mesh).batches()
+    late = next(record for record in records if record["id"] == last.ids[0])
+    fix(late)
+    config.data.write_text(json.dumps(records))
+    train.main(arguments)
+    assert len(curve(tmp_path / "run")) == 5
+
+    fix(records[11])  # all is done
+    config.data.write_text(json.dumps(records))
+    assert "made with sft.data" in refusal(arguments, capsys)
+    train.main([*arguments, "--run.overwrite", "true"])
+    assert len(curve(tmp_path / "run")) == 5
+
+
+def test_a_run_is_bound_to_its_tokenizer(config, records, arguments, tmp_path, capsys, monkeypatch):
+    """Also `sft` alone, which has no list of stages."""
+    config.data.write_text(json.dumps(records))
+    with monkeypatch.context() as patch:
+        interrupt(lambda: train.main(arguments), patch, after=3)
+    path = tmp_path / "model" / "tokenizer.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content, indent=3))  # other bytes, the same tokenizer
+    assert open_checkpoint(path.parent).tokenizer.digest()
+    content["model"]["merges"].pop()
+    path.write_text(json.dumps(content))
+    assert "was made with model.tokenizer" in refusal(arguments, capsys)
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    settings = dataclasses.replace(config, loss_chunk=128, learning_rate=2e-5)
+    with pytest.raises(InputError, match="was made with tokenizer"):
+        sft(settings, open_checkpoint(path.parent), tmp_path / "run", mesh, dtype=jnp.float32)

@@ -2,9 +2,11 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
+from vigor_jax.data.bad_rows import bad_row, settle
 from vigor_jax.data.conversation import IMAGE_PLACEHOLDER, EncodedExample, Template, encode_example, encode_prompt
-from vigor_jax.data.examples import Example
+from vigor_jax.data.examples import Example, scan_examples
 from vigor_jax.data.tokenizer import Tokenizer
 from vigor_jax.errors import InputError
 
@@ -92,3 +94,36 @@ class Encoder:
             num_image_tokens=self.num_image_tokens,
             with_image=has_image,
         )
+
+
+def usable_examples(
+    path: Path,
+    image_folder: str | Path | None,
+    encoder: Encoder,
+    *,
+    skip: bool,
+    option: str,
+    report: Path,
+    writes: bool,
+) -> list[Example]:
+    """The examples of a file that something can be learnt from.
+
+    Args:
+        path: of conversations in LLaVA's format.
+        image_folder: as `read_examples` takes it.
+        encoder: makes tokens of them.
+        skip: as `settle` takes it, like the following.
+        option: likewise.
+        report: likewise.
+        writes: likewise.
+
+    Raises:
+        InputError: the file cannot be read, or there are others and they may not be left out; names them all.
+    """
+    examples, bad, total = scan_examples(path, image_folder)
+    reasons = encoder.refused(examples)
+    for index, reason in reasons.items():
+        example = examples[index]
+        bad.append(bad_row(path, example.number, example.label, example.name, reason))
+    settle(path, bad, total, skip=skip, option=option, report=report, writes=writes)
+    return [example for index, example in enumerate(examples) if index not in reasons]

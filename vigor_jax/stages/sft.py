@@ -22,12 +22,10 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from vigor_jax.checkpoint import Checkpoints
-from vigor_jax.data.bad_rows import bad_row, settle
 from vigor_jax.data.conversation import TEMPLATES
-from vigor_jax.data.examples import Example, scan_examples
 from vigor_jax.data.loader import Batch, Loader
 from vigor_jax.data.places import row_keys
-from vigor_jax.data.trainable import Encoder
+from vigor_jax.data.trainable import Encoder, usable_examples
 from vigor_jax.errors import InputError
 from vigor_jax.flops import peak_flops, train_flops
 from vigor_jax.hf.load import Source, load_llava
@@ -257,8 +255,13 @@ def _loader(config: SftConfig, source: Source, mesh: Mesh, run_dir: Path | None 
         "max_length": config.max_length,
         "max_positions": positions,
     }
+    examples = usable_examples(
+        config.data, config.images, Encoder(**encoding),
+        skip=config.skip_bad, option=f"{name}.skip_bad", report=(run_dir or Path()) / "bad_rows.jsonl",
+        writes=is_first(),
+    )  # fmt: skip
     return Loader(
-        examples=_examples(config, config.data, Encoder(**encoding), run_dir or Path(), name),
+        examples=examples,
         data_file=config.data,
         preprocessing=source.preprocessing,
         batch_size=config.batch_size,
@@ -269,21 +272,6 @@ def _loader(config: SftConfig, source: Source, mesh: Mesh, run_dir: Path | None 
         rows=own_rows(config.batch_size // config.pack, mesh),
         **encoding,
     )
-
-
-def _examples(config: SftConfig, path: Path, encoder: Encoder, run_dir: Path, name: str) -> list[Example]:
-    """The examples that can be trained on; the others are left out or refused."""
-    examples, bad, total = scan_examples(path, config.images)
-    if reasons := encoder.refused(examples):
-        for index, reason in reasons.items():
-            example = examples[index]
-            bad.append(bad_row(path, example.number, example.label, example.name, reason))
-        examples = [example for index, example in enumerate(examples) if index not in reasons]
-    settle(
-        path, bad, total,
-        skip=config.skip_bad, option=f"{name}.skip_bad", report=run_dir / "bad_rows.jsonl", writes=is_first(),
-    )  # fmt: skip
-    return examples
 
 
 def file_digest(path: Path) -> str:
