@@ -18,6 +18,8 @@ from vigor_jax.records import ImageFile
 
 logger = logging.getLogger(__name__)
 
+_ROLES: dict[str, Literal["human", "gpt"]] = {"human": "human", "gpt": "gpt"}
+
 
 @dataclass(frozen=True)
 class Example:
@@ -209,9 +211,8 @@ def _parse_turn(turn: Any, index: int, has_image: bool) -> Turn:
     text = turn.get("value")
     if not isinstance(text, str):
         raise InputError(f"turn {index}: expected a string under 'value', got {_found(turn, 'value')}")
-    roles: dict[Any, Literal["human", "gpt"]] = {"human": "human", "gpt": "gpt"}
     speaker = turn.get("from")
-    if not isinstance(speaker, str) or speaker not in roles:
+    if not isinstance(speaker, str) or speaker not in _ROLES:
         raise InputError(f"turn {index}: expected 'human' or 'gpt' under 'from', got {_found(turn, 'from')}")
     try:
         text.encode()
@@ -225,7 +226,7 @@ def _parse_turn(turn: Any, index: int, has_image: bool) -> Turn:
             check_media(turn, has_image=has_image, known=("from", "value"))
         except InputError as error:
             raise InputError(f"turn {index}: {error}") from error
-    return Turn(roles[speaker], text)
+    return Turn(_ROLES[speaker], text)
 
 
 def _num_placed(turns: Sequence[Turn]) -> int:
