@@ -21,7 +21,7 @@ FLOORS = (
     ("sampling", "rewards"),
     ("hf", "checkpoint", "decoding"),
     ("models", "data", "losses", "flops"),
-    ("sharding", "cli", "compiler", "records", "percent", "json_fields", "bit_sums"),
+    ("sharding", "processes", "cli", "compiler", "records", "percent", "json_fields", "bit_sums"),
     ("errors", "__init__"),
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}

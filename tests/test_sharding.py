@@ -61,9 +61,9 @@ def test_batch_must_divide():
 def test_who_joins(monkeypatch, config, tasks, joins):
     calls = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda *given: calls.append(given))
-    monkeypatch.delenv("SLURM_NTASKS", raising=False)
+    monkeypatch.delenv("SLURM_STEP_NUM_TASKS", raising=False)
     if tasks:
-        monkeypatch.setenv("SLURM_NTASKS", tasks)
+        monkeypatch.setenv("SLURM_STEP_NUM_TASKS", tasks)
     join(config)
     assert calls == ([(config.coordinator, config.num_processes, config.process_id, None)] if joins else [])
 

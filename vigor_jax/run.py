@@ -64,6 +64,11 @@ class Run:
         self._opened = ExitStack()
         self._streams: dict[str, RewardStream] = {}
 
+    def settings(self) -> dict[str, Any]:
+        """All that decides on the results of the stages to be run, by option."""
+        entries = [self.ledger.today[name] for name in self._names(self.config.run.stages)]
+        return {key: value for entry in entries for key, value in entry["settings"].items()}
+
     def go(self) -> None:
         """Runs the stages that the config names.
 
@@ -72,6 +77,9 @@ class Run:
           TrainingDiverged, SystemExit: as `stages.sft.sft`.
         """
         wanted = self._names(self.config.run.stages)
+        if not self.config.run.overwrite:
+            for stage in {"train_reward", "sft"}.intersection(wanted):
+                self.ledger.leave_to_stage(stage, f"{stage}.data")
         self._remove(self.ledger.check(wanted, overwrite=self.config.run.overwrite))
         if "sample" in self.config.run.stages and (what := check_images(images_of(self.config.sample), self.records)):
             self._make_again("sample", what)

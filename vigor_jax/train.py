@@ -18,6 +18,7 @@ from vigor_jax.config import TrainConfig
 from vigor_jax.data.store import join
 from vigor_jax.demo.show import show
 from vigor_jax.demo.world import WorldConfig, prepare
+from vigor_jax.processes import same_everywhere, together
 from vigor_jax.run import EXPORT, REWARD_MODEL, Run
 from vigor_jax.sharding import join_processes
 
@@ -51,11 +52,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def train(config: TrainConfig) -> None:
     """Runs the stages of a config, as many rounds as it says."""
     if config.run.rounds == 1:
-        Run(config).go()
+        _open(config).go()
         return
     for number in range(1, config.run.rounds + 1):
         logger.info("round %d of %d", number, config.run.rounds)
-        Run(of_round(config, number)).go()
+        _open(of_round(config, number)).go()
+
+
+def _open(config: TrainConfig) -> Run:
+    """The stages of one round, if all processes can open them, and have the same files and settings."""
+    run = together(lambda: Run(config))
+    same_everywhere(run.settings())
+    return run
 
 
 def keep_compiled(folder: Path) -> None:

@@ -75,7 +75,7 @@ def file_names(folder: Path) -> set[str]:
     try:
         with os.scandir(folder) as entries:
             return {entry.name for entry in entries if _kind(entry) == "file"}
-    except OSError:
+    except (OSError, ValueError):  # the latter for a name with a zero byte
         return set()
 
 

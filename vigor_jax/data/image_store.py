@@ -124,7 +124,7 @@ class Folder(Images):
         """Each folder within is listed once, since a million `stat` calls take minutes."""
         wanted = [(name, self.file(name)) for name in names]
         if len(wanted) == 1:
-            return [name for name, file in wanted if not file.is_file()]
+            return [name for name, file in wanted if not os.path.isfile(file)]  # False where a name is too long
         folders = {file.parent for _, file in wanted}
         present = {folder: file_names(folder) for folder in folders}
         return [name for name, file in wanted if file.name not in present[file.parent]]

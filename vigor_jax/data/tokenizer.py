@@ -3,6 +3,7 @@
 `transformers` would import torch, which this package never does; `tokenizer.json` alone is enough.
 """
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -57,6 +58,7 @@ class Tokenizer:
         flagged = {entry["id"] for entry in self._content["added_tokens"] if entry.get("special")}
         self._skipped = flagged | {self.bos_id, self.eos_id, self.pad_id}
         self.legacy = self._prefixes_after_special()
+        self._keeps_length = _keeps_length(self._content)
 
     @classmethod
     def load(cls, directory: Path) -> "Tokenizer":
@@ -109,6 +111,19 @@ class Tokenizer:
                 f"text with a lone surrogate (half of a \\u pair) cannot be tokenised: {text[:40]!a}; "
                 "repair its encoding"
             ) from error
+
+    def most_tokens(self, text: str) -> int | None:
+        """A number of tokens that `text` never exceeds, alone or as a part of a text, without tokenizing it.
+
+        Each token of a LLaMA-style tokenizer stands for at least one byte of the text, or for the "▁" in front of it.
+        None where the tokenizer normalizes text in any other way than writing "▁" for a space.
+        """
+        return len(text.encode()) + 1 if self._keeps_length else None
+
+    def digest(self) -> str:
+        """SHA-256 of all that decides on token ids and on text made of them; layout and order of files play no part."""
+        ids = [self.bos_id, self.eos_id, self.pad_id, self.legacy]
+        return hashlib.sha256(json.dumps([self._content, ids], sort_keys=True).encode()).hexdigest()
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids` without special tokens and without the leading dummy space.
@@ -205,6 +220,22 @@ def _text_only(content: dict[str, Any], prefix: bool) -> dict[str, Any]:
         for part in ("normalizer", "pre_tokenizer"):
             changed[part] = _without_prefix(content.get(part))
     return changed
+
+
+def _keeps_length(content: dict[str, Any]) -> bool:
+    """Whether nothing happens to a text before BPE but "▁" for each space and one more in front."""
+
+    def steps(part: dict[str, Any] | None) -> list[dict[str, Any]]:
+        inner = None if part is None else part.get("normalizers", part.get("pretokenizers", [part]))
+        return [] if inner is None else inner
+
+    space = {"type": "Replace", "pattern": {"String": " "}, "content": _METASPACE}
+    is_plain = all(
+        step in (space, {"type": "Prepend", "prepend": _METASPACE}) for step in steps(content.get("normalizer"))
+    )
+    splits = [step["type"] for step in steps(content.get("pre_tokenizer"))]
+    only_one = splits == [] if steps(content.get("normalizer")) else splits == ["Metaspace"]
+    return is_plain and only_one and _METASPACE in content["model"]["vocab"]
 
 
 def _merged(pair: str | list[str]) -> str:

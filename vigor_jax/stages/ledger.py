@@ -59,15 +59,28 @@ class Ledger:
         self._path = run_dir / "stages.json"
         self._stages = {stage.name: stage for stage in stages}
         self._today: dict[str, dict[str, Any]] = {}
+        self._left: dict[str, str] = {}
         marks: dict[str, str] = {}
         for stage in stages:
             after = {name: marks[name] for name in stage.after}
             entry = self._today[stage.name] = {"settings": dict(stage.settings), "after": after}
             marks[stage.name] = hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
 
+    @property
+    def today(self) -> Mapping[str, Mapping[str, Any]]:
+        """The settings of all stages, and fingerprints of those that they read."""
+        return self._today
+
+    def leave_to_stage(self, name: str, key: str) -> None:
+        """Lets a stage find out by itself what a change of one setting means, until a stage after it was begun."""
+        self._left[name] = key
+
     def stale(self) -> list[str]:
         """Stages that were begun with other settings, or after stages that were, in their order."""
         begun = self._read()
+        for name, key in self._left.items():
+            if name in begun and not begun.keys() & set(self.after(name)[1:]):
+                begun[name]["settings"][key] = self._today[name]["settings"].get(key)
         return [name for name, entry in self._today.items() if begun.get(name, entry) != entry]
 
     def check(self, stages: Collection[str], *, overwrite: bool) -> list[str]:

@@ -39,6 +39,7 @@ class SftConfig:
     Attributes:
       data: conversations in LLaVA's format.
       images: where the images that they name are: a folder, tar shards or Parquet (docs/images.md).
+      skip_bad: leave rows out that cannot be trained on, with their number, rather than refuse the data.
       template: conversation format, a key of `data.conversation.TEMPLATES`.
       epochs: passes over the data.
       batch_size: examples an update, over all devices.
@@ -64,6 +65,7 @@ class SftConfig:
 
     data: Path | None = None
     images: str | None = None
+    skip_bad: bool = False
     template: str = "v1"
     epochs: int = 1
     batch_size: int = 32
