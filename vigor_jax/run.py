@@ -1,6 +1,7 @@
 """One pass through the stages of the paper, in one run directory."""
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -13,7 +14,8 @@ from jax.experimental import multihost_utils
 
 from vigor_jax import cli
 from vigor_jax.config import TrainConfig
-from vigor_jax.data.store import join, part_count, parts_done
+from vigor_jax.data.checksum import check_checksum
+from vigor_jax.data.store import join, part_count, part_name, part_seal, parts_done
 from vigor_jax.errors import InputError
 from vigor_jax.hf.config import read_json
 from vigor_jax.hf.export import ExportConfig
@@ -29,7 +31,7 @@ from vigor_jax.stages.export import PROVENANCE, export
 from vigor_jax.stages.ledger import Ledger
 from vigor_jax.stages.sample import check_images, images_of, sample
 from vigor_jax.stages.score import check_digest, score, scoring_ahead, stream_class
-from vigor_jax.stages.select import select
+from vigor_jax.stages.select import OtherPartsError, select
 from vigor_jax.stages.sft import sft
 from vigor_jax.stages.train_reward import train_reward
 
@@ -75,6 +77,7 @@ class Run:
         self._remove(self.ledger.check(wanted, overwrite=self.config.run.overwrite))
         if "sample" in self.config.run.stages and (what := check_images(images_of(self.config.sample), self.records)):
             self._make_again("sample", what)
+        self._check_made_with()
         if is_first():
             self.dir.mkdir(parents=True, exist_ok=True)
             (self.dir / "config.yaml").write_text(cli.dump(self.config), encoding="utf-8")
@@ -107,7 +110,10 @@ class Run:
             followers: list[Callable[[int, int], None]] = []
             for spec in self.config.score.streams if "score" in self.config.run.stages else ():
                 if spec != "reward_model" and not self._is_scored(spec):
-                    judging = scoring_ahead(self._stream(spec), self.records, self._images(), **self._share())
+                    made_with = self.ledger.mark(score_name(spec))
+                    judging = scoring_ahead(
+                        self._stream(spec), self.records, self._images(), made_with=made_with, **self._share()
+                    )
                     followers.append(ahead.enter_context(judging))
             self._begin("sample")
 
@@ -117,7 +123,10 @@ class Run:
 
             mesh = make_mesh(self.config.inference_mesh)
             dtype = self.config.model.dtype
-            sample(self.config.sample, self.source, self.records, mesh, dtype=dtype, on_part=on_part)
+            made_with = self.ledger.mark("sample")
+            sample(
+                self.config.sample, self.source, self.records, mesh, dtype=dtype, on_part=on_part, made_with=made_with
+            )
 
     def score(self) -> None:
         """Candidates → verdicts of every stream."""
@@ -126,16 +135,30 @@ class Run:
                 self._greet(spec)
                 logger.info("score: all verdicts of %s are there", self.stream_names[spec])
             else:
-                together = spec == "reward_model"
-                score(self._stream(spec), self.records, self._images(), together=together, **self._share())
+                together, made_with = spec == "reward_model", self.ledger.mark(score_name(spec))
+                stream, images = self._stream(spec), self._images()
+                score(stream, self.records, images, together=together, made_with=made_with, **self._share())
         self._streams.clear()
         self._opened.close()  # the sidecar's memory is wanted elsewhere
 
     def select(self) -> None:
         """Candidates and verdicts → targets."""
+        choose = functools.partial(
+            select,
+            self.config.select,
+            self.records,
+            streams=tuple(self.stream_names.values()),
+            barrier=lambda: barrier("targets"),
+            made_with=self.ledger.mark("select"),
+            **self._share(),
+        )
         self._begin("select")
-        streams = tuple(self.stream_names.values())
-        select(self.config.select, self.records, streams=streams, barrier=lambda: barrier("targets"), **self._share())
+        try:
+            choose()
+        except OtherPartsError as error:
+            self._make_again("select", str(error))
+            self._begin("select")
+            choose()
 
     def sft(self) -> None:
         """Targets → checkpoints."""
@@ -217,6 +240,19 @@ class Run:
         scores = [score_name(spec) for spec in self.config.score.streams]
         return [name for stage in stages for name in (scores if stage == "score" else [stage])]
 
+    def _check_made_with(self) -> None:
+        """Refuses parts that were copied here from a run with other settings; one a folder tells, for the stages
+        compare the parts of a folder with each other."""
+        for stage in self.ledger.stages:
+            for folder in map(str, stage.outputs):
+                if (count := part_count(folder)) is None:
+                    continue
+                first = min(parts_done(folder, count))
+                if part_seal(folder, first, count).made_with not in ("", self.ledger.mark(stage.name)):
+                    what = f"{join(folder, part_name(first, count))} is from a run with other settings"
+                    self._make_again(stage.name, what)
+                    break
+
     def _make_again(self, name: str, what: str) -> None:
         if not self.config.run.overwrite:
             raise InputError(
@@ -250,6 +286,7 @@ class Run:
         system, path = fsspec.core.url_to_fs(join(self.records, TARGETS))
         if not system.exists(path):
             raise InputError(f"sft: there is no {join(self.records, TARGETS)}; run the stage select, or give sft.data")
+        check_checksum(join(self.records, TARGETS), stage="select")
         if self.config.run.records is None:
             return self.dir / TARGETS
         local = self.dir / f"targets-{jax.process_index()}.json"

@@ -59,11 +59,20 @@ class Ledger:
         self._path = run_dir / "stages.json"
         self._stages = {stage.name: stage for stage in stages}
         self._today: dict[str, dict[str, Any]] = {}
-        marks: dict[str, str] = {}
+        self._marks: dict[str, str] = {}
         for stage in stages:
-            after = {name: marks[name] for name in stage.after}
+            after = {name: self._marks[name] for name in stage.after}
             entry = self._today[stage.name] = {"settings": dict(stage.settings), "after": after}
-            marks[stage.name] = hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
+            self._marks[stage.name] = hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def stages(self) -> tuple[StageInputs, ...]:
+        """All stages, each after those that it reads."""
+        return tuple(self._stages.values())
+
+    def mark(self, name: str) -> str:
+        """Names the settings of today that a stage's result depends on, those of the stages before it included."""
+        return self._marks[name]
 
     def stale(self) -> list[str]:
         """Stages that were begun with other settings, or after stages that were, in their order."""
