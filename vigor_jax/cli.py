@@ -9,6 +9,8 @@ import re
 import signal
 import sys
 import threading
+import time
+import traceback
 import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +18,8 @@ from typing import Any, NoReturn, TypeVar
 
 import jsonargparse
 
-from vigor_jax.errors import InputError
+from vigor_jax.errors import InputError, describe
+from vigor_jax.lost_process import HEARTBEAT_TIMEOUT, is_sign_of_loss
 
 T = TypeVar("T")
 
@@ -62,17 +65,44 @@ def show_progress() -> None:
 
 
 def run(main: Callable[[], None]) -> NoReturn:
-    """Runs a command: exit code 0 when done, 2 with one line when what the user gave is wrong, 1 for a defect."""
+    """Runs a command: exit code 0 when done, 2 with one line when what the user gave is wrong or a place cannot be read
+    or written, 1 for a defect.
+
+    One of several processes that fails ends at once, without waiting for the others, which notice it.
+    """
     sys.unraisablehook = _interrupt_again
     try:
         main()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _leave(2, f"error: {error}")
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+        _leave(130, "interrupted; the same command goes on from here")
+    except OSError as error:
+        if (line := describe(error)) is None:
+            raise
+        _leave(2, f"error: {line}")
+    except Exception as error:
+        if not _is_distributed():
+            raise
+        if is_sign_of_loss(error):  # JAX is about to say of whom, and ends this process
+            time.sleep(1.5 * HEARTBEAT_TIMEOUT)
+        _leave(1, traceback.format_exc().rstrip())
     sys.exit(0)
+
+
+def _is_distributed() -> bool:
+    jax = sys.modules.get("jax")  # not every command needs it
+    return jax is not None and jax.distributed.is_initialized()
+
+
+def _leave(code: int, text: str) -> NoReturn:
+    print(text, file=sys.stderr, flush=True)
+    if not _is_distributed():
+        sys.exit(code)
+    if sys.modules["jax"].process_index() == 0:  # what fails here may fail in all; let them say so themselves
+        time.sleep(3)
+    sys.stdout.flush()
+    os._exit(code)  # `sys.exit` would wait for processes that wait for this one
 
 
 def _interrupt_again(unraisable: Any) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import fsspec
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from vigor_jax import cli
@@ -39,6 +40,8 @@ logger = logging.getLogger(__name__)
 
 # Seconds that a detector has to say who it is, where nothing else is wanted from it.
 GREETING_TIMEOUT = 10.0
+
+_LONGEST_MESSAGE = 4096  # bytes
 
 
 class Run:
@@ -311,6 +314,17 @@ def barrier(name: str) -> None:
     """Returns when all processes have come here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
+
+
+def tell_all(text: str) -> str:
+    """What the first process says, in all of them; the others wait for it."""
+    if jax.process_count() == 1:
+        return text
+    message = np.zeros(_LONGEST_MESSAGE, np.uint8)
+    content = text.encode()[:_LONGEST_MESSAGE]
+    message[: len(content)] = np.frombuffer(content, np.uint8)
+    told = np.asarray(multihost_utils.broadcast_one_to_all(message), np.uint8)
+    return told.tobytes().rstrip(b"\0").decode(errors="replace")
 
 
 @contextmanager

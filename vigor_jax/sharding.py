@@ -20,6 +20,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vigor_jax.errors import InputError
+from vigor_jax.lost_process import HEARTBEAT_TIMEOUT, listen
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = P(("data", "fsdp"))
@@ -65,6 +66,8 @@ class DistributedConfig:
 def join_processes(config: DistributedConfig) -> None:
     """Initialises `jax.distributed`; TPU pods and SLURM are recognised, elsewhere the three flags say how.
 
+    A process that is lost ends the others within `HEARTBEAT_TIMEOUT`, with one line.
+
     In a SLURM job a task has its node's GPUs if it is alone there, and one of them if there are several.
 
     Raises:
@@ -79,7 +82,15 @@ def join_processes(config: DistributedConfig) -> None:
             f"got num_processes={config.num_processes}, process_id={config.process_id}"
         )
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(config.coordinator, config.num_processes, config.process_id, _local_devices())
+    jax.distributed.initialize(
+        config.coordinator,
+        config.num_processes,
+        config.process_id,
+        _local_devices(),
+        heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
+    )
+    if jax.distributed.is_initialized():
+        listen()
 
 
 def _local_devices() -> list[int] | None:
