@@ -22,7 +22,7 @@ FLOORS = (
     ("hf", "checkpoint", "decoding"),
     ("models", "data", "losses", "flops"),
     ("sharding", "cli", "compiler", "records", "run_lock"),
-    ("errors", "lost_process", "__init__"),
+    ("errors", "disk", "lost_process", "__init__"),
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 MODULES = sorted((ROOT / "vigor_jax").rglob("*.py"))

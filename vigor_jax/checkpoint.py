@@ -5,7 +5,13 @@ key) and `record/record.json`: position in the data, fingerprint of the run, las
 under a temporary name and renamed when all of it is there, so after a kill the one before it is the latest.
 """
 
+import contextlib
+import errno
+import gc
 import json
+import logging
+import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -15,9 +21,12 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from vigor_jax.disk import check_room, no_room
 from vigor_jax.errors import InputError
 
 _ABSENT = object()
+# How TensorStore says it, now and in earlier versions.
+_OS_ERROR = re.compile(r"os_error_code='?(\d+)|OS error (\d+)")
 
 
 class Checkpoints:
@@ -32,6 +41,8 @@ class Checkpoints:
         """
         self.directory = directory.absolute()  # Orbax takes no relative path
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+        logging.getLogger("absl").addFilter(_is_not_raised)
+        self._size = 0
         self._manager = ocp.CheckpointManager(self.directory, options=options, handler_registry=_handlers())
 
     def __enter__(self) -> Self:
@@ -40,7 +51,9 @@ class Checkpoints:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._manager.close()
+        with self._one_error() if kind is None else contextlib.suppress(Exception):
+            self._manager.close()
+        logging.getLogger("absl").removeFilter(_is_not_raised)
 
     def latest_step(self) -> int | None:
         """The newest complete checkpoint; None where there is none."""
@@ -54,10 +67,29 @@ class Checkpoints:
           params: pytree of arrays, sharded anyhow.
           rest: likewise.
           record: JSON values; the method `record` compares the one under `fingerprint`.
+
+        Raises:
+          InputError: there is no room for it, or there was none for the one before.
+          OSError: this or the save before it could not be written.
         """
+        self.check_room(params, rest)
         save = ocp.args.StandardSave
         items = ocp.args.Composite(params=save(params), rest=save(rest), record=ocp.args.JsonSave(record))
-        self._manager.save(step, args=items, force=True)
+        with self._one_error():
+            self._manager.save(step, args=items, force=True)
+
+    def check_room(self, params: Any, rest: Any) -> None:
+        """Compares what the disk has free with the bytes of a checkpoint, which is written before an older one goes.
+
+        Args:
+          params: pytree of arrays, or of their `jax.ShapeDtypeStruct`s.
+          rest: likewise.
+
+        Raises:
+          InputError: there is no room for it; says how much is wanted and how much is free.
+        """
+        self._size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((params, rest)))
+        check_room(self.directory, self._size, "a checkpoint")
 
     def restore(self, step: int, params: Any, rest: Any) -> tuple[Any, Any]:
         """Reads to where `jax.ShapeDtypeStruct`s with shardings say, whatever mesh wrote the checkpoint."""
@@ -82,8 +114,29 @@ class Checkpoints:
         return record
 
     def wait(self) -> None:
-        """Returns when everything saved is on disk; raises what a background write raised."""
-        self._manager.wait_until_finished()
+        """Returns when everything saved is on disk.
+
+        Raises:
+          InputError: there was no room.
+          OSError: a write in the background failed.
+        """
+        with self._one_error():
+            self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _one_error(self) -> Iterator[None]:
+        """What a save raises on a full or read-only disk as one `OSError`."""
+        found: OSError | None = None
+        try:
+            yield
+        except Exception as error:
+            if (found := _os_error(error, self.directory)) is None:
+                raise
+        if found:
+            gc.collect()  # the writes that were given up say so when they go; now rather than at the end
+            if found.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise no_room(self.directory, self._size, "a checkpoint")
+            raise found
 
 
 def latest_step(directory: Path) -> int | None:
@@ -128,6 +181,23 @@ def restore_params_only(directory: Path, abstract: Any = None, step: int | None 
             abstract = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)
         args = ocp.args.Composite(params=ocp.args.StandardRestore(abstract))
         return manager.restore(step, args=args)["params"]
+
+
+def _is_not_raised(record: logging.LogRecord) -> bool:
+    """Orbax logs with a traceback, in each of its threads, what `save`, `wait` or the end of the context raises."""
+    return not (record.exc_info and "orbax" in record.pathname)
+
+
+def _os_error(error: BaseException | None, directory: Path) -> OSError | None:
+    """The error of the disk that another one was made of."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno:
+            return OSError(error.errno, os.strerror(error.errno), error.filename or str(directory))
+        if match := _OS_ERROR.search(str(error)):
+            number = int(match[1] or match[2])
+            return OSError(number, os.strerror(number), str(directory))
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _handlers() -> ocp.handlers.CheckpointHandlerRegistry:

@@ -18,10 +18,14 @@ from typing import Any, NoReturn, TypeVar
 
 import jsonargparse
 
-from vigor_jax.errors import InputError, describe
+from vigor_jax.disk import describe
+from vigor_jax.errors import InputError
 from vigor_jax.lost_process import HEARTBEAT_TIMEOUT, is_sign_of_loss
 
 T = TypeVar("T")
+
+# What TensorStore's threads raise when they end a write of a checkpoint that has failed already.
+_LATE_WRITE = "Event loop is closed"
 
 
 def parse(schema: type[T], arguments: Sequence[str] | None = None, *, description: str) -> T:
@@ -110,7 +114,7 @@ def _interrupt_again(unraisable: Any) -> None:
     if issubclass(unraisable.exc_type, KeyboardInterrupt):
         # Not at once: that would fall into this hook.
         threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
-    else:
+    elif str(unraisable.exc_value) != _LATE_WRITE:
         sys.__unraisablehook__(unraisable)
 
 

@@ -3,8 +3,9 @@
 import dataclasses
 import functools
 import logging
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from vigor_jax import cli
 from vigor_jax.config import TrainConfig
 from vigor_jax.data.checksum import check_checksum
 from vigor_jax.data.store import join, part_count, part_name, part_seal, parts_done
+from vigor_jax.disk import naming
 from vigor_jax.errors import InputError
 from vigor_jax.hf.config import read_json
 from vigor_jax.hf.export import ExportConfig
@@ -82,8 +84,9 @@ class Run:
             self._make_again("sample", what)
         self._check_made_with()
         if is_first():
-            self.dir.mkdir(parents=True, exist_ok=True)
-            (self.dir / "config.yaml").write_text(cli.dump(self.config), encoding="utf-8")
+            with naming(self.dir):
+                self.dir.mkdir(parents=True, exist_ok=True)
+                (self.dir / "config.yaml").write_text(cli.dump(self.config), encoding="utf-8")
         stages = {
             "train_reward": self.train_reward,
             "sample": self.sample,
@@ -96,7 +99,8 @@ class Run:
         with self._opened, _log_file(self.dir / "log.txt"):
             for stage in self.config.run.stages:
                 logger.info("stage %s", stage)
-                stages[stage]()
+                with naming(self.dir):
+                    stages[stage]()
                 barrier(stage)
 
     def train_reward(self) -> None:
@@ -333,11 +337,20 @@ def _log_file(path: Path) -> Iterator[None]:
     if not is_first():
         yield
         return
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = _LogFile(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(message)s"))
     logging.getLogger().addHandler(handler)
     try:
         yield
     finally:
         logging.getLogger().removeHandler(handler)
-        handler.close()
+        with suppress(OSError):
+            handler.close()
+
+
+class _LogFile(logging.FileHandler):
+    """Leaves out what a full disk has no room for: the error of the stage says so, a traceback a line would not."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)

@@ -19,7 +19,8 @@ from vigor_jax.config import TrainConfig
 from vigor_jax.data.store import join
 from vigor_jax.demo.show import show
 from vigor_jax.demo.world import WorldConfig, prepare
-from vigor_jax.errors import InputError, describe
+from vigor_jax.disk import describe
+from vigor_jax.errors import InputError
 from vigor_jax.run import EXPORT, REWARD_MODEL, Run, is_first, tell_all
 from vigor_jax.run_lock import RunLock
 from vigor_jax.sharding import join_processes

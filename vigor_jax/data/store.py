@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from vigor_jax.data import seal
 from vigor_jax.data.schemas import columns_of, difference, reader_of, schema_of
 from vigor_jax.data.seal import Seal
+from vigor_jax.disk import naming
 from vigor_jax.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -274,7 +275,7 @@ def write_atomically(path: str | Path) -> Iterator[BinaryIO]:
     hidden = posixpath.join(folder, f".{name}.tmp")
     system.makedirs(folder, exist_ok=True)
     try:
-        with system.open(hidden, "wb") as file:
+        with naming(path), system.open(hidden, "wb") as file:
             yield file
             if "file" in _protocols(system):  # else a crash of the machine may leave the name without the bytes
                 file.flush()

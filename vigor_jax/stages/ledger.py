@@ -13,6 +13,7 @@ from typing import Any
 
 import fsspec
 
+from vigor_jax.disk import naming
 from vigor_jax.errors import InputError
 
 
@@ -134,15 +135,22 @@ class Ledger:
 
     def _read(self) -> dict[str, Any]:
         try:
-            return dict(json.loads(self._path.read_text(encoding="utf-8")))
+            begun = json.loads(self._path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return {}
         except ValueError as error:
             raise InputError(f"{self._path} is damaged ({error}); remove it, or choose another run.dir") from None
+        entries = begun.values() if isinstance(begun, dict) else [None]
+        if not all(isinstance(entry, dict) and isinstance(entry.get("settings"), dict) for entry in entries):
+            raise InputError(
+                f"{self._path} is damaged (expected the settings of each stage); remove it, or choose another run.dir"
+            )
+        return begun
 
     def _write(self, begun: Mapping[str, Any]) -> None:
         partial = self._path.with_name(f".{self._path.name}.partial")
-        partial.write_text(json.dumps(begun, indent=1) + "\n", encoding="utf-8")
+        with naming(partial):
+            partial.write_text(json.dumps(begun, indent=1) + "\n", encoding="utf-8")
         os.replace(partial, self._path)
 
 
