@@ -41,7 +41,7 @@ class Checkpoints:
         """
         self.directory = directory.absolute()  # Orbax takes no relative path
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
-        logging.getLogger("absl").addFilter(_is_not_raised)
+        logging.getLogger("absl").addFilter(_is_not_raised)  # for good: threads of a failed save outlive this object
         self._size = 0
         self._manager = ocp.CheckpointManager(self.directory, options=options, handler_registry=_handlers())
 
@@ -53,7 +53,6 @@ class Checkpoints:
     ) -> None:
         with self._one_error() if kind is None else contextlib.suppress(Exception):
             self._manager.close()
-        logging.getLogger("absl").removeFilter(_is_not_raised)
 
     def latest_step(self) -> int | None:
         """The newest complete checkpoint; None where there is none."""
