@@ -7,10 +7,7 @@ a part that was changed, cut short or renamed is refused.
 """
 
 import contextlib
-import functools
-import io
 import itertools
-import logging
 import os
 import posixpath
 import re
@@ -24,12 +21,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vigor_jax.data import seal
+from vigor_jax.data.open_part import make_again, open_part, refusing_damage
 from vigor_jax.data.schemas import columns_of, difference, reader_of, schema_of
 from vigor_jax.data.seal import Seal
 from vigor_jax.disk import naming
 from vigor_jax.errors import InputError
-
-logger = logging.getLogger(__name__)
 
 Record = TypeVar("Record")
 
@@ -39,9 +35,6 @@ ROWS_PER_GROUP = 4096
 _PART = re.compile(r"part-(\d{5,})-of-(\d{5,})\.parquet")
 _HIDDEN_PART = re.compile(r"\.part-\d{5,}-of-\d{5,}\.parquet\.tmp")
 _NOT_METADATA = (b"ARROW:schema", seal.KEY.encode())
-_STAGES = {"candidates": "sample", "verdicts": "score", "selections": "select", "targets": "select"}
-# What pyarrow raises on bytes that are no Parquet file (some of it by way of Python's own exceptions).
-_UNREADABLE = (pa.ArrowException, OSError, ValueError, LookupError, ArithmeticError)
 
 
 def join(folder: str | Path, *names: str) -> str:
@@ -141,14 +134,12 @@ def read_batches(
     """
     _check_count(folder, count)
     name = part_name(index, count)
-    with _open_part(folder, name, whole=True) as (file, found):
-        with _refusing_damage(folder, name):
+    with open_part(folder, name, whole=True) as (file, found):
+        with refusing_damage(folder, name):
             if schema is not None and not file.schema_arrow.equals(schema):
-                raise InputError(
-                    f"{join(folder, name)}: {difference(file.schema_arrow, schema)}; {_make_again(folder)}"
-                )
+                raise InputError(f"{join(folder, name)}: {difference(file.schema_arrow, schema)}; {make_again(folder)}")
         for group in range(file.num_row_groups):
-            with _refusing_damage(folder, name):
+            with refusing_damage(folder, name):
                 table = file.read_row_group(group, columns=columns, use_threads=False)
                 if found is None:  # nothing else tells whether these bytes are those that were written
                     table.validate(full=True)
@@ -232,7 +223,7 @@ def inspect_parts(folder: str | Path) -> Inspected:
     seals: dict[int, Seal] = {}
     for part in sorted(_parts(folder)):
         name = part_name(*part)
-        with _open_part(folder, name, whole=False) as (file, found), _refusing_damage(folder, name):
+        with open_part(folder, name, whole=False) as (file, found), refusing_damage(folder, name):
             pairs = (file.schema_arrow.metadata or {}).items()
             stored = {key.decode(): value.decode() for key, value in pairs if key not in _NOT_METADATA}
         seals[part[0]] = found or Seal(name)
@@ -255,7 +246,7 @@ def part_seal(folder: str | Path, index: int, count: int) -> Seal:
       InputError: the part is missing, or its footer is damaged.
     """
     name = part_name(index, count)
-    with _open_part(folder, name, whole=False) as (_, found):
+    with open_part(folder, name, whole=False) as (_, found):
         return found or Seal(name)
 
 
@@ -322,59 +313,3 @@ def _differs(key: str, one: Mapping[str, str], other: Mapping[str, str]) -> bool
     if key == "made_with" and not (key in one and key in other):  # a part of an earlier version
         return False
     return one.get(key) != other.get(key)
-
-
-@contextlib.contextmanager
-def _open_part(folder: str | Path, name: str, *, whole: bool) -> Iterator[tuple[pq.ParquetFile, Seal | None]]:
-    """A part and its seal, after comparing its footer or the whole of it with the seal."""
-    system, path = _open_folder(folder)
-    with contextlib.ExitStack() as opened:
-        with _refusing_damage(folder, name):
-            source = opened.enter_context(system.open(posixpath.join(path, name), "rb"))
-            if whole and "file" not in _protocols(system):
-                source = io.BytesIO(source.read())  # which would come twice over the network otherwise
-            footer = seal.Footer.read(source)
-            found = footer.seal()
-            if found is None:
-                _warn_without_seal(str(folder))
-            elif found.part != name:
-                raise seal.DamagedPartError(f"it was written as {found.part}")
-            elif whole:
-                footer.check_data(source)
-            source.seek(0)
-            file = opened.enter_context(pq.ParquetFile(source, page_checksum_verification=True))
-        yield file, found
-
-
-@contextlib.contextmanager
-def _refusing_damage(folder: str | Path, name: str) -> Iterator[None]:
-    """What goes wrong in reading a part as one line that names it and its stage."""
-    path = join(folder, name)
-    try:
-        yield
-    except InputError:
-        raise
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such part; run the stage {_stage(folder)}") from None
-    except seal.DamagedPartError as error:
-        raise InputError(f"{path}: the part is damaged: {error}; {_make_again(folder)}") from None
-    except _UNREADABLE as error:
-        if isinstance(error, OSError) and error.errno:
-            raise InputError(f"{path}: the part cannot be read ({error.strerror})") from None
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path}: the part is damaged: {reason}; {_make_again(folder)}") from None
-
-
-def _stage(folder: str | Path) -> str:
-    """The stage that writes a folder, by its name."""
-    above, name = str(folder).rstrip("/").split("/")[-2:] if "/" in str(folder) else ("", str(folder))
-    return _STAGES.get(name) or _STAGES.get(above) or "that writes it"
-
-
-def _make_again(folder: str | Path) -> str:
-    return f"remove it and run the stage {_stage(folder)} again, which makes what is missing and nothing else"
-
-
-@functools.cache
-def _warn_without_seal(folder: str) -> None:
-    logger.warning("%s: parts of an earlier version, without checksums: damage may stay unnoticed in them", folder)
