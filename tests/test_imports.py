@@ -21,8 +21,8 @@ FLOORS = (
     ("sampling", "rewards"),
     ("hf", "checkpoint", "decoding"),
     ("models", "data", "losses", "flops"),
-    ("sharding", "processes", "cli", "compiler", "records", "percent", "json_fields", "bit_sums"),
-    ("errors", "__init__"),
+    ("sharding", "processes", "cli", "compiler", "records", "percent", "json_fields", "bit_sums", "run_lock"),
+    ("errors", "disk", "lost_process", "__init__"),
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 MODULES = sorted((ROOT / "vigor_jax").rglob("*.py"))

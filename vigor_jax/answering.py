@@ -25,6 +25,7 @@ import vigor_jax
 from vigor_jax.data.conversation import TEMPLATES, encode_prompt
 from vigor_jax.data.images import load_image, preprocess
 from vigor_jax.decoding import NOT_IN_RESULTS, SamplingConfig
+from vigor_jax.disk import naming
 from vigor_jax.errors import InputError
 from vigor_jax.hf.load import Source, load_llava
 from vigor_jax.models.layers import stacks_inference
@@ -118,7 +119,7 @@ class Answerer:
                     pass
                 multihost_utils.sync_global_devices(str(out))  # what is written is there for all
                 return
-            with out.open("ab") as file:
+            with naming(out), out.open("ab") as file:
                 for question, found in zip(todo, completions, strict=True):
                     # One write a question, so that what a kill can leave half-written is the last one at most.
                     file.write("".join(_line(completion, question.prompt, len(found)) for completion in found).encode())
@@ -212,8 +213,9 @@ def _resume(out: Path, settings: Mapping[str, Any], num_candidates: int) -> set[
     """
     beside = out.with_name(out.name + ".settings.json")
     if not out.exists() or not out.stat().st_size:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+        with naming(beside):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            beside.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
         return set()
     if not beside.exists():
         raise InputError(

@@ -7,8 +7,12 @@ under a temporary name and renamed when all of it is there, so after a kill the 
 """
 
 import contextlib
+import errno
 import functools
+import gc
 import json
+import logging
+import os
 import re
 import sys
 import traceback
@@ -22,10 +26,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from vigor_jax.bit_sums import bit_sums
+from vigor_jax.disk import check_room, no_room
 from vigor_jax.errors import InputError
 from vigor_jax.json_fields import check_file, show
 
 _ABSENT = object()
+# How TensorStore says it, now and in earlier versions.
+_OS_ERROR = re.compile(r"os_error_code='?(\d+)|OS error (\d+)")
 
 
 class Checkpoints:
@@ -40,6 +47,8 @@ class Checkpoints:
         """
         self.directory = directory.absolute()  # Orbax takes no relative path
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+        logging.getLogger("absl").addFilter(_is_not_raised)  # for good: threads of a failed save outlive this object
+        self._size = 0
         self._manager = ocp.CheckpointManager(self.directory, options=options, handler_registry=_handlers())
 
     def __enter__(self) -> Self:
@@ -48,7 +57,8 @@ class Checkpoints:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._manager.close()
+        with self._one_error() if kind is None else contextlib.suppress(Exception):
+            self._manager.close()
 
     def latest_step(self) -> int | None:
         """The newest complete checkpoint; None where there is none."""
@@ -62,11 +72,30 @@ class Checkpoints:
           params: pytree of arrays, sharded anyhow.
           rest: likewise.
           record: JSON values; the method `record` compares the one under `fingerprint`.
+
+        Raises:
+          InputError: there is no room for it, or there was none for the one before.
+          OSError: this or the save before it could not be written.
         """
+        self.check_room(params, rest)
         save = ocp.args.StandardSave
         sums = ocp.args.JsonSave({"params": bit_sums(params), "rest": bit_sums(rest)})
         items = ocp.args.Composite(params=save(params), rest=save(rest), record=ocp.args.JsonSave(record), sums=sums)
-        self._manager.save(step, args=items, force=True)
+        with self._one_error():
+            self._manager.save(step, args=items, force=True)
+
+    def check_room(self, params: Any, rest: Any) -> None:
+        """Compares what the disk has free with the bytes of a checkpoint, which is written before an older one goes.
+
+        Args:
+          params: pytree of arrays, or of their `jax.ShapeDtypeStruct`s.
+          rest: likewise.
+
+        Raises:
+          InputError: there is no room for it; says how much is wanted and how much is free.
+        """
+        self._size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((params, rest)))
+        check_room(self.directory, self._size, "a checkpoint")
 
     def restore(self, step: int, params: Any, rest: Any) -> tuple[Any, Any]:
         """Reads to where `jax.ShapeDtypeStruct`s with shardings say, whatever mesh wrote the checkpoint.
@@ -94,8 +123,29 @@ class Checkpoints:
         return record
 
     def wait(self) -> None:
-        """Returns when everything saved is on disk; raises what a background write raised."""
-        self._manager.wait_until_finished()
+        """Returns when everything saved is on disk.
+
+        Raises:
+          InputError: there was no room.
+          OSError: a write in the background failed.
+        """
+        with self._one_error():
+            self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _one_error(self) -> Iterator[None]:
+        """What a save raises on a full or read-only disk as one `OSError`."""
+        found: OSError | None = None
+        try:
+            yield
+        except Exception as error:
+            if (found := _os_error(error, self.directory)) is None:
+                raise
+        if found:
+            gc.collect()  # the writes that were given up say so when they go; now rather than at the end
+            if found.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise no_room(self.directory, self._size, "a checkpoint")
+            raise found
 
 
 def latest_step(directory: Path) -> int | None:
@@ -205,6 +255,23 @@ def _damaged(directory: Path, step: int, reason: str) -> InputError:
     older = max((other for other in ocp.utils.checkpoint_steps(directory) if other < step), default=None)
     back = "begin again, for no older one is there" if older is None else f"go back to step {older}, which is there"
     return InputError(f"{directory / str(step)} is damaged ({reason}); remove that folder to {back}")
+
+
+def _is_not_raised(record: logging.LogRecord) -> bool:
+    """Orbax logs with a traceback, in each of its threads, what `save`, `wait` or the end of the context raises."""
+    return not (record.exc_info and "orbax" in record.pathname)
+
+
+def _os_error(error: BaseException | None, directory: Path) -> OSError | None:
+    """The error of the disk that another one was made of."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno:
+            return OSError(error.errno, os.strerror(error.errno), error.filename or str(directory))
+        if match := _OS_ERROR.search(str(error)):
+            number = int(match[1] or match[2])
+            return OSError(number, os.strerror(number), str(directory))
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _handlers() -> ocp.handlers.CheckpointHandlerRegistry:

@@ -8,6 +8,8 @@ import re
 import signal
 import sys
 import threading
+import time
+import traceback
 import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,9 +17,14 @@ from typing import Any, NoReturn, TypeVar
 
 import jsonargparse
 
+from vigor_jax.disk import describe
 from vigor_jax.errors import InputError, nearest
+from vigor_jax.lost_process import HEARTBEAT_TIMEOUT, is_sign_of_loss
 
 T = TypeVar("T")
+
+# What TensorStore's threads raise when they end a write of a checkpoint that has failed already.
+_LATE_WRITE = "Event loop is closed"
 
 
 def parse(schema: type[T], arguments: Sequence[str] | None = None, *, description: str) -> T:
@@ -64,17 +71,44 @@ def show_progress() -> None:
 
 
 def run(main: Callable[[], None]) -> NoReturn:
-    """Runs a command: exit code 0 when done, 2 with one line when what the user gave is wrong, 1 for a defect."""
+    """Runs a command: exit code 0 when done, 2 with one line when what the user gave is wrong or a place cannot be read
+    or written, 1 for a defect.
+
+    One of several processes that fails ends at once, without waiting for the others, which notice it.
+    """
     sys.unraisablehook = _interrupt_again
     try:
         main()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _leave(2, f"error: {error}")
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+        _leave(130, "interrupted; the same command goes on from here")
+    except OSError as error:
+        if (line := describe(error)) is None:
+            raise
+        _leave(2, f"error: {line}")
+    except Exception as error:
+        if not _is_distributed():
+            raise
+        if is_sign_of_loss(error):  # JAX is about to say of whom, and ends this process
+            time.sleep(1.5 * HEARTBEAT_TIMEOUT)
+        _leave(1, traceback.format_exc().rstrip())
     sys.exit(0)
+
+
+def _is_distributed() -> bool:
+    jax = sys.modules.get("jax")  # not every command needs it
+    return jax is not None and jax.distributed.is_initialized()
+
+
+def _leave(code: int, text: str) -> NoReturn:
+    print(text, file=sys.stderr, flush=True)
+    if not _is_distributed():
+        sys.exit(code)
+    if sys.modules["jax"].process_index() == 0:  # what fails here may fail in all; let them say so themselves
+        time.sleep(3)
+    sys.stdout.flush()
+    os._exit(code)  # `sys.exit` would wait for processes that wait for this one
 
 
 def _interrupt_again(unraisable: Any) -> None:
@@ -82,7 +116,7 @@ def _interrupt_again(unraisable: Any) -> None:
     if issubclass(unraisable.exc_type, KeyboardInterrupt):
         # Not at once: that would fall into this hook.
         threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
-    else:
+    elif str(unraisable.exc_value) != _LATE_WRITE:
         sys.__unraisablehook__(unraisable)
 
 

@@ -22,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vigor_jax import cli
+from vigor_jax.disk import naming
 from vigor_jax.errors import InputError
 from vigor_jax.evaluation.commands import ChairCommand, MmeCommand, PopeCommand, PopeQuestionsCommand
 from vigor_jax.evaluation.judged_commands import MmhalCommand, PreferenceCommand
@@ -59,10 +60,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         asker = Asker(command, command.out)
     else:
         command = cli.parse(kind, rest, description=kind.__doc__ or "")
-    metrics = command.metrics(asker)
+    with naming(command.out):
+        metrics = command.metrics(asker)
+        if asker is None or asker.is_first:
+            command.out.mkdir(parents=True, exist_ok=True)
+            (command.out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
     if asker is None or asker.is_first:
-        command.out.mkdir(parents=True, exist_ok=True)
-        (command.out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
         print(table({name: {name: metrics}}))
         if protocol := metrics.get("protocol"):
             print(f"protocol {protocol['name']}; after each question: {protocol['suffix'] or 'nothing'}")

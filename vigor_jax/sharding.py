@@ -21,6 +21,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vigor_jax.errors import InputError
+from vigor_jax.lost_process import HEARTBEAT_TIMEOUT, listen
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +69,8 @@ class DistributedConfig:
 def join_processes(config: DistributedConfig) -> None:
     """Initialises `jax.distributed`; TPU pods and SLURM are recognised, elsewhere the three flags say how.
 
+    A process that is lost ends the others within `HEARTBEAT_TIMEOUT`, with one line.
+
     In a SLURM job a task has its node's GPUs if it is alone there, and one of them if there are several.
 
     Raises:
@@ -86,13 +89,21 @@ def join_processes(config: DistributedConfig) -> None:
         )
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
-        jax.distributed.initialize(config.coordinator, config.num_processes, config.process_id, _local_devices())
+        jax.distributed.initialize(
+            config.coordinator,
+            config.num_processes,
+            config.process_id,
+            _local_devices(),
+            heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
+        )
     except (ValueError, TypeError, jax.errors.JaxRuntimeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
             f"distributed: cannot join the other processes ({reason}); start every process with srun, or give "
             "--distributed.coordinator, num_processes and process_id, or --distributed.enabled false to run as one"
         ) from error
+    if jax.distributed.is_initialized():
+        listen()
 
 
 def _local_devices() -> list[int] | None:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from vigor_jax.config import TrainConfig
+from vigor_jax.data.checksum import SUFFIX
 from vigor_jax.data.store import join
 from vigor_jax.decoding import NOT_IN_RESULTS
 from vigor_jax.hf.load import Source, open_checkpoint
@@ -57,7 +58,8 @@ def stage_inputs(config: TrainConfig, source: Source) -> list[StageInputs]:
         after = ("sample", "train_reward") if is_own else ("sample",)
         folder = join(records, "verdicts", stream_class(spec).name)
         stages.append(StageInputs(name, _scoring(spec, config), after, (folder,)))
-    selected = tuple(join(records, name) for name in ("selections", "targets", TARGETS, "summary.json"))
+    written = ("selections", "targets", TARGETS, TARGETS + SUFFIX, "summary.json")
+    selected = tuple(join(records, name) for name in written)
     return [
         *stages,
         StageInputs("select", settings_of("select", config.select), ("sample", *scores), selected),

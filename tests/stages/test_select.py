@@ -217,10 +217,10 @@ def test_a_kill_between_parts(run_dir, monkeypatch):
     select(SelectConfig(), undisturbed_dir, streams=STREAMS)
     write = store.write_part
 
-    def dying(folder, index, *rest):
+    def dying(folder, index, *rest, **seals):
         if index == 1:
             raise KeyboardInterrupt
-        write(folder, index, *rest)
+        write(folder, index, *rest, **seals)
 
     with monkeypatch.context() as patch:
         patch.setattr(store, "write_part", dying)

@@ -5,7 +5,7 @@ Arithmetic on millions of signals is done on these columns in numpy, without an 
 
 import itertools
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -58,9 +58,10 @@ def read_blocks(
       fields: of the signals.
 
     Raises:
-      InputError: a part is missing or damaged, the verdicts are not about these candidates, or the candidates of an
+      InputError: a part is missing or damaged, the verdicts are not on these candidates, or the candidates of an
         image do not stand together.
     """
+    _check_made_of(candidates, verdicts.values(), index, count)
     nested = [f"signals.list.element.{field}" for field in fields]
     parts = [
         store.read_batches(
@@ -199,6 +200,19 @@ def _checked(block: Block, folder: str) -> Block:
             f"{numbers[row]}; the candidates of an image and prompt stand together, numbered from 0; sample them again"
         )
     return block
+
+
+def _check_made_of(candidates: str, verdicts: Iterable[str], index: int, count: int) -> None:
+    """Refuses verdicts on other candidates, which may be of the same images, by the seals of both."""
+    digest = store.part_seal(candidates, index, count).digest
+    for folder in verdicts:
+        made_of = store.part_seal(folder, index, count).made_of
+        if digest and made_of and made_of != digest:
+            part = store.part_name(index, count)
+            raise InputError(
+                f"{store.join(folder, part)}: these are verdicts on other candidates than those in "
+                f"{store.join(candidates, part)}; remove this file and run the stage score again"
+            )
 
 
 def _check_aligned(

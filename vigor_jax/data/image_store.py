@@ -16,6 +16,7 @@ and as names are read up to its 50 MB, which all processes of a host share; some
 
 import abc
 import dataclasses
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property

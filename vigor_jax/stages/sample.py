@@ -75,6 +75,7 @@ def sample(
     *,
     dtype: Any,
     on_part: Callable[[int, int], None] = lambda index, count: None,
+    made_with: str = "",
 ) -> None:
     """Writes the parts of `candidates/` that are not there; all processes sample each part together.
 
@@ -85,6 +86,7 @@ def sample(
       mesh: all devices of all processes.
       dtype: type to compute in.
       on_part: called with (index, count) once a part is complete, those found there included.
+      made_with: names the settings, for the parts' seals.
 
     Raises:
       InputError: no images, or one cannot be read.
@@ -134,7 +136,7 @@ def sample(
                 candidates += [_candidate(completion, prompt) for completion in completions]
                 bar.update()
             if index % jax.process_count() == jax.process_index():
-                write_part(folder, index, count, candidates, Candidate, metadata)
+                write_part(folder, index, count, candidates, Candidate, metadata, made_with=made_with)
             on_part(index, count)
 
 

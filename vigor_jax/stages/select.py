@@ -18,6 +18,8 @@ import pyarrow as pa
 
 from vigor_jax.data import store
 from vigor_jax.data.blocks import Block, Mentions, num_words, read_blocks, signal_sums, unpack
+from vigor_jax.data.checksum import write_checksum
+from vigor_jax.data.seal import Seal
 from vigor_jax.errors import InputError
 from vigor_jax.records import DecidedBy, Dropped, Selection, Signal, Span, Target, Verdict
 from vigor_jax.rewards.content import has_words
@@ -27,7 +29,11 @@ from vigor_jax.rewards.sentences import split_sentences
 from vigor_jax.stages.candidate_texts import CandidateTexts, Repetitions
 from vigor_jax.stages.selection_summary import Summary, summarize
 
-__all__ = ["SelectConfig", "Summary", "select"]
+__all__ = ["OtherPartsError", "SelectConfig", "Summary", "select"]
+
+
+class OtherPartsError(InputError):
+    """Selections that are there were made of other candidates or verdicts than those that are there now."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +77,7 @@ def select(
     process_index: int = 0,
     process_count: int = 1,
     barrier: Callable[[], None] = lambda: None,
+    made_with: str = "",
 ) -> Summary | None:
     """Makes `selections/`, `targets/`, `targets.json` and `summary.json` of `candidates/` and `verdicts/STREAM/`.
 
@@ -84,6 +91,7 @@ def select(
       process_index: of this process.
       process_count: of all.
       barrier: returns when all processes have called it.
+      made_with: names the settings, for the parts' seals.
 
     Returns:
       What was done, on process 0, which also prints it; None on the others.
@@ -91,27 +99,34 @@ def select(
     Raises:
       InputError: parts are missing, do not fit each other, hold a signal that is no finite number of 0 or more, or the
         selections that are there were made with other settings.
+      OtherPartsError: they were made of other parts.
     """
     if config.strategy == "reward" and not streams:
         raise InputError("select: expected at least one stream to select by, got none; name one, or use a control")
     sources = _Sources.of(run_dir, streams)
     count = sources.count
     selections, targets = store.join(run_dir, "selections"), store.join(run_dir, "targets")
-    metadata = _metadata(config, sources)
-    _check_settings(selections, metadata)
-    _check_settings(targets, metadata)
+    metadata, made_of = _made_from(config, sources)
+    selected, targeted = _check_settings(selections, metadata), _check_settings(targets, metadata)
+    _check_made_of(selections, selected, made_of)
 
     own = set(range(process_index, count, process_count))
     if to_do := sorted(own - store.parts_done(selections, count)):
         scale = _scale(config, sources)
         for index in to_do:
-            store.write_part(selections, index, count, _select_part(config, sources, index, scale), Selection, metadata)
-    for index in sorted(own - store.parts_done(targets, count)):
-        store.write_part(targets, index, count, _targets(selections, index, count), Target, metadata)
+            chosen = _select_part(config, sources, index, scale)
+            seals = {"made_with": made_with, "made_of": made_of}
+            store.write_part(selections, index, count, chosen, Selection, metadata, **seals)
+    for index in sorted(own):
+        digest = store.part_seal(selections, index, count).digest
+        if index not in targeted or targeted[index].made_of not in ("", digest):
+            seals = {"made_with": made_with, "made_of": digest}
+            store.write_part(targets, index, count, _targets(selections, index, count), Target, metadata, **seals)
     barrier()
     if process_index:
         return None
     _write_targets_json(store.join(run_dir, "targets.json"), targets)
+    write_checksum(store.join(run_dir, "targets.json"))
     summary = summarize(selections, streams)
     with store.write_atomically(store.join(run_dir, "summary.json")) as file:
         file.write(json.dumps(dataclasses.asdict(summary), indent=2, ensure_ascii=False).encode() + b"\n")
@@ -145,21 +160,34 @@ class _Sources:
         return read_blocks(self.candidates, self.verdicts, index, self.count, columns=columns, fields=fields)
 
 
-def _metadata(config: SelectConfig, sources: _Sources) -> dict[str, str]:
-    """All that a selection depends on, kept in its parts."""
-    made_from = [store.part_metadata(folder) for folder in (sources.candidates, *sources.verdicts.values())]
+def _made_from(config: SelectConfig, sources: _Sources) -> tuple[dict[str, str], str]:
+    """All that a selection depends on, kept in its parts: the settings, and a name of the parts it is made of: of all
+    of them, since the variances are."""
+    parts = [store.inspect_parts(folder) for folder in (sources.candidates, *sources.verdicts.values())]
+    made_from = [each.metadata for each in parts]
     settings = {"settings": dataclasses.asdict(config), "streams": sources.streams, "made_from": made_from}
-    return {key: json.dumps(value, sort_keys=True) for key, value in settings.items()}
+    digests = [[each.seals[index].digest for index in range(sources.count)] for each in parts]
+    made_of = hashlib.sha256(json.dumps(digests).encode()).hexdigest()
+    return {key: json.dumps(value, sort_keys=True) for key, value in settings.items()}, made_of
 
 
-def _check_settings(folder: str, metadata: Mapping[str, str]) -> None:
-    found = store.part_metadata(folder)
+def _check_made_of(folder: str, seals: Mapping[int, Seal], made_of: str) -> None:
+    for seal in seals.values():
+        if seal.made_of not in ("", made_of):
+            path = store.join(folder, seal.part)
+            raise OtherPartsError(f"{path} was made of other candidates or verdicts than those that are there now")
+
+
+def _check_settings(folder: str, metadata: Mapping[str, str]) -> dict[int, Seal]:
+    """The seals of the parts of a folder, which were made with these settings."""
+    found, seals = store.inspect_parts(folder)
     if found and found != metadata:
         key = min(key for key in {**found, **metadata} if found.get(key) != metadata.get(key))
         raise InputError(
             f"{folder}: has parts whose {key} was {found.get(key)}, and now it is {metadata.get(key)}; go back to "
             "that, choose another run.dir, or give --run.overwrite true to make them again"
         )
+    return seals
 
 
 # Pass 1

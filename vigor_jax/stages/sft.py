@@ -188,6 +188,7 @@ def fine_tune(
             )
         optimizer = make_optimizer(config, batches.num_steps)
         abstract = abstract_state(params, optimizer, mesh)
+        checkpoints.check_room(abstract.params, _all_but_params(abstract))  # now rather than after hours
         if start:
             del params
             params, rest = checkpoints.restore(start, abstract.params, _all_but_params(abstract))
