@@ -61,13 +61,13 @@ def dump(config: Any) -> str:
 
 
 def show_progress() -> None:
-    """Sends what the stages tell to stderr, as it is; of what libraries tell, only warnings.
+    """Sends to stderr what the stages tell, as it is, and what streams of users tell; of libraries, only warnings.
 
     Libraries tell of each file that they write (absl) and of each request that they send (httpx).
     """
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
-    for own in ("vigor_jax", "detector_bridge", "__main__"):
-        logging.getLogger(own).setLevel(logging.INFO)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    for library in ("absl", "httpcore", "httpx", "matplotlib", "openai"):
+        logging.getLogger(library).setLevel(logging.WARNING)
 
 
 def run(main: Callable[[], None]) -> NoReturn:

@@ -121,7 +121,7 @@ class Selection:
       mentions: signals that point into the text: one row a candidate, one column a stream.
       refined_mentions: those that point into what is left of the chosen one, one a stream.
       has_content: whether each candidate says anything that counts; those that do not lose to those that do.
-      repeats: sentences of each candidate that repeat an earlier one of its own word for word.
+      repeats: sentences of each candidate that repeat an earlier one of the same candidate word for word.
     """
 
     image: str

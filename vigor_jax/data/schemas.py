@@ -128,7 +128,7 @@ def _is_older(found: pa.DataType, expected: pa.DataType) -> bool:
 
 
 def added(field: pa.Field, length: int) -> pa.Array:
-    """A column or a field of a struct that an earlier version did not write, for so many rows."""
+    """A column or a field of a struct that an earlier version did not write, of that length."""
     return pa.repeat(pa.scalar(_ADDED[field.name], field.type), length)
 
 

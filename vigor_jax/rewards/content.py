@@ -10,7 +10,7 @@ _UNSPACED = re.compile(
 
 
 def has_words(text: str, least: int) -> bool:
-    """Whether a text has at least so many words.
+    """Whether a text has a number of words, or more.
 
     A word is what stands between white space and has a letter or a digit; in scripts without spaces, each letter.
     """

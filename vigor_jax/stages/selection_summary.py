@@ -26,7 +26,7 @@ class Summary:
       mentions: by stream, the mean number of signals that point into a caption: likewise.
       penalties: quantiles 0, 0.25, 0.5, 0.75, 1 over all "candidates" and over the "chosen".
       without_content: how many of the "candidates" and of the "chosen" say nothing that counts.
-      repeating: how many of them repeat a sentence of their own word for word.
+      repeating: how many of them have a sentence that repeats an earlier one word for word.
       decided_by: how many images were decided by what; all but "content", "penalty", "only" and "random" are broken
         ties.
       decisive_stream: of those that the penalty decided, how many by which stream: the one whose term differs most
