@@ -14,6 +14,8 @@ from vigor_jax.checkpoint import latest_step, read_record
 from vigor_jax.errors import InputError
 from vigor_jax.hf.export import ExportConfig, export_checkpoint
 from vigor_jax.hf.load import open_checkpoint
+from vigor_jax.hf.other_folders import refuse_adapter
+from vigor_jax.json_fields import Fields
 from vigor_jax.sharding import DistributedConfig, MeshConfig, join_processes, make_mesh
 from vigor_jax.stages.export import export
 
@@ -50,11 +52,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     step = latest_step(config.checkpoint)
     if step is None:
+        refuse_adapter(config.checkpoint)
         raise InputError(
             f"{config.checkpoint}: neither a LLaVA checkpoint (config.json) nor one of a training stage; "
             "give runs/NAME/checkpoints/sft or a model's directory"
         )
-    base = config.base or Path(read_record(config.checkpoint, step)["base"])
+    record = Fields(read_record(config.checkpoint, step), config.checkpoint / str(step) / "record" / "record.json")
+    base = config.base or Path(record.text("base", "") or "unknown")
     if not base.is_dir():
         raise InputError(f"export: the base checkpoint {base} is not there; say where it is now with --base")
     export(config, open_checkpoint(base, config.vision_tower), config.checkpoint, config.out, make_mesh(MeshConfig()))

@@ -206,13 +206,12 @@ def plain_config_once() -> dict[str, Any]:
 @pytest.mark.timeout(2 * MANY)
 @pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json", "processor_config.json"])
 def test_a_wrong_value_in_a_file_is_one_line_or_changes_nothing(copied: Path, checkpoint: Path, name: str) -> None:
-    """Through the files: what opens is the same model and the same preparation of images."""
+    """Through the files; with another config.json, what opens is the same model and the same preparation of images."""
     valid = open_checkpoint(checkpoint)
     file = json.loads((checkpoint / name).read_text())
     if name == "processor_config.json":
         file = {"image_processor": json.loads((checkpoint / "preprocessor_config.json").read_text())}
     harmless = {"max_position_embeddings", "rms_norm_eps", "layer_norm_eps", "rope_theta", "num_attention_heads"}
-    harmless |= {"image_mean", "image_std"}
     for place, other in changed(file):
         replace(copied / name, other)
         try:
@@ -220,11 +219,9 @@ def test_a_wrong_value_in_a_file_is_one_line_or_changes_nothing(copied: Path, ch
         except InputError as error:
             check_line(error)
             continue
-        if not harmless & set(place):
+        if name == "config.json" and not harmless & set(place):
             same = dataclasses.replace(source.config, feature_layer=valid.config.feature_layer)
-            if "vision_feature_layer" not in place:
-                assert source.config == valid.config, place
-            assert same == valid.config, place
+            assert (same if "vision_feature_layer" in place else source.config) == valid.config, place
             assert source.preprocessing == valid.preprocessing, place
 
 
@@ -301,47 +298,47 @@ def set_in(**values: Any) -> Callable[[dict[str, Any]], None]:
 
 
 PROCESSORS = {
-    "size as text": (set_in(size="28"), "size: expected a whole number from 1 to 8192, got '28'"),
-    "squashed": (set_in(size={"height": 28, "width": 28}), "expected a shortest_edge"),
-    "another edge": (set_in(size={"longest_edge": 28}), "expected a shortest_edge"),
-    "edge as float": (set_in(size={"shortest_edge": 28.0}), "size.shortest_edge: expected a whole number"),
-    "crop": (set_in(crop_size={"height": 28, "width": 14}), "a height and a width that are equal"),
-    "half a crop": (set_in(crop_size={"height": 28}), "a height and a width that are equal"),
-    "mean of two": (
-        set_in(image_mean=[0.5, 0.5]),
-        "image_mean: expected a list of 3 numbers from 0 to 1, got a list of 2",
-    ),
-    "mean as text": (set_in(image_mean=["0.5", 0.5, 0.5]), "image_mean: expected a list of 3 numbers"),
-    "mean NaN": (set_in(image_mean=[math.nan, 0.5, 0.5]), "image_mean: expected a list of 3 numbers"),
-    "mean null": (set_in(image_mean=None), "image_mean: expected a list of 3 numbers from 0 to 1, got null"),
-    "mean of grey levels": (
-        set_in(image_mean=[123.7, 116.3, 103.5]),
-        "image_mean: expected a list of 3 numbers from 0 to 1",
-    ),
-    "deviation 0": (set_in(image_std=[0.0, 0.5, 0.5]), "image_std: expected a list of 3 numbers"),
-    "another factor": (set_in(rescale_factor=1 / 127.5), "rescale_factor 0.00784314 is not supported, only 1/255"),
-    "no rescaling": (set_in(do_rescale=False), "do_rescale false is not supported, only true"),
-    "steps as text": (set_in(do_normalize="true"), "do_normalize 'true' is not supported"),
-    "pad as text": (set_in(do_pad="false"), "do_pad: expected true or false, got 'false'"),
-    "bilinear": (set_in(resample=2), "resample 2 is not supported, only 3"),
-    "of another model": (
-        set_in(image_processor_type="SiglipImageProcessor"),
-        "'SiglipImageProcessor' is not supported",
-    ),
-    "kind as number": (set_in(image_processor_type=3), "image_processor_type: expected a string, got 3"),
+    "size as text": set_in(size="28"),
+    "size as list": set_in(size=[28]),
+    "another edge": set_in(size={"longest_edge": 28}),
+    "edge as float": set_in(size={"shortest_edge": 28.0}),
+    "edge as text": set_in(size={"shortest_edge": "28"}),
+    "edge 0": set_in(size={"shortest_edge": 0}),
+    "crop": set_in(crop_size={"height": 28, "width": 14}),
+    "crop as text": set_in(crop_size="28"),
+    "half a crop": set_in(crop_size={"height": 28}),
+    "crop of null": set_in(crop_size={"height": 28, "width": None}),
+    "image_mean of two": set_in(image_mean=[0.5, 0.5]),
+    "image_mean as text": set_in(image_mean=["0.5", 0.5, 0.5]),
+    "image_mean with NaN": set_in(image_mean=[math.nan, 0.5, 0.5]),
+    "image_mean as object": set_in(image_mean={"r": 0.5}),
+    "image_std with 0": set_in(image_std=[0.0, 0.5, 0.5]),
+    "image_std without end": set_in(image_std=[math.inf, 0.5, 0.5]),
+    "rescale_factor as text": set_in(rescale_factor="1/255"),
+    "rescale_factor NaN": set_in(rescale_factor=math.nan),
+    "do_rescale as list": set_in(do_rescale=[True]),
+    "do_normalize as text": set_in(do_normalize="true"),
+    "do_resize as number": set_in(do_resize=1),
+    "do_pad as text": set_in(do_pad="false"),
+    "resample as text": set_in(resample="bicubic"),
+    "resample as float": set_in(resample=3.0),
+    "image_processor_type of another model": set_in(image_processor_type="SiglipImageProcessor"),
+    "image_processor_type as number": set_in(image_processor_type=3),
 }
 
 
 @pytest.mark.parametrize("what", PROCESSORS)
 @pytest.mark.parametrize("name", ["preprocessor_config.json", "processor_config.json"])
 def test_processors_refused_in_one_line(copied: Path, checkpoint: Path, what: str, name: str) -> None:
-    change, fragment = PROCESSORS[what]
     config = json.loads((checkpoint / "preprocessor_config.json").read_text())
-    change(config)
+    PROCESSORS[what](config)
     if name == "processor_config.json":
         config = {**json.loads((checkpoint / name).read_text()), "image_processor": config}
     replace(copied / name, config)
-    assert fragment in refusal(copied)
+    message = refusal(copied)
+    key = what.split()[0]
+    assert ("size" if key in ("size", "another", "edge", "crop", "half") else key) in message
+    assert str(copied / name) in message
 
 
 def test_the_image_processor_inside_the_processor_is_taken_as_transformers_5_takes_it(copied: Path) -> None:
