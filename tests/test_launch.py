@@ -117,7 +117,7 @@ cli.run(main)
 
 
 def join(given=None, **environment):
-    """Joins in a process of its own, with no other variables of SLURM, as a command does."""
+    """Joins in another process, with no other variables of SLURM, as a command does."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM", "OMPI"))}
     return subprocess.Popen(
         [sys.executable, "-c", JOIN, repr(given or {})],

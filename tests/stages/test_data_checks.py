@@ -304,7 +304,7 @@ def add(records, taken):
 def remove_a_batch(records, taken):
     gone = set(taken[24:32])
     records[:] = [record for index, record in enumerate(records) if index not in gone]
-    return "so many rows were removed that update 4 has none left"
+    return "too many rows were removed: update 4 has none left"
 
 
 @pytest.mark.parametrize("change", [fix_learnt, remove_learnt, add, remove_a_batch])

@@ -53,7 +53,7 @@ class Scan(NamedTuple):
 
     Attributes:
         examples: those that can be used, in the order of the file.
-        bad: the others, likewise.
+        bad: the others, in the order of the file.
         total: rows in all.
     """
 

@@ -1,4 +1,4 @@
-"""Places of rows in a run's order, and how a changed file fills them when the run goes on.
+"""Places of rows in a run's order, and how a changed file fills them when the run continues.
 
 The order of a run is a permutation of places, one for each row that it began with. A row that was fixed since keeps its
 place, and the place of one that was removed stays empty, so the batches of all other rows stay what they were: the run

@@ -112,10 +112,10 @@ def usable_examples(
         path: of conversations in LLaVA's format.
         image_folder: as `read_examples` takes it.
         encoder: makes tokens of them.
-        skip: as `settle` takes it, like the following.
-        option: likewise.
-        report: likewise.
-        writes: likewise.
+        skip: as `settle` takes it.
+        option: as `settle` takes it.
+        report: as `settle` takes it.
+        writes: as `settle` takes it.
 
     Raises:
         InputError: the file cannot be read, or there are others and they may not be left out; names them all.

@@ -105,5 +105,5 @@ def _fill(config: SftConfig, data: Data, places: np.ndarray, start: int, where: 
         raise InputError(f"{where} in {len(spoilt)} rows that were learnt already: {what}; {instead}")
     settings = {"batch_size": config.batch_size, "epochs": config.epochs, "seed": config.seed}
     if (update := empty_update(filled, **settings, start=start)) is not None:
-        raise InputError(f"{where}: so many rows were removed that update {update} has none left; {instead}")
+        raise InputError(f"{where}: too many rows were removed: update {update} has none left; {instead}")
     return filled
