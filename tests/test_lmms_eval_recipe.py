@@ -78,7 +78,7 @@ def venv(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(7200)
 def test_the_recipe_runs_a_task_and_its_log_is_read(venv: Path, tmp_path: Path) -> None:
     build_checkpoint(tmp_path / "model", Tiny())
     (tmp_path / "tasks").mkdir()
