@@ -18,7 +18,7 @@ from vigor_jax.rewards.words import NEVER_NOUN, plurals, regular_singular
 TARGET = Path(__file__).parents[1] / "vigor_jax" / "rewards" / "wordnet.txt"
 HEAD = """\
 # Made by scripts/word_lists.py from WordNet 3.0 (Copyright 2006 by Princeton University. All rights reserved. Its
-# license allows use, copies and changes for any purpose; see https://wordnet.princeton.edu/license-and-commercial-use).
+# license is in wordnet_license.txt.)
 # Change the script, or the lists next to this one, which come first.
 """
 # Lexicographer files of nouns that have a sense one may see; of "communication" are signs and posters as well as talks.

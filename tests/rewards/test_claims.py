@@ -1,8 +1,12 @@
 """What a caption asserts, denies and only supposes, by both extractors."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from tests.rewards.test_phrases import nltk_tagger  # noqa: F401
+from vigor_jax.errors import InputError
 from vigor_jax.rewards.phrases import EntityPhrases, NounPhrases
 from vigor_jax.rewards.sentences import split_sentences
 
@@ -146,3 +150,109 @@ def test_nouns_say_the_same_of_each_place(nouns, entities, text):
     for start, end in by_list:
         around = [kind for (first, last), kind in by_tagger.items() if first < end and last > start]
         assert around == [by_list[start, end]], text[start:end]
+
+
+def labelled():
+    """Caption, and the phrases below it by their mark: "=", "-", "?" and "(" for those that are right either way."""
+    text, marks = [], {}
+    for line in (Path(__file__).parent / "expected_claims.txt").read_text(encoding="utf-8").splitlines():
+        if line[:2] in ("= ", "? ") or (line.startswith("- ") and "=" in marks):
+            for phrase in line[2:].split(", "):
+                marks.setdefault("(" if phrase.startswith("(") else line[0], set()).add(phrase.strip("()"))
+            continue
+        if "=" in marks:
+            yield "\n".join(text).strip(), marks
+            text, marks = [], {}
+        if not re.match("#{1,2} ", line):
+            text.append(line)
+    yield "\n".join(text).strip(), marks
+
+
+def test_captions_of_other_styles_agree_with_a_reader(nouns):
+    right, num_expected, num_found = ({"=": 0, "-": 0} for _ in range(3))
+    for text, marks in labelled():
+        phrases = nouns(text, split_sentences(text))
+        either = marks.get("(", set())
+        found = {
+            "=": {phrase.text for phrase in phrases if phrase.mentions} - either,
+            "-": {phrase.text for phrase in phrases if phrase.denied} - either,
+        }
+        for kind, got in found.items():
+            expected = marks.get(kind, set())
+            right[kind] += len(got & expected)
+            num_expected[kind] += len(expected)
+            num_found[kind] += len(got)
+    assert num_expected["="] > 190
+    assert num_expected["-"] > 25
+    for kind, count in right.items():
+        assert count / num_found[kind] >= 0.96, f"precision of {kind}"
+        assert count / num_expected[kind] >= 0.97, f"recall of {kind}"
+
+
+# caption, what is asserted
+WRONG_BEFORE = (
+    ("A man waiting to board.", "man"),
+    ("The team is ready to play.", "team"),
+    ("An orange and white cat.", "cat"),
+    ("A black, white and orange bird next to an orange.", "bird, orange"),
+    ("The cup is orange.", "cup"),
+    ("A bright orange kite high in the sky.", "kite, sky"),
+    ("A dog drinks water.", "dog, water"),
+    ("A boy kicks a ball.", "boy, ball"),
+    ("The cat sleeps on the bed.", "cat, bed"),
+    ("A desk with office supplies.", "desk, office supply"),
+    ("A tea set on the table.", "tea set, table"),
+    ("Smoothies, selfies and hoodies.", "smoothie, hoodie"),
+    ("Yes. Two firemen and a policeman.", "fireman, policeman"),
+    ("Sure! Here is a description: A horse in a field.", "horse, field"),
+    ("Flowers add a pop of color and a touch of elegance.", "flower"),
+    ("The bat makes contact with the ball.", "bat, ball"),
+    ('A sign that says "Stop for Dogs" and a "Coffee House" banner.', "sign, banner"),
+    ("A sign with the words 'Fresh Bread' on it.", "sign"),
+    ("A man lifts 80 kg; a pole 3 feet tall; a bag of 2 lbs.", "man, pole, bag"),
+    ("Player No. 7 runs.", "player"),
+    ("A couple sits on a bench.", "person, bench"),
+    ("A couple of dogs and a couple more cats.", "dog, cat"),
+    ("Cacti, oxen and geese.", "cactus, ox, goose"),
+    ("Glasses of wine next to a plate; a man with glasses.", "glass, wine, plate, man, glasses"),
+)
+
+
+@pytest.mark.parametrize(("text", "expected"), WRONG_BEFORE, ids=[text for text, _ in WRONG_BEFORE])
+def test_nouns_that_taggers_and_lists_get_wrong(nouns, text, expected):
+    assert kinds(nouns, text) == (expected.split(", "), [], [])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "phrase"),
+    [
+        ("traffic_light", "Two Traffic Lights.", "traffic light"),
+        ("bow_(weapon)", "He holds a bow.", "bow"),
+        ("bow_(decorative_ribbons), ribbon", "Red ribbons.", "bow"),
+        ("pan_(metal, for cooking)", "Pans on a stove.", "pan"),
+        ("first-aid_kit", "A first-aid kit.", "first-aid kit"),
+        ("cactus", "Two cacti and a cactus.", "cactus"),
+        ("cactus", "Two cactuses.", "cactus"),
+        ("ox", "Oxen pull a cart.", "ox"),
+        ("die", "He throws dice.", "die"),
+        ("snow_man", "Three snow men.", "snow man"),
+        ("fireman", "Firemen.", "fireman"),
+        ("mouse", "Mice.", "mouse"),
+        ("octopus", "Octopi and octopuses.", "octopus"),
+        ("wolf", "Wolves.", "wolf"),
+        ("person", "Persons and people.", "person"),
+        ("selfie stick", "Selfie sticks.", "selfie stick"),
+    ],
+)
+def test_names_as_lists_have_them(tmp_path, name, text, phrase):
+    (tmp_path / "list.txt").write_text(f"{name}\n", encoding="utf-8")
+    found = EntityPhrases(tmp_path / "list.txt")(text, split_sentences(text))
+    assert [each.text for each in found] == [phrase]
+    assert len(found[0].mentions) == (2 if " and " in text else 1)
+
+
+@pytest.mark.parametrize("line", ["(weapon)", "_", "bow, (weapon)", "_(weapon)"])
+def test_a_name_of_nothing_but_a_remark_is_refused(tmp_path, line):
+    (tmp_path / "list.txt").write_text(f"dog\n{line}\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"list\.txt, line 2: expected names separated by commas"):
+        EntityPhrases(tmp_path / "list.txt")

@@ -1,17 +1,20 @@
 """The automatic reward against a real sidecar asked by hand."""
 
+from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from detector_bridge.client import BlockingClient, ClientConfig, Request
+from detector_bridge.client import BlockingClient, ClientConfig, Detection, Request
 from tests.detector_bridge.sidecar import picture, sidecar
 from tests.detector_bridge.tiny_detector import write_transformers
 from vigor_jax.errors import InputError
 from vigor_jax.records import Judged, Span
 from vigor_jax.rewards.detection import DetectionConfig, DetectorStream
 from vigor_jax.rewards.phrases import PhrasesConfig
+from vigor_jax.rewards.refine import refine
 
 TEXTS = (
     ("A dog and two cats sit by a bench.", "There is a traffic light. A dog! The dog sleeps."),
@@ -97,7 +100,7 @@ def test_an_own_sidecar_says_the_same(served, model, items):
         assert own.digest == theirs.digest
 
 
-def test_digest_names_model_and_settings(served, tmp_path):
+def test_digest_names_model_and_settings(served, tmp_path, monkeypatch):
     def digest(given: DetectionConfig) -> str:
         with DetectorStream(given) as stream:
             return stream.digest
@@ -108,8 +111,91 @@ def test_digest_names_model_and_settings(served, tmp_path):
     (tmp_path / "list.txt").write_text("dog\n")
     other = DetectionConfig((served.address,), phrases=PhrasesConfig("entities", entities=tmp_path / "list.txt"))
     assert digest(other) != plain
+    for option in ({"negated": "skip"}, {"negated": "ask"}, {"hypothetical": "ask"}):
+        changed = DetectionConfig((served.address,), phrases=PhrasesConfig("entities", **option))
+        assert digest(changed) != plain
+    with monkeypatch.context() as patch:
+        patch.setattr("vigor_jax.rewards.detection.RULES", 1)
+        assert digest(config(served)) != plain
     with sidecar(write_transformers(tmp_path / "another", seed=1)) as running:
         assert digest(config(running)) != plain
+
+
+DENYING = (
+    "There is no dog. A cat sits there.",
+    "A dog sleeps. There is no dog. Possibly there is a car.",
+    "There are no other dogs, and a cup without a spoon.",
+)
+
+
+class Found:
+    """A client whose detector finds what it is told to."""
+
+    def __init__(self, names: str) -> None:
+        self.names, self.asked = names.split(), set()
+
+    def submit(self, request):
+        self.asked.update(request.phrases)
+        answer = Future()
+        boxes = np.zeros((0, 4), np.float32)
+        detections = [Detection(name, name in self.names, 0.5, boxes, boxes[:, 0]) for name in request.phrases]
+        answer.set_result(SimpleNamespace(detections=detections))
+        return answer
+
+
+def judged(found: str, tmp_path, **options):
+    """label, spans' texts, negative, positive, absent, denied of each signal; and what was asked."""
+    path = tmp_path / "0.png"
+    picture(0).save(path)
+    stream = DetectorStream(DetectionConfig(("a:1",), phrases=PhrasesConfig("entities", **options)))
+    client = stream._client = Found(found)
+    (verdicts,) = stream.judge([Judged("0.png", path, "Describe it.", DENYING)])
+    return [
+        [
+            (s.label, *(text[slice(*span)] for span in s.spans), s.negative, s.positive, s.absent, s.denied)
+            for s in verdict.signals
+        ]
+        for text, verdict in zip(DENYING, verdicts, strict=True)
+    ], client.asked
+
+
+def test_what_is_denied_and_found_is_wrong(tmp_path):
+    (first, second, third), asked = judged("dog cat spoon", tmp_path)
+    assert first == [("dog", "dog", 1, 0, True, True), ("cat", "cat", 0, 1, False, False)]
+    assert second == [("dog", "dog", 0, 1, False, False), ("dog", "dog", 1, 0, True, True)]
+    assert third == [("cup", "cup", 1, 0, True, False), ("spoon", "spoon", 1, 0, True, True)]
+    assert asked == {"dog", "cat", "cup", "spoon"}  # the car is only supposed
+
+
+def test_what_is_denied_and_not_found_earns_nothing(tmp_path):
+    (first, second, third), _ = judged("cup cat", tmp_path)
+    assert first == [("cat", "cat", 0, 1, False, False)]
+    assert second == [("dog", "dog", 1, 0, True, False)]
+    assert third == [("cup", "cup", 0, 1, False, False)]
+
+
+def test_denials_can_be_skipped(tmp_path):
+    (first, second, third), asked = judged("dog cat spoon", tmp_path, negated="skip")
+    assert [[signal[0] for signal in each] for each in (first, second, third)] == [["cat"], ["dog"], ["cup"]]
+    assert not any(signal[-1] for signal in (*first, *second, *third))
+    assert asked == {"dog", "cat", "cup"}
+
+
+def test_everything_can_be_asked_as_in_the_paper(tmp_path):
+    (first, second, third), asked = judged("dog", tmp_path, negated="ask", hypothetical="ask")
+    assert first == [("dog", "dog", 0, 1, False, False), ("cat", "cat", 1, 0, True, False)]
+    assert second == [("dog", "dog", "dog", 0, 1, False, False), ("car", "car", 1, 0, True, False)]
+    assert [signal[0] for signal in third] == ["dog", "cup", "spoon"]
+    assert asked == {"dog", "cat", "car", "cup", "spoon"}
+
+
+def test_refinement_drops_the_sentence_of_a_wrong_denial(tmp_path):
+    path = tmp_path / "0.png"
+    picture(0).save(path)
+    stream = DetectorStream(DetectionConfig(("a:1",), phrases=PhrasesConfig("entities")))
+    stream._client = Found("dog cat")
+    (verdicts,) = stream.judge([Judged("0.png", path, "Describe it.", DENYING)])
+    assert refine(DENYING[0], [verdicts[0]]).text == "A cat sits there."
 
 
 def test_an_unreadable_image_is_named(served, items):

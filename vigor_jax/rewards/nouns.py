@@ -22,7 +22,9 @@ def _tell_glasses(lower: list[str]) -> None:
     """Names those that one drinks from "glass", whose plural the other ones have."""
     for place, word in enumerate(lower):
         around = set(lower[max(0, place - 6) : place + 6])
-        if word == "glasses" and (lower[place + 1 : place + 2] == ["of"] or (around & _DRINKS and not around & _WORN)):
+        is_pair = lower[max(0, place - 2) : place] == ["pair", "of"]
+        is_full = lower[place + 1 : place + 2] == ["of"] or (around & (_DRINKS - {"of"}) and not around & _WORN)
+        if word == "glasses" and is_full and not is_pair:
             lower[place] = "glass"
 
 
