@@ -20,9 +20,9 @@ from vigor_jax.data.tokenizer import Tokenizer
 from vigor_jax.errors import InputError
 from vigor_jax.hf import config as hf_config
 from vigor_jax.hf import names
+from vigor_jax.hf.image_settings import preprocessing_from_hf
 from vigor_jax.hf.names import Layout
 from vigor_jax.hf.tensor_files import TensorReader
-from vigor_jax.models.clip import ClipConfig
 from vigor_jax.models.llava import Llava, LlavaConfig, abstract_llava, param_paths
 from vigor_jax.sharding import partition_spec
 
@@ -88,6 +88,8 @@ class Source:
     def digest(self) -> str:
         """Names the checkpoint: SHA-256 of its sizes and of a few rows of every tensor, without reading the rest."""
         total = hashlib.sha256(repr(self.preprocessing).encode())
+        if not self.tokenizer.restarts_after_image:
+            total.update(b"text continues after an image")  # earlier versions tokenized it otherwise
         for name, tensor in sorted(self.tensors.items()):
             total.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
             rows = tensor.shape[0] if tensor.shape else 1
@@ -130,7 +132,7 @@ def open_checkpoint(directory: Path, vision_tower: Path | None = None) -> Source
         ),
         directory / "preprocessor_config.json",
     )
-    preprocessing = hf_config.preprocessing_from_hf(hf_config.read_json(processor), model.vision.image_size, processor)
+    preprocessing = preprocessing_from_hf(hf_config.read_json(processor), model.vision.image_size, processor)
     return _source(directory, "llava-hf", model, preprocessing, tensors)
 
 
@@ -145,9 +147,12 @@ def _source(
     preprocessing: Preprocessing,
     tensors: Mapping[str, Stored],
 ) -> Source:
-    vision = dataclasses.replace(model.vision, image_mean=preprocessing.image_mean, image_std=preprocessing.image_std)
+    mean, deviation = preprocessing.scaled_mean, preprocessing.scaled_std
+    vision = dataclasses.replace(model.vision, image_mean=mean, image_std=deviation)
     model = dataclasses.replace(model, vision=vision)
-    tokenizer = Tokenizer.load(directory)
+    # A llava-hf prompt is one text for its processor; the original code has none, and a slow tokenizer.
+    tokenizer = Tokenizer.load(directory, whole_prompt=layout == "llava-hf", model_first=layout == "llava")
+    tokenizer.check_rows(model.text.vocab_size)
     image = tokenizer.token_to_id("<image>")
     if layout == "llava-hf" and image is not None and image != model.image_token_id:
         raise InputError(
@@ -189,13 +194,18 @@ def _open_original(directory: Path, config: dict[str, Any], vision_tower: Path |
     tensors = _canonical(stored, lambda name: names.canonical_original(name, model), directory)
     _check_tensors(tensors, model, directory)
 
-    means = ClipConfig()
-    preprocessing = Preprocessing(
-        size=vision.image_size,
-        pad=config.get("image_aspect_ratio") == "pad",
-        image_mean=means.image_mean,
-        image_std=means.image_std,
-    )
+    pads = config.get("image_aspect_ratio")
+    if pads not in (None, "square", "pad"):
+        raise InputError(
+            f"{path}: image_aspect_ratio {pads!r} is not supported, only 'pad' or 'square': several views of an image "
+            "belong to later models than LLaVA 1.5"
+        )
+    processor = (tower or directory) / "preprocessor_config.json"
+    if tower and processor.exists():
+        preprocessing = preprocessing_from_hf(hf_config.read_json(processor), vision.image_size, processor)
+    else:
+        preprocessing = Preprocessing(vision.image_size)
+    preprocessing = dataclasses.replace(preprocessing, pad=pads == "pad")
     return _source(directory, "llava", model, preprocessing, tensors)
 
 
