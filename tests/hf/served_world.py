@@ -214,3 +214,15 @@ def greedy(source: Source, prompts: list[Asked], num_new_tokens: int) -> list[li
     requests = [Request("0", prompt.ids, pixels, str(index)) for index, prompt in enumerate(prompts)]
     completions = Sampler(model, source.tokenizer, config, mesh, None).generate(requests)
     return [list(found[0].token_ids) for found in completions]
+
+
+def with_image_id(prompts: list[Asked], before: Source, after: Source) -> list[Asked]:
+    """The same prompts for a checkpoint in which images have another id."""
+    ids = {before.config.image_token_id: after.config.image_token_id}
+    return [dataclasses.replace(prompt, ids=[ids.get(i, i) for i in prompt.ids]) for prompt in prompts]
+
+
+def never_said(source: Source) -> list[int]:
+    """Ids that no answer of ours holds: images, padding, and rows that no token has."""
+    spare = range(source.tokenizer.vocab_size, source.config.text.vocab_size)
+    return sorted({source.config.image_token_id, source.tokenizer.pad_id, *spare})

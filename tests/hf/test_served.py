@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 
 from tests.hf.served import serve
-from tests.hf.served_world import SOURCES, TEMPLATE_NAMES, asked, greedy, job_of, llava_hf, original
+from tests.hf.served_world import (
+    SOURCES,
+    TEMPLATE_NAMES,
+    asked,
+    greedy,
+    job_of,
+    llava_hf,
+    never_said,
+    original,
+    with_image_id,
+)
 from vigor_jax.data.conversation import TEMPLATES, encode_prompt
 from vigor_jax.hf.chat_template import chat_template
 from vigor_jax.hf.export import export_checkpoint
@@ -45,20 +55,11 @@ def test_greedy_answers_equal_ours(source, tmp_path):
     export_checkpoint(source, {}, tmp_path / "out", layout="llava-hf", dtype="float32", template=TEMPLATES["v1"])
     again = open_checkpoint(tmp_path / "out")
     prompts = [p for p in asked(source, "v1", again.config.image_token_id) if p.text.count("<image>") == 1]
-    never = sorted({again.config.image_token_id, again.tokenizer.pad_id, *spare(again)})
-    theirs = serve(job_of(tmp_path / "out", prompts, num_new_tokens=NUM_NEW_TOKENS, never=never))
-    # The weights of the base; only images have another id in it.
-    own = [prompt.ids for prompt in prompts]
-    moved = [[source.config.image_token_id if i == again.config.image_token_id else i for i in ids] for ids in own]
-    ours = greedy(
-        source, [type(p)(p.messages, p.text, ids) for p, ids in zip(prompts, moved, strict=True)], NUM_NEW_TOKENS
-    )
+    job = job_of(tmp_path / "out", prompts, num_new_tokens=NUM_NEW_TOKENS, never=never_said(again))
+    theirs = serve(job)
+    ours = greedy(source, with_image_id(prompts, again, source), NUM_NEW_TOKENS)
     assert theirs["answers"] == ours
     assert len({tuple(answer) for answer in ours}) > 1
-
-
-def spare(source) -> range:
-    return range(source.tokenizer.vocab_size, source.config.text.vocab_size)
 
 
 def test_a_chat_template_refuses_what_was_not_trained():

@@ -49,7 +49,7 @@ class Tokenizer:
         source: str,
         *,
         whole_prompt: bool = False,
-        doubles_prefix: bool = False,
+        from_model: bool = False,
     ) -> None:
         """Builds the tokenizer from parsed files; use `Tokenizer.load`.
 
@@ -58,16 +58,19 @@ class Tokenizer:
             settings: The parsed config files by name; those that are absent are empty.
             source: The path that error messages name.
             whole_prompt: See `load`.
-            doubles_prefix: Whether text that begins with a space gets a dummy "▁" before it too.
+            from_model: Whether the content is that of a tokenizer.model. There a text that begins with a space gets a
+                dummy "▁" in front too.
         """
         self._source = source
         declared = tokenizer_json.with_added_tokens(content, tokenizer_json.declared_tokens(settings), source)
+        if from_model:  # transformers cuts the text up at added tokens before sentencepiece sees it
+            declared["added_tokens"] = [{**entry, "normalized": False} for entry in declared["added_tokens"]]
         self._full = tokenizer_json.build(declared, source)
 
         def by_pieces(content: dict[str, Any]) -> dict[str, Any]:
             if whole_prompt:
                 return content
-            return tokenizer_json.restarting_after_images(content, doubles=doubles_prefix)
+            return tokenizer_json.restarting_after_images(content, doubles=from_model)
 
         self._content = content = by_pieces(declared)
         if content is not declared:
@@ -135,7 +138,7 @@ class Tokenizer:
             added = content.get("added_tokens") or []
             content = sentencepiece_json.convert(model_path, legacy=legacy)
             content = tokenizer_json.with_added_tokens(content, added, str(json_path))
-            return cls(content, settings, str(model_path), whole_prompt=whole_prompt, doubles_prefix=True)
+            return cls(content, settings, str(model_path), whole_prompt=whole_prompt, from_model=True)
         if json_path.is_file():
             model = content.get("model")
             if not isinstance(model, dict) or "merges" not in model:
