@@ -3,7 +3,6 @@
 python -m detector_bridge.client --address 127.0.0.1:50051 --image photo.jpg --phrases "dog, traffic light"
 """
 
-import argparse
 import asyncio
 import functools
 import itertools
@@ -16,19 +15,23 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import grpc
 import numpy as np
 
 from detector_bridge import detector_pb2 as pb
-from detector_bridge.addresses import read_bytes, read_token
-from detector_bridge.command import Parser, run
+from detector_bridge.addresses import check_target, read_token
+from detector_bridge.certificates import read_authorities, read_bytes, read_pair
+from detector_bridge.command import run
 from detector_bridge.errors import DetectorError, InputError
 from detector_bridge.lane import Lane, LostError
+from detector_bridge.prompts import split_phrases
 from detector_bridge.refusal import RefusedError
 
 T = TypeVar("T")
+
+_MAKING_THE_LOOP = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,8 @@ class Request:
 
     Attributes:
       image: an image file, or its bytes.
-      phrases: noun phrases; the answer follows their order.
+      phrases: noun phrases, each a text for itself; the answer follows their order. A single text is split, as
+        `prompts.split_phrases` does it.
       box_threshold: in [0, 1]; None: the server's.
       text_threshold: in [0, 1]; None: the server's.
       name: what errors call it; the file's path if none is given.
@@ -74,9 +78,31 @@ class Request:
     text_threshold: float | None = None
     name: str | None = None
 
+    def __post_init__(self) -> None:
+        if isinstance(self.phrases, str):  # else each letter would be a phrase
+            object.__setattr__(self, "phrases", split_phrases(self.phrases))
+
     @property
     def label(self) -> str:
         return self.name or (str(self.image) if isinstance(self.image, Path) else f"image of {len(self.image)} bytes")
+
+
+class UnknownWord(NamedTuple):
+    """A word that the text encoder's vocabulary lacks, and what is read in its place: pieces, or [UNK] alone.
+
+    In pieces are some that detectors know well, such as "giraffe", and any that somebody makes up.
+    """
+
+    word: str
+    pieces: tuple[str, ...]
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether nothing of the word is read, so that the score would be the same for another one."""
+        return self.pieces == ("[UNK]",)
+
+    def __str__(self) -> str:
+        return f"{self.word} (read as {' '.join(self.pieces)})"
 
 
 @dataclass(frozen=True)
@@ -89,6 +115,7 @@ class Detection:
       score: best of any box, kept or not: [0, 1].
       boxes_xyxy: [N, 4] float32, best first, corners relative to the upright image: [0, 1].
       scores: [N] float32.
+      unknown_words: of the phrase.
     """
 
     phrase: str
@@ -96,6 +123,7 @@ class Detection:
     score: float
     boxes_xyxy: np.ndarray
     scores: np.ndarray
+    unknown_words: tuple[UnknownWord, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -121,6 +149,8 @@ class DetectorClient:
     def __init__(self, config: ClientConfig) -> None:
         if not config.addresses:
             raise InputError("addresses is empty: give the HOST:PORT or unix:PATH of at least one sidecar")
+        for address in config.addresses:
+            check_target(address)
         self._config = config
         credentials, metadata = _credentials(config)
         self._lanes = [Lane(address, credentials, metadata) for address in config.addresses]
@@ -241,11 +271,16 @@ class BlockingClient:
 
 
 @functools.cache
-def _loop() -> asyncio.AbstractEventLoop:
-    """One event loop, in a thread of its own, for all blocking clients: gRPC's poller would outlive a closed one."""
+def _the_loop() -> asyncio.AbstractEventLoop:
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, daemon=True, name="detector-client").start()
     return loop
+
+
+def _loop() -> asyncio.AbstractEventLoop:
+    """One event loop, in a thread of its own, for all blocking clients: gRPC's poller would outlive a closed one."""
+    with _MAKING_THE_LOOP:  # `cache` alone makes one for each of several threads that ask first
+        return _the_loop()
 
 
 def _in_loop(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -269,6 +304,7 @@ def _answer(reply: pb.DetectReply) -> Answer:
                 [(box.x_min, box.y_min, box.x_max, box.y_max) for box in found.boxes], np.float32
             ).reshape(-1, 4),
             scores=np.array([box.score for box in found.boxes], np.float32),
+            unknown_words=tuple(UnknownWord(each.word, tuple(each.pieces)) for each in found.unknown_words),
         )
         for found in reply.detections.phrases
     )
@@ -281,65 +317,12 @@ def _credentials(config: ClientConfig) -> tuple[grpc.ChannelCredentials | None, 
         return None, metadata
     if bool(config.tls_cert) != bool(config.tls_key):
         raise InputError("a client certificate needs both tls_cert and tls_key; give the one that is missing")
-    files = [read_bytes(path) if path else None for path in (config.tls_ca, config.tls_key, config.tls_cert)]
-    return grpc.ssl_channel_credentials(*files), metadata
-
-
-def arguments() -> argparse.Namespace:
-    parser = Parser(prog="python -m detector_bridge.client", description="Asks a sidecar what an image shows.")
-    add = parser.add_argument
-    add("--address", required=True, help="HOST:PORT or unix:PATH of the sidecar; several: comma-separated")
-    add("--image", type=Path, required=True, help="image file")
-    add("--phrases", required=True, help='comma-separated, such as "dog, traffic light"')
-    add("--box-threshold", type=float, help="in [0, 1]; default: the server's")
-    add("--text-threshold", type=float, help="in [0, 1]; default: the server's")
-    add("--draw", type=Path, metavar="OUT.png", help="draw the boxes into a copy of the image (needs Pillow)")
-    add("--timeout", type=float, default=60.0, help="seconds; default %(default)s")
-    add("--token-file", type=Path, help="the server's token")
-    add("--tls-ca", type=Path, help="certificates of who signs the server's, PEM: turns TLS on")
-    add("--tls-cert", type=Path, help="this client's certificate, PEM")
-    add("--tls-key", type=Path, help="its key, PEM")
-    return parser.parse_args()
-
-
-async def _ask_once(options: argparse.Namespace) -> Answer:
-    config = ClientConfig(
-        tuple(options.address.split(",")),
-        timeout=options.timeout,
-        token_file=options.token_file,
-        tls_ca=options.tls_ca,
-        tls_cert=options.tls_cert,
-        tls_key=options.tls_key,
-    )
-    phrases = tuple(phrase.strip() for phrase in options.phrases.split(","))
-    request = Request(options.image, phrases, options.box_threshold, options.text_threshold)
-    async with DetectorClient(config) as client:
-        return await client.ask(request)
-
-
-def main() -> None:
-    options = arguments()
-    try:
-        answer = asyncio.run(_ask_once(options))
-    except (RefusedError, DetectorError) as error:
-        raise InputError(f"{options.image}: {error}") from None
-    width = max(6, *(len(found.phrase) for found in answer.detections))
-    print(f"{options.image}: {answer.width} x {answer.height} pixels")
-    print(f"{'phrase':{width}}  present  score  boxes (x_min y_min x_max y_max, pixels; score)")
-    size = np.array([answer.width, answer.height] * 2)
-    for found in answer.detections:
-        boxes = [
-            " ".join(f"{value:.0f}" for value in box * size) + f"; {score:.2f}"
-            for box, score in zip(found.boxes_xyxy, found.scores, strict=True)
-        ]
-        row = f"{found.phrase:{width}}  {'yes' if found.present else 'no':7}  {found.score:.2f}   "
-        print(row + f"\n{'':{width + 18}}".join(boxes))
-    if options.draw:
-        from detector_bridge.draw import draw
-
-        draw(options.image, answer, options.draw)
-        print(f"boxes drawn into {options.draw}")
+    authorities = read_authorities(config.tls_ca) if config.tls_ca else None
+    chain, key = read_pair(config.tls_cert, config.tls_key) if config.tls_cert and config.tls_key else (None, None)
+    return grpc.ssl_channel_credentials(authorities, key, chain), metadata
 
 
 if __name__ == "__main__":
+    from detector_bridge.client_command import main
+
     run(main)

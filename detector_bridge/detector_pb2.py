@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x64\x65tector_bridge/detector.proto\x12\x12\x64\x65tector_bridge.v1\"\xad\x01\n\rDetectRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05image\x18\x02 \x01(\x0c\x12\x0f\n\x07phrases\x18\x03 \x03(\t\x12\x1a\n\rbox_threshold\x18\x04 \x01(\x02H\x00\x88\x01\x01\x12\x1b\n\x0etext_threshold\x18\x05 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\ntimeout_ms\x18\x06 \x01(\rB\x10\n\x0e_box_thresholdB\x11\n\x0f_text_threshold\"\x85\x01\n\x0b\x44\x65tectReply\x12\n\n\x02id\x18\x01 \x01(\t\x12\x34\n\ndetections\x18\x02 \x01(\x0b\x32\x1e.detector_bridge.v1.DetectionsH\x00\x12*\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x19.detector_bridge.v1.ErrorH\x00\x42\x08\n\x06result\"b\n\nDetections\x12\x35\n\x07phrases\x18\x01 \x03(\x0b\x32$.detector_bridge.v1.PhraseDetections\x12\r\n\x05width\x18\x02 \x01(\r\x12\x0e\n\x06height\x18\x03 \x01(\r\"j\n\x10PhraseDetections\x12\x0e\n\x06phrase\x18\x01 \x01(\t\x12\x0f\n\x07present\x18\x02 \x01(\x08\x12\r\n\x05score\x18\x03 \x01(\x02\x12&\n\x05\x62oxes\x18\x04 \x03(\x0b\x32\x17.detector_bridge.v1.Box\"P\n\x03\x42ox\x12\r\n\x05x_min\x18\x01 \x01(\x02\x12\r\n\x05y_min\x18\x02 \x01(\x02\x12\r\n\x05x_max\x18\x03 \x01(\x02\x12\r\n\x05y_max\x18\x04 \x01(\x02\x12\r\n\x05score\x18\x05 \x01(\x02\"E\n\x05\x45rror\x12+\n\x04\x63ode\x18\x01 \x01(\x0e\x32\x1d.detector_bridge.v1.ErrorCode\x12\x0f\n\x07message\x18\x02 \x01(\t\"\r\n\x0bInfoRequest\"\xa6\x02\n\tInfoReply\x12\x0f\n\x07\x62\x61\x63kend\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x0f\n\x07\x64\x65vices\x18\x04 \x03(\t\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12\x15\n\rbox_threshold\x18\x06 \x01(\x02\x12\x16\n\x0etext_threshold\x18\x07 \x01(\x02\x12*\n\x06limits\x18\x08 \x01(\x0b\x32\x1a.detector_bridge.v1.Limits\x12=\n\x08versions\x18\t \x03(\x0b\x32+.detector_bridge.v1.InfoReply.VersionsEntry\x1a/\n\rVersionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"N\n\x06Limits\x12\x13\n\x0bimage_bytes\x18\x01 \x01(\x04\x12\x0e\n\x06pixels\x18\x02 \x01(\x04\x12\x0f\n\x07phrases\x18\x03 \x01(\r\x12\x0e\n\x06tokens\x18\x04 \x01(\r*\xd8\x01\n\tErrorCode\x12\x1a\n\x16\x45RROR_CODE_UNSPECIFIED\x10\x00\x12\x11\n\rINVALID_IMAGE\x10\x01\x12\x13\n\x0fIMAGE_TOO_LARGE\x10\x02\x12\x0e\n\nNO_PHRASES\x10\x03\x12\x14\n\x10TOO_MANY_PHRASES\x10\x04\x12\x10\n\x0c\x45MPTY_PHRASE\x10\x05\x12\x13\n\x0fPHRASE_TOO_LONG\x10\x06\x12\x15\n\x11INVALID_THRESHOLD\x10\x07\x12\x15\n\x11\x44\x45\x41\x44LINE_EXCEEDED\x10\x08\x12\x0c\n\x08INTERNAL\x10\t2\xa4\x01\n\x08\x44\x65tector\x12P\n\x06\x44\x65tect\x12!.detector_bridge.v1.DetectRequest\x1a\x1f.detector_bridge.v1.DetectReply(\x01\x30\x01\x12\x46\n\x04Info\x12\x1f.detector_bridge.v1.InfoRequest\x1a\x1d.detector_bridge.v1.InfoReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x64\x65tector_bridge/detector.proto\x12\x12\x64\x65tector_bridge.v1\"\xad\x01\n\rDetectRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05image\x18\x02 \x01(\x0c\x12\x0f\n\x07phrases\x18\x03 \x03(\t\x12\x1a\n\rbox_threshold\x18\x04 \x01(\x02H\x00\x88\x01\x01\x12\x1b\n\x0etext_threshold\x18\x05 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\ntimeout_ms\x18\x06 \x01(\rB\x10\n\x0e_box_thresholdB\x11\n\x0f_text_threshold\"\x85\x01\n\x0b\x44\x65tectReply\x12\n\n\x02id\x18\x01 \x01(\t\x12\x34\n\ndetections\x18\x02 \x01(\x0b\x32\x1e.detector_bridge.v1.DetectionsH\x00\x12*\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x19.detector_bridge.v1.ErrorH\x00\x42\x08\n\x06result\"b\n\nDetections\x12\x35\n\x07phrases\x18\x01 \x03(\x0b\x32$.detector_bridge.v1.PhraseDetections\x12\r\n\x05width\x18\x02 \x01(\r\x12\x0e\n\x06height\x18\x03 \x01(\r\"\xa2\x01\n\x10PhraseDetections\x12\x0e\n\x06phrase\x18\x01 \x01(\t\x12\x0f\n\x07present\x18\x02 \x01(\x08\x12\r\n\x05score\x18\x03 \x01(\x02\x12&\n\x05\x62oxes\x18\x04 \x03(\x0b\x32\x17.detector_bridge.v1.Box\x12\x36\n\runknown_words\x18\x05 \x03(\x0b\x32\x1f.detector_bridge.v1.UnknownWord\"+\n\x0bUnknownWord\x12\x0c\n\x04word\x18\x01 \x01(\t\x12\x0e\n\x06pieces\x18\x02 \x03(\t\"P\n\x03\x42ox\x12\r\n\x05x_min\x18\x01 \x01(\x02\x12\r\n\x05y_min\x18\x02 \x01(\x02\x12\r\n\x05x_max\x18\x03 \x01(\x02\x12\r\n\x05y_max\x18\x04 \x01(\x02\x12\r\n\x05score\x18\x05 \x01(\x02\"E\n\x05\x45rror\x12+\n\x04\x63ode\x18\x01 \x01(\x0e\x32\x1d.detector_bridge.v1.ErrorCode\x12\x0f\n\x07message\x18\x02 \x01(\t\"\r\n\x0bInfoRequest\"\xb7\x02\n\tInfoReply\x12\x0f\n\x07\x62\x61\x63kend\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x0f\n\x07\x64\x65vices\x18\x04 \x03(\t\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12\x15\n\rbox_threshold\x18\x06 \x01(\x02\x12\x16\n\x0etext_threshold\x18\x07 \x01(\x02\x12*\n\x06limits\x18\x08 \x01(\x0b\x32\x1a.detector_bridge.v1.Limits\x12=\n\x08versions\x18\t \x03(\x0b\x32+.detector_bridge.v1.InfoReply.VersionsEntry\x12\x0f\n\x07\x66ormats\x18\n \x03(\t\x1a/\n\rVersionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"N\n\x06Limits\x12\x13\n\x0bimage_bytes\x18\x01 \x01(\x04\x12\x0e\n\x06pixels\x18\x02 \x01(\x04\x12\x0f\n\x07phrases\x18\x03 \x01(\r\x12\x0e\n\x06tokens\x18\x04 \x01(\r*\xd8\x01\n\tErrorCode\x12\x1a\n\x16\x45RROR_CODE_UNSPECIFIED\x10\x00\x12\x11\n\rINVALID_IMAGE\x10\x01\x12\x13\n\x0fIMAGE_TOO_LARGE\x10\x02\x12\x0e\n\nNO_PHRASES\x10\x03\x12\x14\n\x10TOO_MANY_PHRASES\x10\x04\x12\x10\n\x0c\x45MPTY_PHRASE\x10\x05\x12\x13\n\x0fPHRASE_TOO_LONG\x10\x06\x12\x15\n\x11INVALID_THRESHOLD\x10\x07\x12\x15\n\x11\x44\x45\x41\x44LINE_EXCEEDED\x10\x08\x12\x0c\n\x08INTERNAL\x10\t2\xa4\x01\n\x08\x44\x65tector\x12P\n\x06\x44\x65tect\x12!.detector_bridge.v1.DetectRequest\x1a\x1f.detector_bridge.v1.DetectReply(\x01\x30\x01\x12\x46\n\x04Info\x12\x1f.detector_bridge.v1.InfoRequest\x1a\x1d.detector_bridge.v1.InfoReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,28 +33,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_INFOREPLY_VERSIONSENTRY']._loaded_options = None
   _globals['_INFOREPLY_VERSIONSENTRY']._serialized_options = b'8\001'
-  _globals['_ERRORCODE']._serialized_start=1120
-  _globals['_ERRORCODE']._serialized_end=1336
+  _globals['_ERRORCODE']._serialized_start=1239
+  _globals['_ERRORCODE']._serialized_end=1455
   _globals['_DETECTREQUEST']._serialized_start=55
   _globals['_DETECTREQUEST']._serialized_end=228
   _globals['_DETECTREPLY']._serialized_start=231
   _globals['_DETECTREPLY']._serialized_end=364
   _globals['_DETECTIONS']._serialized_start=366
   _globals['_DETECTIONS']._serialized_end=464
-  _globals['_PHRASEDETECTIONS']._serialized_start=466
-  _globals['_PHRASEDETECTIONS']._serialized_end=572
-  _globals['_BOX']._serialized_start=574
-  _globals['_BOX']._serialized_end=654
-  _globals['_ERROR']._serialized_start=656
-  _globals['_ERROR']._serialized_end=725
-  _globals['_INFOREQUEST']._serialized_start=727
-  _globals['_INFOREQUEST']._serialized_end=740
-  _globals['_INFOREPLY']._serialized_start=743
-  _globals['_INFOREPLY']._serialized_end=1037
-  _globals['_INFOREPLY_VERSIONSENTRY']._serialized_start=990
-  _globals['_INFOREPLY_VERSIONSENTRY']._serialized_end=1037
-  _globals['_LIMITS']._serialized_start=1039
-  _globals['_LIMITS']._serialized_end=1117
-  _globals['_DETECTOR']._serialized_start=1339
-  _globals['_DETECTOR']._serialized_end=1503
+  _globals['_PHRASEDETECTIONS']._serialized_start=467
+  _globals['_PHRASEDETECTIONS']._serialized_end=629
+  _globals['_UNKNOWNWORD']._serialized_start=631
+  _globals['_UNKNOWNWORD']._serialized_end=674
+  _globals['_BOX']._serialized_start=676
+  _globals['_BOX']._serialized_end=756
+  _globals['_ERROR']._serialized_start=758
+  _globals['_ERROR']._serialized_end=827
+  _globals['_INFOREQUEST']._serialized_start=829
+  _globals['_INFOREQUEST']._serialized_end=842
+  _globals['_INFOREPLY']._serialized_start=845
+  _globals['_INFOREPLY']._serialized_end=1156
+  _globals['_INFOREPLY_VERSIONSENTRY']._serialized_start=1109
+  _globals['_INFOREPLY_VERSIONSENTRY']._serialized_end=1156
+  _globals['_LIMITS']._serialized_start=1158
+  _globals['_LIMITS']._serialized_end=1236
+  _globals['_DETECTOR']._serialized_start=1458
+  _globals['_DETECTOR']._serialized_end=1622
 # @@protoc_insertion_point(module_scope)

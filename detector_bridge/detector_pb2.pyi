@@ -67,16 +67,26 @@ class Detections(_message.Message):
     def __init__(self, phrases: _Optional[_Iterable[_Union[PhraseDetections, _Mapping]]] = ..., width: _Optional[int] = ..., height: _Optional[int] = ...) -> None: ...
 
 class PhraseDetections(_message.Message):
-    __slots__ = ("phrase", "present", "score", "boxes")
+    __slots__ = ("phrase", "present", "score", "boxes", "unknown_words")
     PHRASE_FIELD_NUMBER: _ClassVar[int]
     PRESENT_FIELD_NUMBER: _ClassVar[int]
     SCORE_FIELD_NUMBER: _ClassVar[int]
     BOXES_FIELD_NUMBER: _ClassVar[int]
+    UNKNOWN_WORDS_FIELD_NUMBER: _ClassVar[int]
     phrase: str
     present: bool
     score: float
     boxes: _containers.RepeatedCompositeFieldContainer[Box]
-    def __init__(self, phrase: _Optional[str] = ..., present: bool = ..., score: _Optional[float] = ..., boxes: _Optional[_Iterable[_Union[Box, _Mapping]]] = ...) -> None: ...
+    unknown_words: _containers.RepeatedCompositeFieldContainer[UnknownWord]
+    def __init__(self, phrase: _Optional[str] = ..., present: bool = ..., score: _Optional[float] = ..., boxes: _Optional[_Iterable[_Union[Box, _Mapping]]] = ..., unknown_words: _Optional[_Iterable[_Union[UnknownWord, _Mapping]]] = ...) -> None: ...
+
+class UnknownWord(_message.Message):
+    __slots__ = ("word", "pieces")
+    WORD_FIELD_NUMBER: _ClassVar[int]
+    PIECES_FIELD_NUMBER: _ClassVar[int]
+    word: str
+    pieces: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, word: _Optional[str] = ..., pieces: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Box(_message.Message):
     __slots__ = ("x_min", "y_min", "x_max", "y_max", "score")
@@ -105,7 +115,7 @@ class InfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class InfoReply(_message.Message):
-    __slots__ = ("backend", "model", "digest", "devices", "dtype", "box_threshold", "text_threshold", "limits", "versions")
+    __slots__ = ("backend", "model", "digest", "devices", "dtype", "box_threshold", "text_threshold", "limits", "versions", "formats")
     class VersionsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -122,6 +132,7 @@ class InfoReply(_message.Message):
     TEXT_THRESHOLD_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    FORMATS_FIELD_NUMBER: _ClassVar[int]
     backend: str
     model: str
     digest: str
@@ -131,7 +142,8 @@ class InfoReply(_message.Message):
     text_threshold: float
     limits: Limits
     versions: _containers.ScalarMap[str, str]
-    def __init__(self, backend: _Optional[str] = ..., model: _Optional[str] = ..., digest: _Optional[str] = ..., devices: _Optional[_Iterable[str]] = ..., dtype: _Optional[str] = ..., box_threshold: _Optional[float] = ..., text_threshold: _Optional[float] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., versions: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    formats: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, backend: _Optional[str] = ..., model: _Optional[str] = ..., digest: _Optional[str] = ..., devices: _Optional[_Iterable[str]] = ..., dtype: _Optional[str] = ..., box_threshold: _Optional[float] = ..., text_threshold: _Optional[float] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., versions: _Optional[_Mapping[str, str]] = ..., formats: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Limits(_message.Message):
     __slots__ = ("image_bytes", "pixels", "phrases", "tokens")

@@ -3,10 +3,12 @@
 import colorsys
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import ImageDraw, ImageFont
 
 from detector_bridge.client import Answer
 from detector_bridge.errors import InputError
+from detector_bridge.images import decode
+from detector_bridge.refusal import RefusedError
 
 
 def draw(image: Path, answer: Answer, out: Path) -> None:
@@ -18,10 +20,12 @@ def draw(image: Path, answer: Answer, out: Path) -> None:
       out: file to write; its suffix is the format.
 
     Raises:
-      InputError: `out` cannot be written.
+      InputError: `out` cannot be written, or the image cannot be read here.
     """
-    with Image.open(image) as opened:
-        picture = ImageOps.exif_transpose(opened).convert("RGB")
+    try:
+        picture = decode(image)
+    except RefusedError as error:
+        raise InputError(f"{image}: {error.message}") from None
     pen = ImageDraw.Draw(picture)
     scale = max(picture.size) / 800
     height, line = max(10, round(14 * scale)), max(1, round(2 * scale))

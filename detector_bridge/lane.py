@@ -7,9 +7,10 @@ import time
 import grpc
 
 from detector_bridge import detector_pb2 as pb
-from detector_bridge import detector_pb2_grpc as pb_grpc
 from detector_bridge.errors import DetectorError
+from detector_bridge.image_formats import FORMATS, FORMATS_BEFORE_AVIF, HEAD, sniff
 from detector_bridge.refusal import RefusedError
+from detector_bridge.wire import SERVICE, parser
 
 
 class LostError(Exception):
@@ -37,13 +38,19 @@ class Lane:
             if credentials
             else grpc.aio.insecure_channel(address, options)
         )
-        self._stub = pb_grpc.DetectorStub(self._channel)
+        self._info = self._channel.unary_unary(
+            f"/{SERVICE}/Info", pb.InfoRequest.SerializeToString, parser(pb.InfoReply)
+        )
+        self._detect = self._channel.stream_stream(
+            f"/{SERVICE}/Detect", pb.DetectRequest.SerializeToString, parser(pb.DetectReply)
+        )
         self._metadata = metadata
         self._stream: grpc.aio.StreamStreamCall | None = None
         self._reader: asyncio.Task[None] | None = None
         self._writes: set[asyncio.Task[None]] = set()
         self._opening, self._writing = asyncio.Lock(), asyncio.Lock()
         self._image_bytes = 0
+        self._formats: tuple[str, ...] = ()
         self._waiting: dict[str, asyncio.Future[pb.DetectReply]] = {}
         self._failures, self._ejected_until = 0, 0.0
 
@@ -56,13 +63,14 @@ class Lane:
 
         Raises:
           LostError: the stream ended first.
-          RefusedError: the image is larger than a message to this server may be, which would end the stream.
-          DetectorError: this client is not let in.
+          RefusedError: the image is none that this server takes.
+          DetectorError: this client is not let in, or the replies are none of a detector.
         """
-        stream = await self._open()
-        if len(message.image) > self._image_bytes:
-            size = f"the image has {len(message.image)} bytes; at most {self._image_bytes} are taken"
-            raise RefusedError("IMAGE_TOO_LARGE", size)
+        await self._open()  # tells what the server takes
+        image = message.image
+        if (fitting := await self._fit(image)) is not image:
+            message.image = fitting
+        stream = await self._open()  # the other one may be gone by now
         reply = self._waiting[message.id] = asyncio.get_running_loop().create_future()
         # The reader fails `reply` when the stream ends, so that nobody waits for a write that waits for room.
         write = asyncio.create_task(self._write(stream, message))
@@ -83,11 +91,16 @@ class Lane:
         while True:
             left = max(0.0, deadline - time.monotonic())
             try:
-                return await self._stub.Info(pb.InfoRequest(), metadata=self._metadata, timeout=left)
+                return await self._ask_info(left)
             except grpc.aio.AioRpcError as error:
                 if error.code() != grpc.StatusCode.UNAVAILABLE or left < 0.5:
                     raise DetectorError(_explain(self.address, error)) from None
             await asyncio.sleep(random.uniform(0.1, 0.5))
+
+    async def _ask_info(self, timeout: float | None) -> pb.InfoReply:
+        if (reply := await self._info(pb.InfoRequest(), metadata=self._metadata, timeout=timeout)) is None:
+            raise DetectorError(_unreadable(self.address))
+        return reply
 
     async def close(self) -> None:
         if self._reader:
@@ -100,14 +113,45 @@ class Lane:
         async with self._opening:
             if self._stream is None:
                 try:
-                    info = await self._stub.Info(pb.InfoRequest(), metadata=self._metadata)
+                    info = await self._ask_info(None)
                 except grpc.aio.AioRpcError as error:
                     self._eject()
                     raise self._failure(error) from None
                 self._image_bytes = info.limits.image_bytes
-                self._stream = self._stub.Detect(metadata=self._metadata)
+                self._formats = tuple(info.formats) or FORMATS_BEFORE_AVIF
+                self._stream = self._detect(metadata=self._metadata)
                 self._reader = asyncio.create_task(self._read(self._stream))
             return self._stream
+
+    async def _fit(self, image: bytes) -> bytes:
+        """The image as it is, or as a PNG where the server lacks its format or takes no file of its size.
+
+        Raises:
+          RefusedError: it is too large even so, cannot be read, or Pillow, which this needs, is missing here.
+        """
+        kind = sniff(image[:HEAD])
+        is_large, is_foreign = len(image) > self._image_bytes, kind in FORMATS and kind not in self._formats
+        if not is_large and not is_foreign:
+            return image
+        try:
+            # Only here: a client whose images the server takes needs no Pillow.
+            from detector_bridge.images import to_png
+
+            image = await asyncio.to_thread(to_png, image)
+        except ImportError:
+            if not is_large:
+                raise RefusedError(
+                    "INVALID_IMAGE",
+                    f"the image is {kind}, which the server at {self.address} cannot read (it takes "
+                    f"{', '.join(self._formats)}); update Pillow there, or install it here",
+                ) from None
+        except RefusedError:
+            if not is_large:
+                raise
+        if len(image) > self._image_bytes:
+            size = f"the image has {len(image)} bytes; at most {self._image_bytes} are taken"
+            raise RefusedError("IMAGE_TOO_LARGE", size)
+        return image
 
     async def _write(self, stream: grpc.aio.StreamStreamCall, message: pb.DetectRequest) -> None:
         try:
@@ -130,6 +174,10 @@ class Lane:
         failure: Exception = LostError("the connection was closed")
         try:
             async for reply in stream:
+                if reply is None:
+                    failure = DetectorError(_unreadable(self.address))
+                    stream.cancel()
+                    break
                 self._failures = 0
                 if (future := self._waiting.pop(reply.id, None)) and not future.done():
                     future.set_result(reply)
@@ -141,6 +189,10 @@ class Lane:
         for future in lost:
             if not future.done():
                 future.set_exception(failure)
+
+
+def _unreadable(address: str) -> str:
+    return f"{address}: a reply cannot be parsed: is it a detector that serves there, of this version?"
 
 
 def _explain(address: str, error: grpc.aio.AioRpcError) -> str:

@@ -17,6 +17,10 @@ _MAX_LETTERS_PER_TOKEN = 100
 _NOT_WORDS = re.compile(r"[.?\[\]\s\x00]+")
 
 
+# What parts phrases in a text of several; a dot between digits does not.
+_BETWEEN_PHRASES = re.compile(r"(?<!\d)\.|\.(?!\d)|\?")
+
+
 class Prompt(NamedTuple):
     """One caption for the model.
 
@@ -50,6 +54,17 @@ class Found(NamedTuple):
 def normalise(phrase: str) -> str:
     """Lower case, single spaces, without what would end a phrase or spell a special token; "" if nothing is left."""
     return _NOT_WORDS.sub(" ", phrase).strip().lower()
+
+
+def split_phrases(text: str) -> tuple[str, ...]:
+    """Phrases in a text: `dog, traffic light` is split as people write it, `cat . dog .` as GroundingDINO has it.
+
+    Between commas an empty phrase is kept, for the server to refuse; around dots there is always one.
+    """
+    phrases: list[str] = []
+    for part in re.split(r"[,;\n]", text):
+        phrases += [phrase for piece in _BETWEEN_PHRASES.split(part) if (phrase := piece.strip())] or [part.strip()]
+    return tuple(phrases)
 
 
 def make_prompts(phrases: Sequence[str], tokenize: Callable[[str], list[int]], max_tokens: int) -> list[Prompt]:

@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -23,10 +24,9 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+from PIL import Image
 from pythonjsonlogger.json import JsonFormatter
 
-from detector_bridge import detector_pb2 as pb
-from detector_bridge import detector_pb2_grpc as pb_grpc
 from detector_bridge.addresses import Security, TokenInterceptor, check_address
 from detector_bridge.backends import Backend
 from detector_bridge.batching import BatchConfig, Batcher
@@ -34,13 +34,13 @@ from detector_bridge.command import Parser, run
 from detector_bridge.errors import InputError
 from detector_bridge.metrics import Metrics
 from detector_bridge.service import DetectorService, Limits, Thresholds
+from detector_bridge.wire import SERVICE
 
 log = logging.getLogger("detector_bridge")
 
 # Parameters of mallopt in glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 
-SERVICE = pb.DESCRIPTOR.services_by_name["Detector"].full_name
 # A request is its image and its phrases; this much is left for the latter.
 _MESSAGE_SLACK = 4 << 20
 
@@ -173,7 +173,7 @@ async def serve(options: argparse.Namespace) -> None:
         threads=threads,
     )
     status = health.aio.HealthServicer()
-    pb_grpc.add_DetectorServicer_to_server(service, server)
+    service.register(server)
     health_pb2_grpc.add_HealthServicer_to_server(status, server)
     reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     if options.metrics_port is not None:
@@ -209,9 +209,20 @@ def _bind(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredent
         port = 0
     finally:
         os.umask(previous)
+    if not port and credentials and not _can_use(credentials):
+        raise InputError("gRPC cannot use what --tls-cert and --tls-key hold: give an RSA or ECDSA certificate")
     if not port:
         raise InputError(f"--listen {address} cannot be listened on: is it in use, or no address of this machine?")
     return port
+
+
+def _can_use(credentials: grpc.ServerCredentials) -> bool:
+    """Whether any address at all can be listened on with these."""
+    with tempfile.TemporaryDirectory(prefix="tls-", dir="/tmp" if os.path.isdir("/tmp") else None) as folder:
+        try:
+            return bool(grpc.aio.server().add_secure_port(f"unix:{folder}/s", credentials))
+        except RuntimeError:
+            return False
 
 
 def exit_with(parent: int) -> None:
@@ -247,6 +258,7 @@ def main() -> None:
     handler.setFormatter(JsonFormatter("%(asctime)s %(levelname)s %(name)s %(message)s", rename_fields=names))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     log.setLevel(options.log_level.upper())
+    Image.MAX_IMAGE_PIXELS = None  # ours is --max-pixels, and nothing else in this process opens images
     asyncio.run(serve(options))
 
 

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -16,10 +16,11 @@ from detector_bridge import detector_pb2_grpc as pb_grpc
 from detector_bridge.backends import Backend
 from detector_bridge.batching import Batcher
 from detector_bridge.errors import InputError
-from detector_bridge.images import decode
+from detector_bridge.images import MAX_PIXELS, decode, formats
 from detector_bridge.metrics import Metrics
 from detector_bridge.prompts import Found, Prompt, make_prompts, normalise, read
 from detector_bridge.refusal import RefusedError
+from detector_bridge.wire import SERVICE, parser
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ class Limits:
     """
 
     image_bytes: int = 32 << 20
-    pixels: int = 64_000_000
+    pixels: int = MAX_PIXELS
     phrases: int = 1000
     boxes: int = 100
     in_flight: int = 64
@@ -83,7 +84,23 @@ class DetectorService(pb_grpc.DetectorServicer):
         """Ends every stream once what was read of it is answered; clients ask the rest again elsewhere."""
         self._draining.set()
 
-    async def Info(self, request: pb.InfoRequest, context: grpc.aio.ServicerContext) -> pb.InfoReply:  # noqa: N802
+    def register(self, server: grpc.aio.Server) -> None:
+        """Adds the service to a server, so that what is no message reaches its methods, as None."""
+        handlers = {
+            "Detect": grpc.stream_stream_rpc_method_handler(
+                self.Detect, parser(pb.DetectRequest), pb.DetectReply.SerializeToString
+            ),
+            "Info": grpc.unary_unary_rpc_method_handler(
+                self.Info, parser(pb.InfoRequest), pb.InfoReply.SerializeToString
+            ),
+        }
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+
+    async def Info(  # noqa: N802
+        self, request: pb.InfoRequest | None, context: grpc.aio.ServicerContext
+    ) -> pb.InfoReply:
+        if request is None:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the message is no InfoRequest")
         first = self._backends[0]
         return pb.InfoReply(
             backend=first.name,
@@ -100,10 +117,11 @@ class DetectorService(pb_grpc.DetectorServicer):
                 tokens=first.max_tokens,
             ),
             versions=first.versions,
+            formats=formats(),
         )
 
     async def Detect(  # noqa: N802
-        self, requests: AsyncIterator[pb.DetectRequest], context: grpc.aio.ServicerContext
+        self, requests: AsyncIterator[pb.DetectRequest | None], context: grpc.aio.ServicerContext
     ) -> AsyncIterator[pb.DetectReply]:
         replies: asyncio.Queue = asyncio.Queue()
         # A client that sends and never reads its replies stops at this many, and stops nobody else.
@@ -113,27 +131,42 @@ class DetectorService(pb_grpc.DetectorServicer):
             while (reply := await replies.get()) is not _DONE:
                 yield reply
                 own_room.release()
-            await reader  # its exception, if it had one
+            malformed = await reader  # or its exception, if it had one
+            if malformed is not None:
+                log.warning("malformed message", extra={"number": malformed})
+                text = f"message {malformed} of this stream is no DetectRequest: it cannot be parsed"
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, text)
         finally:
             reader.cancel()
 
     async def _read(
-        self, requests: AsyncIterator[pb.DetectRequest], replies: asyncio.Queue, own_room: asyncio.Semaphore
-    ) -> None:
-        """Turns each request into a task while there is room; not reading is what slows a client down."""
+        self, requests: AsyncIterator[pb.DetectRequest | None], replies: asyncio.Queue, own_room: asyncio.Semaphore
+    ) -> int | None:
+        """Turns each request into a task while there is room; not reading is what slows a client down.
+
+        Returns:
+          The number of the first message that is none, from 1, once those before it are answered.
+        """
+        number = 0
         try:
             async with asyncio.TaskGroup() as tasks:
                 async for request in self._until_drained(requests):
+                    number += 1
+                    if request is None:
+                        return number
                     arrived = time.monotonic()
                     await own_room.acquire()
                     await self._room.acquire()
                     task = tasks.create_task(self._answer(request, arrived, replies))
                     # Not at the task's own end: a task that is cancelled before it begins has none.
                     task.add_done_callback(lambda _: self._room.release())
+            return None
         finally:
             replies.put_nowait(_DONE)
 
-    async def _until_drained(self, requests: AsyncIterator[pb.DetectRequest]) -> AsyncIterator[pb.DetectRequest]:
+    async def _until_drained(
+        self, requests: AsyncIterator[pb.DetectRequest | None]
+    ) -> AsyncIterator[pb.DetectRequest | None]:
         draining = asyncio.create_task(self._draining.wait())
         try:
             while not draining.done():
@@ -181,7 +214,10 @@ class DetectorService(pb_grpc.DetectorServicer):
             found: dict[str, Found] = {}
             for prompt, tokens, boxes in zip(prompts, scores.tokens, scores.boxes_xyxy, strict=True):
                 found |= read(prompt.spans, tokens, boxes, box, text)
-            phrases = [_to_proto(phrase, found[normalise(phrase)], self._limits.boxes) for phrase in request.phrases]
+            backend, most = self._backends[0], self._limits.boxes
+            unknown = {phrase: backend.unknown_words(phrase) for phrase in found}
+            names = [(phrase, normalise(phrase)) for phrase in request.phrases]
+            phrases = [_to_proto(phrase, found[name], unknown[name], most) for phrase, name in names]
             return pb.Detections(phrases=phrases, width=size[0], height=size[1])
 
         return await loop.run_in_executor(self._threads, assemble)
@@ -215,9 +251,14 @@ class DetectorService(pb_grpc.DetectorServicer):
             raise RefusedError("INVALID_IMAGE", str(error)) from None
 
 
-def _to_proto(phrase: str, found: Found, most: int) -> pb.PhraseDetections:
-    boxes = [
-        pb.Box(x_min=box[0], y_min=box[1], x_max=box[2], y_max=box[3], score=score)
-        for box, score in zip(found.boxes_xyxy[:most].tolist(), found.scores[:most].tolist(), strict=True)
-    ]
-    return pb.PhraseDetections(phrase=phrase, present=found.present, score=found.score, boxes=boxes)
+def _to_proto(phrase: str, found: Found, unknown: Iterable[tuple[str, list[str]]], most: int) -> pb.PhraseDetections:
+    return pb.PhraseDetections(
+        phrase=phrase,
+        present=found.present,
+        score=found.score,
+        boxes=[
+            pb.Box(x_min=box[0], y_min=box[1], x_max=box[2], y_max=box[3], score=score)
+            for box, score in zip(found.boxes_xyxy[:most].tolist(), found.scores[:most].tolist(), strict=True)
+        ],
+        unknown_words=[pb.UnknownWord(word=word, pieces=pieces) for word, pieces in unknown],
+    )

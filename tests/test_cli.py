@@ -46,3 +46,24 @@ def test_other_exceptions_in_a_destructor_are_told() -> None:
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert run.returncode == 0
     assert "ZeroDivisionError" in run.stderr
+
+
+TOLD = """
+import logging
+from vigor_jax import cli
+
+cli.show_progress()
+own = "vigor_jax.stages.sample", "detector_bridge.client", "__main__"
+for name in (*own, "httpx", "openai._base_client", "absl", "else"):
+    logging.getLogger(name).info("%s tells", name)
+    logging.getLogger(name).warning("%s warns", name)
+"""
+
+
+def test_libraries_are_heard_only_when_they_warn() -> None:
+    """A line for each request of a judge, or each file of Orbax, would hide what the stages tell."""
+    run = subprocess.run([sys.executable, "-c", TOLD], capture_output=True, text=True, timeout=60, check=True)
+    own = ("vigor_jax.stages.sample", "detector_bridge.client", "__main__")
+    others = ("httpx", "openai._base_client", "absl", "else")
+    expected = [f"{name} {what}" for name in own for what in ("tells", "warns")] + [f"{name} warns" for name in others]
+    assert run.stderr.splitlines() == expected

@@ -1,8 +1,10 @@
 """The launch files: what they would run is what the commands take."""
 
+import os
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -98,3 +100,85 @@ def test_tpu_vm_runs_the_command_on_all_hosts(tmp_path):
     )
     assert refused.returncode == 2
     assert re.match(r"launch/tpu_vm.sh NAME ZONE NFS", refused.stderr)
+
+
+JOB = {"SLURM_JOB_ID": "17", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_JOB_NODELIST": "n1"}
+STEP = {"SLURM_STEP_ID": "0", "SLURM_STEP_NODELIST": "localhost", "SLURM_STEP_TASKS_PER_NODE": "2"}
+JOIN = """
+import logging, sys, jax
+from vigor_jax import cli
+from vigor_jax.sharding import DistributedConfig, join_processes
+def main():
+    cli.show_progress()
+    join_processes(DistributedConfig(**eval(sys.argv[1])))
+    print(jax.process_count())
+cli.run(main)
+"""
+
+
+def join(given=None, **environment):
+    """Joins in a process of its own, with no other variables of SLURM, as a command does."""
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM", "OMPI"))}
+    return subprocess.Popen(
+        [sys.executable, "-c", JOIN, repr(given or {})],
+        env=clean | {"JAX_PLATFORMS": "cpu"} | environment,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=LAUNCH.parent,
+    )  # fmt: skip
+
+
+def ended(process):
+    out, errors = process.communicate(timeout=300)
+    assert "Traceback" not in errors
+    return process.returncode, out.strip(), errors
+
+
+BATCH = JOB | {"SLURM_NTASKS": "8", "SLURM_NNODES": "1", "SLURM_JOB_NUM_NODES": "1"}
+SALLOC = BATCH | {"SLURM_STEP_ID": "4294967290", "SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_NODELIST": "n1"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "warns"),
+    [
+        ({}, False),
+        (JOB | {"SLURM_NTASKS": "1"}, False),
+        (JOB, False),
+        (BATCH, True),
+        (SALLOC, True),
+        (JOB | {"SLURM_NTASKS": "4"}, True),
+        (BATCH | STEP | {"SLURM_NTASKS": "1", "SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_TASKS_PER_NODE": "1"}, False),
+    ],
+)
+def test_one_process_where_srun_started_no_others(environment, warns):
+    code, out, errors = ended(join(**environment))
+    assert (code, out) == (0, "1")
+    assert ("srun did not start this process: it runs as one process" in errors) == warns
+    assert ("--distributed.enabled false" in errors) == warns
+
+
+MANY_NODES = BATCH | {"SLURM_NNODES": "2", "SLURM_JOB_NUM_NODES": "2"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "given", "message"),
+    [
+        (MANY_NODES, {}, "8 tasks on 2 nodes, and srun did not start this process; start it as srun python"),
+        (SALLOC | {"SLURM_NNODES": "2"}, {}, "8 tasks on 2 nodes"),
+        (BATCH, {"enabled": True}, "cannot join the other processes (coordinator_address should be defined.)"),
+        ({}, {"enabled": True}, "cannot join the other processes"),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, {}, "cannot join the other processes"),
+        ({}, {"coordinator": "localhost:1", "num_processes": 2, "process_id": 5}, "cannot join the other processes"),
+    ],
+)
+def test_processes_that_are_not_to_be_found(environment, given, message):
+    code, out, errors = ended(join(given, **environment))
+    (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert (code, out) == (2, "")
+    assert message in line
+    assert "--distributed.enabled false" in line
+    assert ended(join({"enabled": False}, **environment))[:2] == (0, "1")
+
+
+def test_a_step_of_several_tasks_is_joined():
+    environment = JOB | STEP | {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_JOB_ID": f"{os.getpid()}"}
+    tasks = [join(**environment | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}) for rank in range(2)]
+    assert [ended(task)[:2] for task in tasks] == [(0, "2"), (0, "2")]

@@ -281,6 +281,58 @@ def test_a_part_of_the_stages(world, undisturbed, tmp_path):
     assert not (run_dir / "export").exists()
 
 
+def flip(path: Path, place: float = 0.4) -> None:
+    content = bytearray(path.read_bytes())
+    content[int(place * len(content))] ^= 1
+    path.write_bytes(content)
+
+
+def test_damaged_parts_are_named_and_made_again(world, undisturbed, copy):
+    """One after the other, from the last stage to the first: removed and made again, all is as it was."""
+    for name, stage in (
+        ("targets", "select"),
+        ("selections", "select"),
+        ("verdicts/detector", "score"),
+        ("candidates", "sample"),
+    ):
+        for later in ("selections", "targets"):  # else nobody would read what is damaged
+            shutil.rmtree(copy / later)
+            if later == name:
+                shutil.copytree(undisturbed / later, copy / later)
+        path = copy / name / "part-00001-of-00004.parquet"
+        flip(path)
+        line = refusal(world, loop(world, copy))
+        assert f"{path}: the part is damaged" in line
+        assert f"remove it and run the stage {stage} again" in line
+        path.unlink()
+        finish(start(world, loop(world, copy)))
+        assert_same_artifacts(copy, undisturbed)
+
+
+def test_parts_of_another_run_are_refused(world, undisturbed, copy, tmp_path):
+    """Of the same images, sampled with another seed: one of them, and all of them."""
+    other = tmp_path / "other"
+    changes = {"run__stages": "sample", "score__streams": "detector"}
+    finish(start(world, loop(world, other, sample__sampling__seed=1, **changes)))
+    shutil.copy(other / "candidates" / "part-00002-of-00004.parquet", copy / "candidates")
+    assert "parts were written with different settings: made_with" in refusal(world, loop(world, copy))
+    shutil.rmtree(copy / "candidates")
+    shutil.copytree(other / "candidates", copy / "candidates")
+    line = refusal(world, loop(world, copy))
+    assert f"{copy}/candidates/part-00000-of-00004.parquet is from a run with other settings" in line
+    assert "--run.overwrite true" in line
+
+
+def test_changed_targets_are_refused(world, undisturbed, copy):
+    targets = copy / "targets.json"
+    flip(targets)
+    line = refusal(world, loop(world, copy, run__stages="sft"))
+    assert f"{targets}: expected SHA-256" in line
+    assert "run the stage select" in line
+    finish(start(world, loop(world, copy)))
+    assert_same_artifacts(copy, undisturbed)
+
+
 def test_another_detector_is_refused(world, undisturbed, copy, tmp_path):
     """By digest, whether it is asked for more verdicts or they are all there."""
     write_transformers(tmp_path / "another", seed=1)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from vigor_jax.data.conversation import IGNORE_INDEX
 from vigor_jax.losses import chunked_cross_entropy, supervised_first
@@ -119,8 +120,10 @@ def largest_float32(jaxpr) -> int:
     for eqn in jaxpr.eqns:
         shapes = [var.aval for var in eqn.outvars]
         largest = max([largest, *(int(np.prod(x.shape)) for x in shapes if x.dtype == jnp.float32)])
-        for inner in jax.core.jaxprs_in_params(eqn.params):
-            largest = max(largest, largest_float32(inner))
+        for param in eqn.params.values():
+            for inner in param if isinstance(param, tuple | list) else (param,):
+                if isinstance(inner, ClosedJaxpr | Jaxpr):
+                    largest = max(largest, largest_float32(getattr(inner, "jaxpr", inner)))
     return largest
 
 

@@ -60,10 +60,10 @@ def test_batch_must_divide():
 )
 def test_who_joins(monkeypatch, config, tasks, joins):
     calls = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *given: calls.append(given))
-    monkeypatch.delenv("SLURM_NTASKS", raising=False)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *given, **_: calls.append(given))
+    monkeypatch.delenv("SLURM_STEP_NUM_TASKS", raising=False)
     if tasks:
-        monkeypatch.setenv("SLURM_NTASKS", tasks)
+        monkeypatch.setenv("SLURM_STEP_NUM_TASKS", tasks)
     join(config)
     assert calls == ([(config.coordinator, config.num_processes, config.process_id, None)] if joins else [])
 
@@ -80,7 +80,7 @@ def join(config):
 )
 def test_gpus_of_a_slurm_task(monkeypatch, tasks, chosen, devices):
     calls = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *given: calls.append(given))
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *given, **_: calls.append(given))
     monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", tasks)
     monkeypatch.delenv("JAX_LOCAL_DEVICE_IDS", raising=False)
     if chosen:

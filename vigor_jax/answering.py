@@ -1,7 +1,9 @@
 """Asks a model about images and keeps each answer as a JSON line; what is answered already is not asked again.
 
 A line has `image`, `prompt`, `text`, `mean_logprob`, `num_tokens` and `finish_reason`, and `candidate` where several
-are drawn. The settings stand beside the lines, in `NAME.jsonl.settings.json`, and must stay the same.
+are drawn. The settings are kept next to the lines, in `NAME.jsonl.settings.json`, and must stay the same. After a kill
+the same command writes the same texts; `mean_logprob` can differ in its last digits, since answers are then computed in
+other batches.
 """
 
 import dataclasses
@@ -23,6 +25,7 @@ import vigor_jax
 from vigor_jax.data.conversation import TEMPLATES, encode_prompt
 from vigor_jax.data.images import load_image, preprocess
 from vigor_jax.decoding import NOT_IN_RESULTS, SamplingConfig
+from vigor_jax.disk import naming
 from vigor_jax.errors import InputError
 from vigor_jax.hf.load import Source, load_llava
 from vigor_jax.models.layers import stacks_inference
@@ -32,19 +35,21 @@ from vigor_jax.sampling import Completion, Request, Sampler
 
 # Of the settings, what tells who made a file, and does not decide on what is in it.
 INFORMATION = frozenset(("versions",))
+# What files of earlier versions do not say.
+_NEWER = frozenset(("protocol",))
 
 
 class Question(NamedTuple):
     """What is asked about an image.
 
     Attributes:
-      image: its name, such as the path below a folder.
-      path: its file, or what reads it from a shard.
+      image: its name, such as the path below a folder; empty where there is none.
+      path: its file, or what reads it from a shard; None where there is none.
       prompt: the words.
     """
 
     image: str
-    path: ImageFile
+    path: ImageFile | None
     prompt: str
 
 
@@ -114,7 +119,7 @@ class Answerer:
                     pass
                 multihost_utils.sync_global_devices(str(out))  # what is written is there for all
                 return
-            with out.open("ab") as file:
+            with naming(out), out.open("ab") as file:
                 for question, found in zip(todo, completions, strict=True):
                     # One write a question, so that what a kill can leave half-written is the last one at most.
                     file.write("".join(_line(completion, question.prompt, len(found)) for completion in found).encode())
@@ -123,9 +128,17 @@ class Answerer:
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(str(out))
 
-    def ask(self, questions: Sequence[Question], out: Path, sampling: SamplingConfig, *, desc: str = "") -> list[str]:
+    def ask(
+        self,
+        questions: Sequence[Question],
+        out: Path,
+        sampling: SamplingConfig,
+        *,
+        desc: str = "",
+        settings: Mapping[str, Any] = MappingProxyType({}),
+    ) -> list[str]:
         """The texts that answer, one each, of questions of which some may be the same; the rest as `answer`."""
-        self.answer(list(dict.fromkeys(questions)), out, sampling, desc=desc)
+        self.answer(list(dict.fromkeys(questions)), out, sampling, desc=desc, settings=settings)
         texts = {(line["image"], line["prompt"]): line["text"] for line in read_answers(out)}
         return [texts[question.image, question.prompt] for question in questions]
 
@@ -137,17 +150,23 @@ class Answerer:
             self._samplers[sampling] = Sampler(self._model, source.tokenizer, sampling, self._mesh, template.stop)
         sampler = self._samplers[sampling]
         encoded = {
-            prompt: encode_prompt(
+            (prompt, with_image): encode_prompt(
                 source.tokenizer,
                 template,
                 prompt,
                 image_token_id=source.config.image_token_id,
                 num_image_tokens=source.config.num_image_tokens,
+                with_image=with_image,
             )
-            for prompt in {question.prompt for question in questions}
+            for prompt, with_image in {(question.prompt, question.path is not None) for question in questions}
         }
         return sampler.generate(
-            Request(question.image, encoded[question.prompt], partial(_pixels, question.path, source), question.prompt)
+            Request(
+                question.image,
+                encoded[question.prompt, question.path is not None],
+                None if question.path is None else partial(_pixels, question.path, source),
+                question.prompt,
+            )
             for question in questions
         )
 
@@ -166,7 +185,8 @@ class Answerer:
 
 def read_answers(path: Path) -> list[dict[str, Any]]:
     """The lines of a file of answers."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    # Not splitlines: inside JSON strings the other characters that it splits at are ordinary text.
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 def _pixels(path: ImageFile, source: Source) -> np.ndarray:
@@ -193,8 +213,9 @@ def _resume(out: Path, settings: Mapping[str, Any], num_candidates: int) -> set[
     """
     beside = out.with_name(out.name + ".settings.json")
     if not out.exists() or not out.stat().st_size:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+        with naming(beside):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            beside.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
         return set()
     if not beside.exists():
         raise InputError(
@@ -204,7 +225,7 @@ def _resume(out: Path, settings: Mapping[str, Any], num_candidates: int) -> set[
     changed = [
         f"{key} {before.get(key)!r} is now {value!r}"
         for key, value in settings.items()
-        if key not in INFORMATION and before.get(key) != value
+        if key not in INFORMATION and before.get(key) != value and not (key in _NEWER and key not in before)
     ]
     if changed:
         raise InputError(f"{out} was written with other settings ({'; '.join(changed)}); choose another --out")
@@ -218,7 +239,7 @@ def _resume(out: Path, settings: Mapping[str, Any], num_candidates: int) -> set[
             key = (record["image"], record["prompt"])
         except (ValueError, KeyError, TypeError):
             if number < len(lines):
-                raise InputError(f"{out}:{number}: expected an answer as JSON; mend or remove the line") from None
+                raise InputError(f"{out}:{number}: expected an answer as JSON; fix or remove the line") from None
             break
         if line.endswith(b"\n") and number % num_candidates == 0:
             done.add(key)

@@ -75,23 +75,32 @@ class Asker:
         return open_images(self._config.images)
 
     def ask(
-        self, name: str, asked: Sequence[tuple[str, str]], paths: Mapping[str, ImageFile] | None = None
+        self,
+        name: str,
+        asked: Sequence[tuple[str, str]],
+        paths: Mapping[str, ImageFile] | None = None,
+        *,
+        protocol: str = "",
     ) -> list[str]:
         """The model's answers.
 
         Args:
           name: of the file that they are kept in.
-          asked: image and words of each question.
+          asked: image and words of each question; no image is "".
           paths: image → file; by default `images`.
+          protocol: whose words these are; stands with the answers' settings, and must stay the same.
 
         Raises:
           InputError: an image is missing or cannot be read, or there are answers of another model.
         """
-        paths = self.images if paths is None else paths
-        if gone := [image for image, _ in asked if image not in paths]:
+        if paths is None:
+            paths = self.images if any(image for image, _ in asked) else {}
+        if gone := [image for image, _ in asked if image and image not in paths]:
             raise InputError(
                 f"{name}: image {gone[0]} is not in {self._config.images} ({len(gone)} questions lack theirs); check "
                 "--images"
             )
-        questions = [Question(image, paths[image], words) for image, words in asked]
-        return self._answerer.ask(questions, self._out / f"{name}.jsonl", self._config.sampling, desc=name)
+        questions = [Question(image, paths[image] if image else None, words) for image, words in asked]
+        settings = {"protocol": protocol} if protocol else {}
+        out = self._out / f"{name}.jsonl"
+        return self._answerer.ask(questions, out, self._config.sampling, desc=name, settings=settings)

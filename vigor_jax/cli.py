@@ -1,7 +1,6 @@
 """What every command shares: typed options from YAML and the command line, and errors in one line."""
 
 import dataclasses
-import difflib
 import itertools
 import logging
 import os
@@ -9,6 +8,8 @@ import re
 import signal
 import sys
 import threading
+import time
+import traceback
 import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,9 +17,14 @@ from typing import Any, NoReturn, TypeVar
 
 import jsonargparse
 
-from vigor_jax.errors import InputError
+from vigor_jax.disk import describe
+from vigor_jax.errors import InputError, nearest
+from vigor_jax.lost_process import HEARTBEAT_TIMEOUT, is_sign_of_loss
 
 T = TypeVar("T")
+
+# What TensorStore's threads raise when they end a write of a checkpoint that has failed already.
+_LATE_WRITE = "Event loop is closed"
 
 
 def parse(schema: type[T], arguments: Sequence[str] | None = None, *, description: str) -> T:
@@ -32,7 +38,7 @@ def parse(schema: type[T], arguments: Sequence[str] | None = None, *, descriptio
       description: for `--help`, which shows its first paragraph.
 
     Raises:
-      InputError: an unknown key (its nearest known one is named), a missing or malformed value.
+      InputError: an unknown key (the known one that it resembles is named), a missing or malformed value.
       SystemExit: after `--help`.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -55,24 +61,54 @@ def dump(config: Any) -> str:
 
 
 def show_progress() -> None:
-    """Sends what the stages tell to stderr, as it is; of what libraries tell, only warnings."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
-    for library in ("absl", "matplotlib"):  # the first tells of every file that Orbax writes
-        logging.getLogger(library).setLevel(logging.WARNING)
+    """Sends what the stages tell to stderr, as it is; of what libraries tell, only warnings.
+
+    Libraries tell of each file that they write (absl) and of each request that they send (httpx).
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
+    for own in ("vigor_jax", "detector_bridge", "__main__"):
+        logging.getLogger(own).setLevel(logging.INFO)
 
 
 def run(main: Callable[[], None]) -> NoReturn:
-    """Runs a command: exit code 0 when done, 2 with one line when what the user gave is wrong, 1 for a defect."""
+    """Runs a command: exit code 0 when done, 2 with one line when what the user gave is wrong or a place cannot be read
+    or written, 1 for a defect.
+
+    One of several processes that fails ends at once, without waiting for the others, which notice it.
+    """
     sys.unraisablehook = _interrupt_again
     try:
         main()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _leave(2, f"error: {error}")
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+        _leave(130, "interrupted; the same command goes on from here")
+    except OSError as error:
+        if (line := describe(error)) is None:
+            raise
+        _leave(2, f"error: {line}")
+    except Exception as error:
+        if not _is_distributed():
+            raise
+        if is_sign_of_loss(error):  # JAX is about to say of whom, and ends this process
+            time.sleep(1.5 * HEARTBEAT_TIMEOUT)
+        _leave(1, traceback.format_exc().rstrip())
     sys.exit(0)
+
+
+def _is_distributed() -> bool:
+    jax = sys.modules.get("jax")  # not every command needs it
+    return jax is not None and jax.distributed.is_initialized()
+
+
+def _leave(code: int, text: str) -> NoReturn:
+    print(text, file=sys.stderr, flush=True)
+    if not _is_distributed():
+        sys.exit(code)
+    if sys.modules["jax"].process_index() == 0:  # what fails here may fail in all; let them say so themselves
+        time.sleep(3)
+    sys.stdout.flush()
+    os._exit(code)  # `sys.exit` would wait for processes that wait for this one
 
 
 def _interrupt_again(unraisable: Any) -> None:
@@ -80,7 +116,7 @@ def _interrupt_again(unraisable: Any) -> None:
     if issubclass(unraisable.exc_type, KeyboardInterrupt):
         # Not at once: that would fall into this hook.
         threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
-    else:
+    elif str(unraisable.exc_value) != _LATE_WRITE:
         sys.__unraisablehook__(unraisable)
 
 
@@ -117,7 +153,7 @@ def _is_tuple(argument: str, keys: dict[str, Any]) -> bool:
 
 
 def _explain(message: str, keys: dict[str, Any], arguments: Sequence[str]) -> str:
-    """jsonargparse's message in one line, an unknown key with its nearest known one."""
+    """jsonargparse's message in one line, an unknown key with the known one that it resembles."""
     unknown = (
         re.search(r"Group '(?P<group>[^']+)' does not accept option '(?P<key>[^']+)'", message)
         or re.search(r"Option '(?P<key>[^']+)' is not accepted", message)
@@ -126,10 +162,9 @@ def _explain(message: str, keys: dict[str, Any], arguments: Sequence[str]) -> st
     if not unknown:
         return re.sub(r"\s*\n\s*", " ", message).strip()
     key = ".".join(filter(None, (unknown.groupdict().get("group"), unknown["key"])))
-    near = difflib.get_close_matches(key, keys, n=1, cutoff=0.0)[0]
     in_file = "unrecognized" not in message.lower() and "--config" in arguments
     where = f"{arguments[arguments.index('--config') + 1]}: " if in_file else ""
-    return f"{where}unknown key {key}; the nearest known one is {near} (--help lists all)"
+    return f"{where}unknown key {key}; {nearest(key, keys)} (--help lists all)"
 
 
 def _plain(value: Any) -> Any:

@@ -1,9 +1,62 @@
-"""The one exception that means "what you gave is wrong"."""
+"""The one exception that means "what you gave is wrong", and hints for it."""
+
+import difflib
+from collections.abc import Iterable
+
+# Below this similarity a nearest name says more about the list than about the slip.
+ALIKE = 0.6
+_MOST_LISTED = 24
 
 
 class InputError(ValueError):
     """A config, file, folder or argument that the user gave cannot be used.
 
-    The message is one line that says what was expected, what was found, where, and how to mend it. Commands print
+    The message is one line that says what was expected, what was found, where, and how to fix it. Commands print
     it to stderr without a traceback and exit with code 2; every other exception is a defect and keeps its traceback.
     """
+
+
+def nearest(name: str, known: Iterable[str], *, noun: str = "known one", quoted: bool = False) -> str:
+    """What to say about an unknown name: the known one that it resembles, or all known ones if it resembles none.
+
+    Of dotted keys ("sft.epochz") each part is compared, since a long common start hides that the ends have nothing in
+    common; and if none is alike, those of the same section are listed.
+
+    Args:
+      name: the unknown one.
+      known: all known ones.
+      noun: what they are called.
+      quoted: whether names stand in quotation marks.
+
+    Returns:
+      "the nearest known one is sft.epochs" or "known ones are a, b, c".
+    """
+    names = list(dict.fromkeys(known))
+
+    def show(one: str) -> str:
+        return repr(one) if quoted else one
+
+    best = max(names, key=lambda one: _likeness(name, one), default=None)
+    if best is not None and _likeness(name, best)[0] >= ALIKE:
+        return f"the nearest {noun} is {show(best)}"
+    section = name.rpartition(".")[0]
+    listed = [one for one in names if one.rpartition(".")[0] == section] or names
+    rest = f" and {len(listed) - _MOST_LISTED} more" if len(listed) > _MOST_LISTED else ""
+    return f"{noun}s are {', '.join(map(show, listed[:_MOST_LISTED]))}{rest}"
+
+
+def _likeness(name: str, other: str) -> tuple[float, float]:
+    """How alike the least alike parts of two dotted names are, then the whole names; each in [0, 1]."""
+    whole = difflib.SequenceMatcher(None, name.lower(), other.lower()).ratio()
+    one, two = name.lower().split("."), other.lower().split(".")
+    if len(one) != len(two):
+        # A section is missing or one too many: only the same last part speaks for a slip.
+        return (whole if one[-1] == two[-1] else 0.0), whole
+    return min(difflib.SequenceMatcher(None, a, b).ratio() for a, b in zip(one, two, strict=True)), whole
+
+
+def some(names: Iterable[str], most: int = 10) -> str:
+    """A list of names for a message: those that fit, then how many more there are."""
+    names = list(names)
+    shown = [name if name.isprintable() and len(name) <= 200 else f"{name[:200]!r}" for name in names[:most]]
+    return ", ".join(shown) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -9,9 +9,10 @@
     python -m vigor_jax.evaluate questions --layout seed --questions SEED-Bench.json --answers a.jsonl --out DIR
     python -m vigor_jax.evaluate preference --captions base.jsonl tuned.jsonl --images DIR --out DIR
 
-With `--model DIR --images DIR` instead of answers or captions (`--data MME_DIR` for MME), the model is asked. mmhal,
-preference and the layout mmvet need a judge: `--judge.model NAME`, any OpenAI-compatible endpoint. All answers and
-replies are kept in `--out`, and the same command again goes on where it was stopped. `metrics.json` has the figures.
+Saved answers are read in the layouts of many tools (docs/evaluation.md). With `--model DIR --images DIR` instead of
+answers or captions (`--data MME_DIR` for MME), the model is asked. mmhal, preference and the layout mmvet need a judge:
+`--judge.model NAME`, any OpenAI-compatible endpoint. All answers and replies are kept in `--out`, and the same command
+again goes on where it was stopped. `metrics.json` has the figures.
 """
 
 import dataclasses
@@ -21,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vigor_jax import cli
+from vigor_jax.disk import naming
 from vigor_jax.errors import InputError
 from vigor_jax.evaluation.commands import ChairCommand, MmeCommand, PopeCommand, PopeQuestionsCommand
 from vigor_jax.evaluation.judged_commands import MmhalCommand, PreferenceCommand
@@ -58,11 +60,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         asker = Asker(command, command.out)
     else:
         command = cli.parse(kind, rest, description=kind.__doc__ or "")
-    metrics = command.metrics(asker)
+    with naming(command.out):
+        metrics = command.metrics(asker)
+        if asker is None or asker.is_first:
+            command.out.mkdir(parents=True, exist_ok=True)
+            (command.out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
     if asker is None or asker.is_first:
-        command.out.mkdir(parents=True, exist_ok=True)
-        (command.out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
         print(table({name: {name: metrics}}))
+        if protocol := metrics.get("protocol"):
+            print(f"protocol {protocol['name']}; after each question: {protocol['suffix'] or 'nothing'}")
 
 
 if __name__ == "__main__":

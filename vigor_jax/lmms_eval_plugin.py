@@ -73,7 +73,10 @@ class VigorJax(lmms):
         self._template = TEMPLATES[template]
         self._samplers: dict[SamplingConfig, Sampler] = {}
         config = source.config
-        self._sizes = {"image_token_id": config.image_token_id, "num_image_tokens": config.num_image_tokens}
+        self._sizes: dict[str, Any] = {
+            "image_token_id": config.image_token_id,
+            "num_image_tokens": config.num_image_tokens,
+        }
         self._graphdef, self._weights = nnx.split(self._model)
         self._loss = jax.jit(self._loss_of_answer)
 

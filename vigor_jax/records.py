@@ -7,7 +7,7 @@ import dataclasses
 from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 ErrorType: TypeAlias = Literal["object", "attribute", "relationship", "location", "conjecture"]
-DecidedBy: TypeAlias = Literal["penalty", "positive", "logprob", "index", "only", "random"]
+DecidedBy: TypeAlias = Literal["content", "penalty", "positive", "repetition", "logprob", "index", "only", "random"]
 
 
 class Span(NamedTuple):
@@ -50,8 +50,10 @@ class Signal:
       negative: 0 or more; summed over a candidate's signals it is the stream's penalty.
       positive: 0 or more; breaks ties.
       score: as the stream gave it: detection score, or p(good); in [0, 1].
-      absent: it names something that is not there: refinement drops the sentences that its spans lie in.
+      absent: what the spans state is not so, mostly because the thing is not there: refinement drops the sentences
+        that the spans lie in.
       boxes_xyxy: where it was found: corners relative to the image, in [0, 1], best first.
+      denied: the caption says that it is not there. With `absent` it is there all the same: the caption is wrong.
     """
 
     label: str
@@ -61,6 +63,7 @@ class Signal:
     score: float
     absent: bool = False
     boxes_xyxy: tuple[tuple[float, float, float, float], ...] = ()
+    denied: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,8 +107,8 @@ class Selection:
       image: as in the candidates.
       prompt: as in the candidates.
       candidate: the chosen one.
-      decided_by: what told it from the next best: "penalty", "positive", "logprob", "index"; "only" where there was
-        no other; "random" in the controls.
+      decided_by: what told it from the next best: "content" (no other has any), "penalty", "positive", "repetition"
+        (it repeats less), "logprob", "index"; "only" where there was no other; "random" in the controls.
       penalties: of each candidate, in their order.
       stream_penalties: the terms that the penalties are sums of: one row a candidate, one column a stream.
       text: the chosen one, as sampled.
@@ -117,6 +120,8 @@ class Selection:
       words: of each candidate; shows whether short ones are favoured.
       mentions: signals that point into the text: one row a candidate, one column a stream.
       refined_mentions: those that point into what is left of the chosen one, one a stream.
+      has_content: whether each candidate says anything that counts; those that do not lose to those that do.
+      repeats: sentences of each candidate that repeat an earlier one of its own word for word.
     """
 
     image: str
@@ -133,6 +138,8 @@ class Selection:
     words: tuple[int, ...] = ()
     mentions: tuple[tuple[int, ...], ...] = ()
     refined_mentions: tuple[int, ...] = ()
+    has_content: tuple[bool, ...] = ()
+    repeats: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

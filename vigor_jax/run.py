@@ -1,9 +1,11 @@
 """One pass through the stages of the paper, in one run directory."""
 
 import dataclasses
+import functools
 import logging
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,15 @@ from jax.experimental import multihost_utils
 
 from vigor_jax import cli
 from vigor_jax.config import TrainConfig
-from vigor_jax.data.store import join, part_count, parts_done
+from vigor_jax.data.checksum import check_checksum
+from vigor_jax.data.store import join, part_count, part_name, part_seal, parts_done
+from vigor_jax.disk import naming
 from vigor_jax.errors import InputError
 from vigor_jax.hf.config import read_json
 from vigor_jax.hf.export import ExportConfig
 from vigor_jax.hf.load import load_llava, open_checkpoint
 from vigor_jax.models.layers import stacks_inference
+from vigor_jax.processes import is_first
 from vigor_jax.rewards.detection import DetectorStream
 from vigor_jax.rewards.reward_model import RewardModel, RewardModelConfig
 from vigor_jax.rewards.stream import RewardStream
@@ -29,7 +34,7 @@ from vigor_jax.stages.export import PROVENANCE, export
 from vigor_jax.stages.ledger import Ledger
 from vigor_jax.stages.sample import check_images, images_of, sample
 from vigor_jax.stages.score import check_digest, score, scoring_ahead, stream_class
-from vigor_jax.stages.select import select
+from vigor_jax.stages.select import OtherPartsError, select
 from vigor_jax.stages.sft import sft
 from vigor_jax.stages.train_reward import train_reward
 
@@ -64,6 +69,11 @@ class Run:
         self._opened = ExitStack()
         self._streams: dict[str, RewardStream] = {}
 
+    def settings(self) -> dict[str, Any]:
+        """All that decides on the results of the stages to be run, by option."""
+        entries = [self.ledger.today[name] for name in self._names(self.config.run.stages)]
+        return {key: value for entry in entries for key, value in entry["settings"].items()}
+
     def go(self) -> None:
         """Runs the stages that the config names.
 
@@ -72,12 +82,17 @@ class Run:
           TrainingDiverged, SystemExit: as `stages.sft.sft`.
         """
         wanted = self._names(self.config.run.stages)
+        if not self.config.run.overwrite:
+            for stage in {"train_reward", "sft"}.intersection(wanted):
+                self.ledger.leave_to_stage(stage, f"{stage}.data")
         self._remove(self.ledger.check(wanted, overwrite=self.config.run.overwrite))
         if "sample" in self.config.run.stages and (what := check_images(images_of(self.config.sample), self.records)):
             self._make_again("sample", what)
+        self._check_made_with()
         if is_first():
-            self.dir.mkdir(parents=True, exist_ok=True)
-            (self.dir / "config.yaml").write_text(cli.dump(self.config), encoding="utf-8")
+            with naming(self.dir):
+                self.dir.mkdir(parents=True, exist_ok=True)
+                (self.dir / "config.yaml").write_text(cli.dump(self.config), encoding="utf-8")
         stages = {
             "train_reward": self.train_reward,
             "sample": self.sample,
@@ -90,7 +105,8 @@ class Run:
         with self._opened, _log_file(self.dir / "log.txt"):
             for stage in self.config.run.stages:
                 logger.info("stage %s", stage)
-                stages[stage]()
+                with naming(self.dir):
+                    stages[stage]()
                 barrier(stage)
 
     def train_reward(self) -> None:
@@ -107,7 +123,10 @@ class Run:
             followers: list[Callable[[int, int], None]] = []
             for spec in self.config.score.streams if "score" in self.config.run.stages else ():
                 if spec != "reward_model" and not self._is_scored(spec):
-                    judging = scoring_ahead(self._stream(spec), self.records, self._images(), **self._share())
+                    made_with = self.ledger.mark(score_name(spec))
+                    judging = scoring_ahead(
+                        self._stream(spec), self.records, self._images(), made_with=made_with, **self._share()
+                    )
                     followers.append(ahead.enter_context(judging))
             self._begin("sample")
 
@@ -117,7 +136,10 @@ class Run:
 
             mesh = make_mesh(self.config.inference_mesh)
             dtype = self.config.model.dtype
-            sample(self.config.sample, self.source, self.records, mesh, dtype=dtype, on_part=on_part)
+            made_with = self.ledger.mark("sample")
+            sample(
+                self.config.sample, self.source, self.records, mesh, dtype=dtype, on_part=on_part, made_with=made_with
+            )
 
     def score(self) -> None:
         """Candidates → verdicts of every stream."""
@@ -126,16 +148,30 @@ class Run:
                 self._greet(spec)
                 logger.info("score: all verdicts of %s are there", self.stream_names[spec])
             else:
-                together = spec == "reward_model"
-                score(self._stream(spec), self.records, self._images(), together=together, **self._share())
+                together, made_with = spec == "reward_model", self.ledger.mark(score_name(spec))
+                stream, images = self._stream(spec), self._images()
+                score(stream, self.records, images, together=together, made_with=made_with, **self._share())
         self._streams.clear()
         self._opened.close()  # the sidecar's memory is wanted elsewhere
 
     def select(self) -> None:
         """Candidates and verdicts → targets."""
+        choose = functools.partial(
+            select,
+            self.config.select,
+            self.records,
+            streams=tuple(self.stream_names.values()),
+            barrier=lambda: barrier("targets"),
+            made_with=self.ledger.mark("select"),
+            **self._share(),
+        )
         self._begin("select")
-        streams = tuple(self.stream_names.values())
-        select(self.config.select, self.records, streams=streams, barrier=lambda: barrier("targets"), **self._share())
+        try:
+            choose()
+        except OtherPartsError as error:
+            self._make_again("select", str(error))
+            self._begin("select")
+            choose()
 
     def sft(self) -> None:
         """Targets → checkpoints."""
@@ -217,6 +253,19 @@ class Run:
         scores = [score_name(spec) for spec in self.config.score.streams]
         return [name for stage in stages for name in (scores if stage == "score" else [stage])]
 
+    def _check_made_with(self) -> None:
+        """Refuses parts that were copied here from a run with other settings; one a folder tells, for the stages
+        compare the parts of a folder with each other."""
+        for stage in self.ledger.stages:
+            for folder in map(str, stage.outputs):
+                if (count := part_count(folder)) is None:
+                    continue
+                first = min(parts_done(folder, count))
+                if part_seal(folder, first, count).made_with not in ("", self.ledger.mark(stage.name)):
+                    what = f"{join(folder, part_name(first, count))} is from a run with other settings"
+                    self._make_again(stage.name, what)
+                    break
+
     def _make_again(self, name: str, what: str) -> None:
         if not self.config.run.overwrite:
             raise InputError(
@@ -250,6 +299,7 @@ class Run:
         system, path = fsspec.core.url_to_fs(join(self.records, TARGETS))
         if not system.exists(path):
             raise InputError(f"sft: there is no {join(self.records, TARGETS)}; run the stage select, or give sft.data")
+        check_checksum(join(self.records, TARGETS), stage="select")
         if self.config.run.records is None:
             return self.dir / TARGETS
         local = self.dir / f"targets-{jax.process_index()}.json"
@@ -265,11 +315,6 @@ def _check_same_question(config: RewardModelConfig, training: Mapping[str, Any],
             raise InputError(f"reward_model.{key} is {asked!r}, and {who} has {learnt!r}; make them the same")
 
 
-def is_first() -> bool:
-    """Whether this process writes what all would write."""
-    return jax.process_index() == 0
-
-
 def barrier(name: str) -> None:
     """Returns when all processes have come here."""
     if jax.process_count() > 1:
@@ -282,11 +327,20 @@ def _log_file(path: Path) -> Iterator[None]:
     if not is_first():
         yield
         return
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = _LogFile(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(message)s"))
     logging.getLogger().addHandler(handler)
     try:
         yield
     finally:
         logging.getLogger().removeHandler(handler)
-        handler.close()
+        with suppress(OSError):
+            handler.close()
+
+
+class _LogFile(logging.FileHandler):
+    """Leaves out what a full disk has no room for: the error of the stage says so, a traceback a line would not."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)

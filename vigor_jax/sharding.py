@@ -6,6 +6,7 @@ vocabulary split). The batch is split over `data` and `fsdp` together.
 
 import dataclasses
 import importlib.util
+import logging
 import math
 import os
 import re
@@ -20,6 +21,9 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vigor_jax.errors import InputError
+from vigor_jax.lost_process import HEARTBEAT_TIMEOUT, listen
+
+logger = logging.getLogger(__name__)
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = P(("data", "fsdp"))
@@ -49,8 +53,8 @@ class DistributedConfig:
     """How processes find each other; on TPU pods and under SLURM nothing needs to be given.
 
     Attributes:
-      enabled: whether to join other processes; by default on a TPU host, in a SLURM job of several tasks, and where a
-        coordinator is given.
+      enabled: whether to join other processes; by default on a TPU host, in a SLURM step of several tasks (srun), under
+        mpirun, and where a coordinator is given.
       coordinator: `host:port` of process 0.
       num_processes: processes in all.
       process_id: this one's number, from 0.
@@ -65,13 +69,18 @@ class DistributedConfig:
 def join_processes(config: DistributedConfig) -> None:
     """Initialises `jax.distributed`; TPU pods and SLURM are recognised, elsewhere the three flags say how.
 
+    A process that is lost ends the others within `HEARTBEAT_TIMEOUT`, with one line.
+
     In a SLURM job a task has its node's GPUs if it is alone there, and one of them if there are several.
 
     Raises:
-      InputError: only some of the three flags are given.
+      InputError: only some of the three flags are given, other processes cannot be found, or this one would be alone in
+        a SLURM job of several nodes.
     """
     enabled = config.coordinator is not None or in_cluster() if config.enabled is None else config.enabled
     if not enabled:
+        if config.enabled is None:
+            _tell_of_idle_tasks()
         return
     if config.coordinator is not None and (config.num_processes is None or config.process_id is None):
         raise InputError(
@@ -79,7 +88,22 @@ def join_processes(config: DistributedConfig) -> None:
             f"got num_processes={config.num_processes}, process_id={config.process_id}"
         )
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(config.coordinator, config.num_processes, config.process_id, _local_devices())
+    try:
+        jax.distributed.initialize(
+            config.coordinator,
+            config.num_processes,
+            config.process_id,
+            _local_devices(),
+            heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
+        )
+    except (ValueError, TypeError, jax.errors.JaxRuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"distributed: cannot join the other processes ({reason}); start every process with srun, or give "
+            "--distributed.coordinator, num_processes and process_id, or --distributed.enabled false to run as one"
+        ) from error
+    if jax.distributed.is_initialized():
+        listen()
 
 
 def _local_devices() -> list[int] | None:
@@ -91,11 +115,38 @@ def _local_devices() -> list[int] | None:
 
 
 def in_cluster() -> bool:
-    """Whether JAX can find the other processes by itself: on a TPU host, or in a SLURM job of several tasks."""
-    if int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+    """Whether JAX can find the other processes by itself: on a TPU host, in a SLURM step of several tasks, or under
+    Open MPI.
+
+    `SLURM_NTASKS` does not say it: the batch script and the shell of salloc have it too, and are one process.
+    """
+    if _count("SLURM_STEP_NUM_TASKS") > 1 or _count("OMPI_COMM_WORLD_SIZE") > 1:
         return True
     chips = any(Path("/dev").glob("accel[0-9]*")) or any(Path("/dev/vfio").glob("[0-9]*"))
     return chips and importlib.util.find_spec("libtpu") is not None and os.environ.get("JAX_PLATFORMS") != "cpu"
+
+
+def _tell_of_idle_tasks() -> None:
+    """Warns of tasks of a SLURM job that nobody started; refuses to leave whole nodes idle."""
+    tasks, nodes = _count("SLURM_NTASKS"), max(_count("SLURM_JOB_NUM_NODES"), _count("SLURM_NNODES"))
+    if tasks == 1:
+        return
+    what = f"this SLURM job has {tasks} tasks on {nodes} node{'s' * (nodes > 1)}, and srun did not start this process"
+    if nodes > 1:
+        raise InputError(
+            f"distributed: {what}; start it as srun python -m ..., or give --distributed.enabled false to run as one "
+            "process on this node"
+        )
+    logger.warning(
+        "%s: it runs as one process with all devices of the node; start it as srun python -m ... to have one a task; "
+        "--distributed.enabled false says that one is meant", what,
+    )  # fmt: skip
+
+
+def _count(variable: str) -> int:
+    """A number in the environment, 1 by default."""
+    value = os.environ.get(variable, "")
+    return int(value) if value.isdecimal() else 1
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:

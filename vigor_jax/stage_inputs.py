@@ -4,12 +4,14 @@ from pathlib import Path
 from typing import Any
 
 from vigor_jax.config import TrainConfig
+from vigor_jax.data.checksum import SUFFIX
 from vigor_jax.data.store import join
 from vigor_jax.decoding import NOT_IN_RESULTS
 from vigor_jax.hf.load import Source, open_checkpoint
 from vigor_jax.rewards.detection import NOT_IN_VERDICTS
 from vigor_jax.rewards.reward_model import NOT_IN_DIGEST
 from vigor_jax.stages.ledger import StageInputs, settings_of
+from vigor_jax.stages.resumption import places_file
 from vigor_jax.stages.score import stream_class
 from vigor_jax.stages.sft import NOT_IN_FINGERPRINT, file_digest
 
@@ -30,14 +32,18 @@ def stage_inputs(config: TrainConfig, source: Source) -> list[StageInputs]:
       InputError: the given reward model cannot be opened.
     """
     run_dir, records = config.run.dir, config.run.records or config.run.dir
-    model = {"model": source.digest(), "model.dtype": config.model.dtype}
+    model = {
+        "model": source.digest(),
+        "model.tokenizer": source.tokenizer.digest(),
+        "model.dtype": config.model.dtype,
+    }
     scores = tuple(map(score_name, config.score.streams))
     stages = [
         StageInputs(
             "train_reward",
             model | _training("train_reward", config.train_reward, config.train_reward.annotations),
             (),
-            (run_dir / "checkpoints" / "train_reward", run_dir / REWARD_MODEL),
+            (run_dir / "checkpoints" / "train_reward", run_dir / REWARD_MODEL, places_file(run_dir, "train_reward")),
         ),
         StageInputs(
             "sample",
@@ -52,7 +58,8 @@ def stage_inputs(config: TrainConfig, source: Source) -> list[StageInputs]:
         after = ("sample", "train_reward") if is_own else ("sample",)
         folder = join(records, "verdicts", stream_class(spec).name)
         stages.append(StageInputs(name, _scoring(spec, config), after, (folder,)))
-    selected = tuple(join(records, name) for name in ("selections", "targets", TARGETS, "summary.json"))
+    written = ("selections", "targets", TARGETS, TARGETS + SUFFIX, "summary.json")
+    selected = tuple(join(records, name) for name in written)
     return [
         *stages,
         StageInputs("select", settings_of("select", config.select), ("sample", *scores), selected),
@@ -60,7 +67,7 @@ def stage_inputs(config: TrainConfig, source: Source) -> list[StageInputs]:
             "sft",
             model | _training("sft", config.sft, config.sft.data),
             () if config.sft.data else ("select",),
-            (run_dir / "checkpoints" / "sft",),
+            (run_dir / "checkpoints" / "sft", places_file(run_dir, "sft")),
         ),
         StageInputs("export", settings_of("export", config.export), ("sft",), (run_dir / EXPORT,)),
         StageInputs("evaluate", _evaluation(config, model), ("export",), (run_dir / EVALUATION,)),
@@ -89,7 +96,9 @@ def _scoring(spec: str, config: TrainConfig) -> dict[str, Any]:
         return settings_of("detection", config.detection, NOT_IN_VERDICTS)
     if spec == "reward_model":
         given = config.score.reward_model
-        weights = given and open_checkpoint(given, config.model.vision_tower).digest()
+        judge = open_checkpoint(given, config.model.vision_tower) if given else None
+        weights, tokenizer = (judge.digest(), judge.tokenizer.digest()) if judge else (None, None)
         settings = settings_of("reward_model", config.reward_model, NOT_IN_DIGEST)
-        return settings | {"score.reward_model": weights, "model.dtype": config.model.dtype}
+        judge_of = {"score.reward_model": weights, "score.reward_model.tokenizer": tokenizer}
+        return settings | judge_of | {"model.dtype": config.model.dtype}
     return {}

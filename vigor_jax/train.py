@@ -8,7 +8,8 @@ Without a config it runs the embedded demo.
 import dataclasses
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import jax
@@ -18,7 +19,11 @@ from vigor_jax.config import TrainConfig
 from vigor_jax.data.store import join
 from vigor_jax.demo.show import show
 from vigor_jax.demo.world import WorldConfig, prepare
+from vigor_jax.disk import describe
+from vigor_jax.errors import InputError
+from vigor_jax.processes import is_first, same_everywhere, together
 from vigor_jax.run import EXPORT, REWARD_MODEL, Run
+from vigor_jax.run_lock import RunLock
 from vigor_jax.sharding import join_processes
 
 logger = logging.getLogger(__name__)
@@ -37,25 +42,52 @@ def main(arguments: Sequence[str] | None = None) -> None:
     join_processes(config.distributed)
     if config.run.compiled:
         keep_compiled(config.run.compiled)
-    if is_demo:
-        prepare(config.model.path.parent, WorldConfig())
-    train(config)
-    if is_demo:
-        show(config.run.dir, config.model.path.parent)
-        from vigor_jax.report import build_report  # needs the extra `report`
+    with lock(config.run.dir):
+        if is_demo:
+            prepare(config.model.path.parent, WorldConfig())
+        train(config)
+        if is_demo:
+            show(config.run.dir, config.model.path.parent)
+            from vigor_jax.report import build_report  # needs the extra `report`
 
-        page = build_report([config.run.dir], config.run.dir / "report" / "index.html")
-        print(f"report:  {page} (opens in any browser)", flush=True)
+            page = build_report([config.run.dir], config.run.dir / "report" / "index.html")
+            print(f"report:  {page} (opens in any browser)", flush=True)
+
+
+@contextmanager
+def lock(run_dir: Path) -> Iterator[None]:
+    """Holds the run directory for the processes of this run: the first of them takes the lock, the others wait for it.
+
+    Raises:
+      InputError: another run has it, or it cannot be written.
+    """
+    with ExitStack() as held:
+
+        def acquire() -> None:
+            try:
+                held.enter_context(RunLock(run_dir))
+            except OSError as error:
+                raise InputError(describe(error) or str(error)) from error
+
+        together(acquire if is_first() else lambda: None)
+        yield
 
 
 def train(config: TrainConfig) -> None:
     """Runs the stages of a config, as many rounds as it says."""
     if config.run.rounds == 1:
-        Run(config).go()
+        _open(config).go()
         return
     for number in range(1, config.run.rounds + 1):
         logger.info("round %d of %d", number, config.run.rounds)
-        Run(of_round(config, number)).go()
+        _open(of_round(config, number)).go()
+
+
+def _open(config: TrainConfig) -> Run:
+    """The stages of one round, if all processes can open them, and have the same files and settings."""
+    run = together(lambda: Run(config))
+    same_everywhere(run.settings())
+    return run
 
 
 def keep_compiled(folder: Path) -> None:

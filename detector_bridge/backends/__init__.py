@@ -45,6 +45,9 @@ class Backend(Protocol):
     def tokenize(self, phrase: str) -> list[int]:
         """Token ids of lower-case text without special tokens."""
 
+    def unknown_words(self, phrase: str) -> list[tuple[str, list[str]]]:
+        """The words of a lower-case phrase that the vocabulary lacks, and the pieces or [UNK] that each becomes."""
+
     def prepare(self, image: Image.Image) -> np.ndarray:
         """An upright RGB picture, resized and normalised as the model expects it: [3, H, W] float32."""
 

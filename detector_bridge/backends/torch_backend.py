@@ -1,6 +1,7 @@
 """What the two PyTorch backends share: device, digest, phrases to ids, padding, and scores from raw outputs."""
 
 import hashlib
+import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from detector_bridge.errors import InputError
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Both implementations cut prompts into phrases at these ids; one of them knows no others.
 SPECIAL_IDS = {"[PAD]": 0, "[CLS]": 101, "[SEP]": 102, ".": 1012, "?": 1029}
+_UNKNOWN = "[UNK]"
 _PROBE = 256
 
 
@@ -124,6 +126,17 @@ class TorchBackend(ABC):
     def tokenize(self, phrase: str) -> list[int]:
         """Token ids of lower-case text without special tokens."""
         return self._tokenizer.encode(phrase, add_special_tokens=False).ids
+
+    def unknown_words(self, phrase: str) -> list[tuple[str, list[str]]]:
+        """The words of a lower-case phrase that the vocabulary lacks, and the pieces or [UNK] that each becomes."""
+        found = self._tokenizer.encode(phrase, add_special_tokens=False)
+        unknown = []
+        for _, group in itertools.groupby(range(len(found.ids)), key=found.word_ids.__getitem__):
+            places = list(group)
+            pieces = [found.tokens[i] for i in places]
+            if len(pieces) > 1 or pieces == [_UNKNOWN]:
+                unknown.append((phrase[found.offsets[places[0]][0] : found.offsets[places[-1]][1]], pieces))
+        return unknown
 
     def prepare(self, image: Image.Image) -> np.ndarray:
         """An upright RGB picture, resized and normalised as the model expects it: [3, H, W] float32.

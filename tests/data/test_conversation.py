@@ -426,3 +426,24 @@ def test_messages_of_what_does_not_fit(tokenizer: Tokenizer) -> None:
     assert f"raise max_length above {start}" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert (example_of(tokenizer, TEMPLATES["v1"], long_question, start + 1).labels != IGNORE_INDEX).sum() == 1
+
+
+def test_the_placeholder_is_text_where_there_is_no_image(tokenizer):
+    """As LLaVA tokenizes rows without an image."""
+    turns = (Turn("human", "What does\n<image>\nmean?"), Turn("gpt", "Nothing."))
+    settings = {"image_token_id": 9999, "num_image_tokens": 4, "max_length": 512}
+    example = encode_example(tokenizer, TEMPLATES["v1"], turns, with_image=False, **settings)
+    assert 9999 not in example.token_ids
+    assert "USER: What does\n<image>\nmean? ASSISTANT: Nothing." in tokenizer.decode(example.token_ids)
+
+
+@pytest.mark.parametrize("with_image", [True, False])
+@pytest.mark.parametrize(("positions", "advised"), [(None, True), (512, True), (200, False)])
+def test_advice_stays_within_the_models_positions(tokenizer, with_image, positions, advised):
+    question = ("<image>\n" if with_image else "") + "What is on the table? " * 30
+    settings = {"image_token_id": 9999, "num_image_tokens": 100, "max_length": 64, "max_positions": positions}
+    turns = (Turn("human", question), Turn("gpt", "A cat."))
+    with pytest.raises(InputError) as caught:
+        encode_example(tokenizer, TEMPLATES["v1"], turns, with_image=with_image, **settings)
+    assert ("raise max_length" in str(caught.value)) == advised
+    assert ("200 positions, so shorten the question" in str(caught.value)) != advised

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from vigor_jax.data.conversation import Turn
-from vigor_jax.data.examples import Example, read_examples
+from vigor_jax.data.examples import Example, read_examples, scan_examples
 from vigor_jax.errors import InputError
 
 HUMAN = {"from": "human", "value": "<image>\nWhat is this?"}
@@ -122,9 +122,6 @@ def turns(*pairs: tuple[str, str]) -> list[dict[str, str]]:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"id": None}, "expected a string under 'id', got None"),
-        ({"id": True}, "expected a string under 'id', got True"),
-        ({"id": ...}, "expected a string under 'id', got nothing"),
         ({"conversations": ...}, "expected a list under 'conversations', got nothing"),
         ({"conversations": "Hi"}, "expected a list under 'conversations', got 'Hi'"),
         ({"conversations": []}, "0 turns"),
@@ -142,16 +139,17 @@ def turns(*pairs: tuple[str, str]) -> list[dict[str, str]]:
         ),
         ({"conversations": [HUMAN, {**GPT, "value": " \n"}]}, "turn 1 is an empty answer"),
         ({"conversations": [HUMAN, {**GPT, "value": ""}]}, "turn 1 is an empty answer"),
-        ({"conversations": [GPT, HUMAN]}, "turn 0 is from 'gpt', expected 'human'"),
+        ({"conversations": [GPT, HUMAN]}, "1 turns: expected each question to be followed by its answer"),
+        ({"conversations": [GPT, GPT, HUMAN]}, "turn 1 is from 'gpt', expected 'human'"),
         ({"conversations": [HUMAN, HUMAN]}, "turn 1 is from 'human', expected 'gpt'"),
         ({"conversations": [HUMAN, GPT, HUMAN]}, "3 turns"),
         (
             {"conversations": turns(("human", "Hi"), ("gpt", "Ho"))},
             "place <image> 0 times but the example has 1 image",
         ),
-        ({"conversations": [{**HUMAN, "value": "<image><image>"}, GPT]}, "place <image> 2 times"),
+        ({"conversations": [HUMAN, GPT, HUMAN, GPT]}, "place <image> 2 times"),
         ({"image": ...}, "place <image> 1 times but the example has no image"),
-        ({"image": ""}, "expected one file name under 'image', got ''"),
+        ({"image": ""}, "place <image> 1 times but the example has no image"),
         (
             {"image": ["dog.jpg", "cat.jpg"]},
             "expected one file name under 'image', got ['dog.jpg', 'cat.jpg']",
@@ -183,3 +181,178 @@ def test_counts_missing_images_and_names_the_first(tmp_path: Path, images: Path)
 
 def test_image_without_a_folder(tmp_path: Path) -> None:
     assert "no image folder is given" in read_error(write(tmp_path, [RECORD]), None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "image", "said"),
+    [
+        ({"id": ...}, "train/cat.jpg", None),
+        ({"id": None}, "train/cat.jpg", None),
+        ({"id": ["a", 1]}, "train/cat.jpg", None),
+        ({"id": True}, "train/cat.jpg", None),
+        ({"id": 1.5}, "train/cat.jpg", None),
+        ({"conversations": [GPT, HUMAN, GPT]}, "train/cat.jpg", None),
+        ({"conversations": [{**HUMAN, "value": "See <image> here"}, GPT]}, "train/cat.jpg", ["See <image> here"]),
+        (
+            {"conversations": [{**HUMAN, "value": "<image><image>\nSame <image>?"}, GPT]},
+            "train/cat.jpg",
+            ["<image>\nSame ?"],
+        ),
+        ({"image": ["dog.jpg"]}, "dog.jpg", None),
+        ({"image": ..., "images": ["dog.jpg"]}, "dog.jpg", None),
+        ({"image": ..., "images": "dog.jpg"}, "dog.jpg", None),
+        ({"image": "", "images": ["dog.jpg"]}, "dog.jpg", None),
+        ({"image": "dog.jpg", "images": ["dog.jpg"]}, "dog.jpg", None),
+        (
+            {"image_path": "/abs/cat.jpg", "image_id": 3, "video_id": "x", "video": "", "audio": None},
+            "train/cat.jpg",
+            None,
+        ),
+    ],
+)
+def test_what_llava_takes_with_an_image(
+    tmp_path: Path, images: Path, changes: dict[str, Any], image: str, said: list[str] | None
+) -> None:
+    record = {key: value for key, value in {**RECORD, **changes}.items() if value is not ...}
+    _, example = read_examples(write(tmp_path, [RECORD, record]), images)
+    assert example.image == images / image
+    assert [turn.text for turn in example.turns if turn.role == "human"] == (said or ["<image>\nWhat is this?"])
+    assert [turn.role for turn in example.turns] == ["human", "gpt"]
+    if isinstance(changes.get("id", 1), float | int | str) and changes.get("id") is not True:
+        assert example.id == str(record["id"])
+    else:
+        assert example.id == "index 1"
+
+
+QUOTING = "What does <image> mean in HTML?"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"image": ""}, "Hi"),
+        ({"image": None}, "Hi"),
+        ({"image": []}, "Hi"),
+        ({"images": []}, "Hi"),
+        ({"images": None, "videos": [], "has_image": False, "num_images": 0}, "Hi"),
+        ({"source": "image_chat", "imagination": "x", "frame_rate": 3, "model": "m"}, "Hi"),
+        ({"conversations": turns(("human", QUOTING), ("gpt", "An image."))}, QUOTING),
+        ({"conversations": turns(("human", "<p>\n<image>\n</p> ok?"), ("gpt", "No."))}, "<p>\n<image>\n</p> ok?"),
+        ({"conversations": turns(("gpt", "Hello!"), ("human", "Hi"), ("gpt", "Yes?"))}, "Hi"),
+    ],
+)
+def test_what_llava_takes_as_text(
+    tmp_path: Path, images: Path, changes: dict[str, Any], said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for folder in (None, images):
+        (example,) = read_examples(write(tmp_path, [{**TEXT_ONLY, **changes}]), folder)
+        assert example.image is None
+        assert example.turns[0] == Turn("human", said)
+    assert ("quote <image> (the first: index 0)" in caplog.text) == ("<image>" in said)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("image_path", "a.jpg"),
+        ("imagePath", "a.jpg"),
+        ("image_file", "a.jpg"),
+        ("image_url", "https://x/a.jpg"),
+        ("image_0", "a.jpg"),
+        ("image_id", 17),
+        ("input_image", "a.jpg"),
+        ("path_to_image", "a.jpg"),
+        ("img", "a.jpg"),
+        ("photos", ["a.jpg"]),
+        ("Image", "a.jpg"),
+        ("IMAGE", "a.jpg"),
+        ("jpg", "a.jpg"),
+        ("has_image", True),
+        ("video", "a.mp4"),
+        ("videos", ["a.mp4"]),
+        ("video_path", "a.mp4"),
+        ("audio", {"path": "a.wav"}),
+        ("audios", ["a.wav"]),
+        ("mp4", "a.mp4"),
+        ("wav", "a.wav"),
+        ("frames", ["1.jpg"]),
+        ("speech", "a.wav"),
+        ("pixel_values", [[0.1]]),
+    ],
+)
+def test_other_media_are_refused_by_key(tmp_path: Path, images: Path, key: str, value: Any) -> None:
+    error = read_error(write(tmp_path, [TEXT_ONLY, {**TEXT_ONLY, key: value}]), images)
+    assert f"index 1 (id 't'): the key {key!r}" in error
+    in_turn = {**TEXT_ONLY, "conversations": [{"from": "human", "value": "Hi", key: value}, GPT]}
+    assert f"index 0 (id 't'): turn 0: the key {key!r}" in read_error(write(tmp_path, [in_turn]), images)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": ["dog.jpg", "cat.jpg"]}, "expected one file name under 'images', got ['dog.jpg', 'cat.jpg']"),
+        (
+            {"images": ["dog.jpg"]},
+            "expected one image, got 'train/cat.jpg' under 'image' and ['dog.jpg'] under 'images'",
+        ),
+        ({"image": {"path": "dog.jpg"}}, "expected one file name under 'image', got {'path': 'dog.jpg'}"),
+        ({"image": [{"path": "dog.jpg"}]}, "expected one file name under 'image'"),
+        ({"image": False}, "expected one file name under 'image', got False"),
+        ({"image": [""]}, "expected one file name under 'image', got ['']"),
+        ({"video": "a.mp4"}, "the key 'video' ('a.mp4') is about an image or another medium"),
+        ({"audio": ["a.wav"]}, "the key 'audio'"),
+        ({"image": "\ud800.jpg"}, "is no file name; repair its encoding"),
+        ({"image": "a\0/b.jpg"}, "does not exist"),
+        ({"image": "x" * 300 + ".jpg"}, "does not exist"),
+        ({"conversations": [{**HUMAN, "value": "<image>\nHi \ud83d"}, GPT]}, "turn 0: text with a lone surrogate"),
+        ({"conversations": [HUMAN, {**GPT, "value": "\udc00"}]}, "turn 1: text with a lone surrogate"),
+        ({"conversations": [HUMAN, {**GPT, "value": ["A cat."]}]}, "expected a string under 'value', got ['A cat.']"),
+        ({"conversations": [{"from": "system", "value": "Be brief."}, HUMAN, GPT]}, "under 'from', got 'system'"),
+    ],
+)
+def test_rows_that_llava_could_not_train_on_either(
+    tmp_path: Path, images: Path, changes: dict[str, Any], message: str
+) -> None:
+    error = read_error(write(tmp_path, [{**RECORD, **changes}]), images)
+    assert message in error
+    error.encode()  # can be printed
+
+
+def test_an_image_that_does_not_exist_alone_in_its_file(tmp_path: Path, images: Path) -> None:
+    for name in ("absent.jpg", "x" * 300, "dog.jpg\0"):
+        assert "does not exist" in read_error(write(tmp_path, [{**RECORD, "image": name}]), images)
+
+
+def test_all_bad_rows_are_named(tmp_path: Path, images: Path) -> None:
+    lines = [json.dumps(RECORD), '{"id": ', json.dumps({**RECORD, "image": "absent.jpg"}), json.dumps({"id": "x"})]
+    path = write(tmp_path, "\n".join(lines), "jsonl")
+    error = read_error(path, images)
+    assert error.startswith(f"{path}: 3 of 4 rows cannot be trained on: line 2: malformed JSON")
+    assert "| line 3 (id 'a1'): image" in error
+    assert "| line 4 (id 'x'): expected a list under 'conversations', got nothing" in error
+    found = scan_examples(path, images)
+    assert [example.label for example in found.examples] == ["line 1"]
+    assert [(row.number, row.id) for row in found.bad] == [(2, None), (3, "a1"), (4, "x")]
+    assert found.total == 4
+
+
+def test_a_few_of_many_bad_rows_are_named(tmp_path: Path) -> None:
+    bad = [{**TEXT_ONLY, "id": f"b{index}", "conversations": []} for index in range(30)]
+    error = read_error(write(tmp_path, [TEXT_ONLY, *bad]), None)
+    assert "30 of 31 rows" in error
+    assert [f"'b{index}'" in error for index in range(30)] == [True] * 10 + [False] * 20
+    assert "and 20 more" in error
+
+
+def test_a_folder_with_none_of_the_images_is_no_matter_of_rows(tmp_path: Path, images: Path) -> None:
+    path = write(tmp_path, [{**RECORD, "image": f"gone/{index}.jpg"} for index in range(3)])
+    with pytest.raises(InputError, match=r"none of its 3 images exists; check the image folder .*images"):
+        scan_examples(path, images)
+
+
+def test_the_digest_is_of_what_is_learnt(tmp_path: Path, images: Path) -> None:
+    same = [RECORD, {**RECORD, "id": "other", "model": "x"}, {**RECORD, "conversations": [GPT, HUMAN, GPT]}]
+    other = [{**RECORD, "image": "dog.jpg"}, {**RECORD, "conversations": [HUMAN, {**GPT, "value": "A cat"}]}]
+    digests = [example.digest for example in read_examples(write(tmp_path, same + other), images)]
+    assert len(set(digests[:3])) == 1
+    assert len(set(digests)) == 3

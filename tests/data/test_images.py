@@ -10,6 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from detector_bridge.images import decode
+from detector_bridge.refusal import RefusedError
+from tests.detector_bridge.test_images import png_header
 from vigor_jax.data.images import CLIP_MEAN, CLIP_STD, Preprocessing, load_image, normalize, preprocess
 from vigor_jax.errors import InputError
 
@@ -107,12 +110,15 @@ def test_modes_equal_transformers(tmp_path: Path, mode: str, suffix: str, pad: b
     image = picture(70, 45, "L" if mode == "I;16" else mode)
     if mode in ("LA", "RGBA"):
         image.putalpha(picture(70, 45, "L", seed=1))
+    grey = image
     if mode == "I;16":
-        image = Image.fromarray(np.asarray(image).astype(np.uint16) * 3)
+        image = Image.fromarray(np.asarray(image).astype(np.uint16) * 257)
     image.save(path)
     with Image.open(path) as original:
         # LLaVA drops an alpha channel; transformers, given one, would blend the picture with white.
         shown = original.convert("RGB") if mode in ("LA", "RGBA") else original
+        # Of 16 bits the upper eight count, as for the detector; transformers makes all above 255 white.
+        shown = grey if mode == "I;16" else shown
         check(load_image(path), shown, Preprocessing(size=32, pad=pad))
     assert load_image(path).tobytes() == load_image(path.read_bytes()).tobytes()
     assert load_image(path).mode == "RGB"
@@ -146,12 +152,16 @@ def test_normalisation_by_hand() -> None:
     np.testing.assert_allclose(normalize(pixels, other)[0, 0], [-1, 1 / 255, 1], rtol=0, atol=1e-6)
 
 
-def test_exif_rotation_is_not_applied(tmp_path: Path) -> None:
-    path = tmp_path / "rotated.jpg"
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
+def test_exif_rotation_is_applied_as_for_the_detector(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"rotated.{suffix}"
     exif = Image.Exif()
     exif[0x0112] = 6
-    picture(20, 10).save(path, exif=exif)
-    assert load_image(path).size == (20, 10)
+    stored = picture(20, 10)
+    stored.save(path, exif=exif)
+    assert load_image(path).size == (10, 20)
+    if suffix in ("png", "tif"):
+        assert load_image(path).tobytes() == stored.transpose(Image.Transpose.ROTATE_270).tobytes()
 
 
 def test_alpha_is_dropped(tmp_path: Path) -> None:
@@ -182,6 +192,31 @@ def test_unreadable_images(tmp_path: Path, content: bytes) -> None:
     path.write_bytes(content)
     assert str(path) in image_error(path)
     assert f"image of {len(content)} bytes" in image_error(content)
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (b"", "0 bytes"),
+        (b"a text", "it is text"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n", "it is EPS"),
+        (encoded("jpeg2000"), "it is JPEG 2000"),
+        (encoded("dds"), "it is DDS"),
+        (encoded("ppm"), "it is Netpbm"),
+        (encoded("png")[:200], "the PNG image cannot be read"),
+        (png_header(60_000, 60_000), "60000 x 60000 pixels; at most 64000000"),
+        (png_header(1, 60_000_000), "1 x 60000000 pixels; at most 65535 to a side"),
+        (png_header(5_010, 10), "5010 x 10 pixels; one side may be at most 500 times the other"),
+    ],
+)
+def test_refused_as_the_sidecar_refuses(tmp_path: Path, content: bytes, named: str) -> None:
+    path = tmp_path / "picture.jpg"
+    path.write_bytes(content)
+    with pytest.raises(RefusedError) as theirs:
+        decode(content)
+    assert named in theirs.value.message
+    assert image_error(path) == f"{path}: not a readable image ({theirs.value.message}); replace or remove it"
+    assert theirs.value.message in image_error(content)
 
 
 def test_missing_image_and_folder(tmp_path: Path) -> None:

@@ -1,16 +1,19 @@
 """Parts: exact round trips, completeness, refusal of what does not fit, and files that others can read."""
 
+import dataclasses
 import uuid
 
 import duckdb
 import fsspec
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vigor_jax.data import store
+from vigor_jax.data.schemas import schema_of
 from vigor_jax.errors import InputError
 from vigor_jax.records import (
     AnnotatedSentence,
@@ -35,7 +38,7 @@ def tuples(elements):
     return st.lists(elements, max_size=3).map(tuple)
 
 
-SIGNALS = st.builds(Signal, TEXTS, tuples(SPANS), FLOATS, FLOATS, FLOATS, st.booleans(), tuples(BOXES))
+SIGNALS = st.builds(Signal, TEXTS, tuples(SPANS), FLOATS, FLOATS, FLOATS, st.booleans(), tuples(BOXES), st.booleans())
 RECORDS = {
     Candidate: st.builds(Candidate, TEXTS, TEXTS, INTS, TEXTS, tuples(INTS), FLOATS, TEXTS),
     Verdict: st.builds(Verdict, TEXTS, INTS, TEXTS, tuples(SIGNALS)),
@@ -144,6 +147,58 @@ def test_other_records_and_damage_are_refused(tmp_path):
     (tmp_path / store.part_name(0, 1)).write_bytes(b"half a file")
     with pytest.raises(InputError, match="not a Parquet file"):
         list(store.read_part(tmp_path, 0, 1, Verdict))
+
+
+def write_without_denied(folder, records):
+    """A part of verdicts as it was written before signals had `denied`."""
+    store.write_part(folder, 0, 1, records, Verdict)
+    path = folder / store.part_name(0, 1)
+    table = pq.read_table(path)
+    rows = table.to_pylist()
+    for row in rows:
+        for signal in row["signals"]:
+            del signal["denied"]
+    kept = pa.struct([field for field in table.schema.field("signals").type.value_type if field.name != "denied"])
+    schema = table.schema.set(3, pa.field("signals", pa.list_(pa.field("element", kept))))
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), path, row_group_size=2)
+
+
+def test_verdicts_from_before_there_were_denials_are_read(tmp_path):
+    records = [VERDICT, dataclasses.replace(VERDICT, signals=()), VERDICT]
+    write_without_denied(tmp_path, records)
+    assert list(store.read_part(tmp_path, 0, 1, Verdict)) == records
+    for names in (["label", "denied"], ["absent"]):
+        columns = ["image", *(f"signals.list.element.{name}" for name in names)]
+        batches = store.read_batches(tmp_path, 0, 1, columns=columns, schema=schema_of(Verdict))
+        found = [signal for batch in batches for row in batch.to_pylist() for signal in row["signals"]]
+        expected = {name: getattr(VERDICT.signals[0], name) for name in names}
+        assert found == [expected] * 2
+
+
+def test_selections_from_before_contents_were_recorded_are_read(tmp_path):
+    selection = Selection("a.jpg", "?", 0, "only", (0.0,), ((),), "A cat.", (), "A cat.", "", "", (2,), ((),), ())
+    store.write_part(tmp_path, 0, 1, [dataclasses.replace(selection, has_content=(True,), repeats=(0,))] * 3, Selection)
+    path = tmp_path / store.part_name(0, 1)
+    pq.write_table(pq.read_table(path).drop_columns(["has_content", "repeats"]), path, row_group_size=2)
+    assert list(store.read_part(tmp_path, 0, 1, Selection)) == [selection] * 3
+    columns = ["repeats", "image"]
+    (first, _) = store.read_batches(tmp_path, 0, 1, columns=columns, schema=schema_of(Selection))
+    assert first.to_pylist() == [{"image": "a.jpg", "repeats": []}] * 2
+    pq.write_table(pq.read_table(path).drop_columns(["words"]), path)
+    with pytest.raises(InputError, match="expected column words"):
+        list(store.read_part(tmp_path, 0, 1, Selection))
+
+
+@pytest.mark.parametrize("lost", ["absent", "label", "spans"])
+def test_a_field_that_was_always_written_is_not_made_up(tmp_path, lost):
+    store.write_part(tmp_path, 0, 1, [VERDICT], Verdict)
+    path = tmp_path / store.part_name(0, 1)
+    rows = pq.read_table(path).to_pylist()
+    del rows[0]["signals"][0][lost]
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    with pytest.raises(InputError, match=r"expected column signals of type .* remove it and write it again") as caught:
+        list(store.read_part(tmp_path, 0, 1, Verdict))
+    assert "\n" not in str(caught.value)
 
 
 def test_different_metadata_is_refused(folder):

@@ -527,3 +527,48 @@ def test_corrupt_tokenizer_model(tmp_path: Path, content: bytes) -> None:
 def test_tokenizer_model_of_another_kind(tmp_path: Path, options: dict[str, object]) -> None:
     train_sentencepiece(tmp_path / "tokenizer.model", **options)
     assert "bring a tokenizer.json instead" in load_error(tmp_path)
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=TEXTS | st.text(max_size=40))
+def test_no_text_has_more_tokens_than_it_is_said_to(
+    sentencepiece_pair: tuple[Tokenizer, sentencepiece.SentencePieceProcessor], text: str
+) -> None:
+    most = sentencepiece_pair[0].most_tokens(text)
+    assert most is not None
+    for prefix in (True, False):
+        assert len(sentencepiece_pair[0].encode(text, prefix=prefix)) <= most
+
+
+@pytest.mark.parametrize("part", [{"type": "NFKC"}, {"type": "Replace", "pattern": {"String": "a"}, "content": "aaa"}])
+def test_a_tokenizer_that_lengthens_text_promises_nothing(tmp_path, part):
+    path = build_tokenizer_dir(tmp_path) / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["normalizer"]["normalizers"].append(part)
+    path.write_text(json.dumps(content))
+    assert Tokenizer.load(tmp_path).most_tokens("a") is None
+
+
+def test_the_digest_is_of_what_decides_on_tokens(tmp_path):
+    """Layout, order and dates of files play no part; merges, special tokens and normalizers do."""
+    folder = build_tokenizer_dir(tmp_path / "a")
+    digest = Tokenizer.load(folder).digest()
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(dict(reversed(content.items()))))
+    before = json.loads((folder / "tokenizer_config.json").read_text())
+    edit(folder, "tokenizer_config.json", chat_template="x", padding_side="right")
+    assert Tokenizer.load(folder).digest() == digest
+
+    found = {digest}
+    for change in (
+        {"model": {**content["model"], "merges": content["model"]["merges"][:-1]}},
+        {"normalizer": None},
+    ):
+        path.write_text(json.dumps({**content, **change}))
+        found.add(Tokenizer.load(folder).digest())
+    path.write_text(json.dumps(content))
+    for change in ({"eos_token": "<unk>"}, {"pad_token": "<unk>"}):
+        edit(folder, "tokenizer_config.json", **(before | change))
+        found.add(Tokenizer.load(folder).digest())
+    assert len(found) == 5

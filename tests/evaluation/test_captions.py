@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from vigor_jax.errors import InputError
 from vigor_jax.evaluation import caption_tokens, captions
 from vigor_jax.evaluation.bootstrap import bootstrap
+from vigor_jax.evaluation.image_names import ImageNames
+from vigor_jax.evaluation.saved_captions import read_captions, refuse_double
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "captions" / "llava13b_coco_captions.jsonl"
 REFERENCES = {
@@ -306,17 +308,25 @@ def test_references_in_both_layouts(tmp_path):
 
 
 def test_captions_are_one_an_image(tmp_path, coco):
-    path = tmp_path / "captions.jsonl"
+    path, names = tmp_path / "captions.jsonl", ImageNames(REFERENCES)
+
+    def read():
+        found = read_captions([path], names, "references")
+        refuse_double(found)
+        return dict(found.pairs)
+
     lines = [json.dumps({"image": image, "text": text, "prompt": "?"}) + "\n" for image, text in CAPTIONS.items()]
     path.write_text("".join(lines))
-    assert captions.read_captions(path) == CAPTIONS
+    assert read() == CAPTIONS
     path.write_text("".join([*lines, lines[0]]))
-    with pytest.raises(InputError, match=r"captions.jsonl:5: .* a second one of surf.jpg"):
-        captions.read_captions(path)
+    with pytest.raises(InputError, match=r"captions.jsonl:5: .* a second one of surf.jpg, first at .*captions.jsonl:1"):
+        read()
     path.write_text("")
     with pytest.raises(InputError, match="got an empty file"):
-        captions.read_captions(path)
+        read()
     with pytest.raises(InputError, match=r"no reference for image 'x' \(1 lack .* references call .* 'surf.jpg'"):
         captions.score({"x": "y"}, REFERENCES)
+    with pytest.raises(InputError, match="there is no reference at all"):
+        captions.score({"x": "y"}, {})
     with pytest.raises(InputError, match="at least one caption"):
         captions.score({}, REFERENCES)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from vigor_jax.errors import InputError
 from vigor_jax.evaluation import pope
+from vigor_jax.evaluation.answer_matching import read_answers
 from vigor_jax.evaluation.pope import PopeQuestion
 from vigor_jax.evaluation.pope_build import build_questions
 
@@ -170,20 +171,20 @@ def test_answers_belong_to_their_questions(tmp_path):
     questions = make_questions(["yes", "no", "no"])
     path = tmp_path / "a.jsonl"
 
-    def save(*ids):
+    def read(*ids):
         path.write_text(
             "".join(json.dumps({"question_id": i, "answer": f"said {i}", "prompt": ""}) + "\n" for i in ids)
         )
+        return read_answers([path], pope.asked(questions))
 
-    save(1, 2, 3)
-    assert pope.read_answers(path, questions) == ["said 1", "said 2", "said 3"]
-    save(1, 3, 2)
-    with pytest.raises(InputError, match=r"a.jsonl:2: expected the answer to question_id 2, got 3"):
-        pope.read_answers(path, questions)
-    for ids in ((1, 2), (1, 2, 3, 4)):
-        save(*ids)
-        with pytest.raises(InputError, match=f"expected 3 answers, one a question, got {len(ids)}"):
-            pope.read_answers(path, questions)
+    for ids in ((1, 2, 3), (1, 3, 2), (3, 2, 1)):
+        assert read(*ids).texts == ["said 1", "said 2", "said 3"]
+    found = read(1, 2, 3, 4)
+    assert (found.texts, [one.id for one in found.extra]) == (["said 1", "said 2", "said 3"], ["4"])
+    with pytest.raises(InputError, match=r"a.jsonl: expected 3 answers, 1 are missing, to question 3$"):
+        read(1, 2)
+    with pytest.raises(InputError, match=r"a.jsonl:3: question 2 is answered twice, first at .*a.jsonl:2"):
+        read(1, 2, 2, 3)
     with pytest.raises(InputError, match="expected an answer to each of 3 questions, got 2"):
         pope.score(questions, ["yes", "no"])
 

@@ -11,8 +11,9 @@ from vigor_jax.data.image_store import open_images
 from vigor_jax.errors import InputError
 from vigor_jax.evaluation import mmvet, questions
 from vigor_jax.evaluation.answer_letters import parse_letter_strict
+from vigor_jax.evaluation.answer_matching import read_answers
 from vigor_jax.evaluation.bootstrap import bootstrap
-from vigor_jax.evaluation.question_files import find_files, read_answers
+from vigor_jax.evaluation.question_files import find_files
 from vigor_jax.evaluation.question_layouts import read_gqa, read_scienceqa, read_scienceqa_llava, read_seed
 
 
@@ -246,6 +247,10 @@ def test_bad_scienceqa(tmp_path):
 def test_answers_in_every_layout(tmp_path):
     found = read_gqa(write(tmp_path / "q.json", dict(list(gqa_file().items())[:4])))
     texts = ["dog", "", "Yes.", "犬\u2028"]
+
+    def read(path):
+        return read_answers([path], questions.asked(found)).texts
+
     both = list(zip(found, texts, strict=True))
     ours = [{"image": one.image, "prompt": one.prompt, "text": text, "num_tokens": 3} for one, text in both]
     llava = [{"question_id": one.question_id, "prompt": one.prompt, "text": text} for one, text in both]
@@ -256,19 +261,22 @@ def test_answers_in_every_layout(tmp_path):
             path = write(
                 tmp_path / "a.jsonl", "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in records[::order])
             )
-            assert read_answers(path, found) == texts
-            assert read_answers(write(tmp_path / "a.json", records[::order]), found) == texts
-    assert read_answers(write(tmp_path / "a.json", {one.question_id: text for one, text in both}), found) == texts
+            assert read(path) == texts
+            assert read(write(tmp_path / "a.json", records[::order])) == texts
+    assert read(write(tmp_path / "a.json", {one.question_id: text for one, text in both})) == texts
+    index = [{"index": one.question_id, "answer": "the right one", "prediction": text} for one, text in both]
+    assert read(write(tmp_path / "a.json", index)) == texts
+    assert read(write(tmp_path / "a.json", [*gqa, {"question_id": "7", "text": "x"}, {"text": "x"}])) == texts
     for records, message in (
-        (gqa[:3], "expected 4 answers, 1 are missing, the first to question 20260003"),
-        (ours[1:], "1 are missing, the first to question 20260000"),
+        (gqa[:3], "expected 4 answers, 1 are missing, to question 20260003"),
+        (ours[1:], "1 are missing, to question 20260000"),
         ([*gqa, gqa[0]], "item 5: question 20260000 is answered twice"),
-        ([{"question_id": "7", "text": "x"}], "'7' is none of them"),
-        ([{"text": "x"}], "None is none of them"),
-        ([{"question_id": "20260000", "text": 5}], "expected a string under answer, text, prediction, got 5"),
+        ([{"question_id": "7", "text": "x"}], "expected the answer to one of 4 questions, got that to '7'"),
+        ([{"text": "x"}], "expected 4 answers, got 1"),
+        ([{"question_id": "20260000", "text": 5}], "expected a string under 'text', got 5"),
     ):
         with pytest.raises(InputError, match=message):
-            read_answers(write(tmp_path / "a.json", records), found)
+            read(write(tmp_path / "a.json", records))
     with pytest.raises(InputError, match="each of 4 questions, got 3"):
         questions.outcomes(found, texts[:3])
     with pytest.raises(InputError, match="at least one question"):

@@ -13,6 +13,7 @@ from vigor_jax.data.images import normalize, preprocess
 from vigor_jax.errors import InputError
 from vigor_jax.hf.image_settings import preprocessing_from_hf, preprocessing_to_hf
 from vigor_jax.hf.load import open_checkpoint
+from vigor_jax.json_fields import Fields
 
 SIZE = 28
 SQUARE = {"height": SIZE, "width": SIZE}
@@ -39,9 +40,9 @@ SUPPORTED = {
 
 def assert_same(settings: dict, reference, *, kind: str = "CLIPImageProcessor") -> None:
     written = {"image_processor_type": kind, **settings}
-    ours = preprocessing_from_hf(written, SIZE, "file")
+    ours = preprocessing_from_hf(Fields(written, "file"), SIZE)
     # What an export writes means the same.
-    assert preprocessing_from_hf(preprocessing_to_hf(ours), SIZE, "file") == ours
+    assert preprocessing_from_hf(Fields(preprocessing_to_hf(ours), "file"), SIZE) == ours
     for width, height in SHAPES:
         image = picture(width, height)
         theirs = reference(image, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
@@ -80,33 +81,35 @@ def test_the_model_computes_what_the_settings_say(tmp_path):
 
 def test_defaults_of_a_run_are_written_as_ever():
     """Digests of runs are made of this text; settings that came later must not change it."""
-    assert repr(preprocessing_from_hf(CLIP, SIZE, "file")) == (
+    assert repr(preprocessing_from_hf(Fields(CLIP, "file"), SIZE)) == (
         "Preprocessing(size=28, pad=False, image_mean=(0.48145466, 0.4578275, 0.40821073), "
         "image_std=(0.26862954, 0.26130258, 0.27577711))"
     )
-    assert "stretch=(28, 28)" in repr(preprocessing_from_hf(SUPPORTED["stretched"], SIZE, "file"))
+    assert "stretch=(28, 28)" in repr(preprocessing_from_hf(Fields(SUPPORTED["stretched"], "file"), SIZE))
 
 
 REFUSED = {
-    "a longest edge too": ({"size": {"shortest_edge": SIZE, "longest_edge": 40}}, "size {'shortest_edge': 28"),
-    "a longest edge alone": ({"size": {"longest_edge": SIZE}}, "size {'longest_edge': 28} is not supported"),
-    "no length": ({"size": {"shortest_edge": 0}}, "size {'shortest_edge': 0} is not supported"),
-    "a size in words": ({"size": "28"}, "size '28' is not supported"),
+    "a longest edge too": ({"size": {"shortest_edge": SIZE, "longest_edge": 40}}, "size: expected a shortest_edge, or"),
+    "a longest edge alone": ({"size": {"longest_edge": SIZE}}, "got the keys 'longest_edge'"),
+    "half a size": ({"size": {"height": SIZE}}, "got the keys 'height'"),
+    "no length": ({"size": {"shortest_edge": 0}}, "size.shortest_edge: expected a whole number from 1"),
+    "a size in words": ({"size": "28"}, "size: expected a whole number"),
+    "a list of three": ({"size": [28, 28, 3]}, "size: expected a whole number"),
     "another shortest edge": ({"size": {"shortest_edge": 32}}, "must be the same size"),
     "another crop": ({"crop_size": 32}, "must be the same size"),
-    "no square crop": ({"crop_size": {"height": 28, "width": 20}}, "crop_size {'height': 28, 'width': 20}"),
-    "nothing cropped": ({"do_center_crop": False}, "do_center_crop False is not supported"),
+    "no square crop": ({"crop_size": {"height": 28, "width": 20}}, "a height and a width that are equal"),
+    "nothing cropped": ({"do_center_crop": False}, "do_center_crop false is not supported"),
     "stretched to another size": ({"size": {"height": 32, "width": 32}, "do_center_crop": False}, "the same size"),
-    "neither resized nor cropped": ({"do_resize": False, "do_center_crop": False}, "do_center_crop False"),
+    "neither resized nor cropped": ({"do_resize": False, "do_center_crop": False}, "do_center_crop false"),
     "no filter": ({"resample": 6}, "resample 6 is not supported"),
     "a filter's name": ({"resample": "bicubic"}, "resample 'bicubic' is not supported"),
-    "no scale": ({"rescale_factor": 0}, "rescale_factor 0 is not supported"),
-    "a scale in words": ({"rescale_factor": "1/255"}, "rescale_factor '1/255' is not supported"),
-    "two means": ({"image_mean": [0.5, 0.5]}, "image_mean [0.5, 0.5] is not supported"),
-    "no deviation": ({"image_std": [0.5, 0, 0.5]}, "image_std [0.5, 0, 0.5] is not supported"),
+    "no scale": ({"rescale_factor": 0}, "rescale_factor: expected a number"),
+    "a scale in words": ({"rescale_factor": "1/255"}, "rescale_factor: expected a number"),
+    "two means": ({"image_mean": [0.5, 0.5]}, "image_mean: expected a list of 3 numbers"),
+    "no deviation": ({"image_std": [0.5, 0, 0.5]}, "image_std: expected a list of 3 numbers"),
     "a flag in words": ({"do_normalize": "yes"}, "do_normalize 'yes' is not supported"),
     "another processor": ({"image_processor_type": "SiglipImageProcessor"}, "image_processor_type 'SiglipImage"),
-    "no processor": ({"image_processor_type": ["CLIPImageProcessor"]}, "image_processor_type ['CLIPImage"),
+    "no processor": ({"image_processor_type": ["CLIPImageProcessor"]}, "image_processor_type: expected a string"),
 }
 
 
@@ -125,7 +128,7 @@ def test_what_is_not_supported_is_refused_by_key_and_value(tmp_path, what):
 
 def test_image_of_one_channel_after_loading_is_never_seen():
     with pytest.raises(AssertionError, match="load_image"):
-        preprocess(Image.new("L", (3, 3)), preprocessing_from_hf(CLIP, SIZE, "file"))
+        preprocess(Image.new("L", (3, 3)), preprocessing_from_hf(Fields(CLIP, "file"), SIZE))
 
 
 @pytest.mark.parametrize("value", ["anyres", "anyres_max_9", "highres", "crop_split", 3])

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 
+import pyarrow.parquet as pq
 import pytest
 
 from tests.report.synthetic import make_run, make_world, write_config, write_evaluation, write_records
@@ -162,6 +163,62 @@ def test_several_runs(run, tmp_path):
     numbers = [{group["image"] for group in shown["groups"]} for shown in page.runs]
     assert not numbers[0] & numbers[1]  # of one name, and not the same pictures
     assert len(numbers[0] | numbers[1]) == 30
+
+
+def test_nearly_all_is_not_all(run, tmp_path):
+    """999 of 1,000 images with a target, and an accuracy just short of perfect."""
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    summary = json.loads((copy / "summary.json").read_text())
+    summary |= {"images": 1000, "targets": 999, "dropped": {"the response is empty": 0.001}}
+    summary["decisive_stream"] = {"detector": 996, "reward_model": 1}
+    (copy / "summary.json").write_text(json.dumps(summary))
+    path = copy / "evaluation" / "tuned" / "metrics.json"
+    metrics = json.loads(path.read_text())
+    metrics["chair"] |= {"recall": 0.9998, "chair_i": 0.0002}
+    path.write_text(json.dumps(metrics))
+    text = " ".join(Page(build_report([copy], tmp_path / "index.html")).text.split())
+    assert "Targets 999 99.9%" in text
+    assert "no target: the response is empty 0.1%" in text
+    assert "mostly the detector’s 99.6%" in text
+    assert "mostly the reward model’s 0.1%" in text
+    assert " 99.98 " in text
+    assert " 0.02 " in text
+
+
+def test_a_run_of_an_earlier_version(run, tmp_path):
+    """Its selections know neither content nor repetitions."""
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    for path in (copy / "selections").iterdir():
+        pq.write_table(pq.read_table(path).drop_columns(["has_content", "repeats"]), path)
+    summary = json.loads((copy / "summary.json").read_text())
+    del summary["without_content"], summary["repeating"]
+    (copy / "summary.json").write_text(json.dumps(summary))
+    page = Page(build_report([copy], tmp_path / "index.html"))
+    assert len(page.runs[0]["groups"]) == 20
+    assert "Repeating a sentence" not in page.text
+    page = Page(build_report([copy, run], tmp_path / "index.html"))
+    assert "Repeating a sentence" in page.text
+
+
+def test_settings_are_on_the_page(run, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    (copy / "config.yaml").write_text(
+        "model: {path: <b>llava</b>}\n"
+        f"sample: {{images: {copy}/images, prompts: [Describe it.], sampling: {{temperature: 0.7}}}}\n"
+    )
+    (copy / "log.txt").write_text("2026-02-27 23:59:59,1 vigor_jax.run stage sample\n")
+    page = Page(build_report([copy], tmp_path / "index.html"))
+    text = " ".join(page.text.split())
+    assert "Model <b>llava</b>" in text
+    assert "Prompt Describe it. Temperature 0.7" in text
+    assert "Date 2026-02-27" in text
+    (copy / "config.yaml").unlink()
+    (copy / "log.txt").unlink()
+    page = Page(build_report([copy], tmp_path / "index.html", copy / "images"))
+    assert "settings" not in page.ids
 
 
 def test_a_limit_takes_images_evenly_and_says_so(run, tmp_path):

@@ -39,6 +39,17 @@ def test_charts_take_everything_from_the_page(svg):
     assert set(references) <= set(re.findall(r'id="(\w+)"', svg))
 
 
+def test_small_shares_have_labels_of_their_own():
+    """No two ticks of one axis have one label, and none reads 0% but 0."""
+    values = np.concatenate([np.zeros(1), np.repeat(np.arange(1, 1000), 2)]) / 1000
+    svg = charts.histogram({"chosen": values}, np.linspace(0, 1, 401), "penalty")
+    labels = [
+        text for node in ET.fromstring(svg).iter(f"{SVG}text") if (text := "".join(node.itertext())).endswith("%")
+    ]
+    assert len(labels) > 2
+    assert len(set(labels)) == len(labels)
+
+
 def test_names_are_text():
     svg = list(drawn())[1]
     texts = ["".join(node.itertext()) for node in ET.fromstring(svg).iter(f"{SVG}text")]

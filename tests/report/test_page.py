@@ -115,6 +115,93 @@ def test_looks(report, open_page, size, scheme, tmp_path):
     assert page.locator("#benchmarks svg, #rewards svg, #reward-model svg, #lengths svg").count() >= 10
 
 
+OVERLAPS = """() => {
+  const overlap = (a, b) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > 0.5
+    && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 0.5;
+  const found = [];
+  for (const chart of document.querySelectorAll(".chart svg")) {
+    const texts = [...chart.querySelectorAll("text")];
+    texts.forEach((one, i) => texts.slice(i + 1).forEach((other) => {
+      if (overlap(one.getBoundingClientRect(), other.getBoundingClientRect()))
+        found.push([chart.getAttribute("aria-label"), one.textContent.trim(), other.textContent.trim()]);
+    }));
+  }
+  return found;
+}"""
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_no_label_of_a_chart_lies_on_another(runs, report, open_page, tmp_path, size):
+    """Where the axes meet, and where two runs have the same figures."""
+    assert open_page(report, size).evaluate(OVERLAPS) == []
+    for name in ("a run", "another run", "a third one"):
+        shutil.copytree(runs / "one", tmp_path / name)
+    page = open_page(
+        build_report([*(tmp_path / n for n in ("a run", "another run", "a third one"))], tmp_path / "p.html"), size
+    )
+    assert page.locator("#benchmarks svg text", has_text="a third one").count() == 1
+    assert page.evaluate(OVERLAPS) == []
+
+
+@pytest.mark.parametrize("evaluated", [["one"], ["one", "other"], ["one", "other", "third"]])
+def test_no_column_of_the_benchmarks_is_cut_on_a_phone(runs, open_page, tmp_path, evaluated):
+    for name in evaluated:
+        shutil.copytree(runs / "one", tmp_path / name)
+    page = open_page(build_report([tmp_path / name for name in evaluated], tmp_path / "page.html"), "narrow")
+    heads = page.locator("#benchmarks th:visible", has_text="change")
+    assert heads.count() == len(evaluated)
+    cells = page.locator("#benchmarks th:visible, #benchmarks td:visible")
+    edges = cells.evaluate_all("cells => cells.map((cell) => cell.getBoundingClientRect().right)")
+    assert max(edges) <= SIZES["narrow"]["width"]
+    widths = page.locator("#benchmarks .scroll:visible").evaluate_all(
+        "all => all.map((a) => a.scrollWidth - a.clientWidth)"
+    )
+    assert max(widths) <= 0
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_table_says_whose_evaluation_it_is(runs, open_page, tmp_path, size):
+    shutil.copytree(runs / "one", tmp_path / "measured")
+    shutil.copytree(runs / "two", tmp_path / "not measured")
+    for name in ("evaluation", "metrics"):
+        shutil.rmtree(tmp_path / "not measured" / name)
+    page = open_page(build_report([tmp_path / "not measured", tmp_path / "measured"], tmp_path / "page.html"), size)
+    for section in ("#benchmarks", "#reward-model"):
+        assert page.locator(f"{section} th.run:visible").all_inner_texts() == ["measured"]
+    assert page.locator("#benchmarks figcaption").inner_text() == "measured: hallucination against recall"
+    page.locator("#run").select_option("1")
+    assert shown(page) == "40 images"
+
+
+def test_whose_gallery_it_is(runs, open_page, tmp_path):
+    """Also where only one of the runs has candidates."""
+    shutil.copytree(runs / "one", tmp_path / "one")
+    shutil.copytree(runs / "two" / "evaluation", tmp_path / "two" / "evaluation")
+    page = open_page(build_report([tmp_path / "two", tmp_path / "one"], tmp_path / "page.html"))
+    assert page.locator("#run").is_visible()
+    assert page.locator("#run option").all_inner_texts() == ["one"]
+    page = open_page(build_report([tmp_path / "one"], tmp_path / "page.html"))
+    assert page.locator("#run").is_hidden()
+
+
+def test_candidates_without_content_and_repetitions(open_page, tmp_path):
+    run, world = tmp_path / "run", make_world(tmp_path / "images", 1)
+    texts = {("00000.png", number): "" for number in (0, 2)}
+    texts["00000.png", 1] = "There is a heart. There is a star. There is a heart."
+    write_records(run, world, candidates=3, texts=texts, parts=1)
+    page = open_page(build_report([run], tmp_path / "page.html", tmp_path / "images"))
+    why = page.locator(".why").inner_text()
+    assert why.startswith("Why candidate 1. It is the only one with content")
+    cards = page.locator(".card").all_inner_texts()
+    assert [text.split("\n")[0].split()[:2] for text in cards] == [["Candidate", number] for number in ("1", "0", "2")]
+    assert "repeated sentences" in cards[0]
+    assert all("without content" in text for text in cards[1:])
+    selection = " ".join(page.locator("#selection").inner_text().split())
+    assert "Without content candidates → chosen 66.7% → 0.0%" in selection
+    assert "Repeating a sentence candidates → chosen 33.3% → 100.0%" in selection
+    assert "The only one with content 100%" in selection
+
+
 def test_a_caption_that_is_markup_is_text(report, open_page):
     page = open_page(report)
     assert name(page) == "00000.png"
@@ -229,7 +316,7 @@ def test_the_chosen_one_comes_first_with_its_reasons(runs, report, open_page):
     assert card.locator("del").all_inner_texts() == [dropped.text[slice(*each.span)] for each in dropped.dropped]
     assert page.locator(".card:not(.is-chosen) del").count() == 0
     why = page.locator(".why").inner_text()
-    assert f"Why no. {dropped.candidate + 1}." in why
+    assert f"Why candidate {dropped.candidate}." in why
     assert f"{dropped.penalties[dropped.candidate]:.2f}" in why
     assert dropped.decisive_stream.replace("_", " ") in why
     card.locator("del").first.hover()
@@ -247,7 +334,10 @@ def test_keyboard(report, open_page):
         assert page.locator(".tile[aria-selected=true]").get_attribute("title") == name(page)
         assert page.locator(".tile[aria-selected=true]").is_visible()
     page.keyboard.press("2")
-    assert page.locator(".card.selected").get_attribute("data-candidate") == "1"
+    assert page.locator(".card.selected").get_attribute("data-candidate") == "2"  # as the card and the files call it
+    assert "Candidate 2" in page.locator(".card.selected header").inner_text()
+    page.keyboard.press("0")
+    assert page.locator(".card.selected").get_attribute("data-candidate") == "0"
     page.keyboard.press("/")
     page.keyboard.type("jk?")
     assert page.locator("#search").input_value() == "jk?"

@@ -262,3 +262,51 @@ def test_weights_of_unknown_streams_are_refused():
 def test_settings_that_are_refused(settings, message):
     with pytest.raises(InputError, match=message):
         FusionConfig(**settings)
+
+
+def chosen(run, config=None, **more):
+    """What `choose` says of one image, whose candidates are scaled by 1."""
+    scale = Scale(STREAMS, np.ones(len(STREAMS)), np.ones(len(STREAMS)))
+    (choice,) = choose(*arrays(run), np.array([0, len(run)]), scale, config or FusionConfig(), **more)
+    return choice.candidate, choice.decided_by
+
+
+EMPTY = Made((0, 0, 0), (0, 0, 0), -0.1, 0)
+
+
+@given(
+    st.lists(st.tuples(CANDIDATES, st.booleans(), st.integers(0, 2)), min_size=1, max_size=5), CONFIGS, st.booleans()
+)
+def test_content_comes_first_and_fewer_repeats_before_likelihood(candidates, config, with_repeats):
+    """Against the keys in full, in order; among those without content the same order holds."""
+    run, contents, repeats = zip(*candidates, strict=True)
+    more = {"has_content": np.array(contents), "repeats": np.array(repeats) if with_repeats else None}
+    scale = Scale(STREAMS, np.ones(len(STREAMS)), np.ones(len(STREAMS)))
+    (choice,) = choose(*arrays(run), np.array([0, len(run)]), scale, config, **more)
+    per = [made.sentences if config.per == "sentence" else 1 for made in run]
+    good = [sum(made.positive) / n for made, n in zip(run, per, strict=True)]
+    again = repeats if with_repeats else [0] * len(run)
+    keys = [
+        (not has, round(penalty, 9), round(-g, 9), repeat, -made.logprob, number)
+        for number, (has, penalty, g, repeat, made) in enumerate(
+            zip(contents, choice.penalties, good, again, run, strict=True)
+        )
+    ]
+    best, *others = sorted(keys)
+    assert choice.candidate == best[-1]
+    if others:
+        names = ("content", "penalty", "positive", "repetition", "logprob", "index")
+        assert choice.decided_by == next(name for name, a, b in zip(names, best, others[0], strict=True) if a != b)
+    else:
+        assert choice.decided_by == "only"
+
+
+@pytest.mark.parametrize("rule", ["paper", "balanced"])
+@pytest.mark.parametrize("per", ["caption", "sentence"])
+def test_what_says_nothing_loses_to_the_worst_that_says_something(rule, per):
+    worst = Made((9, 9, 9), (0, 0, 0), -9.0, 3)
+    config = FusionConfig(rule=rule, per=per)
+    assert chosen([EMPTY, worst], config, has_content=np.array([False, True])) == (1, "content")
+    assert chosen([EMPTY, worst], config) == (0, "penalty")  # as it would be
+    assert chosen([EMPTY, EMPTY], config, has_content=np.array([False, False])) == (0, "index")
+    assert chosen([EMPTY], config, has_content=np.array([False])) == (0, "only")

@@ -241,12 +241,15 @@ the/DT dogs/NNS sit/VBP in/IN a/DT beach/NN scene/NN ./.
 
 def found(extractor, text):
     phrases = extractor(text, split_sentences(text))
-    for phrase in phrases:
-        for mention in phrase.mentions:
-            assert sum(s.start <= mention.start < mention.end <= s.end for s in split_sentences(text)) == 1
-        assert list(phrase.mentions) == sorted(set(phrase.mentions))
-    assert [phrase.mentions[0] for phrase in phrases] == sorted(phrase.mentions[0] for phrase in phrases)
-    return [phrase.text for phrase in phrases]
+    everywhere = [(*phrase.mentions, *phrase.denied, *phrase.supposed) for phrase in phrases]
+    for phrase, places in zip(phrases, everywhere, strict=True):
+        for place in places:
+            assert sum(s.start <= place.start < place.end <= s.end for s in split_sentences(text)) == 1
+        assert len(set(places)) == len(places) > 0
+        for kind in (phrase.mentions, phrase.denied, phrase.supposed):
+            assert list(kind) == sorted(kind)
+    assert list(map(min, everywhere)) == sorted(map(min, everywhere))
+    return [phrase.text for phrase in phrases if phrase.mentions]
 
 
 @pytest.fixture(scope="session")
@@ -436,7 +439,8 @@ def test_imports_no_framework():
 
 
 @pytest.mark.skipif(not CAPTIONS.exists(), reason="needs ../shared")
-def test_nouns_of_real_captions_agree_with_a_reader(nltk_tagger):
+@pytest.mark.parametrize(("kinds", "least"), [("asserted", 0.97), ("all", 0.95)])
+def test_nouns_of_real_captions_agree_with_a_reader(nltk_tagger, kinds, least):
     texts = [json.loads(line)["text"] for line in CAPTIONS.read_text().splitlines()]
     nouns = NounPhrases(tagger=nltk_tagger)
     lines = (Path(__file__).parent / "expected_phrases.txt").read_text().splitlines()
@@ -445,8 +449,14 @@ def test_nouns_of_real_captions_agree_with_a_reader(nltk_tagger):
         if line.startswith("#"):
             continue
         number, phrases = line.split("\t")
-        expected, got = set(phrases.split(", ")), set(found(nouns, texts[int(number)]))
+        text = texts[int(number)]
+        if kinds == "asserted":
+            expected = {phrase for phrase in phrases.split(", ") if not phrase.startswith("?")}
+            got = set(found(nouns, text))
+        else:
+            expected = {phrase.removeprefix("?") for phrase in phrases.split(", ")}
+            got = {phrase.text for phrase in nouns(text, split_sentences(text))}
         right, num_expected, num_found = right + len(expected & got), num_expected + len(expected), num_found + len(got)
-    assert num_expected > 400
-    assert right / num_found >= 0.95, "precision"
-    assert right / num_expected >= 0.95, "recall"
+    assert num_expected > (380 if kinds == "asserted" else 400)
+    assert right / num_found >= least, "precision"
+    assert right / num_expected >= least, "recall"

@@ -99,6 +99,60 @@ def test_a_span_outside_the_text_is_refused(span):
         refine("A cat.", [verdict(Signal("cat", (span,), 1.0, 0.0, 0.1, True))])
 
 
+def test_what_only_continues_goes_with_it():
+    refined = refine(CAR, [verdict(signal(CAR, "vintage"))], drop_continuations=True)
+    assert (
+        refined.text == "A person with an umbrella is walking past the car. Behind the car there is a low stone wall."
+    )
+    assert [each.reason for each in refined.dropped] == [
+        'mentions "vintage", which is not there (0.10)',
+        "continues a sentence that was left out",
+    ]
+    assert refine(CAR, [verdict(signal(CAR, "vintage"))]).text.startswith("Its chrome bumper")
+    assert refine(CAR, [verdict(signal(CAR, "person"))], drop_continuations=True).text.count(".") == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "absent", "expected"),
+    [
+        ("A dog runs. It is wet. They bark. A cat sits.", "dog", "A cat sits."),
+        ("A dog runs. It is wet.", "dog", ""),
+        ("A dog runs.\n\nIt is wet.\n\nA cat sits.", "dog", "A cat sits."),
+        ("A dog runs. It is a sunny day.", "dog", "It is a sunny day."),
+        ("A cat sits. A dog runs. It is wet. The sky is blue.", "dog", "A cat sits. The sky is blue."),
+        ("A cat sits. It is wet. A dog runs.", "dog", "A cat sits. It is wet."),
+        ("No one is here. It is wet.", "bird", "No one is here. It is wet."),
+    ],
+)
+def test_continuations(text, absent, expected):
+    signals = [signal(text, absent)] if absent in text else []
+    assert refine(text, [verdict(*signals)], drop_continuations=True).text == expected
+
+
+def test_a_sentence_that_is_already_there_is_kept_once():
+    text = "A cat sits. A dog runs. A cat sits!\n\nA dog runs. A bird sings."
+    refined = refine(text, [], drop_repetitions=True)
+    assert refined.text == "A cat sits. A dog runs.\n\nA bird sings."
+    assert {each.reason for each in refined.dropped} == {"repeats an earlier sentence"}
+    assert refine(text, []).text == text
+    refined = refine(text, [verdict(signal(text, "dog"))], drop_repetitions=True)
+    assert refined.text == "A cat sits.\n\nA bird sings."
+    assert [each.reason.split()[0] for each in refined.dropped] == ["mentions", "repeats", "mentions"]
+
+
+def test_the_first_copy_that_is_left_is_kept():
+    text = "A dog runs. It is wet. A cat sits. It is wet."
+    refined = refine(text, [verdict(signal(text, "dog"))], drop_continuations=True, drop_repetitions=True)
+    assert refined.text == "A cat sits. It is wet."
+
+
+def test_what_is_denied_and_is_there():
+    text = "There is no person. A dog runs."
+    denied = Signal("person", (Span(12, 18),), 1.0, 0.0, 0.71, absent=True, denied=True)
+    (dropped,) = refine(text, [verdict(denied)]).dropped
+    assert dropped.reason == 'says that there is no "person", and there is (0.71)'
+
+
 TEXTS = st.lists(
     st.tuples(
         st.sampled_from(["A cat sits.", "Mr. Lee waves!", "Is it red?", "no end"]), st.sampled_from([" ", "\n\n"])

@@ -64,7 +64,8 @@ def test_both_models_are_asked_everything(world: Path, tmp_path: Path, capsys: p
     for name in ("base", "tuned"):
         assert json.loads((tmp_path / "out" / name / "metrics.json").read_text()) == json.loads(json.dumps(found[name]))
         assert found[name]["chair"]["captions"] == 6
-        assert set(found[name]["pope"]) == {"random", "mean", "strict"}
+        assert set(found[name]["pope"]) - {"warnings"} == {"random", "mean", "strict", "protocol"}
+        assert found[name]["pope"]["protocol"] == {"name": "paper", "suffix": ""}
         assert set(found[name]["mme"]["subtasks"]) == {"count"}
     texts = [(tmp_path / "out" / name / "captions.jsonl").read_text() for name in ("base", "tuned")]
     assert texts[0] != texts[1]

@@ -118,3 +118,15 @@ def test_settings_are_flat_json():
 def test_settings_survive_the_file(name, many, depth):
     settings = settings_of("s", Outer(name, tuple(many), Inner(depth)))
     assert json.loads(json.dumps(settings)) == settings
+
+
+def test_a_setting_may_be_left_to_its_stage_until_another_was_begun_after_it(tmp_path):
+    ledger(tmp_path).begin("score")
+    for change, stale in (({"score": 1}, []), ({"score": 1, "sample": 2}, ["score"]), ({"train": 1}, [])):
+        changed = ledger(tmp_path, **change)
+        changed.leave_to_stage("score", "score.x")
+        assert changed.stale() == stale
+    ledger(tmp_path).begin("select")
+    changed = ledger(tmp_path, score=1)
+    changed.leave_to_stage("score", "score.x")
+    assert changed.stale() == ["score", "select"]

@@ -217,10 +217,10 @@ def test_a_kill_between_parts(run_dir, monkeypatch):
     select(SelectConfig(), undisturbed_dir, streams=STREAMS)
     write = store.write_part
 
-    def dying(folder, index, *rest):
+    def dying(folder, index, *rest, **seals):
         if index == 1:
             raise KeyboardInterrupt
-        write(folder, index, *rest)
+        write(folder, index, *rest, **seals)
 
     with monkeypatch.context() as patch:
         patch.setattr(store, "write_part", dying)
@@ -473,3 +473,254 @@ def test_other_settings_are_refused(run_dir):
 def test_an_unknown_weight_is_refused(run_dir):
     message = refused(run_dir, SelectConfig(fusion=FusionConfig(weights={"detektor": 1.0})), STREAMS)
     assert message == "fusion.weights: there is no stream 'detektor'; the nearest there is is detector"
+
+
+# Responses that say nothing
+
+
+def signal(text, thing, negative=0.0, positive=1.0, *, absent=False):
+    start = text.index(thing)
+    return Signal(thing, (Span(start, start + len(thing)),), negative, positive, 0.5, absent)
+
+
+def detected(number, text, found=(), missed=(), image="a.png"):
+    """What a detector says: a signal for each thing."""
+    signals = [signal(text, thing) for thing in found]
+    signals += [signal(text, thing, 1.0, 0.0, absent=True) for thing in missed]
+    return Verdict(image, number, "detector", tuple(signals))
+
+
+def select_among(folder, candidates, config=None, image="a.png"):
+    """The selection among texts, given with what is found and what is missed of each; the first is the likeliest."""
+    texts = [candidate(number, text, image, -1.0 - number) for number, (text, *_) in enumerate(candidates)]
+    write_one(folder, texts, [detected(number, *each, image=image) for number, each in enumerate(candidates)])
+    summary = select(config or SelectConfig(), folder, streams=["detector"])
+    (selection,) = store.read_parts(folder / "selections", Selection)
+    return selection, summary
+
+
+REAL = ("A cat sits on a mat. A dog runs. A cup is red.", ("cat", "mat", "cup"), ("dog",))
+FUSION_KINDS = [
+    FusionConfig(rule=rule, per=per, normalise=normalise)
+    for rule in ("paper", "balanced")
+    for per in ("caption", "sentence")
+    for normalise in ("variance", "deviation")
+]
+
+
+@pytest.mark.parametrize("fusion", FUSION_KINDS, ids=lambda fusion: f"{fusion.rule} {fusion.per} {fusion.normalise}")
+@pytest.mark.parametrize("nothing", ["", " ", "\n\n", ".", "...", "Dog.", "Yes", "- cat -", "!!! ???"])
+def test_a_response_that_says_nothing_loses(tmp_path, nothing, fusion):
+    longer = ("A cat sits. A dog runs. A cup is red.", ("cat",), ("dog", "cup"))
+    selection, summary = select_among(tmp_path, [(nothing,), longer], SelectConfig(refine=False, fusion=fusion))
+    assert (selection.candidate, selection.decided_by, selection.reason) == (1, "content", "")
+    assert selection.has_content == (False, True)
+    assert summary.without_content == {"candidates": 1, "chosen": 0}
+    assert (summary.targets, summary.decided_by) == (1, {"content": 1})
+    selection, _ = select_among(tmp_path / "two", [(nothing,), longer, REAL], SelectConfig(fusion=fusion))
+    assert (selection.candidate, selection.decided_by) == (2, "penalty")
+
+
+def test_words_in_which_nothing_is_judged_lose(tmp_path):
+    nothing = ("How very lovely and wonderful this is to behold!",)
+    selection, _ = select_among(tmp_path, [nothing, REAL])
+    assert (selection.candidate, selection.decided_by, selection.has_content) == (1, "content", (False, True))
+    # Where there is nothing else it is as good a target as before.
+    selection, summary = select_among(tmp_path / "alone", [nothing])
+    assert (selection.refined, selection.reason, selection.has_content) == (nothing[0], "", (True,))
+    assert summary.targets == 1
+
+
+def test_the_silence_of_a_stream_that_only_complains_is_no_lack(tmp_path):
+    texts = ["A cat sits on a mat.", "A cat possibly sits."]
+    complaint = Verdict("a.png", 1, "hedging", (signal(texts[1], "possibly", 1.0, 0.0),))
+    candidates = [candidate(number, text) for number, text in enumerate(texts)]
+    write_one(tmp_path, candidates, [Verdict("a.png", 0, "hedging", ()), complaint], "hedging")
+    select(SelectConfig(), tmp_path, streams=["hedging"])
+    (selection,) = store.read_parts(tmp_path / "selections", Selection)
+    assert (selection.candidate, selection.decided_by, selection.has_content) == (0, "penalty", (True, True))
+
+
+@pytest.mark.parametrize(
+    ("texts", "min_words", "reason"),
+    [
+        (["", ""], 2, "the response is empty"),
+        (["", " "], 0, "the response is empty"),
+        (["Cat.", "Dog."], 2, "the response has fewer than 2 words"),
+        (["A cat sits.", "A cat."], 4, "the response has fewer than 4 words"),
+        (["Cat.", "Dog."], 1, ""),
+        (["...", "..."], 0, ""),
+    ],
+)
+def test_where_nobody_says_enough_there_is_no_target(tmp_path, texts, min_words, reason):
+    selection, summary = select_among(tmp_path, [(text,) for text in texts], SelectConfig(min_words=min_words))
+    assert selection.reason == reason
+    assert summary.targets == (not reason)
+    assert summary.dropped == ({reason: 1.0} if reason else {})
+    assert json.loads((tmp_path / "targets.json").read_text()) == [] or not reason
+
+
+def test_the_least_length_is_a_setting(tmp_path):
+    short, long = ("A cat sits.", ("cat",)), ("A cat sits on a mat, and a dog is there.", ("cat",), ("dog",))
+    for min_words, number in ((2, 0), (3, 0), (4, 1), (11, 1)):
+        selection, _ = select_among(tmp_path / str(min_words), [short, long], SelectConfig(min_words=min_words))
+        assert selection.candidate == number
+    with pytest.raises(InputError, match=r"select\.min_words: expected 0 or more, got -1"):
+        SelectConfig(min_words=-1)
+
+
+def test_what_refinement_leaves_must_say_enough_too(tmp_path):
+    selection, summary = select_among(tmp_path, [("Look! A dog runs there.", (), ("dog",))])
+    assert (selection.refined, selection.reason) == ("Look!", "what is left of the response has fewer than 2 words")
+    assert summary.targets == 0
+
+
+def test_short_candidates_are_no_part_of_the_variances(run_dir):
+    """A run with an empty candidate in each image chooses as it would without, by the same penalties."""
+    with_empty = run_dir.parent / "with_empty"
+    for index in range(PARTS):
+        candidates = list(store.read_part(run_dir / "candidates", index, PARTS, Candidate))
+        verdicts = {s: list(store.read_part(run_dir / "verdicts" / s, index, PARTS, Verdict)) for s in STREAMS}
+        rows, judged = [], {stream: [] for stream in STREAMS}
+        for row, each in enumerate(candidates):
+            rows.append(each)
+            for stream in STREAMS:
+                judged[stream].append(verdicts[stream][row])
+            if row + 1 == len(candidates) or candidates[row + 1].candidate == 0:
+                rows.append(dataclasses.replace(each, candidate=each.candidate + 1, text="", mean_logprob=0.0))
+                for stream in STREAMS:
+                    judged[stream].append(Verdict(each.image, each.candidate + 1, stream, ()))
+        store.write_part(with_empty / "candidates", index, PARTS, rows, Candidate)
+        for stream in STREAMS:
+            store.write_part(with_empty / "verdicts" / stream, index, PARTS, judged[stream], Verdict)
+    select(SelectConfig(), run_dir, streams=STREAMS)
+    select(SelectConfig(), with_empty, streams=STREAMS)
+    pairs = zip(*(store.read_parts(each / "selections", Selection) for each in (run_dir, with_empty)), strict=True)
+    for before, after in pairs:
+        assert (before.candidate, before.refined) == (after.candidate, after.refined)
+        assert after.penalties == (*before.penalties, 0.0)
+        assert after.decided_by == ("content" if before.decided_by == "only" else before.decided_by)
+    assert (run_dir / "targets.json").read_bytes() == (with_empty / "targets.json").read_bytes()
+
+
+@pytest.mark.parametrize("strategy", ["random", "random_drop"])
+def test_controls_draw_among_what_is_long_enough(tmp_path, strategy):
+    """Uniformly, and blind to what the streams say."""
+    drawn = []
+    for number in range(40):
+        image = f"{number}.png"
+        candidates = [("",), REAL, ("Dog.",), REAL, ("So very lovely!",)]
+        selection, _ = select_among(tmp_path / image, candidates, SelectConfig(strategy=strategy), image)
+        assert (selection.decided_by, selection.reason) == ("random", "")
+        drawn.append(selection.candidate)
+    assert set(drawn) == {1, 3, 4}
+    selection, _ = select_among(tmp_path / "none", [("",), ("Dog.",)], SelectConfig(strategy=strategy))
+    assert selection.reason in ("the response is empty", "the response has fewer than 2 words")
+
+
+# Sentences that continue
+
+
+def test_refinement_drops_what_only_continues_and_says_so(tmp_path):
+    text = "A cat sits on a mat. A dog runs by. It is black. They play. The sky is blue."
+    said = (text, ("cat", "mat", "sky"), ("dog",))
+    selection, _ = select_among(tmp_path, [said])
+    assert selection.refined == "A cat sits on a mat. The sky is blue."
+    assert [each.reason for each in selection.dropped] == [
+        'mentions "dog", which is not there (0.50)',
+        "continues a sentence that was left out",
+        "continues a sentence that was left out",
+    ]
+    assert selection.refined_mentions == (3,)
+    selection, _ = select_among(tmp_path / "kept", [said], SelectConfig(continuations="keep"))
+    assert selection.refined == "A cat sits on a mat. It is black. They play. The sky is blue."
+    selection, _ = select_among(tmp_path / "random", [said], SelectConfig(strategy="random"))
+    assert selection.refined == "A cat sits on a mat. The sky is blue."
+    selection, _ = select_among(tmp_path / "control", [said], SelectConfig(strategy="random_drop"))
+    assert len(split_sentences(selection.refined)) == 2  # as many as refinement leaves
+    selection, _ = select_among(tmp_path / "unrefined", [said], SelectConfig(refine=False))
+    assert selection.refined == text
+
+
+def test_where_all_the_rest_only_continues_there_is_no_target(tmp_path):
+    selection, _ = select_among(tmp_path, [("A dog runs by. It is black.", (), ("dog",))])
+    assert (selection.refined, selection.reason) == ("", "refinement leaves no sentence")
+
+
+# Repetitions
+
+
+ONCE = SelectConfig(repetitions="once")
+
+
+def judged_by_model(number, text, scores):
+    """What the reward model says: a signal for each sentence."""
+    spans = split_sentences(text)
+    signals = [Signal("1", (span,), 1 - p, p, p) for span, p in zip(spans, scores, strict=True)]
+    return Verdict("a.png", number, "reward_model", tuple(signals))
+
+
+def select_by_model(folder, candidates, config):
+    """Among texts that are given with p(good) of each sentence."""
+    texts = [candidate(number, text, logprob=-1.0 + number) for number, (text, _) in enumerate(candidates)]
+    judged = [judged_by_model(number, *each) for number, each in enumerate(candidates)]
+    write_one(folder, texts, judged, "reward_model")
+    summary = select(config, folder, streams=["reward_model"])
+    (selection,) = store.read_parts(folder / "selections", Selection)
+    return selection, summary
+
+
+def test_repetitions_are_counted_by_the_summary(tmp_path):
+    said = [
+        ("A cat sits. A dog runs.", (1.0, 0.5)),
+        ("A cat sits. A dog runs. A cat sits! a cat  sits", (1, 0.5, 1, 1)),
+    ]
+    selection, summary = select_by_model(tmp_path, said, SelectConfig())
+    assert selection.repeats == (0, 2)
+    assert (selection.candidate, selection.decided_by) == (
+        1,
+        "positive",
+    )  # it says the same, and gains by saying it again
+    assert summary.repeating == {"candidates": 1, "chosen": 1}
+    assert "repeating a sentence: 1 candidates (50.0%), 1 chosen (100.0%)" in summary.table()
+    selection, summary = select_by_model(tmp_path / "once", said, ONCE)
+    assert (selection.candidate, selection.decided_by) == (0, "repetition")
+    assert summary.repeating == {"candidates": 1, "chosen": 0}
+
+
+@pytest.mark.parametrize("fusion", FUSION_KINDS, ids=lambda fusion: f"{fusion.rule} {fusion.per} {fusion.normalise}")
+@pytest.mark.parametrize("scores", [(1.0, 0.5), (0.9, 0.2), (0.5, 1.0), (0.75, 0.75)])
+@pytest.mark.parametrize("again", [(0,), (1,), (0, 1), (0, 0, 0), (1, 1, 1)])
+def test_a_candidate_never_gains_by_repeating_itself(tmp_path, fusion, scores, again):
+    """Though the model holds what it repeats for likelier, and another candidate stands between the two."""
+    sentences = ("A cat sits.", "A dog runs.")
+    longer = " ".join([*sentences, *(sentences[i] for i in again)])
+    said = [
+        (" ".join(sentences), scores),
+        (longer, (*scores, *(scores[i] for i in again))),
+        ("A cup is red. A lamp is on.", (0.6, 0.6)),
+    ]
+    selection, _ = select_by_model(tmp_path, said, dataclasses.replace(ONCE, fusion=fusion))
+    assert selection.candidate != 1
+    assert selection.penalties[0] <= selection.penalties[1] + 1e-9
+
+
+def test_refinement_keeps_a_repeated_sentence_once(tmp_path):
+    text = "A cat sits. A dog runs. A cat sits."
+    said = [(text, (1.0, 1.0, 1.0))]
+    selection, _ = select_by_model(tmp_path, said, ONCE)
+    assert selection.refined == "A cat sits. A dog runs."
+    assert [each.reason for each in selection.dropped] == ["repeats an earlier sentence"]
+    assert selection.refined_mentions == (2,)
+    selection, _ = select_by_model(tmp_path / "counted", said, SelectConfig())
+    assert selection.refined == text
+
+
+@pytest.mark.parametrize("fusion", FUSIONS, ids=["paper", "per sentence", "balanced"])
+def test_without_repetitions_it_does_not_matter_how_they_count(tmp_path, fusion):
+    texts = ["A cat sits. A dog runs.", "A cup is red.", "A lamp is on. A cat sits."]
+    said = [(text, (0.75, 0.5)[: len(split_sentences(text))]) for text in texts]
+    config = SelectConfig(fusion=dataclasses.replace(fusion, weights={}))
+    counted, _ = select_by_model(tmp_path / "count", said, config)
+    once, _ = select_by_model(tmp_path / "once", said, dataclasses.replace(config, repetitions="once"))
+    assert counted == once

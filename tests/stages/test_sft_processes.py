@@ -8,6 +8,7 @@ smooth function of the gradient (its slope at most rate / eps = 1), and then hol
 
 import json
 import random
+import shutil
 import signal
 import socket
 import time
@@ -247,3 +248,97 @@ def test_sigterm_saves_and_the_same_command_goes_on(world, cache, uninterrupted,
     assert record["metrics"]["loss"] == curve(tmp_path)[-1]["loss"]
     finish(spawn(job, devices=1, cache=cache))
     assert_same_bits(tmp_path, uninterrupted)
+
+
+def train_in_two(world, tmp_path, cache, changes) -> list[tuple[int, list[str]]]:
+    """`vigor_jax.train` in two processes, the second with other options; exit codes and lines of errors."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        coordinator = f"127.0.0.1:{free.getsockname()[1]}"
+    processes = []
+    for process in range(2):
+        options = {
+            "run.dir": tmp_path / "run",
+            "run.stages": "sft",
+            "model.path": world / "model",
+            "model.dtype": "float32",
+            "sft.data": world / "data.json",
+            "sft.images": world / "images",
+            "distributed.coordinator": coordinator,
+            "distributed.num_processes": 2,
+            "distributed.process_id": process,
+            **{f"sft.{name}": value for name, value in SETTINGS.items()},
+            **(changes if process == 1 else {}),
+        }
+        arguments = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
+        processes.append(spawn_python(["-m", "vigor_jax.train", *arguments], devices=2, cache=cache / f"of-{process}"))
+    ended = []
+    for process in processes:
+        output = process.communicate(timeout=300)[0]
+        assert "Traceback" not in output, output
+        ended.append((process.returncode, [line for line in output.splitlines() if line.startswith("error: ")]))
+    return ended
+
+
+def other_tokenizer(world, tmp_path):
+    """One merge less: the files are all there and of the same size of vocabulary."""
+    model = shutil.copytree(world / "model", tmp_path / "model")
+    content = json.loads((model / "tokenizer.json").read_text())
+    content["model"]["merges"].pop()
+    (model / "tokenizer.json").write_text(json.dumps(content))
+    return {"model.path": model}, "process 1 has model.tokenizer"
+
+
+def no_tokenizer(world, tmp_path):
+    model = shutil.copytree(world / "model", tmp_path / "model")
+    (model / "tokenizer.json").unlink()
+    return {"model.path": model}, "no tokenizer.json"
+
+
+def other_data(world, tmp_path):
+    records = json.loads((world / "data.json").read_text())
+    records[3]["conversations"][1]["value"] += " And a dog."
+    (tmp_path / "data.json").write_text(json.dumps(records))
+    return {"sft.data": tmp_path / "data.json"}, "process 1 has sft.data"
+
+
+def bad_data(world, tmp_path):
+    records = json.loads((world / "data.json").read_text())
+    records[3]["conversations"].pop()
+    (tmp_path / "data.json").write_text(json.dumps(records))
+    return {"sft.data": tmp_path / "data.json"}, "process 1 has sft.data"
+
+
+def missing_image(world, tmp_path):
+    images = shutil.copytree(world / "images", tmp_path / "images")
+    (images / "7.png").unlink()
+    return {"sft.images": images}, "7.png does not exist"
+
+
+def another_rate(world, tmp_path):
+    return {"sft.learning_rate": 1e-4}, "process 1 has sft.learning_rate 0.0001, and process 0 has 0.001"
+
+
+def another_bucket(world, tmp_path):
+    return {"sft.bucket": 64}, "process 1 has bucket 64, and process 0 has 128"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        other_tokenizer,
+        missing_image,
+        *(pytest.param(each, marks=pytest.mark.slow) for each in (no_tokenizer, other_data, bad_data)),
+        *(pytest.param(each, marks=pytest.mark.slow) for each in (another_rate, another_bucket)),
+    ],
+)
+def test_processes_that_differ_end_before_they_train(world, tmp_path, cache, change):
+    """One line in the process that differs, and one in the other, which does not wait for it."""
+    changes, message = change(world, tmp_path)
+    (first, told), (second, own) = train_in_two(world, tmp_path, cache, changes)
+    assert (first, second) == (2, 2)
+    assert len(own) == len(told) == 1
+    assert message in own[0]
+    assert "process 1 cannot go on: " in told[0]
+    assert message in told[0]
+    assert not list(tmp_path.glob("run/checkpoints/sft/[0-9]*"))

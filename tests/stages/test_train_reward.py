@@ -28,6 +28,7 @@ from vigor_jax.hf.load import load_llava, open_checkpoint
 from vigor_jax.records import AnnotatedSentence, Annotation, Judged, Span
 from vigor_jax.rewards.reward_model import RewardModel, RewardModelConfig
 from vigor_jax.sharding import MeshConfig, make_mesh
+from vigor_jax.stages import sft as sft_module
 from vigor_jax.stages.export import export
 from vigor_jax.stages.reward_evaluation import auc, evaluate, table
 from vigor_jax.stages.train_reward import (
@@ -395,3 +396,115 @@ def test_bad_annotations(config, source, mesh, tmp_path, image, text, error, mes
     with pytest.raises(InputError, match=message) as caught:
         train_reward(config, source, tmp_path / "run", mesh, dtype=jnp.float32)
     assert "\n" not in str(caught.value)
+
+
+def spoil(lines: list[str]) -> dict[int, str]:
+    """Makes some annotations useless; line → what is said of it."""
+    records = {index: json.loads(lines[index]) for index in (2, 5, 9, 20)}
+    records[2]["image"] = "gone.png"
+    records[5]["sentences"][0]["errors"] = ["objekt"]
+    records[9]["description"] = records[9]["sentences"][0]["text"] = "A cat on the table, " * 90 + "."
+    records[9]["sentences"] = [{"text": records[9]["description"], "errors": []}]
+    records[20]["description"] += "\ud83d"
+    for index, record in records.items():
+        lines[index] = json.dumps(record)
+    lines[30] = lines[30][:-9]
+    return {
+        3: "gone.png does not exist; check the image folder",
+        6: "sentence 1: unknown error type 'objekt'",
+        10: "candidate 0 needs",
+        21: "a lone surrogate",
+        31: "malformed JSON",
+    }
+
+
+def test_all_bad_annotations_are_told_before_training(config, source, mesh, tmp_path, caplog):
+    lines = config.annotations.read_text().splitlines()
+    config = dataclasses.replace(config, annotations=tmp_path / "a.jsonl", max_length=512, epochs=1)
+    good = [line for index, line in enumerate(lines) if index not in (2, 5, 9, 20, 30)]
+    config.annotations.write_text("\n".join(good))
+    train_reward(config, source, tmp_path / "good", mesh, dtype=jnp.float32)
+
+    expected = spoil(lines)
+    config.annotations.write_text("\n".join(lines))
+    with pytest.raises(InputError) as caught:
+        train_reward(config, source, tmp_path / "run", mesh, dtype=jnp.float32)
+    message = str(caught.value)
+    assert message.startswith(f"{config.annotations}: 5 of {len(lines)} rows cannot be trained on; fix them, or give ")
+    assert "--train_reward.skip_bad true" in message
+    assert "\n" not in message
+    for number, reason in expected.items():
+        assert f"line {number}" in message
+        assert reason in message
+
+    train_reward(dataclasses.replace(config, skip_bad=True), source, tmp_path / "run", mesh, dtype=jnp.float32)
+    assert f"5 of {len(lines)} rows cannot be trained on and are left out" in caplog.text
+    report = read_lines(tmp_path / "run" / "bad_annotations.jsonl")
+    assert [line["row"] for line in report] == list(expected)
+    curves = [read_lines(tmp_path / name / "metrics" / "train_reward.jsonl") for name in ("good", "run")]
+    losses, others = ([line["loss"] for line in curve] for curve in curves)
+    assert losses == others
+
+
+@pytest.mark.parametrize("per", ["sentence", "description"])
+@pytest.mark.parametrize("form", ["branches", "separate"])
+def test_no_advice_that_the_model_cannot_take(config, source, mesh, tmp_path, form, per):
+    """A path longer than the model's positions stays so, whatever `max_length` is."""
+    long = "A cat on the table, " * 90 + "."
+    line = {"image": "0.png", "description": long, "sentences": [{"text": long, "errors": []}]}
+    config = dataclasses.replace(config, annotations=tmp_path / "a.jsonl", form=form, per=per, held_out=0.0)
+    config.annotations.write_text(json.dumps(line))
+    for max_length in (160, 4096):
+        with pytest.raises(InputError, match="the model has 512 positions; shorten the text") as caught:
+            train_reward(
+                dataclasses.replace(config, max_length=max_length), source, tmp_path / "run", mesh, dtype=jnp.float32
+            )
+        assert "raise max_length" not in str(caught.value)
+
+
+def test_annotations_may_change_where_nothing_was_learnt_yet(config, source, mesh, tmp_path, monkeypatch, caplog):
+    """Fixed and removed rows; not where the images that are held out change, or the weights of all answers."""
+    lines = config.annotations.read_text().splitlines()
+    config = dataclasses.replace(config, annotations=tmp_path / "a.jsonl", epochs=1, save_every=2, batch_size=4)
+    config.annotations.write_text("\n".join(lines))
+
+    def run(config=config, name="run"):
+        return train_reward(config, source, tmp_path / name, mesh, dtype=jnp.float32)
+
+    taken = []
+    original = sft_module.fine_tune
+
+    def spy(config, source, run_dir, mesh, batches, data, **how):
+        taken[:] = [image for batch in batches.batches(0) for image in batch.ids]
+        return original(config, source, run_dir, mesh, batches, data, **how)
+
+    monkeypatch.setattr("vigor_jax.stages.train_reward.fine_tune", spy)
+    interrupt(run, monkeypatch, after=3)
+    learnt, fixed, removed = taken[0], taken[8], taken[9]
+
+    def changed(image, replacement):
+        """Without all descriptions of an image, or with another one in place of the first."""
+        found, done = [], False
+        for line in lines:
+            if json.loads(line)["image"] != image:
+                found.append(line)
+            elif replacement and not done:
+                found.append(json.dumps(json.loads(line) | replacement))
+                done = True
+        return found
+
+    other = {"description": "A red cat.", "sentences": [{"text": "A red cat.", "errors": []}]}
+    held_out = next(image for image in grouped(config) if is_held_out(image, HELD_OUT))
+    for image, message in ((learnt, "rows that were learnt already"), (held_out, "was made with data.held_out")):
+        config.annotations.write_text("\n".join(changed(image, other)))
+        with pytest.raises(InputError, match=message):
+            run()
+    lines = changed(fixed, other)
+    lines = changed(removed, None)
+    config.annotations.write_text("\n".join(lines))
+    run()
+    assert "2 rows of" in caplog.text
+    assert removed not in taken
+    assert fixed in taken
+    curve = read_lines(tmp_path / "run" / "metrics" / "train_reward.jsonl")
+    assert len(curve) == (len(taken) + 1) // 4

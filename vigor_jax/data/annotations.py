@@ -19,6 +19,7 @@ from typing import Any, get_args
 
 import fsspec
 
+from vigor_jax.data.bad_rows import BadRow
 from vigor_jax.data.store import write_atomically
 from vigor_jax.errors import InputError
 from vigor_jax.records import AnnotatedSentence, Annotation, ErrorType, Span
@@ -39,19 +40,38 @@ def read_annotations(path: str | Path) -> Iterator[Annotation]:
     Raises:
       InputError: the file cannot be read, or a line is not as described; names the line.
     """
+    for _, found in scan_annotations(path):
+        if isinstance(found, BadRow):
+            raise InputError(found.message)
+        yield found
+
+
+def scan_annotations(path: str | Path) -> Iterator[tuple[int, Annotation | BadRow]]:
+    """Each line's number, from 1, and its annotation, or why it has none; empty lines are left out.
+
+    Raises:
+      InputError: the file cannot be read.
+    """
     try:
         with fsspec.open(str(path), "rb") as file:
             for number, line in enumerate(file, 1):
                 place = f"{path}:{number}"
                 try:
                     text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                    if text.strip():
+                        yield number, _parse(text.rstrip(), place)
                 except UnicodeDecodeError as error:
-                    raise InputError(f"{place}: expected UTF-8, got {error.reason} at byte {error.start}") from error
-                if text.strip():
-                    yield _parse(text.rstrip(), place)
+                    yield number, _bad(path, number, f": expected UTF-8, got {error.reason} at byte {error.start}")
+                except InputError as error:
+                    yield number, _bad(path, number, str(error).removeprefix(place))
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise InputError(f"{path}: cannot read the annotations ({reason}); check the path") from error
+
+
+def _bad(path: str | Path, number: int, told: str) -> BadRow:
+    """`told` is what stands behind the place in a message."""
+    return BadRow(number, f"line {number}", None, told.lstrip(":, "), f"{path}:{number}{told}")
 
 
 def write_annotations(path: str | Path, annotations: Iterable[Annotation]) -> None:
@@ -83,10 +103,20 @@ def _parse(text: str, place: str) -> Annotation:
     try:
         line = json.loads(text)
     except json.JSONDecodeError as error:
-        raise InputError(f"{place}: malformed JSON at column {error.colno} ({error.msg}); mend the line") from error
+        raise InputError(f"{place}: malformed JSON at column {error.colno} ({error.msg}); fix the line") from error
     except RecursionError as error:
-        raise InputError(f"{place}: JSON nested too deeply for an annotation; mend the line") from error
+        raise InputError(f"{place}: JSON nested too deeply for an annotation; fix the line") from error
+    except ValueError as error:  # a number of thousands of digits
+        raise InputError(f"{place}: malformed JSON ({error}); fix the line") from error
     _check_keys(line, {"image": str, "description": str, "sentences": list}, {"detail": int, "missing": list}, place)
+    for key in ("image", "description"):
+        try:
+            line[key].encode()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"{place}: a lone surrogate (half of a \\u pair) under {key!r}: "
+                f"{line[key][max(error.start - 20, 0) :][:40]!a}; repair its encoding"
+            ) from error
     description = line["description"]
     if not description.strip():
         raise InputError(f"{place}: expected a description, got an empty one; remove the line")

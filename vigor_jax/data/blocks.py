@@ -4,7 +4,8 @@ Arithmetic on millions of signals is done on these columns in numpy, without an 
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+import types
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ import pyarrow.compute as pc
 from vigor_jax.data import store
 from vigor_jax.data.schemas import schema_of
 from vigor_jax.errors import InputError
-from vigor_jax.records import Candidate, Dropped, Verdict
+from vigor_jax.records import Candidate, Dropped, Span, Verdict
 
 
 class Block(NamedTuple):
@@ -57,9 +58,10 @@ def read_blocks(
       fields: of the signals.
 
     Raises:
-      InputError: a part is missing or damaged, the verdicts are not about these candidates, or the candidates of an
+      InputError: a part is missing or damaged, the verdicts are not on these candidates, or the candidates of an
         image do not stand together.
     """
+    _check_made_of(candidates, verdicts.values(), index, count)
     nested = [f"signals.list.element.{field}" for field in fields]
     parts = [
         store.read_batches(
@@ -93,8 +95,16 @@ def read_blocks(
         yield _checked(Block(rest, np.array([0, rest.num_rows])), candidates)
 
 
-def signal_sums(block: Block, streams: Sequence[str], kind: str) -> np.ndarray:
+def signal_sums(
+    block: Block, streams: Sequence[str], kind: str, without: Mapping[int, Sequence[Span]] = types.MappingProxyType({})
+) -> np.ndarray:
     """Each stream's sum of "negative" or "positive" signals of each candidate, float64 [R, K].
+
+    Args:
+      block: of candidates.
+      streams: by name.
+      kind: of the signals.
+      without: row → spans of its text: signals that point nowhere else are left out; needs the signals' spans.
 
     Raises:
       InputError: a signal is no finite number of 0 or more; names the image, the candidate and the stream.
@@ -108,8 +118,14 @@ def signal_sums(block: Block, streams: Sequence[str], kind: str) -> np.ndarray:
             row = int(np.searchsorted(offsets, wrong[0], side="right")) - 1
             raise InputError(
                 f"{block.name(row)}, stream {stream}: expected {kind} signals that are finite and 0 or more, got "
-                f"{values[wrong[0]]}; mend the stream and score again"
+                f"{values[wrong[0]]}; fix the stream and score again"
             )
+        if without:
+            mentions = Mentions(block.signals(stream))
+            counted = np.ones(len(values), bool)
+            for row, spans in without.items():
+                counted[offsets[row] : offsets[row + 1]] = ~mentions.only_in(row, spans)
+            values = np.where(counted, values, 0.0)
         sums[:, column] = segment_sums(values, offsets)
     return sums
 
@@ -130,15 +146,18 @@ class Mentions:
         self._starts, self._ends = (spans.field(name).to_numpy(zero_copy_only=False) for name in ("start", "end"))
         self.per_row = segment_sums(np.diff(self._spans) > 0, self._signals).astype(np.int64)
 
-    def left(self, row: int, dropped: Sequence[Dropped]) -> int:
-        """Those of a row that point into more than dropped sentences."""
-        if not dropped:
-            return int(self.per_row[row])
+    def only_in(self, row: int, places: Sequence[Span]) -> np.ndarray:
+        """Which signals of a row point into some places (at least one) of the text and nowhere else, bool [S]."""
         spans = self._spans[self._signals[row] : self._signals[row + 1] + 1]
         starts, ends = (values[spans[0] : spans[-1], None] for values in (self._starts, self._ends))
-        gone = np.array([each.span for each in dropped])
-        is_left = ~((starts < gone[:, 1]) & (ends > gone[:, 0])).any(axis=1)
-        return int((segment_sums(is_left, spans - spans[0]) > 0).sum())
+        inside = np.array(places)
+        is_left = ~((starts < inside[:, 1]) & (ends > inside[:, 0])).any(axis=1)
+        return (np.diff(spans) > 0) & (segment_sums(is_left, spans - spans[0]) == 0)
+
+    def left(self, row: int, dropped: Sequence[Dropped]) -> int:
+        """Those of a row that point into more than dropped sentences."""
+        only_dropped = self.only_in(row, [each.span for each in dropped]).sum() if dropped else 0
+        return int(self.per_row[row] - only_dropped)
 
 
 def unpack(lists: pa.ListArray) -> tuple[pa.Array, np.ndarray]:
@@ -181,6 +200,19 @@ def _checked(block: Block, folder: str) -> Block:
             f"{numbers[row]}; the candidates of an image and prompt stand together, numbered from 0; sample them again"
         )
     return block
+
+
+def _check_made_of(candidates: str, verdicts: Iterable[str], index: int, count: int) -> None:
+    """Refuses verdicts on other candidates, which may be of the same images, by the seals of both."""
+    digest = store.part_seal(candidates, index, count).digest
+    for folder in verdicts:
+        made_of = store.part_seal(folder, index, count).made_of
+        if digest and made_of and made_of != digest:
+            part = store.part_name(index, count)
+            raise InputError(
+                f"{store.join(folder, part)}: these are verdicts on other candidates than those in "
+                f"{store.join(candidates, part)}; remove this file and run the stage score again"
+            )
 
 
 def _check_aligned(

@@ -74,7 +74,7 @@ class BranchLoader:
     """Sheets to batches, in the order and with the guarantees of `data.loader.Loader`.
 
     Attributes:
-        sheets: the data set.
+        sheets: the data set; None is a place that is empty, where nothing is learnt.
         encoder: writes them.
         pad_id: the tokenizer's padding id.
         preprocessing: the vision tower's settings.
@@ -85,7 +85,7 @@ class BranchLoader:
         rows: which rows of the global batch this process holds, ascending; all by default.
     """
 
-    sheets: Sequence[Sheet]
+    sheets: Sequence[Sheet | None]
     encoder: BranchEncoder
     pad_id: int
     preprocessing: Preprocessing
@@ -122,14 +122,16 @@ class BranchLoader:
             InputError: an image cannot be read.
         """
         sheets = [self.sheets[index] for index in indices]
-        encoded = [self.encoder.row(sheet) for sheet in sheets]
+        encoded = [None if sheet is None else self.encoder.row(sheet) for sheet in sheets]
+        written = [row for row in encoded if row is not None]
         mine = range(self.batch_size) if self.rows is None else self.rows
         size = self.preprocessing.size
         pixels = np.zeros((len(mine), 1, size, size, 3), np.uint8)
         for local, row in enumerate(mine):
-            if row < len(sheets):
-                pixels[local, 0] = preprocess(load_image(sheets[row].path), self.preprocessing)
+            sheet = sheets[row] if row < len(sheets) else None
+            if sheet is not None:
+                pixels[local, 0] = preprocess(load_image(sheet.path), self.preprocessing)
         held = [encoded[row] if row < len(sheets) else None for row in mine]
-        rows = collate(held, *padded_sizes(encoded, self.bucket), self.pad_id, pixels)
-        num_tokens = sum(len(row.token_ids) for row in encoded)
-        return Batch(rows, tuple(sheet.image for sheet in sheets), num_tokens)
+        rows = collate(held, *padded_sizes(written, self.bucket), self.pad_id, pixels)
+        num_tokens = sum(len(row.token_ids) for row in written)
+        return Batch(rows, tuple(sheet.image for sheet in sheets if sheet is not None), num_tokens)

@@ -186,22 +186,31 @@ class BranchEncoder:
         sheets: list[Sheet] = []
         room = 0
         for description in descriptions:
-            length, depth = self._size(description)
-            for found, most, what in (
-                (len(self.trunk) + length, self._max_length, "with its questions; raise max_length ({}) or"),
-                (depth, self._max_position, "up to the end of an answer, and the model has {} positions;"),
-            ):
-                if found > most:
-                    raise InputError(
-                        f"{image}: candidate {description.candidate} needs {found} tokens {what.format(most)} shorten "
-                        "the text"
-                    )
+            length = self.length(image, description)
             if length > room:
                 sheets.append(Sheet(image, path, ()))
                 room = self._max_length - len(self.trunk)
             sheets[-1] = sheets[-1]._replace(descriptions=(*sheets[-1].descriptions, description))
             room -= length
         return sheets
+
+    def length(self, image: str, description: Description) -> int:
+        """Tokens that a description adds to a row.
+
+        Raises:
+            InputError: it is too long on its own.
+        """
+        length, depth = self._size(description)
+        for found, most, what in (  # the model's positions first, for no max_length helps there
+            (depth, self._max_position, "up to the end of an answer, and the model has {} positions;"),
+            (len(self.trunk) + length, self._max_length, "with its questions; raise max_length ({}) or"),
+        ):
+            if found > most:
+                raise InputError(
+                    f"{image}: candidate {description.candidate} needs {found} tokens {what.format(most)} shorten the "
+                    "text"
+                )
+        return length
 
     def row(self, sheet: Sheet) -> Row:
         """Writes a sheet.

@@ -133,6 +133,8 @@ def encode_example(
     image_token_id: int,
     num_image_tokens: int,
     max_length: int,
+    max_positions: int | None = None,
+    with_image: bool = True,
 ) -> EncodedExample:
     """Token ids and labels of a whole conversation.
 
@@ -148,6 +150,8 @@ def encode_example(
         image_token_id: Id that stands for one image feature.
         num_image_tokens: Image features an image has; each "<image>" becomes that many ids.
         max_length: Longest example; what is longer loses text at its end.
+        max_positions: The model's, which no advice in an error exceeds; None if unknown.
+        with_image: Whether "<image>" in human turns stands for an image; without one it is text, as in LLaVA.
 
     Raises:
         InputError: Roles out of order, an empty answer, or nothing to learn or not all of an image left
@@ -159,19 +163,28 @@ def encode_example(
     writer = _Writer(tokenizer, image_token_id, num_image_tokens)
     for first in range(0, len(turns), 2):
         question, answer = turns[first].text, turns[first + 1].text
-        writer.add_prompt(_prompt_text(template, question, is_first=first == 0))
+        prompt = _prompt_text(template, question, is_first=first == 0, with_image=with_image)
+        if with_image:
+            writer.add_prompt(prompt)
+        else:
+            writer.add_text(prompt, supervised=False)
         # A caption follows its image as fresh text; an answer continues the line that names the assistant.
         space = "" if template.is_caption_only else " "
         writer.add_text(space + answer + (template.stop or ""), supervised=True)
         if template.stop is None:
             writer.add_eos()
-    return writer.finish(max_length)
+    return writer.finish(max_length, max_positions)
 
 
-def check_turns(turns: Sequence[Turn]) -> None:
-    """Raises InputError unless human and assistant alternate, human first, and every answer has words."""
-    for index, turn in enumerate(turns):
-        expected = ("human", "gpt")[index % 2]
+def check_turns(turns: Sequence[Turn], *, first: int = 0) -> None:
+    """Raises InputError unless human and assistant alternate, human first, and every answer has words.
+
+    Args:
+        turns: The conversation.
+        first: The number of its first turn, for the message.
+    """
+    for index, turn in enumerate(turns, start=first):
+        expected = ("human", "gpt")[(index - first) % 2]
         if turn.role != expected:
             raise InputError(f"turn {index} is from {turn.role!r}, expected {expected!r}: roles alternate, human first")
         if turn.role == "gpt" and not turn.text.strip():
@@ -180,14 +193,14 @@ def check_turns(turns: Sequence[Turn]) -> None:
         raise InputError(f"{len(turns)} turns: expected each question to be followed by its answer")
 
 
-def _prompt_text(template: Template, question: str, *, is_first: bool) -> str:
+def _prompt_text(template: Template, question: str, *, is_first: bool, with_image: bool = True) -> str:
     """The text up to where an answer begins, images as placeholders."""
     if template.is_caption_only:
-        num_images = question.count(IMAGE_PLACEHOLDER)
+        num_images = question.count(IMAGE_PLACEHOLDER) if with_image else 0
         if num_images == 0:
             raise InputError("the caption-only template needs an image; use another template for text alone")
         return IMAGE_PLACEHOLDER * num_images
-    if question.count(IMAGE_PLACEHOLDER) == 1:
+    if with_image and question.count(IMAGE_PLACEHOLDER) == 1:
         words = question.replace(IMAGE_PLACEHOLDER, "").strip()
         question = f"{IMAGE_PLACEHOLDER}\n{words}".strip()
     system = template.system if is_first else ""
@@ -228,18 +241,20 @@ class _Writer:
         self._extend([self._tokenizer.eos_id], supervised=True)
         self._is_fresh = self._tokenizer.legacy
 
-    def finish(self, max_length: int) -> EncodedExample:
+    def finish(self, max_length: int, max_positions: int | None) -> EncodedExample:
         length, answer_starts = len(self.token_ids), self._supervised.index(True)
+        needed = max(self._images_end, answer_starts + 1)
+        too_long = max_positions is not None and needed > max_positions
+        shorten = f"the model has {max_positions} positions, so shorten the question or remove the example"
         if self._images_end > max_length:
-            needed = max(self._images_end, answer_starts + 1)
             raise InputError(
                 f"the images end at token {self._images_end} of {length} but max_length is {max_length}, "
-                f"and images are never cut; raise max_length to {needed} or more"
+                f"and images are never cut; {shorten if too_long else f'raise max_length to {needed} or more'}"
             )
         if answer_starts >= max_length:
             raise InputError(
-                f"the first answer starts after {answer_starts} of {length} tokens but max_length is "
-                f"{max_length}, which leaves nothing to learn; raise max_length above {answer_starts}"
+                f"the first answer starts after {answer_starts} of {length} tokens but max_length is {max_length}, "
+                f"which leaves nothing to learn; {shorten if too_long else f'raise max_length above {answer_starts}'}"
             )
         token_ids = np.asarray(self.token_ids[:max_length], np.int32)
         labels = np.where(self._supervised[:max_length], token_ids, np.int32(IGNORE_INDEX))

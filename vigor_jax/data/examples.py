@@ -1,15 +1,24 @@
-"""Reads LLaVA's conversation files: which picture, who says what."""
+"""Reads LLaVA's conversation files: which picture, who says what. docs/data.md says what is taken and what is not."""
 
+import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+from vigor_jax.data.bad_rows import BadRow, bad_row, refusal
 from vigor_jax.data.conversation import IMAGE_PLACEHOLDER, Turn, check_turns
 from vigor_jax.data.image_store import Images, open_images
+from vigor_jax.data.modalities import check_media, image_name
 from vigor_jax.errors import InputError
 from vigor_jax.records import ImageFile
+
+logger = logging.getLogger(__name__)
+
+_ROLES: dict[str, Literal["human", "gpt"]] = {"human": "human", "gpt": "gpt"}
 
 
 @dataclass(frozen=True)
@@ -17,23 +26,49 @@ class Example:
     """One conversation, about one picture or none.
 
     Attributes:
-        id: The name it has in its file; need not be unique.
+        id: The name it has in its file, or else its place there; need not be unique.
         image: The picture's file, or what reads it from a shard; known to exist.
         turns: Human and assistant in alternation, human first; exactly one "<image>" among the human turns if
-            there is a picture, else none.
+            there is a picture; where there is none it is text.
+        number: Its line in the file, from 1, or index in the list, from 0.
+        label: The same in words, such as "line 7".
+        digest: Of the picture's name and the turns.
     """
 
     id: str
     image: ImageFile | None
     turns: tuple[Turn, ...]
+    number: int = field(default=0, compare=False)
+    label: str = field(default="", compare=False)
+    digest: bytes = field(default=b"", compare=False, repr=False)
+
+    @property
+    def name(self) -> str | None:
+        """Its id, None if that is no more than its place."""
+        return None if self.id == self.label else self.id
+
+
+class Scan(NamedTuple):
+    """What a file holds.
+
+    Attributes:
+        examples: those that can be used, in the order of the file.
+        bad: the others, likewise.
+        total: rows in all.
+    """
+
+    examples: list[Example]
+    bad: list[BadRow]
+    total: int
 
 
 def read_examples(path: Path, image_folder: str | Path | None) -> list[Example]:
     """Reads conversations in LLaVA's format.
 
     The file is a JSON list, or JSON lines, of
-    `{"id": str, "image": str, "conversations": [{"from": "human" | "gpt", "value": str}, ...]}`, `image`
-    being optional and one of the names in `image_folder`. Other keys are ignored.
+    `{"id": str, "image": str, "conversations": [{"from": "human" | "gpt", "value": str}, ...]}`, `id` and `image`
+    being optional; `image` is one of the names in `image_folder`. Other keys are ignored unless they name an image or
+    another medium.
 
     Args:
         path: The file, UTF-8.
@@ -41,26 +76,66 @@ def read_examples(path: Path, image_folder: str | Path | None) -> list[Example]:
             one.
 
     Raises:
-        InputError: Anything in the file, or missing from the folder, that could not be trained on. Names the
-            file, the line (from 1) or list index (from 0), and the id.
+        InputError: The file cannot be read, or some of its rows could not be trained on. Names the file, and of each
+            row the line (from 1) or list index (from 0), and the id.
+    """
+    found = scan_examples(path, image_folder)
+    if found.bad:
+        raise InputError(refusal(path, found.bad, found.total))
+    return found.examples
+
+
+def scan_examples(path: Path, image_folder: str | Path | None) -> Scan:
+    """Reads as `read_examples` does, and tells the rows that cannot be used from those that can.
+
+    Raises:
+        InputError: There are no rows, the file is no such file, no image folder is given where one is needed, or it has
+            none of several images.
     """
     path = Path(path)
     images = None if image_folder is None else open_images(image_folder)
-    examples, names, places = [], [], []
-    for place, record in _records(path):
-        example, name = _parse(record, place, images)
+    examples: list[Example] = []
+    names: list[str | None] = []
+    bad: list[BadRow] = []
+    total = 0
+    for row in _rows(path):
+        total += 1
+        record: Any = None
+        try:
+            record = row.record()
+            example, name = _parse(record, row, images)
+        except InputError as error:
+            bad.append(bad_row(path, row.number, row.label, _id(record), str(error)))
+            continue
+        if name is not None and images is None:
+            reason = f"has an image ({name}) but no image folder is given; set the image folder"
+            raise InputError(bad_row(path, row.number, row.label, _id(record), reason).message)
         examples.append(example)
         names.append(name)
-        places.append(place)
-    if not examples:
+    if not total:
         raise InputError(f"{path}: no examples; expected a JSON list, or one JSON object a line, of conversations")
     if images is not None:
-        _check_images(examples, names, places, images)
-    return examples
+        missing = _missing(path, examples, names, images)
+        examples = [example for index, example in enumerate(examples) if index not in missing]
+        bad = sorted([*bad, *missing.values()], key=lambda row: row.number)
+    quoting = [example for example in examples if example.image is None and _num_placed(example.turns)]
+    if quoting:
+        logger.warning(
+            "%s: %d rows without an image quote %s (the first: %s), which they learn as text",
+            path, len(quoting), IMAGE_PLACEHOLDER, quoting[0].label,
+        )  # fmt: skip
+    return Scan(examples, bad, total)
 
 
-def _records(path: Path) -> Iterator[tuple[str, Any]]:
-    """Each record with the words that say where it stands."""
+class _Row(NamedTuple):
+    """A row that may be malformed."""
+
+    number: int
+    label: str
+    record: Callable[[], Any]
+
+
+def _rows(path: Path) -> Iterator[_Row]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -68,74 +143,119 @@ def _records(path: Path) -> Iterator[tuple[str, Any]]:
     except OSError as error:
         raise InputError(f"{path}: cannot read the conversation file ({error.strerror}); check its path") from error
     if text.lstrip().startswith("["):
-        for index, record in enumerate(_parse_json(text, str(path))):
-            yield f"{path}, index {index}", record
+        try:
+            records = _parse_json(text)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+        for index, record in enumerate(records):
+            yield _Row(index, f"index {index}", lambda record=record: record)  # type: ignore[misc]
         return
     # Not splitlines: inside JSON strings the other characters that it splits at are ordinary text.
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            place = f"{path}, line {number}"
-            yield place, _parse_json(line, place)
+            yield _Row(number, f"line {number}", lambda line=line: _parse_json(line))  # type: ignore[misc]
 
 
-def _parse_json(text: str, place: str) -> Any:
+def _parse_json(text: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
         where = f" at line {error.lineno}" if "\n" in text.strip() else ""
-        raise InputError(f"{place}: malformed JSON{where}, column {error.colno}: {error.msg}; mend the file") from error
+        raise InputError(f"malformed JSON{where}, column {error.colno}: {error.msg}; fix the file") from error
     except RecursionError as error:
-        raise InputError(f"{place}: JSON nested too deeply for a conversation; mend the file") from error
+        raise InputError("JSON nested too deeply for a conversation; fix the file") from error
+    except ValueError as error:  # a number of thousands of digits
+        raise InputError(f"malformed JSON: {error}; fix the file") from error
 
 
-def _parse(record: Any, place: str, images: Images | None) -> tuple[Example, str | None]:
+def _id(record: Any) -> str | None:
+    """What a row calls itself; any string or number, as nobody but messages reads it."""
+    name = record.get("id") if isinstance(record, dict) else None
+    return str(name) if isinstance(name, str | int | float) and not isinstance(name, bool) else None
+
+
+def _parse(record: Any, row: _Row, images: Images | None) -> tuple[Example, str | None]:
     """The conversation, and its image's name."""
     if not isinstance(record, dict):
-        raise InputError(f"{place}: expected an object with id and conversations, got {type(record).__name__}")
-    name = record.get("id")
-    if isinstance(name, bool) or not isinstance(name, str | int):
-        raise InputError(f"{place}: expected a string under 'id', got {_found(record, 'id')}")
-    place = f"{place} (id {str(name)!r})"
+        raise InputError(f"expected an object with id and conversations, got {type(record).__name__}")
     conversation = record.get("conversations")
     if not isinstance(conversation, list):
-        raise InputError(f"{place}: expected a list under 'conversations', got {_found(record, 'conversations')}")
-    turns = tuple(_parse_turn(turn, index, place) for index, turn in enumerate(conversation))
-    try:
-        check_turns(turns)
-    except InputError as error:
-        raise InputError(f"{place}: {error}") from error
-    image = _parse_image(record["image"], place, images) if record.get("image") is not None else None
-    num_placed = sum(turn.text.count(IMAGE_PLACEHOLDER) for turn in turns if turn.role == "human")
-    num_images = int(image is not None)
+        raise InputError(f"expected a list under 'conversations', got {_found(record, 'conversations')}")
+    name = image_name(record)
+    turns = [_parse_turn(turn, index, name is not None) for index, turn in enumerate(conversation)]
+    # LLaVA skips a first turn that is not the human's.
+    skipped = int(bool(turns) and turns[0].role == "gpt")
+    turns = turns[skipped:]
+    check_turns(turns, first=skipped)
+    if name is not None:
+        name = _inside(name)
+        turns = [_with_one_placeholder(turn) for turn in turns]
+        num_placed = _num_placed(turns)
+    else:
+        num_placed = sum(_is_placed(turn) for turn in turns)
+    num_images = int(name is not None)
     if num_placed != num_images:
         raise InputError(
-            f"{place}: the human turns place {IMAGE_PLACEHOLDER} {num_placed} times but the example has "
+            f"the human turns place {IMAGE_PLACEHOLDER} {num_placed} times but the example has "
             f"{num_images or 'no'} image; expected {num_images}"
         )
-    return Example(str(name), None if images is None or image is None else images.file(image), turns), image
+    content = json.dumps([name, [[turn.role, turn.text] for turn in turns]]).encode()
+    digest = hashlib.blake2b(content, digest_size=8).digest()
+    image = None if name is None or images is None else images.file(name)
+    return Example(_id(record) or row.label, image, tuple(turns), row.number, row.label, digest), name
 
 
-def _parse_turn(turn: Any, index: int, place: str) -> Turn:
+def _parse_turn(turn: Any, index: int, has_image: bool) -> Turn:
     if not isinstance(turn, dict):
-        raise InputError(f"{place}: turn {index} should be an object with from and value, got {type(turn).__name__}")
+        raise InputError(f"turn {index} should be an object with from and value, got {type(turn).__name__}")
     text = turn.get("value")
     if not isinstance(text, str):
-        raise InputError(f"{place}: turn {index}: expected a string under 'value', got {_found(turn, 'value')}")
-    roles: dict[Any, Literal["human", "gpt"]] = {"human": "human", "gpt": "gpt"}
+        raise InputError(f"turn {index}: expected a string under 'value', got {_found(turn, 'value')}")
     speaker = turn.get("from")
-    if not isinstance(speaker, str) or speaker not in roles:
-        raise InputError(f"{place}: turn {index}: expected 'human' or 'gpt' under 'from', got {_found(turn, 'from')}")
-    return Turn(roles[speaker], text)
+    if not isinstance(speaker, str) or speaker not in _ROLES:
+        raise InputError(f"turn {index}: expected 'human' or 'gpt' under 'from', got {_found(turn, 'from')}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"turn {index}: text with a lone surrogate (half of a \\u pair) cannot be tokenized: "
+            f"{text[max(error.start - 20, 0) :][:40]!a}; repair its encoding"
+        ) from error
+    if len(turn) > 2:
+        try:
+            check_media(turn, has_image=has_image, known=("from", "value"))
+        except InputError as error:
+            raise InputError(f"turn {index}: {error}") from error
+    return Turn(_ROLES[speaker], text)
 
 
-def _parse_image(name: Any, place: str, images: Images | None) -> str:
-    if not isinstance(name, str) or not name:
-        raise InputError(f"{place}: expected one file name under 'image', got {name!r}")
-    if images is None:
-        raise InputError(f"{place}: has an image ({name}) but no image folder is given; set the image folder")
+def _num_placed(turns: Sequence[Turn]) -> int:
+    return sum(turn.text.count(IMAGE_PLACEHOLDER) for turn in turns if turn.role == "human")
+
+
+def _with_one_placeholder(turn: Turn) -> Turn:
+    """LLaVA moves all the placeholders of a turn to its front, as one."""
+    if turn.role != "human" or turn.text.count(IMAGE_PLACEHOLDER) < 2:
+        return turn
+    words = turn.text.replace(IMAGE_PLACEHOLDER, "").strip()
+    return Turn(turn.role, f"{IMAGE_PLACEHOLDER}\n{words}".strip())
+
+
+def _is_placed(turn: Turn) -> bool:
+    """Whether a question begins or ends with a line that is the placeholder alone, as where there is an image."""
+    lines = turn.text.strip().split("\n")
+    return turn.role == "human" and IMAGE_PLACEHOLDER in (lines[0].strip(), lines[-1].strip())
+
+
+def _inside(name: str) -> str:
+    """The name of an image as a path in its folder."""
     relative = PurePosixPath(name)
     if relative.is_absolute() or ".." in relative.parts:
-        raise InputError(f"{place}: image {name!r} must be a path inside the image folder {images.place}")
+        raise InputError(f"image {name!r} must be a path inside the image folder")
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError as error:
+        raise InputError(f"image {name!a} is no file name; repair its encoding") from error
     return relative.as_posix()
 
 
@@ -144,15 +264,18 @@ def _found(record: dict[str, Any], key: str) -> str:
     return ascii(record[key])[:60] if key in record else "nothing"
 
 
-def _check_images(
-    examples: Sequence[Example], names: Sequence[str | None], places: Sequence[str], images: Images
-) -> None:
-    """Raises unless every picture exists."""
+def _missing(path: Path, examples: Sequence[Example], names: Sequence[str | None], images: Images) -> dict[int, BadRow]:
+    """Examples whose pictures do not exist, by their numbers here."""
     wanted = [name for name in names if name is not None]
-    if missing := images.missing(wanted):
-        first = names.index(missing[0])
-        example = examples[first]
-        raise InputError(
-            f"{places[first]} (id {example.id!r}): image {example.image} does not exist; {len(missing)} of "
-            f"{len(wanted)} images are missing; check the image folder {images.place}"
-        )
+    absent = images.missing(wanted)
+    gone = set(absent)
+    if len(absent) == len(wanted) > 1:
+        raise InputError(f"{path}: none of its {len(wanted)} images exists; check the image folder {images.place}")
+    missing: dict[int, BadRow] = {}
+    for index, (example, name) in enumerate(zip(examples, names, strict=True)):
+        if name in gone:
+            reason = f"image {example.image} does not exist"
+            if not missing:
+                reason += f"; {len(absent)} of {len(wanted)} images are missing; check the image folder {images.place}"
+            missing[index] = bad_row(path, example.number, example.label, example.name, reason)
+    return missing

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import fsspec
 
+from vigor_jax.data.folders import FolderWalk
 from vigor_jax.errors import InputError
 
 OPTIONS = ("image", "name", "names")
@@ -134,8 +135,11 @@ def is_local(system: Any) -> bool:
 
 
 def list_folder(location: str) -> list[File]:
-    """All files below a folder, however deep, by path; none if it is not there."""
+    """All files below a folder, however deep, by path; none if it is not there. Local links are followed."""
     system, path = open_system(location)
+    if is_local(system):
+        files = FolderWalk(path) if Path(path).is_dir() else ()
+        return _files(system, {file: system.info(file) for file in files})
     try:
         found = system.find(path, detail=True)
     except FileNotFoundError:
@@ -200,15 +204,23 @@ def list_files(locations: Iterable[str]) -> list[File]:
             except (OSError, NotImplementedError):
                 listed[parent] = {}  # some systems list nothing, and still have files
         try:
-            found += _files(system, {path: listed[parent].get(path) or system.info(path)})
+            found += _files(system, {path: listed[parent].get(path) or system.info(path)}, is_named=True)
         except OSError as error:
             raise InputError(f"images: {location} is not there; check the path, or take it out of the list") from error
     return found
 
 
-def _files(system: Any, found: Mapping[str, Mapping[str, Any]]) -> list[File]:
+def _files(system: Any, found: Mapping[str, Mapping[str, Any]], *, is_named: bool = False) -> list[File]:
+    """The files among what was found; `is_named` if a link without a file at its end is an error, which is OSError."""
     files = []
     for path, info in sorted(found.items()):
+        if info.get("islink"):  # a listing describes the link, this the file that it leads to
+            try:
+                info = system.info(path)
+            except OSError:
+                if is_named:
+                    raise
+                continue
         if info["type"] == "file":
             url = path if is_local(system) else system.unstrip_protocol(path)
             if info["size"] is None:

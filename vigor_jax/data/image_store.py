@@ -15,14 +15,16 @@ and as names are read up to its 50 MB, which all processes of a host share; some
 """
 
 import abc
-import contextlib
 import dataclasses
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from vigor_jax.data import image_places, parquet_shards, tar_shards
+from vigor_jax.data.folders import FolderWalk, file_names, kind_of, tell_left_out
 from vigor_jax.data.image_index import Shards, open_index, shard_names
 from vigor_jax.data.image_places import File, Place
 from vigor_jax.data.images import SUFFIXES, find_images
@@ -123,9 +125,9 @@ class Folder(Images):
         """Each folder within is listed once, since a million `stat` calls take minutes."""
         wanted = [(name, self.file(name)) for name in names]
         if len(wanted) == 1:
-            return [name for name, file in wanted if not file.is_file()]
+            return [name for name, file in wanted if not os.path.isfile(file)]  # False where a name is too long
         folders = {file.parent for _, file in wanted}
-        present = {folder: _file_names(folder) for folder in folders}
+        present = {folder: file_names(folder) for folder in folders}
         return [name for name, file in wanted if file.name not in present[file.parent]]
 
 
@@ -165,7 +167,9 @@ class ShardedImages(Images):
     """The images of some shards."""
 
     def __init__(self, place: str, files: list[File], kind: Shards, options: Mapping[str, str], *, limit: int = 0):
-        settings = {key: value for key, value in options.items() if key != "names"}
+        settings: dict[str, Any] = {key: value for key, value in options.items() if key != "names"}
+        if isinstance(kind, tar_shards.TarShards):  # which members are images
+            settings["suffixes"] = SUFFIXES
         self.place, self._files, self._kind = place, files, kind
         self._index = open_index(files, kind, qualify="names" in options, settings=settings)
         if not len(self._index):
@@ -228,6 +232,8 @@ def _open_url(where: Place, place: str, limit: int) -> Images:
         return _open_shards(where, place, image_places.list_pattern(where.location), limit)
     files = image_places.list_folder(where.location)
     if images := [file for file in files if _suffix(file.path) in SUFFIXES]:
+        others = Counter(kind_of(file.path) for file in files if _suffix(file.path) not in SUFFIXES)
+        tell_left_out(where.location, len(images), others)
         return Bucket(where.location, images, path, limit=limit)
     if shards := [file for file in files if _suffix(file.path) in _KINDS]:
         return _open_shards(where, place, shards, limit)
@@ -256,27 +262,11 @@ def _open_shards(where: Place, place: str, files: list[File], limit: int) -> Ima
 
 def _has_images(folder: Path) -> bool:
     """Stops at the first one, so it is quick where there are millions."""
-    folders = [str(folder)]
-    while folders:
-        with contextlib.suppress(OSError), os.scandir(folders.pop()) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    folders.append(entry.path)
-                elif _suffix(entry.name) in SUFFIXES and entry.is_file():
-                    return True
-    return False
+    return any(_suffix(file) in SUFFIXES for file in FolderWalk(folder))
 
 
 def _suffix(path: str) -> str:
     return PurePosixPath(path).suffix.lower()
-
-
-def _file_names(folder: Path) -> set[str]:
-    try:
-        with os.scandir(folder) as entries:
-            return {entry.name for entry in entries if entry.is_file()}
-    except OSError:
-        return set()
 
 
 def _unknown(name: str, images: Images) -> InputError:

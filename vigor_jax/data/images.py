@@ -1,13 +1,17 @@
 """Photographs to square uint8 pixels, exactly as LLaVA and CLIP's image processor prepare them."""
 
 import dataclasses
-import io
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from detector_bridge import image_formats
+from detector_bridge.images import decode, formats
+from detector_bridge.refusal import RefusedError
+from vigor_jax.data.folders import FolderWalk, count, kind_of, tell, tell_left_out
 from vigor_jax.errors import InputError
 from vigor_jax.records import ImageFile
 
@@ -17,7 +21,8 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 # Resizing the short edge of a thread-like picture makes its long edge huge; above this it is no photograph.
 _MAX_RESIZED_PIXELS = 100_000_000
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+# Of the files that a folder or a tar lists as images.
+SUFFIXES = tuple(suffix for suffix, name in image_formats.SUFFIXES.items() if name in formats())
 
 
 @dataclass(frozen=True, repr=False)
@@ -87,6 +92,8 @@ class Preprocessing:
 def find_images(place: Path) -> dict[str, Path]:
     """Name → file, in the order of the names: an image by its file name, those of a folder by their path below it.
 
+    Links are followed; see `FolderWalk`. What is left out is logged, by its kind.
+
     Raises:
       InputError: there is no such place, or no image in it.
     """
@@ -94,41 +101,46 @@ def find_images(place: Path) -> dict[str, Path]:
         return {place.name: place}
     if not place.is_dir():
         raise InputError(f"images: {place} is neither a file nor a folder")
-    files = (path for path in place.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    images = {path.relative_to(place).as_posix(): path for path in files}
+    walk, images, others = FolderWalk(place), {}, Counter[str]()
+    for file in walk:
+        path = Path(file)
+        if path.suffix.lower() in SUFFIXES:
+            images[path.relative_to(place).as_posix()] = path
+        else:
+            others[kind_of(file)] += 1
+    others += walk.problems
     if not images:
-        raise InputError(f"images: no file below {place} ends in one of {' '.join(SUFFIXES)}")
+        found = f"; found only {count(others)}" if others else ""
+        raise InputError(f"images: no file below {place} ends in one of {' '.join(SUFFIXES)}{found}")
+    tell_left_out(place, len(images), others)
+    if walk.second_names:
+        tell(f"{place}: links give {walk.second_names} of its files a second name")
     return dict(sorted(images.items()))
 
 
 def load_image(source: ImageFile | bytes) -> Image.Image:
-    """Reads one picture as RGB.
+    """Reads one picture as upright RGB, by the function that the detector's sidecar reads it by.
 
-    The conversion is PIL's own, as in LLaVA: transparency is dropped, and a rotation noted in EXIF is not
-    applied.
+    For a plain 8-bit picture that is PIL's own conversion, as in LLaVA; transparency is dropped. Unlike LLaVA's own
+    code, and like transformers' `load_image`, it applies a rotation that is noted in EXIF.
 
     Args:
         source: A file, an image of a shard, or the bytes of one.
 
     Raises:
-        InputError: The picture is missing, empty, truncated, of no known format, or too large to be decoded
-            safely.
+        InputError: The picture is missing, empty, truncated, of no format that is accepted, or too large to be
+            decoded safely.
     """
     name = f"image of {len(source)} bytes" if isinstance(source, bytes) else str(source)
     try:
-        if isinstance(source, Path):
-            with Image.open(source) as image:
-                return image.convert("RGB")
-        content = source if isinstance(source, bytes) else source.read_bytes()
-        with Image.open(io.BytesIO(content)) as image:
-            return image.convert("RGB")
-    except InputError:  # of a shard, which says more
-        raise
+        return decode(source if isinstance(source, bytes | Path) else source.read_bytes())
+    except RefusedError as error:
+        raise InputError(f"{name}: not a readable image ({error.message}); replace or remove it") from None
     except FileNotFoundError as error:
         raise InputError(f"{name}: no such image; check the image folder") from error
-    except Exception as error:  # Decoders of damaged files raise whatever their format's code happens to raise.
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{name}: not a readable image ({reason}); replace or remove it") from error
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise InputError(f"{name}: cannot read the image ({reason}); replace or remove it") from error
 
 
 def preprocess(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:

@@ -5,8 +5,9 @@ to resume is to start there. Every process tokenises the whole global batch, whi
 padded length, and how the examples are packed, without asking the others; it loads the images of its own rows only.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,11 +15,12 @@ import grain
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-from vigor_jax.data.conversation import IGNORE_INDEX, EncodedExample, Template, encode_example
+from vigor_jax.data.conversation import IGNORE_INDEX, EncodedExample, Template
 from vigor_jax.data.examples import Example
 from vigor_jax.data.images import Preprocessing, load_image, preprocess
 from vigor_jax.data.packing import pack, pack_tokens
 from vigor_jax.data.tokenizer import Tokenizer
+from vigor_jax.data.trainable import Encoder
 from vigor_jax.errors import InputError
 from vigor_jax.records import ImageFile
 
@@ -67,7 +69,7 @@ class Loader:
     last one is dropped (`num_dropped`).
 
     Attributes:
-        examples: the data set.
+        examples: the data set; None is a place that is empty, where nothing is learnt.
         data_file: where it comes from, for error messages.
         tokenizer: the policy's tokenizer.
         template: conversation format.
@@ -78,12 +80,13 @@ class Loader:
         epochs: passes over the data.
         seed: of the order.
         max_length: longest example in tokens; longer ones lose text at their end.
+        max_positions: of the model, which no advice in an error exceeds; None if unknown.
         bucket: padded lengths are multiples of this, so the train step compiles for a few shapes only.
         pack: examples that share a row, on the average; divides `batch_size`.
         rows: which of the global batch's `batch_size` / `pack` rows this process holds, ascending; all by default.
     """
 
-    examples: Sequence[Example]
+    examples: Sequence[Example | None]
     data_file: Path
     tokenizer: Tokenizer
     template: Template
@@ -94,6 +97,7 @@ class Loader:
     epochs: int = 1
     seed: int = 0
     max_length: int = 2048
+    max_positions: int | None = None
     bucket: int = 128
     pack: int = 1
     rows: Sequence[int] | None = None
@@ -134,10 +138,11 @@ class Loader:
         examples = [self.examples[index] for index in indices]
         encoded = [self._encode(example) for example in examples]
         rows = self._padded(examples, encoded) if self.pack == 1 else self._packed(examples, encoded)
-        num_tokens = sum(len(row.token_ids) for row in encoded)
-        return Batch(rows, tuple(example.id for example in examples), num_tokens)
+        present = [(example.id, row) for example, row in zip(examples, encoded, strict=True) if example is not None]
+        num_tokens = sum(len(row.token_ids) for _, row in present)
+        return Batch(rows, tuple(name for name, _ in present), num_tokens)
 
-    def _padded(self, examples: Sequence[Example], encoded: Sequence[EncodedExample]) -> Rows:
+    def _padded(self, examples: Sequence[Example | None], encoded: Sequence[EncodedExample]) -> Rows:
         """One example a row."""
         mine = range(self.batch_size) if self.rows is None else self.rows
         longest = max(len(row.token_ids) for row in encoded)
@@ -149,15 +154,16 @@ class Loader:
         for local, row in enumerate(mine):
             token_ids[local, : len(encoded[row].token_ids)] = encoded[row].token_ids
             labels[local, : len(encoded[row].labels)] = encoded[row].labels
-            if (image := examples[row].image) is not None:
-                pixels[local, 0] = self._load(image, examples[row].id)
+            example = examples[row]
+            if example is not None and example.image is not None:
+                pixels[local, 0] = self._load(example.image, example.id)
         return Rows(token_ids, labels, pixels)
 
-    def _packed(self, examples: Sequence[Example], encoded: Sequence[EncodedExample]) -> Rows:
+    def _packed(self, examples: Sequence[Example | None], encoded: Sequence[EncodedExample]) -> Rows:
         """Several examples a row."""
         packing = pack(
             [len(example.token_ids) for example in encoded],
-            [example.image is not None for example in examples],
+            [example is not None and example.image is not None for example in examples],
             num_rows=self.batch_size // self.pack,
             bucket=self.bucket,
         )
@@ -166,26 +172,33 @@ class Loader:
         size = self.preprocessing.size
         pixels = np.zeros((len(mine), self._num_images * packing.places, size, size, 3), np.uint8)
         for local, row in enumerate(mine):
-            with_image = [examples[number] for number in row if examples[number].image is not None]
-            for place, example in enumerate(with_image):
-                assert example.image is not None
-                pixels[local, place] = self._load(example.image, example.id)
+            held = [example for number in row if (example := examples[number]) is not None]
+            images = [(example.image, example.id) for example in held if example.image is not None]
+            for place, (image, name) in enumerate(images):
+                pixels[local, place] = self._load(image, name)
         return Rows(tokens.token_ids, tokens.labels, pixels, tokens.segment_ids, tokens.positions)
 
-    @property
+    @cached_property
     def _num_images(self) -> int:
-        return int(any(example.image is not None for example in self.examples))
+        return int(any(example is not None and example.image is not None for example in self.examples))
 
-    def _encode(self, example: Example) -> EncodedExample:
+    @cached_property
+    def encoder(self) -> Encoder:
+        """Makes tokens of an example."""
+        return Encoder(
+            self.tokenizer,
+            self.template,
+            self.image_token_id,
+            self.num_image_tokens,
+            self.max_length,
+            self.max_positions,
+        )
+
+    def _encode(self, example: Example | None) -> EncodedExample:
+        if example is None:  # a token that is neither seen by any other nor learnt
+            return EncodedExample(np.full(1, self.tokenizer.pad_id, np.int32), np.full(1, IGNORE_INDEX, np.int32))
         try:
-            return encode_example(
-                self.tokenizer,
-                self.template,
-                example.turns,
-                image_token_id=self.image_token_id,
-                num_image_tokens=self.num_image_tokens,
-                max_length=self.max_length,
-            )
+            return self.encoder(example)
         except InputError as error:
             raise InputError(f"{self.data_file}: example {example.id!r}: {error}") from error
 
@@ -206,8 +219,18 @@ def shuffled_batches(
     start: int,
 ) -> Iterator[Batch]:
     """`make(indices)` of steps `start`, `start` + 1, ... ahead of time in threads; each epoch has its own order."""
-    order = grain.MapDataset.range(num_examples).shuffle(seed).repeat(epochs)
+    order = _order(num_examples, seed).repeat(epochs)
     return _ahead(order.batch(batch_size, drop_remainder=True).map(make)[start:])
+
+
+def batch_indices(num_examples: int, seed: int, positions: Iterable[int]) -> list[int]:
+    """The numbers of the examples at some positions of the order in which `shuffled_batches` takes them."""
+    order = _order(num_examples, seed).repeat()
+    return [int(order[position]) for position in positions]
+
+
+def _order(num_examples: int, seed: int) -> grain.MapDataset:
+    return grain.MapDataset.range(num_examples).shuffle(seed)
 
 
 def ordered_batches(num_examples: int, make: Callable[[Sequence[int]], Batch], *, batch_size: int) -> Iterator[Batch]:

@@ -104,3 +104,53 @@ def difference(found: pa.Schema, expected: pa.Schema) -> str:
         if here != there:
             return f"expected column {name} of type {there}, got {here}"
     return f"expected columns {', '.join(expected.names)}, got {', '.join(found.names)}"
+
+
+# Columns and fields of structs that later versions added, with what parts written before mean by leaving them out.
+_ADDED: dict[str, Any] = {"denied": False, "has_content": [], "repeats": []}
+
+
+def is_older(found: pa.Schema, expected: pa.Schema) -> bool:
+    """Whether `found` is `expected` as an earlier version wrote it, which `complete` completes."""
+    return _is_older(pa.struct(found), pa.struct(expected))
+
+
+def _is_older(found: pa.DataType, expected: pa.DataType) -> bool:
+    if pa.types.is_list(found) and pa.types.is_list(expected):
+        return _is_older(found.value_type, expected.value_type)
+    if not (pa.types.is_struct(found) and pa.types.is_struct(expected)):
+        return found.equals(expected)
+    fields = {field.name: field.type for field in found}
+    return list(fields) == [field.name for field in expected if field.name in fields] and all(
+        _is_older(fields[field.name], field.type) if field.name in fields else field.name in _ADDED
+        for field in expected
+    )
+
+
+def added(field: pa.Field, length: int) -> pa.Array:
+    """A column or a field of a struct that an earlier version did not write, for so many rows."""
+    return pa.repeat(pa.scalar(_ADDED[field.name], field.type), length)
+
+
+def complete(array: pa.Array, expected: pa.DataType, wanted: Callable[[str], bool], path: str) -> pa.Array:
+    """An array that an earlier version wrote, with the fields that it lacks.
+
+    Args:
+      array: what was read; only wanted fields.
+      expected: its type as it is written today, with all fields.
+      wanted: whether a path of Parquet, such as `a.list.element.b`, is to be read.
+      path: of the array.
+    """
+    if pa.types.is_list(expected):
+        values = complete(array.values, expected.value_type, wanted, f"{path}.list.element")
+        return pa.ListArray.from_arrays(array.offsets, values, type=pa.list_(pa.field("element", values.type)))
+    if not pa.types.is_struct(expected):
+        return array
+    columns = {field.name: array.field(i) for i, field in enumerate(array.type)}
+    for field in expected:
+        place = f"{path}.{field.name}"
+        if field.name in columns:
+            columns[field.name] = complete(columns[field.name], field.type, wanted, place)
+        elif field.name in _ADDED and wanted(place):
+            columns[field.name] = added(field, len(array))
+    return pa.StructArray.from_arrays(list(columns.values()), names=list(columns))

@@ -2,7 +2,8 @@
 
 A part is written under a hidden name and renamed, so a part that exists is complete, and a stage that was killed goes
 on with the parts that are missing. Equal records give equal bytes (with one version of pyarrow): row groups have a
-fixed size, and nothing is dated.
+fixed size, and nothing is dated. A part has a seal (`data.seal`), which is compared with its bytes whenever it is read:
+a part that was changed, cut short or renamed is refused.
 """
 
 import contextlib
@@ -13,13 +14,17 @@ import re
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vigor_jax.data.schemas import columns_of, difference, reader_of, schema_of
+from vigor_jax.data import seal
+from vigor_jax.data.open_part import make_again, open_part, refusing_damage
+from vigor_jax.data.schemas import added, columns_of, complete, difference, is_older, reader_of, schema_of
+from vigor_jax.data.seal import Seal
+from vigor_jax.disk import naming
 from vigor_jax.errors import InputError
 
 Record = TypeVar("Record")
@@ -29,7 +34,7 @@ ROWS_PER_GROUP = 4096
 
 _PART = re.compile(r"part-(\d{5,})-of-(\d{5,})\.parquet")
 _HIDDEN_PART = re.compile(r"\.part-\d{5,}-of-\d{5,}\.parquet\.tmp")
-_ARROW_KEY = b"ARROW:schema"
+_NOT_METADATA = (b"ARROW:schema", seal.KEY.encode())
 
 
 def join(folder: str | Path, *names: str) -> str:
@@ -50,6 +55,9 @@ def write_part(
     records: Iterable[Record],
     record_type: type[Record],
     metadata: Mapping[str, str] = types.MappingProxyType({}),
+    *,
+    made_with: str = "",
+    made_of: str = "",
 ) -> None:
     """Writes one part, in place of the same part if there is one; holds `ROWS_PER_GROUP` records at a time.
 
@@ -60,6 +68,8 @@ def write_part(
       records: all of this part, maybe none.
       record_type: their dataclass.
       metadata: kept in the file's schema; the same for all parts of the folder.
+      made_with: names the settings that this was made with, for the seal; the same for all parts of the folder.
+      made_of: names the parts that this was made of, for the seal.
 
     Raises:
       InputError: the folder has parts of another count.
@@ -68,13 +78,15 @@ def write_part(
     schema = schema_of(record_type).with_metadata(dict(metadata))
     to_columns = columns_of(record_type)
     remaining = iter(records)
-    with (
-        write_atomically(join(folder, part_name(index, count))) as file,
-        pq.ParquetWriter(file, schema, compression="zstd") as writer,
-    ):
-        while rows := list(itertools.islice(remaining, ROWS_PER_GROUP)):
-            columns = [pa.array(values, field.type) for values, field in zip(to_columns(rows), schema, strict=True)]
-            writer.write_table(pa.Table.from_arrays(columns, schema=schema), row_group_size=ROWS_PER_GROUP)
+    name = part_name(index, count)
+    with write_atomically(join(folder, name)) as file:
+        sealed = seal.SealedFile(file)
+        with pq.ParquetWriter(sealed, schema, compression="zstd", write_page_checksum=True) as writer:
+            while rows := list(itertools.islice(remaining, ROWS_PER_GROUP)):
+                columns = [pa.array(values, field.type) for values, field in zip(to_columns(rows), schema, strict=True)]
+                writer.write_table(pa.Table.from_arrays(columns, schema=schema), row_group_size=ROWS_PER_GROUP)
+            writer.add_key_value_metadata(sealed.seal(Seal(name, made_with, made_of)))
+        sealed.finish()
 
 
 def read_part(folder: str | Path, index: int, count: int, record_type: type[Record]) -> Iterator[Record]:
@@ -115,22 +127,40 @@ def read_batches(
       index: as in `read_part`.
       count: as in `read_part`.
       columns: those to read, all by default; `a.list.element.b` is field b of the structs in the lists of column a.
-      schema: what the part must hold, if that is known.
+      schema: what the part must hold, if that is known; fields that an earlier version did not write are added.
 
     Raises:
       InputError: as in `read_part`.
     """
     _check_count(folder, count)
-    system, path = _open_folder(folder)
-    path = posixpath.join(path, part_name(index, count))
-    if not system.exists(path):
-        raise InputError(f"{join(folder, part_name(index, count))}: no such part; run the stage that writes it")
-    with _read(system, path) as file:
-        if schema is not None and not file.schema_arrow.equals(schema):
-            raise InputError(f"{path}: {difference(file.schema_arrow, schema)}; remove it and write it again")
+    name = part_name(index, count)
+    with open_part(folder, name, whole=True) as (file, found):
+        with refusing_damage(folder, name):
+            as_today = schema is None or file.schema_arrow.equals(schema)
+            if schema is not None and not (as_today or is_older(file.schema_arrow, schema)):
+                raise InputError(f"{join(folder, name)}: {difference(file.schema_arrow, schema)}; {make_again(folder)}")
         for group in range(file.num_row_groups):
-            table = file.read_row_group(group, columns=columns, use_threads=False)
-            yield from table.combine_chunks().to_batches()
+            with refusing_damage(folder, name):
+                table = file.read_row_group(group, columns=columns, use_threads=False)
+                if found is None:  # nothing else tells whether these bytes are those that were written
+                    table.validate(full=True)
+            for batch in table.combine_chunks().to_batches():
+                yield batch if schema is None or as_today else _completed(batch, schema, columns)
+
+
+def _completed(batch: pa.RecordBatch, schema: pa.Schema, columns: Sequence[str] | None) -> pa.RecordBatch:
+    def wanted(path: str) -> bool:
+        return columns is None or any(path == column or path.startswith(f"{column}.") for column in columns)
+
+    have = set(batch.schema.names)
+    arrays = {
+        field.name: complete(batch.column(field.name), field.type, wanted, field.name)
+        if field.name in have
+        else added(field, batch.num_rows)
+        for field in schema
+        if field.name in have or wanted(field.name)
+    }
+    return pa.record_batch(list(arrays.values()), names=list(arrays))
 
 
 def part_count(folder: str | Path) -> int | None:
@@ -183,27 +213,58 @@ def parts_done(folder: str | Path, count: int) -> set[int]:
     return {index for index, _ in _parts(folder)}
 
 
+class Inspected(NamedTuple):
+    """What the parts of a folder say of themselves.
+
+    Attributes:
+      metadata: what `write_part` was given; empty if there are no parts.
+      seals: by the part's index; of an earlier version's part, which has none, the name alone.
+    """
+
+    metadata: dict[str, str]
+    seals: dict[int, Seal]
+
+
 def part_metadata(folder: str | Path) -> dict[str, str]:
-    """What `write_part` was given as metadata; empty if there are no parts.
+    """The `metadata` of `inspect_parts`."""
+    return inspect_parts(folder).metadata
+
+
+def inspect_parts(folder: str | Path) -> Inspected:
+    """Reads the footers of all parts that are there.
 
     Raises:
-      InputError: two parts have different metadata.
+      InputError: two parts have different metadata or were made with different settings, or a footer is damaged.
     """
-    system, path = _open_folder(folder)
     first: tuple[str, dict[str, str]] | None = None
+    seals: dict[int, Seal] = {}
     for part in sorted(_parts(folder)):
         name = part_name(*part)
-        with _read(system, posixpath.join(path, name)) as file:
-            stored = file.schema_arrow.metadata or {}
-        found = {key.decode(): value.decode() for key, value in stored.items() if key != _ARROW_KEY}
-        if first and found != first[1]:
-            key = min(key for key in {**found, **first[1]} if found.get(key) != first[1].get(key))
+        with open_part(folder, name, whole=False) as (file, found), refusing_damage(folder, name):
+            pairs = (file.schema_arrow.metadata or {}).items()
+            stored = {key.decode(): value.decode() for key, value in pairs if key not in _NOT_METADATA}
+        seals[part[0]] = found or Seal(name)
+        compared = stored | ({"made_with": found.made_with} if found and found.made_with else {})
+        if first and (differ := sorted(key for key in {**compared, **first[1]} if _differs(key, compared, first[1]))):
+            key = differ[0]
             raise InputError(
                 f"{folder}: parts were written with different settings: {key} is {first[1].get(key)!r} in {first[0]} "
-                f"and {found.get(key)!r} in {name}; remove the parts that do not belong"
+                f"and {compared.get(key)!r} in {name}; remove the parts that do not belong"
             )
-        first = first or (name, found)
-    return first[1] if first else {}
+        first = first or (name, compared)
+    metadata = first[1] if first else {}
+    return Inspected({key: value for key, value in metadata.items() if key != "made_with"}, seals)
+
+
+def part_seal(folder: str | Path, index: int, count: int) -> Seal:
+    """The seal of a part; of an earlier version's part, which has none, only the name.
+
+    Raises:
+      InputError: the part is missing, or its footer is damaged.
+    """
+    name = part_name(index, count)
+    with open_part(folder, name, whole=False) as (_, found):
+        return found or Seal(name)
 
 
 def remove_parts(folder: str | Path) -> None:
@@ -222,7 +283,7 @@ def write_atomically(path: str | Path) -> Iterator[BinaryIO]:
     hidden = posixpath.join(folder, f".{name}.tmp")
     system.makedirs(folder, exist_ok=True)
     try:
-        with system.open(hidden, "wb") as file:
+        with naming(path), system.open(hidden, "wb") as file:
             yield file
             if "file" in _protocols(system):  # else a crash of the machine may leave the name without the bytes
                 file.flush()
@@ -265,13 +326,7 @@ def _check_count(folder: str | Path, count: int) -> None:
         )
 
 
-@contextlib.contextmanager
-def _read(system: Any, path: str) -> Iterator[pq.ParquetFile]:
-    with system.open(path, "rb") as source:
-        try:
-            file = pq.ParquetFile(source)
-        except pa.ArrowInvalid as error:
-            reason = " ".join(str(error).split())
-            raise InputError(f"{path}: not a Parquet file ({reason}); remove it and run its stage again") from error
-        with file:
-            yield file
+def _differs(key: str, one: Mapping[str, str], other: Mapping[str, str]) -> bool:
+    if key == "made_with" and not (key in one and key in other):  # a part of an earlier version
+        return False
+    return one.get(key) != other.get(key)

@@ -3,6 +3,7 @@
 `transformers` would import torch, which this package never does; `tokenizer.json` alone is enough.
 """
 
+import hashlib
 import importlib.util
 import json
 import logging
@@ -105,6 +106,7 @@ class Tokenizer:
         self._encoders = {
             prefix: _encoder(fresh if prefix else tokenizer_json.continuing(fresh), source) for prefix in (True, False)
         }
+        self._keeps_length = tokenizer_json.keeps_length(content)
 
     @classmethod
     def load(cls, directory: Path, *, whole_prompt: bool = False, model_first: bool = False) -> "Tokenizer":
@@ -168,6 +170,19 @@ class Tokenizer:
                 "repair its encoding"
             ) from error
         return [true_ids.get(token_id, token_id) for token_id in ids] if true_ids else ids
+
+    def most_tokens(self, text: str) -> int | None:
+        """A number of tokens that `text` never exceeds, alone or as a part of a text, without tokenizing it.
+
+        Each token of a LLaMA-style tokenizer stands for at least one byte of the text, or for the "▁" in front of it.
+        None where the tokenizer normalizes text in any other way than writing "▁" for a space.
+        """
+        return len(text.encode()) + 1 if self._keeps_length else None
+
+    def digest(self) -> str:
+        """SHA-256 of all that decides on token ids and on text made of them; layout and order of files play no part."""
+        ids = [self.bos_id, self.eos_id, self.pad_id, self.legacy]
+        return hashlib.sha256(json.dumps([self._content, ids], sort_keys=True).encode()).hexdigest()
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids` without special tokens and without the leading dummy space.

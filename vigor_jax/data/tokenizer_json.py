@@ -188,6 +188,31 @@ def declared_tokens(settings: Mapping[str, Json]) -> list[Json]:
     return list(found.values())
 
 
+def keeps_length(content: Json) -> bool:
+    """Whether nothing happens to a text before BPE but "▁" for each space and one more in front."""
+
+    def steps(part: Json | None) -> list[Json]:
+        inner = None if part is None else part.get("normalizers", part.get("pretokenizers", [part]))
+        return [] if inner is None else inner
+
+    def is_plain(step: Json) -> bool:
+        space = {"type": "Replace", "pattern": {"String": " "}, "content": METASPACE}
+        # Or `restarting_after_images` wrote it, and it only takes the "▁" in front away.
+        pattern = step.get("pattern", {}).get("Regex", "") if step.get("content") == "" else ""
+        return step in (space, {"type": "Prepend", "prepend": METASPACE}) or pattern.startswith(rf"\A{METASPACE}(?=")
+
+    splits = [step["type"] for step in steps(content.get("pre_tokenizer"))]
+    normalizes = steps(content.get("normalizer"))
+    adds_twice = {"type": "Prepend", "prepend": METASPACE} in normalizes and splits != [] and not _only_splits(content)
+    is_known = splits in ([], ["Metaspace"]) and (bool(normalizes) or splits == ["Metaspace"])
+    return all(map(is_plain, normalizes)) and is_known and not adds_twice and METASPACE in content["model"]["vocab"]
+
+
+def _only_splits(content: Json) -> bool:
+    """Whether the pre-tokenizer puts nothing in front of the text."""
+    return without_prefix(content.get("pre_tokenizer")) == content.get("pre_tokenizer")
+
+
 def _normalized(content: Json, entry: Json) -> str:
     """The form in which an added token is looked for."""
     if not entry["normalized"] or not content.get("normalizer"):

@@ -62,14 +62,21 @@ def parse_letter(text: str, options: Sequence[str]) -> str | None:
 def parse_letter_strict(text: str, options: Sequence[str]) -> str | None:
     """Reads an answer as LLaVA's script for ScienceQA does: "B", "B. ..." or one "The answer is B.".
 
-    Its script for SEED-Bench takes the letter alone; where a model says nothing else, the two agree.
+    The script knows five letters whatever the number of options: with three of them "D" and "E. ... The answer is A."
+    are none, and "x. The answer is A." is A.
     """
-    if len(text) == 1 or text[1:3] == ". ":
+    known = LETTERS[: max(5, len(options))]
+    if text[:1] and text[0] in known and (len(text) == 1 or text[1:3] == ". "):
         letter = text[0]
     else:
         found = re.findall(r"The answer is ([A-Z]).", text)
         letter = found[0] if len(found) == 1 else ""
     return letter if letter and letter in LETTERS[: len(options)] else None
+
+
+def parse_letter_alone(text: str, options: Sequence[str]) -> str | None:
+    """Reads an answer as LLaVA's script for SEED-Bench does: the letter, and nothing else."""
+    return text if len(text) == 1 and text in LETTERS[: len(options)] else None
 
 
 def normalize(answer: str) -> str:

@@ -15,7 +15,8 @@ import numpy as np
 from vigor_jax.errors import InputError
 from vigor_jax.evaluation.bootstrap import ratio
 from vigor_jax.evaluation.caption_tokens import has_java, tokenize
-from vigor_jax.evaluation.json_records import read_json, read_records
+from vigor_jax.evaluation.image_names import ImageNames
+from vigor_jax.evaluation.json_records import read_json
 
 ORDERS = (1, 2, 3, 4)  # of n-grams
 
@@ -40,8 +41,8 @@ class CaptionMetrics:
         bleu_1: Of the corpus: n-grams up to length 1 that a reference has / n-grams, times the brevity penalty, with
             the reference closest in length. This and all but CIDEr in [0, 1].
         bleu_2: Geometric mean over n-grams of length 1 and 2.
-        bleu_3: Likewise up to 3.
-        bleu_4: Likewise up to 4.
+        bleu_3: The same up to 3.
+        bleu_4: The same up to 4.
         rouge_l: F of the longest common subsequence with β 1.2, from the best precision and the best recall over the
             references; mean over captions.
         cider: CIDEr-D, in [0, 10]; 0 for a single image, as its words then are in every image.
@@ -80,14 +81,21 @@ def read_references(path: Path) -> dict[str, list[str]]:
     Raises:
         InputError: The file cannot be read or is neither.
     """
+    return read_named_references(path)[0]
+
+
+def read_named_references(path: Path) -> tuple[dict[str, list[str]], ImageNames]:
+    """As `read_references`, and what the images are called besides."""
     content = read_json(path)
     what = f"{path}: expected {{image: [caption, ...]}} or COCO's captions annotations"
     if not isinstance(content, dict):
         raise InputError(f"{what}, got no JSON object")
     references: dict[str, list[str]] = {}
+    ids: dict[str, str] = {}
     try:
         if isinstance(content.get("annotations"), list) and isinstance(content.get("images"), list):
             files = {image["id"]: image["file_name"] for image in content["images"]}
+            ids = {str(number): name for number, name in files.items()}
             for annotation in content["annotations"]:
                 references.setdefault(files[annotation["image_id"]], []).append(annotation["caption"])
         else:
@@ -99,23 +107,7 @@ def read_references(path: Path) -> dict[str, list[str]]:
             raise InputError(f"{what}, got no list of captions for image {image!r}")
     if not references:
         raise InputError(f"{what}, got none")
-    return references
-
-
-def read_captions(path: Path) -> dict[str, str]:
-    """Image → the caption to measure, from JSON lines with `image` and `text`.
-
-    Raises:
-        InputError: The file cannot be read, has no caption or two of an image.
-    """
-    captions: dict[str, str] = {}
-    for place, record in read_records(path, {"image": str, "text": str}):
-        if record["image"] in captions:
-            raise InputError(f"{place}: expected one caption an image, got a second one of {record['image']}")
-        captions[record["image"]] = record["text"]
-    if not captions:
-        raise InputError(f"{path}: expected captions, got an empty file")
-    return captions
+    return references, ImageNames(references, {number: name for number, name in ids.items() if name in references})
 
 
 def score(
@@ -146,11 +138,9 @@ def score(
     if not captions:
         raise InputError("captions: expected at least one caption, got none")
     if gone := [image for image in captions if not references.get(image)]:
-        example = next(iter(references), "none at all")
-        raise InputError(
-            f"captions: no reference for image {gone[0]!r} ({len(gone)} lack theirs); references call images as "
-            f"{example!r}"
-        )
+        example = next(iter(references), None)
+        there = "there is no reference at all" if example is None else f"references call images as {example!r}"
+        raise InputError(f"captions: no reference for image {gone[0]!r} ({len(gone)} lack theirs); {there}")
     java = has_java() if java is None else java
     said = tokenize({image: [text] for image, text in captions.items()}, java=java)
     wanted = tokenize({image: references[image] for image in captions}, java=java)

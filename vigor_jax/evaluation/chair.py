@@ -6,12 +6,13 @@ An object is in an image if its annotations have it, or if a reference caption m
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from vigor_jax.errors import InputError
 from vigor_jax.evaluation.bootstrap import ratio
+from vigor_jax.evaluation.image_names import ImageNames
 from vigor_jax.evaluation.json_records import read_json
 from vigor_jax.evaluation.synonyms import Mention, Synonyms
 
@@ -88,6 +89,41 @@ class ChairMetrics:
     hallucinated_captions: int
 
 
+class Annotations(NamedTuple):
+    """What files say of images.
+
+    Attributes:
+        images: All of them.
+        objects: Image → names of objects.
+        captions: Image → reference captions.
+        vocabulary: Names of objects and categories.
+    """
+
+    images: ImageNames
+    objects: Mapping[str, Collection[str]]
+    captions: Mapping[str, Sequence[str]]
+    vocabulary: Collection[str]
+
+    def reference(self, synonyms: Synonyms | None = None, *, images: Collection[str] | None = None) -> Reference:
+        """What is in the images.
+
+        Args:
+            synonyms: As for `read_objects`.
+            images: Only in these.
+        """
+        if not synonyms and not self.vocabulary:
+            raise InputError("objects: reference captions need a synonym table, or a file of objects besides")
+        synonyms = synonyms or Synonyms.identity(self.vocabulary)
+        wanted = None if images is None else frozenset(images)
+        present = {
+            image: frozenset(synonyms.canonical(name) or "" for name in names)
+            | {mention.object for caption in self.captions.get(image, ()) for mention in synonyms.extract(caption)}
+            for image, names in self.objects.items()
+            if wanted is None or image in wanted
+        }
+        return Reference(present, synonyms)
+
+
 def read_objects(
     paths: Sequence[Path], synonyms: Synonyms | None = None, *, images: Collection[str] | None = None
 ) -> Reference:
@@ -106,41 +142,38 @@ def read_objects(
         InputError: A file cannot be read or is nothing of that, or has an object that the synonyms do not know, or
             there are captions but neither synonyms nor objects.
     """
-    wanted = None if images is None else frozenset(images)
-    names: dict[str, set[str]] = {}
+    return read_annotations(paths, synonyms).reference(synonyms, images=images)
+
+
+def read_annotations(paths: Sequence[Path], synonyms: Synonyms | None = None) -> Annotations:
+    """As `read_objects`, but reads no captions for objects yet."""
+    objects: dict[str, set[str]] = {}
     captions: dict[str, list[str]] = {}
     vocabulary: set[str] = set()
+    ids: dict[str, str] = {}
     for path in paths:
         content = read_json(path)
         if not isinstance(content, dict):
             raise InputError(f"{path}: expected {{image: [object, ...]}} or COCO annotations, got no JSON object")
         try:
             if isinstance(content.get("annotations"), list) and isinstance(content.get("images"), list):
-                found = _read_coco(content, wanted)
+                found, texts, known = _read_coco(content)
+                ids |= {str(image["id"]): image["file_name"] for image in content["images"]}
             else:
-                found = _read_plain(content)
+                found, texts, known = _read_plain(content)
         except (KeyError, TypeError) as error:
             raise InputError(f"{path}: expected {{image: [object, ...]}} or COCO annotations ({error!r})") from error
-        objects, texts, known = found
         if synonyms:
             _check_known(path, known, synonyms)
         vocabulary |= known
-        for image in objects:
-            if wanted is None or image in wanted:
-                names.setdefault(image, set()).update(objects[image])
-                captions.setdefault(image, []).extend(texts.get(image, ()))
-    if not synonyms and not vocabulary:
-        raise InputError("objects: reference captions need a synonym table, or a file of objects beside them")
-    synonyms = synonyms or Synonyms.identity(vocabulary)
-    present = {
-        image: frozenset(synonyms.canonical(name) or "" for name in names[image])
-        | {mention.object for caption in captions[image] for mention in synonyms.extract(caption)}
-        for image in names
-    }
-    return Reference(present, synonyms)
+        for image, names in found.items():
+            objects.setdefault(image, set()).update(names)
+        for image, own in texts.items():
+            captions.setdefault(image, []).extend(own)
+    return Annotations(ImageNames(objects, ids), objects, captions, vocabulary)
 
 
-_Found = tuple[Mapping[str, Collection[str]], Mapping[str, Collection[str]], set[str]]
+_Found = tuple[Mapping[str, Collection[str]], Mapping[str, Sequence[str]], set[str]]
 
 
 def _read_plain(content: Mapping[str, Any]) -> _Found:
@@ -150,15 +183,13 @@ def _read_plain(content: Mapping[str, Any]) -> _Found:
     return content, {}, {name for objects in content.values() for name in objects}
 
 
-def _read_coco(content: Mapping[str, Any], wanted: frozenset[str] | None) -> _Found:
+def _read_coco(content: Mapping[str, Any]) -> _Found:
     files = {image["id"]: image["file_name"] for image in content["images"]}
     categories = {category["id"]: category["name"] for category in content.get("categories", ())}
     objects: dict[str, set[str]] = {name: set() for name in files.values()}
     captions: dict[str, list[str]] = {}
     for annotation in content["annotations"]:
         image = files[annotation["image_id"]]
-        if wanted is not None and image not in wanted:
-            continue
         if "category_id" in annotation:
             objects[image].add(categories[annotation["category_id"]])
         else:
@@ -185,8 +216,9 @@ def judge(image: str, caption: str, reference: Reference) -> JudgedCaption:
         InputError: The reference does not have the image.
     """
     if image not in reference.objects:
-        example = next(iter(reference.objects), "none at all")
-        raise InputError(f"CHAIR: the objects of image {image!r} are not known; images are called as {example!r} there")
+        example = next(iter(reference.objects), None)
+        there = "there is no image at all" if example is None else f"images are called as {example!r} there"
+        raise InputError(f"CHAIR: the objects of image {image!r} are not known; {there}")
     mentions = tuple(reference.synonyms.extract(caption))
     return JudgedCaption(image, mentions, reference.objects[image], len(caption.split()))
 

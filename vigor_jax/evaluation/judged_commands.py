@@ -10,14 +10,16 @@ import numpy as np
 from vigor_jax.data.image_store import open_images
 from vigor_jax.errors import InputError
 from vigor_jax.evaluation import mmhal, preference
+from vigor_jax.evaluation.answer_matching import read_answers
 from vigor_jax.evaluation.bootstrap import bootstrap
 from vigor_jax.evaluation.commands import Asks
-from vigor_jax.evaluation.json_records import read_records
+from vigor_jax.evaluation.image_names import ImageNames
 from vigor_jax.evaluation.judge import Judge, Verdict
 from vigor_jax.evaluation.judge_client import JudgeConfig
 from vigor_jax.evaluation.judge_prompt import read_prompt
 from vigor_jax.evaluation.metrics import Metrics
 from vigor_jax.evaluation.mmhal_prompt import PLACES, PROMPT
+from vigor_jax.evaluation.saved_captions import read_captions, refuse_double
 from vigor_jax.records import ImageFile
 
 
@@ -31,6 +33,7 @@ class MmhalCommand:
       judge: who judges.
       answers: saved answers; or give a model.
       prompt: a file with the words that the judge is asked in, such as the published ones; by default our own.
+      system: name of the model, which the judge's replies are kept under.
     """
 
     out: Path
@@ -38,20 +41,23 @@ class MmhalCommand:
     judge: JudgeConfig
     answers: Path | None = None
     prompt: Path | None = None
+    system: str = ""
 
     def metrics(self, asker: Asks | None) -> Metrics:
         """Reads answers, or asks for them, and has them judged."""
-        questions = mmhal.read_questions(self.questions)
+        questions, extra = mmhal.read_questions(self.questions), 0
         if asker:
             paths = {question.image_id: _image(asker, question.image_id) for question in questions}
             answers = asker.ask("mmhal", [(q.image_id, q.question) for q in questions], paths)
         elif self.answers:
-            answers = mmhal.read_answers(self.answers, questions)
+            matched = read_answers([self.answers], mmhal.asked(questions))
+            answers, extra = matched.texts, len(matched.extra)
+            mmhal.refuse_empty(answers, str(self.answers))
         else:
             raise InputError("mmhal: give either --answers, or --model and --images")
         judge = Judge(self.judge, self.out / "replies.jsonl")
         prompt = read_prompt(self.prompt, PLACES) if self.prompt else PROMPT
-        found = mmhal.score_mmhal(questions, answers, judge, prompt=prompt)
+        found = mmhal.score_mmhal(questions, answers, judge, prompt=prompt, system=self.system)
         counts = mmhal.count(questions, [verdict.value for verdict in found.verdicts])
         return {
             "score": found.score,
@@ -60,6 +66,7 @@ class MmhalCommand:
             "judged": found.judged,
             "intervals": bootstrap(np.array(list(counts.values())), mmhal.rates),
             "prompt": str(self.prompt or "ours"),
+            **({"extra_answers": extra} if extra else {}),
             **judging(self.judge, found.malformed, found.spending),
         }
 
@@ -70,7 +77,7 @@ class PreferenceCommand:
 
     Attributes:
       out: gets `metrics.json`, and `replies.jsonl` with all that the judge said.
-      captions: a file for each system, JSON lines with `image` and `text`; its name without the ending is the system's.
+      captions: a file of saved captions for each system; its name without the ending is the system's.
       images: where the images are: a folder, tar shards or Parquet (docs/images.md).
       judge: who judges.
       instruction: what the descriptions were asked for with.
@@ -92,13 +99,13 @@ class PreferenceCommand:
             raise InputError("preference: expected descriptions of every system in --captions; make them with caption")
         if len({path.stem for path in self.captions}) < len(self.captions):
             raise InputError("--captions: two files have the same name; systems are called by it")
-        systems = {
-            path.stem: {
-                record["image"]: record["text"] for _, record in read_records(path, {"image": str, "text": str})
-            }
-            for path in self.captions
-        }
         opened = open_images(self.images)
+        names = ImageNames(opened)
+        systems = {}
+        for path in self.captions:
+            saved = read_captions([path], names, "images")
+            refuse_double(saved)
+            systems[path.stem] = dict(saved.pairs)
         images = {image: opened.file(image) for captions in systems.values() for image in captions}
         found = preference.rank(
             systems,

@@ -1,6 +1,7 @@
 """What is written of each benchmark, `metrics.json`, with confidence intervals over images, and as a table."""
 
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,13 @@ from vigor_jax.evaluation.mme import MmeQuestion
 from vigor_jax.evaluation.pope import PopeQuestion
 
 Metrics = dict[str, Any]
+
+logger = logging.getLogger(__name__)
+
+# Two ways to read answers that differ by more than this say that the answers are no plain yes and no.
+PARSERS_APART = 0.01
+# A model that says the same to so many questions was not understood, or did not see.
+NEARLY_ALL = 0.95
 
 
 def pope_metrics(splits: Mapping[str, tuple[Sequence[PopeQuestion], Sequence[str]]]) -> Metrics:
@@ -44,12 +52,52 @@ def mme_metrics(results: Mapping[str, Sequence[MmeQuestion]]) -> Metrics:
     """Figures of each subtask, and the sums that are complete."""
     scores = mme.score(results)
     counts, strata = mme.count(results)
+    said = [mme.parse_answer(question.answer) for questions in results.values() for question in questions]
     return {
         "subtasks": {name: {**dataclasses.asdict(each), "score": each.score} for name, each in scores.subtasks.items()},
         "perception": scores.perception,
         "cognition": scores.cognition,
+        "yes_ratio": said.count("yes") / len(said),
         "intervals": _plain(bootstrap(counts, mme.rates, strata=strata)),
     }
+
+
+def warn(pope: Metrics | None = None, mme: Metrics | None = None) -> dict[str, list[str]]:
+    """Warns of figures that mislead: POPE's two readings are more than a point apart, or nearly all answers the same.
+
+    Args:
+      pope: of `pope_metrics`.
+      mme: of `mme_metrics`.
+
+    Returns:
+      `{"warnings": [...]}`, or nothing if there is none.
+    """
+    warnings = []
+    for name, strict in (pope or {}).get("strict", {}).items():
+        found = (pope or {})[name]
+        if name == "mean":
+            continue
+        if round(abs(found["accuracy"] - strict["accuracy"]), 9) > PARSERS_APART:
+            warnings.append(
+                f"POPE {name}: accuracy is {found['accuracy']:.1%} as the authors read answers and "
+                f"{strict['accuracy']:.1%} as lmms-eval does ({strict['unparsed']} answers are not exactly yes or no); "
+                "say which one you report"
+            )
+        warnings += _one_sided(f"POPE {name}", found["yes_ratio"], 1 - found["yes_ratio"])
+    if mme:
+        subtasks = mme["subtasks"].values()
+        unparsed = sum(one["unparsed"] for one in subtasks) / sum(2 * one["images"] for one in subtasks)
+        warnings += _one_sided("MME", mme["yes_ratio"], 1 - mme["yes_ratio"] - unparsed)
+    for warning in warnings:
+        logger.warning(warning)
+    return {"warnings": warnings} if warnings else {}
+
+
+def _one_sided(what: str, yes: float, no: float) -> list[str]:
+    if max(yes, no) < NEARLY_ALL:
+        return []
+    word, share = ("yes", yes) if yes > no else ("no", no)
+    return [f"{what}: {share:.1%} of the answers are {word}, so that accuracy is the share of such labels, mostly 50.0"]
 
 
 def table(metrics: Mapping[str, Mapping[str, Metrics]]) -> str:
@@ -79,7 +127,7 @@ def _rows(metrics: Mapping[str, Metrics]) -> list[tuple[str, str]]:
             ("words per caption", f"{found['words']:.1f}"),
         ]
     for split, scores in metrics.get("pope", {}).items():
-        if split != "strict":
+        if "accuracy" in scores:
             rows.append((f"POPE {split}, accuracy", f"{scores['accuracy']:.1%}"))
     for split, numbers in metrics.get("pope-questions", {}).items():
         if split != "images":
@@ -95,8 +143,14 @@ def _rows(metrics: Mapping[str, Metrics]) -> list[tuple[str, str]]:
         rows += [(name, f"{found[name]:.3f}") for name in names if found.get(name) is not None]
     if found := metrics.get("questions"):
         rows += [(name, f"{found[name]:.1%}") for name in ("accuracy", "once", "score") if name in found]
+        strict = found.get("strict", {})
+        rows += [(f"{name}, LLaVA's reading", f"{strict[name]:.1%}") for name in ("accuracy", "once") if name in strict]
     for system, ranks in metrics.get("preference", {}).get("ranks", {}).items():
         rows.append((f"mean rank of {system}", f"{ranks['average']:.2f}"))
+    for name, values in metrics.items():
+        asked = values.get("protocol", {}).get("name", "paper")
+        if asked != "paper":
+            rows.append((f"protocol of {name}", asked))
     return rows
 
 

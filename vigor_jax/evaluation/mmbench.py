@@ -28,7 +28,8 @@ def read_mmbench(path: Path, *, circular: bool = True, request: str = CHOICE_REQ
     Args:
         path: The file.
         circular: All rotations of each question, in one `group`: the file's own copies, or made here where it has
-            none; `questions.merge_groups` makes CircularEval's verdicts of them. Else each question once.
+            none; `questions.merge_groups` makes CircularEval's verdicts of them. Else each question once. A rotation
+            goes by the id 241#1 besides, which is round 1 of LLaVA's `--all-rounds`.
         request: What the prompt ends with; for the Chinese files LLaVA has "请直接回答选项字母。".
 
     Raises:
@@ -64,7 +65,13 @@ def read_mmbench(path: Path, *, circular: bool = True, request: str = CHOICE_REQ
         name = question.question_id
         group = [question, *copies.get(name, ())] if circular else [question]
         found += [
-            replace(one, image=owner.image, image_bytes=owner.image_bytes, group=name if circular else "")
+            replace(
+                one,
+                image=owner.image,
+                image_bytes=owner.image_bytes,
+                group=name if circular else "",
+                other_ids=(f"{name}#{int(one.question_id) // ROTATION}",) if circular else (),
+            )
             for one in group
         ]
     return found
@@ -122,6 +129,7 @@ def _question(place: str, row: dict[str, str], index: int, request: str) -> Choi
             answer=row["answer"],
             categories={kind: (value,) for kind, value in kinds.items() if value and not _is_missing(value)},
             image_bytes=data,
+            question=row["question"],
         )
     except InputError as error:
         raise InputError(f"{place}: {error}") from error

@@ -12,7 +12,10 @@ from typing import Literal
 import numpy as np
 
 from vigor_jax.errors import InputError
+from vigor_jax.evaluation.answer_matching import Asked, Matched, match, tell_extra
 from vigor_jax.evaluation.bootstrap import ratio
+from vigor_jax.evaluation.protocols import MME_SUFFIX
+from vigor_jax.evaluation.saved_answers import read_saved
 
 PERCEPTION = (
     "existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR",
@@ -81,11 +84,15 @@ class MmeMetrics:
     cognition: float | None
 
 
-def read_subtasks(folder: Path) -> dict[str, list[MmeQuestion]]:
+def read_subtasks(folder: Path, *, with_images: bool = True) -> dict[str, list[MmeQuestion]]:
     """Reads the benchmark: a folder a subtask, in it a text file an image.
 
     The text files are in `questions_answers_YN` and the images in `images`, or both are in the subtask's folder. A
     line is a question, a tab and Yes or No; an image has two. Folders that are called otherwise are left out.
+
+    Args:
+        folder: The benchmark's.
+        with_images: Whether each image must be there; else one that is not goes by its name without suffix.
 
     Returns:
         Subtask → questions, the two of an image after one another, images in the order of their names.
@@ -98,7 +105,9 @@ def read_subtasks(folder: Path) -> dict[str, list[MmeQuestion]]:
         texts, images = folder / subtask / "questions_answers_YN", folder / subtask / "images"
         if not texts.is_dir():
             texts = images = folder / subtask
-        questions = [question for path in sorted(texts.glob("*.txt")) for question in _read_image(path, images)]
+        questions = [
+            question for path in sorted(texts.glob("*.txt")) for question in _read_image(path, images, with_images)
+        ]
         if questions:
             subtasks[subtask] = questions
     if not subtasks:
@@ -106,17 +115,18 @@ def read_subtasks(folder: Path) -> dict[str, list[MmeQuestion]]:
     return subtasks
 
 
-def _read_image(path: Path, images: Path) -> list[MmeQuestion]:
+def _read_image(path: Path, images: Path, needed: bool) -> list[MmeQuestion]:
     file = next(
         (images / (path.stem + suffix) for suffix in _IMAGE_SUFFIXES if (images / (path.stem + suffix)).is_file()), None
     )
-    if file is None:
+    if file is None and needed:
         raise InputError(
             f"{path}: expected its image {images / path.stem} with {' or '.join(_IMAGE_SUFFIXES)}, found none"
         )
     questions = []
     for place, (question, truth) in _read_lines(path, "question, answer"):
-        questions.append(MmeQuestion(file.name, question, _parse_truth(truth, place), path=file))
+        name = file.name if file else path.stem
+        questions.append(MmeQuestion(name, question, _parse_truth(truth, place), path=file))
     if len(questions) != 2:
         raise InputError(f"{path}: expected two questions about an image, got {len(questions)}")
     return questions
@@ -139,6 +149,41 @@ def read_results(folder: Path) -> dict[str, list[MmeQuestion]]:
     if not results:
         raise InputError(f"{folder}: expected result files such as {SUBTASKS[0]}.txt, found none")
     return results
+
+
+def read_answers(
+    paths: Sequence[Path], subtasks: Mapping[str, Sequence[MmeQuestion]]
+) -> tuple[dict[str, list[MmeQuestion]], Matched]:
+    """Reads saved answers to the benchmark's questions, of the subtasks of which there is at least one.
+
+    A question goes by SUBTASK/IMAGE and its words, with or without "Please answer yes or no.", as LLaVA and lmms-eval
+    have them.
+
+    Raises:
+        InputError: As `answer_matching.read_answers`.
+    """
+    asked = {
+        subtask: [
+            Asked((name,), name, words(question.question))
+            for question in questions
+            for name in [f"{subtask}/{question.image}"]
+        ]
+        for subtask, questions in subtasks.items()
+    }
+    answers = read_saved(paths)
+    named = {(answer.id or answer.image or "").replace("\\", "/").split("/")[0] for answer in answers}
+    # Where the subtask is told nowhere, all are meant.
+    meant = {subtask: own for subtask, own in asked.items() if subtask in named} or asked
+    source = ", ".join(map(str, paths))
+    matched = match(answers, [one for own in meant.values() for one in own], source)
+    tell_extra(matched.extra, source)
+    texts = iter(matched.texts)
+    return {subtask: [replace(q, answer=next(texts)) for q in subtasks[subtask]] for subtask in meant}, matched
+
+
+def words(question: str) -> str:
+    """A question without the benchmark's "Please answer yes or no."."""
+    return question.strip().removesuffix(MME_SUFFIX).strip()
 
 
 def write_results(folder: Path, results: Mapping[str, Sequence[MmeQuestion]]) -> None:

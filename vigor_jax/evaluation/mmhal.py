@@ -3,7 +3,7 @@
 The judge sees no image but the names of what is in it and a human answer, as published. Departures from the published
 script: the prompt says the same in our own words and without worked examples, so that figures compare with published
 ones loosely only (`--prompt` takes the published one); a rating is read with
-markdown around it; and a reply without one clear rating is asked for anew and then left out, where the script makes
+markdown around it; and a reply without one clear rating is asked for again and then left out, where the script makes
 it a 0, which is a hallucination.
 """
 
@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from vigor_jax.errors import InputError
+from vigor_jax.evaluation.answer_matching import Asked
 from vigor_jax.evaluation.bootstrap import ratio
 from vigor_jax.evaluation.json_records import read_records
 from vigor_jax.evaluation.judge import Judge, Spending, Verdict, spending
@@ -88,41 +89,19 @@ def read_questions(path: Path) -> list[MmhalQuestion]:
     return questions
 
 
-def read_answers(path: Path, questions: Sequence[MmhalQuestion]) -> list[str]:
-    """Reads saved answers, in the order of the questions.
+def asked(questions: Sequence[MmhalQuestion]) -> list[Asked]:
+    """What saved answers are known by: the place of the question, or its image's id or file and its words."""
+    return [Asked((str(one.question_id),), one.image_id, one.question) for one in questions]
 
-    An object of the file has `model_answer`, `image_id` and `question` (the template, filled), or `answer` and either
-    `question_id` or `image` (the name of its file, which starts with the image's id) and `question`. Their order does
-    not matter.
+
+def refuse_empty(answers: Sequence[str], source: str) -> None:
+    """Refuses the benchmark's template as it is published.
 
     Raises:
-        InputError: The file cannot be read, or does not answer each question once, or is the template not filled.
+        InputError: Every answer is empty.
     """
-    ids = {question.question_id: question.question_id for question in questions}
-    texts = {(question.image_id, question.question): question.question_id for question in questions}
-    answers: dict[int, str] = {}
-    for place, record in read_records(path, {}):
-        answer = record.get("answer", record.get("model_answer"))
-        image = record.get("image_id", record.get("image"))
-        if not isinstance(answer, str):
-            raise InputError(f"{place}: expected a string under 'answer' or 'model_answer', got {answer!r}")
-        if "question_id" in record:
-            found = ids.get(record["question_id"]) if isinstance(record["question_id"], int) else None
-        else:
-            found = texts.get((Path(str(image)).stem, str(record.get("question"))))
-        if found is None:
-            raise InputError(
-                f"{place}: expected the answer to one of {len(questions)} questions, by 'question_id' or by 'image' "
-                "and 'question'; this is none of them"
-            )
-        if found in answers:
-            raise InputError(f"{place}: question {found} is answered twice; keep one answer")
-        answers[found] = answer
-    if missing := [question.question_id for question in questions if question.question_id not in answers]:
-        raise InputError(f"{path}: expected {len(questions)} answers, found none to question {missing[0]}")
-    if not any(answer.strip() for answer in answers.values()):
-        raise InputError(f"{path}: every answer is empty; fill in 'model_answer'")
-    return [answers[question.question_id] for question in questions]
+    if not any(answer.strip() for answer in answers):
+        raise InputError(f"{source}: every answer is empty; fill in 'model_answer'")
 
 
 def count(questions: Sequence[MmhalQuestion], ratings: Sequence[int | None]) -> dict[str, np.ndarray]:

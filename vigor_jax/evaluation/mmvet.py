@@ -101,7 +101,8 @@ def read_mmvet(path: Path) -> list[OpenQuestion]:
                 f"{path}, question {name}: not as the benchmark has it ({error!r}); take the file as published"
             ) from error
         kinds = {"capability": capabilities, "integration": ("_".join(capabilities),)}
-        questions.append(OpenQuestion(name, image, question, question, answer, kinds))
+        number = name.removeprefix("v1_")  # what LLaVA calls it
+        questions.append(OpenQuestion(name, image, question, question, answer, kinds, (number,)))
     return questions
 
 

@@ -13,8 +13,10 @@ from typing import Literal
 import numpy as np
 
 from vigor_jax.errors import InputError
+from vigor_jax.evaluation.answer_matching import Asked
 from vigor_jax.evaluation.bootstrap import ratio
 from vigor_jax.evaluation.json_records import read_records
+from vigor_jax.evaluation.saved_answers import SPLITS
 
 YesNo = Literal["yes", "no"]
 Parser = Callable[[str], YesNo | None]
@@ -82,7 +84,7 @@ def read_questions(path: Path) -> list[PopeQuestion]:
         if record["label"] not in ("yes", "no"):
             raise InputError(f"{place}: expected 'yes' or 'no' under 'label', got {record['label']!r}")
         if record["question_id"] in ids:
-            raise InputError(f"{place}: question_id {record['question_id']} is there twice; number them anew")
+            raise InputError(f"{place}: question_id {record['question_id']} is there twice; ids are different")
         ids.add(record["question_id"])
         questions.append(PopeQuestion(**{field.name: record[field.name] for field in fields(PopeQuestion)}))
     if not questions:
@@ -96,22 +98,10 @@ def write_questions(path: Path, questions: Iterable[PopeQuestion]) -> None:
     Path(path).write_text("".join(lines), encoding="utf-8")
 
 
-def read_answers(path: Path, questions: Sequence[PopeQuestion]) -> list[str]:
-    """Reads saved answers, `question_id` and `answer` an object, in the order of the questions.
-
-    Raises:
-        InputError: The file cannot be read, or does not answer exactly these questions in this order.
-    """
-    records = list(read_records(path, {"question_id": int, "answer": str}))
-    for question, (place, record) in zip(questions, records, strict=False):
-        if record["question_id"] != question.question_id:
-            raise InputError(
-                f"{place}: expected the answer to question_id {question.question_id}, got {record['question_id']}; "
-                "answers stand in the order of the questions"
-            )
-    if len(records) != len(questions):
-        raise InputError(f"{path}: expected {len(questions)} answers, one a question, got {len(records)}")
-    return [record["answer"] for _, record in records]
+def asked(questions: Sequence[PopeQuestion], name: str = "") -> list[Asked]:
+    """What saved answers to questions are known by; `name` is of their file, which may say what split they are."""
+    split = next((split for split in SPLITS if split in name), None)
+    return [Asked((str(one.question_id),), one.image, one.text, split=split) for one in questions]
 
 
 def parse_answer(text: str) -> YesNo:

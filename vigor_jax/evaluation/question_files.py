@@ -1,62 +1,11 @@
-"""What surrounds a benchmark's questions: files of answers, and where the images are."""
+"""Where the images of a benchmark's questions are: in its own file, or in a folder under names of their own."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePath
 
 from vigor_jax.data.images import SUFFIXES
-from vigor_jax.errors import InputError
-from vigor_jax.evaluation.json_records import read_json, read_records
 from vigor_jax.evaluation.questions import ChoiceQuestion, Question
 from vigor_jax.records import ImageFile
-
-_TEXTS = ("answer", "text", "prediction")
-
-
-def read_answers(path: Path, questions: Sequence[Question]) -> list[str]:
-    """Reads saved answers, in the order of the questions.
-
-    JSON lines, or a list of objects: `question_id` (GQA's `questionId`) or `image` and `prompt`, and `answer`, `text`
-    (as LLaVA and this package write) or `prediction`. Or one object {id: answer} in a .json file, as for MM-Vet. The
-    order does not matter.
-
-    Raises:
-        InputError: The file cannot be read, or does not answer each question once.
-    """
-    ids = {question.question_id for question in questions}
-    by_id: dict[str, str] = {}
-    by_prompt: dict[tuple[str, str], str] = {}
-    for place, record in _records(path):
-        text = next((record[key] for key in _TEXTS if key in record), None)
-        if not isinstance(text, str):
-            raise InputError(f"{place}: expected a string under {', '.join(_TEXTS)}, got {text!r}")
-        key = record.get("question_id", record.get("questionId"))
-        if key is None and "image" in record and "prompt" in record:
-            by_prompt[str(record["image"]), str(record["prompt"])] = text
-        elif str(key) not in ids:
-            raise InputError(f"{place}: expected the answer to one of {len(ids)} questions; {key!r} is none of them")
-        elif str(key) in by_id:
-            raise InputError(f"{place}: question {key} is answered twice; keep one answer")
-        else:
-            by_id[str(key)] = text
-    answers, missing = [], []
-    for question in questions:
-        answer = by_id.get(question.question_id, by_prompt.get((question.image or "", question.prompt)))
-        if answer is None:
-            missing.append(question.question_id)
-        else:
-            answers.append(answer)
-    if missing:
-        raise InputError(
-            f"{path}: expected {len(questions)} answers, {len(missing)} are missing, the first to question {missing[0]}"
-        )
-    return answers
-
-
-def _records(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
-    if Path(path).suffix == ".json" and isinstance(content := read_json(path), dict):
-        return [(f"{path}, {key!r}", {"question_id": key, "answer": text}) for key, text in content.items()]
-    return read_records(path, {})
 
 
 def write_images(questions: Iterable[ChoiceQuestion], folder: Path) -> dict[str, Path]:
@@ -78,10 +27,18 @@ def write_images(questions: Iterable[ChoiceQuestion], folder: Path) -> dict[str,
 def find_files(questions: Iterable[Question], images: Mapping[str, ImageFile]) -> dict[str, ImageFile]:
     """Image → file, as `Asker.ask` takes it; what is not there is left out.
 
-    A name without a suffix, such as SEED-Bench's, may be a file's name as it is, or lack the suffix of an image.
+    A name without a suffix, such as SEED-Bench's, may be a file's name as it is, or lack the suffix of an image; and
+    the file may be in a folder below, as SEED-Bench-image and SEED-Bench-video-image are.
     """
     paths: dict[str, ImageFile] = {}
+    below: dict[str, str] | None = None
     for name in dict.fromkeys(question.image for question in questions if question.image):
-        if found := next((f"{name}{suffix}" for suffix in ("", *SUFFIXES) if f"{name}{suffix}" in images), None):
+        called = [f"{name}{suffix}" for suffix in ("", *SUFFIXES)]
+        found = next((one for one in called if one in images), None)
+        if found is None:
+            if below is None:
+                below = {PurePath(one).name: one for one in images}
+            found = next((below[one] for one in called if one in below), None)
+        if found is not None:
             paths[name] = images[found]
     return paths

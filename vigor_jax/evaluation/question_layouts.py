@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeVar
 
 from vigor_jax.errors import InputError
 from vigor_jax.evaluation.answer_letters import LETTERS, parse_letter_strict
-from vigor_jax.evaluation.json_records import read_json, read_records
+from vigor_jax.evaluation.json_records import read_json, read_records, read_text
 from vigor_jax.evaluation.questions import CHOICE_REQUEST, ChoiceQuestion, OpenQuestion, choice_prompt, short_prompt
 
 T = TypeVar("T")
@@ -15,15 +15,15 @@ T = TypeVar("T")
 _SUBJECTS = {"natural science": "NAT", "social science": "SOC", "language science": "LAN"}
 
 
-def read_seed(path: Path, data_type: Literal["image", "video"] = "image") -> list[ChoiceQuestion]:
+def read_seed(path: Path, data_type: Literal["image", "video", "all"] = "image") -> list[ChoiceQuestion]:
     """Reads `SEED-Bench.json` (or `SEED-Bench_v2_level1_2_3.json`, of which it takes what is about one image).
 
-    Categories: "type", by the name that the file has for `question_type_id`.
+    Categories: "type", by the name that the file has for `question_type_id`, and of both kinds together "data".
 
     Args:
         path: The file.
         data_type: Questions about images (dimensions 1 to 9), whose files are called as `data_id`, mostly without a
-            suffix; or about videos, for which LLaVA shows one frame: a file called as the `question_id`.
+            suffix; about videos, for which LLaVA shows one frame: a file called as the `question_id`; or all.
 
     Raises:
         InputError: The file cannot be read or is something else.
@@ -32,18 +32,22 @@ def read_seed(path: Path, data_type: Literal["image", "video"] = "image") -> lis
     if not isinstance(content, dict) or not isinstance(content.get("questions"), list):
         raise InputError(f"{path}: expected SEED-Bench's JSON object with 'questions', got something else")
     types = {number: name for name, number in content.get("question_type", {}).items()}
-    wanted = ("image", "Single Image") if data_type == "image" else ("video",)
+    images, videos = ("image", "Single Image"), ("video",)
+    wanted = {"image": images, "video": videos, "all": images + videos}[data_type]
 
     def read(_: str, record: dict[str, Any]) -> ChoiceQuestion:
         options = tuple(str(record[f"choice_{letter}"]) for letter in "abcd")
         number = record["question_type_id"]
+        is_video = record["data_type"] in videos
+        kinds = {"type": (types.get(number, str(number)),)}
         return ChoiceQuestion(
             question_id=str(record["question_id"]),
-            image=str(record["data_id"] if data_type == "image" else record["question_id"]),
+            image=str(record["question_id"] if is_video else record["data_id"]),
             prompt=choice_prompt(record["question"].strip(), options),
             options=options,
             answer=record["answer"],
-            categories={"type": (types.get(number, str(number)),)},
+            categories=kinds | ({"data": ("video" if is_video else "image",)} if data_type == "all" else {}),
+            question=record["question"].strip(),
         )
 
     records = enumerate(content["questions"], 1)
@@ -96,17 +100,25 @@ def read_scienceqa(
                 "context": context or ("NO",),
                 "grade": ("G1-6" if grade <= 6 else "G7-12",),
             },
+            question=record["question"].strip(),
         )
 
     records = [(name, content[name]) for name in names[split]]
     return _read(problems, [one for one in records if text_only or _get(one[1], "image") is not None], read)
 
 
+def is_llava_scienceqa(path: Path) -> bool:
+    """Whether a file is ScienceQA as LLaVA stores it: a list or JSON lines, and not an object {id: problem}."""
+    start = read_text(path)[:1000].lstrip()
+    return start.startswith("[") or bool(re.match(r'\{\s*"(?:id|image|conversations)"\s*:', start))
+
+
 def read_scienceqa_llava(path: Path, *, text_only: bool = False) -> list[ChoiceQuestion]:
     """Reads ScienceQA as LLaVA stores it (`llava_test_CQM-A.json`): `id`, `image` and a conversation.
 
     The prompt is the file's, with the request for a letter behind it; options are found in it, "A. text" in lines or
-    "(A) text" in one. The right letter is that of "The answer is A." in the second turn. No categories.
+    "(A) text" in one. The right letter is that of "The answer is A." in the second turn. Categories: with `text_only`
+    "context", IMG for questions with an image (the script's IMG-Accuracy), else TXT.
 
     Args:
         path: A JSON list, or an object a line.
@@ -128,10 +140,18 @@ def read_scienceqa_llava(path: Path, *, text_only: bool = False) -> list[ChoiceQ
             prompt=f"{prompt}\n{CHOICE_REQUEST}",
             options=tuple(options),
             answer=parse_letter_strict(answer, options) or answer,
+            categories={"context": ("IMG" if record.get("image") else "TXT",)} if text_only else {},
+            question=_last_line(prompt),
         )
 
     records = [(record["id"], record) for _, record in read_records(path, {"id": str, "conversations": list})]
     return _read(path, [one for one in records if text_only or one[1].get("image")], read)
+
+
+def _last_line(prompt: str) -> str:
+    """The line before the options, which is the question."""
+    lines = re.split(r"^(?:[A-J]\. |Options: )", prompt, maxsplit=1, flags=re.MULTILINE)[0].strip().split("\n")
+    return lines[-1].removeprefix("Question: ").strip()
 
 
 def read_gqa(path: Path) -> list[OpenQuestion]:

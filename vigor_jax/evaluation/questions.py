@@ -5,17 +5,18 @@ the questions, and the figures. MM-Vet, whose answers are judged, is in `mmvet.p
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 import numpy as np
 
 from vigor_jax.errors import InputError
 from vigor_jax.evaluation.answer_letters import LETTERS, LetterParser, normalize, parse_letter
+from vigor_jax.evaluation.answer_matching import Asked
 from vigor_jax.evaluation.bootstrap import ratio
+from vigor_jax.evaluation.protocols import CHOICE, SHORT, Wording
 
-CHOICE_REQUEST = "Answer with the option's letter from the given choices directly."
-SHORT_REQUEST = "Answer the question using a single word or phrase."
+CHOICE_REQUEST, SHORT_REQUEST = CHOICE, SHORT
 
 # Kind of category ("subject") → the question's categories of this kind; mostly one.
 Categories = Mapping[str, tuple[str, ...]]
@@ -28,12 +29,14 @@ class ChoiceQuestion:
     Attributes:
         question_id: As the benchmark calls it.
         image: File name below the folder of images; None: the question is asked without one.
-        prompt: All that a model is asked.
+        prompt: All that a model is asked as LLaVA-1.5 asks it; see `worded` for other words.
         options: Their texts, A first.
         answer: The right letter.
         categories: What the figures are broken down by.
         image_bytes: The image's file, where the layout brings it along; `question_files.write_images` makes files.
         group: Questions of one group are one question put in several ways; see `merge_groups`. Empty: of none.
+        question: The question without its options; empty where the layout does not say.
+        other_ids: What tools call it besides.
 
     Raises:
         InputError: The answer is no option.
@@ -47,6 +50,8 @@ class ChoiceQuestion:
     categories: Categories = field(default_factory=lambda: MappingProxyType({}))
     image_bytes: bytes | None = field(default=None, repr=False)
     group: str = ""
+    question: str = ""
+    other_ids: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         letters = LETTERS[: len(self.options)]
@@ -68,6 +73,7 @@ class OpenQuestion:
         prompt: All that a model is asked.
         answer: The right one.
         categories: What the figures are broken down by.
+        other_ids: What tools call it besides.
     """
 
     question_id: str
@@ -76,6 +82,7 @@ class OpenQuestion:
     prompt: str
     answer: str
     categories: Categories = field(default_factory=lambda: MappingProxyType({}))
+    other_ids: tuple[str, ...] = ()
 
 
 Question = ChoiceQuestion | OpenQuestion
@@ -145,6 +152,30 @@ def choice_prompt(question: str, options: Sequence[str], request: str = CHOICE_R
 def short_prompt(question: str) -> str:
     """The question, and what LLaVA-1.5 asks for: a word or a phrase."""
     return f"{question}\n{SHORT_REQUEST}"
+
+
+def body(question: Question) -> str:
+    """The question with its options, and no words that a protocol adds."""
+    return question.prompt.removesuffix(f"\n{CHOICE}").removesuffix(f"\n{SHORT}")
+
+
+def worded(question: Question, wording: Wording) -> Question:
+    """The question with a prompt in other words than LLaVA-1.5's."""
+    return replace(question, prompt=wording.ask(body(question)))
+
+
+def asked(questions: Sequence[Question]) -> list[Asked]:
+    """What saved answers to questions are known by."""
+    return [
+        Asked(
+            (one.question_id, *one.other_ids),
+            one.image,
+            one.question,
+            body(one),
+            one.options if isinstance(one, ChoiceQuestion) else (),
+        )
+        for one in questions
+    ]
 
 
 def outcomes(

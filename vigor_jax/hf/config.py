@@ -2,17 +2,20 @@
 field is written on export, because the defaults of transformers have changed with its versions."""
 
 import dataclasses
-import json
 from pathlib import Path
-from typing import Any
 
 from vigor_jax.data.images import Preprocessing
 from vigor_jax.errors import InputError
+from vigor_jax.json_fields import Fields, Json, show
+from vigor_jax.json_fields import read_json as read_json
 from vigor_jax.models.clip import ACTIVATIONS, ClipConfig
 from vigor_jax.models.llama import LlamaConfig
 from vigor_jax.models.llava import LlavaConfig
 
-Json = dict[str, Any]
+# Beyond what any model has; a typing error must not make us build something huge before the weights are looked at.
+MAX_LAYERS, MAX_WIDTH, MAX_IMAGE_SIZE = 1000, 1 << 20, 1 << 13
+MAX_TOKENS = 1 << 30
+MAX_ROPE_THETA = 1e12
 
 ORIGINAL_MODEL_TYPES = ("llava_llama", "llava")
 # The towers that original checkpoints name instead of bringing them.
@@ -22,23 +25,6 @@ KNOWN_TOWERS = {
 }
 
 
-def read_json(path: Path) -> Json:
-    """A JSON object from a file.
-
-    Raises:
-      InputError: the file is missing, or is no JSON object.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing; a checkpoint directory needs it") from None
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path} cannot be read as JSON ({error}); copy it from the checkpoint again") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: expected a JSON object, got {type(value).__name__}")
-    return value
-
-
 def is_original(config: Json) -> bool:
     """Whether a config.json is of the original LLaVA layout: LLaMA's fields on top, no `text_config`."""
     return (
@@ -46,123 +32,149 @@ def is_original(config: Json) -> bool:
     )
 
 
-def _expect(config: Json, where: Path, **allowed: Any) -> None:
-    for key, values in allowed.items():
-        if key in config and config[key] not in values:
-            raise InputError(f"{where}: {key} {config[key]!r} is not supported, only {' or '.join(map(repr, values))}")
-
-
-def text_config(config: Json, where: Path) -> LlamaConfig:
+def text_config(fields: Fields) -> LlamaConfig:
     """LLaMA's fields; what a file leaves out has LlamaConfig's default of transformers."""
-    _expect(
-        config, where,
-        model_type=("llama", *ORIGINAL_MODEL_TYPES), hidden_act=("silu",), attention_bias=(False,), mlp_bias=(False,),
-    )  # fmt: skip
-    rope = config.get("rope_parameters") or {}
-    scaling = config.get("rope_scaling") or rope
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind != "default":
-        raise InputError(f"{where}: rotary scaling {kind!r} is not supported, only the default one")
-    width, heads = config.get("hidden_size", 4096), config.get("num_attention_heads", 32)
+    fields.choice("model_type", ("llama", *ORIGINAL_MODEL_TYPES), "llama")
+    fields.choice("hidden_act", ("silu",), "silu")
+    for bias in ("attention_bias", "mlp_bias"):
+        fields.choice(bias, (False,), False)
+    width = fields.integer("hidden_size", 4096, least=1, most=MAX_WIDTH)
+    heads = fields.integer("num_attention_heads", 32, least=1, most=width)
+    _check_divides(fields, "hidden_size", width, "num_attention_heads", heads)
+    kv_heads = fields.integer("num_key_value_heads", heads, least=1, most=heads, null=True)
+    _check_divides(fields, "num_attention_heads", heads, "num_key_value_heads", kv_heads)
+    head_dim = fields.integer("head_dim", width // heads, least=1, most=MAX_WIDTH, null=True)
+    if head_dim % 2:
+        raise InputError(
+            f"{fields.place('head_dim')} is {head_dim}, and rotary positions turn pairs; expected an even number"
+        )
     return LlamaConfig(
-        vocab_size=config.get("vocab_size", 32000),
+        vocab_size=fields.integer("vocab_size", 32000, least=1, most=MAX_TOKENS),
         hidden_size=width,
-        intermediate_size=config.get("intermediate_size", 11008),
-        num_layers=config.get("num_hidden_layers", 32),
+        intermediate_size=fields.integer("intermediate_size", 11008, least=1, most=MAX_WIDTH),
+        num_layers=fields.integer("num_hidden_layers", 32, least=1, most=MAX_LAYERS),
         num_heads=heads,
-        num_kv_heads=config.get("num_key_value_heads") or heads,
-        head_dim=config.get("head_dim") or width // heads,
-        rms_norm_eps=config.get("rms_norm_eps", 1e-6),
-        rope_theta=float(config.get("rope_theta", rope.get("rope_theta", 10000.0))),
-        max_position_embeddings=config.get("max_position_embeddings", 2048),
-        tie_word_embeddings=config.get("tie_word_embeddings", False),
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+        rms_norm_eps=fields.number("rms_norm_eps", 1e-6, least=0, most=1),
+        rope_theta=_rope_theta(fields),
+        max_position_embeddings=fields.integer("max_position_embeddings", 2048, least=1, most=MAX_TOKENS),
+        tie_word_embeddings=fields.boolean("tie_word_embeddings", False),
     )
 
 
-def vision_config(config: Json, where: Path) -> ClipConfig:
+def _rope_theta(fields: Fields) -> float:
+    """As transformers 5 reads it: `rope_scaling` before `rope_parameters`, and what is in them before what is on top.
+
+    transformers 4 writes `rope_theta` on top, 5 into `rope_parameters`; a file converted from one to the other may
+    have both, and then the one on top is what is left of the older.
+    """
+    found = [fields.object(key) for key in ("rope_scaling", "rope_parameters")]
+    inside = next((rope for rope in found if rope is not None and rope.values), None)
+    if inside is None:
+        return fields.number("rope_theta", 10000.0, least=1, most=MAX_ROPE_THETA)
+    kind = inside.text("rope_type", inside.text("type", "default"))
+    if kind != "default":
+        raise InputError(f"{fields.path}: rotary scaling {show(kind)} is not supported, only the default one")
+    on_top = fields.number("rope_theta", 10000.0, least=1, most=MAX_ROPE_THETA, null="rope_theta" in inside)
+    return inside.number("rope_theta", on_top, least=1, most=MAX_ROPE_THETA)
+
+
+def vision_config(fields: Fields) -> ClipConfig:
     """CLIP's fields; what a file leaves out has CLIPVisionConfig's default of transformers."""
-    config = config.get("vision_config", config)  # a whole CLIP model's file
-    _expect(
-        config, where,
-        model_type=("clip_vision_model",), hidden_act=tuple(ACTIVATIONS), num_channels=(3,),
-    )  # fmt: skip
+    fields = fields.object("vision_config") or fields  # a whole CLIP model's file
+    fields.choice("model_type", ("clip_vision_model",), "clip_vision_model")
+    fields.choice("num_channels", (3,), 3)
+    width = fields.integer("hidden_size", 768, least=1, most=MAX_WIDTH)
+    heads = fields.integer("num_attention_heads", 12, least=1, most=width)
+    _check_divides(fields, "hidden_size", width, "num_attention_heads", heads)
+    image = fields.integer("image_size", 224, least=1, most=MAX_IMAGE_SIZE)
+    patch = fields.integer("patch_size", 32, least=1, most=image)
+    _check_divides(fields, "image_size", image, "patch_size", patch)
     return ClipConfig(
-        hidden_size=config.get("hidden_size", 768),
-        intermediate_size=config.get("intermediate_size", 3072),
-        num_layers=config.get("num_hidden_layers", 12),
-        num_heads=config.get("num_attention_heads", 12),
-        image_size=config.get("image_size", 224),
-        patch_size=config.get("patch_size", 32),
-        layer_norm_eps=config.get("layer_norm_eps", 1e-5),
-        hidden_act=config.get("hidden_act", "quick_gelu"),
+        hidden_size=width,
+        intermediate_size=fields.integer("intermediate_size", 3072, least=1, most=MAX_WIDTH),
+        num_layers=fields.integer("num_hidden_layers", 12, least=1, most=MAX_LAYERS),
+        num_heads=heads,
+        image_size=image,
+        patch_size=patch,
+        layer_norm_eps=fields.number("layer_norm_eps", 1e-5, least=0, most=1),
+        hidden_act=fields.choice("hidden_act", tuple(ACTIVATIONS), "quick_gelu"),
     )
 
 
 def from_hf(config: Json, where: Path) -> LlavaConfig:
-    """A llava-hf config.json. A linear activation is read as the v1.0 projector, which `load` then checks."""
-    _expect(
-        config, where,
-        model_type=("llava",), projector_hidden_act=("gelu", "linear"), multimodal_projector_bias=(True,),
-        vision_feature_select_strategy=("default", "full"),
-    )  # fmt: skip
-    layer = config.get("vision_feature_layer", -2)
-    if not isinstance(layer, int):
-        raise InputError(f"{where}: vision_feature_layer {layer!r} is not supported, only one layer's number")
-    vision = vision_config(config["vision_config"], where) if config.get("vision_config") else ClipConfig()
-    text = text_config(config.get("text_config") or {}, where)
-    if config.get("tie_word_embeddings"):
-        text = dataclasses.replace(text, tie_word_embeddings=True)
-    return _checked(
-        LlavaConfig(
-            vision=vision,
-            text=text,
-            projector="linear" if config.get("projector_hidden_act", "gelu") == "linear" else "mlp2x_gelu",
-            feature_layer=layer,
-            feature_select="full" if config.get("vision_feature_select_strategy") == "full" else "patch",
-            image_token_id=config.get("image_token_index") or config.get("image_token_id") or 32000,
-        ),
-        where,
+    """A llava-hf config.json. A linear activation is read as the v1.0 projector, which `load` then checks.
+
+    Raises:
+      InputError: a value has another type, is out of range, or asks for something that this model does not have.
+    """
+    fields = Fields(config, where)
+    if config.get("model_type") == "llava_llama":
+        raise InputError(f"{where}: mm_vision_tower is missing, which a LLaVA model of the original layout names")
+    fields.choice("model_type", ("llava",), "llava")
+    fields.choice("multimodal_projector_bias", (True,), True)
+    vision, text = fields.object("vision_config"), fields.object("text_config")
+    tower = ClipConfig() if vision is None else vision_config(vision)
+    language = text_config(text or Fields({}, where))
+    if fields.boolean("tie_word_embeddings", False):
+        language = dataclasses.replace(language, tie_word_embeddings=True)
+    activation = fields.choice("projector_hidden_act", ("gelu", "linear"), "gelu")
+    select = fields.choice("vision_feature_select_strategy", ("default", "full"), "default")
+    # Where a file has both, the second is what transformers takes.
+    image = fields.integer("image_token_index", 32000, least=0, most=MAX_TOKENS)
+    return LlavaConfig(
+        vision=tower,
+        text=language,
+        projector="linear" if activation == "linear" else "mlp2x_gelu",
+        feature_layer=_feature_layer(fields, "vision_feature_layer", tower),
+        feature_select="full" if select == "full" else "patch",
+        image_token_id=fields.integer("image_token_id", image, least=0, most=MAX_TOKENS),
     )
 
 
 def from_original(config: Json, vision: ClipConfig, where: Path) -> LlavaConfig:
-    """The original layout's config.json, with the tower's sizes from wherever the tower is."""
-    _expect(
-        config, where,
-        mm_projector_type=("linear", "mlp2x_gelu"), mm_vision_select_feature=("patch", "cls_patch"),
-        mm_use_im_start_end=(False,),
-    )  # fmt: skip
-    if "mm_vision_select_layer" not in config:
+    """The original layout's config.json, with the tower's sizes from wherever the tower is.
+
+    Raises:
+      InputError: as `from_hf`.
+    """
+    fields = Fields(config, where)
+    fields.choice("mm_use_im_start_end", (False,), False)
+    if "mm_vision_select_layer" not in fields:
         raise InputError(f"{where}: mm_vision_select_layer is missing; LLaVA's own value is -2")
-    text = text_config(config, where)
-    return _checked(
-        LlavaConfig(
-            vision=vision,
-            text=text,
-            projector=config.get("mm_projector_type", "linear"),
-            feature_layer=config["mm_vision_select_layer"],
-            feature_select="full" if config.get("mm_vision_select_feature") == "cls_patch" else "patch",
-            # The original puts -200 in an image's place; any id that no text can have does.
-            image_token_id=text.vocab_size,
-        ),
-        where,
+    text = text_config(fields)
+    select = fields.choice("mm_vision_select_feature", ("patch", "cls_patch"), "patch")
+    projector = fields.choice("mm_projector_type", ("linear", "mlp2x_gelu"), "linear")
+    return LlavaConfig(
+        vision=vision,
+        text=text,
+        projector="linear" if projector == "linear" else "mlp2x_gelu",
+        feature_layer=_feature_layer(fields, "mm_vision_select_layer", vision),
+        feature_select="full" if select == "cls_patch" else "patch",
+        # The original puts -200 in an image's place; any id that no text can have does.
+        image_token_id=text.vocab_size,
     )
 
 
-def _checked(config: LlavaConfig, where: Path) -> LlavaConfig:
-    vision, text = config.vision, config.text
-    if not 0 <= config.num_vision_layers <= vision.num_layers:
+def _feature_layer(fields: Fields, key: str, vision: ClipConfig) -> int:
+    """The layer whose features are taken; transformers takes the list of one layer for that layer."""
+    value = fields.values.get(key)
+    if isinstance(value, list | tuple) and len(value) == 1:
+        fields = Fields({**fields.values, key: value[0]}, fields.path)
+    elif isinstance(value, list | tuple):
+        raise InputError(f"{fields.place(key)} is {show(value)} layers and not supported, only one layer's number")
+    layer = fields.integer(key, -2, least=-MAX_LAYERS, most=MAX_LAYERS)
+    if not -vision.num_layers - 1 <= layer <= vision.num_layers:
         raise InputError(
-            f"{where}: vision feature layer {config.feature_layer} is not among the tower's {vision.num_layers} layers"
+            f"{fields.path}: vision feature layer {layer} is not among the tower's {vision.num_layers} layers"
         )
-    for what, whole, part in (
-        ("vision image_size by patch_size", vision.image_size, vision.patch_size),
-        ("vision hidden_size by num_attention_heads", vision.hidden_size, vision.num_heads),
-        ("num_attention_heads by num_key_value_heads", text.num_heads, text.num_kv_heads),
-    ):
-        if whole % part:
-            raise InputError(f"{where}: {what} must divide, got {whole} and {part}")
-    return config
+    return layer
+
+
+def _check_divides(fields: Fields, what: str, whole: int, by: str, part: int) -> None:
+    if whole % part:
+        raise InputError(f"{fields.place(what)} by {by} must divide, got {whole} and {part}")
 
 
 def to_hf(config: LlavaConfig, dtype: str, pad_token_id: int) -> Json:

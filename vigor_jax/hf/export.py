@@ -7,6 +7,7 @@ their tensor has there. So an export differs from its base in what was learned a
 import dataclasses
 import functools
 import logging
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +20,7 @@ from jax.sharding import NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
 
 from vigor_jax.data.conversation import Template
+from vigor_jax.disk import check_room, naming
 from vigor_jax.errors import InputError
 from vigor_jax.hf import config as hf_config
 from vigor_jax.hf import names
@@ -78,11 +80,28 @@ def export_checkpoint(
         it. By default the source's own chat template is copied, if it has one.
 
     Raises:
-      InputError: `out` has something in it.
+      InputError: `out` has something in it, or the disk has no room for the checkpoint.
     """
     layout = layout or source.layout
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"export: {out} exists already; remove it or choose another directory")
+    stored = [source.tensors[entry.name] for entry in names.entries(source.config)]
+    sizes = (math.prod(each.shape) * np.dtype(dtype or each.dtype).itemsize for each in stored)
+    check_room(out, sum(sizes), "the exported model")
+    with naming(out):
+        _write(source, params, out, layout, dtype, shard_bytes, more_files or {}, template)
+
+
+def _write(
+    source: Source,
+    params: Mapping[str, jax.Array],
+    out: Path,
+    layout: Layout,
+    dtype: Any,
+    shard_bytes: int,
+    more_files: Mapping[str, dict[str, Any]],
+    template: Template | None,
+) -> None:
     partial = out.with_name(f".{out.name}.partial")
     writes = jax.process_index() == 0
     if writes:
@@ -111,7 +130,7 @@ def export_checkpoint(
             write_json(partial / "config.json", tower)
             write_original_files(source, vocabulary, partial)
     if writes:
-        for name, value in (more_files or {}).items():
+        for name, value in more_files.items():
             write_json(partial / name, value)
         if out.exists():
             out.rmdir()

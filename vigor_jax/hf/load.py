@@ -3,10 +3,11 @@
 import dataclasses
 import functools
 import hashlib
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +23,17 @@ from vigor_jax.hf import config as hf_config
 from vigor_jax.hf import names
 from vigor_jax.hf.image_settings import preprocessing_from_hf
 from vigor_jax.hf.names import Layout
+from vigor_jax.hf.other_folders import describe, refuse_adapter, refuse_part, refuse_quantized, refuse_unmerged
+from vigor_jax.hf.tensor_checks import IDENTITY_BIAS as IDENTITY_BIAS
+from vigor_jax.hf.tensor_checks import IDENTITY_WEIGHT as IDENTITY_WEIGHT
+from vigor_jax.hf.tensor_checks import Stored, canonical, check_identity, check_tensors, tie
+from vigor_jax.hf.tensor_checks import expected_shapes as expected_shapes
 from vigor_jax.hf.tensor_files import TensorReader
+from vigor_jax.json_fields import Fields, exists, read_json
 from vigor_jax.models.llava import Llava, LlavaConfig, abstract_llava, param_paths
 from vigor_jax.sharding import partition_spec
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,24 +49,6 @@ class ModelConfig:
     path: Path
     vision_tower: Path | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-
-
-class Stored(NamedTuple):
-    """Where a tensor is on disk."""
-
-    reader: TensorReader
-    name: str
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.reader.shape(self.name)
-
-    @property
-    def dtype(self) -> np.dtype:
-        return self.reader.dtype(self.name)
-
-    def read(self, index: tuple[slice, ...] | None = None) -> np.ndarray:
-        return self.reader.read(self.name, index)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,31 +104,35 @@ def open_checkpoint(directory: Path, vision_tower: Path | None = None) -> Source
     directory = Path(directory)
     if not directory.is_dir():
         raise InputError(f"model: {directory} is no directory; give the directory of a LLaVA checkpoint")
+    refuse_adapter(directory)
     path = directory / "config.json"
-    config = hf_config.read_json(path)
+    if not exists(path) and (known := describe(directory)):
+        raise InputError(f"model: {directory} has no config.json; {known}")
+    config = read_json(path)
+    refuse_quantized(Fields(config, path))
     if hf_config.is_original(config):
         return _open_original(directory, config, vision_tower)
 
     model = hf_config.from_hf(config, path)
-    reader = TensorReader.open(directory)
-    tensors = _canonical({name: Stored(reader, name) for name in reader.names()}, names.canonical_hf, directory)
+    stored = _weights(directory)
+    refuse_part(stored, directory)
+    tensors = canonical(stored, names.canonical_hf, directory)
+    if model.text.tie_word_embeddings:
+        tie(tensors, directory)
     if model.projector == "linear":
-        _check_identity(tensors, directory)
-    _check_tensors(tensors, model, directory)
-    processor = next(
-        (
-            directory / name
-            for name in ("preprocessor_config.json", "processor_config.json")
-            if _has_images(directory / name)
-        ),
-        directory / "preprocessor_config.json",
-    )
-    preprocessing = preprocessing_from_hf(hf_config.read_json(processor), model.vision.image_size, processor)
+        check_identity(tensors, directory)
+    check_tensors(tensors, model, directory)
+    preprocessing = preprocessing_from_hf(_image_processor(directory), model.vision.image_size)
     return _source(directory, "llava-hf", model, preprocessing, tensors)
 
 
-def _has_images(path: Path) -> bool:
-    return path.exists() and (path.name.startswith("pre") or "image_processor" in hf_config.read_json(path))
+def _image_processor(directory: Path) -> Fields:
+    """What images go through; where both files say it, transformers 5, which alone writes the first, takes that."""
+    whole = directory / "processor_config.json"
+    if exists(whole) and (inside := Fields.read(whole).object("image_processor")):
+        return inside
+    alone = Fields.read(directory / "preprocessor_config.json")
+    return alone.object("image_processor") or alone
 
 
 def _source(
@@ -164,11 +159,13 @@ def _source(
 
 def _open_original(directory: Path, config: dict[str, Any], vision_tower: Path | None) -> Source:
     path = directory / "config.json"
-    named = str(config["mm_vision_tower"])
+    fields = Fields(config, path)
+    if not (named := fields.text("mm_vision_tower", "")):
+        raise InputError(f"{fields.place('mm_vision_tower')} is empty; name the tower, or its directory")
     places = [vision_tower] if vision_tower else [Path(named), directory / named, directory / "vision_tower"]
-    tower = next((place for place in places if (place / "config.json").exists()), None)
+    tower = next((place for place in places if exists(place / "config.json")), None)
     if tower:
-        vision = hf_config.vision_config(hf_config.read_json(tower / "config.json"), tower / "config.json")
+        vision = hf_config.vision_config(Fields.read(tower / "config.json"))
     elif named in hf_config.KNOWN_TOWERS and not vision_tower:
         vision = hf_config.KNOWN_TOWERS[named]
     else:
@@ -178,10 +175,10 @@ def _open_original(directory: Path, config: dict[str, Any], vision_tower: Path |
         )
     model = hf_config.from_original(config, vision, path)
 
-    reader = TensorReader.open(directory)
-    stored = {name: Stored(reader, name) for name in reader.names()}
+    stored = _weights(directory)
+    refuse_part(stored, directory, others=True)
     projector = directory / "mm_projector.bin"
-    if not any("mm_projector" in name for name in stored) and projector.exists():
+    if not any("mm_projector" in name for name in stored) and exists(projector):
         reader = TensorReader.open_file(projector)
         stored |= {name: Stored(reader, name) for name in reader.names() if "mm_projector" in name}
     if not any(name.startswith(names.ORIGINAL_TOWER) for name in stored):
@@ -191,92 +188,46 @@ def _open_original(directory: Path, config: dict[str, Any], vision_tower: Path |
                 "give its directory as vision_tower"
             )
         stored |= {names.ORIGINAL_TOWER + name: tensor for name, tensor in _tower_tensors(tower).items()}
-    tensors = _canonical(stored, lambda name: names.canonical_original(name, model), directory)
-    _check_tensors(tensors, model, directory)
+    tensors = canonical(stored, lambda name: names.canonical_original(name, model), directory)
+    if model.text.tie_word_embeddings:
+        tie(tensors, directory)
+    check_tensors(tensors, model, directory)
 
-    pads = config.get("image_aspect_ratio")
-    if pads not in (None, "square", "pad"):
-        raise InputError(
-            f"{path}: image_aspect_ratio {pads!r} is not supported, only 'pad' or 'square': several views of an image "
-            "belong to later models than LLaVA 1.5"
-        )
-    processor = (tower or directory) / "preprocessor_config.json"
-    if tower and processor.exists():
-        preprocessing = preprocessing_from_hf(hf_config.read_json(processor), vision.image_size, processor)
-    else:
-        preprocessing = Preprocessing(vision.image_size)
-    preprocessing = dataclasses.replace(preprocessing, pad=pads == "pad")
+    pad = (
+        fields.choice("image_aspect_ratio", ("square", "pad"), "square", null=True)  # "anyres" is of later models
+        == "pad"
+    )
+    processor = tower and tower / "preprocessor_config.json"
+    preprocessing = (
+        preprocessing_from_hf(Fields.read(processor), vision.image_size)
+        if processor and exists(processor)
+        else Preprocessing(vision.image_size)
+    )
+    preprocessing = dataclasses.replace(preprocessing, pad=pad)
     return _source(directory, "llava", model, preprocessing, tensors)
+
+
+def _weights(directory: Path) -> dict[str, Stored]:
+    """Every tensor of a folder's weights, by the name that it had before the model was wrapped, if it was."""
+    reader = TensorReader.open(directory)
+    refuse_unmerged(reader.names(), directory)
+    plain, wrappers = names.unwrapped(reader.names())
+    if wrappers and len(set(plain.values())) == len(plain):
+        logger.warning(
+            "%s: the names of the weights were saved from a wrapped model; they are read without %s",
+            directory,
+            ", ".join(wrappers),
+        )
+        reader = reader.renamed(plain)
+    return {name: Stored(reader, name) for name in reader.names()}
 
 
 def _tower_tensors(directory: Path) -> dict[str, Stored]:
     """The vision half of a CLIP checkpoint, which may bring the text half too."""
-    reader = TensorReader.open(directory)
-    vision = [name for name in reader.names() if name.startswith("vision_model.")]
+    stored = _weights(directory)
+    vision = {name: tensor for name, tensor in stored.items() if name.startswith("vision_model.")}
     # transformers 5 leaves the prefix out when it saves a tower alone.
-    if not vision:
-        return {"vision_model." + name: Stored(reader, name) for name in reader.names()}
-    return {name: Stored(reader, name) for name in vision}
-
-
-def _canonical(stored: Mapping[str, Stored], canonical: Callable[[str], str], directory: Path) -> dict[str, Stored]:
-    tensors: dict[str, Stored] = {}
-    for name, tensor in stored.items():
-        if names.IGNORED.fullmatch(name):
-            continue
-        if canonical(name) in tensors:
-            raise InputError(
-                f"{directory}: {name} and {tensors[canonical(name)].name} name the same tensor; remove one"
-            )
-        tensors[canonical(name)] = tensor
-    return tensors
-
-
-IDENTITY_WEIGHT, IDENTITY_BIAS = (
-    "multi_modal_projector.linear_2.weight",
-    "multi_modal_projector.linear_2.bias",
-)
-
-
-def _check_identity(tensors: dict[str, Stored], directory: Path) -> None:
-    """llava-hf has no slot for v1.0's single linear layer: it is stored before a second one that changes nothing."""
-    weight, bias = tensors.pop(IDENTITY_WEIGHT, None), tensors.pop(IDENTITY_BIAS, None)
-    if weight is None or bias is None:
-        return
-    values = weight.read().astype(np.float32)
-    if not np.array_equal(values, np.eye(*values.shape)) or bias.read().astype(np.float32).any():
-        raise InputError(
-            f"{directory}: projector_hidden_act is linear, so {IDENTITY_WEIGHT} must be the identity, its bias zero; "
-            "they are not, and only LLaVA v1.0's one linear layer is supported in this form"
-        )
-
-
-def _check_tensors(tensors: Mapping[str, Stored], config: LlavaConfig, directory: Path) -> None:
-    wanted = expected_shapes(config)
-    missing = sorted(wanted.keys() - tensors.keys())
-    unexpected = sorted(tensors[name].name for name in tensors.keys() - wanted.keys())
-    wrong = [
-        f"{name} (expected {list(shape)}, got {list(tensors[name].shape)})"
-        for name, shape in wanted.items()
-        if name in tensors and tensors[name].shape != shape
-    ]
-    problems = [
-        f"{len(found)} {what}: {', '.join(found)}"
-        for what, found in (("missing", missing), ("unexpected", unexpected), ("of another shape", wrong))
-        if found
-    ]
-    if problems:
-        raise InputError(f"{directory}: the tensors do not fit config.json; {'; '.join(problems)}")
-
-
-def expected_shapes(config: LlavaConfig) -> dict[str, tuple[int, ...]]:
-    """Canonical name → shape on disk, for every tensor of the model."""
-    ours = param_paths(nnx.state(abstract_llava(config, scan=False)))
-    shapes = {}
-    for entry in names.entries(config):
-        shape = ours[entry.unstacked_path].get_value().shape
-        shapes[entry.name] = tuple(shape[entry.axes.index(i)] for i in range(len(shape)))
-    return shapes
+    return vision or {"vision_model." + name: tensor for name, tensor in stored.items()}
 
 
 def load_llava(

@@ -7,6 +7,7 @@ other spelling found on disk is first turned into the canonical one.
 
 import dataclasses
 import re
+from collections.abc import Iterable
 from typing import Literal, TypeAlias
 
 from vigor_jax.models.llava import LlavaConfig
@@ -118,6 +119,33 @@ def canonical_hf(name: str) -> str:
     for pattern, replacement in _HF_SPELLINGS:
         name = pattern.sub(replacement, name, count=1) if pattern.match(name) else name
     return name
+
+
+# What wrappers around a model leave in the names of its weights: torch.compile, FSDP and activation checkpointing
+# anywhere, DistributedDataParallel and a PEFT model whose adapters are merged in front of all.
+_WRAPPED = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+_WRAPPED_ALL = ("module.", "base_model.model.")
+
+
+def unwrapped(names: Iterable[str]) -> tuple[dict[str, str], list[str]]:
+    """Names as they were before the model was wrapped.
+
+    Returns:
+      Name on disk → name of the model's own; what was taken away, in the order in which it was found.
+    """
+    found: dict[str, None] = {}
+    plain = {name: name for name in names}
+    while True:
+        before = dict(plain)
+        for name, inner in before.items():
+            found |= dict.fromkeys(_WRAPPED.findall(inner))
+            plain[name] = _WRAPPED.sub("", inner)
+        for prefix in _WRAPPED_ALL:
+            if plain and all(inner.startswith(prefix) for inner in plain.values()):
+                found[prefix] = None
+                plain = {name: inner.removeprefix(prefix) for name, inner in plain.items()}
+        if plain == before:
+            return plain, list(found)
 
 
 ORIGINAL_TOWER = "model.vision_tower.vision_tower."

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -19,8 +19,11 @@ import ml_dtypes
 import numpy as np
 
 from vigor_jax.errors import InputError
+from vigor_jax.hf.other_folders import describe
+from vigor_jax.hf.shards import read_weight_map, shards_without_index
 from vigor_jax.hf.stored_tensor import StoredTensor, byte_view, damaged, row_major_strides
 from vigor_jax.hf.torch_bin import torch_tensors
+from vigor_jax.json_fields import check_file, exists
 
 _DTYPES = {
     "BOOL": np.dtype(np.bool_),
@@ -63,8 +66,8 @@ class TensorReader:
         """Opens the weights in a Hugging Face or LLaVA checkpoint directory.
 
         Looks for `STEM.safetensors`, `STEM.safetensors.index.json`, `pytorch_model.bin` and
-        `pytorch_model.bin.index.json`, and takes the first that is there. For a stem other than "model" the
-        PyTorch files are `STEM.bin` and `STEM.bin.index.json`.
+        `pytorch_model.bin.index.json`, and takes the first that is there; then for all shards of either without
+        their index. For a stem other than "model" the PyTorch files are `STEM.bin` and `STEM.bin.index.json`.
 
         Raises:
             InputError: no weights, a shard is missing or damaged, or the index and its shards disagree.
@@ -72,14 +75,18 @@ class TensorReader:
         directory = Path(directory)
         torch_stem = "pytorch_model" if stem == "model" else stem
         for name in (f"{stem}.safetensors", f"{torch_stem}.bin"):
-            if (directory / name).exists():
+            if exists(directory / name):
                 return cls.open_file(directory / name)
-            if (directory / f"{name}.index.json").exists():
+            if exists(directory / f"{name}.index.json"):
                 return cls._open_shards(directory / f"{name}.index.json")
+        for name in (f"{stem}.safetensors", f"{torch_stem}.bin"):
+            if shards := shards_without_index(directory, *name.rsplit(".", 1)):
+                return cls(tuple(shards), _united(shards))
+        known = describe(directory) if directory.is_dir() else None
         raise InputError(
             f"{directory} {'holds no weights' if directory.is_dir() else 'is no directory'}: expected"
-            f" {stem}.safetensors or {torch_stem}.bin, or an .index.json of either with its shards; give the"
-            " directory of a checkpoint"
+            f" {stem}.safetensors or {torch_stem}.bin, or an .index.json of either with its shards;"
+            f" {known or 'give the directory of a checkpoint'}"
         )
 
     @classmethod
@@ -94,31 +101,39 @@ class TensorReader:
 
     @classmethod
     def _open_shards(cls, index: Path) -> Self:
-        weight_map = _read_weight_map(index)
+        weight_map = read_weight_map(index)
         files = tuple(index.parent / name for name in sorted(set(weight_map.values())))
-        missing = [path.name for path in files if not path.exists()]
+        missing = [path.name for path in files if not exists(path)]
         if missing:
             raise InputError(
                 f"{index} names {len(files)} shards, of which {len(missing)} are not beside it, {missing[0]}"
                 " first: download them"
             )
-        tensors: dict[str, StoredTensor] = {}
+        tensors = _united(files)
         for path in files:
-            shard = _list_tensors(path)
-            absent = [name for name, file in weight_map.items() if file == path.name and name not in shard]
+            absent = [
+                name
+                for name, file in weight_map.items()
+                if file == path.name and (name not in tensors or tensors[name].path != path)
+            ]
             if absent:
                 raise InputError(
                     f"{path} lacks {len(absent)} tensors that {index.name} places in it, {absent[0]!r} first:"
                     " download both again, from one checkpoint"
                 )
-            twice = [name for name in shard if name in tensors]
-            if twice:
-                raise InputError(
-                    f"{path} holds {len(twice)} tensors that other shards hold too, {twice[0]!r} in"
-                    f" {tensors[twice[0]].path.name} first: download both again, from one checkpoint"
-                )
-            tensors |= shard
         return cls(files, tensors)
+
+    def renamed(self, names: Mapping[str, str]) -> Self:
+        """The same tensors under other names.
+
+        Args:
+            names: name here → name there, for every tensor; two may not get the same.
+        """
+        return type(self)(self.files, {names[name]: tensor for name, tensor in self._tensors.items()})
+
+    def same_place(self, one: str, other: str) -> bool:
+        """Whether two tensors are the same bytes of the same file, as tied weights in a PyTorch file are."""
+        return self._find(one) == self._find(other)
 
     def names(self) -> tuple[str, ...]:
         """The tensors' names, file by file."""
@@ -238,9 +253,25 @@ class TensorWriter:
         os.replace(self._partial / "index", index)
 
 
+def _united(files: Iterable[Path]) -> dict[str, StoredTensor]:
+    """The tensors of several files, each in one of them only."""
+    tensors: dict[str, StoredTensor] = {}
+    for path in files:
+        shard = _list_tensors(path)
+        twice = [name for name in shard if name in tensors]
+        if twice:
+            raise InputError(
+                f"{path} holds {len(twice)} tensors that other shards hold too, {twice[0]!r} in"
+                f" {tensors[twice[0]].path.name} first: download both again, from one checkpoint"
+            )
+        tensors |= shard
+    return tensors
+
+
 def _list_tensors(path: Path) -> dict[str, StoredTensor]:
     """Lists and checks the tensors of one weights file of either format."""
     try:
+        check_file(path)
         if path.suffix == ".safetensors":
             return _safetensors_tensors(path)
         if path.suffix in (".bin", ".pt", ".pth"):
@@ -311,20 +342,3 @@ def _write_safetensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
         file.flush()
         # Before the move to its name, lest a power cut leave a file of that name without its data.
         os.fsync(file.fileno())
-
-
-def _read_weight_map(index: Path) -> dict[str, str]:
-    """Reads {tensor: shard} from an index file."""
-    try:
-        weight_map = json.loads(index.read_bytes())["weight_map"]
-        names = [*weight_map, *weight_map.values()]
-    except OSError as error:
-        raise InputError(f"{index} cannot be read ({error.strerror}): give a readable checkpoint") from error
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise damaged(index, "is no index of shards (a JSON object with a weight_map)") from error
-    if not weight_map or not all(isinstance(name, str) for name in names):
-        raise damaged(index, "has a weight_map that is empty or does not map tensors to files")
-    outside = [file for file in weight_map.values() if Path(file).name != file]
-    if outside:
-        raise InputError(f"{index} names the shard {outside[0]!r}: shards must lie in the directory of the index")
-    return weight_map

@@ -126,7 +126,7 @@ def make_layers(make: Callable[[nnx.Rngs], nnx.Module], num_layers: int, *, scan
     every token, the copy of each layer out of the stack where the compiler makes one; see `stacks_inference`.
     """
     if scan:
-        return nnx.vmap(make, in_axes=0, out_axes=0)(rngs.fork(split=num_layers))
+        return nnx.vmap(make, in_axes=0, out_axes=0)(rngs.split(num_layers))
     return nnx.List([make(rngs) for _ in range(num_layers)])
 
 

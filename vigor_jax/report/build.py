@@ -18,10 +18,12 @@ import vigor_jax
 from vigor_jax.data import store
 from vigor_jax.data.image_store import open_images
 from vigor_jax.errors import InputError
+from vigor_jax.percent import percent
 from vigor_jax.records import ImageFile
 from vigor_jax.report import charts, panels
 from vigor_jax.report.collect import Cell, Figures, collect, expand, headline
 from vigor_jax.report.reading import Records, image_names, read_records
+from vigor_jax.report.settings import LABELS
 from vigor_jax.report.thumbnails import Thumbnail, make_thumbnails
 
 logger = logging.getLogger(__name__)
@@ -122,6 +124,7 @@ def _context(runs: Sequence[_Run], num_images: int, num_shown: int) -> dict[str,
         "reasons": list(dict.fromkeys(reason for summary in summaries for reason in summary["dropped"])),
         "decisive": list(dict.fromkeys(stream for summary in summaries for stream in summary["decisive_stream"])),
         "ties": list(dict.fromkeys(how for summary in summaries for how in summary["decided_by"] if how != "penalty")),
+        "settings": [label for label in LABELS if any(label in each.settings for each, _ in runs)],
         "measures": list(dict.fromkeys(name for summary in summaries for name in ("words", *summary["mentions"]))),
         "tables": tables,
         "models": {each.name: list(each.evaluation) for each, _ in runs},
@@ -156,7 +159,7 @@ def _render(context: dict[str, Any]) -> bytes:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"readable": panels.readable, "cell": _written}
+    environment.filters |= {"readable": panels.readable, "cell": _written, "percent": percent}
     # The browser runs this script and no other, whatever else might get into the page.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     template = environment.get_template("template.html")
@@ -165,9 +168,8 @@ def _render(context: dict[str, Any]) -> bytes:
 
 def _written(value: float, unit: str, sign: bool = False) -> str:
     """A figure as text, with a true minus."""
-    form = "+" if sign else ""
-    text = f"{100 * value:{form}.1f}" if unit == "percent" else f"{value:{form}.1f}"
-    return text.replace("-", "−")
+    text = percent(abs(value), 1) if unit == "percent" else f"{abs(value):.1f}"
+    return ("−" if value < 0 else "+" if sign else "") + text
 
 
 def _pack(data: Any) -> str:

@@ -9,7 +9,8 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, MultipleLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
+from matplotlib.transforms import Bbox
 
 from vigor_jax.report.collect import Cell
 
@@ -77,7 +78,7 @@ def histogram(series: Mapping[str, np.ndarray], edges: np.ndarray, label: str) -
         axes.set_xlim(edges[0], edges[-1])
         axes.set_ylim(bottom=0)
         axes.yaxis.set_major_locator(MaxNLocator(4, steps=(1, 2, 5, 10)))
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{round(100 * share, 6):g}%"))
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=bool(np.all(edges % 1 == 0.5))))
         axes.set_xlabel(label)
         return _to_svg(figure, f"Histogram of {label}: {', '.join(series)}")
@@ -91,6 +92,7 @@ def chair_against_recall(runs: Mapping[str, Mapping[str, tuple[Cell, Cell]]]) ->
     """
     with rc_context(_STYLE):
         figure, axes = _axes("both", size=(4.4, 3.4))
+        labels: list[tuple[str, tuple[float, float], str]] = []
         for number, (run, models) in enumerate(runs.items()):
             points = [(100 * recall.value, 100 * chair.value) for recall, chair in models.values()]
             axes.plot(*zip(*points, strict=True), color=_FAINT, alpha=0.5, linewidth=0.9, zorder=1)
@@ -107,11 +109,10 @@ def chair_against_recall(runs: Mapping[str, Mapping[str, tuple[Cell, Cell]]]) ->
                     zorder=2 + number,
                 )
                 name = model if len(runs) == 1 else run if model == "tuned" or len(models) == 1 else ""
-                axes.annotate(
-                    name, point, xytext=(7, 6), textcoords="offset points", color=colour, fontsize=9, parse_math=False
-                )
+                labels.append((name, point, colour))
         axes.margins(0.16)
         axes.set_ylim(bottom=0 if axes.get_ylim()[0] < 0 else None)
+        _annotate(axes, [label for label in labels if label[0]])
         axes.set_xlabel("Recall, % (more is better)")
         axes.set_ylabel("CHAIR_i, % (less is better)", parse_math=False)
         return _to_svg(figure, f"CHAIR_i against recall of {', '.join(runs)}")
@@ -143,7 +144,36 @@ def _axes(grid: Literal["both", "y"], size: tuple[float, float] = _SIZE) -> tupl
     axes = figure.subplots()
     axes.grid(axis=grid)
     axes.tick_params(length=0)
+    axes.tick_params(axis="x", pad=8)  # else the labels of both axes meet where these do
     return figure, axes
+
+
+def _annotate(axes: Axes, labels: Sequence[tuple[str, tuple[float, float], str]]) -> None:
+    """Writes a name next to each point, where no other name stands yet.
+
+    Args:
+      axes: with its limits.
+      labels: name, point, colour.
+    """
+    taken: list[Bbox] = []
+    for name, point, colour in labels:
+        places = [(7 if right else -7, 6 + 11 * row) for row in (0, -2, 1, -3, 2, -4) for right in (True, False)]
+        for x, y in places:
+            text = axes.annotate(
+                name,
+                point,
+                xytext=(x, y),
+                textcoords="offset points",
+                horizontalalignment="left" if x > 0 else "right",
+                color=colour,
+                fontsize=9,
+                parse_math=False,
+            )
+            box = text.get_window_extent()
+            if not any(box.overlaps(other) for other in taken) or (x, y) == places[-1]:
+                break
+            text.remove()
+        taken.append(box)
 
 
 def _error(cell: Cell) -> list[list[float]] | None:

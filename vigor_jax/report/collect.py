@@ -11,6 +11,7 @@ import yaml  # type: ignore[import-untyped]
 
 from vigor_jax.data.image_store import Folder, open_images
 from vigor_jax.errors import InputError
+from vigor_jax.report.settings import read_settings
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ class Figures:
       caption_words: model → words of each caption that CHAIR was computed of.
       reward_model: the last line of `metrics/reward_eval.jsonl`, None if the run trained no reward model.
       summary: `summary.json`, None before the selection.
+      settings: label → lines; see `read_settings`.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Figures:
     caption_words: dict[str, list[int]]
     reward_model: dict[str, Any] | None
     summary: dict[str, Any] | None
+    settings: dict[str, list[str]]
 
 
 class Cell(NamedTuple):
@@ -124,6 +127,7 @@ def collect(name: str, directory: Path, images: str | Path | None = None) -> Fig
         caption_words=words,
         reward_model=lines[-1] if lines else None,
         summary=_read_json(summary) if summary.exists() else None,
+        settings=read_settings(config, directory),
     )
 
 
@@ -144,7 +148,7 @@ def headline(evaluation: Mapping[str, Mapping[str, Any]]) -> list[Row]:
         _row("Recall", "percent", "higher", chair, "recall"),
         _row("Words per caption", "number", "", chair, "words"),
     ]
-    for split in dict.fromkeys(split for metrics in pope.values() for split in metrics if split != "strict"):
+    for split in dict.fromkeys(split for metrics in pope.values() for split in metrics if "accuracy" in metrics[split]):
         scores = {model: metrics[split] for model, metrics in pope.items() if split in metrics}
         rows.append(_row(f"POPE {split}, accuracy", "percent", "higher", scores, "accuracy"))
     means = {model: metrics["mean"] for model, metrics in pope.items() if "mean" in metrics}

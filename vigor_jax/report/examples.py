@@ -43,6 +43,8 @@ def make_example(rows: Sequence[Mapping[str, Any]], streams: Sequence[str], sele
             "terms": [[_number(value) for value in terms] for terms in selection.stream_penalties],
             "dropped": [[*each.span, each.reason] for each in selection.dropped],
             "reason": selection.reason,
+            "has_content": list(selection.has_content),
+            "repeats": list(selection.repeats),
         }
     return example
 

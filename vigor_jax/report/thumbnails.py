@@ -64,7 +64,7 @@ def _make(level: tuple[int, int], path: ImageFile | None) -> Thumbnail | None:
     if path is None:
         return None
     try:
-        image = load_image(path)  # not turned as EXIF says: that is how the models saw it, and where the boxes lie
+        image = load_image(path)  # as the models saw it, so that boxes lie where they belong
     except InputError:
         return None
     image.thumbnail((side, side), Image.Resampling.LANCZOS)

@@ -1,4 +1,8 @@
-"""The automatic reward: is what a caption mentions found in the image? (ViGoR, section 3.2)"""
+"""The automatic reward: is what a caption mentions found in the image? (ViGoR, section 3.2)
+
+Departures from the paper, both undone by options of `PhrasesConfig`: what a caption denies is a mistake if it is found,
+and what it only supposes is not asked for.
+"""
 
 import dataclasses
 import hashlib
@@ -17,9 +21,10 @@ from detector_bridge.errors import InputError as BridgeError
 from detector_bridge.local import LocalConfig, LocalDetector
 from detector_bridge.refusal import RefusedError
 from vigor_jax.errors import InputError
-from vigor_jax.records import ImageFile, Judged, Signal, Verdict
-from vigor_jax.rewards.phrases import Phrase, PhrasesConfig, make_phrases
+from vigor_jax.records import ImageFile, Judged, Signal, Span, Verdict
+from vigor_jax.rewards.phrases import RULES, Phrase, PhrasesConfig, make_phrases
 from vigor_jax.rewards.sentences import split_sentences
+from vigor_jax.rewards.unknown_words import UnknownWords
 
 # No noun phrase is longer; what degenerate text strings together is judged as not found, without asking.
 MAX_LETTERS = 80
@@ -86,7 +91,8 @@ class DetectorStream:
 
     For each image one request asks for the union of the phrases of all its candidates, so candidates share verdicts. A
     phrase that is found is a positive signal of 1, one that is not a negative signal of 1, however often the caption
-    has it.
+    has it. A phrase that the caption denies is a negative signal of 1 if it is found; else it is none, for a caption is
+    not to be paid for listing what is not there.
 
     Raises:
       InputError: on entering: no detector is given, it cannot be reached, or several serve different models.
@@ -103,6 +109,7 @@ class DetectorStream:
             )
         self._config = config
         self._phrases = make_phrases(config.phrases)
+        self._unknown = UnknownWords()
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -152,8 +159,8 @@ class DetectorStream:
 
     def _ask(self, item: Judged, image: Path | bytes) -> _Asked:
         phrases = [self._phrases(text, split_sentences(text)) for text in item.texts]
-        union = dict.fromkeys(phrase.text for own in phrases for phrase in own if len(phrase.text) <= MAX_LETTERS)
-        wanted = list(union)
+        named = (phrase for own in phrases for phrase in own if len(phrase.text) <= MAX_LETTERS)
+        wanted = list(dict.fromkeys(phrase.text for phrase in named if any(_spans(phrase, self._config.phrases))))
         requests = [
             Request(
                 image,
@@ -173,8 +180,9 @@ class DetectorStream:
                 found |= {detection.phrase: detection for detection in future.result().detections}
             except (BridgeError, DetectorError, RefusedError) as error:
                 raise InputError(f"detection: {asked.item.image}: {error}") from None
+        self._unknown.tell(found.values())
         return [
-            Verdict(asked.item.image, candidate, self.name, tuple(_signal(phrase, found) for phrase in phrases))
+            Verdict(asked.item.image, candidate, self.name, _signals(phrases, found, self._config.phrases))
             for candidate, phrases in enumerate(asked.phrases)
         ]
 
@@ -185,7 +193,10 @@ class DetectorStream:
             config.box_threshold,
             config.text_threshold,
             *config.options,
+            RULES,
             config.phrases.extractor,
+            config.phrases.negated,
+            config.phrases.hypothetical,
             *(_content(path) for path in (config.phrases.non_visual, config.phrases.entities, config.phrases.tagger)),
         ]
         return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
@@ -211,17 +222,42 @@ def _content_of(image: ImageFile) -> Path | bytes:
     return image if isinstance(image, Path) else image.read_bytes()
 
 
-def _signal(phrase: Phrase, found: Mapping[str, Detection]) -> Signal:
-    detection = found.get(phrase.text)
-    present = detection is not None and detection.present
+def _spans(phrase: Phrase, config: PhrasesConfig) -> tuple[tuple[Span, ...], tuple[Span, ...]]:
+    """Where a thing is to be found, and where it is not."""
+    stated = phrase.mentions
+    if config.negated == "ask":
+        stated += phrase.denied
+    if config.hypothetical == "ask":
+        stated += phrase.supposed
+    return tuple(sorted(stated)), phrase.denied if config.negated == "check" else ()
+
+
+def _signals(phrases: Iterable[Phrase], found: Mapping[str, Detection], config: PhrasesConfig) -> tuple[Signal, ...]:
+    """In the order of their first span."""
+    signals = []
+    for phrase in phrases:
+        detection = found.get(phrase.text)
+        present = detection is not None and detection.present
+        stated, denied = _spans(phrase, config)
+        if stated:
+            signals.append(_signal(phrase.text, stated, detection, right=present))
+        if denied and present:
+            signals.append(_signal(phrase.text, denied, detection, right=False, denied=True))
+    return tuple(sorted(signals, key=lambda signal: signal.spans[0]))
+
+
+def _signal(
+    label: str, spans: tuple[Span, ...], detection: Detection | None, *, right: bool, denied: bool = False
+) -> Signal:
     return Signal(
-        label=phrase.text,
-        spans=phrase.mentions,
-        negative=float(not present),
-        positive=float(present),
+        label=label,
+        spans=spans,
+        negative=float(not right),
+        positive=float(right),
         score=detection.score if detection else 0.0,
-        absent=not present,
+        absent=not right,
         boxes_xyxy=tuple(map(tuple, detection.boxes_xyxy.tolist())) if detection else (),
+        denied=denied,
     )
 
 

@@ -10,6 +10,10 @@ The lowest penalty wins; a tie goes to the highest Σ_k w_k · pos_k(c) / Var(po
 log-probability, then to the lowest index. The paper states the first rule in words; the variance's kind (of the
 population), the order of tie-breakers and the second rule are our reading.
 
+Two things that the paper is silent about come first, if they are given. A response that says nothing has no penalty
+either: those without content lose to any with content. And with `repeats`, of two candidates that are alike in penalty
+and positive signals the one that repeats fewer of its sentences wins, for repetition raises the mean log-probability.
+
 A variance has the square of a signal's unit. So as the paper has it, `normalise: variance`, multiplying all signals by
 s leaves every choice alone, but multiplying one stream's divides its weight by s: streams that count in larger units
 weigh less. `normalise: deviation`, ours, divides by the standard deviation instead, and units do not matter at all.
@@ -45,6 +49,7 @@ class FusionConfig:
       gamma: weight of what is right under "balanced".
       normalise: what sums are divided by: their "variance", or their standard "deviation".
       per: "sentence" divides a candidate's sums by its number of sentences first, for sums favour short candidates.
+        What has no sentence is divided by 1: its sums are 0, and its penalty too.
     """
 
     rule: Literal["paper", "balanced"] = "paper"
@@ -183,6 +188,9 @@ def choose(
     starts: np.ndarray,
     scale: Scale,
     config: FusionConfig,
+    *,
+    has_content: np.ndarray | None = None,
+    repeats: np.ndarray | None = None,
 ) -> list[Choice]:
     """Chooses among the candidates of each of some images by the formulas at the head of this module.
 
@@ -194,6 +202,8 @@ def choose(
       starts: int [G + 1], each image's first row, and the end.
       scale: of the whole run.
       config: settings.
+      has_content: bool [R], which candidates say something; all by default.
+      repeats: int [R], how many sentences of each candidate repeat an earlier one; none by default.
     """
     per = per_unit(sentences, config)
     bad, good = negatives / per * scale.negative, positives / per * scale.positive
@@ -202,6 +212,8 @@ def choose(
     penalties, goodness, likelihoods = terms.sum(axis=1).tolist(), good.sum(axis=1).tolist(), logprobs.tolist()
     sizes = (bad + taken_off).sum(axis=1).tolist()  # a difference is as exact as what it is of
     rows = list(map(tuple, terms.tolist()))
+    contents = [True] * len(rows) if has_content is None else has_content.tolist()
+    again = [0] * len(rows) if repeats is None else repeats.tolist()
 
     choices = []
     for start, end in itertools.pairwise(starts.tolist()):
@@ -210,7 +222,8 @@ def choose(
         best, decisive = 0, ""
         if len(own) > 1:
             ties = TIE * max(sizes[start:end]), TIE * max(good_ones)
-            best, next_best, decided_by = _Ranking(own, good_ones, likelihoods[start:end], *ties).best_two()
+            others = contents[start:end], again[start:end], likelihoods[start:end]
+            best, next_best, decided_by = _Ranking(own, good_ones, *others, *ties).best_two()
             if decided_by == "penalty":
                 in_favour = [worse - better for worse, better in zip(own_rows[next_best], own_rows[best], strict=True)]
                 decisive = scale.streams[in_favour.index(max(in_favour))]
@@ -226,10 +239,15 @@ def per_unit(sentences: np.ndarray, config: FusionConfig) -> np.ndarray:
 
 
 class _Ranking(NamedTuple):
-    """An order of candidates: by penalty, positive signals, log-probability, index. A handful is quicker in lists."""
+    """An order of candidates: by content, penalty, positive signals, repeats, log-probability, index.
+
+    A handful is quicker in lists.
+    """
 
     penalties: list[float]
     goodness: list[float]
+    contents: list[bool]
+    repeats: list[int]
     logprobs: list[float]
     penalty_tie: float
     goodness_tie: float
@@ -240,18 +258,23 @@ class _Ranking(NamedTuple):
         best = self._first(everyone)
         everyone.remove(best)
         next_best = self._first(everyone)
+        if self.contents[best] != self.contents[next_best]:
+            return best, next_best, "content"
         if self.penalties[next_best] - self.penalties[best] > self.penalty_tie:
             return best, next_best, "penalty"
         if self.goodness[best] - self.goodness[next_best] > self.goodness_tie:
             return best, next_best, "positive"
+        if self.repeats[best] < self.repeats[next_best]:
+            return best, next_best, "repetition"
         if self.logprobs[best] > self.logprobs[next_best]:
             return best, next_best, "logprob"
         return best, next_best, "index"
 
     def _first(self, left: list[int]) -> int:
+        left = [i for i in left if self.contents[i]] or left
         most = min([self.penalties[i] for i in left]) + self.penalty_tie
         left = [i for i in left if self.penalties[i] <= most]
         if len(left) == 1:
             return left[0]
         least = max([self.goodness[i] for i in left]) - self.goodness_tie
-        return max([i for i in left if self.goodness[i] >= least], key=self.logprobs.__getitem__)
+        return max([i for i in left if self.goodness[i] >= least], key=lambda i: (-self.repeats[i], self.logprobs[i]))

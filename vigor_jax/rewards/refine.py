@@ -1,11 +1,19 @@
-"""Leaves out the sentences of a chosen response that mention something that is not there (ViGoR, section 3.3)."""
+"""Leaves out the sentences of a chosen response that mention something that is not there (ViGoR, section 3.3).
+
+Beyond the paper, if asked: those that only continue such a sentence, and those that repeat an earlier one.
+"""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
 
 from vigor_jax.errors import InputError
-from vigor_jax.records import Dropped, Span, Verdict
+from vigor_jax.records import Dropped, Signal, Span, Verdict
+from vigor_jax.rewards.continuations import continuations
+from vigor_jax.rewards.repetitions import repetitions
 from vigor_jax.rewards.sentences import split_sentences
+
+CONTINUES = "continues a sentence that was left out"
+REPEATS = "repeats an earlier sentence"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,27 +29,38 @@ class Refined:
     dropped: tuple[Dropped, ...]
 
 
-def refine(text: str, verdicts: Sequence[Verdict]) -> Refined:
+def refine(
+    text: str, verdicts: Sequence[Verdict], *, drop_continuations: bool = False, drop_repetitions: bool = False
+) -> Refined:
     """Drops every sentence that a signal with `absent` points into; changes nothing else.
 
     Args:
       text: what the verdicts are about.
       verdicts: of any streams.
+      drop_continuations: whether the sentences that only continue a dropped one (`rewards/continuations.py`) go too.
+      drop_repetitions: whether a sentence that is already kept, word for word, is kept once.
 
     Raises:
       InputError: a span lies outside the text.
     """
     absent = list(_absent(text, verdicts))
-    if not absent:
+    repeated = repetitions(text) if drop_repetitions else []
+    if not (absent or repeated):
         return Refined(text.strip(), ())
     sentences = split_sentences(text)
-    dropped = []
-    for sentence in sentences:
-        reasons = [reason for span, reason in absent if span.start < sentence.end and span.end > sentence.start]
-        if reasons:
-            dropped.append(Dropped(sentence, "; ".join(dict.fromkeys(reasons))))
-    gone = {each.span for each in dropped}
-    return Refined(keep_sentences(text, sentences, [span not in gone for span in sentences]), tuple(dropped))
+    reasons = [
+        "; ".join(dict.fromkeys(reason for span, reason in absent if span.start < end and span.end > start))
+        for start, end in sentences
+    ]
+    if drop_continuations:
+        continuing = continuations([text[slice(*span)] for span in sentences], list(map(bool, reasons)))
+        reasons = [CONTINUES if is_continuing else why for is_continuing, why in zip(continuing, reasons, strict=True)]
+    if repeated:
+        kept = [span for span, why in zip(sentences, reasons, strict=True) if not why]
+        again = set(repetitions(text, kept))
+        reasons = [REPEATS if span in again else why for span, why in zip(sentences, reasons, strict=True)]
+    dropped = tuple(Dropped(span, why) for span, why in zip(sentences, reasons, strict=True) if why)
+    return Refined(keep_sentences(text, sentences, [not why for why in reasons]), dropped)
 
 
 def keep_sentences(text: str, sentences: Sequence[Span], kept: Sequence[bool]) -> str:
@@ -91,4 +110,10 @@ def _absent(text: str, verdicts: Sequence[Verdict]) -> Iterator[tuple[Span, str]
                         f"{signal.label!r} is at characters {span.start} to {span.end} of a text of {len(text)}; "
                         "score the candidates again"
                     )
-                yield span, f'mentions "{signal.label}", which is not there ({signal.score:.2f})'
+                yield span, _reason(signal)
+
+
+def _reason(signal: Signal) -> str:
+    if signal.denied:
+        return f'says that there is no "{signal.label}", and there is ({signal.score:.2f})'
+    return f'mentions "{signal.label}", which is not there ({signal.score:.2f})'

@@ -6,7 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import nltk
-from nltk.tag.perceptron import PerceptronTagger
+from nltk.tag.perceptron import AveragedPerceptron, PerceptronTagger
 
 from vigor_jax.errors import InputError
 
@@ -60,17 +60,29 @@ def _find_tagger(download: bool) -> nltk.data.PathPointer:
     )
 
 
+def _predict(model: AveragedPerceptron, features: dict[str, int]) -> str:
+    """`model.predict`, without looking at the many tags that no feature speaks for."""
+    scores: dict[str, float] = {}
+    for feature, value in features.items():
+        for tag, weight in model.weights.get(feature, {}).items():
+            scores[tag] = scores.get(tag, 0.0) + value * weight
+    best, tag = max(zip(scores.values(), scores, strict=True), default=(0.0, ""))
+    return tag if best > 0 else str(model.predict(features)[0])
+
+
 def cached_tag(tagger: PerceptronTagger) -> Callable[[list[str]], list[str]]:
     """`tagger.tag`, remembering what it said of a word with the same neighbours; captions repeat themselves."""
 
     @lru_cache(CACHE_SIZE)
     def predict(word: str, before: str, before_that: str, neighbours: tuple[str, ...]) -> str:
         features = tagger._get_features(0, word, neighbours, before, before_that)
-        return tagger.model.predict(features)[0]
+        return _predict(tagger.model, features)
+
+    normalize = lru_cache(CACHE_SIZE)(tagger.normalize)
 
     def tag(words: list[str]) -> list[str]:
         before, before_that = tagger.START
-        context = [*tagger.START, *map(tagger.normalize, words), *tagger.END]
+        context = [*tagger.START, *map(normalize, words), *tagger.END]
         tags = []
         for i, word in enumerate(words):
             found = tagger.tagdict.get(word) or predict(word, before, before_that, tuple(context[i : i + 5]))

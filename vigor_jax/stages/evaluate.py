@@ -16,7 +16,8 @@ from vigor_jax.data.store import write_atomically
 from vigor_jax.decoding import SamplingConfig
 from vigor_jax.errors import InputError
 from vigor_jax.evaluation import chair, mme, pope
-from vigor_jax.evaluation.metrics import Metrics, chair_metrics, mme_metrics, pope_metrics, table
+from vigor_jax.evaluation.metrics import Metrics, chair_metrics, mme_metrics, pope_metrics, table, warn
+from vigor_jax.evaluation.protocols import ProtocolName, wording
 from vigor_jax.evaluation.synonyms import Synonyms
 from vigor_jax.hf.load import Source
 from vigor_jax.records import ImageFile
@@ -26,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateConfig:
-    """What the models are asked, beside each other.
+    """What the models are asked, and how.
 
     Attributes:
       images: the images that CHAIR's captions and POPE's questions are about: a folder, tar shards or Parquet
@@ -38,6 +39,7 @@ class EvaluateConfig:
       mme: MME's folder.
       prompt: what captions are asked for with.
       template: the conversation format that the model was trained with.
+      protocol: the words that POPE and MME are asked in: "paper", their own, or "llava-1.5" (docs/evaluation.md).
       limit: only so many images for CHAIR, the first by name; 0 takes all that have objects.
       base: whether the model before is asked, too.
       captions: how captions are drawn.
@@ -51,6 +53,7 @@ class EvaluateConfig:
     mme: Path | None = None
     prompt: str = "Describe this image in detail."
     template: str = "v1"
+    protocol: ProtocolName = "paper"
     limit: int = 0
     base: bool = True
     captions: SamplingConfig = dataclasses.field(
@@ -119,25 +122,28 @@ def _chair(config: EvaluateConfig, answerer: Answerer, folder: Path, model: str)
 
 
 def _pope(config: EvaluateConfig, answerer: Answerer, folder: Path, model: str) -> Metrics:
-    splits = {}
+    splits, words = {}, wording("pope", config.protocol)
     for path in config.pope:
         questions = pope.read_questions(path)
         images = _images(config, sorted({question.image for question in questions}))
-        asked = [Question(question.image, images[question.image], question.text) for question in questions]
-        out = folder / f"pope-{path.stem}.jsonl"
-        texts = answerer.ask(asked, out, config.answers, desc=f"POPE {path.stem}, {model}")
+        asked = [Question(question.image, images[question.image], words.ask(question.text)) for question in questions]
+        out, settings = folder / f"pope-{path.stem}.jsonl", {"protocol": words.name}
+        texts = answerer.ask(asked, out, config.answers, desc=f"POPE {path.stem}, {model}", settings=settings)
         splits[path.stem] = questions, texts
-    return pope_metrics(splits)
+    metrics = pope_metrics(splits)
+    return {**metrics, "protocol": words.stored(), **warn(pope=metrics)}
 
 
 def _mme(config: EvaluateConfig, mme_folder: Path, answerer: Answerer, folder: Path, model: str) -> Metrics:
     results: dict[str, list[mme.MmeQuestion]] = {}
+    words = wording("mme", config.protocol)
     for subtask, questions in mme.read_subtasks(mme_folder).items():
-        asked = [Question(f"{subtask}/{q.image}", q.path, q.question) for q in questions if q.path]
-        out = folder / f"mme-{subtask}.jsonl"
-        texts = answerer.ask(asked, out, config.answers, desc=f"MME {subtask}, {model}")
+        asked = [Question(f"{subtask}/{q.image}", q.path, words.ask(q.question)) for q in questions if q.path]
+        out, settings = folder / f"mme-{subtask}.jsonl", {"protocol": words.name}
+        texts = answerer.ask(asked, out, config.answers, desc=f"MME {subtask}, {model}", settings=settings)
         results[subtask] = mme.answered(questions, texts)
-    return mme_metrics(results)
+    metrics = mme_metrics(results)
+    return {**metrics, "protocol": words.stored(), **warn(mme=metrics)}
 
 
 def _images(config: EvaluateConfig, names: Sequence[str]) -> dict[str, ImageFile]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import fsspec
 
+from vigor_jax.disk import naming
 from vigor_jax.errors import InputError
 
 
@@ -59,15 +60,37 @@ class Ledger:
         self._path = run_dir / "stages.json"
         self._stages = {stage.name: stage for stage in stages}
         self._today: dict[str, dict[str, Any]] = {}
-        marks: dict[str, str] = {}
+        self._left: dict[str, str] = {}
+        self._marks: dict[str, str] = {}
         for stage in stages:
-            after = {name: marks[name] for name in stage.after}
+            after = {name: self._marks[name] for name in stage.after}
             entry = self._today[stage.name] = {"settings": dict(stage.settings), "after": after}
-            marks[stage.name] = hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
+            self._marks[stage.name] = hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def stages(self) -> tuple[StageInputs, ...]:
+        """All stages, each after those that it reads."""
+        return tuple(self._stages.values())
+
+    def mark(self, name: str) -> str:
+        """Names the settings of today that a stage's result depends on, those of the stages before it included."""
+        return self._marks[name]
+
+    @property
+    def today(self) -> Mapping[str, Mapping[str, Any]]:
+        """The settings of all stages, and fingerprints of those that they read."""
+        return self._today
+
+    def leave_to_stage(self, name: str, key: str) -> None:
+        """Lets a stage find out by itself what a change of one setting means, until a stage after it was begun."""
+        self._left[name] = key
 
     def stale(self) -> list[str]:
         """Stages that were begun with other settings, or after stages that were, in their order."""
         begun = self._read()
+        for name, key in self._left.items():
+            if name in begun and not begun.keys() & set(self.after(name)[1:]):
+                begun[name]["settings"][key] = self._today[name]["settings"].get(key)
         return [name for name, entry in self._today.items() if begun.get(name, entry) != entry]
 
     def check(self, stages: Collection[str], *, overwrite: bool) -> list[str]:
@@ -125,15 +148,22 @@ class Ledger:
 
     def _read(self) -> dict[str, Any]:
         try:
-            return dict(json.loads(self._path.read_text(encoding="utf-8")))
+            begun = json.loads(self._path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return {}
         except ValueError as error:
             raise InputError(f"{self._path} is damaged ({error}); remove it, or choose another run.dir") from None
+        entries = begun.values() if isinstance(begun, dict) else [None]
+        if not all(isinstance(entry, dict) and isinstance(entry.get("settings"), dict) for entry in entries):
+            raise InputError(
+                f"{self._path} is damaged (expected the settings of each stage); remove it, or choose another run.dir"
+            )
+        return begun
 
     def _write(self, begun: Mapping[str, Any]) -> None:
         partial = self._path.with_name(f".{self._path.name}.partial")
-        partial.write_text(json.dumps(begun, indent=1) + "\n", encoding="utf-8")
+        with naming(partial):
+            partial.write_text(json.dumps(begun, indent=1) + "\n", encoding="utf-8")
         os.replace(partial, self._path)
 
 

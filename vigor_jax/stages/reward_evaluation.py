@@ -54,7 +54,7 @@ class Evaluation:
     def __call__(self, weights: Weights) -> dict[str, Any]:
         """What `evaluate` says of a model with these weights, frozen ones included; under `jax.set_mesh`."""
         scores: list[np.ndarray] = []
-        sheets = iter(self._loader.sheets)
+        sheets = iter([sheet for sheet in self._loader.sheets if sheet is not None])
         for batch in self._loader.in_order():
             found = np.asarray(self._p_good(weights, to_global(batch.rows, self._mesh)))
             # Rows of padding come last, where `sheets` is at its end.

@@ -40,7 +40,8 @@ class SampleConfig:
         (docs/images.md).
       prompts: each image is asked one of them, drawn by its name and the seed.
       template: the conversation format that the model was trained with.
-      images_per_part: images in one file of candidates; what a kill can lose is one file.
+      images_per_part: images in one file of candidates; what a kill can lose is one file. Each starts with empty rows,
+        so take at least ten times `sampling.batch_size`: fewer leave rows empty while the last answers end.
       limit: only so many images, the first in their order, which in a folder is that of the names; 0 takes all.
       int8: hold the language model's weights in 8 bits meanwhile; what it says changes a little, see `models.int8`.
       sampling: how candidates are drawn.
@@ -74,6 +75,7 @@ def sample(
     *,
     dtype: Any,
     on_part: Callable[[int, int], None] = lambda index, count: None,
+    made_with: str = "",
 ) -> None:
     """Writes the parts of `candidates/` that are not there; all processes sample each part together.
 
@@ -84,6 +86,7 @@ def sample(
       mesh: all devices of all processes.
       dtype: type to compute in.
       on_part: called with (index, count) once a part is complete, those found there included.
+      made_with: names the settings, for the parts' seals.
 
     Raises:
       InputError: no images, or one cannot be read.
@@ -117,12 +120,10 @@ def sample(
         """Image and prompt; of a hundred million images no process holds all names."""
         return ((image, _prompt(config, image)) for image in images.names(index * size, (index + 1) * size))
 
-    def requests() -> Iterator[Request]:
-        for index in todo:
-            for image, prompt in part(index):
-                yield Request(image, encoded[prompt], partial(_pixels, images.file(image), source), prompt)
+    def requests(index: int) -> Iterator[Request]:
+        for image, prompt in part(index):
+            yield Request(image, encoded[prompt], partial(_pixels, images.file(image), source), prompt)
 
-    completions = sampler.generate(requests())
     metadata = {"images": name_images(images)}
     is_writer = jax.process_index() == 0
     with tqdm(
@@ -130,11 +131,12 @@ def sample(
     ) as bar:
         for index in todo:
             candidates: list[Candidate] = []
-            for _, prompt in part(index):
-                candidates += [_candidate(completion, prompt) for completion in next(completions)]
+            # Each part starts with empty rows, so that its log-probabilities do not depend on the parts before it.
+            for (_, prompt), completions in zip(part(index), sampler.generate(requests(index)), strict=True):
+                candidates += [_candidate(completion, prompt) for completion in completions]
                 bar.update()
             if index % jax.process_count() == jax.process_index():
-                write_part(folder, index, count, candidates, Candidate, metadata)
+                write_part(folder, index, count, candidates, Candidate, metadata, made_with=made_with)
             on_part(index, count)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from vigor_jax.data.image_store import Images, open_images
-from vigor_jax.data.store import count_parts, has_part, join, part_metadata, read_part, write_part
+from vigor_jax.data.store import count_parts, has_part, join, part_metadata, part_seal, read_part, write_part
 from vigor_jax.errors import InputError
 from vigor_jax.records import Candidate, Judged, Verdict
 from vigor_jax.rewards.detection import DetectorStream
@@ -72,6 +72,7 @@ def score(
     process_index: int = 0,
     process_count: int = 1,
     together: bool = False,
+    made_with: str = "",
 ) -> None:
     """Writes the parts of `verdicts/STREAM/` that are not there.
 
@@ -83,11 +84,14 @@ def score(
       process_count: of all.
       together: all processes judge each part together, as a model on the mesh must, and one of them writes it; else
         each judges its own parts.
+      made_with: names the settings, for the parts' seals.
 
     Raises:
       InputError: candidates are missing, an image cannot be read, or there are verdicts of another model.
     """
-    count = count_parts(join(records, "candidates"))
+    candidates = join(records, "candidates")
+    count = count_parts(candidates)
+    part_metadata(candidates)  # which refuses parts of several runs
     if different := check_digest(stream, records):
         raise InputError(different)
     own = [index for index in range(count) if together or index % process_count == process_index]
@@ -105,13 +109,19 @@ def score(
         dynamic_ncols=True,
         disable=process_index != 0,
     ) as bar:
-        for _ in _judge_parts(stream, records, open_images(images), todo, count, writes):
+        for _ in _judge_parts(stream, records, open_images(images), todo, count, writes, made_with):
             bar.update()
 
 
 @contextmanager
 def scoring_ahead(
-    stream: RewardStream, records: str | Path, images: str | Path, *, process_index: int = 0, process_count: int = 1
+    stream: RewardStream,
+    records: str | Path,
+    images: str | Path,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+    made_with: str = "",
 ) -> Iterator[Callable[[int, int], None]]:
     """Judges parts in a thread, as soon as they are named, while the accelerator samples the next ones.
 
@@ -136,7 +146,7 @@ def scoring_ahead(
                 continue
             started = time.monotonic()
             try:
-                for _ in _judge_parts(stream, records, opened, [index], count, {index}):
+                for _ in _judge_parts(stream, records, opened, [index], count, {index}, made_with):
                     pass
             except BaseException as error:  # it is raised where the context is left
                 failures.append(error)
@@ -175,15 +185,22 @@ def check_digest(stream: RewardStream, records: str | Path) -> str:
 
 
 def _judge_parts(
-    stream: RewardStream, records: str | Path, images: Images, todo: Sequence[int], count: int, writes: set[int]
+    stream: RewardStream,
+    records: str | Path,
+    images: Images,
+    todo: Sequence[int],
+    count: int,
+    writes: set[int],
+    made_with: str,
 ) -> Iterator[int]:
     """Judges parts in one go, so that the stream reads ahead across their borders; yields each one's index when it
     is done."""
+    candidates, verdicts = join(records, "candidates"), join(records, "verdicts", stream.name)
     sizes: list[int] = []  # images in each part, known once the first of them is asked for
 
     def items() -> Iterator[Judged]:
         for index in todo:
-            part = list(read_items(read_part(join(records, "candidates"), index, count, Candidate), images))
+            part = list(read_items(read_part(candidates, index, count, Candidate), images))
             sizes.append(len(part))
             yield from part
 
@@ -193,8 +210,9 @@ def _judge_parts(
         for _ in range(sizes[position] - 1):
             found += next(judged)
         if index in writes:
-            folder = join(records, "verdicts", stream.name)
-            write_part(folder, index, count, found, Verdict, {"digest": stream.digest})
+            made_of = part_seal(candidates, index, count).digest
+            metadata = {"digest": stream.digest}
+            write_part(verdicts, index, count, found, Verdict, metadata, made_with=made_with, made_of=made_of)
         yield index
 
 

@@ -18,14 +18,22 @@ import pyarrow as pa
 
 from vigor_jax.data import store
 from vigor_jax.data.blocks import Block, Mentions, num_words, read_blocks, signal_sums, unpack
+from vigor_jax.data.checksum import write_checksum
+from vigor_jax.data.seal import Seal
 from vigor_jax.errors import InputError
 from vigor_jax.records import DecidedBy, Dropped, Selection, Signal, Span, Target, Verdict
+from vigor_jax.rewards.content import has_words
 from vigor_jax.rewards.fusion import Choice, FusionConfig, Moments, Scale, choose, per_unit
 from vigor_jax.rewards.refine import Refined, keep_sentences, refine
 from vigor_jax.rewards.sentences import split_sentences
+from vigor_jax.stages.candidate_texts import CandidateTexts, Repetitions
 from vigor_jax.stages.selection_summary import Summary, summarize
 
-__all__ = ["SelectConfig", "Summary", "select"]
+__all__ = ["OtherPartsError", "SelectConfig", "Summary", "select"]
+
+
+class OtherPartsError(InputError):
+    """Selections that are there were made of other candidates or verdicts than those that are there now."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,15 +44,29 @@ class SelectConfig:
       strategy: "reward" takes the candidate of the lowest penalty. The controls take a random one, whatever the streams
         say: "random", and "random_drop" without randomly chosen sentences, so that as many are left as refinement
         leaves of the candidate of the lowest penalty (all, if it has fewer).
+      min_words: least length of a response, and of what is left of it. A shorter candidate loses to any that is longer,
+        the controls do not draw it, and the variances leave it out; where all are shorter the image gives no target.
       refine: whether sentences that mention what is not there are left out; "random_drop" only counts them.
+      continuations: whether refinement also drops sentences that only continue one that it leaves out ("It is red.").
+        The paper keeps them.
+      repetitions: "count" takes a sentence that a candidate repeats word for word as a sentence like any other; with
+        "once" it earns nothing again: its positive signals do not count, nor does it among the sentences of
+        `fusion.per`, while its negative ones do; ties go to whoever repeats less, and refinement leaves it out.
       seed: of the controls; a draw depends on it, the image and the prompt only.
       fusion: how the streams' signals become one penalty.
     """
 
     strategy: Literal["reward", "random", "random_drop"] = "reward"
+    min_words: int = 2
     refine: bool = True
+    continuations: Literal["drop", "keep"] = "drop"
+    repetitions: Repetitions = "count"
     seed: int = 0
     fusion: FusionConfig = dataclasses.field(default_factory=FusionConfig)
+
+    def __post_init__(self) -> None:
+        if self.min_words < 0:
+            raise InputError(f"select.min_words: expected 0 or more, got {self.min_words}")
 
 
 def select(
@@ -55,6 +77,7 @@ def select(
     process_index: int = 0,
     process_count: int = 1,
     barrier: Callable[[], None] = lambda: None,
+    made_with: str = "",
 ) -> Summary | None:
     """Makes `selections/`, `targets/`, `targets.json` and `summary.json` of `candidates/` and `verdicts/STREAM/`.
 
@@ -68,6 +91,7 @@ def select(
       process_index: of this process.
       process_count: of all.
       barrier: returns when all processes have called it.
+      made_with: names the settings, for the parts' seals.
 
     Returns:
       What was done, on process 0, which also prints it; None on the others.
@@ -75,27 +99,34 @@ def select(
     Raises:
       InputError: parts are missing, do not fit each other, hold a signal that is no finite number of 0 or more, or the
         selections that are there were made with other settings.
+      OtherPartsError: they were made of other parts.
     """
     if config.strategy == "reward" and not streams:
         raise InputError("select: expected at least one stream to select by, got none; name one, or use a control")
     sources = _Sources.of(run_dir, streams)
     count = sources.count
     selections, targets = store.join(run_dir, "selections"), store.join(run_dir, "targets")
-    metadata = _metadata(config, sources)
-    _check_settings(selections, metadata)
-    _check_settings(targets, metadata)
+    metadata, made_of = _made_from(config, sources)
+    selected, targeted = _check_settings(selections, metadata), _check_settings(targets, metadata)
+    _check_made_of(selections, selected, made_of)
 
     own = set(range(process_index, count, process_count))
     if to_do := sorted(own - store.parts_done(selections, count)):
-        scale = _scale(config.fusion, sources)
+        scale = _scale(config, sources)
         for index in to_do:
-            store.write_part(selections, index, count, _select_part(config, sources, index, scale), Selection, metadata)
-    for index in sorted(own - store.parts_done(targets, count)):
-        store.write_part(targets, index, count, _targets(selections, index, count), Target, metadata)
+            chosen = _select_part(config, sources, index, scale)
+            seals = {"made_with": made_with, "made_of": made_of}
+            store.write_part(selections, index, count, chosen, Selection, metadata, **seals)
+    for index in sorted(own):
+        digest = store.part_seal(selections, index, count).digest
+        if index not in targeted or targeted[index].made_of not in ("", digest):
+            seals = {"made_with": made_with, "made_of": digest}
+            store.write_part(targets, index, count, _targets(selections, index, count), Target, metadata, **seals)
     barrier()
     if process_index:
         return None
     _write_targets_json(store.join(run_dir, "targets.json"), targets)
+    write_checksum(store.join(run_dir, "targets.json"))
     summary = summarize(selections, streams)
     with store.write_atomically(store.join(run_dir, "summary.json")) as file:
         file.write(json.dumps(dataclasses.asdict(summary), indent=2, ensure_ascii=False).encode() + b"\n")
@@ -129,84 +160,101 @@ class _Sources:
         return read_blocks(self.candidates, self.verdicts, index, self.count, columns=columns, fields=fields)
 
 
-def _metadata(config: SelectConfig, sources: _Sources) -> dict[str, str]:
-    """All that a selection depends on, kept in its parts."""
-    made_from = [store.part_metadata(folder) for folder in (sources.candidates, *sources.verdicts.values())]
+def _made_from(config: SelectConfig, sources: _Sources) -> tuple[dict[str, str], str]:
+    """All that a selection depends on, kept in its parts: the settings, and a name of the parts it is made of: of all
+    of them, since the variances are."""
+    parts = [store.inspect_parts(folder) for folder in (sources.candidates, *sources.verdicts.values())]
+    made_from = [each.metadata for each in parts]
     settings = {"settings": dataclasses.asdict(config), "streams": sources.streams, "made_from": made_from}
-    return {key: json.dumps(value, sort_keys=True) for key, value in settings.items()}
+    digests = [[each.seals[index].digest for index in range(sources.count)] for each in parts]
+    made_of = hashlib.sha256(json.dumps(digests).encode()).hexdigest()
+    return {key: json.dumps(value, sort_keys=True) for key, value in settings.items()}, made_of
 
 
-def _check_settings(folder: str, metadata: Mapping[str, str]) -> None:
-    found = store.part_metadata(folder)
+def _check_made_of(folder: str, seals: Mapping[int, Seal], made_of: str) -> None:
+    for seal in seals.values():
+        if seal.made_of not in ("", made_of):
+            path = store.join(folder, seal.part)
+            raise OtherPartsError(f"{path} was made of other candidates or verdicts than those that are there now")
+
+
+def _check_settings(folder: str, metadata: Mapping[str, str]) -> dict[int, Seal]:
+    """The seals of the parts of a folder, which were made with these settings."""
+    found, seals = store.inspect_parts(folder)
     if found and found != metadata:
         key = min(key for key in {**found, **metadata} if found.get(key) != metadata.get(key))
         raise InputError(
             f"{folder}: has parts whose {key} was {found.get(key)}, and now it is {metadata.get(key)}; go back to "
-            "that, choose another run.dir, or give --run.overwrite true to make them anew"
+            "that, choose another run.dir, or give --run.overwrite true to make them again"
         )
+    return seals
 
 
 # Pass 1
 
 
-def _scale(config: FusionConfig, sources: _Sources) -> Scale:
-    """Of all candidates of the run; the parts' statistics are merged in the order of the parts."""
+def _scale(config: SelectConfig, sources: _Sources) -> Scale:
+    """Of all candidates of the run that are long enough; the parts' statistics are merged in the order of the parts."""
     streams = sources.streams
     totals = Moments(len(streams)), Moments(len(streams))
-    columns = ["text"] if config.per == "sentence" else []
+    fields = ["negative", "positive", *(["spans"] if config.repetitions == "once" else [])]
     for index in range(sources.count):
         moments = Moments(len(streams)), Moments(len(streams))
-        for block in sources.blocks(index, columns, ["negative", "positive"]):
-            per = per_unit(_num_sentences(block, config), config)
+        for block in sources.blocks(index, ["text"], fields):
+            texts = _texts(config, block, look=False)
             for kind, each in zip(("negative", "positive"), moments, strict=True):
-                each.add(signal_sums(block, streams, kind) / per)
+                sums = _sums(config, block, texts, streams, kind) / per_unit(texts.sentences, config.fusion)
+                each.add(sums[texts.has_words])
         for total, each in zip(totals, moments, strict=True):
             total.merge(each)
-    return Scale.of(streams, *totals, config)
+    return Scale.of(streams, *totals, config.fusion)
 
 
-def _num_sentences(block: Block, config: FusionConfig) -> np.ndarray:
-    """Sentences of each candidate, int [R]; not counted where nothing depends on them."""
-    if config.per == "caption":
-        return np.ones(block.rows.num_rows, np.int64)
-    return np.array([len(split_sentences(text)) for text in block.rows.column("text").to_pylist()])
+def _texts(config: SelectConfig, block: Block, *, look: bool) -> CandidateTexts:
+    return CandidateTexts.of(block, config.fusion, config.min_words, config.repetitions, look=look)
+
+
+def _sums(config: SelectConfig, block: Block, texts: CandidateTexts, streams: Sequence[str], kind: str) -> np.ndarray:
+    is_once = config.repetitions == "once" and kind == "positive"
+    return signal_sums(block, streams, kind, texts.repeated if is_once else {})
 
 
 # Pass 2
 
 
 def _select_part(config: SelectConfig, sources: _Sources, index: int, scale: Scale) -> Iterator[Selection]:
-    fields = ["label", "spans", "negative", "positive", "score", "absent"]
+    fields = ["label", "spans", "negative", "positive", "score", "absent", "denied"]
     for block in sources.blocks(index, ["text", "mean_logprob"], fields):
         yield from _select_block(config, block, scale)
 
 
 def _select_block(config: SelectConfig, block: Block, scale: Scale) -> Iterator[Selection]:
     (rows, starts), streams = block, scale.streams
-    choices = _choices(config.fusion, block, scale)
+    texts = _texts(config, block, look=True)
+    mentions = [Mentions(block.signals(stream)) for stream in streams]
+    has_content = _has_content(block, texts, scale)
+    choices = _choices(config, block, texts, has_content, scale)
     images, prompts = (rows.column(name).take(pa.array(starts[:-1])).to_pylist() for name in ("image", "prompt"))
     draws = [_random(config.seed, image, prompt) for image, prompt in zip(images, prompts, strict=True)]
     best = starts[:-1] + [choice.candidate for choice in choices]
-    drawn = np.array([draw.randrange(start, end) for draw, (start, end) in zip(draws, pairwise(starts), strict=True)])
+    long_enough = [texts.has_words[start:end] for start, end in pairwise(starts)]
+    drawn = starts[:-1] + [_draw(draw, each) for draw, each in zip(draws, long_enough, strict=True)]
     # Whose sentences are struck, or counted that refinement would strike.
     refined_rows = drawn if config.strategy == "random" else best
     absent = _Absent(streams, block, refined_rows)
-    mentions = [Mentions(block.signals(stream)) for stream in streams]
     num_mentions = np.stack([each.per_row for each in mentions], axis=1) if mentions else np.zeros((len(rows), 0), int)
-    words = num_words(rows.column("text"))
+    words, repeats = num_words(rows.column("text")), texts.repeats
 
-    texts = rows.column("text").take(pa.array(refined_rows)).to_pylist()
-    for group, (image, prompt, text, choice) in enumerate(zip(images, prompts, texts, choices, strict=True)):
+    chosen_texts = rows.column("text").take(pa.array(refined_rows)).to_pylist()
+    for group, (image, prompt, text, choice) in enumerate(zip(images, prompts, chosen_texts, choices, strict=True)):
         start, end, row = int(starts[group]), int(starts[group + 1]), int(refined_rows[group])
         decided_by: DecidedBy = choice.decided_by if config.strategy == "reward" else "random"
-        refined = refine(text, absent.verdicts(image, row, start)) if config.refine else Refined(text.strip(), ())
-        reason = "every sentence mentions something that is not there"
+        refined = _refine(config, text, absent.verdicts(image, row, start))
         if config.strategy == "random_drop":
             num_kept = len(split_sentences(text)) - len(refined.dropped)
             row = int(drawn[group])
             text = rows.column("text")[row].as_py()
             refined = _drop_at_random(text, num_kept, draws[group])
-            reason = "as many sentences are kept as refinement would keep, which is none"
         yield Selection(
             image=image,
             prompt=prompt,
@@ -217,20 +265,72 @@ def _select_block(config: SelectConfig, block: Block, scale: Scale) -> Iterator[
             text=text,
             dropped=refined.dropped,
             refined=refined.text,
-            reason="" if refined.text else reason if text.strip() else "the response is empty",
+            reason=_reason(config, text, refined),
             decisive_stream=choice.decisive_stream if config.strategy == "reward" else "",
             words=tuple(words[start:end].tolist()),
             mentions=tuple(map(tuple, num_mentions[start:end].tolist())),
             refined_mentions=tuple(each.left(row, refined.dropped) for each in mentions),
+            has_content=tuple(has_content[start:end].tolist()),
+            repeats=tuple(repeats[start:end].tolist()),
         )
 
 
-def _choices(config: FusionConfig, block: Block, scale: Scale) -> list[Choice]:
+def _has_content(block: Block, texts: CandidateTexts, scale: Scale) -> np.ndarray:
+    """Which candidates say anything that counts, bool [R]: words enough, and something that a stream judges.
+
+    A stream that never says what is right may be silent because nothing is wrong, so its silence tells nothing.
+    """
+    telling = [stream for stream, factor in zip(scale.streams, scale.positive, strict=True) if factor > 0]
+    judged = [np.diff(unpack(block.signals(stream))[1]) > 0 for stream in telling]
+    return texts.has_words & (np.any(judged, axis=0) if judged else True)
+
+
+def _choices(
+    config: SelectConfig, block: Block, texts: CandidateTexts, has_content: np.ndarray, scale: Scale
+) -> list[Choice]:
     logprobs = block.rows.column("mean_logprob").to_numpy(zero_copy_only=False)
     if (wrong := np.flatnonzero(np.isnan(logprobs))).size:
         raise InputError(f"{block.name(int(wrong[0]))}: expected a number as mean_logprob, got nan; sample it again")
-    negatives, positives = (signal_sums(block, scale.streams, kind) for kind in ("negative", "positive"))
-    return choose(negatives, positives, logprobs, _num_sentences(block, config), block.starts, scale, config)
+    negatives, positives = (_sums(config, block, texts, scale.streams, kind) for kind in ("negative", "positive"))
+    repeats = texts.repeats if config.repetitions == "once" else None
+    return choose(
+        negatives,
+        positives,
+        logprobs,
+        texts.sentences,
+        block.starts,
+        scale,
+        config.fusion,
+        has_content=has_content,
+        repeats=repeats,
+    )
+
+
+def _refine(config: SelectConfig, text: str, verdicts: Sequence[Verdict]) -> Refined:
+    if not config.refine:
+        return Refined(text.strip(), ())
+    return refine(
+        text,
+        verdicts,
+        drop_continuations=config.continuations == "drop",
+        drop_repetitions=config.repetitions == "once",
+    )
+
+
+def _reason(config: SelectConfig, text: str, refined: Refined) -> str:
+    """Why an image gives no target; "" if it gives one."""
+    if not text.strip():
+        return "the response is empty"
+    if not has_words(text, config.min_words):
+        return f"the response has fewer than {config.min_words} words"
+    if not refined.text and config.strategy == "random_drop":
+        return "as many sentences are kept as refinement would keep, which is none"
+    if not refined.text:
+        is_plain = all(dropped.reason.startswith("mentions ") for dropped in refined.dropped)
+        return "every sentence mentions something that is not there" if is_plain else "refinement leaves no sentence"
+    if not has_words(refined.text, config.min_words):
+        return f"what is left of the response has fewer than {config.min_words} words"
+    return ""
 
 
 class _Absent:
@@ -258,6 +358,12 @@ def _random(seed: int, image: str, prompt: str) -> random.Random:
     """A draw of its own for each image and prompt, so that parts and processes do not matter."""
     digest = hashlib.blake2b(json.dumps([seed, image, prompt]).encode(), digest_size=16).digest()
     return random.Random(int.from_bytes(digest))
+
+
+def _draw(draw: random.Random, long_enough: np.ndarray) -> int:
+    """Any of an image's candidates that are long enough, or any at all where none is."""
+    candidates = np.flatnonzero(long_enough if long_enough.any() else ~long_enough)
+    return int(candidates[draw.randrange(len(candidates))])
 
 
 def _drop_at_random(text: str, num_kept: int, draw: random.Random) -> Refined:

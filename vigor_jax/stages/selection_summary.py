@@ -8,6 +8,7 @@ import numpy as np
 
 from vigor_jax.data import store
 from vigor_jax.data.blocks import num_words, unpack
+from vigor_jax.percent import percent
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -24,7 +25,10 @@ class Summary:
       words: mean number of words of a caption: of all "candidates", of the "chosen", of the "targets".
       mentions: by stream, the mean number of signals that point into a caption: likewise.
       penalties: quantiles 0, 0.25, 0.5, 0.75, 1 over all "candidates" and over the "chosen".
-      decided_by: how many images were decided by what; all but "penalty", "only" and "random" are broken ties.
+      without_content: how many of the "candidates" and of the "chosen" say nothing that counts.
+      repeating: how many of them repeat a sentence of their own word for word.
+      decided_by: how many images were decided by what; all but "content", "penalty", "only" and "random" are broken
+        ties.
       decisive_stream: of those that the penalty decided, how many by which stream: the one whose term differs most
         between the chosen candidate and the next best.
     """
@@ -36,6 +40,8 @@ class Summary:
     words: dict[str, float]
     mentions: dict[str, dict[str, float]]
     penalties: dict[str, tuple[float, ...]]
+    without_content: dict[str, int]
+    repeating: dict[str, int]
     decided_by: dict[str, int]
     decisive_stream: dict[str, int]
 
@@ -51,9 +57,13 @@ class Summary:
         lines.append(f"{'penalty, quantiles':<24}" + "".join(f"{quantile:>12.0%}" for quantile in QUANTILES))
         for kind, values in self.penalties.items():
             lines.append(f"{kind:<24}" + "".join(f"{value:>12.4g}" for value in values))
+        for what, numbers in {"without content": self.without_content, "repeating a sentence": self.repeating}.items():
+            totals = {"candidates": self.candidates, "chosen": self.images}
+            said = [f"{numbers[kind]} {kind} ({percent(numbers[kind] / max(n, 1), 1)}%)" for kind, n in totals.items()]
+            lines.append(f"{what}: {', '.join(said)}")
         lines += [f"decided by {what}: {number}" for what, number in self.decided_by.items()]
         lines += [f"decisive stream {name}: {number}" for name, number in self.decisive_stream.items()]
-        lines += [f"dropped {share:.1%}: {reason}" for reason, share in self.dropped.items()]
+        lines += [f"dropped {percent(share, 1)}%: {reason}" for reason, share in self.dropped.items()]
         return "\n".join(lines)
 
 
@@ -68,15 +78,18 @@ def summarize(folder: str, streams: Sequence[str]) -> Summary:
       InputError: parts are missing or damaged.
     """
     columns = ["candidate", "decided_by", "penalties", "refined", "reason", "decisive_stream", "words", "mentions"]
+    columns += ["refined_mentions", "has_content", "repeats"]
     totals: Counter[str] = Counter()
     decided: Counter[str] = Counter()
     decisive: Counter[str] = Counter(dict.fromkeys(streams, 0))
     dropped: Counter[str] = Counter()
+    without_content: Counter[str] = Counter(candidates=0, chosen=0)
+    repeating: Counter[str] = Counter(candidates=0, chosen=0)
     penalties: dict[str, list[np.ndarray]] = {"candidates": [np.zeros(0)], "chosen": [np.zeros(0)]}
     sums: dict[str, np.ndarray] = {kind: np.zeros(1 + len(streams)) for kind in ("candidates", "chosen", "targets")}
     count = store.count_parts(folder)
     for index in range(count):
-        for batch in store.read_batches(folder, index, count, columns=[*columns, "refined_mentions"]):
+        for batch in store.read_batches(folder, index, count, columns=columns):
             decided.update(batch.column("decided_by").to_pylist())
             decisive.update(name for name in batch.column("decisive_stream").to_pylist() if name)
             reasons = batch.column("reason").to_pylist()
@@ -85,6 +98,10 @@ def summarize(folder: str, streams: Sequence[str]) -> Summary:
             rows = offsets[:-1] + batch.column("candidate").to_numpy()
             penalties["candidates"].append(values.to_numpy())
             penalties["chosen"].append(values.to_numpy()[rows])
+            is_empty = ~unpack(batch.column("has_content"))[0].to_numpy(zero_copy_only=False)
+            repeats = unpack(batch.column("repeats"))[0].to_numpy() > 0
+            for counter, found in ((without_content, is_empty), (repeating, repeats)):
+                counter.update(candidates=int(found.sum()), chosen=int(found[rows].sum()))
             words = unpack(batch.column("words"))[0].to_numpy()
             mentions = batch.column("mentions").flatten().flatten().to_numpy().reshape(len(words), len(streams))
             each = np.column_stack([words, mentions])
@@ -103,6 +120,8 @@ def summarize(folder: str, streams: Sequence[str]) -> Summary:
         words={kind: float(mean[0]) for kind, mean in means.items()},
         mentions={name: {kind: float(mean[i]) for kind, mean in means.items()} for i, name in enumerate(streams, 1)},
         penalties={kind: _quantiles(np.concatenate(found)) for kind, found in penalties.items()},
+        without_content=dict(without_content),
+        repeating=dict(repeating),
         decided_by=dict(sorted(decided.items())),
         decisive_stream=dict(decisive),
     )

@@ -23,14 +23,17 @@ from jaxtyping import Array
 
 from vigor_jax.checkpoint import Checkpoints
 from vigor_jax.data.conversation import TEMPLATES
-from vigor_jax.data.examples import read_examples
 from vigor_jax.data.loader import Batch, Loader
+from vigor_jax.data.places import row_keys
+from vigor_jax.data.trainable import Encoder, usable_examples
 from vigor_jax.errors import InputError
 from vigor_jax.flops import peak_flops, train_flops
 from vigor_jax.hf.load import Source, load_llava
 from vigor_jax.models.llava import LlavaConfig, abstract_llava, param_paths
+from vigor_jax.processes import is_first, same_everywhere, together
 from vigor_jax.sharding import batch_size_per_step, own_rows, to_global
 from vigor_jax.stages.preemption import Preemption
+from vigor_jax.stages.resumption import Data, hold_places
 from vigor_jax.stages.train_step import (
     Loss,
     Metrics,
@@ -55,6 +58,7 @@ NOT_IN_FINGERPRINT = frozenset(
         "data",
         "annotations",
         "images",
+        "skip_bad",
         "accumulate",
         "pack",
         "bucket",
@@ -120,9 +124,12 @@ def sft(config: SftConfig, source: Source, run_dir: Path, mesh: Mesh, *, dtype: 
       TrainingDiverged: loss or gradient became infinite or NaN.
       SystemExit: with `preemption.EXIT_CODE`, after SIGTERM and a checkpoint.
     """
-    loader = _loader(config, source, mesh)
-    data = {"sha256": file_digest(loader.data_file), "examples": len(loader.examples)}
-    return fine_tune(config, source, run_dir, mesh, loader, data, dtype=dtype, name=name)
+    loader, data = together(lambda: _data(config, source, mesh, run_dir, name))
+    filled, facts = hold_places(config, run_dir, name, data)
+    if filled is not None:
+        examples = [loader.examples[row] if row >= 0 else None for row in filled]
+        loader = dataclasses.replace(loader, examples=examples)
+    return fine_tune(config, source, run_dir, mesh, loader, facts, dtype=dtype, name=name)
 
 
 def fine_tune(
@@ -155,6 +162,9 @@ def fine_tune(
     """
     trained = trained_paths(param_paths(nnx.state(abstract_llava(source.config))).keys(), config.freeze)
     fingerprint = _fingerprint(config, source, data, dtype)
+    places = ("data", "annotations", "images")
+    settings = {key: value for key, value in dataclasses.asdict(config).items() if key not in places}
+    same_everywhere(settings | fingerprint)
     directory = run_dir / "checkpoints" / name
     with Checkpoints(directory, keep=config.keep) as checkpoints, jax.set_mesh(mesh):
         start = checkpoints.latest_step() or 0
@@ -178,6 +188,7 @@ def fine_tune(
             )
         optimizer = make_optimizer(config, batches.num_steps)
         abstract = abstract_state(params, optimizer, mesh)
+        checkpoints.check_room(abstract.params, _all_but_params(abstract))  # now rather than after hours
         if start:
             del params
             params, rest = checkpoints.restore(start, abstract.params, _all_but_params(abstract))
@@ -212,8 +223,22 @@ def fine_tune(
     return directory
 
 
-def _loader(config: SftConfig, source: Source, mesh: Mesh) -> Loader:
-    """The data, with this process's share of the rows."""
+def _data(config: SftConfig, source: Source, mesh: Mesh, run_dir: Path, name: str) -> tuple[Loader, Data]:
+    """The batches, and what tells the data from other data."""
+    loader = _loader(config, source, mesh, run_dir, name)
+    examples = [example for example in loader.examples if example is not None]
+    facts = {"sha256": file_digest(loader.data_file), "examples": len(examples)}
+    keys = row_keys((example.digest, example.name) for example in examples)
+
+    def label(index: int) -> str:
+        example = examples[index]
+        return example.label if example.name is None else f"{example.label} (id {example.name!r})"
+
+    return loader, Data(loader.data_file, facts, keys, label)
+
+
+def _loader(config: SftConfig, source: Source, mesh: Mesh, run_dir: Path | None = None, name: str = "sft") -> Loader:
+    """The data, with this process's share of the rows; all of them were looked at."""
     if config.data is None:
         raise InputError("data: no file is given; name a file of conversations")
     batch_size_per_step(config.batch_size, mesh, config.accumulate, config.pack)
@@ -223,21 +248,30 @@ def _loader(config: SftConfig, source: Source, mesh: Mesh) -> Loader:
             f"max_length: {config.max_length} is more than the {positions} positions that {source.directory} has "
             f"learnt; expected at most {positions}"
         )
+    encoding: dict[str, Any] = {
+        "tokenizer": source.tokenizer,
+        "template": TEMPLATES[config.template],
+        "image_token_id": source.config.image_token_id,
+        "num_image_tokens": source.config.num_image_tokens,
+        "max_length": config.max_length,
+        "max_positions": positions,
+    }
+    examples = usable_examples(
+        config.data, config.images, Encoder(**encoding),
+        skip=config.skip_bad, option=f"{name}.skip_bad", report=(run_dir or Path()) / "bad_rows.jsonl",
+        writes=is_first(),
+    )  # fmt: skip
     return Loader(
-        examples=read_examples(config.data, config.images),
+        examples=examples,
         data_file=config.data,
-        tokenizer=source.tokenizer,
-        template=TEMPLATES[config.template],
         preprocessing=source.preprocessing,
-        image_token_id=source.config.image_token_id,
-        num_image_tokens=source.config.num_image_tokens,
         batch_size=config.batch_size,
         epochs=config.epochs,
         seed=config.seed,
-        max_length=config.max_length,
         bucket=config.bucket,
         pack=config.pack,
         rows=own_rows(config.batch_size // config.pack, mesh),
+        **encoding,
     )
 
 
@@ -253,6 +287,8 @@ def _fingerprint(config: SftConfig, source: Source, data: dict[str, Any], dtype:
     return {
         "model": dataclasses.asdict(source.config),
         "dtype": jnp.dtype(dtype).name,
+        "tokenizer": source.tokenizer.digest(),
+        "preprocessing": dataclasses.asdict(source.preprocessing),
         **{name: value for name, value in settings.items() if name not in NOT_IN_FINGERPRINT},
         "data": data,
     }

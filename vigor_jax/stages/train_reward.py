@@ -19,18 +19,22 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from vigor_jax.checkpoint import latest_step
-from vigor_jax.data.annotations import read_annotations
+from vigor_jax.data.annotations import scan_annotations
+from vigor_jax.data.bad_rows import BadRow, settle
 from vigor_jax.data.branch_batches import BranchLoader, BranchRows
 from vigor_jax.data.branches import QUESTIONS, BranchEncoder, Description, Per, Sheet, answer, asked
 from vigor_jax.data.conversation import TEMPLATES
-from vigor_jax.data.image_store import Images, open_images
+from vigor_jax.data.image_store import open_images
+from vigor_jax.data.places import row_keys
 from vigor_jax.errors import InputError
 from vigor_jax.hf.load import Source
 from vigor_jax.models.llava import Llava
 from vigor_jax.models.tree import read_places
+from vigor_jax.processes import is_first, together
 from vigor_jax.records import Annotation, ErrorType
 from vigor_jax.sharding import batch_size_per_step, own_rows
 from vigor_jax.stages import reward_evaluation
+from vigor_jax.stages.resumption import Data, hold_places
 from vigor_jax.stages.reward_evaluation import Evaluation
 from vigor_jax.stages.sft import file_digest, fine_tune
 from vigor_jax.stages.train_step import SftConfig, Weights
@@ -99,23 +103,18 @@ def train_reward(config: TrainRewardConfig, source: Source, run_dir: Path, mesh:
     if config.annotations is None or config.images is None:
         raise InputError("annotations, images: name the file of judged descriptions and the folder of their images")
     batch_size_per_step(config.batch_size, mesh, config.accumulate)
-    annotations = _read(config.annotations, open_images(config.images))
+    encoder = _encoder(config, source)
+    annotations = together(lambda: _read(config, encoder, run_dir))
     held_out = {image: group for image, group in annotations.items() if is_held_out(image, config.held_out)}
     taught = {image: group for image, group in annotations.items() if image not in held_out}
 
-    encoder = BranchEncoder(
-        source.tokenizer,
-        TEMPLATES[config.template],
-        config.question or QUESTIONS[config.per],
-        image_token_id=source.config.image_token_id,
-        num_image_tokens=source.config.num_image_tokens,
-        max_length=config.max_length,
-        max_position=source.config.text.max_position_embeddings,
-    )
     balance = Counter(not errors for errors in all_errors(taught, config.per))
     weights = class_weights(balance) if config.balance == "weighted" else {}
+    sheets = make_sheets(taught, config, encoder, learn=True, weights=weights)
+    questions = make_sheets(held_out, config, encoder, learn=False)
+    filled, facts = hold_places(config, run_dir, NAME, _data(config.annotations, annotations, sheets))
     loader = BranchLoader(
-        sheets=make_sheets(taught, config, encoder, learn=True, weights=weights),
+        sheets=sheets if filled is None else [sheets[row] if row >= 0 else None for row in filled],
         encoder=encoder,
         pad_id=source.tokenizer.pad_id,
         preprocessing=source.preprocessing,
@@ -134,7 +133,6 @@ def train_reward(config: TrainRewardConfig, source: Source, run_dir: Path, mesh:
     evaluate = None
     if held_out:
         size = config.batch_size // config.accumulate  # as many rows as an update computes at a time
-        questions = make_sheets(held_out, config, encoder, learn=False)
         evaluate = Evaluation(
             dataclasses.replace(loader, sheets=questions, batch_size=size, rows=own_rows(size, mesh)),
             all_errors(held_out, config.per), source, mesh, dtype,
@@ -162,22 +160,77 @@ def train_reward(config: TrainRewardConfig, source: Source, run_dir: Path, mesh:
             reward_evaluation.append(path, metrics)
             logger.info("%s: %s", NAME, reward_evaluation.table(metrics))
 
-    data = {"sha256": file_digest(config.annotations), "examples": sum(map(len, annotations.values()))}
+    # Each epoch is evaluated on the same images, or the evaluations could not be compared.
+    facts |= {"held_out": hashlib.sha256(repr(_contents(questions)).encode()).hexdigest()}
     return fine_tune(
-        config, source, run_dir, mesh, loader, data,
+        config, source, run_dir, mesh, loader, facts,
         dtype=dtype, name=NAME, loss=answer_loss, after_update=after_update,
     )  # fmt: skip
 
 
-def _read(path: Path, images: Images) -> dict[str, list[Annotation]]:
-    """The annotations that have sentences, by their images, which must all be there."""
+def _encoder(config: TrainRewardConfig, source: Source) -> BranchEncoder:
+    return BranchEncoder(
+        source.tokenizer,
+        TEMPLATES[config.template],
+        config.question or QUESTIONS[config.per],
+        image_token_id=source.config.image_token_id,
+        num_image_tokens=source.config.num_image_tokens,
+        max_length=config.max_length,
+        max_position=source.config.text.max_position_embeddings,
+    )
+
+
+def _read(config: TrainRewardConfig, encoder: BranchEncoder, run_dir: Path) -> dict[str, list[Annotation]]:
+    """The annotations that have sentences, by their images; those that cannot be learnt are left out or refused."""
+    path, images = config.annotations or Path(), open_images(config.images or ".")
+    found = list(scan_annotations(path))
+    bad = [row for _, row in found if isinstance(row, BadRow)]
+    lines = [(number, row) for number, row in found if not isinstance(row, BadRow) and row.sentences]
+    wanted = list(dict.fromkeys(annotation.image for _, annotation in lines))
+    missing = images.missing(wanted)
+    if len(missing) == len(wanted) > 1:
+        raise InputError(
+            f"{path}: image {images.file(missing[0])} does not exist, nor does any of its {len(wanted)} images; check "
+            "the image folder"
+        )
     annotations: dict[str, list[Annotation]] = {}
-    for annotation in read_annotations(path):
-        if annotation.sentences:
-            annotations.setdefault(annotation.image, []).append(annotation)
-    if missing := images.missing(annotations):
-        raise InputError(f"{path}: image {images.file(missing[0])} does not exist; check the image folder")
+    gone = set(missing)
+    for number, annotation in lines:
+        image = annotation.image
+        group = annotations.get(image, [])
+        try:
+            if image in gone:
+                raise InputError(f"image {images.file(image)} does not exist; check the image folder")
+            learn = not is_held_out(image, config.held_out)
+            for description in _descriptions(annotation, len(group), config, learn=learn):
+                encoder.length(image, description)
+        except InputError as error:
+            bad.append(BadRow(number, f"line {number}", image, str(error), f"{path}:{number}: {error}"))
+        else:
+            annotations[image] = [*group, annotation]
+    settle(
+        path, bad, len(found),
+        skip=config.skip_bad, option=f"{NAME}.skip_bad", report=run_dir / "bad_annotations.jsonl", writes=is_first(),
+    )  # fmt: skip
     return annotations
+
+
+def _data(path: Path, annotations: Annotations, sheets: Sequence[Sheet]) -> Data:
+    """What tells the rows from those of other annotations."""
+    facts = {"sha256": file_digest(path), "examples": sum(map(len, annotations.values()))}
+    seen: Counter[str] = Counter()
+    names = []
+    for sheet in sheets:
+        names.append(f"{sheet.image} {seen[sheet.image]}")
+        seen[sheet.image] += 1
+    digests = [hashlib.blake2b(repr(content).encode(), digest_size=8).digest() for content in _contents(sheets)]
+    keys = row_keys(zip(digests, names, strict=True))
+    return Data(path, facts, keys, lambda row: f"row of {sheets[row].image}")
+
+
+def _contents(sheets: Sequence[Sheet]) -> list[Any]:
+    """All of the rows but where their images are."""
+    return [(sheet.image, sheet.descriptions) for sheet in sheets]
 
 
 def is_held_out(image: str, share: float) -> bool:
@@ -226,33 +279,41 @@ def make_sheets(
     """
     images, sheets = open_images(config.images or "."), []
     for image, group in annotations.items():
-        descriptions = []
-        for index, annotation in enumerate(group):
-            errors = errors_asked(annotation, config.per)
-            description = Description(
-                candidate=index,
-                text=annotation.description,
-                spans=tuple(sentence.span for sentence in annotation.sentences),
-                asked=asked(len(annotation.sentences), config.per),
-                answers=tuple(map(answer, errors)) if learn else None,
-                weights=tuple((weights or {}).get(not kinds, 1.0) for kinds in errors),
-            )
-            descriptions.append(description)
-        if learn and config.form == "separate":
-            rows = [[single] for description in descriptions for single in _separately(description)]
-        else:
-            rows = [descriptions]
+        each = [
+            _descriptions(annotation, index, config, learn=learn, weights=weights)
+            for index, annotation in enumerate(group)
+        ]
+        separate = learn and config.form == "separate"
+        rows = [[single] for some in each for single in some] if separate else [[whole for (whole,) in each]]
         for row in rows:
             sheets += encoder.sheets(image, images.file(image), row)
     return sheets
 
 
-def _separately(description: Description) -> list[Description]:
-    """One description for each question."""
-    answers, weights = description.answers or (), description.weights or ()
+def _descriptions(
+    annotation: Annotation,
+    index: int,
+    config: TrainRewardConfig,
+    *,
+    learn: bool,
+    weights: Mapping[bool, float] | None = None,
+) -> list[Description]:
+    """One description; in separate form, where there is something to learn, one for each question."""
+    errors = errors_asked(annotation, config.per)
+    description = Description(
+        candidate=index,
+        text=annotation.description,
+        spans=tuple(sentence.span for sentence in annotation.sentences),
+        asked=asked(len(annotation.sentences), config.per),
+        answers=tuple(map(answer, errors)) if learn else None,
+        weights=tuple((weights or {}).get(not kinds, 1.0) for kinds in errors),
+    )
+    if not (learn and config.form == "separate"):
+        return [description]
+    answers, own = description.answers or (), description.weights or ()
     return [
         dataclasses.replace(description, asked=(sentence,), answers=(text,), weights=(weight,))
-        for sentence, text, weight in zip(description.asked, answers, weights, strict=True)
+        for sentence, text, weight in zip(description.asked, answers, own, strict=True)
     ]
 
 

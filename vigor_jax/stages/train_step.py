@@ -5,7 +5,6 @@ in float32, `frozen` are not and have the type the model computes in.
 """
 
 import dataclasses
-import difflib
 import math
 import re
 from collections.abc import Callable, Set
@@ -23,7 +22,7 @@ from jaxtyping import Array, Float, Int32, UInt32
 from vigor_jax.compiler import compiler_options
 from vigor_jax.data.conversation import TEMPLATES
 from vigor_jax.data.loader import Rows
-from vigor_jax.errors import InputError
+from vigor_jax.errors import InputError, nearest
 from vigor_jax.losses import chunked_cross_entropy, supervised_first
 from vigor_jax.models.layers import REMAT_POLICIES
 from vigor_jax.models.llava import Llava, param_paths
@@ -40,6 +39,7 @@ class SftConfig:
     Attributes:
       data: conversations in LLaVA's format.
       images: where the images that they name are: a folder, tar shards or Parquet (docs/images.md).
+      skip_bad: leave rows out that cannot be trained on, with their number, rather than refuse the data.
       template: conversation format, a key of `data.conversation.TEMPLATES`.
       epochs: passes over the data.
       batch_size: examples an update, over all devices.
@@ -65,6 +65,7 @@ class SftConfig:
 
     data: Path | None = None
     images: str | None = None
+    skip_bad: bool = False
     template: str = "v1"
     epochs: int = 1
     batch_size: int = 32
@@ -147,8 +148,8 @@ def trained_paths(paths: Set[str], freeze: tuple[str, ...]) -> frozenset[str]:
             raise InputError(f"freeze: {pattern!r} is no regular expression ({error})") from error
         if not covered:
             parts = {path.rsplit(".", cut)[0] for path in paths for cut in range(path.count(".") + 1)}
-            nearest = difflib.get_close_matches(pattern, sorted(parts), 1, cutoff=0.0)[0]
-            raise InputError(f"freeze: {pattern!r} matches no parameter; the nearest name is {nearest!r}")
+            hint = nearest(pattern, sorted(parts), noun="name", quoted=True)
+            raise InputError(f"freeze: {pattern!r} matches no parameter; {hint}")
         frozen |= covered
     if frozen == paths:
         raise InputError(f"freeze: {', '.join(freeze)} covers every parameter, which leaves nothing to train")

@@ -24,7 +24,8 @@ class Detail {
     this.#leave();
     this.order = group.candidates.map((_, index) => index);
     const rank = (index) => (index === group.chosen ? -Infinity : (group.penalties?.[index] ?? index));
-    this.order.sort((a, b) => rank(a) - rank(b) || a - b);
+    const isEmpty = (index) => Number(index !== group.chosen && this.#isEmpty(index));
+    this.order.sort((a, b) => isEmpty(a) - isEmpty(b) || rank(a) - rank(b) || a - b);
     this.boxes = make("div", { class: "boxes" });
     const found = this.picture(group.image);
     this.root.replaceChildren(
@@ -78,14 +79,21 @@ class Detail {
     this.boxes.replaceChildren(svg, ...labels);
   }
 
+  // Whether a candidate has no content; unknown of a run that an earlier version made.
+  #isEmpty(index) {
+    return this.group.has_content?.[index] === false;
+  }
+
   #why() {
     const { group, run } = this;
     if (group.chosen < 0) return [];
     const next = this.order[1];
     const [own, other] = [group.penalties[group.chosen], group.penalties[next]];
-    const name = (index) => `no. ${index + 1}`;
+    const name = (index) => `candidate ${index}`; // as in the files
     const tie = (what) => `Its penalty, ${number(own)}, is also that of ${name(next)}; ${what}.`;
     const reasons = {
+      content: () => "It is the only one with content: the others are too short, or nothing in them was judged.",
+      repetition: () => tie("as much of both was found right, and it repeats fewer of its sentences"),
       penalty: () => {
         const column = run.terms.indexOf(group.decisive);
         const part = column < 0 ? 0 : group.terms[next][column] - group.terms[group.chosen][column];
@@ -109,13 +117,13 @@ class Detail {
     const { group } = this;
     const isChosen = index === group.chosen;
     const candidate = group.candidates[index];
-    const head = make("header", {}, make("span", { class: "number" }, `No. ${index + 1}`));
+    const head = make("header", {}, make("span", { class: "number" }, `Candidate ${index}`));
     if (isChosen) head.append(make("span", { class: "chosen" }, "chosen"));
     if (group.penalties) head.append(make("span", { class: "penalty" }, `penalty ${number(group.penalties[index])}`));
     const card = make("section", {
       class: `card${isChosen ? " is-chosen" : ""}`,
       "data-candidate": index,
-      "aria-label": `Candidate ${index + 1}`,
+      "aria-label": `Candidate ${index}`,
     });
     card.append(head, this.#text(candidate, isChosen), this.#terms(index));
     return card;
@@ -165,6 +173,8 @@ class Detail {
     });
     rows.push(row("log p / token", number(logprob)));
     if (finish !== "stop") rows.push(row("ended by", finish));
+    if (group.repeats?.[index]) rows.push(row("repeated sentences", String(group.repeats[index])));
+    if (this.#isEmpty(index)) rows.push(row("without content", ""));
     return make("dl", { class: "terms" }, ...rows);
   }
 

@@ -26,6 +26,8 @@ function decisionOf(group) {
 }
 
 const DECISIONS = {
+  content: "the only one with content",
+  repetition: "a tie: fewer repetitions",
   positive: "a tie: what is right",
   logprob: "a tie: likelihood",
   index: "a tie: the first",
@@ -76,7 +78,6 @@ function main(runs) {
   }
 
   runs.forEach((run, index) => inputs.run.append(make("option", { value: index }, run.name)));
-  inputs.run.parentElement.hidden = runs.length < 2;
   inputs.disagree.parentElement.hidden = runs.every((run) => run.streams.length < 2);
   inputs.run.addEventListener("change", () => choose(Number(inputs.run.value)));
   for (const name of FILTERS) inputs[name].addEventListener("input", filter);
@@ -105,7 +106,7 @@ function main(runs) {
     if (event.ctrlKey || event.metaKey || event.altKey || element("help").open) return;
     if (event.key === "Escape") document.activeElement.blur();
     if (event.target.matches("input[type=search], select")) return;
-    if (/^[1-9]$/.test(event.key)) detail.select(Number(event.key) - 1);
+    if (/^[0-9]$/.test(event.key)) detail.select(Number(event.key));
     if (!(event.key in keys)) return;
     event.preventDefault();
     keys[event.key]();

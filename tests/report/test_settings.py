@@ -1,0 +1,72 @@
+"""What the page says that a run was made with."""
+
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+
+from vigor_jax import cli
+from vigor_jax.config import TrainConfig
+from vigor_jax.report.settings import _SETTINGS, LABELS, read_settings
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+def resolved(name, *more):
+    """A config as a run keeps it."""
+    return yaml.safe_load(
+        cli.dump(cli.parse(TrainConfig, ["--config", str(CONFIGS / f"{name}.yaml"), *more], description=""))
+    )
+
+
+def test_of_a_whole_run(tmp_path):
+    config = resolved("vigor_all_7b", "--model.path", "my-llava", "--sample.sampling.temperature", "0.9")
+    (tmp_path / "log.txt").write_text(
+        "2026-02-27 23:59:59,1 vigor_jax.run stage sample\na line\n2026-03-01 00:00:00,1 x y\n2026-02-28 1 x\n"
+    )
+    settings = read_settings(config, tmp_path)
+    assert list(settings) == [label for label in LABELS if label in settings]
+    assert settings["Model"] == ["my-llava"]
+    assert settings["Prompt"] == config["sample"]["prompts"]
+    assert settings["Temperature"] == ["0.9"]
+    assert settings["Rewards"] == ["detector", "reward_model"]
+    assert {"box threshold: 0.25", "model: checkpoints/groundingdino-swint"} <= set(settings["Detector"])
+    assert {"refine: yes", "continuations: keep", "repetitions: count", "rule: paper", "min words: 2"} <= set(
+        settings["Selection"]
+    )
+    assert "learning rate: 2e-05" in settings["Fine-tuning"]
+    assert settings["Date"] == ["2026-02-27 – 2026-03-01"]
+
+
+def test_every_key_is_one_of_the_config():
+    """So that a renamed option does not fall off the page in silence."""
+    assert {key for keys in _SETTINGS.values() for key in keys} <= cli._keys(TrainConfig).keys()
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
+def test_of_every_config(path, tmp_path):
+    config = resolved(path.stem)
+    settings = read_settings(config, tmp_path)
+    assert settings["Model"] == [config["model"]["path"]]
+    assert ("Detector" in settings) == ("detector" in config["score"]["streams"])
+    assert ("Temperature" in settings) == ("sample" in config["run"]["stages"])
+
+
+def test_what_a_run_does_not_say_is_left_out(tmp_path):
+    assert read_settings({}, tmp_path) == {}
+    assert read_settings(None, tmp_path) == {}
+    assert read_settings(["no", "mapping"], tmp_path) == {}
+    assert read_settings({"model": "a name", "sample": {"sampling": None, "prompts": []}}, tmp_path) == {}
+    assert read_settings({"sample": {"prompts": "Describe."}, "select": {"refine": False}}, tmp_path) == {
+        "Prompt": ["Describe."],
+        "Selection": ["refine: no"],
+    }
+
+
+def test_without_a_log_the_config_tells_the_day(tmp_path):
+    (tmp_path / "config.yaml").write_text("{}")
+    os.utime(tmp_path / "config.yaml", (1_700_000_000, 1_700_000_000))
+    assert read_settings({}, tmp_path)["Date"][0] in ("2023-11-14", "2023-11-15")  # wherever this runs
+    (tmp_path / "log.txt").write_text("")
+    assert read_settings({}, tmp_path)["Date"][0].startswith("2023-11-1")

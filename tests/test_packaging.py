@@ -1,0 +1,35 @@
+"""What pyproject.toml says is supported is what the gate installs."""
+
+import re
+import runpy
+import tomllib
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def test_the_oldest_environment_has_the_oldest_versions():
+    pinned = dict(
+        line.strip().split("==") for line in (ROOT / ".ci" / "oldest.txt").read_text().splitlines() if "==" in line
+    )
+    expected = runpy.run_path(str(ROOT / ".ci" / "oldest.py"))["oldest"]()
+    assert {"jax", "flax", "numpy"} <= expected.keys()
+    found = {name: pinned[name.lower().replace("_", "-")] for name in expected}
+    assert {name: Version(text) for name, text in found.items()} == {n: Version(t) for n, t in expected.items()}
+
+
+def test_every_dependency_states_its_oldest_version():
+    for requirement in map(Requirement, PROJECT["dependencies"]):
+        assert [clause.operator for clause in requirement.specifier] == [">="], requirement
+
+
+def test_the_gate_tries_the_oldest_and_the_newest_python():
+    named = re.findall(r":: (3\.\d+)$", "\n".join(PROJECT["classifiers"]), re.MULTILINE)
+    assert PROJECT["requires-python"] == f">={named[0]}"
+    gate = (ROOT / ".ci" / "run").read_text()
+    assert f"OLDEST={named[0]}" in gate
+    assert f"NEWEST={named[-1]}" in gate
