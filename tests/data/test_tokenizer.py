@@ -1,6 +1,7 @@
 """The tokenizer against sentencepiece and transformers, and every way in which its files can be wrong."""
 
 import io
+import itertools
 import json
 import pickle
 import re
@@ -250,6 +251,111 @@ def test_survives_pickling(tiny_dir: Path) -> None:
     tokenizer = Tokenizer.load(tiny_dir)
     copy = pickle.loads(pickle.dumps(tokenizer))
     assert copy.encode(SENTENCES[1]) == tokenizer.encode(SENTENCES[1])
+
+
+# ---- added tokens
+
+BOX_FLAGS = [
+    {"normalized": True},
+    {"normalized": False},
+    {"lstrip": True},
+    {"rstrip": True, "normalized": True},
+    {"single_word": True},
+    {"lstrip": True, "rstrip": True, "special": True},
+]
+BOX_TEXTS = st.lists(
+    st.sampled_from(["<box>", " <box>", "<box> ", "<box2>", " ", "  ", "a cat", "USER: ", "\n", ".", "red", "é"]),
+    max_size=9,
+).map("".join)
+
+
+@pytest.fixture(scope="module", params=itertools.product([True, False], range(len(BOX_FLAGS))), ids=str)
+def boxes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Tokenizer, object]:
+    """A tokenizer to which somebody added "<box>" and "<box2>", and the one of transformers."""
+    legacy, number = request.param
+    folder = build_tokenizer_dir(tmp_path_factory.mktemp("boxes"), legacy=legacy)
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}
+    added = {
+        "511": {"content": "<box>", **flags, **BOX_FLAGS[number]},
+        "512": {"content": "<box2>", **flags},
+    }
+    content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    entries = [{"id": int(token_id), **entry} for token_id, entry in added.items()]
+    edit(folder, "tokenizer.json", added_tokens=content["added_tokens"] + entries)
+    return Tokenizer.load(folder, whole_prompt=True), transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(folder / "tokenizer.json")
+    )
+
+
+@settings(max_examples=120, deadline=None)
+@given(first=BOX_TEXTS.map(lambda text: f"x{text}"), second=BOX_TEXTS)
+def test_added_tokens_are_read_as_transformers_reads_them(
+    boxes: tuple[Tokenizer, object], first: str, second: str
+) -> None:
+    """In text that starts a prompt, and in text that continues after another token."""
+    ours, reference = boxes
+    assert ours.encode(first) == reference.encode(first, add_special_tokens=False)
+    text = f"{first}y<image>z{second}"
+    rest = ours.encode(f"z{second}", prefix=ours.restarts_after_image)
+    expected = [*ours.encode(f"{first}y"), ours.token_to_id("<image>"), *rest]
+    assert reference.encode(text, add_special_tokens=False) == expected
+
+
+def test_text_that_continues_other_text_holds_its_added_tokens(tmp_path: Path) -> None:
+    """An answer goes on from "ASSISTANT:"; a token that was matched with the "▁" before it still is."""
+    folder = build_tokenizer_dir(tmp_path)
+    content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}
+    edit(folder, "tokenizer.json", added_tokens=[*content["added_tokens"], {"id": 511, "content": "<box>", **flags}])
+    tokenizer = Tokenizer.load(folder)
+    reference = transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+    for answer in (" <box>", " a <box> b", " <box> <box>", " a<box>"):
+        whole = reference.encode(f"ASSISTANT:{answer}", add_special_tokens=False)
+        assert tokenizer.encode("ASSISTANT:") + tokenizer.encode(answer, prefix=False) == whole
+    assert tokenizer.decode(tokenizer.encode("a <box>")) in ("a <box>", "a<box>")
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+@pytest.mark.parametrize("declared", ["added_tokens.json", "tokenizer_config.json"])
+def test_added_tokens_of_a_tokenizer_model(tmp_path: Path, legacy: bool, declared: str) -> None:
+    """As the original code's slow tokenizer: cut at added tokens, "▁" after them only if legacy."""
+    reference = train_sentencepiece(tmp_path / "tokenizer.model")
+    edit(tmp_path, "tokenizer_config.json", legacy=legacy)
+    if declared == "added_tokens.json":
+        edit(tmp_path, declared, **{"<box>": 420})
+    else:
+        edit(tmp_path, declared, added_tokens_decoder={"420": {"content": "<box>", "special": False}})
+    tokenizer = Tokenizer.load(tmp_path, model_first=True)
+    sentinel = len(reference.encode("<unk>"))
+
+    def continued(text: str) -> list[int]:
+        return reference.encode(text) if legacy else reference.encode(f"<unk>{text}")[sentinel:]
+
+    for before, after in (("A cat ", " is red"), ("\n", "x"), ("A", "  two"), (" A cat", "")):
+        assert tokenizer.encode(f"{before}<box>{after}") == [
+            *reference.encode(before), 420, *(continued(after) if after else [])
+        ]  # fmt: skip
+    assert tokenizer.encode("<box>x") == [*start(reference, legacy), 420, *continued("x")]
+
+
+def start(reference: sentencepiece.SentencePieceProcessor, legacy: bool) -> list[int]:
+    """What stands before an added token at the very start: the dummy "▁" where text gets one however it starts."""
+    return [] if legacy else [reference.piece_to_id("▁")]
+
+
+def test_a_prompt_without_a_beginning_token(tmp_path: Path) -> None:
+    edit(build_tokenizer_dir(tmp_path), "tokenizer_config.json", add_bos_token=False)
+    assert not Tokenizer.load(tmp_path).adds_bos
+
+
+def test_a_tokenizer_model_goes_first_for_the_original_code(tmp_path: Path) -> None:
+    reference = train_sentencepiece(tmp_path / "tokenizer.model")
+    content = json.loads(Tokenizer.load(tmp_path).to_json())
+    content["model"]["merges"] = []
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    text = "A man is riding a wave."
+    assert Tokenizer.load(tmp_path, model_first=True).encode(text) == reference.encode(text)
+    assert Tokenizer.load(tmp_path).encode(text) != reference.encode(text)
 
 
 # ---- special tokens

@@ -212,6 +212,9 @@ def test_a_wrong_value_in_a_file_is_one_line_or_changes_nothing(copied: Path, ch
     if name == "processor_config.json":
         file = {"image_processor": json.loads((checkpoint / "preprocessor_config.json").read_text())}
     harmless = {"max_position_embeddings", "rms_norm_eps", "layer_norm_eps", "rope_theta", "num_attention_heads"}
+    # Of images, what is done as it says, see test_image_settings.py.
+    harmless |= {"image_mean", "image_std", "size", "resample", "rescale_factor"}
+    harmless |= {"do_resize", "do_rescale", "do_normalize"}
     for place, other in changed(file):
         replace(copied / name, other)
         try:

@@ -11,8 +11,11 @@ import pytest
 import torch
 import transformers
 
+from tests.hf.served_world import SOURCES as KINDS
+from tests.hf.served_world import TEMPLATE_NAMES, asked, greedy, job_of, never_said, with_image_id
 from tests.hf.test_round_trip import TINY, build_original, params_of, through_jax
 from tests.tiny_llava import Tiny, build_checkpoint
+from vigor_jax.data.conversation import TEMPLATES
 from vigor_jax.hf.export import export_checkpoint
 from vigor_jax.hf.load import open_checkpoint
 
@@ -32,6 +35,39 @@ def run_4(directory: Path, resaved: Path) -> dict:
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def serve_4(jobs: list[dict], tmp_path: Path) -> list[dict]:
+    """`served.serve` in transformers 4."""
+    (tmp_path / "jobs.json").write_text(json.dumps(jobs))
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
+    script = Path(__file__).with_name("served.py")
+    done = subprocess.run(
+        [PYTHON, script, tmp_path / "jobs.json"], capture_output=True, text=True, env=environment, timeout=600
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ids_and_greedy_answers_equal_ours(tmp_path, kind):
+    """Every template, with and without its chat template; one process for them all."""
+    source = open_checkpoint(KINDS[kind](tmp_path / "llava-base"))
+    jobs, prompts = [], []
+    for name in TEMPLATE_NAMES:
+        out = tmp_path / name
+        export_checkpoint(source, {}, out, layout="llava-hf", dtype="float32", template=TEMPLATES[name])
+        again = open_checkpoint(out)
+        prompts.append(asked(source, name, again.config.image_token_id))
+        jobs.append(job_of(out, prompts[-1]))
+    one_image = [prompt for prompt in prompts[0] if prompt.text.count("<image>") == 1]
+    jobs.append(job_of(tmp_path / "v1", one_image, num_new_tokens=8, never=never_said(again)))
+    *served, answered = serve_4(jobs, tmp_path)
+    for theirs, ours in zip(served, prompts, strict=True):
+        assert theirs["version"].startswith("4.")
+        assert theirs["chat_texts"] == [prompt.text for prompt in ours]
+        assert theirs["chat_ids"] == theirs["text_ids"] == [prompt.ids for prompt in ours]
+    assert answered["answers"] == greedy(source, with_image_id(one_image, again, source), 8)
 
 
 def run_5(directory: Path) -> dict:

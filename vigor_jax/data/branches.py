@@ -160,11 +160,10 @@ class BranchEncoder:
         self._tokenizer, self._template = tokenizer, template
         self._max_length, self._max_position = max_length, max_position
         self.trunk = [
-            tokenizer.bos_id,
+            *([tokenizer.bos_id] if tokenizer.adds_bos else []),
             *tokenizer.encode(template.system + template.question_header),
             *[image_token_id] * num_image_tokens,
-            # LLaVA tokenises what follows an image on its own.
-            *tokenizer.encode(f"\n{question}"),
+            *tokenizer.encode(f"\n{question}", prefix=tokenizer.restarts_after_image),
         ]
         self.header = tokenizer.encode(template.answer_header, prefix=False)
         good, bad = self.answer_ids(GOOD), self.answer_ids(BAD)

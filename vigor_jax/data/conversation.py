@@ -215,17 +215,21 @@ class _Writer:
         self._image = [image_token_id] * num_image_tokens
         # Whether the next text starts afresh, that is with LLaMA's dummy "▁".
         self._is_fresh = True
-        self.token_ids = [tokenizer.bos_id]
-        self._supervised = [False]
+        self.token_ids = [tokenizer.bos_id] if tokenizer.adds_bos else []
+        self._supervised = [False] * len(self.token_ids)
         self._images_end = 0
 
     def add_prompt(self, text: str) -> None:
-        for index, words in enumerate(text.split(IMAGE_PLACEHOLDER)):
+        pieces = text.split(IMAGE_PLACEHOLDER)
+        takes_left, takes_right = self._tokenizer.image_strips
+        for index, words in enumerate(pieces):
             if index:
                 self._extend(self._image, supervised=False)
                 self._images_end = len(self.token_ids)
-                # LLaVA tokenises what follows an image on its own, whether the tokenizer is legacy or not.
-                self._is_fresh = True
+                self._is_fresh = self._tokenizer.restarts_after_image
+                words = words.lstrip() if takes_right else words
+            if takes_left and index < len(pieces) - 1:
+                words = words.rstrip()
             self.add_text(words, supervised=False)
 
     def add_text(self, text: str, *, supervised: bool) -> None:

@@ -1,5 +1,6 @@
 """Photographs to square uint8 pixels, exactly as LLaVA and CLIP's image processor prepare them."""
 
+import dataclasses
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,22 +25,35 @@ _MAX_RESIZED_PIXELS = 100_000_000
 SUFFIXES = tuple(suffix for suffix, name in image_formats.SUFFIXES.items() if name in formats())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Preprocessing:
-    """How pixels are prepared for a vision tower.
+    """How pixels are prepared for a vision tower: pad, resize, crop, rescale and normalize, in this order.
 
     Attributes:
-        size: Side of the square in pixels: 224 for LLaVA v1.0, 336 for v1.5.
+        size: Side in pixels of the square that the tower takes: 224 for LLaVA v1.0, 336 for v1.5. The center of
+            that size is cut out; where the picture is smaller, black is around it.
         pad: Whether a picture is padded to a square first (LLaVA v1.5) or loses what lies beyond the central
             square (v1.0, llava-hf).
-        image_mean: Per-channel mean, range [0, 1]; also the colour of the padding.
-        image_std: Per-channel standard deviation, range (0, 1].
+        image_mean: Per-channel mean, range [0, 1]; also the color of the padding.
+        image_std: Per-channel standard deviation, above 0.
+        do_resize: Whether the picture is resized.
+        stretch: (height, width) that the picture is resized to, whatever its proportions; None for the shorter edge
+            to `size`.
+        resample: PIL's number of the filter that resizes: 0 nearest, 1 Lanczos, 2 bilinear, 3 bicubic, 4 box,
+            5 Hamming.
+        rescale_factor: What pixels in [0, 255] are multiplied by.
+        do_normalize: Whether the mean is taken off and the rest divided by the deviation.
     """
 
     size: int
     pad: bool = False
     image_mean: tuple[float, float, float] = CLIP_MEAN
     image_std: tuple[float, float, float] = CLIP_STD
+    do_resize: bool = True
+    stretch: tuple[int, int] | None = None
+    resample: int = 3
+    rescale_factor: float = 1 / 255
+    do_normalize: bool = True
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -49,6 +63,30 @@ class Preprocessing:
                 "image_mean and image_std need three values each and deviations above 0, got "
                 f"{self.image_mean} and {self.image_std}"
             )
+
+    def __repr__(self) -> str:
+        """Settings at their defaults are left out but for the oldest four: digests of runs are made of this text."""
+        oldest = ("size", "pad", "image_mean", "image_std")
+        shown = [
+            f"{field.name}={getattr(self, field.name)!r}"
+            for field in dataclasses.fields(self)
+            if field.name in oldest or getattr(self, field.name) != field.default
+        ]
+        return f"Preprocessing({', '.join(shown)})"
+
+    @property
+    def scaled_mean(self) -> tuple[float, float, float]:
+        """The mean to take off pixels / 255, so that only one formula is needed on the device."""
+        red, green, blue = self.image_mean if self.do_normalize else (0.0, 0.0, 0.0)
+        scale = 255 * self.rescale_factor
+        return red / scale, green / scale, blue / scale
+
+    @property
+    def scaled_std(self) -> tuple[float, float, float]:
+        """What to divide pixels / 255 minus `scaled_mean` by."""
+        red, green, blue = self.image_std if self.do_normalize else (1.0, 1.0, 1.0)
+        scale = 255 * self.rescale_factor
+        return red / scale, green / scale, blue / scale
 
 
 def find_images(place: Path) -> dict[str, Path]:
@@ -108,8 +146,8 @@ def load_image(source: ImageFile | bytes) -> Image.Image:
 def preprocess(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
     """Everything up to, and not including, rescaling and normalising, which the model does on the device.
 
-    Optional padding to a square (colour int(255 * mean), picture centred by floor), bicubic resize of the
-    shortest edge to `size`, central crop.
+    Optional padding to a square (color int(255 * mean), picture centered by floor), resize of the shortest edge to
+    `size` or as the settings say, central crop.
 
     Args:
         image: RGB picture of any size.
@@ -124,23 +162,32 @@ def preprocess(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
     assert image.mode == "RGB", f"expected an RGB image, got {image.mode}; use load_image"
     if preprocessing.pad:
         image = _pad_to_square(image, preprocessing)
+    if preprocessing.do_resize:
+        image = image.resize(_resized(image, preprocessing), Image.Resampling(preprocessing.resample))
     size = preprocessing.size
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return np.asarray(image.crop((left, top, left + size, top + size)))
+
+
+def _resized(image: Image.Image, preprocessing: Preprocessing) -> tuple[int, int]:
+    """Width and height that the picture is resized to."""
+    if preprocessing.stretch:
+        height, width = preprocessing.stretch
+        return width, height
+    edge = preprocessing.size
     short, long = sorted(image.size)
-    new_long = size * long // short
-    if size * new_long > _MAX_RESIZED_PIXELS:
+    new_long = edge * long // short
+    if edge * new_long > _MAX_RESIZED_PIXELS:
         raise InputError(
             f"image of {image.width} x {image.height} pixels is too elongated to resize its short edge to "
-            f"{size}; crop or remove it"
+            f"{edge}; crop or remove it"
         )
-    width, height = (size, new_long) if image.width <= image.height else (new_long, size)
-    left, top = (width - size) // 2, (height - size) // 2
-    resized = image.resize((width, height), Image.Resampling.BICUBIC)
-    return np.asarray(resized.crop((left, top, left + size, top + size)))
+    return (edge, new_long) if image.width <= image.height else (new_long, edge)
 
 
 def normalize(pixels: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
-    """The definition of what the model computes on the device: pixels / 255, minus the mean, over the
-    deviation.
+    """The definition of what the model computes on the device: pixels / 255, minus the mean, over the deviation, both
+    scaled to pixels / 255.
 
     Args:
         pixels: uint8 [..., 3] in [0, 255].
@@ -149,8 +196,8 @@ def normalize(pixels: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
     Returns:
         float32 [..., 3].
     """
-    mean = np.asarray(preprocessing.image_mean, np.float32)
-    std = np.asarray(preprocessing.image_std, np.float32)
+    mean = np.asarray(preprocessing.scaled_mean, np.float32)
+    std = np.asarray(preprocessing.scaled_std, np.float32)
     return (pixels.astype(np.float32) / np.float32(255) - mean) / std
 
 

@@ -4,64 +4,112 @@
 """
 
 import hashlib
+import importlib.util
 import json
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
-from vigor_jax.data import sentencepiece_json
+from vigor_jax.data import sentencepiece_json, tokenizer_json
+from vigor_jax.data.tokenizer_json import IMAGE_TOKEN
 from vigor_jax.errors import InputError
 
-_METASPACE = "▁"
+logger = logging.getLogger(__name__)
+
 # LLaMA's names, for a folder whose config files name no special tokens.
 _LLAMA_NAMES = {"bos": "<s>", "eos": "</s>", "unk": "<unk>"}
 
 
 class Tokenizer:
-    """A LLaMA-style BPE tokenizer whose `encode` never reads special tokens out of text.
+    """A LLaMA-style BPE tokenizer whose `encode` never reads control tokens out of text.
+
+    Control tokens are those of the beginning and the end of a sequence, of padding, of the unknown and of images.
+    Every other added token, such as a "<box>" that somebody trained with, is read where transformers reads it.
 
     Attributes:
         bos_id: Id put before every sequence.
         eos_id: Id that ends an answer.
+        unk_id: Id of the unknown token; None where none is declared.
         pad_id: Id of padding; the unknown token's, else `eos_id`, where none is declared.
         vocab_size: Highest id, added tokens included, plus one.
+        adds_bos: Whether a sequence begins with `bos_id`, which tokenizer_config.json can switch off.
         legacy: Whether text right after a special token gets a dummy "▁" in front when tokenizer.json
             tokenises a whole conversation in one go (transformers' `legacy=True`).
+        restarts_after_image: Whether text right after an image gets a dummy "▁" in front, if any text does.
+        image_strips: Whether an image takes the white space on its left and on its right, as "<image>" is
+            declared (never so in llava-hf's own checkpoints).
     """
 
-    def __init__(self, content: dict[str, Any], settings: Mapping[str, dict[str, Any]], source: str) -> None:
+    def __init__(
+        self,
+        content: dict[str, Any],
+        settings: Mapping[str, dict[str, Any]],
+        source: str,
+        *,
+        whole_prompt: bool = False,
+        from_model: bool = False,
+    ) -> None:
         """Builds the tokenizer from parsed files; use `Tokenizer.load`.
 
         Args:
             content: tokenizer.json as parsed.
             settings: The parsed config files by name; those that are absent are empty.
             source: The path that error messages name.
+            whole_prompt: See `load`.
+            from_model: Whether the content is that of a tokenizer.model. There a text that begins with a space gets a
+                dummy "▁" in front too.
         """
         self._source = source
-        tokenizer_config = settings["tokenizer_config.json"]
-        declared = tokenizer_config.get("added_tokens_decoder", {})
-        extra = {entry["content"]: int(token_id) for token_id, entry in declared.items()}
-        self._content = _with_added_tokens(content, settings["added_tokens.json"] | extra, source)
-        self._full = _build(self._content, source)
-        # Two encoders from one file; neither knows an added token, so "</s>" in a caption stays text.
-        self._encoders = {prefix: _build(_text_only(self._content, prefix), source) for prefix in (True, False)}
+        declared = tokenizer_json.with_added_tokens(content, tokenizer_json.declared_tokens(settings), source)
+        if from_model:  # transformers cuts the text up at added tokens before sentencepiece sees it
+            declared["added_tokens"] = [{**entry, "normalized": False} for entry in declared["added_tokens"]]
+        self._full = tokenizer_json.build(declared, source)
+
+        def by_pieces(content: dict[str, Any]) -> dict[str, Any]:
+            if whole_prompt:
+                return content
+            return tokenizer_json.restarting_after_images(content, doubles=from_model)
+
+        self._content = content = by_pieces(declared)
+        if content is not declared:
+            self._full = tokenizer_json.build(content, source)
 
         vocabulary = self._full.get_vocab()
         self.vocab_size = max(vocabulary.values()) + 1
         self.bos_id = self._required_id("bos", settings)
         self.eos_id = self._required_id("eos", settings)
-        unk_id = _special_id("unk", settings, vocabulary)
+        self.unk_id = _special_id("unk", settings, vocabulary)
         pad_id = _special_id("pad", settings, vocabulary)
-        self.pad_id = next(token for token in (pad_id, unk_id, self.eos_id) if token is not None)
-        flagged = {entry["id"] for entry in self._content["added_tokens"] if entry.get("special")}
+        self.pad_id = next(token for token in (pad_id, self.unk_id, self.eos_id) if token is not None)
+        self.adds_bos = settings["tokenizer_config.json"].get("add_bos_token") is not False
+        flagged = {entry["id"] for entry in content["added_tokens"] if entry.get("special")}
         self._skipped = flagged | {self.bos_id, self.eos_id, self.pad_id}
-        self.legacy = self._prefixes_after_special()
-        self._keeps_length = _keeps_length(self._content)
+
+        image_id = settings["config.json"].get("image_token_index", settings["config.json"].get("image_token_id"))
+        image = self.token(image_id) if whole_prompt and isinstance(image_id, int) else ""
+        image = image or IMAGE_TOKEN
+        flags = next((entry for entry in content["added_tokens"] if entry["content"] == image and whole_prompt), None)
+        self.image_strips = (bool(flags and flags["lstrip"]), bool(flags and flags["rstrip"]))
+        self.legacy = tokenizer_json.restarts_after(content, self.token(self.eos_id))
+        self.restarts_after_image = (
+            not whole_prompt
+            or tokenizer_json.restarts_after(content, image)
+            or not tokenizer_json.starts_with_prefix(content)
+        )
+        named = {self.bos_id, self.eos_id, self.pad_id, self.unk_id, vocabulary.get(image), vocabulary.get(IMAGE_TOKEN)}
+        self._controls = {self.token(token_id) for token_id in named if token_id is not None} - {""}
+        # Two encoders from one file, for text that starts afresh and for text that continues.
+        fresh = by_pieces(tokenizer_json.text_only(declared, self._controls))
+        self._encoders = {
+            prefix: _encoder(fresh if prefix else tokenizer_json.continuing(fresh), source) for prefix in (True, False)
+        }
+        self._keeps_length = tokenizer_json.keeps_length(content)
 
     @classmethod
-    def load(cls, directory: Path) -> "Tokenizer":
+    def load(cls, directory: Path, *, whole_prompt: bool = False, model_first: bool = False) -> "Tokenizer":
         """Loads the tokenizer of a checkpoint folder.
 
         Reads tokenizer.json, or else builds it from tokenizer.model (LLaMA's sentencepiece BPE). There the
@@ -72,6 +120,11 @@ class Tokenizer:
             directory: Folder with tokenizer.json or tokenizer.model. Special tokens come from
                 tokenizer_config.json, special_tokens_map.json, generation_config.json and config.json, the
                 first that names them.
+            whole_prompt: Whether a prompt with images is one text in which "<image>" is a token, as for the
+                processor of a llava-hf checkpoint. Otherwise the text around images is tokenised piece by
+                piece, as the original LLaVA code does.
+            model_first: Whether to read tokenizer.model even if there is a tokenizer.json, as the original LLaVA
+                code does.
 
         Raises:
             InputError: No tokenizer in the folder, a file that cannot be read, or no BOS or EOS token.
@@ -80,19 +133,23 @@ class Tokenizer:
         names = ("tokenizer_config", "special_tokens_map", "added_tokens", "generation_config", "config")
         settings = {f"{name}.json": _read_json(directory / f"{name}.json") for name in names}
         json_path, model_path = directory / "tokenizer.json", directory / "tokenizer.model"
+        content = _read_json(json_path)
+        reads_model = model_path.is_file() and (not content or (model_first and _has_sentencepiece(model_path)))
+        if reads_model:
+            legacy = bool(settings["tokenizer_config.json"].get("legacy", True))
+            added = content.get("added_tokens") or []
+            content = sentencepiece_json.convert(model_path, legacy=legacy)
+            content = tokenizer_json.with_added_tokens(content, added, str(json_path))
+            return cls(content, settings, str(model_path), whole_prompt=whole_prompt, from_model=True)
         if json_path.is_file():
-            content = _read_json(json_path)
             model = content.get("model")
             if not isinstance(model, dict) or "merges" not in model:
                 raise InputError(f"{json_path}: expected a BPE model with merges; use a LLaMA-style tokenizer")
-            return cls(content, settings, str(json_path))
-        if model_path.is_file():
-            legacy = bool(settings["tokenizer_config.json"].get("legacy", True))
-            return cls(sentencepiece_json.convert(model_path, legacy=legacy), settings, str(model_path))
+            return cls(content, settings, str(json_path), whole_prompt=whole_prompt)
         raise InputError(f"{directory}: no tokenizer.json and no tokenizer.model; copy the tokenizer files here")
 
     def encode(self, text: str, *, prefix: bool = True) -> list[int]:
-        """Token ids of `text` as plain text: no BOS, no EOS, and special tokens spelt out in it stay text.
+        """Token ids of `text` as plain text: no BOS, no EOS, and control tokens spelt out in it stay text.
 
         Args:
             text: Any text; the empty text has no ids.
@@ -105,12 +162,14 @@ class Tokenizer:
         if not text:
             return []
         try:
-            return self._encoders[prefix].encode(text, add_special_tokens=False).ids
+            encoder, true_ids = self._encoders[prefix]
+            ids = encoder.encode(text, add_special_tokens=False).ids
         except TypeError as error:
             raise InputError(
                 f"text with a lone surrogate (half of a \\u pair) cannot be tokenised: {text[:40]!a}; "
                 "repair its encoding"
             ) from error
+        return [true_ids.get(token_id, token_id) for token_id in ids] if true_ids else ids
 
     def most_tokens(self, text: str) -> int | None:
         """A number of tokens that `text` never exceeds, alone or as a part of a text, without tokenizing it.
@@ -137,8 +196,44 @@ class Tokenizer:
         """Id of one exact token such as "<image>" or "▁yes"; None if there is none."""
         return self._full.token_to_id(token)
 
+    def token(self, token_id: int) -> str:
+        """The token of an id, as the vocabulary spells it; empty if there is none."""
+        return self._full.id_to_token(token_id) or ""
+
+    def size_without(self, tokens: Collection[str]) -> int:
+        """`vocab_size` if these tokens were not there."""
+        return max(token_id for token, token_id in self._full.get_vocab().items() if token not in tokens) + 1
+
+    @property
+    def added_tokens(self) -> list[dict[str, Any]]:
+        """The tokens that are found before any merging, by id, as a tokenizer.json lists them."""
+        return [dict(entry) for entry in self._content["added_tokens"]]
+
+    def check_rows(self, rows: int) -> None:
+        """Checks that the embeddings have a row for every token that a text can hold.
+
+        A padding token without a row gives way to the unknown token, as in the original code.
+
+        Args:
+            rows: of the embeddings.
+
+        Raises:
+            InputError: a token has no row.
+        """
+        if self.pad_id >= rows:
+            self.pad_id = self.eos_id if self.unk_id is None else self.unk_id
+        read = [(i, token) for token, i in self._full.get_vocab().items() if token not in self._controls]
+        read += [(i, self.token(i)) for i in (self.bos_id, self.eos_id)]
+        without = min((found for found in read if found[0] >= rows), default=None)
+        if without:
+            raise InputError(
+                f"{self._source}: token {without[1]!r} has id {without[0]}, but config.json's vocab_size is "
+                f"{rows}, so it has no embedding; use the tokenizer files that the weights were trained with"
+            )
+
     def to_json(self, added_tokens: Mapping[str, int] | None = None) -> str:
-        """The content of a tokenizer.json that transformers loads.
+        """The content of a tokenizer.json that transformers loads, and under which it reads a whole prompt, images
+        included, as this tokenizer does.
 
         Args:
             added_tokens: Special tokens to append, such as {"<image>": 32000}; the ids must follow on from
@@ -147,8 +242,12 @@ class Tokenizer:
         Raises:
             InputError: An id of `added_tokens` does not follow on, or its token has another id already.
         """
-        content = _with_added_tokens(self._content, added_tokens or {}, self._source)
-        _build(content, self._source)
+        entries = [
+            {"id": token_id, "content": token, **tokenizer_json.PLAIN}
+            for token, token_id in (added_tokens or {}).items()
+        ]
+        content = tokenizer_json.with_added_tokens(self._content, entries, self._source)
+        tokenizer_json.build(content, self._source)
         return json.dumps(content, ensure_ascii=False, indent=1)
 
     def _required_id(self, name: str, settings: Mapping[str, dict[str, Any]]) -> int:
@@ -157,11 +256,21 @@ class Tokenizer:
             raise InputError(f"{self._source}: no {name} token is declared; add {name}_token to tokenizer_config.json")
         return token_id
 
-    def _prefixes_after_special(self) -> bool:
-        """Asks the whole tokenizer: is there a "▁" before the text that follows EOS?"""
-        eos = self._full.id_to_token(self.eos_id)
-        tokens = self._full.encode(f"a{eos}b", add_special_tokens=False).tokens
-        return eos in tokens[:-1] and tokens[tokens.index(eos) + 1].startswith(_METASPACE)
+
+def _encoder(content: dict[str, Any], source: str) -> tuple[tokenizers.Tokenizer, dict[int, int]]:
+    content, true_ids = tokenizer_json.renumbered(content)
+    return tokenizer_json.build(content, source), true_ids
+
+
+def _has_sentencepiece(model_path: Path) -> bool:
+    if importlib.util.find_spec("sentencepiece"):
+        return True
+    logger.warning(
+        "%s is not read, for want of the sentencepiece package: runs of spaces may get other tokens than in LLaVA; "
+        "run: pip install vigor-jax[sentencepiece]",
+        model_path,
+    )
+    return False
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -175,85 +284,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected a JSON object, found {type(content).__name__}; copy the file again")
     return content
-
-
-def _build(content: dict[str, Any], source: str) -> tokenizers.Tokenizer:
-    """The Rust tokenizer of a tokenizer.json, every added token checked to have the id it declares."""
-    try:
-        built = tokenizers.Tokenizer.from_str(json.dumps(content))
-    except Exception as error:  # The library raises bare Exception for whatever it cannot parse.
-        raise InputError(f"{source}: not a usable tokenizer ({error}); download or copy the file again") from error
-    for entry in content["added_tokens"]:
-        token, declared = entry["content"], entry["id"]
-        if built.token_to_id(token) != declared:
-            raise InputError(
-                f"{source}: added token {token!r} is declared with id {declared} but gets "
-                f"{built.token_to_id(token)}; ids of added tokens must follow the vocabulary without a gap"
-            )
-    return built
-
-
-def _with_added_tokens(content: dict[str, Any], tokens: Mapping[str, int], source: str) -> dict[str, Any]:
-    """`content` with the special tokens that it lacks, and without padding and truncation."""
-    entries = list(content.get("added_tokens") or [])
-    known = {entry.get("content"): entry.get("id") for entry in entries}
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    for token, token_id in sorted(tokens.items(), key=lambda item: item[1]):
-        if token not in known:
-            entries.append({"id": token_id, "content": token, **flags})
-        elif known[token] != token_id:
-            raise InputError(
-                f"{source}: added token {token!r} cannot get id {token_id}, it has {known[token]}; "
-                "use the tokenizer files of one checkpoint"
-            )
-    return {**content, "added_tokens": entries, "padding": None, "truncation": None}
-
-
-def _text_only(content: dict[str, Any], prefix: bool) -> dict[str, Any]:
-    """`content` such that no special token comes out of text, with or without the dummy "▁" in front."""
-    model = content["model"]
-    special = {entry["content"] for entry in content["added_tokens"]}
-    # Some converters leave merges that spell a special token, which would read it out of text after all.
-    merges = [pair for pair in model["merges"] if _merged(pair) not in special]
-    changed = {**content, "model": {**model, "merges": merges}, "added_tokens": [], "post_processor": None}
-    if not prefix:
-        for part in ("normalizer", "pre_tokenizer"):
-            changed[part] = _without_prefix(content.get(part))
-    return changed
-
-
-def _keeps_length(content: dict[str, Any]) -> bool:
-    """Whether nothing happens to a text before BPE but "▁" for each space and one more in front."""
-
-    def steps(part: dict[str, Any] | None) -> list[dict[str, Any]]:
-        inner = None if part is None else part.get("normalizers", part.get("pretokenizers", [part]))
-        return [] if inner is None else inner
-
-    space = {"type": "Replace", "pattern": {"String": " "}, "content": _METASPACE}
-    is_plain = all(
-        step in (space, {"type": "Prepend", "prepend": _METASPACE}) for step in steps(content.get("normalizer"))
-    )
-    splits = [step["type"] for step in steps(content.get("pre_tokenizer"))]
-    only_one = splits == [] if steps(content.get("normalizer")) else splits == ["Metaspace"]
-    return is_plain and only_one and _METASPACE in content["model"]["vocab"]
-
-
-def _merged(pair: str | list[str]) -> str:
-    """The piece that a merge makes; files before tokenizers 0.20 write the pair as "left right"."""
-    return pair.replace(" ", "") if isinstance(pair, str) else "".join(pair)
-
-
-def _without_prefix(part: dict[str, Any] | None) -> dict[str, Any] | None:
-    """A normalizer or pre-tokenizer of tokenizer.json that puts nothing in front of the text."""
-    if part is None or part["type"] == "Prepend":
-        return None
-    changed = dict(part)
-    for steps in ("normalizers", "pretokenizers"):
-        if steps in part:
-            changed[steps] = [kept for step in part[steps] if (kept := _without_prefix(step)) is not None]
-    if part["type"] == "Metaspace":
-        changed["prepend_scheme"] = "never"
-    return changed
 
 
 def _special_id(name: str, settings: Mapping[str, dict[str, Any]], vocabulary: Mapping[str, int]) -> int | None:

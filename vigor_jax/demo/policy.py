@@ -26,6 +26,7 @@ from vigor_jax.demo.tokenizer_files import write_tokenizer
 from vigor_jax.demo.tower import TowerConfig, teach_tower
 from vigor_jax.hf import config as hf_config
 from vigor_jax.hf import names
+from vigor_jax.hf.image_settings import preprocessing_to_hf
 from vigor_jax.hf.load import ModelConfig, open_checkpoint
 from vigor_jax.hf.processor_files import IMAGE_TOKEN, PAD_TOKEN, write_json
 from vigor_jax.hf.tensor_files import TensorWriter
@@ -248,7 +249,7 @@ def write_checkpoint(directory: Path, seed: int, tower: TowerConfig | None = Non
     settings["text_config"] |= ids
     write_json(directory / "config.json", settings)
     write_json(directory / "generation_config.json", ids)
-    write_json(directory / "preprocessor_config.json", hf_config.preprocessing_to_hf(PREPROCESSING))
+    write_json(directory / "preprocessor_config.json", preprocessing_to_hf(PREPROCESSING))
     write_json(
         directory / "processor_config.json",
         {

@@ -2,11 +2,10 @@
 field is written on export, because the defaults of transformers have changed with its versions."""
 
 import dataclasses
-import math
 from pathlib import Path
 
-from vigor_jax.data.images import CLIP_MEAN, CLIP_STD, Preprocessing
-from vigor_jax.errors import InputError, some
+from vigor_jax.data.images import Preprocessing
+from vigor_jax.errors import InputError
 from vigor_jax.json_fields import Fields, Json, show
 from vigor_jax.json_fields import read_json as read_json
 from vigor_jax.models.clip import ACTIVATIONS, ClipConfig
@@ -252,95 +251,4 @@ def to_clip(vision: ClipConfig) -> Json:
         "hidden_act": vision.hidden_act,
         "layer_norm_eps": vision.layer_norm_eps,
         "projection_dim": 768,
-    }
-
-
-def preprocessing_from_hf(fields: Fields, image_size: int) -> Preprocessing:
-    """preprocessor_config.json, or the `image_processor` part of processor_config.json that transformers 5 writes.
-
-    Raises:
-      InputError: a value has another type, or asks for other steps than CLIP's or another size than the tower's.
-    """
-    kind = fields.text("image_processor_type", "CLIPImageProcessor", null=True)
-    if not kind.startswith(("CLIPImageProcessor", "CLIPFeatureExtractor", "LlavaImageProcessor")):
-        raise InputError(
-            f"{fields.place('image_processor_type')} {show(kind)} is not supported, only CLIPImageProcessor or "
-            "LlavaImageProcessor"
-        )
-    fields.choice("resample", (3,), 3)
-    for step in ("do_resize", "do_center_crop", "do_rescale", "do_normalize"):
-        fields.choice(step, (True,), True)
-    factor = fields.number("rescale_factor", 1 / 255, least=0, most=1)
-    if not math.isclose(factor, 1 / 255, rel_tol=1e-6):
-        raise InputError(f"{fields.place('rescale_factor')} {factor:g} is not supported, only 1/255")
-    pad = fields.boolean("do_pad", False, null=True) and kind.startswith("LlavaImageProcessor")
-    size, crop = _shortest_edge(fields, image_size, pad), _crop_size(fields, image_size)
-    if not size == crop == image_size:
-        raise InputError(
-            f"{fields.path}: shortest edge {size}, crop {crop} and the tower's {image_size} pixels must be the same "
-            "size"
-        )
-    red, green, blue = fields.numbers("image_mean", CLIP_MEAN, count=3, least=0, most=1)
-    deviations = fields.numbers("image_std", CLIP_STD, count=3, least=1e-6, most=1)
-    return Preprocessing(
-        size=image_size,
-        pad=pad,
-        image_mean=(red, green, blue),
-        image_std=(deviations[0], deviations[1], deviations[2]),
-    )
-
-
-def _shortest_edge(fields: Fields, default: int, pad: bool) -> int:
-    """To what length the shorter edge is resized."""
-    if not isinstance(fields.values.get("size"), dict):
-        return fields.integer("size", default, least=1, most=MAX_IMAGE_SIZE)
-    size = fields.object("size")
-    assert size is not None
-    if "shortest_edge" in size:
-        return size.integer("shortest_edge", default, least=1, most=MAX_IMAGE_SIZE)
-    edges = _square(size)
-    if edges is None or not pad:  # a padded picture is square, so that its two edges are resized alike
-        raise InputError(
-            f"{fields.place('size')}: expected a shortest_edge, got the keys {some(map(show, size.values))}; other "
-            "ways of resizing are not supported"
-        )
-    return edges
-
-
-def _crop_size(fields: Fields, default: int) -> int:
-    """The edge of the square that is cut out of the middle."""
-    value = fields.values.get("crop_size")
-    if isinstance(value, list | tuple) and len(value) == 2:
-        value = dict(zip(("height", "width"), value, strict=True))
-    if not isinstance(value, dict):
-        return fields.integer("crop_size", default, least=1, most=MAX_IMAGE_SIZE)
-    edge = _square(Fields(value, fields.path, "crop_size."))
-    if edge is None:
-        raise InputError(f"{fields.place('crop_size')}: expected a height and a width that are equal; correct it")
-    return edge
-
-
-def _square(fields: Fields) -> int | None:
-    """The edge that `height` and `width` give; None if one is absent or they differ."""
-    edges = {fields.integer(key, None, least=1, most=MAX_IMAGE_SIZE) for key in ("height", "width")}
-    return edges.pop() if len(edges) == 1 else None
-
-
-def preprocessing_to_hf(preprocessing: Preprocessing) -> Json:
-    """A preprocessor_config.json; `LlavaImageProcessor` is the one of transformers that can pad."""
-    size = preprocessing.size
-    return {
-        "image_processor_type": "LlavaImageProcessor" if preprocessing.pad else "CLIPImageProcessor",
-        **({"do_pad": True} if preprocessing.pad else {}),
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "size": {"shortest_edge": size},
-        "resample": 3,
-        "do_center_crop": True,
-        "crop_size": {"height": size, "width": size},
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(preprocessing.image_mean),
-        "image_std": list(preprocessing.image_std),
     }

@@ -6,6 +6,7 @@ their tensor has there. So an export differs from its base in what was learned a
 
 import dataclasses
 import functools
+import logging
 import math
 import os
 import shutil
@@ -18,15 +19,20 @@ import numpy as np
 from jax.sharding import NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
 
+from vigor_jax.data.conversation import Template
 from vigor_jax.disk import check_room, naming
 from vigor_jax.errors import InputError
 from vigor_jax.hf import config as hf_config
 from vigor_jax.hf import names
+from vigor_jax.hf.image_settings import preprocessing_to_hf
 from vigor_jax.hf.load import IDENTITY_BIAS, IDENTITY_WEIGHT, Source
 from vigor_jax.hf.names import Layout
-from vigor_jax.hf.processor_files import pad_id, write_hf_files, write_json, write_original_files
+from vigor_jax.hf.processor_files import write_hf_files, write_json, write_original_files
 from vigor_jax.hf.tensor_files import TensorWriter
+from vigor_jax.hf.vocabulary import Vocabulary, exported_vocabulary
 from vigor_jax.models.llava import LlavaConfig
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +50,6 @@ class ExportConfig:
     shard_bytes: int = 5_000_000_000
 
 
-VOCAB_MULTIPLE = 64  # llava-hf pads the vocabulary to a multiple of it
 VOCAB_TENSORS = ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight")
 
 
@@ -57,6 +62,7 @@ def export_checkpoint(
     dtype: Any = None,
     shard_bytes: int = ExportConfig.shard_bytes,
     more_files: Mapping[str, dict[str, Any]] | None = None,
+    template: Template | None = None,
 ) -> None:
     """Writes the checkpoint; the directory appears under its name only when it is complete.
 
@@ -70,6 +76,8 @@ def export_checkpoint(
       dtype: of every tensor in the output; by default each keeps the type it has in `source`.
       shard_bytes: largest size of one weights file.
       more_files: JSON objects to put beside the weights, by file name.
+      template: conversation format that the model was trained with; a llava-hf export gets a chat template that writes
+        it. By default the source's own chat template is copied, if it has one.
 
     Raises:
       InputError: `out` has something in it, or the disk has no room for the checkpoint.
@@ -81,7 +89,7 @@ def export_checkpoint(
     sizes = (math.prod(each.shape) * np.dtype(dtype or each.dtype).itemsize for each in stored)
     check_room(out, sum(sizes), "the exported model")
     with naming(out):
-        _write(source, params, out, layout, dtype, shard_bytes, more_files or {})
+        _write(source, params, out, layout, dtype, shard_bytes, more_files or {}, template)
 
 
 def _write(
@@ -92,6 +100,7 @@ def _write(
     dtype: Any,
     shard_bytes: int,
     more_files: Mapping[str, dict[str, Any]],
+    template: Template | None,
 ) -> None:
     partial = out.with_name(f".{out.name}.partial")
     writes = jax.process_index() == 0
@@ -99,37 +108,33 @@ def _write(
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
 
-    config = convert_vocabulary(source.config, source.layout, layout)
+    if layout == "llava" and not source.tokenizer.restarts_after_image:
+        logger.warning(
+            "export: the original code puts a token before the text that follows an image, which the tokenizer of %s "
+            "does not: it will ask this model otherwise than it was trained; the layout llava-hf asks as trained",
+            source.directory,
+        )
+    vocabulary = exported_vocabulary(source, layout)
+    config = vocabulary.config
     tensors = _tensors(source, params, config, None if dtype is None else np.dtype(dtype))
     if layout == "llava-hf":
         if config.projector == "linear":
             tensors = _with_identity(tensors, config)
         kind = _write_weights(partial if writes else None, tensors, lambda name: name, shard_bytes)
         if writes:
-            write_json(partial / "config.json", _hf_json(source, config, kind))
-            write_hf_files(source, config, partial)
+            write_json(partial / "config.json", _hf_json(source, vocabulary, kind))
+            write_hf_files(source, vocabulary, partial, template)
     else:
         tower = _write_original(source, params, config, tensors, partial if writes else None, out, shard_bytes)
         if writes:
             write_json(partial / "config.json", tower)
-            write_original_files(source, partial)
+            write_original_files(source, vocabulary, partial)
     if writes:
         for name, value in more_files.items():
             write_json(partial / name, value)
         if out.exists():
             out.rmdir()
         os.replace(partial, out)
-
-
-def convert_vocabulary(config: LlavaConfig, source: Layout, layout: Layout) -> LlavaConfig:
-    """llava-hf has tokens of its own, `<image>` and `<pad>`, and a padded vocabulary; the original has neither."""
-    if source == layout:
-        return config
-    if layout == "llava":
-        size = min(config.image_token_id, config.text.vocab_size)
-    else:
-        size = -(-(config.image_token_id + 2) // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
-    return dataclasses.replace(config, text=dataclasses.replace(config.text, vocab_size=size))
 
 
 def _tensors(
@@ -208,13 +213,12 @@ def _write_weights(
     return kind
 
 
-def _hf_json(source: Source, config: LlavaConfig, kind: str) -> dict[str, Any]:
-    pad = pad_id(source, config)
-    value = hf_config.to_hf(config, kind, pad)
+def _hf_json(source: Source, vocabulary: Vocabulary, kind: str) -> dict[str, Any]:
+    value = hf_config.to_hf(vocabulary.config, kind, vocabulary.pad_id)
     value["text_config"] |= {
         "bos_token_id": source.tokenizer.bos_id,
         "eos_token_id": source.tokenizer.eos_id,
-        "pad_token_id": pad,
+        "pad_token_id": vocabulary.pad_id,
     }
     return value
 
@@ -250,7 +254,7 @@ def _write_original(
             for name, value in tower:
                 writer.add(name, value)
         write_json(directory / "vision_tower" / "config.json", hf_config.to_clip(config.vision))
-        image_processor = hf_config.preprocessing_to_hf(dataclasses.replace(source.preprocessing, pad=False))
+        image_processor = preprocessing_to_hf(dataclasses.replace(source.preprocessing, pad=False))
         write_json(directory / "vision_tower" / "preprocessor_config.json", image_processor)
     trained = any(path.startswith("vision_tower.") for path in params)
     if not inside and (trained or place not in hf_config.KNOWN_TOWERS):

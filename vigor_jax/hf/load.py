@@ -21,6 +21,7 @@ from vigor_jax.data.tokenizer import Tokenizer
 from vigor_jax.errors import InputError
 from vigor_jax.hf import config as hf_config
 from vigor_jax.hf import names
+from vigor_jax.hf.image_settings import preprocessing_from_hf
 from vigor_jax.hf.names import Layout
 from vigor_jax.hf.other_folders import describe, refuse_adapter, refuse_part, refuse_quantized, refuse_unmerged
 from vigor_jax.hf.tensor_checks import IDENTITY_BIAS as IDENTITY_BIAS
@@ -29,7 +30,6 @@ from vigor_jax.hf.tensor_checks import Stored, canonical, check_identity, check_
 from vigor_jax.hf.tensor_checks import expected_shapes as expected_shapes
 from vigor_jax.hf.tensor_files import TensorReader
 from vigor_jax.json_fields import Fields, exists, read_json
-from vigor_jax.models.clip import ClipConfig
 from vigor_jax.models.llava import Llava, LlavaConfig, abstract_llava, param_paths
 from vigor_jax.sharding import partition_spec
 
@@ -79,6 +79,8 @@ class Source:
     def digest(self) -> str:
         """Names the checkpoint: SHA-256 of its sizes and of a few rows of every tensor, without reading the rest."""
         total = hashlib.sha256(repr(self.preprocessing).encode())
+        if not self.tokenizer.restarts_after_image:
+            total.update(b"text continues after an image")  # earlier versions tokenized it otherwise
         for name, tensor in sorted(self.tensors.items()):
             total.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
             rows = tensor.shape[0] if tensor.shape else 1
@@ -120,7 +122,7 @@ def open_checkpoint(directory: Path, vision_tower: Path | None = None) -> Source
     if model.projector == "linear":
         check_identity(tensors, directory)
     check_tensors(tensors, model, directory)
-    preprocessing = hf_config.preprocessing_from_hf(_image_processor(directory), model.vision.image_size)
+    preprocessing = preprocessing_from_hf(_image_processor(directory), model.vision.image_size)
     return _source(directory, "llava-hf", model, preprocessing, tensors)
 
 
@@ -140,9 +142,12 @@ def _source(
     preprocessing: Preprocessing,
     tensors: Mapping[str, Stored],
 ) -> Source:
-    vision = dataclasses.replace(model.vision, image_mean=preprocessing.image_mean, image_std=preprocessing.image_std)
+    mean, deviation = preprocessing.scaled_mean, preprocessing.scaled_std
+    vision = dataclasses.replace(model.vision, image_mean=mean, image_std=deviation)
     model = dataclasses.replace(model, vision=vision)
-    tokenizer = Tokenizer.load(directory)
+    # A llava-hf prompt is one text for its processor; the original code has none, and a slow tokenizer.
+    tokenizer = Tokenizer.load(directory, whole_prompt=layout == "llava-hf", model_first=layout == "llava")
+    tokenizer.check_rows(model.text.vocab_size)
     image = tokenizer.token_to_id("<image>")
     if layout == "llava-hf" and image is not None and image != model.image_token_id:
         raise InputError(
@@ -188,13 +193,17 @@ def _open_original(directory: Path, config: dict[str, Any], vision_tower: Path |
         tie(tensors, directory)
     check_tensors(tensors, model, directory)
 
-    means = ClipConfig()
-    preprocessing = Preprocessing(
-        size=vision.image_size,
-        pad=fields.choice("image_aspect_ratio", ("square", "pad"), "square", null=True) == "pad",
-        image_mean=means.image_mean,
-        image_std=means.image_std,
+    pad = (
+        fields.choice("image_aspect_ratio", ("square", "pad"), "square", null=True)  # "anyres" is of later models
+        == "pad"
     )
+    processor = tower and tower / "preprocessor_config.json"
+    preprocessing = (
+        preprocessing_from_hf(Fields.read(processor), vision.image_size)
+        if processor and exists(processor)
+        else Preprocessing(vision.image_size)
+    )
+    preprocessing = dataclasses.replace(preprocessing, pad=pad)
     return _source(directory, "llava", model, preprocessing, tensors)
 
 

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 import vigor_jax
 from vigor_jax.checkpoint import latest_step, read_record, restore_params_only
+from vigor_jax.data.conversation import TEMPLATES
 from vigor_jax.errors import InputError
 from vigor_jax.hf.config import read_json
 from vigor_jax.hf.export import ExportConfig, export_checkpoint
@@ -42,11 +43,13 @@ def export(config: ExportConfig, source: Source, checkpoints: Path, out: Path, m
     if step is None:
         raise InputError(f"export: no checkpoint in {checkpoints}; run the stage sft first")
     record = read_record(checkpoints, step)
+    template = record["fingerprint"].get("template")
     provenance = {
         "made_by": f"vigor_jax {vigor_jax.__version__}",
         "base": str(source.directory.resolve()),
         "checkpoint": os.path.relpath(checkpoints, out),  # so that a run may be moved
         "step": step,
+        "template": template,
         "training": record["fingerprint"],
         "layout": config.layout or source.layout,
         "dtype": config.dtype,
@@ -76,5 +79,6 @@ def export(config: ExportConfig, source: Source, checkpoints: Path, out: Path, m
         dtype=config.dtype,
         shard_bytes=config.shard_bytes,
         more_files={PROVENANCE: provenance},
+        template=TEMPLATES.get(template),
     )
     logger.info("export: step %d is in %s", step, out)

@@ -1,0 +1,243 @@
+"""The content of a tokenizer.json: how it cuts text at added tokens, and where it puts LLaMA's dummy "▁"."""
+
+import json
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import tokenizers
+
+from vigor_jax.errors import InputError
+
+Json = dict[str, Any]
+
+METASPACE = "▁"
+IMAGE_TOKEN = "<image>"
+FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+PLAIN = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+
+
+def build(content: Json, source: str) -> tokenizers.Tokenizer:
+    """The Rust tokenizer of a tokenizer.json, every added token checked to have the id it declares.
+
+    Raises:
+        InputError: the library cannot read it, or an id of an added token does not follow on.
+    """
+    try:
+        built = tokenizers.Tokenizer.from_str(json.dumps(content))
+    except Exception as error:  # The library raises bare Exception for whatever it cannot parse.
+        raise InputError(f"{source}: not a usable tokenizer ({error}); download or copy the file again") from error
+    for entry in content["added_tokens"]:
+        token, declared = entry["content"], entry["id"]
+        if built.token_to_id(token) != declared:
+            raise InputError(
+                f"{source}: added token {token!r} is declared with id {declared} but gets "
+                f"{built.token_to_id(token)}; ids of added tokens must follow the vocabulary without a gap"
+            )
+    return built
+
+
+def with_added_tokens(content: Json, entries: Collection[Json], source: str) -> Json:
+    """`content` with these added tokens too, and without padding and truncation.
+
+    Args:
+        content: of a tokenizer.json.
+        entries: tokens as a tokenizer.json lists them. The flags of one that is there already are replaced, as
+            transformers does with those of tokenizer_config.json.
+        source: the path that error messages name.
+
+    Raises:
+        InputError: a token is there under another id.
+    """
+    found = {entry.get("content"): entry for entry in content.get("added_tokens") or []}
+    for entry in sorted(entries, key=lambda entry: entry["id"]):
+        token, before = entry["content"], found.get(entry["content"])
+        if before is not None and before.get("id") != entry["id"]:
+            raise InputError(
+                f"{source}: added token {token!r} cannot get id {entry['id']}, it has {before.get('id')}; "
+                "use the tokenizer files of one checkpoint"
+            )
+        found[token] = entry
+    added = sorted(found.values(), key=lambda entry: entry["id"])
+    return {**content, "added_tokens": added, "padding": None, "truncation": None}
+
+
+def text_only(content: Json, controls: Collection[str]) -> Json:
+    """`content` for text in which the `controls`, tokens such as "</s>", mean nothing."""
+    model = content["model"]
+    # Some converters leave merges that spell a special token, which would read it out of text after all.
+    spelt = {entry["content"] for entry in content["added_tokens"]}
+    merges = [pair for pair in model["merges"] if _merged(pair) not in spelt]
+    kept = [entry for entry in content["added_tokens"] if entry["content"] not in controls]
+    return {**content, "model": {**model, "merges": merges}, "added_tokens": kept, "post_processor": None}
+
+
+def continuing(content: Json) -> Json:
+    """`content` for text that continues other text, and so gets no dummy "▁" in front."""
+    # A token that is looked for in normalised text is looked for in the form that the whole normaliser gives it.
+    added = [{**entry, "content": _normalized(content, entry)} for entry in content["added_tokens"]]
+    parts = {part: without_prefix(content.get(part)) for part in ("normalizer", "pre_tokenizer")}
+    return {**content, **parts, "added_tokens": added}
+
+
+def renumbered(content: Json) -> tuple[Json, dict[int, int]]:
+    """`content` whose added tokens follow the vocabulary, though some before them may be gone, and id → true id of
+    those that could not keep theirs."""
+    vocabulary = content["model"]["vocab"]
+    next_id, entries, true_ids = max(vocabulary.values()) + 1, [], {}
+    for entry in content["added_tokens"]:
+        given = vocabulary.get(entry["content"], next_id)
+        next_id += given == next_id
+        entries.append({**entry, "id": given})
+        if given != entry["id"]:
+            true_ids[given] = entry["id"]
+    return {**content, "added_tokens": entries}, true_ids
+
+
+def without_prefix(part: Json | None) -> Json | None:
+    """A normalizer or pre-tokenizer of tokenizer.json that puts nothing in front of the text."""
+    if part is None or part["type"] == "Prepend":
+        return None
+    changed = dict(part)
+    for steps in ("normalizers", "pretokenizers"):
+        if steps in part:
+            changed[steps] = [kept for step in part[steps] if (kept := without_prefix(step)) is not None]
+    if part["type"] == "Metaspace":
+        changed["prepend_scheme"] = "never"
+    return changed
+
+
+def restarts_after(content: Json, token: str) -> bool:
+    """Whether text right after an added token gets a dummy "▁" in front, as text at the very beginning may."""
+    for entry in (_entry(content, token), {**_entry(content, token), "normalized": False}):
+        tokens = _probe(content, entry, f"a{token}b")
+        if token in tokens[:-1]:
+            return tokens[tokens.index(token) + 1].startswith(METASPACE)
+    return False
+
+
+def starts_with_prefix(content: Json) -> bool:
+    """Whether a text gets a dummy "▁" in front."""
+    return _probe(content, _entry(content, IMAGE_TOKEN), "a")[0].startswith(METASPACE)
+
+
+def restarting_after_images(content: Json, *, doubles: bool) -> Json:
+    """A tokenizer.json that reads a whole prompt as the original LLaVA code does, which tokenises the text before and
+    after each image on its own: text after an image gets a dummy "▁", and text after another token does not.
+
+    Only a tokenizer whose dummy "▁" stands at the very beginning of a text alone is changed: the others do that
+    already. "▁" is put in front of every stretch between images. Tokens other than the image's must not part two
+    stretches, so they are looked for in the normalised text, which is after that.
+
+    Args:
+        content: of a tokenizer.json.
+        doubles: whether "▁" is also put in front of text that begins with a space, as sentencepiece does, or not, as
+            a Metaspace does.
+    """
+    if not starts_with_prefix(content) or restarts_after(content, IMAGE_TOKEN):
+        return content
+    entries = [{**entry, "normalized": entry["content"] != IMAGE_TOKEN} for entry in content["added_tokens"]]
+    # Before a special token no "▁" is left. Another token needs the "▁" gone from the form that is looked for alone.
+    dropped = [f"[ {METASPACE}]"] if not doubles else []
+    for entry in entries:
+        if entry["content"] != IMAGE_TOKEN:
+            whole = doubles and not entry["special"]
+            dropped.append(re.escape(entry["content"]) + (r"\z" if whole else ""))
+    before = content.get("normalizer")
+    steps = before["normalizers"] if before and before["type"] == "Sequence" else [before] if before else []
+    pattern = rf"\A{METASPACE}(?={'|'.join(dropped)})"
+    steps = [
+        *steps,
+        {"type": "Prepend", "prepend": METASPACE},
+        *([{"type": "Replace", "pattern": {"Regex": pattern}, "content": ""}] if dropped else []),
+    ]
+    return {
+        **content,
+        "added_tokens": entries,
+        "normalizer": {"type": "Sequence", "normalizers": steps},
+        "pre_tokenizer": without_prefix(content.get("pre_tokenizer")),
+    }
+
+
+def declared_tokens(settings: Mapping[str, Json]) -> list[Json]:
+    """The added tokens of tokenizer_config.json and added_tokens.json, as a tokenizer.json lists them."""
+    config, special_map = settings["tokenizer_config.json"], settings["special_tokens_map.json"]
+    special = {IMAGE_TOKEN}
+    for values in (config, special_map):
+        for name, value in values.items():
+            if name.endswith(("_token", "_special_tokens")):
+                several = value.values() if name.endswith("s") and isinstance(value, dict) else value
+                for token in several if name.endswith("s") else [value]:
+                    special.add(str(token.get("content") if isinstance(token, dict) else token))
+    found = {}
+    for token, token_id in settings["added_tokens.json"].items():
+        # What transformers takes a token for whose file says only its id.
+        is_special = token in special
+        found[token] = {
+            "id": int(token_id),
+            "content": token,
+            **PLAIN,
+            "special": is_special,
+            "normalized": not is_special,
+        }
+    for token_id, entry in (config.get("added_tokens_decoder") or {}).items():
+        is_special = bool(entry.get("special", entry["content"] in special))
+        flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": not is_special}
+        flags |= {name: bool(entry[name]) for name in FLAGS if name in entry}
+        found[entry["content"]] = {"id": int(token_id), "content": entry["content"], **flags, "special": is_special}
+    return list(found.values())
+
+
+def keeps_length(content: Json) -> bool:
+    """Whether nothing happens to a text before BPE but "▁" for each space and one more in front."""
+
+    def steps(part: Json | None) -> list[Json]:
+        inner = None if part is None else part.get("normalizers", part.get("pretokenizers", [part]))
+        return [] if inner is None else inner
+
+    def is_plain(step: Json) -> bool:
+        space = {"type": "Replace", "pattern": {"String": " "}, "content": METASPACE}
+        # Or `restarting_after_images` wrote it, and it only takes the "▁" in front away.
+        pattern = step.get("pattern", {}).get("Regex", "") if step.get("content") == "" else ""
+        return step in (space, {"type": "Prepend", "prepend": METASPACE}) or pattern.startswith(rf"\A{METASPACE}(?=")
+
+    splits = [step["type"] for step in steps(content.get("pre_tokenizer"))]
+    normalizes = steps(content.get("normalizer"))
+    adds_twice = {"type": "Prepend", "prepend": METASPACE} in normalizes and splits != [] and not _only_splits(content)
+    is_known = splits in ([], ["Metaspace"]) and (bool(normalizes) or splits == ["Metaspace"])
+    return all(map(is_plain, normalizes)) and is_known and not adds_twice and METASPACE in content["model"]["vocab"]
+
+
+def _only_splits(content: Json) -> bool:
+    """Whether the pre-tokenizer puts nothing in front of the text."""
+    return without_prefix(content.get("pre_tokenizer")) == content.get("pre_tokenizer")
+
+
+def _normalized(content: Json, entry: Json) -> str:
+    """The form in which an added token is looked for."""
+    if not entry["normalized"] or not content.get("normalizer"):
+        return entry["content"]
+    return _tiny(content, []).normalizer.normalize_str(entry["content"])
+
+
+def _entry(content: Json, token: str) -> Json:
+    found = (entry for entry in content["added_tokens"] if entry["content"] == token)
+    return next(found, {"id": 0, "content": token, **PLAIN})
+
+
+def _probe(content: Json, entry: Json, text: str) -> list[str]:
+    return _tiny(content, [entry]).encode(text, add_special_tokens=False).tokens
+
+
+def _tiny(content: Json, entries: list[Json]) -> tokenizers.Tokenizer:
+    """The same rules over a vocabulary of a few letters, which is quick to build."""
+    vocabulary = {piece: index for index, piece in enumerate(("?", METASPACE, "a", "b"))}
+    model = {"type": "BPE", "unk_token": "?", "vocab": vocabulary, "merges": []}
+    entries = [{**entry, "id": len(vocabulary) + index} for index, entry in enumerate(entries)]
+    changed = {"added_tokens": entries, "model": model, "post_processor": None, "decoder": None}
+    return build({**content, **changed, "padding": None, "truncation": None}, "tokenizer")
+
+
+def _merged(pair: str | list[str]) -> str:
+    """The piece that a merge makes; files before tokenizers 0.20 write the pair as "left right"."""
+    return pair.replace(" ", "") if isinstance(pair, str) else "".join(pair)
