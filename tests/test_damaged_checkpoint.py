@@ -118,7 +118,7 @@ def test_flips_of_bits_are_found(directory: Path) -> None:
     files = [
         path for path in files_of(directory) if path.parent.name == "d" and (directory / path).stat().st_size > 5000
     ]
-    assert len(files) == 4
+    assert {path.parts[1] for path in files} == {"params", "rest"}  # how many there are of each is up to Orbax
     refused = 0
     for _ in range(40):
         path = directory / chance.choice(files)

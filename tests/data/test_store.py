@@ -196,7 +196,8 @@ def test_a_field_that_was_always_written_is_not_made_up(tmp_path, lost):
     rows = pq.read_table(path).to_pylist()
     del rows[0]["signals"][0][lost]
     pq.write_table(pa.Table.from_pylist(rows), path)
-    with pytest.raises(InputError, match=r"expected column signals of type .* remove it and write it again") as caught:
+    refusal = r"expected column signals of type .* remove it and run the stage that writes it again"
+    with pytest.raises(InputError, match=refusal) as caught:
         list(store.read_part(tmp_path, 0, 1, Verdict))
     assert "\n" not in str(caught.value)
 
