@@ -53,6 +53,8 @@ DENIALS = (
     ("A bus, but no car, is on the road.", "bus", "car", ""),
     ("This is not a dog but a cat.", "cat", "dog", ""),
     ("People: none. There are no people.", "", "person", ""),
+    ("There isn't either a dog or a cat.", "", "dog, cat", ""),
+    ("A car missing its clock stands next to a bus.", "car, bus", "clock", ""),
 )
 NO_DENIALS = (
     ("Not only a dog but also a cat sits here.", "dog, cat", "", ""),
@@ -94,6 +96,12 @@ SUPPOSED = (
     ("The chairs are set up, allowing people to sit.", "chair", "", "person"),
     ("A knife used for cutting cakes lies there.", "knife", "", "cake"),
     ("The cups suggest that people are having a pizza.", "cup", "", "person, pizza"),
+    ("A hook for hanging umbrellas is next to the bed.", "bed", "", "umbrella"),
+    ("A stand designed to hold bicycles is next to a bench.", "bench", "", "bicycle"),
+    ("The man holds either a dog or a cat.", "person", "", "dog, cat"),
+    ("It appears to be either a bus or a truck.", "", "", "bus, truck"),
+    ("Apart from a dog, there are no cats in the car.", "dog, car", "", "cat"),
+    ("The bench has no cups on it except a bottle.", "bench, bottle", "", "cup"),
     ("A dog on the bed. There is no dog on the couch.", "dog, bed, couch", "", "dog"),
     ("A woman in a tie and a man without a tie.", "person, tie", "", "tie"),
 )
@@ -106,6 +114,7 @@ ASSERTED = (
     ("Fruits such as apples and bananas.", "apple, banana", "", ""),
     ("A man is ready to catch a frisbee.", "person, frisbee", "", ""),
     ("The cat sleeps for hours on the bed.", "cat, bed", "", ""),
+    ("A bench on either side of the car or the bus.", "bench, car, bus", "", ""),
 )
 # Contradictions: each sentence for itself.
 BOTH = (

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from vigor_jax.rewards.claims import Claim
-from vigor_jax.rewards.clause import ABOUT, Clause
+from vigor_jax.rewards.clause import ABOUT, NEGATIONS, Clause
 from vigor_jax.rewards.words import listed
 
 Mark = Callable[[int, int, Claim], None]  # of the words from one place to another
@@ -54,7 +54,6 @@ _HAVE = dict.fromkeys(
 _SHOWN = listed("shown")
 _PICTURE = listed("picture")
 _LONGEST_HEADING = 10  # words and marks, such as those of "1. **Main subject**"
-_NONE = listed("none")
 _LACKS = listed("lacks")
 _PLENTY = frozenset(["shortage", "lack", "absence", "dearth", "scarcity"])
 
@@ -94,7 +93,7 @@ def _deny_list(clause: Clause, start: int, claim: Claim, mark: Mark) -> int:
     while clause.word(start) in ("any", "a", "an", "single", "its", "their", "his", "her", "the"):
         start += 1
     end = clause.noun_list(start)
-    if _OTHER & set(clause.words[start:end]) or clause.word(end) in ("other", "besides"):
+    if _OTHER & set(clause.words[start:end]) or _has_exception(clause):
         mark(start, end, Claim.SUPPOSED)
         return end
     if claim is Claim.DENIED and _is_restricted(clause, end):
@@ -104,6 +103,15 @@ def _deny_list(clause: Clause, start: int, claim: Claim, mark: Mark) -> int:
         if clause.words[at] in ABOUT and clause.word(at + 1) == "of":
             mark(at, at + 1, Claim.QUOTED)
     return end
+
+
+def _has_exception(clause: Clause) -> bool:
+    """Whether one of what is denied is there: "apart from a cat, there are no animals"."""
+    return any(
+        word in ("besides", "except", "excepting", "excluding")
+        or (word, clause.word(place + 1)) in (("apart", "from"), ("aside", "from"), ("other", "than"))
+        for place, word in enumerate(clause.words)
+    )
 
 
 def _is_restricted(clause: Clause, end: int) -> bool:
@@ -246,6 +254,10 @@ def _lacks(clause: Clause, place: int, mark: Mark) -> None:
 
 
 def _absent(clause: Clause, place: int, mark: Mark) -> None:
+    if clause.word(place) == "missing" and clause.tag(place + 1) in ("DT", "PRP$"):  # "a car missing its bumper"
+        if clause.tag(place - 1) not in ("DT", "PRP$", "JJ") and clause.word(place - 1) not in ("not", "n't"):
+            _deny_list(clause, place + 1, Claim.DENIED_HERE, mark)
+        return
     ends = clause.tag(place + 1) in ("IN", ".", ",", "", "CC") and clause.word(place + 1) != "of"
     if ends and clause.word(place - 1) in ("is", "are", "completely", "entirely"):
         _deny_subject(clause, place - 1, Claim.DENIED, mark)
@@ -266,7 +278,7 @@ def _hardly(clause: Clause, place: int, mark: Mark) -> None:
 
 def _heading(clause: Clause, place: int, mark: Mark) -> None:
     """ "People: none", "Animals: there are no animals": the heading does not say that they are there."""
-    if place <= _LONGEST_HEADING and not _NONE.isdisjoint(clause.words[place + 1 :]):
+    if place <= _LONGEST_HEADING and not NEGATIONS.isdisjoint(clause.words[place + 1 :]):
         mark(0, place, Claim.QUOTED)
 
 

@@ -21,7 +21,7 @@ _TO_A_PLACE = listed("to a place")
 _UNITS = listed("units")
 _FEET = frozenset(("feet", "foot", "ft"))
 _AFTER_FEET = listed("after feet")
-_INTERJECTIONS = listed("interjections")
+_NO_NOUNS = listed("interjections") | listed("tag in")
 # Plurals that stand before a noun: "sports ball".
 _PLURAL_FIRST = listed("plural first")
 _OF_COLOR = listed("of color")
@@ -49,7 +49,7 @@ class Readings:
         self._single = frozenset(name[0] for name in nouns if len(name) == 1)
         self._pairs = frozenset(pair for name in nouns for pair in pairwise(name))
         self._match_idiom = Matcher({split(line): line for line in idioms})
-        self._never, self._things = wordnet("no nouns") | _INTERJECTIONS, wordnet("things")
+        self._never, self._things = wordnet("no nouns") | _NO_NOUNS, wordnet("things")
         self._verbs = wordnet("verbs")
         self._reads_as_noun = lru_cache(CACHE_SIZE)(self._by_itself)
 
@@ -149,7 +149,7 @@ def _is_one(place: int, lower: Sequence[str], tags: Sequence[str], is_noun: Sequ
     start = place
     while start and is_noun[start - 1]:
         start -= 1
-    while start and tags[start - 1].startswith(_MODIFIERS) and lower[start - 1] not in _SEVERAL:
+    while start and _modifies(start - 1, lower, tags) and lower[start - 1] not in _SEVERAL:
         start -= 1
     return _word(lower, start - 1) in _ONE
 
@@ -161,13 +161,25 @@ def _is_predicate(place: int, lower: Sequence[str], tags: Sequence[str], is_noun
             break
         if tags[after] in _FINITE:
             return False
-    start = place
-    while start and (is_noun[start - 1] or tags[start - 1].startswith((*_MODIFIERS, "POS"))):
-        start -= 1
+    start = _phrase_start(place, lower, tags, is_noun)
+    if _word(lower, start - 1) == "of" and start > 1 and is_noun[start - 2]:  # "a herd of zebras drinks"
+        start = _phrase_start(start - 1, lower, tags, is_noun)
     before = start - 2
     return _word(tags, start - 1) in ("DT", "PRP$") and (
         before < 0 or tags[before] in _CLAUSE_ENDS or lower[before] in _CLAUSE_STARTS
     )
+
+
+def _phrase_start(end: int, lower: Sequence[str], tags: Sequence[str], is_noun: Sequence[bool]) -> int:
+    """Where the nouns before `end` begin, with what modifies them."""
+    start = end
+    while start and (is_noun[start - 1] or tags[start - 1] == "POS" or _modifies(start - 1, lower, tags)):
+        start -= 1
+    return start
+
+
+def _modifies(place: int, lower: Sequence[str], tags: Sequence[str]) -> bool:
+    return tags[place].startswith(_MODIFIERS) or lower[place] in _COLORS  # which are nouns to taggers
 
 
 def _is_color(place: int, lower: Sequence[str], is_noun: Sequence[bool]) -> bool:
