@@ -120,6 +120,7 @@ CONTAINERS: dict[str, Callable[[Sequence[Record]], bytes]] = {
     "list.gz": lambda records: gzip.compress(json.dumps(records).encode()),
     "bom": lambda records: b"\xef\xbb\xbf" + as_lines(records).encode(),
     "logs": lambda records: json.dumps({"args": {"x": 1}, "logs": records}).encode(),
+    "sentences": lambda records: json.dumps({"sentences": records, "overall_metrics": {"CHAIRs": 0.5}}).encode(),
 }
 
 

@@ -30,7 +30,7 @@ QUESTIONS = ("prompt", "question", "query", "input", "text")
 SPLITS = ("random", "popular", "adversarial")  # of POPE
 _LOGGED = ("filtered_resps", "resps")
 # An object of which one of these holds the list of answers, or a further object of them.
-_HOLDERS = ("logs", "imgToEval", "answers", "annotations", "predictions", "results")
+_HOLDERS = ("logs", "sentences", "imgToEval", "answers", "annotations", "predictions", "results")
 
 
 @dataclass(frozen=True)
