@@ -63,8 +63,9 @@ def _no(clause: Clause, place: int, mark: Mark) -> None:
     if following == "one":
         _nobody(clause, place, mark)
         return
-    # "a no parking sign"; "No. 7"; "no longer"
-    if before in ("DT", "PRP$") or following in _NO_DENIAL or not following or following[0].isdigit():
+    # "a no parking sign"; "No. 7"; "no two dogs are alike"; "no longer"
+    is_number = following[:1].isdigit() or clause.tag(place + 1) == "CD"
+    if before in ("DT", "PRP$") or following in _NO_DENIAL or not following or is_number:
         return
     if following in _PLENTY:
         mark(place + 1, place + 2, Claim.QUOTED)
@@ -90,7 +91,7 @@ def _about_picture(clause: Clause, verb: int) -> bool:
 
 def _deny_list(clause: Clause, start: int, claim: Claim, mark: Mark) -> int:
     """Denies a list of things; those "other" than what was named are only supposed. Returns its end."""
-    while clause.word(start) in ("any", "a", "an", "single", "its", "their", "his", "her", "the"):
+    while clause.tag(start) in ("DT", "PRP$", "CD") or clause.word(start) == "single":
         start += 1
     end = clause.noun_list(start)
     if _OTHER & set(clause.words[start:end]) or _has_exception(clause):
@@ -254,13 +255,20 @@ def _lacks(clause: Clause, place: int, mark: Mark) -> None:
 
 
 def _absent(clause: Clause, place: int, mark: Mark) -> None:
-    if clause.word(place) == "missing" and clause.tag(place + 1) in ("DT", "PRP$"):  # "a car missing its bumper"
+    if clause.word(place) == "missing" and _has_object(clause, place):
         if clause.tag(place - 1) not in ("DT", "PRP$", "JJ") and clause.word(place - 1) not in ("not", "n't"):
             _deny_list(clause, place + 1, Claim.DENIED_HERE, mark)
         return
     ends = clause.tag(place + 1) in ("IN", ".", ",", "", "CC") and clause.word(place + 1) != "of"
     if ends and clause.word(place - 1) in ("is", "are", "completely", "entirely"):
         _deny_subject(clause, place - 1, Claim.DENIED, mark)
+
+
+def _has_object(clause: Clause, missing: int) -> bool:
+    """ "A car missing its bumper", "it is missing teeth"; who is "missing the ball" does not hit it."""
+    is_told = clause.word(missing - 1) in ("is", "are", "was", "were", "'s")
+    begins = ("DT", "PRP$", "CD", "JJ", "NN") if is_told else ("DT", "PRP$", "CD")
+    return clause.tag(missing + 1).startswith(begins) and clause.word(missing + 1) != "the"
 
 
 def _instead(clause: Clause, place: int, mark: Mark) -> None:

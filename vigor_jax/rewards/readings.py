@@ -21,10 +21,12 @@ _TO_A_PLACE = listed("to a place")
 _UNITS = listed("units")
 _FEET = frozenset(("feet", "foot", "ft"))
 _AFTER_FEET = listed("after feet")
-_NO_NOUNS = listed("interjections") | listed("tag in")
+_NO_NOUNS = listed("interjections") | listed("tag in") | listed("tag rb")
 # Plurals that stand before a noun: "sports ball".
 _PLURAL_FIRST = listed("plural first")
 _OF_COLOR = listed("of color")
+# "A bed of rice", "a blanket of snow"; but "the bed of the truck".
+_SPREAD = listed("spread")
 _ONE = listed("one")
 _SEVERAL = listed("several")
 _FOLLOWS_VERB_TO = ("VBG", "VBN", "VBD", "VBZ", "VBP", "VB", "JJ", "NN", "NNS", "RB")
@@ -69,14 +71,17 @@ class Readings:
                 is_noun[start:end] = [False] * (end - start)
         self._part_verbs(lower, tags, is_noun)
         if "of" in lower:
-            self._leave_out_measures(lower, is_noun)
+            self._leave_out_measures(lower, tags, is_noun)
         return is_noun
 
-    def _leave_out_measures(self, lower: Sequence[str], is_noun: list[bool]) -> None:
-        """ "A pop of bright color": what is of a color, or of any quality, is no thing."""
+    def _leave_out_measures(self, lower: Sequence[str], tags: Sequence[str], is_noun: list[bool]) -> None:
+        """ "A pop of bright color": what is of a color, or of any quality, is no thing; nor is a "bed of rice"."""
         for place in range(1, len(lower) - 1):
-            is_measure = lower[place] == "of" and is_noun[place - 1] and lower[place - 1] in self._verbs
-            if is_measure and not _OF_COLOR.isdisjoint(lower[place + 1 : place + 4]):
+            if lower[place] != "of" or not is_noun[place - 1]:
+                continue
+            before = lower[place - 1]
+            is_spread = before in _SPREAD and tags[place + 1] not in ("DT", "PRP$")
+            if is_spread or (before in self._verbs and not _OF_COLOR.isdisjoint(lower[place + 1 : place + 4])):
                 is_noun[place - 1] = False
 
     def _by_itself(self, word: str, tag: str) -> bool:
