@@ -229,6 +229,11 @@ WRONG_BEFORE = (
     ("A couple of dogs and a couple more cats.", "dog, cat"),
     ("Cacti, oxen and geese.", "cactus, ox, goose"),
     ("A herd of zebras drinks from a pond; a group of tourists poses near a bus.", "zebra, pond, tourist, bus"),
+    (
+        "A slice of pizza sits on a plate; an assortment of street signs and cars makes a scene.",
+        "pizza, plate, street sign, car",
+    ),
+    ("A display of teddy bears and a clock make a scene.", "teddy bear, clock"),
     ("A skier in an orange jacket glides down, leaving powder behind.", "skier, jacket, powder"),
     ("At the heart of the scene is a cake; a card with a heart.", "cake, card, heart"),
     ("Salmon on a bed of rice next to a bed.", "salmon, rice, bed"),

@@ -134,13 +134,13 @@ class Readings:
     def _part_verbs(self, lower: Sequence[str], tags: Sequence[str], is_noun: list[bool]) -> None:
         """Takes out verbs that stand between or behind nouns: "dog drinks water", "a sheep stands", "skiers rest"."""
         for place, (first, second) in enumerate(pairwise(is_noun), 1):
-            if not (first and second and is_noun[place - 1]):
-                continue
             word, before = lower[place], lower[place - 1]
+            if not (first and second and is_noun[place - 1]) or (before, word) in self._pairs:
+                continue
             one = singular(word)
             if one == word:
                 is_plural = singular(before) != before and before not in _PLURAL_FIRST
-                if is_plural and word in self._verbs and (before, word) not in self._pairs:
+                if is_plural and word in self._verbs:
                     is_noun[place] = False
             elif one in self._verbs and word.endswith("s") and word not in _PLURAL_FIRST:
                 stands_between = is_noun[place + 1 : place + 2] == [True]
@@ -161,14 +161,16 @@ def _is_one(place: int, lower: Sequence[str], tags: Sequence[str], is_noun: Sequ
 
 def _is_predicate(place: int, lower: Sequence[str], tags: Sequence[str], is_noun: Sequence[bool]) -> bool:
     """Whether a word behind the subject is its clause's only finite verb: "the cat sleeps on the bed"."""
+    start = _phrase_start(place, lower, tags, is_noun)
+    in_group = _word(lower, start - 1) == "of" and start > 1 and is_noun[start - 2]
+    if in_group:  # "a herd of zebras drinks"; "an assortment of street signs and cars makes" has its verb elsewhere
+        start = _phrase_start(start - 1, lower, tags, is_noun)
+    goes_on = in_group and singular(lower[place - 1]) == lower[place - 1]
     for after in range(place + 1, len(tags)):
-        if tags[after] in _CLAUSE_ENDS or lower[after] in _CLAUSE_STARTS:
-            break
         if tags[after] in _FINITE:
             return False
-    start = _phrase_start(place, lower, tags, is_noun)
-    if _word(lower, start - 1) == "of" and start > 1 and is_noun[start - 2]:  # "a herd of zebras drinks"
-        start = _phrase_start(start - 1, lower, tags, is_noun)
+        if not (goes_on and lower[after] == "and") and (tags[after] in _CLAUSE_ENDS or lower[after] in _CLAUSE_STARTS):
+            break
     before = start - 2
     return _word(tags, start - 1) in ("DT", "PRP$") and (
         before < 0 or tags[before] in _CLAUSE_ENDS or lower[before] in _CLAUSE_STARTS
