@@ -55,6 +55,7 @@ DENIALS = (
     ("People: none. There are no people.", "", "person", ""),
     ("There isn't either a dog or a cat.", "", "dog, cat", ""),
     ("A car missing its clock stands next to a bus.", "car, bus", "clock", ""),
+    ("The man without his umbrella stands next to a car.", "person, car", "umbrella", ""),
     ("The bench is missing two chairs.", "bench", "chair", ""),
     ("The car is missing clocks and umbrellas.", "car", "clock, umbrella", ""),
 )
@@ -72,6 +73,7 @@ NO_DENIALS = (
     ("None of the people is smiling.", "person", "", ""),
     ("There are no fewer than three dogs.", "dog", "", ""),
     ("No, there is a cat.", "cat", "", ""),
+    ("Without the umbrella, the woman would get wet.", "umbrella, person", "", ""),
     ("No two dogs are alike.", "dog", "", ""),
     ("The man is missing the sports ball with his tennis racket.", "person, sports ball, tennis racket", "", ""),
     ("No doubt the dog is hungry.", "dog", "", ""),

@@ -195,6 +195,9 @@ def _without(clause: Clause, place: int, mark: Mark) -> None:
         following = clause.word(place + 2)
     if following in _NOT_WITHOUT or clause.word(place - 1) == "not":
         return
+    is_certain = clause.word(place + 1) in ("the", "this", "these", "his", "her", "its", "their")
+    if is_certain and not {"would", "could", "might"}.isdisjoint(clause.words):
+        return  # "without the umbrella she would get wet": she has it
     _deny_list(clause, place + 1, Claim.DENIED_HERE, mark)
 
 
