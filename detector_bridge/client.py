@@ -6,6 +6,7 @@ python -m detector_bridge.client --address 127.0.0.1:50051 --image photo.jpg --p
 import asyncio
 import functools
 import itertools
+import math
 import random
 import threading
 import time
@@ -47,6 +48,9 @@ class ClientConfig:
       tls_ca: certificates (PEM) of who signs the servers': turns TLS on.
       tls_cert: this client's certificate (PEM), where the servers want one.
       tls_key: its key.
+
+    Raises:
+      InputError: a number is no finite one above 0.
     """
 
     addresses: tuple[str, ...]
@@ -57,6 +61,11 @@ class ClientConfig:
     tls_ca: Path | None = None
     tls_cert: Path | None = None
     tls_key: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("timeout", "connect_timeout", "in_flight"):
+            if not 0 < (value := getattr(self, name)) < math.inf:
+                raise InputError(f"{name}: expected a finite number above 0, got {value}")
 
 
 @dataclass(frozen=True)

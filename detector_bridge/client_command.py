@@ -48,8 +48,10 @@ def main() -> None:
     options = arguments()
     try:
         answer = asyncio.run(_ask_once(options))
-    except (RefusedError, DetectorError) as error:
+    except RefusedError as error:
         raise InputError(f"{options.image}: {error}") from None
+    except DetectorError as error:  # which names the image
+        raise InputError(str(error)) from None
     width = max(6, *(len(found.phrase) for found in answer.detections))
     print(f"{options.image}: {answer.width} x {answer.height} pixels")
     print(f"{'phrase':{width}}  present  score  boxes (x_min y_min x_max y_max, pixels; score)")

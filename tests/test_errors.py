@@ -38,6 +38,13 @@ def test_what_is_unlike_gets_the_list(name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "known"), [("color", "score"), ("model", "mode.x"), ("image", "stage"), ("data", "out")]
+)
+def test_a_few_letters_in_common_are_no_likeness(name: str, known: str) -> None:
+    assert nearest(name, [known]) == f"known ones are {known}"
+
+
+@pytest.mark.parametrize(
     ("name", "listed"),
     [
         ("evaluate.color", "evaluate.pope, evaluate.limit"),

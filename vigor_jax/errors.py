@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Iterable
 
 # Below this similarity a nearest name says more about the list than about the slip.
-ALIKE = 0.6
+ALIKE = 0.65
 _MOST_LISTED = 24
 
 

@@ -86,6 +86,11 @@ def with_first(**changes):
         (with_first(text="A red kettle"), rf"{PLACE}, sentence 2: no sentence covers 'boils\.' before"),
         (with_first(text="A blue kettle."), rf"{PLACE}, sentence 1: 'A blue kettle\.' is not in the description"),
         (with_first(text=""), rf"{PLACE}, sentence 1: expected a sentence under 'text', got an empty one"),
+        (
+            with_first(errors=["color"]),
+            rf"{PLACE}, sentence 1: unknown error type 'color'; known ones are 'object', 'attribute', 'relationship',",
+        ),
+        (changed(hue=3), rf"{PLACE}: unknown key 'hue'; known ones are 'image', "),
         (with_first(errors=["objekt"]), rf"{PLACE}, sentence 1: unknown error type 'objekt'; the nearest .* 'object'"),
         (with_first(errors=[3]), rf"{PLACE}, sentence 1: unknown error type 3"),
         (with_first(errors=["object:cup"]), rf"{PLACE}, sentence 1: expected 'attribute:WHICH' or one of"),

@@ -109,6 +109,15 @@ def test_a_folder_without_images_says_what_it_has(tmp_path):
         list(open_images(root))
 
 
+@pytest.mark.parametrize("place", ["", " ", "\n"])
+def test_an_empty_name_is_not_the_working_directory(place, tmp_path, monkeypatch):
+    (tmp_path / "a.png").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="got nothing; is a variable empty"):
+        open_images(place)
+    assert list(open_images(".")) == ["a.png"]
+
+
 def test_the_folder_itself_may_be_a_link(tmp_path):
     fill(tmp_path / "root", {"a.jpg": None, "x/b.jpg": None, "x/back": ".."})
     (tmp_path / "link").symlink_to("root")

@@ -79,3 +79,20 @@ def test_the_command_does_not_wait(address):
     assert done.stderr.startswith("error: address ")
     assert done.stderr.count("\n") == 1
     assert time.monotonic() - started < 20
+
+
+@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["timeout", "connect_timeout", "in_flight"])
+def test_numbers_that_nothing_can_be_waited_for(name, value):
+    with pytest.raises(InputError, match=f"{name}: expected a finite number above 0, got {value}"):
+        ClientConfig(("127.0.0.1:9",), **{name: value})
+
+
+def test_a_refused_number_and_a_lost_server_are_one_line_each(tmp_path):
+    (tmp_path / "x.jpg").write_bytes(b"x")
+    command = [sys.executable, "-m", "detector_bridge.client", "--address", "127.0.0.1:9", "--phrases", "dog"]
+    command += ["--image", tmp_path / "x.jpg", "--timeout"]
+    for seconds, said in (("nan", "error: timeout: expected"), ("0.2", f"error: {tmp_path / 'x.jpg'}: no detections")):
+        done = subprocess.run([*command, seconds], cwd=ROOT, capture_output=True, text=True, timeout=50)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert done.stderr.startswith(said)

@@ -437,3 +437,16 @@ def test_questions_are_put_in_other_words(tmp_path: Path) -> None:
         assert one.prompt == f"{questions.body(one)}\n{CHOICE}"
         assert questions.worded(one, wording("mmbench", "paper")).prompt == questions.body(one)
         assert questions.worded(one, wording("mmbench", "paper", "快")).prompt == f"{questions.body(one)}\n快"
+
+
+@pytest.mark.parametrize("num_files", [1, 2])
+def test_extra_answers_to_pope_are_counted_and_no_row_of_the_table(
+    tmp_path: Path, num_files: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [{"question_id": i, "image": "a.jpg", "text": f"Is there a thing {i}?", "label": "no"} for i in range(4)]
+    answers = [{"question_id": i, "answer": "No."} for i in range(4 + 3)]
+    files = [lines(tmp_path / f"q{n}.json", asked) for n in range(num_files)]
+    saved = [lines(tmp_path / f"a{n}.jsonl", answers) for n in range(num_files)]
+    found = run("pope", "--questions", *files, "--answers", *saved, "--out", tmp_path / "out")
+    assert (found["q0"]["accuracy"], found["extra_answers"]) == (1, 3 * num_files)
+    assert re.findall(r"POPE (\w+), accuracy", capsys.readouterr().out) == [p.stem for p in files] + ["mean"]

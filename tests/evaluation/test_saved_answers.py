@@ -120,6 +120,7 @@ CONTAINERS: dict[str, Callable[[Sequence[Record]], bytes]] = {
     "list.gz": lambda records: gzip.compress(json.dumps(records).encode()),
     "bom": lambda records: b"\xef\xbb\xbf" + as_lines(records).encode(),
     "logs": lambda records: json.dumps({"args": {"x": 1}, "logs": records}).encode(),
+    "sentences": lambda records: json.dumps({"sentences": records, "overall_metrics": {"CHAIRs": 0.5}}).encode(),
 }
 
 
@@ -245,6 +246,7 @@ def test_one_file_answers_all_splits(tmp_path: Path, layout: Callable, order: tu
         ('{"question_id": 1, "answer": "x"}\n{"question_id', ":2: malformed JSON"),
         ('{"1": "x", "2": 7}', "'2': expected a string under 'answer', got 7"),
         ("{", "malformed JSON"),
+        ('[{"question_id": ' + "9" * 5000 + ', "answer": "x"}]', "a number that is too long"),
         ("犬", "malformed JSON"),
     ],
 )
@@ -310,6 +312,23 @@ def test_of_the_same_question_one_answer_is_enough(tmp_path: Path) -> None:
 def test_images_under_other_names(called: str, found: list[str]) -> None:
     names = ["a/b.jpg", "COCO_val2014_000000000042.jpg", "x_5.png", "y_5.png", "named by its id.jpg", "p/same.png"]
     assert ImageNames([*names, "q/same.png"], {"7": "named by its id.jpg"}).find(called) == found
+
+
+@pytest.mark.parametrize(("said", "read_as"), [("\ud83d cut", "\ufffd cut"), ("\ud83d\ude00", "😀"), ("é犬", "é犬")])
+def test_halves_of_characters_are_replaced(tmp_path: Path, said: str, read_as: str) -> None:
+    """A model's last token may be cut within a character."""
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([{"image": said, "question": said, "answer": said}]))
+    (answer,) = read_saved([path])
+    assert (answer.text, answer.image, answer.question) == (read_as, read_as, read_as)
+    answer.text.encode()
+
+
+def test_endless_numbers_are_names(tmp_path: Path) -> None:
+    names = ImageNames(["9" * 5000 + ".jpg", "a5.jpg"])
+    assert names.find("9" * 5000) == ["9" * 5000 + ".jpg"]
+    assert names.find("8" * 5000) == []
+    assert names.find("5") == names.find("005") == ["a5.jpg"]
 
 
 @given(st.lists(st.text(min_size=1), unique=True, min_size=1), st.text())

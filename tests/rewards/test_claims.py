@@ -53,6 +53,11 @@ DENIALS = (
     ("A bus, but no car, is on the road.", "bus", "car", ""),
     ("This is not a dog but a cat.", "cat", "dog", ""),
     ("People: none. There are no people.", "", "person", ""),
+    ("There isn't either a dog or a cat.", "", "dog, cat", ""),
+    ("A car missing its clock stands next to a bus.", "car, bus", "clock", ""),
+    ("The man without his umbrella stands next to a car.", "person, car", "umbrella", ""),
+    ("The bench is missing two chairs.", "bench", "chair", ""),
+    ("The car is missing clocks and umbrellas.", "car", "clock, umbrella", ""),
 )
 NO_DENIALS = (
     ("Not only a dog but also a cat sits here.", "dog, cat", "", ""),
@@ -68,6 +73,9 @@ NO_DENIALS = (
     ("None of the people is smiling.", "person", "", ""),
     ("There are no fewer than three dogs.", "dog", "", ""),
     ("No, there is a cat.", "cat", "", ""),
+    ("Without the umbrella, the woman would get wet.", "umbrella, person", "", ""),
+    ("No two dogs are alike.", "dog", "", ""),
+    ("The man is missing the sports ball with his tennis racket.", "person, sports ball, tennis racket", "", ""),
     ("No doubt the dog is hungry.", "dog", "", ""),
     ("Bus No. 7 stands next to a car.", "bus, car", "", ""),
     ("The dog is not looking at the cat.", "dog, cat", "", ""),
@@ -94,6 +102,13 @@ SUPPOSED = (
     ("The chairs are set up, allowing people to sit.", "chair", "", "person"),
     ("A knife used for cutting cakes lies there.", "knife", "", "cake"),
     ("The cups suggest that people are having a pizza.", "cup", "", "person, pizza"),
+    ("A hook for hanging umbrellas is next to the bed.", "bed", "", "umbrella"),
+    ("A stand designed to hold bicycles is next to a bench.", "bench", "", "bicycle"),
+    ("The man holds either a dog or a cat.", "person", "", "dog, cat"),
+    ("It appears to be either a bus or a truck.", "", "", "bus, truck"),
+    ("It could be a bus given the chairs and the clock.", "chair, clock", "", "bus"),
+    ("Apart from a dog, there are no cats in the car.", "dog, car", "", "cat"),
+    ("The bench has no cups on it except a bottle.", "bench, bottle", "", "cup"),
     ("A dog on the bed. There is no dog on the couch.", "dog, bed, couch", "", "dog"),
     ("A woman in a tie and a man without a tie.", "person, tie", "", "tie"),
 )
@@ -106,6 +121,7 @@ ASSERTED = (
     ("Fruits such as apples and bananas.", "apple, banana", "", ""),
     ("A man is ready to catch a frisbee.", "person, frisbee", "", ""),
     ("The cat sleeps for hours on the bed.", "cat, bed", "", ""),
+    ("A bench on either side of the car or the bus.", "bench, car, bus", "", ""),
 )
 # Contradictions: each sentence for itself.
 BOTH = (
@@ -214,6 +230,17 @@ WRONG_BEFORE = (
     ("A couple sits on a bench.", "person, bench"),
     ("A couple of dogs and a couple more cats.", "dog, cat"),
     ("Cacti, oxen and geese.", "cactus, ox, goose"),
+    ("A herd of zebras drinks from a pond; a group of tourists poses near a bus.", "zebra, pond, tourist, bus"),
+    (
+        "A slice of pizza sits on a plate; an assortment of street signs and cars makes a scene.",
+        "pizza, plate, street sign, car",
+    ),
+    ("A display of teddy bears and a clock make a scene.", "teddy bear, clock"),
+    ("A skier in an orange jacket glides down, leaving powder behind.", "skier, jacket, powder"),
+    ("At the heart of the scene is a cake; a card with a heart.", "cake, card, heart"),
+    ("Salmon on a bed of rice next to a bed.", "salmon, rice, bed"),
+    ("The sky is a canvas of blue. Gulls circle overhead.", "sky, gull"),
+    ("A toaster oven, two thermoses, three dies.", "toaster oven, thermos, die"),
     ("Glasses of wine next to a plate; a man with glasses.", "glass, wine, plate, man, glasses"),
 )
 

@@ -29,7 +29,9 @@ This is a golden retriever.
 That makes it cosy. | These are red. | These umbrellas are red. | Those are parked. | Such a dog is rare.
 Some of them are sitting. | Some of these are red. | Some are sitting, others are standing. | One is red.
 One of them holds a cup. | Two of them are black. | A few of them are red. | The rest of them are red.
-Half of them sit.
+Half of them sit. | Half of it is eaten. | Part of it is covered. | Parts of it are red. | The top of it is red.
+The left side of it is wet. | A piece of it is missing. | There is another one by the door. | There are others.
+There is also another one.
 All of them are red. | None of them is red. | Most of them are red. | Several of them are red.
 Both are black. | Both of them are black. | Both seem happy. | Each of them has a leash. | Each has a leash.
 Another is on the left. | Another one is black. | The other is black. | The others are black.
@@ -66,6 +68,8 @@ Both the man and the woman smile. | Both a cat and a dog are there. | Both men a
 Many people walk. | All people walk. | Most cars are red. | Several cars are red. | A few cars are red.
 In the background, there are trees. | In addition to the dog, there is a cat. | Next to the dog is a cat.
 Additionally, a cat is there. | However, the dog sleeps. | The first floor is red. | Italian food is served.
+There is another dog. | There are other people. | The side of the car is red. | Half of the pizza is eaten.
+Dogs chase some of them. | A picture of a cat hangs there. | There is one more dog.
 Heavy rain falls. | Shells lie on the beach. | Items are on the table. | Thistles grow. | Bothersome flies buzz.
 """
 

@@ -472,7 +472,7 @@ def test_other_settings_are_refused(run_dir):
 
 def test_an_unknown_weight_is_refused(run_dir):
     message = refused(run_dir, SelectConfig(fusion=FusionConfig(weights={"detektor": 1.0})), STREAMS)
-    assert message == "fusion.weights: there is no stream 'detektor'; the nearest there is is detector"
+    assert message == "fusion.weights: there is no stream 'detektor'; the nearest stream is detector"
 
 
 # Responses that say nothing

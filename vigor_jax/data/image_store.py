@@ -210,6 +210,8 @@ def open_images(place: str | Path, *, limit: int = 0) -> Images:
     Raises:
       InputError: the place cannot be opened, or its shards cannot be used.
     """
+    if not str(place).strip():  # a Path of it would be the working directory
+        raise InputError("images: expected a folder, shards or an image, got nothing; is a variable empty?")
     where = image_places.parse(place)
     if where.location.startswith("file://"):
         where = where._replace(location=image_places.open_system(where.location)[1])

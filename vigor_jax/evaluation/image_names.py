@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 # COCO's file names, with the split as in 2014 or without as in 2017.
 _COCO = re.compile(r"(?:COCO_[a-z]+\d+_)?(\d{12})", re.IGNORECASE)
-_DIGITS = re.compile(r"(\d+)$")
+_DIGITS = re.compile(r"(?<!\d)(\d{1,18})$")  # which is the longest id that anybody has
 
 
 class ImageNames:
@@ -48,14 +48,15 @@ class ImageNames:
         for start in range(len(parts) - 1):  # a name alone may be COCO's id
             if found := self._bare.get(str(PurePath(*parts[start:]).with_suffix(""))):
                 return found
-        if (number := str(int(called)) if called.isdecimal() else called) in self._ids:
-            return [self._ids[number]]
+        number = int(called) if _DIGITS.fullmatch(called) else None
+        if (coco_id := called if number is None else str(number)) in self._ids:
+            return [self._ids[coco_id]]
         path = PurePath(called)
         for tail in (path.name, path.stem):
             if found := self._tails.get(tail):
                 return found
-        if called.isdecimal():
-            return self._numbers.get(int(called), [])
+        if number is not None:
+            return self._numbers.get(number, [])
         if coco := _COCO.fullmatch(path.stem):
             return [name for name in self._numbers.get(int(coco[1]), ()) if _COCO.fullmatch(PurePath(name).stem)]
         return []

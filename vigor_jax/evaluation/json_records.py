@@ -84,6 +84,8 @@ def parse(text: str, place: str) -> Any:
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, " if "\n" in text else ""
         raise InputError(f"{place}: malformed JSON at {where}column {error.colno} ({error.msg}); fix it") from error
+    except ValueError as error:  # a number of thousands of digits
+        raise InputError(f"{place}: a number that is too long; fix it") from error
     except RecursionError as error:
         raise InputError(f"{place}: JSON nested too deeply; fix it") from error
 

@@ -127,7 +127,7 @@ def _rows(metrics: Mapping[str, Metrics]) -> list[tuple[str, str]]:
             ("words per caption", f"{found['words']:.1f}"),
         ]
     for split, scores in metrics.get("pope", {}).items():
-        if "accuracy" in scores:
+        if isinstance(scores, Mapping) and "accuracy" in scores:  # the number of extra answers is none
             rows.append((f"POPE {split}, accuracy", f"{scores['accuracy']:.1%}"))
     for split, numbers in metrics.get("pope-questions", {}).items():
         if split != "images":

@@ -30,7 +30,7 @@ QUESTIONS = ("prompt", "question", "query", "input", "text")
 SPLITS = ("random", "popular", "adversarial")  # of POPE
 _LOGGED = ("filtered_resps", "resps")
 # An object of which one of these holds the list of answers, or a further object of them.
-_HOLDERS = ("logs", "imgToEval", "answers", "annotations", "predictions", "results")
+_HOLDERS = ("logs", "sentences", "imgToEval", "answers", "annotations", "predictions", "results")
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,12 @@ def name(value: Any) -> str | None:
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, str | int):
         return None
-    return str(value).strip() or None
+    return _whole(str(value)).strip() or None
+
+
+def _whole(text: str) -> str:
+    """A text without halves of characters, which JSON may spell ("\\ud83d") and no file can hold."""
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _records(path: Path) -> list[tuple[str, dict[str, Any]]]:
@@ -139,10 +144,10 @@ def _read(record: dict[str, Any], place: str) -> SavedAnswer:
     options = record.get("options")
     return SavedAnswer(
         place,
-        text,
+        _whole(text),
         id=_first(sources, IDS),
         image=_first(sources, IMAGES),
-        question=next((one for one in _values(sources, QUESTIONS, but=key) if isinstance(one, str)), None),
+        question=next((_whole(one) for one in _values(sources, QUESTIONS, but=key) if isinstance(one, str)), None),
         number=record["doc_id"] if isinstance(record.get("doc_id"), int) else None,
         round=record["round_id"] if isinstance(record.get("round_id"), int) else None,
         options=tuple(map(str, options)) if isinstance(options, list) else None,

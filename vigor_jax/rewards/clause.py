@@ -9,10 +9,12 @@ _NOT_LISTED = listed("not listed")
 _PAIRS = frozenset(("or", "nor", "and", "/", "&"))
 _ENDS = frozenset((".", "!", "?", ";", ":", "(", ")", "[", "]", "—", "–", "-", "``", "''", '"', "*", "|", "\n"))
 _TURNS = listed("turns")
+_RELATIVES = frozenset(("who", "which", "that", "what", "where", "when", "how", "if", "as"))
 _FINITE = frozenset(("VBZ", "VBP", "VBD", "MD"))
 _MODIFIERS = ("JJ", "VBN", "VBG", "VBD", "RB", "CD", "NN")
 # Heads that only say how things are denied: "no sign of a dog", "no type of furniture".
 ABOUT = listed("about")
+NEGATIONS = listed("none")
 
 
 class Clause:
@@ -117,6 +119,16 @@ class Clause:
             if word == "and" and self._begins_clause(place + 1):
                 return place
         return self.size
+
+    def purpose_end(self, start: int) -> int:
+        """Where what something is for ends: also before the clause's own verb, "a hook for coats hangs on the wall"."""
+        end = self.clause_end(start)
+        for place in range(start + 1, end):
+            if self.word(place) in _RELATIVES:
+                break
+            if self.tag(place) in ("VBZ", "VBP", "MD") and (self.is_noun[place - 1] or self.tag(place - 1) == "NNS"):
+                return place
+        return end
 
     def _goes_on(self, comma: int) -> bool:
         """Whether a comma stands in a list that "or" ends: "observing, waiting, or talking", "a car, bus or truck"."""

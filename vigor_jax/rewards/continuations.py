@@ -79,7 +79,8 @@ _SOME = _any(
     latter former first second third last"""
 )
 _PART = re.compile(
-    rf"(?:the |a )?{_SOME} of (?:them|these|those)\b|(?:the )?{_SOME} (?:(?:also|even|ones?) )?{_VERBS}\b"
+    rf"(?:the |a )?{_SOME} of (?:them|these|those)\b|(?:the |an? )?(?:\w+ )?\w+ of (?:it|him|her|them)\b"
+    rf"|there {_BE} (?:also )?(?:another one|others)\b|(?:the )?{_SOME} (?:(?:also|even|ones?) )?{_VERBS}\b"
 )
 _PLACE = re.compile(
     _any(

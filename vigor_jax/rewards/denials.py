@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from vigor_jax.rewards.claims import Claim
-from vigor_jax.rewards.clause import ABOUT, Clause
+from vigor_jax.rewards.clause import ABOUT, NEGATIONS, Clause
 from vigor_jax.rewards.words import listed
 
 Mark = Callable[[int, int, Claim], None]  # of the words from one place to another
@@ -54,7 +54,6 @@ _HAVE = dict.fromkeys(
 _SHOWN = listed("shown")
 _PICTURE = listed("picture")
 _LONGEST_HEADING = 10  # words and marks, such as those of "1. **Main subject**"
-_NONE = listed("none")
 _LACKS = listed("lacks")
 _PLENTY = frozenset(["shortage", "lack", "absence", "dearth", "scarcity"])
 
@@ -64,8 +63,9 @@ def _no(clause: Clause, place: int, mark: Mark) -> None:
     if following == "one":
         _nobody(clause, place, mark)
         return
-    # "a no parking sign"; "No. 7"; "no longer"
-    if before in ("DT", "PRP$") or following in _NO_DENIAL or not following or following[0].isdigit():
+    # "a no parking sign"; "No. 7"; "no two dogs are alike"; "no longer"
+    is_number = following[:1].isdigit() or clause.tag(place + 1) == "CD"
+    if before in ("DT", "PRP$") or following in _NO_DENIAL or not following or is_number:
         return
     if following in _PLENTY:
         mark(place + 1, place + 2, Claim.QUOTED)
@@ -91,10 +91,10 @@ def _about_picture(clause: Clause, verb: int) -> bool:
 
 def _deny_list(clause: Clause, start: int, claim: Claim, mark: Mark) -> int:
     """Denies a list of things; those "other" than what was named are only supposed. Returns its end."""
-    while clause.word(start) in ("any", "a", "an", "single", "its", "their", "his", "her", "the"):
+    while clause.tag(start) in ("DT", "PRP$", "CD") or clause.word(start) == "single":
         start += 1
     end = clause.noun_list(start)
-    if _OTHER & set(clause.words[start:end]) or clause.word(end) in ("other", "besides"):
+    if _OTHER & set(clause.words[start:end]) or _has_exception(clause):
         mark(start, end, Claim.SUPPOSED)
         return end
     if claim is Claim.DENIED and _is_restricted(clause, end):
@@ -104,6 +104,15 @@ def _deny_list(clause: Clause, start: int, claim: Claim, mark: Mark) -> int:
         if clause.words[at] in ABOUT and clause.word(at + 1) == "of":
             mark(at, at + 1, Claim.QUOTED)
     return end
+
+
+def _has_exception(clause: Clause) -> bool:
+    """Whether one of what is denied is there: "apart from a cat, there are no animals"."""
+    return any(
+        word in ("besides", "except", "excepting", "excluding")
+        or (word, clause.word(place + 1)) in (("apart", "from"), ("aside", "from"), ("other", "than"))
+        for place, word in enumerate(clause.words)
+    )
 
 
 def _is_restricted(clause: Clause, end: int) -> bool:
@@ -186,6 +195,9 @@ def _without(clause: Clause, place: int, mark: Mark) -> None:
         following = clause.word(place + 2)
     if following in _NOT_WITHOUT or clause.word(place - 1) == "not":
         return
+    is_certain = clause.word(place + 1) in ("the", "this", "these", "his", "her", "its", "their")
+    if is_certain and not {"would", "could", "might"}.isdisjoint(clause.words):
+        return  # "without the umbrella she would get wet": she has it
     _deny_list(clause, place + 1, Claim.DENIED_HERE, mark)
 
 
@@ -246,9 +258,20 @@ def _lacks(clause: Clause, place: int, mark: Mark) -> None:
 
 
 def _absent(clause: Clause, place: int, mark: Mark) -> None:
+    if clause.word(place) == "missing" and _has_object(clause, place):
+        if clause.tag(place - 1) not in ("DT", "PRP$", "JJ") and clause.word(place - 1) not in ("not", "n't"):
+            _deny_list(clause, place + 1, Claim.DENIED_HERE, mark)
+        return
     ends = clause.tag(place + 1) in ("IN", ".", ",", "", "CC") and clause.word(place + 1) != "of"
     if ends and clause.word(place - 1) in ("is", "are", "completely", "entirely"):
         _deny_subject(clause, place - 1, Claim.DENIED, mark)
+
+
+def _has_object(clause: Clause, missing: int) -> bool:
+    """ "A car missing its bumper", "it is missing teeth"; who is "missing the ball" does not hit it."""
+    is_told = clause.word(missing - 1) in ("is", "are", "was", "were", "'s")
+    begins = ("DT", "PRP$", "CD", "JJ", "NN") if is_told else ("DT", "PRP$", "CD")
+    return clause.tag(missing + 1).startswith(begins) and clause.word(missing + 1) != "the"
 
 
 def _instead(clause: Clause, place: int, mark: Mark) -> None:
@@ -266,7 +289,7 @@ def _hardly(clause: Clause, place: int, mark: Mark) -> None:
 
 def _heading(clause: Clause, place: int, mark: Mark) -> None:
     """ "People: none", "Animals: there are no animals": the heading does not say that they are there."""
-    if place <= _LONGEST_HEADING and not _NONE.isdisjoint(clause.words[place + 1 :]):
+    if place <= _LONGEST_HEADING and not NEGATIONS.isdisjoint(clause.words[place + 1 :]):
         mark(0, place, Claim.QUOTED)
 
 

@@ -9,12 +9,18 @@ from collections.abc import Sequence
 from vigor_jax.rewards.words import listed
 
 _TAGS = ("DT", "PRP$", "PRP", "CC", "CD", "MD", "RB", "WDT", "VB", "VBZ", "VBP", "VBN", "IN", "TO", "POS")
+_TO_A_PLACE = listed("to a place")
 _CLOSED = {word: tag for tag in _TAGS for word in listed(f"tag {tag.lower()}")}
 
 
 def guess_tags(words: Sequence[str], is_noun: Sequence[bool]) -> list[str]:
     """Tags of lower-case words, some of which are known to be nouns; what is in no class counts as an adjective."""
-    return ["NN" if noun else _CLOSED.get(word) or _by_ending(word) for word, noun in zip(words, is_noun, strict=True)]
+    tags = ["NN" if noun else _CLOSED.get(word) or _by_ending(word) for word, noun in zip(words, is_noun, strict=True)]
+    for place in range(2, len(words)):
+        # "designed to hold", and not "next to big"
+        if tags[place] == "JJ" and words[place - 1] == "to" and words[place - 2] not in _TO_A_PLACE:
+            tags[place] = "VB"
+    return tags
 
 
 def _by_ending(word: str) -> str:

@@ -21,10 +21,12 @@ _TO_A_PLACE = listed("to a place")
 _UNITS = listed("units")
 _FEET = frozenset(("feet", "foot", "ft"))
 _AFTER_FEET = listed("after feet")
-_INTERJECTIONS = listed("interjections")
+_NO_NOUNS = listed("interjections") | listed("tag in") | listed("tag rb")
 # Plurals that stand before a noun: "sports ball".
 _PLURAL_FIRST = listed("plural first")
 _OF_COLOR = listed("of color")
+# "A bed of rice", "a blanket of snow"; but "the bed of the truck".
+_SPREAD = listed("spread")
 _ONE = listed("one")
 _SEVERAL = listed("several")
 _FOLLOWS_VERB_TO = ("VBG", "VBN", "VBD", "VBZ", "VBP", "VB", "JJ", "NN", "NNS", "RB")
@@ -49,7 +51,7 @@ class Readings:
         self._single = frozenset(name[0] for name in nouns if len(name) == 1)
         self._pairs = frozenset(pair for name in nouns for pair in pairwise(name))
         self._match_idiom = Matcher({split(line): line for line in idioms})
-        self._never, self._things = wordnet("no nouns") | _INTERJECTIONS, wordnet("things")
+        self._never, self._things = wordnet("no nouns") | _NO_NOUNS, wordnet("things")
         self._verbs = wordnet("verbs")
         self._reads_as_noun = lru_cache(CACHE_SIZE)(self._by_itself)
 
@@ -69,14 +71,17 @@ class Readings:
                 is_noun[start:end] = [False] * (end - start)
         self._part_verbs(lower, tags, is_noun)
         if "of" in lower:
-            self._leave_out_measures(lower, is_noun)
+            self._leave_out_measures(lower, tags, is_noun)
         return is_noun
 
-    def _leave_out_measures(self, lower: Sequence[str], is_noun: list[bool]) -> None:
-        """ "A pop of bright color": what is of a color, or of any quality, is no thing."""
+    def _leave_out_measures(self, lower: Sequence[str], tags: Sequence[str], is_noun: list[bool]) -> None:
+        """ "A pop of bright color": what is of a color, or of any quality, is no thing; nor is a "bed of rice"."""
         for place in range(1, len(lower) - 1):
-            is_measure = lower[place] == "of" and is_noun[place - 1] and lower[place - 1] in self._verbs
-            if is_measure and not _OF_COLOR.isdisjoint(lower[place + 1 : place + 4]):
+            if lower[place] != "of" or not is_noun[place - 1]:
+                continue
+            before = lower[place - 1]
+            is_spread = before in _SPREAD and tags[place + 1] not in ("DT", "PRP$")
+            if is_spread or (before in self._verbs and not _OF_COLOR.isdisjoint(lower[place + 1 : place + 4])):
                 is_noun[place - 1] = False
 
     def _by_itself(self, word: str, tag: str) -> bool:
@@ -129,13 +134,13 @@ class Readings:
     def _part_verbs(self, lower: Sequence[str], tags: Sequence[str], is_noun: list[bool]) -> None:
         """Takes out verbs that stand between or behind nouns: "dog drinks water", "a sheep stands", "skiers rest"."""
         for place, (first, second) in enumerate(pairwise(is_noun), 1):
-            if not (first and second and is_noun[place - 1]):
-                continue
             word, before = lower[place], lower[place - 1]
+            if not (first and second and is_noun[place - 1]) or (before, word) in self._pairs:
+                continue
             one = singular(word)
             if one == word:
                 is_plural = singular(before) != before and before not in _PLURAL_FIRST
-                if is_plural and word in self._verbs and (before, word) not in self._pairs:
+                if is_plural and word in self._verbs:
                     is_noun[place] = False
             elif one in self._verbs and word.endswith("s") and word not in _PLURAL_FIRST:
                 stands_between = is_noun[place + 1 : place + 2] == [True]
@@ -149,25 +154,39 @@ def _is_one(place: int, lower: Sequence[str], tags: Sequence[str], is_noun: Sequ
     start = place
     while start and is_noun[start - 1]:
         start -= 1
-    while start and tags[start - 1].startswith(_MODIFIERS) and lower[start - 1] not in _SEVERAL:
+    while start and _modifies(start - 1, lower, tags) and lower[start - 1] not in _SEVERAL:
         start -= 1
     return _word(lower, start - 1) in _ONE
 
 
 def _is_predicate(place: int, lower: Sequence[str], tags: Sequence[str], is_noun: Sequence[bool]) -> bool:
     """Whether a word behind the subject is its clause's only finite verb: "the cat sleeps on the bed"."""
+    start = _phrase_start(place, lower, tags, is_noun)
+    in_group = _word(lower, start - 1) == "of" and start > 1 and is_noun[start - 2]
+    if in_group:  # "a herd of zebras drinks"; "an assortment of street signs and cars makes" has its verb elsewhere
+        start = _phrase_start(start - 1, lower, tags, is_noun)
+    goes_on = in_group and singular(lower[place - 1]) == lower[place - 1]
     for after in range(place + 1, len(tags)):
-        if tags[after] in _CLAUSE_ENDS or lower[after] in _CLAUSE_STARTS:
-            break
         if tags[after] in _FINITE:
             return False
-    start = place
-    while start and (is_noun[start - 1] or tags[start - 1].startswith((*_MODIFIERS, "POS"))):
-        start -= 1
+        if not (goes_on and lower[after] == "and") and (tags[after] in _CLAUSE_ENDS or lower[after] in _CLAUSE_STARTS):
+            break
     before = start - 2
     return _word(tags, start - 1) in ("DT", "PRP$") and (
         before < 0 or tags[before] in _CLAUSE_ENDS or lower[before] in _CLAUSE_STARTS
     )
+
+
+def _phrase_start(end: int, lower: Sequence[str], tags: Sequence[str], is_noun: Sequence[bool]) -> int:
+    """Where the nouns before `end` begin, with what modifies them."""
+    start = end
+    while start and (is_noun[start - 1] or tags[start - 1] == "POS" or _modifies(start - 1, lower, tags)):
+        start -= 1
+    return start
+
+
+def _modifies(place: int, lower: Sequence[str], tags: Sequence[str]) -> bool:
+    return tags[place].startswith(_MODIFIERS) or lower[place] in _COLORS  # which are nouns to taggers
 
 
 def _is_color(place: int, lower: Sequence[str], is_noun: Sequence[bool]) -> bool:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from vigor_jax.rewards.claims import Claim
-from vigor_jax.rewards.clause import Clause
+from vigor_jax.rewards.clause import NEGATIONS, Clause
 from vigor_jax.rewards.words import listed
 
 Mark = Callable[[int, int, Claim], None]  # of the words from one place to another
@@ -54,7 +54,7 @@ def _generic(clause: Clause, place: int, mark: Mark) -> None:
 
 
 def _for(clause: Clause, place: int, mark: Mark) -> None:
-    end = clause.clause_end(place + 1)
+    end = clause.purpose_end(place + 1)
     following = clause.tag(place + 1)
     is_purpose = clause.word(place - 1) in _PURPOSE
     if following == "VBG" and not clause.is_noun[place + 1]:
@@ -92,7 +92,7 @@ def _lets(clause: Clause, place: int, mark: Mark) -> None:
 
 def _purpose(clause: Clause, place: int, mark: Mark) -> None:
     if clause.tag(place + 1) == "TO" and clause.tag(place + 2) == "VB":
-        mark(place, clause.clause_end(place), Claim.SUPPOSED)
+        mark(place, clause.purpose_end(place + 1), Claim.SUPPOSED)
 
 
 def _as(clause: Clause, place: int, mark: Mark) -> None:
@@ -120,11 +120,21 @@ def _similar(clause: Clause, place: int, mark: Mark) -> None:
 
 
 def _appears(clause: Clause, place: int, mark: Mark) -> None:
-    """ "appears to be a tour bus or a shuttle": one of them is not there."""
+    """ "appears to be a tour bus or a shuttle"."""
     if clause.word(place + 1) == "to" and clause.word(place + 2) == "be":
-        end = clause.noun_list(place + 4) if clause.tag(place + 3) == "DT" else clause.noun_list(place + 3)
-        if "or" in clause.words[place + 3 : end]:
-            mark(place + 3, end, Claim.SUPPOSED)
+        _either(clause, place + 2, mark)
+
+
+def _either(clause: Clause, place: int, mark: Mark) -> None:
+    """ "Either a chef or a waiter": one of them is not there."""
+    if not NEGATIONS.isdisjoint(clause.words[clause.clause_start(place) : place]):
+        return
+    start = place + 1
+    if clause.tag(start) in ("DT", "PRP$") and clause.word(start) not in ("both", "neither"):
+        start += 1
+    end = clause.noun_list(start)
+    if "or" in clause.words[start:end]:
+        mark(start, end, Claim.SUPPOSED)
 
 
 RULES: dict[str, Callable[[Clause, int, Mark], None]] = {
@@ -134,6 +144,7 @@ RULES: dict[str, Callable[[Clause, int, Mark], None]] = {
     **dict.fromkeys(_PURPOSE, _purpose),
     **dict.fromkeys(("appear", "appears", "seem", "seems"), _appears),
     **dict.fromkeys(("similar", "shape", "impression"), _similar),
+    "either": _either,
     "can": _can,
     "for": _for,
     "as": _as,
