@@ -247,7 +247,7 @@ def test_what_has_no_variance_in_floats_is_refused_by_name(value, kind):
 
 
 def test_weights_of_unknown_streams_are_refused():
-    with pytest.raises(InputError, match=r"no stream 'detecter'; the nearest there is is detector"):
+    with pytest.raises(InputError, match=r"no stream 'detecter'; the nearest stream is detector"):
         Scale.of(("own", "detector"), Moments(2), Moments(2), FusionConfig(weights={"detecter": 1.0}))
 
 

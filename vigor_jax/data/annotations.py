@@ -11,7 +11,6 @@ One description a line:
 "conjecture"; "attribute:colour" says which attribute.
 """
 
-import difflib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ import fsspec
 
 from vigor_jax.data.bad_rows import BadRow
 from vigor_jax.data.store import write_atomically
-from vigor_jax.errors import InputError
+from vigor_jax.errors import InputError, nearest
 from vigor_jax.records import AnnotatedSentence, Annotation, ErrorType, Span
 
 _ERRORS: tuple[ErrorType, ...] = get_args(ErrorType)
@@ -145,8 +144,7 @@ def _check_keys(found: Any, required: Mapping[str, type], optional: Mapping[str,
     known = {**required, **optional}
     for key, value in found.items():
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
-            raise InputError(f"{place}: unknown key {_short(key)}; the nearest known one is {near!r}")
+            raise InputError(f"{place}: unknown key {_short(key)}; {nearest(key, known, quoted=True)}")
         is_kind = isinstance(value, known[key]) and not (isinstance(value, bool) and known[key] is int)
         if not is_kind and (value is not None or key in required):
             raise InputError(f"{place}: expected {_KINDS[known[key]]} under {key!r}, got {_short(value)}")
@@ -176,8 +174,7 @@ def _parse_errors(found: Sequence[Any], place: str) -> tuple[tuple[ErrorType, ..
         name, colon, detail = item.partition(":") if isinstance(item, str) else (item, "", "")
         error = next((known for known in _ERRORS if known == name), None)
         if error is None:
-            near = difflib.get_close_matches(str(name), _ERRORS, n=1, cutoff=0.0)[0]
-            raise InputError(f"{place}: unknown error type {_short(item)}; the nearest known one is {near!r}")
+            raise InputError(f"{place}: unknown error type {_short(item)}; {nearest(str(name), _ERRORS, quoted=True)}")
         if error in errors:
             raise InputError(f"{place}: expected each error type once, got {error!r} twice")
         if colon and (error != "attribute" or not detail.strip()):

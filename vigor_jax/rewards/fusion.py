@@ -20,7 +20,6 @@ weigh less. `normalise: deviation`, ours, divides by the standard deviation inst
 """
 
 import dataclasses
-import difflib
 import itertools
 import logging
 import math
@@ -29,7 +28,7 @@ from typing import Literal, NamedTuple, Self
 
 import numpy as np
 
-from vigor_jax.errors import InputError
+from vigor_jax.errors import InputError, nearest
 from vigor_jax.records import DecidedBy
 
 logger = logging.getLogger(__name__)
@@ -68,8 +67,7 @@ class FusionConfig:
         """Raises InputError if a stream is weighed that is not there."""
         for name in self.weights:
             if name not in streams:
-                near = difflib.get_close_matches(name, streams, n=1, cutoff=0.0)
-                hint = f"; the nearest there is is {near[0]}" if near else ""
+                hint = f"; {nearest(name, streams, noun='stream')}" if streams else ""
                 raise InputError(f"fusion.weights: there is no stream {name!r}{hint}")
 
 
