@@ -14,9 +14,9 @@ import vigor_jax
 from vigor_jax.checkpoint import latest_step, read_record, restore_params_only
 from vigor_jax.data.conversation import TEMPLATES
 from vigor_jax.errors import InputError
-from vigor_jax.hf.config import read_json
 from vigor_jax.hf.export import ExportConfig, export_checkpoint
 from vigor_jax.hf.load import Source
+from vigor_jax.json_fields import exists, read_json
 from vigor_jax.models.llava import abstract_llava, param_paths
 from vigor_jax.sharding import param_shardings
 from vigor_jax.stages.train_step import trained_paths
@@ -54,7 +54,7 @@ def export(config: ExportConfig, source: Source, checkpoints: Path, out: Path, m
         "layout": config.layout or source.layout,
         "dtype": config.dtype,
     }
-    if (out / PROVENANCE).exists():
+    if exists(out / PROVENANCE):
         before = read_json(out / PROVENANCE)
         if before == provenance:
             logger.info("export: %s holds step %d already", out, step)
