@@ -245,7 +245,8 @@ def _refuse_double(places: dict[int, list[SavedAnswer]], asked: Sequence[Asked],
         first, second = places[double[0]][:2]
         raise InputError(
             f"{second.place}: question {asked[double[0]].ids[0]} is answered twice, first at {first.place}; keep one "
-            f"answer to each question ({len(double)} in {source} have more: {some((asked[p].ids[0] for p in double), _NAMED)})"
+            f"answer to each question ({len(double)} in {source} have more: "
+            f"{some((asked[p].ids[0] for p in double), _NAMED)})"
         )
 
 
