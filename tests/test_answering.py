@@ -1,5 +1,6 @@
 """Kept answers: what a text holds never decides where a line ends."""
 
+import errno
 import json
 import os
 import subprocess
@@ -76,15 +77,16 @@ def test_two_processes_do_not_write_one_file(asked):
     assert {path.name for path in out.parent.iterdir()} == {out.name, f"{out.name}.settings.json"}
 
 
-def test_what_is_complete_is_read_where_nothing_can_be_written(asked, monkeypatch):
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOSPC])
+def test_what_is_complete_is_read_where_nothing_can_be_written(asked, monkeypatch, number):
     answerer, questions, out = asked
 
     def refuse(*_, **__):
-        raise PermissionError(13, "Permission denied", str(out))
+        raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(os, "link", refuse)
-    monkeypatch.setattr(os, "open", refuse)
+    monkeypatch.setattr(os, "pwrite", refuse)
     assert len(answerer.ask(questions, out, GREEDY)) == 1
+    assert {path.name for path in out.parent.iterdir()} == {out.name, f"{out.name}.settings.json"}
 
 
 @pytest.mark.parametrize("content", [b"", b"[1]", b"{", b"\xff", b'"x"', b"[" * 100_000])

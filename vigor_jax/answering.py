@@ -39,6 +39,8 @@ from vigor_jax.sampling import Completion, Request, Sampler
 
 # Of the settings, what tells who made a file, and does not decide on what is in it.
 INFORMATION = frozenset(("versions",))
+# Errors where nothing can be written, but what is complete can be read.
+_NOTHING_WRITTEN = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT)
 # What files of earlier versions do not say.
 _NEWER = frozenset(("protocol",))
 
@@ -229,7 +231,7 @@ def _lock(out: Path) -> Iterator[None]:
         try:
             held.enter_context(RunLock(out.parent, file=out.name))
         except OSError as error:
-            if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            if error.errno not in _NOTHING_WRITTEN:
                 raise
         yield
 
