@@ -67,3 +67,14 @@ def test_libraries_are_heard_only_when_they_warn() -> None:
     others = ("httpx", "httpcore.connection", "openai._base_client", "absl", "matplotlib.font_manager")
     expected = [f"{name} {what}" for name in own for what in ("tells", "warns")] + [f"{name} warns" for name in others]
     assert run.stderr.splitlines() == expected
+
+
+@pytest.mark.parametrize("name", ["a\\nb.png", "a\\r\\nb.png", "a\\u2028b"])
+def test_a_refusal_is_one_line_whatever_name_it_tells(name: str) -> None:
+    program = (
+        f"from vigor_jax import cli, errors\ndef main(): raise errors.InputError('{name} is missing')\ncli.run(main)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "is missing" in done.stderr

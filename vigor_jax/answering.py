@@ -6,7 +6,9 @@ the same command writes the same texts; `mean_logprob` can differ in its last di
 other batches.
 """
 
+import contextlib
 import dataclasses
+import errno
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,13 +30,17 @@ from vigor_jax.decoding import NOT_IN_RESULTS, SamplingConfig
 from vigor_jax.disk import naming
 from vigor_jax.errors import InputError
 from vigor_jax.hf.load import Source, load_llava
+from vigor_jax.json_fields import parse_json
 from vigor_jax.models.layers import stacks_inference
 from vigor_jax.models.llava import Llava
 from vigor_jax.records import ImageFile
+from vigor_jax.run_lock import RunLock
 from vigor_jax.sampling import Completion, Request, Sampler
 
 # Of the settings, what tells who made a file, and does not decide on what is in it.
 INFORMATION = frozenset(("versions",))
+# Errors where nothing can be written, but what is complete can be read.
+_NOTHING_WRITTEN = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT)
 # What files of earlier versions do not say.
 _NEWER = frozenset(("protocol",))
 
@@ -95,8 +101,20 @@ class Answerer:
           settings: what else must stay the same while `out` grows.
 
         Raises:
-          InputError: an image cannot be read, or `out` was written with other settings.
+          InputError: an image cannot be read, `out` was written with other settings, or another process writes it.
         """
+        with _lock(out) if jax.process_index() == 0 else contextlib.nullcontext():
+            self._answer(questions, out, sampling, desc=desc, settings=settings)
+
+    def _answer(
+        self,
+        questions: Sequence[Question],
+        out: Path,
+        sampling: SamplingConfig,
+        *,
+        desc: str,
+        settings: Mapping[str, Any],
+    ) -> None:
         is_writer = jax.process_index() == 0
         done = _resume(out, {**settings, **self._settings(sampling)}, sampling.num_candidates) if is_writer else set()
         wanted = np.array([(question.image, question.prompt) not in done for question in questions], bool)
@@ -206,6 +224,18 @@ def _line(completion: Completion, prompt: str, num_candidates: int) -> str:
     return json.dumps(record, ensure_ascii=False) + "\n"
 
 
+@contextlib.contextmanager
+def _lock(out: Path) -> Iterator[None]:
+    """Keeps other processes from writing a file; where nothing can be written there is no need."""
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(RunLock(out.parent, file=out.name))
+        except OSError as error:
+            if error.errno not in _NOTHING_WRITTEN:
+                raise
+        yield
+
+
 def _resume(out: Path, settings: Mapping[str, Any], num_candidates: int) -> set[tuple[str, str]]:
     """Image and prompt of the answers that are complete; what a kill left behind them is cut off.
 
@@ -221,7 +251,12 @@ def _resume(out: Path, settings: Mapping[str, Any], num_candidates: int) -> set[
         raise InputError(
             f"{out} exists and was not written by this command ({beside.name} is missing); choose another --out"
         )
-    before = json.loads(beside.read_text(encoding="utf-8"))
+    try:
+        before = parse_json(beside.read_bytes(), beside)
+    except InputError:
+        raise InputError(
+            f"{beside} is damaged, it should hold the settings of {out.name}; choose another --out"
+        ) from None
     changed = [
         f"{key} {before.get(key)!r} is now {value!r}"
         for key, value in settings.items()
@@ -236,7 +271,7 @@ def _resume(out: Path, settings: Mapping[str, Any], num_candidates: int) -> set[
         offset += len(line)
         try:
             record = json.loads(line)
-            key = (record["image"], record["prompt"])
+            key = (str(record["image"]), str(record["prompt"]))
         except (ValueError, KeyError, TypeError):
             if number < len(lines):
                 raise InputError(f"{out}:{number}: expected an answer as JSON; fix or remove the line") from None

@@ -80,7 +80,7 @@ def run(main: Callable[[], None]) -> NoReturn:
     try:
         main()
     except InputError as error:
-        _leave(2, f"error: {error}")
+        _leave(2, f"error: {' '.join(str(error).splitlines())}")  # names of files may have line breaks
     except KeyboardInterrupt:
         _leave(130, "interrupted; the same command goes on from here")
     except OSError as error:

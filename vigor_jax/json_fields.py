@@ -191,6 +191,13 @@ class Fields:
                 return choice
         raise InputError(f"{self.place(key)} {show(value)} is not supported, only {_either(choices)}")
 
+    def texts(self, key: str) -> tuple[str, ...]:
+        """A list of strings, which must be there."""
+        value = self.values.get(key)
+        if not isinstance(value, list | tuple) or not all(isinstance(text, str) for text in value):
+            raise InputError(f"{self.place(key)}: expected a list of strings, got {show(value)}; the file is damaged")
+        return tuple(value)
+
     def object(self, key: str) -> "Fields | None":
         """An object inside; None if it is absent or null."""
         if self._is_absent(key, null=True):

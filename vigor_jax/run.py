@@ -19,9 +19,9 @@ from vigor_jax.data.checksum import check_checksum
 from vigor_jax.data.store import join, part_count, part_name, part_seal, parts_done
 from vigor_jax.disk import naming
 from vigor_jax.errors import InputError
-from vigor_jax.hf.config import read_json
 from vigor_jax.hf.export import ExportConfig
 from vigor_jax.hf.load import load_llava, open_checkpoint
+from vigor_jax.json_fields import Fields
 from vigor_jax.models.layers import stacks_inference
 from vigor_jax.processes import is_first
 from vigor_jax.rewards.detection import DetectorStream
@@ -219,8 +219,8 @@ class Run:
         source = open_checkpoint(directory, self.config.model.vision_tower)
         config, mesh = self.config.reward_model, make_mesh(self.config.inference_mesh)
         if (directory / PROVENANCE).exists():
-            training = read_json(directory / PROVENANCE).get("training", {})
-            _check_same_question(config, training, str(directory))
+            training = Fields.read(directory / PROVENANCE).object("training")
+            _check_same_question(config, training.values if training else {}, str(directory))
         model = load_llava(source, mesh=mesh, dtype=self.config.model.dtype, scan=stacks_inference())
         digest = source.digest()
         return RewardModel(model, source.tokenizer, source.preprocessing, config, mesh, weights_digest=digest)

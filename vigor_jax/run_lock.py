@@ -37,6 +37,7 @@ class RunLock:
 
     Args:
       directory: is made if need be.
+      file: of the directory; the lock is of this file alone, and is called after it.
       beat: seconds from beat to beat.
       stale: seconds without a beat after which another machine's lock may be taken.
       on_loss: called with a line if another process has taken the lock, which it does after `stale` seconds without a
@@ -48,9 +49,16 @@ class RunLock:
     """
 
     def __init__(
-        self, directory: Path, *, beat: float = BEAT, stale: float = STALE, on_loss: Callable[[str], None] | None = None
+        self,
+        directory: Path,
+        *,
+        file: str = "",
+        beat: float = BEAT,
+        stale: float = STALE,
+        on_loss: Callable[[str], None] | None = None,
     ) -> None:
-        self._path = directory / NAME
+        self._path = directory / (f"{file}.lock" if file else NAME)
+        self._held, self._option = (directory / file, "--out") if file else (directory, "run.dir")
         self._beat, self._stale = beat, stale
         self._on_loss = on_loss or _end
         self._owner = _Owner.this()
@@ -60,7 +68,7 @@ class RunLock:
 
     def __enter__(self) -> Self:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        own = self._path.with_name(f".{NAME}.{self._owner.id}")
+        own = self._path.with_name(f".{self._path.name}.{self._owner.id}")
         try:
             self._descriptor = os.open(own, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
             os.pwrite(self._descriptor, self._owner.content(), 0)
@@ -104,7 +112,7 @@ class RunLock:
                 watched, until = content, time.monotonic() + self._stale - max(0.0, age)
                 if until > time.monotonic():
                     logger.info(
-                        "%s: %s has this run; waiting %.0f s at most to see whether it is still there",
+                        "%s: %s has it; waiting %.0f s at most to see whether it is still there",
                         self._path, holder or "a process that left no name", until - time.monotonic(),
                     )  # fmt: skip
             elif content != watched:
@@ -133,7 +141,7 @@ class RunLock:
 
     def _take_away(self, content: bytes) -> None:
         """Removes a lock that is nobody's, unless another process has done so and made its own."""
-        aside = self._path.with_name(f".{NAME}.{self._owner.id}.old")
+        aside = self._path.with_name(f".{self._path.name}.{self._owner.id}.old")
         try:
             os.rename(self._path, aside)
         except FileNotFoundError:
@@ -142,9 +150,7 @@ class RunLock:
             with contextlib.suppress(OSError):
                 os.link(aside, self._path)
         else:
-            logger.info(
-                "%s: %s has gone; this process goes on with the run", self._path, _Owner.of(content) or "its owner"
-            )
+            logger.info("%s: %s has gone; this process goes on", self._path, _Owner.of(content) or "its owner")
         aside.unlink()
 
     def _keep(self) -> None:
@@ -160,7 +166,7 @@ class RunLock:
                     self._on_loss(f"{self._path}: {holder} has taken this run over; this process ends")
                     return
                 if missing > 1 and not self._path.exists():
-                    self._on_loss(f"{self._path} was removed while this process used the run; it ends")
+                    self._on_loss(f"{self._path} was removed while this process relied on it; it ends")
                     return
 
     def _read(self) -> "_Owner | None":
@@ -171,8 +177,8 @@ class RunLock:
 
     def _refusal(self, holder: "_Owner | None") -> str:
         return (
-            f"{self._path.parent} is in use by {holder or 'another process'}; wait for its end or end it, or choose "
-            f"another run.dir (if it is no trainer of this run, remove {self._path})"
+            f"{self._held} is in use by {holder or 'another process'}; wait for its end or end it, or choose "
+            f"another {self._option} (if that process does not use it, remove {self._path})"
         )
 
 

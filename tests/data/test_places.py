@@ -109,3 +109,10 @@ def test_what_is_written_is_read(tmp_path):
         path.write_bytes(content)
         with pytest.raises(InputError, match=r"sft\.npy: damaged"):
             read_places(path)
+
+
+@pytest.mark.parametrize("keys", [np.zeros((3, 3), np.uint64), np.zeros((3, 2)), np.zeros(4, np.uint64), np.uint64(1)])
+def test_an_array_that_is_no_list_of_keys_is_refused(tmp_path, keys):
+    np.save(tmp_path / "sft.npy", keys)
+    with pytest.raises(InputError, match=r"sft\.npy: damaged"):
+        read_places(tmp_path / "sft.npy")

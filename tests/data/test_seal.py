@@ -1,6 +1,7 @@
 """Parts that were changed, cut short or exchanged after they were written: refused in one line, and never read."""
 
 import itertools
+import os
 import random
 import shutil
 
@@ -217,6 +218,14 @@ def test_a_part_that_may_not_be_read_is_one_line(tmp_path):
     path.mkdir()
     line = refusal(tmp_path / "targets", "targets")
     assert f"{path}: the part cannot be read" in line
+
+
+def test_a_named_pipe_in_place_of_a_part_is_not_waited_for(tmp_path):
+    write(tmp_path / "targets", "targets")
+    path = tmp_path / "targets" / store.part_name(0, COUNT)
+    path.unlink()
+    os.mkfifo(path)
+    assert f"{path}: the part is damaged: it is a named pipe; remove it" in refusal(tmp_path / "targets", "targets")
 
 
 def test_the_seal_is_in_the_footer_alone(tmp_path):

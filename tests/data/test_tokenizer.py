@@ -1,12 +1,17 @@
 """The tokenizer against sentencepiece and transformers, and every way in which its files can be wrong."""
 
+import functools
 import io
 import itertools
 import json
+import operator
+import os
 import pickle
 import re
+import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sentencepiece
@@ -453,16 +458,16 @@ def test_no_tokenizer(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("tokenizer.json", '{"model": ', "not valid JSON"),
-        ("tokenizer.json", b"\xff\xfe\x00", "not valid JSON"),
-        ("tokenizer.json", "[1]", "expected a JSON object, found list"),
+        ("tokenizer.json", '{"model": ', "cannot be read as JSON"),
+        ("tokenizer.json", b"\xff\xfe\x00", "cannot be read as JSON"),
+        ("tokenizer.json", "[1]", "expected a JSON object, got a list"),
         ("tokenizer.json", '{"version": "1.0"}', "expected a BPE model"),
         ("tokenizer.json", '{"model": {"type": "WordPiece", "vocab": {}}}', "expected a BPE model"),
         ("tokenizer.json", '{"model": {"type": "BPE", "vocab": {}, "merges": [["a", "b"]]}}', "not a usable"),
-        ("tokenizer_config.json", "{", "not valid JSON"),
-        ("special_tokens_map.json", "nonsense", "not valid JSON"),
-        ("config.json", "", "not valid JSON"),
-        ("generation_config.json", '"text"', "expected a JSON object, found str"),
+        ("tokenizer_config.json", "{", "cannot be read as JSON"),
+        ("special_tokens_map.json", "nonsense", "cannot be read as JSON"),
+        ("config.json", "", "is empty, expected a JSON object"),
+        ("generation_config.json", '"text"', "expected a JSON object, got 'text'"),
     ],
 )
 def test_corrupt_files(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
@@ -471,6 +476,112 @@ def test_corrupt_files(tmp_path: Path, name: str, content: str | bytes, message:
     error = load_error(tmp_path)
     assert message in error
     assert name in error
+
+
+SETTINGS = (
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("generation_config.json", "config.json"),
+)
+WRONG = [
+    *(None, True, 0, -1, 2**70, 8.5, float("nan"), "8", "", "a\nb", "\ud800", "x" * 500, "<s>"),
+    *([], [8], [None], [["a"]], {}, {"a": 8}, {"content": None}, {"content": []}, {"content": "x"}),
+]
+
+
+def places(value: Any, before: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:
+    """Where the values of a JSON file are; of long lists and objects the first ones."""
+    keys = list(value)[:12] if isinstance(value, dict) else range(len(value))[:2] if isinstance(value, list) else ()
+    return [before, *(place for key in keys for place in places(value[key], (*before, key)))]
+
+
+def changed_at(value: Any, place: tuple[str | int, ...], change: object) -> Any:
+    if not place:
+        return change
+    value = json.loads(json.dumps(value))
+    inner = functools.reduce(operator.getitem, place[:-1], value)
+    inner[place[-1]] = change
+    return value
+
+
+@pytest.mark.parametrize("name", [*SETTINGS, "tokenizer.json"])
+def test_a_wrong_value_anywhere_is_one_line_or_harmless(tmp_path: Path, name: str) -> None:
+    build_tokenizer_dir(tmp_path)
+    (tmp_path / "added_tokens.json").write_text('{"<image>": 509, "<pad>": 510}')
+    (tmp_path / "generation_config.json").write_text('{"bos_token_id": 1, "eos_token_id": [2], "pad_token_id": -1}')
+    (tmp_path / "config.json").write_text(
+        '{"image_token_id": 509, "image_token_index": 509, "eos_token_id": 2, "text_config": {"pad_token_id": 510}}'
+    )
+    more = {"additional_special_tokens": ["<pad>"], "extra_special_tokens": {"image_token": "<image>"}}
+    if name in SETTINGS[:2]:
+        edit(tmp_path, name, **more)
+    valid = json.loads((tmp_path / name).read_text(encoding="utf-8"))
+    messages = []
+    for place, wrong in itertools.product(places(valid), WRONG):
+        (tmp_path / name).write_text(json.dumps(changed_at(valid, place, wrong)))
+        for whole_prompt in (False, True):
+            try:
+                tokenizer = Tokenizer.load(tmp_path, whole_prompt=whole_prompt)
+                assert tokenizer.decode(tokenizer.encode("a dog")) == "a dog" or name == "tokenizer.json"
+                tokenizer.check_rows(1 << 12)
+            except InputError as error:
+                messages.append(str(error))
+    assert len(messages) > 10
+    assert not [message for message in messages if "\n" in message or len(message) > 500 + len(str(tmp_path))]
+
+
+@pytest.mark.parametrize("name", [*SETTINGS, "tokenizer.json", "tokenizer.model"])
+def test_what_is_no_file_is_refused_by_its_name(tmp_path: Path, name: str) -> None:
+    build_tokenizer_dir(tmp_path / "whole")
+    for kind, make in (("a named pipe", os.mkfifo), ("a directory", Path.mkdir)):
+        folder = tmp_path / kind
+        shutil.copytree(tmp_path / "whole", folder)
+        if name == "tokenizer.model":
+            (folder / "tokenizer.json").unlink()
+        (folder / name).unlink(missing_ok=True)
+        make(folder / name)
+        error = load_error(folder)
+        assert f"{name} cannot be read: it is {kind}" in error
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("content", ["[" * 200_000, '{"a": 1, "a": 2}', "\ufeff{"])
+def test_settings_that_are_no_plain_json(tmp_path: Path, name: str, content: str) -> None:
+    (build_tokenizer_dir(tmp_path) / name).write_text(content, encoding="utf-8")
+    assert name in load_error(tmp_path)
+
+
+def test_what_others_write_into_tokenizer_config_is_read(tmp_path: Path) -> None:
+    plain = Tokenizer.load(build_tokenizer_dir(tmp_path))
+    edit(
+        tmp_path,
+        "tokenizer_config.json",
+        split_special_tokens=False,  # LLaMA-Factory's
+        additional_special_tokens=None,
+        extra_special_tokens={},
+        sp_model_kwargs={},
+        legacy=None,
+        add_bos_token=None,
+    )
+    assert Tokenizer.load(tmp_path).digest() == plain.digest()
+
+
+def test_the_image_token_id_goes_before_the_image_token_index(tmp_path: Path) -> None:
+    edit(build_tokenizer_dir(tmp_path), "tokenizer.json", added_tokens=[])
+    entry = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
+    decoder = {str(i): {"content": token, **entry} for i, token in enumerate(("<unk>", "<s>", "</s>"))}
+    decoder |= {"509": {"content": "<image>", **entry, "lstrip": True}, "510": {"content": "<pic>", **entry}}
+    edit(tmp_path, "tokenizer_config.json", added_tokens_decoder=decoder)
+    (tmp_path / "config.json").write_text('{"image_token_index": 509, "image_token_id": 510}')
+    assert Tokenizer.load(tmp_path, whole_prompt=True).image_strips == (False, False)
+    (tmp_path / "config.json").write_text('{"image_token_index": 509}')
+    assert Tokenizer.load(tmp_path, whole_prompt=True).image_strips == (True, False)
+
+
+@pytest.mark.parametrize("legacy", [None, True])
+def test_no_word_about_legacy_means_legacy(tmp_path: Path, legacy: bool | None) -> None:
+    train_sentencepiece(tmp_path / "tokenizer.model")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"legacy": legacy}))
+    assert Tokenizer.load(tmp_path).legacy
 
 
 def test_no_beginning_of_sequence(tmp_path: Path) -> None:

@@ -363,13 +363,17 @@ def test_says_which_it_is_and_what_to_do(copied: Path, kind: str) -> None:
     assert fix in message
 
 
-@pytest.mark.parametrize("value", [None, 3, [], {}, "x", {"peft_type": 3}, {"base_model_name_or_path": [1]}])
+@pytest.mark.parametrize(
+    "value", [None, 3, [], {}, "x", {"peft_type": 3}, {"base_model_name_or_path": [1]}, {"peft_type": "a\nb"}]
+)
 def test_a_damaged_adapter_config_is_one_line(copied: Path, value: Any) -> None:
     (copied / "adapter_config.json").write_text(json.dumps(value))
     assert "adapter" in refusal(copied)
 
 
-@pytest.mark.parametrize("value", [3, [], "bitsandbytes", {"quant_method": 3}, {"bits": "x"}, {"load_in_4bit": 1}])
+@pytest.mark.parametrize(
+    "value", [3, [], "bitsandbytes", {"quant_method": 3}, {"quant_method": "a\nb"}, {"bits": "x"}, {"load_in_4bit": 1}]
+)
 def test_a_damaged_quantization_config_is_one_line(copied: Path, value: Any) -> None:
     config = json.loads((copied / "config.json").read_text()) | {"quantization_config": value}
     (copied / "config.json").unlink()

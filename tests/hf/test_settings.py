@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,12 +19,15 @@ from hypothesis import strategies as st
 from tests.hf.test_round_trip import build_original
 from tests.test_json_fields import NO_FILES, put
 from tests.tiny_llava import Tiny, build_checkpoint, build_model
+from vigor_jax.config import RunConfig, TrainConfig
 from vigor_jax.errors import InputError
 from vigor_jax.hf.config import from_hf
-from vigor_jax.hf.load import open_checkpoint
+from vigor_jax.hf.load import ModelConfig, open_checkpoint
 from vigor_jax.models.clip import ClipConfig
 from vigor_jax.models.llama import LlamaConfig
 from vigor_jax.models.llava import LlavaConfig
+from vigor_jax.run import Run
+from vigor_jax.stages.score import ScoreConfig
 
 TINY = Tiny()
 WRONG = [
@@ -468,3 +472,21 @@ def test_a_named_pipe_for_a_shard_or_a_projector_is_not_waited_for(tmp_path: Pat
     (original / "clip" / "model.safetensors").unlink()
     os.mkfifo(original / "clip" / "model.safetensors")
     assert "it is a named pipe" in refusal(original)
+
+
+@pytest.mark.parametrize("token", [8, True, ["<image>"], {"content": "<image>"}])
+def test_an_image_token_that_is_no_text_is_refused_on_opening(copied: Path, token: Any) -> None:
+    settings = json.loads((copied / "processor_config.json").read_text())
+    replace(copied / "processor_config.json", settings | {"image_token": token})
+    assert "processor_config.json: image_token: expected a string" in refusal(copied)
+
+
+@pytest.mark.parametrize("training", [[], "x", 8, True])
+def test_a_reward_model_whose_provenance_is_damaged_is_refused(copied: Path, training: Any) -> None:
+    (copied / "vigor_jax.json").write_text(json.dumps({"training": training}))
+    config = TrainConfig(
+        run=RunConfig(dir=copied), model=ModelConfig(path=copied), score=ScoreConfig(reward_model=copied)
+    )
+    run = SimpleNamespace(config=config, dir=copied)
+    with pytest.raises(InputError, match=r"vigor_jax.json: training: expected an object"):
+        Run._reward_model(run)  # type: ignore[arg-type]

@@ -133,3 +133,29 @@ def test_rounds_are_runs(tmp_path):
     for number in (1, 2, 10):
         (tmp_path / "demo" / f"round-{number}").mkdir(parents=True)
     assert list(expand([tmp_path / "demo"])) == ["demo/round-1", "demo/round-2", "demo/round-10"]
+
+
+@pytest.mark.parametrize("content", ["8", "null", "[]", '"x"', "[" * 100_000, "\0"])
+@pytest.mark.parametrize(
+    "name",
+    ["summary.json", "evaluation/tuned/metrics.json", "evaluation/base/captions.jsonl", "metrics/reward_eval.jsonl"],
+)
+def test_what_is_no_object_is_refused_by_its_file(tmp_path, name, content):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text(content + "\n")
+    with pytest.raises(InputError, match=rf"{name}: (malformed JSON|expected a JSON object)"):
+        collect("one", tmp_path)
+
+
+@pytest.mark.parametrize("line", [{}, {"text": None}, {"text": ["a"]}, {"text": 8}])
+def test_captions_without_text_are_refused(tmp_path, line):
+    (tmp_path / "evaluation" / "base").mkdir(parents=True)
+    (tmp_path / "evaluation" / "base" / "captions.jsonl").write_text(json.dumps(line) + "\n")
+    with pytest.raises(InputError, match=r"captions.jsonl: a line has no text"):
+        collect("one", tmp_path)
+
+
+def test_a_config_nested_without_end_is_refused(tmp_path):
+    (tmp_path / "config.yaml").write_text("[" * 100_000)
+    with pytest.raises(InputError, match=r"config.yaml: expected YAML"):
+        collect("one", tmp_path)

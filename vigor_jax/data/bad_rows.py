@@ -13,6 +13,7 @@ logger = logging.getLogger(__name__)
 
 # Rows that a message names; a file has the others.
 SHOWN = 10
+_LONGEST = 1000  # letters of a reason
 
 
 class BadRow(NamedTuple):
@@ -34,7 +35,8 @@ class BadRow(NamedTuple):
 
 
 def bad_row(path: str | Path, number: int, label: str, id: str | None, reason: str) -> BadRow:
-    """A bad row with its message."""
+    """A bad row with its message, of which a long reason (a name of thousands of letters) is cut."""
+    reason = reason if len(reason) <= _LONGEST else f"{reason[:_LONGEST]}..."
     return BadRow(number, label, id, reason, f"{path}, {label}{_named(id)}: {reason}")
 
 

@@ -42,6 +42,8 @@ def open_part(folder: str | Path, name: str, *, whole: bool) -> Iterator[tuple[p
     is_local = "file" in ((system.protocol,) if isinstance(system.protocol, str) else system.protocol)
     with contextlib.ExitStack() as opened:
         with refusing_damage(folder, name):
+            if is_local and Path(path, name).is_fifo():  # opening it would wait for ever
+                raise seal.DamagedPartError("it is a named pipe")
             source = opened.enter_context(system.open(posixpath.join(path, name), "rb"))
             if whole and not is_local:
                 source = io.BytesIO(source.read())  # which would come twice over the network otherwise

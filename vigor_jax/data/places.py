@@ -38,7 +38,10 @@ def read_places(path: Path) -> UInt64[np.ndarray, "N 2"] | None:
         InputError: the file is damaged.
     """
     try:
-        return np.load(path, allow_pickle=False)
+        keys = np.load(path, allow_pickle=False)
+        if keys.dtype != np.uint64 or keys.shape[1:] != (2,):
+            raise ValueError(f"expected uint64 [N, 2], got {keys.dtype} {list(keys.shape)}")
+        return keys
     except FileNotFoundError:
         return None
     except (OSError, ValueError, EOFError) as error:

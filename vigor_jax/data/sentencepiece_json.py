@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from vigor_jax.errors import InputError
+from vigor_jax.json_fields import check_file
 
 _SPACE = "▁"
 # Numbers of sentencepiece's model format.
@@ -34,6 +35,7 @@ def convert(path: Path, *, legacy: bool) -> dict[str, Any]:
             "run: pip install vigor-jax[sentencepiece]"
         ) from error
     model = sentencepiece_model_pb2.ModelProto()
+    check_file(path)
     try:
         model.ParseFromString(path.read_bytes())
     except Exception as error:  # protobuf's DecodeError
@@ -56,7 +58,9 @@ def convert(path: Path, *, legacy: bool) -> dict[str, Any]:
             "identity normalisation, no user-defined pieces); bring a tokenizer.json instead"
         )
     special = [index for index, piece in enumerate(pieces) if piece.type in (_UNKNOWN, _CONTROL)]
-    unk = next(piece.piece for piece in pieces if piece.type == _UNKNOWN)
+    unk = next((piece.piece for piece in pieces if piece.type == _UNKNOWN), None)
+    if unk is None:
+        raise InputError(f"{path}: a sentencepiece model without an unknown token; download or copy the file again")
     return {
         "version": "1.0",
         "truncation": None,

@@ -16,9 +16,14 @@ import tokenizers
 from vigor_jax.data import sentencepiece_json, tokenizer_json
 from vigor_jax.data.tokenizer_json import IMAGE_TOKEN
 from vigor_jax.errors import InputError
+from vigor_jax.json_fields import Fields, exists, read_json, show
 
 logger = logging.getLogger(__name__)
 
+_SETTINGS = (
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("generation_config.json", "config.json"),
+)
 # LLaMA's names, for a folder whose config files name no special tokens.
 _LLAMA_NAMES = {"bos": "<s>", "eos": "</s>", "unk": "<unk>"}
 
@@ -46,7 +51,7 @@ class Tokenizer:
     def __init__(
         self,
         content: dict[str, Any],
-        settings: Mapping[str, dict[str, Any]],
+        settings: Mapping[str, Fields],
         source: str,
         *,
         whole_prompt: bool = False,
@@ -56,7 +61,7 @@ class Tokenizer:
 
         Args:
             content: tokenizer.json as parsed.
-            settings: The parsed config files by name; those that are absent are empty.
+            settings: The config files by name; those that are absent are empty.
             source: The path that error messages name.
             whole_prompt: See `load`.
             from_model: Whether the content is that of a tokenizer.model. There a text that begins with a space gets a
@@ -84,12 +89,14 @@ class Tokenizer:
         self.unk_id = _special_id("unk", settings, vocabulary)
         pad_id = _special_id("pad", settings, vocabulary)
         self.pad_id = next(token for token in (pad_id, self.unk_id, self.eos_id) if token is not None)
-        self.adds_bos = settings["tokenizer_config.json"].get("add_bos_token") is not False
+        self.adds_bos = settings["tokenizer_config.json"].boolean("add_bos_token", True, null=True)
         flagged = {entry["id"] for entry in content["added_tokens"] if entry.get("special")}
         self._skipped = flagged | {self.bos_id, self.eos_id, self.pad_id}
 
-        image_id = settings["config.json"].get("image_token_index", settings["config.json"].get("image_token_id"))
-        image = self.token(image_id) if whole_prompt and isinstance(image_id, int) else ""
+        image_id = None
+        for key in ("image_token_index", "image_token_id"):  # the second is what transformers takes
+            image_id = settings["config.json"].integer(key, image_id, least=0, most=tokenizer_json.MAX_ID)
+        image = self.token(image_id) if whole_prompt and image_id is not None else ""
         image = image or IMAGE_TOKEN
         flags = next((entry for entry in content["added_tokens"] if entry["content"] == image and whole_prompt), None)
         self.image_strips = (bool(flags and flags["lstrip"]), bool(flags and flags["rstrip"]))
@@ -130,21 +137,18 @@ class Tokenizer:
             InputError: No tokenizer in the folder, a file that cannot be read, or no BOS or EOS token.
         """
         directory = Path(directory)
-        names = ("tokenizer_config", "special_tokens_map", "added_tokens", "generation_config", "config")
-        settings = {f"{name}.json": _read_json(directory / f"{name}.json") for name in names}
+        settings = {name: Fields(_read_json(directory / name), directory / name) for name in _SETTINGS}
         json_path, model_path = directory / "tokenizer.json", directory / "tokenizer.model"
         content = _read_json(json_path)
-        reads_model = model_path.is_file() and (not content or (model_first and _has_sentencepiece(model_path)))
+        reads_model = exists(model_path) and (not content or (model_first and _has_sentencepiece(model_path)))
         if reads_model:
-            legacy = bool(settings["tokenizer_config.json"].get("legacy", True))
-            added = content.get("added_tokens") or []
+            legacy = settings["tokenizer_config.json"].boolean("legacy", True, null=True)
+            added = tokenizer_json.listed_tokens(content, str(json_path))
             content = sentencepiece_json.convert(model_path, legacy=legacy)
             content = tokenizer_json.with_added_tokens(content, added, str(json_path))
             return cls(content, settings, str(model_path), whole_prompt=whole_prompt, from_model=True)
-        if json_path.is_file():
-            model = content.get("model")
-            if not isinstance(model, dict) or "merges" not in model:
-                raise InputError(f"{json_path}: expected a BPE model with merges; use a LLaMA-style tokenizer")
+        if exists(json_path):
+            tokenizer_json.check_parts(content, str(json_path))
             return cls(content, settings, str(json_path), whole_prompt=whole_prompt)
         raise InputError(f"{directory}: no tokenizer.json and no tokenizer.model; copy the tokenizer files here")
 
@@ -227,7 +231,7 @@ class Tokenizer:
         without = min((found for found in read if found[0] >= rows), default=None)
         if without:
             raise InputError(
-                f"{self._source}: token {without[1]!r} has id {without[0]}, but config.json's vocab_size is "
+                f"{self._source}: token {show(without[1])} has id {without[0]}, but config.json's vocab_size is "
                 f"{rows}, so it has no embedding; use the tokenizer files that the weights were trained with"
             )
 
@@ -250,7 +254,7 @@ class Tokenizer:
         tokenizer_json.build(content, self._source)
         return json.dumps(content, ensure_ascii=False, indent=1)
 
-    def _required_id(self, name: str, settings: Mapping[str, dict[str, Any]]) -> int:
+    def _required_id(self, name: str, settings: Mapping[str, Fields]) -> int:
         token_id = _special_id(name, settings, self._full.get_vocab())
         if token_id is None:
             raise InputError(f"{self._source}: no {name} token is declared; add {name}_token to tokenizer_config.json")
@@ -274,31 +278,30 @@ def _has_sentencepiece(model_path: Path) -> bool:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`, empty if there is no such file."""
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON ({error}); download or copy the file again") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: expected a JSON object, found {type(content).__name__}; copy the file again")
-    return content
+    """The JSON object in `path`, empty if nothing has that name; a link to a file that is missing is refused."""
+    return read_json(path) if exists(path) or path.is_symlink() else {}
 
 
-def _special_id(name: str, settings: Mapping[str, dict[str, Any]], vocabulary: Mapping[str, int]) -> int | None:
+def _special_id(name: str, settings: Mapping[str, Fields], vocabulary: Mapping[str, int]) -> int | None:
     """Id of the "bos", "eos", "unk" or "pad" token: as the first file that names it says, else LLaMA's."""
     for file in ("tokenizer_config.json", "special_tokens_map.json"):
-        token = settings[file].get(f"{name}_token")
-        content = token.get("content") if isinstance(token, dict) else token
-        if isinstance(content, str) and content in vocabulary:
-            return vocabulary[content]
+        token = tokenizer_json.special_token(settings[file], f"{name}_token")
+        if token is not None and token in vocabulary:
+            return vocabulary[token]
     config = settings["config.json"]
-    for values in (settings["generation_config.json"], config, config.get("text_config") or {}):
-        token_id = values.get(f"{name}_token_id")
-        if isinstance(token_id, list) and token_id:
-            token_id = token_id[0]
-        # The first LLaMA conversions wrote -1 for "no padding".
-        if isinstance(token_id, int) and token_id >= 0:
+    for fields in (settings["generation_config.json"], config, config.object("text_config")):
+        token_id = _token_id(fields, f"{name}_token_id") if fields else None
+        if token_id is not None:
             return token_id
     return vocabulary.get(_LLAMA_NAMES.get(name, ""))
+
+
+def _token_id(fields: Fields, key: str) -> int | None:
+    """The id that a file gives, of several the first; None for none, for which the first LLaMA conversions wrote -1."""
+    value = fields.values.get(key)
+    if isinstance(value, list) and value:
+        fields = Fields({**fields.values, key: value[0]}, fields.path)
+    elif value == []:
+        return None
+    token_id = fields.integer(key, None, least=-1, most=tokenizer_json.MAX_ID, null=True)
+    return None if token_id == -1 else token_id

@@ -2,18 +2,20 @@
 
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import tokenizers
 
 from vigor_jax.errors import InputError
+from vigor_jax.json_fields import Fields, show
 
 Json = dict[str, Any]
 
 METASPACE = "▁"
 IMAGE_TOKEN = "<image>"
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+MAX_ID = 1 << 30  # as for the sizes in config.json; more rows than any embedding has
 PLAIN = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
 
 
@@ -26,15 +28,74 @@ def build(content: Json, source: str) -> tokenizers.Tokenizer:
     try:
         built = tokenizers.Tokenizer.from_str(json.dumps(content))
     except Exception as error:  # The library raises bare Exception for whatever it cannot parse.
-        raise InputError(f"{source}: not a usable tokenizer ({error}); download or copy the file again") from error
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{source}: not a usable tokenizer ({reason}); download or copy the file again") from error
     for entry in content["added_tokens"]:
         token, declared = entry["content"], entry["id"]
         if built.token_to_id(token) != declared:
             raise InputError(
-                f"{source}: added token {token!r} is declared with id {declared} but gets "
+                f"{source}: added token {show(token)} is declared with id {declared} but gets "
                 f"{built.token_to_id(token)}; ids of added tokens must follow the vocabulary without a gap"
             )
     return built
+
+
+def check_parts(content: Json, source: str) -> None:
+    """Checks those parts of a tokenizer.json that are used before the library has looked at all of it.
+
+    Raises:
+        InputError: it is no BPE model with merges, or one of them has another type than it must have.
+    """
+    fields = Fields(content, source)
+    model = content.get("model")
+    if not isinstance(model, dict) or "merges" not in model:
+        raise InputError(f"{source}: expected a BPE model with merges; use a LLaMA-style tokenizer")
+    # Of a prefix that merges do not have, the library dies.
+    Fields(model, source, "model.").choice("continuing_subword_prefix", ("",), "", null=True)
+    listed_tokens(content, source)
+    for key, several in (("normalizer", "normalizers"), ("pre_tokenizer", "pretokenizers")):
+        if part := fields.object(key):
+            _check_step(part, several)
+
+
+def _check_step(part: Fields, several: str) -> None:
+    if not isinstance(part.values.get("type"), str):
+        raise InputError(f"{part.place('type')}: expected a string; copy the file from the checkpoint again")
+    steps = part.values.get(several, [])
+    if not isinstance(steps, list):
+        raise part.wrong(several, "a list of objects")
+    for step in steps:
+        if not isinstance(step, dict):
+            raise part.wrong(several, "a list of objects")
+        _check_step(Fields(step, part.path, part.place(several).removeprefix(f"{part.path}: ") + "."), several)
+
+
+def listed_tokens(content: Json, source: str) -> list[Json]:
+    """The added tokens of a tokenizer.json, each seen to have an id and a text.
+
+    Raises:
+        InputError: one has not.
+    """
+    fields = Fields(content, source)
+    entries = content.get("added_tokens") or []
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise fields.wrong("added_tokens", "a list of objects")
+    for number, entry in enumerate(entries):
+        _check_token(Fields(entry, source, f"added_tokens.{number}."))
+        Fields(entry, source, f"added_tokens.{number}.").integer("id", None, least=0, most=MAX_ID)
+        if "id" not in entry:
+            raise InputError(f"{source}: added_tokens.{number}.id is missing; copy the file from the checkpoint again")
+    return entries
+
+
+def _check_token(entry: Fields) -> str:
+    """The text of an added token, whose flags are seen to be true or false."""
+    token = entry.text("content", None)
+    if token is None:
+        raise InputError(f"{entry.place('content')} is missing; copy the file from the checkpoint again")
+    for flag in FLAGS:
+        entry.boolean(flag, False, null=True)
+    return token
 
 
 def with_added_tokens(content: Json, entries: Collection[Json], source: str) -> Json:
@@ -49,12 +110,12 @@ def with_added_tokens(content: Json, entries: Collection[Json], source: str) -> 
     Raises:
         InputError: a token is there under another id.
     """
-    found = {entry.get("content"): entry for entry in content.get("added_tokens") or []}
+    found = {entry["content"]: entry for entry in listed_tokens(content, source)}
     for entry in sorted(entries, key=lambda entry: entry["id"]):
         token, before = entry["content"], found.get(entry["content"])
-        if before is not None and before.get("id") != entry["id"]:
+        if before is not None and before["id"] != entry["id"]:
             raise InputError(
-                f"{source}: added token {token!r} cannot get id {entry['id']}, it has {before.get('id')}; "
+                f"{source}: added token {show(token)} cannot get id {entry['id']}, it has {before['id']}; "
                 "use the tokenizer files of one checkpoint"
             )
         found[token] = entry
@@ -159,33 +220,67 @@ def restarting_after_images(content: Json, *, doubles: bool) -> Json:
     }
 
 
-def declared_tokens(settings: Mapping[str, Json]) -> list[Json]:
-    """The added tokens of tokenizer_config.json and added_tokens.json, as a tokenizer.json lists them."""
-    config, special_map = settings["tokenizer_config.json"], settings["special_tokens_map.json"]
+def declared_tokens(settings: Mapping[str, Fields]) -> list[Json]:
+    """The added tokens of tokenizer_config.json and added_tokens.json, as a tokenizer.json lists them.
+
+    Raises:
+        InputError: a value that says something about them has another type than it must have.
+    """
+    config, added = settings["tokenizer_config.json"], settings["added_tokens.json"]
     special = {IMAGE_TOKEN}
-    for values in (config, special_map):
-        for name, value in values.items():
-            if name.endswith(("_token", "_special_tokens")):
-                several = value.values() if name.endswith("s") and isinstance(value, dict) else value
-                for token in several if name.endswith("s") else [value]:
-                    special.add(str(token.get("content") if isinstance(token, dict) else token))
+    for fields in (config, settings["special_tokens_map.json"]):
+        special.update(_special_tokens(fields))
     found = {}
-    for token, token_id in settings["added_tokens.json"].items():
+    for token in added.values:
         # What transformers takes a token for whose file says only its id.
         is_special = token in special
         found[token] = {
-            "id": int(token_id),
+            "id": added.integer(token, 0, least=0, most=MAX_ID),
             "content": token,
             **PLAIN,
             "special": is_special,
             "normalized": not is_special,
         }
-    for token_id, entry in (config.get("added_tokens_decoder") or {}).items():
-        is_special = bool(entry.get("special", entry["content"] in special))
-        flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": not is_special}
-        flags |= {name: bool(entry[name]) for name in FLAGS if name in entry}
-        found[entry["content"]] = {"id": int(token_id), "content": entry["content"], **flags, "special": is_special}
+    decoder = config.object("added_tokens_decoder")
+    for token_id in decoder.values if decoder else ():
+        assert decoder is not None
+        entry = decoder.object(token_id)
+        if entry is None or not re.fullmatch("[0-9]{1,9}", token_id):
+            raise decoder.wrong(token_id, "an id as the key and an object as its value")
+        token = _check_token(entry)
+        is_special = entry.boolean("special", token in special, null=True)
+        flags = {flag: entry.boolean(flag, flag == "normalized" and not is_special, null=True) for flag in FLAGS}
+        found[token] = {"id": int(token_id), "content": token, **flags, "special": is_special}
     return list(found.values())
+
+
+def special_token(fields: Fields, key: str) -> str | None:
+    """A token that a settings file names, as a text or as an object with its content; None where it names none.
+
+    Raises:
+        InputError: the value is neither.
+    """
+    value = fields.values.get(key)
+    content = value.get("content") if isinstance(value, dict) else value
+    if value is not None and not isinstance(content, str):
+        raise fields.wrong(key, "a token (a string, or an object with its content) or null")
+    return content
+
+
+def _special_tokens(fields: Fields) -> Iterator[str]:
+    """The tokens that a settings file names as special ones."""
+    for key, value in fields.values.items():
+        if key.endswith("_token") and isinstance(value, str | dict):  # add_bos_token is a switch
+            yield special_token(fields, key) or ""
+    for key, kinds in (("additional_special_tokens", list), ("extra_special_tokens", list | dict)):
+        several = fields.values.get(key)
+        if not isinstance(several, kinds | None):
+            raise fields.wrong(key, "a list of tokens")
+        for token in several.values() if isinstance(several, dict) else several or ():
+            content = token.get("content") if isinstance(token, dict) else token
+            if not isinstance(content, str):
+                raise fields.wrong(key, "a list of tokens (strings, or objects with their content)")
+            yield content
 
 
 def keeps_length(content: Json) -> bool:

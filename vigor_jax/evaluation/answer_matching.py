@@ -12,7 +12,7 @@ from functools import cached_property
 from itertools import permutations
 from pathlib import Path
 
-from vigor_jax.errors import InputError
+from vigor_jax.errors import InputError, some
 from vigor_jax.evaluation.image_names import ImageNames
 from vigor_jax.evaluation.protocols import SUFFIXES
 from vigor_jax.evaluation.saved_answers import SPLITS, SavedAnswer, read_saved
@@ -98,7 +98,7 @@ def match(answers: Sequence[SavedAnswer], asked: Sequence[Asked], source: str) -
         near = next((text for answer in extra if (text := found.contradiction(answer, set(missing)))), "")
         raise InputError(
             f"{source}: expected {len(asked)} answers, {len(missing)} are missing, to question "
-            f"{named(asked[place].ids[0] for place in missing)}{near}"
+            f"{some((asked[place].ids[0] for place in missing), _NAMED)}{near}"
         )
     return Matched([places[place][0] for place in range(len(asked))], extra)
 
@@ -120,19 +120,12 @@ def read_answers(paths: Iterable[Path], asked: Sequence[Asked]) -> Matched:
     return matched
 
 
-def named(names: Iterable[str]) -> str:
-    """The first few names, and how many more there are."""
-    all_names = list(names)
-    more = f" and {len(all_names) - _NAMED} more" if len(all_names) > _NAMED else ""
-    return ", ".join(all_names[:_NAMED]) + more
-
-
 def tell_extra(extra: Sequence[SavedAnswer], source: str) -> None:
     """Warns that answers are left out."""
     if extra:
         logger.warning(
             "%s: %d answers are to nothing that is asked here and are left out: %s",
-            source, len(extra), named(answer.id or answer.image or answer.place for answer in extra),
+            source, len(extra), some((answer.id or answer.image or answer.place for answer in extra), _NAMED),
         )  # fmt: skip
 
 
@@ -252,7 +245,8 @@ def _refuse_double(places: dict[int, list[SavedAnswer]], asked: Sequence[Asked],
         first, second = places[double[0]][:2]
         raise InputError(
             f"{second.place}: question {asked[double[0]].ids[0]} is answered twice, first at {first.place}; keep one "
-            f"answer to each question ({len(double)} in {source} have more: {named(asked[p].ids[0] for p in double)})"
+            f"answer to each question ({len(double)} in {source} have more: "
+            f"{some((asked[p].ids[0] for p in double), _NAMED)})"
         )
 
 

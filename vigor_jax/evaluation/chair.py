@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vigor_jax.errors import InputError
+from vigor_jax.errors import InputError, some
 from vigor_jax.evaluation.bootstrap import ratio
 from vigor_jax.evaluation.image_names import ImageNames
 from vigor_jax.evaluation.json_records import read_json
@@ -202,10 +202,8 @@ def _read_coco(content: Mapping[str, Any]) -> _Found:
 
 def _check_known(path: Path, names: Iterable[str], synonyms: Synonyms) -> None:
     if unknown := sorted(name for name in names if synonyms.canonical(name) is None):
-        more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
         raise InputError(
-            f"{path}: the synonym table has no line for {', '.join(map(repr, unknown[:3]))}{more}; add them, or go "
-            "without a table"
+            f"{path}: the synonym table has no line for {some(map(repr, unknown), 3)}; add them, or go without a table"
         )
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from vigor_jax.data.images import Preprocessing
 from vigor_jax.errors import InputError
 from vigor_jax.json_fields import Fields, Json, show
-from vigor_jax.json_fields import read_json as read_json
 from vigor_jax.models.clip import ACTIVATIONS, ClipConfig
 from vigor_jax.models.llama import LlamaConfig
 from vigor_jax.models.llava import LlavaConfig

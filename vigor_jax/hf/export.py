@@ -30,6 +30,7 @@ from vigor_jax.hf.names import Layout
 from vigor_jax.hf.processor_files import write_hf_files, write_json, write_original_files
 from vigor_jax.hf.tensor_files import TensorWriter
 from vigor_jax.hf.vocabulary import Vocabulary, exported_vocabulary
+from vigor_jax.json_fields import read_json
 from vigor_jax.models.llava import LlavaConfig
 
 logger = logging.getLogger(__name__)
@@ -235,7 +236,7 @@ def _write_original(
     """Weights in the original layout, and its config.json. The tower goes where the source had it: among the weights
     if it was there, else into a directory of its own."""
     rename = functools.partial(names.original_name, config=config)
-    before = hf_config.read_json(source.directory / "config.json") if source.layout == "llava" else {}
+    before = read_json(source.directory / "config.json") if source.layout == "llava" else {}
     inside = any(stored.name.startswith(names.ORIGINAL_TOWER) for stored in source.tensors.values())
     tower: list[tuple[str, np.ndarray]] = []
 

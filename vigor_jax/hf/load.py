@@ -129,8 +129,11 @@ def open_checkpoint(directory: Path, vision_tower: Path | None = None) -> Source
 def _image_processor(directory: Path) -> Fields:
     """What images go through; where both files say it, transformers 5, which alone writes the first, takes that."""
     whole = directory / "processor_config.json"
-    if exists(whole) and (inside := Fields.read(whole).object("image_processor")):
-        return inside
+    if exists(whole):
+        fields = Fields.read(whole)
+        fields.text("image_token", None, null=True)  # read on export only, which is late for a refusal
+        if inside := fields.object("image_processor"):
+            return inside
     alone = Fields.read(directory / "preprocessor_config.json")
     return alone.object("image_processor") or alone
 

@@ -65,7 +65,7 @@ def refuse_adapter(directory: Path) -> None:
         fields = Fields.read(file)
         kind = fields.text("peft_type", "LORA", null=True)
         base = fields.text("base_model_name_or_path", "", null=True)
-        what = f"{directory} holds a PEFT adapter ({kind}{f' for {show(base)}' if base else ''})"
+        what = f"{directory} holds a PEFT adapter ({some([kind])}{f' for {show(base)}' if base else ''})"
         what += ", which transformers would add to the model there" if _whole(directory) else ", not a whole model"
         if exists(directory / "non_lora_trainables.bin"):
             raise InputError(
@@ -102,7 +102,7 @@ def refuse_quantized(config: Fields) -> None:
         bits = bits or how.values.get("bits")
         size = f", {bits} bits" if isinstance(bits, int) else ""
         raise InputError(
-            f"{part.place('quantization_config')}: the weights are quantized ({method}{size}), which is not "
+            f"{part.place('quantization_config')}: the weights are quantized ({some([method])}{size}), which is not "
             f"supported: {_FULL_PRECISION}"
         )
 

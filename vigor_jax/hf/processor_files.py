@@ -7,12 +7,12 @@ from typing import Any
 
 from vigor_jax.data.conversation import Template
 from vigor_jax.hf.chat_template import chat_template
-from vigor_jax.hf.config import read_json
 from vigor_jax.hf.image_settings import preprocessing_to_hf
 from vigor_jax.hf.load import Source
 from vigor_jax.hf.vocabulary import IMAGE_TOKEN as IMAGE_TOKEN
 from vigor_jax.hf.vocabulary import PAD_TOKEN as PAD_TOKEN
 from vigor_jax.hf.vocabulary import Vocabulary
+from vigor_jax.json_fields import Fields, read_json
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
 CHAT_FILES = ("chat_template.jinja", "chat_template.json")
@@ -84,7 +84,7 @@ def write_original_files(source: Source, vocabulary: Vocabulary, out: Path) -> N
 def image_token(source: Source) -> str:
     """The text that stands for an image in this checkpoint's prompts."""
     path = source.directory / "processor_config.json"
-    return read_json(path).get("image_token", IMAGE_TOKEN) if path.exists() else IMAGE_TOKEN
+    return Fields.read(path).text("image_token", IMAGE_TOKEN, null=True) if path.exists() else IMAGE_TOKEN
 
 
 def _copy(source: Source, out: Path, files: tuple[str, ...]) -> None:

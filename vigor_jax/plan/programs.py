@@ -18,7 +18,8 @@ from vigor_jax.data.branch_batches import BranchRows
 from vigor_jax.data.branches import Tree
 from vigor_jax.data.loader import Rows
 from vigor_jax.decoding import Batch, Decoder
-from vigor_jax.hf.config import from_hf, read_json
+from vigor_jax.hf.config import from_hf
+from vigor_jax.json_fields import read_json
 from vigor_jax.models.int8 import quantize_decoder
 from vigor_jax.models.layers import stacks_inference
 from vigor_jax.models.llava import LlavaConfig, abstract_llava, param_paths

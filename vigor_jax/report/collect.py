@@ -11,6 +11,7 @@ import yaml  # type: ignore[import-untyped]
 
 from vigor_jax.data.image_store import Folder, open_images
 from vigor_jax.errors import InputError
+from vigor_jax.json_fields import show
 from vigor_jax.report.settings import read_settings
 
 logger = logging.getLogger(__name__)
@@ -114,7 +115,10 @@ def collect(name: str, directory: Path, images: str | Path | None = None) -> Fig
         if (folder / "metrics.json").exists():
             evaluation[model] = _read_json(folder / "metrics.json")
         if captions := _read_lines(folder / "captions.jsonl"):
-            words[model] = [len(caption["text"].split()) for caption in captions]
+            texts = [caption.get("text") for caption in captions]
+            if not all(isinstance(text, str) for text in texts):
+                raise InputError(f"{folder / 'captions.jsonl'}: a line has no text; run the stage evaluate again")
+            words[model] = [len(str(text).split()) for text in texts]
     lines = _read_lines(directory / "metrics" / "reward_eval.jsonl")
     summary = directory / "summary.json"
     records = str(_get(config, "run", "records") or directory)
@@ -234,21 +238,24 @@ def _get(config: Any, section: str, key: str) -> Any:
 def _read_config(path: Path) -> Any:
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{path}: expected YAML, got something else ({' '.join(str(error).split())})") from error
 
 
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: malformed JSON ({error}); run the stage that writes it again") from error
+def _read_json(path: Path) -> dict[str, Any]:
+    return _parse(path, path.read_bytes())
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
     """Of JSON lines; a last one that a kill left half-written does not count."""
-    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    return [_parse(path, line) for line in (path.read_bytes().split(b"\n")[:-1] if path.exists() else [])]
+
+
+def _parse(path: Path, content: bytes) -> dict[str, Any]:
     try:
-        return [json.loads(line) for line in lines]
-    except ValueError as error:
+        value = json.loads(content)
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: malformed JSON ({error}); run the stage that writes it again") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: expected a JSON object, got {show(value)}; run the stage that writes it again")
+    return value

@@ -14,9 +14,9 @@ import vigor_jax
 from vigor_jax.checkpoint import latest_step, read_record, restore_params_only
 from vigor_jax.data.conversation import TEMPLATES
 from vigor_jax.errors import InputError
-from vigor_jax.hf.config import read_json
 from vigor_jax.hf.export import ExportConfig, export_checkpoint
 from vigor_jax.hf.load import Source
+from vigor_jax.json_fields import Fields, exists, read_json
 from vigor_jax.models.llava import abstract_llava, param_paths
 from vigor_jax.sharding import param_shardings
 from vigor_jax.stages.train_step import trained_paths
@@ -43,7 +43,9 @@ def export(config: ExportConfig, source: Source, checkpoints: Path, out: Path, m
     if step is None:
         raise InputError(f"export: no checkpoint in {checkpoints}; run the stage sft first")
     record = read_record(checkpoints, step)
-    template = record["fingerprint"].get("template")
+    fingerprint = Fields(record["fingerprint"], checkpoints / str(step) / "record" / "record.json", "fingerprint.")
+    template = fingerprint.text("template", None, null=True)
+    freeze = fingerprint.texts("freeze")
     provenance = {
         "made_by": f"vigor_jax {vigor_jax.__version__}",
         "base": str(source.directory.resolve()),
@@ -54,7 +56,7 @@ def export(config: ExportConfig, source: Source, checkpoints: Path, out: Path, m
         "layout": config.layout or source.layout,
         "dtype": config.dtype,
     }
-    if (out / PROVENANCE).exists():
+    if exists(out / PROVENANCE):
         before = read_json(out / PROVENANCE)
         if before == provenance:
             logger.info("export: %s holds step %d already", out, step)
@@ -63,7 +65,7 @@ def export(config: ExportConfig, source: Source, checkpoints: Path, out: Path, m
             shutil.rmtree(out)
 
     state = nnx.state(abstract_llava(source.config))
-    trained = trained_paths(param_paths(state).keys(), tuple(record["fingerprint"]["freeze"]))
+    trained = trained_paths(param_paths(state).keys(), freeze)
     shardings = param_paths(param_shardings(state, mesh))
     abstract = {
         path: jax.ShapeDtypeStruct(variable.get_value().shape, jnp.float32, sharding=shardings[path].get_value())
@@ -79,6 +81,6 @@ def export(config: ExportConfig, source: Source, checkpoints: Path, out: Path, m
         dtype=config.dtype,
         shard_bytes=config.shard_bytes,
         more_files={PROVENANCE: provenance},
-        template=TEMPLATES.get(template),
+        template=TEMPLATES.get(template or ""),
     )
     logger.info("export: step %d is in %s", step, out)

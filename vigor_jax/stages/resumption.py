@@ -19,6 +19,7 @@ from vigor_jax.data.places import (
     write_places,
 )
 from vigor_jax.errors import InputError
+from vigor_jax.json_fields import Fields
 from vigor_jax.processes import is_first, same_everywhere, together
 from vigor_jax.stages.train_step import SftConfig
 
@@ -70,7 +71,11 @@ def hold_places(config: SftConfig, run_dir: Path, name: str, data: Data) -> tupl
         places = read_places(path) if start else None
         if places is None:
             return None, data.facts, data.keys
-        facts = read_record(directory, start)["fingerprint"]["data"]
+        record = Fields(read_record(directory, start)["fingerprint"], directory / str(start), "fingerprint.")
+        data_then = record.object("data")
+        if data_then is None or not data_then.text("sha256", ""):
+            raise InputError(f"{record.place('data')} is missing; remove that folder to go back to the step before it")
+        facts = data_then.values
         if np.array_equal(places[:, 0], data.keys[:, 0]):
             return None, facts, None
         where = f"{directory / str(start)} was made with data.sha256 {facts['sha256'][:12]}, and {data.path} differs"

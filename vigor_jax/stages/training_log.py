@@ -11,6 +11,8 @@ from typing import Self
 from tensorboard.summary import Writer
 from tqdm import tqdm
 
+from vigor_jax.errors import InputError
+
 
 class TrainingLog:
     """Writes `DIR/NAME.jsonl` and TensorBoard events beside it; for one process of the run.
@@ -89,9 +91,12 @@ def keep_steps(path: Path, last: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if not line.endswith("\n") or json.loads(line)["step"] > last:
-            break
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True), 1):
+        try:
+            if not line.endswith("\n") or json.loads(line)["step"] > last:
+                break
+        except (ValueError, LookupError, TypeError, RecursionError):
+            raise InputError(f"{path}:{number}: expected the metrics of a step as JSON; remove that line") from None
         kept.append(line)
     new = path.with_suffix(".tmp")
     new.write_text("".join(kept), encoding="utf-8")
