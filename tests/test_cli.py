@@ -54,7 +54,7 @@ from vigor_jax import cli
 
 cli.show_progress()
 own = "vigor_jax.stages.sample", "detector_bridge.client", "__main__", "stream_of_a_user"
-for name in (*own, "httpx", "httpcore.connection", "openai._base_client", "absl", "matplotlib.font_manager"):
+for name in (*own, "httpx", "httpcore.connection", "openai._base_client", "absl", "jax._src.xla_bridge"):
     logging.getLogger(name).info("%s tells", name)
     logging.getLogger(name).warning("%s warns", name)
 """
@@ -64,7 +64,7 @@ def test_libraries_are_heard_only_when_they_warn() -> None:
     """A line for each request of a judge, or each file of Orbax, would hide what the stages tell."""
     run = subprocess.run([sys.executable, "-c", TOLD], capture_output=True, text=True, timeout=60, check=True)
     own = ("vigor_jax.stages.sample", "detector_bridge.client", "__main__", "stream_of_a_user")
-    others = ("httpx", "httpcore.connection", "openai._base_client", "absl", "matplotlib.font_manager")
+    others = ("httpx", "httpcore.connection", "openai._base_client", "absl", "jax._src.xla_bridge")
     expected = [f"{name} {what}" for name in own for what in ("tells", "warns")] + [f"{name} warns" for name in others]
     assert run.stderr.splitlines() == expected
 
