@@ -63,8 +63,8 @@ def dump(config: Any) -> str:
 def show_progress() -> None:
     """Sends to stderr what the stages tell, as it is, and what streams of users tell; of libraries, only warnings.
 
-    Libraries tell of each file that they write (absl), each request that they send (httpx), and each kind of device that
-    is not there (jax).
+    Libraries tell of each file that they write (absl), each request that they send (httpx), and each kind of device
+    that is not there (jax).
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     for library in ("absl", "httpcore", "httpx", "jax", "matplotlib", "openai"):
