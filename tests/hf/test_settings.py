@@ -56,10 +56,10 @@ def replace(path: Path, content: Any) -> None:
 
 
 def refusal(directory: Path) -> str:
-    start = time.process_time()
+    start = time.monotonic()
     with pytest.raises(InputError) as caught:
         open_checkpoint(directory)
-    assert time.process_time() - start < 5  # of the processor, whatever else the machine does
+    assert time.monotonic() - start < 5  # a second on a machine that does nothing else
     message = str(caught.value)
     assert "\n" not in message
     assert len(message) < 1500
