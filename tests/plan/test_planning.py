@@ -1,15 +1,13 @@
 """Plans against programs that really run, here on one CPU."""
 
-import ctypes
 import dataclasses
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import pytest
 
+from tests.plan.memory_taken import CHIP, LINUX_COUNTS_PEAKS, planned_and_taken
 from tests.stages.sft_world import ROOT, make_world
 from vigor_jax.config import RunConfig, TrainConfig
 from vigor_jax.decoding import Decoder
@@ -20,7 +18,7 @@ from vigor_jax.models.clip import ClipConfig
 from vigor_jax.models.llama import LlamaConfig
 from vigor_jax.models.llava import LlavaConfig
 from vigor_jax.plan.estimate import Estimate, estimate
-from vigor_jax.plan.hardware import GIB, TPUS, Topology
+from vigor_jax.plan.hardware import GIB, Topology
 from vigor_jax.plan.planning import Plan, plan
 from vigor_jax.plan.programs import Program, Sizes, model_config, programs
 from vigor_jax.plan.recipe import Work, recipe
@@ -35,7 +33,6 @@ from vigor_jax.stages.train_reward import TrainRewardConfig
 from vigor_jax.stages.train_step import SftConfig
 
 SIZES = Sizes(prompt=64, response=32, branch_row=128, sentences=6, example=128)
-CHIP = TPUS["v5e"]
 
 
 class Here(Topology):
@@ -203,35 +200,11 @@ def test_prefill_is_the_one_that_runs(found, config, monkeypatch):
     assert (arguments, planned.temporaries) == (memory[0].argument_size_in_bytes, memory[0].temp_size_in_bytes)
 
 
-def memory_of_this_process():
-    """Bytes: now, and at most since `forget_the_peak`."""
-    lines = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
-    return [1024 * int(lines[name].split()[0]) for name in ("VmRSS", "VmHWM")]
+needs_linux = pytest.mark.skipif(not LINUX_COUNTS_PEAKS, reason="needs the peaks that Linux counts")
 
 
-def forget_the_peak():
-    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what was freed goes back to the system
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-def planned_and_taken(program, model, config):
-    """Bytes that one run of a program needs by the plan, and those that this process took for it."""
-    planned = estimate(program, model, stage_config(config, program), CHIP, 1).peak - program.beside
-    lowered = program.lower()
-    run = lowered.compile()
-    # All ones, and nothing done: a page that nobody writes takes no memory.
-    arguments, _ = jax.tree.map(lambda x: jnp.full(x.shape, x.dtype != bool, x.dtype), lowered.args_info)
-    held = sum(x.nbytes for x in jax.tree.leaves(jax.block_until_ready(arguments)))
-    forget_the_peak()
-    before, _ = memory_of_this_process()
-    jax.block_until_ready(run(*arguments))
-    _, peak = memory_of_this_process()
-    return planned, held + peak - before
-
-
-needs_linux = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs the peaks that Linux counts")
-
-
+@pytest.mark.slow
+@pytest.mark.main
 @needs_linux
 def test_memory_is_what_a_process_takes(config):
     """Of programs that take some hundred megabytes, so that nothing else in the process counts."""
@@ -247,14 +220,14 @@ def test_memory_is_what_a_process_takes(config):
         sft=dataclasses.replace(config.sft, batch_size=16, max_length=512),
     )
     sizes = Sizes(prompt=256, response=128, branch_row=512, sentences=8, example=512)
-    names = []
-    for program in programs(large, model, jax.devices()[:1], sizes):
-        names.append(program.name)
-        planned, taken = planned_and_taken(program, model, large)
-        assert taken == pytest.approx(planned, rel=0.1), program
-    assert names == ["update", "prefill", "decode", "growth", "update"]
+    found = planned_and_taken(large, model, sizes)
+    assert [name for name, _, _ in found] == ["update", "prefill", "decode", "growth", "update"]
+    for name, planned, taken in found:
+        assert taken == pytest.approx(planned, rel=0.1), name
 
 
+@pytest.mark.slow
+@pytest.mark.main
 @needs_linux
 def test_memory_of_scoring_is_what_a_process_takes(config):
     """Of a hundred million weights, beside which the rest is small.
@@ -279,9 +252,8 @@ def test_memory_of_scoring_is_what_a_process_takes(config):
         reward_model=dataclasses.replace(config.reward_model, batch_size=2, max_length=1280),
     )
     sizes = dataclasses.replace(SIZES, branch_row=1280, sentences=30)
-    (program,) = programs(large, model, jax.devices()[:1], sizes)
-    planned, taken = planned_and_taken(program, model, large)
-    assert taken == pytest.approx(planned, rel=0.1), program
+    ((_, planned, taken),) = planned_and_taken(large, model, sizes)
+    assert taken == pytest.approx(planned, rel=0.1)
 
 
 def an_estimate(stage, name, rows, seconds, peak=GIB):
