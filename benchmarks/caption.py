@@ -27,10 +27,10 @@ from flax import nnx
 
 from benchmarks.common import build_peer, describe_machine, port, print_table, sizes
 from benchmarks.sft import CAPTION_LENGTHS
-from vigor_jax.data.images import Preprocessing, normalize
+from vigor_jax.data.images.preprocessing import Preprocessing, normalize
+from vigor_jax.inference.sampler import Ending, Request, Sampler, SamplingConfig
 from vigor_jax.models.llava import Llava, LlavaConfig
-from vigor_jax.sampling import Ending, Request, Sampler, SamplingConfig
-from vigor_jax.sharding import MeshConfig, make_mesh
+from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 
 NUM_WORDS = 45
 VOCAB_SIZE = 32000

@@ -31,7 +31,7 @@ from benchmarks.common import build_peer, describe_machine, print_table, sizes
 from vigor_jax.hf.export import export_checkpoint
 from vigor_jax.hf.load import load_llava, open_checkpoint
 from vigor_jax.models.llava import param_paths
-from vigor_jax.sharding import MeshConfig, make_mesh
+from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 
 ROOT = Path(__file__).parents[1]
 FROZEN = "vision_tower"

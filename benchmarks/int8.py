@@ -18,13 +18,13 @@ from tqdm import tqdm
 from benchmarks.common import describe_machine
 from vigor_jax import cli
 from vigor_jax.config import TrainConfig
-from vigor_jax.data.store import read_parts
+from vigor_jax.data.records.store import read_parts
 from vigor_jax.demo.scenes import Scene
 from vigor_jax.demo.scoring import score
 from vigor_jax.demo.world import WorldConfig, prepare, read_scenes
 from vigor_jax.hf.load import open_checkpoint
+from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 from vigor_jax.records import Candidate
-from vigor_jax.sharding import MeshConfig, make_mesh
 from vigor_jax.stages.sample import SampleConfig, sample
 from vigor_jax.train import DEMO
 

@@ -27,16 +27,16 @@ import torch
 from flax import nnx
 
 from benchmarks.common import build_peer, describe_machine, port, print_table, sizes
-from vigor_jax.data.branch_batches import BranchRows, collate, padded_sizes
-from vigor_jax.data.branches import QUESTIONS, BranchEncoder, Description, Row, answer, asked
-from vigor_jax.data.conversation import TEMPLATES
+from vigor_jax.data.batches.branch_batches import BranchRows, collate, padded_sizes
+from vigor_jax.data.batches.branches import QUESTIONS, BranchEncoder, Description, Row, answer, asked
+from vigor_jax.data.text.conversation import TEMPLATES
+from vigor_jax.inference.tree_attention import Answers, answer_places
 from vigor_jax.models.attention import attention, masked_attention
 from vigor_jax.models.llava import Llava, LlavaConfig, param_paths
-from vigor_jax.models.tree import Answers, answer_places
+from vigor_jax.parallel.sharding import MeshConfig, make_mesh, to_global
 from vigor_jax.records import Span
-from vigor_jax.sharding import MeshConfig, make_mesh, to_global
 from vigor_jax.stages.train_reward import answer_loss
-from vigor_jax.stages.train_step import (
+from vigor_jax.training.train_step import (
     SftConfig,
     abstract_state,
     init_state,

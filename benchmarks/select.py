@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from vigor_jax.data.store import write_part
+from vigor_jax.data.records.store import write_part
 from vigor_jax.records import Candidate, Signal, Span, Verdict
 
 STREAMS = ("detector", "reward_model")

@@ -28,14 +28,14 @@ import torch
 from flax import nnx
 
 from benchmarks.common import build_peer, describe_machine, our_config, peer_config, port, print_table, sizes
-from vigor_jax.data.conversation import IGNORE_INDEX, EncodedExample
-from vigor_jax.data.loader import Rows
-from vigor_jax.data.packing import pack, pack_tokens
-from vigor_jax.flops import peak_flops, train_flops
+from vigor_jax.data.batches.loader import Rows
+from vigor_jax.data.batches.packing import pack, pack_tokens
+from vigor_jax.data.text.conversation import IGNORE_INDEX, EncodedExample
 from vigor_jax.models.clip import normalize
 from vigor_jax.models.llava import Llava, LlavaConfig, param_paths
-from vigor_jax.sharding import MeshConfig, make_mesh, to_global
-from vigor_jax.stages.train_step import (
+from vigor_jax.parallel.sharding import MeshConfig, make_mesh, to_global
+from vigor_jax.training.flops import peak_flops, train_flops
+from vigor_jax.training.train_step import (
     SftConfig,
     abstract_state,
     init_state,

@@ -1,4 +1,4 @@
-"""Derives vigor_jax/rewards/wordnet.txt from WordNet, with NLTK's tagger; nothing of either is needed at run time.
+"""Derives vigor_jax/rewards/language/wordnet.txt from WordNet, with NLTK's tagger; neither is needed at run time.
 
     NLTK_DATA=FOLDER python scripts/word_lists.py
 
@@ -12,8 +12,8 @@ from pathlib import Path
 
 from nltk.corpus import wordnet
 
-from vigor_jax.rewards.tagger import cached_tag, load_tagger
-from vigor_jax.rewards.words import NEVER_NOUN, plurals, regular_singular
+from vigor_jax.rewards.language.tagger import cached_tag, load_tagger
+from vigor_jax.rewards.language.words import NEVER_NOUN, plurals, regular_singular
 
 TARGET = Path(__file__).parents[1] / "vigor_jax" / "rewards" / "wordnet.txt"
 HEAD = """\

@@ -16,8 +16,8 @@ from PIL import Image
 
 from tests.tiny_llava import Tiny, build_checkpoint
 from vigor_jax.caption import main
-from vigor_jax.data.conversation import TEMPLATES, encode_prompt
-from vigor_jax.data.images import find_images, load_image, normalize, preprocess
+from vigor_jax.data.images.preprocessing import find_images, load_image, normalize, preprocess
+from vigor_jax.data.text.conversation import TEMPLATES, encode_prompt
 from vigor_jax.errors import InputError
 from vigor_jax.hf.load import open_checkpoint
 
@@ -159,7 +159,7 @@ def test_a_finished_run_loads_no_weights(world, tmp_path, monkeypatch):
     arguments = [*options(world, out), "--images", str(world / "images" / "01.jPg")]
     main(arguments)
     first = out.read_bytes()
-    monkeypatch.delattr("vigor_jax.answering.load_llava")
+    monkeypatch.delattr("vigor_jax.inference.predictor.load_llava")
     main(arguments)
     assert out.read_bytes() == first
 

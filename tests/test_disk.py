@@ -14,11 +14,11 @@ import pytest
 
 from tests.test_train import arguments, environment, world  # noqa: F401 (a fixture)
 from vigor_jax import cli, train
-from vigor_jax.checkpoint import Checkpoints, latest_step, restore_params_only
-from vigor_jax.data import store
+from vigor_jax.data.records import store
 from vigor_jax.disk import check_room, describe, naming
 from vigor_jax.errors import InputError
 from vigor_jax.records import Target
+from vigor_jax.training.checkpoint import Checkpoints, latest_step, restore_params_only
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -105,7 +105,7 @@ import resource, sys
 from pathlib import Path
 import jax.numpy as jnp, numpy as np
 from vigor_jax import cli
-from vigor_jax.checkpoint import Checkpoints
+from vigor_jax.training.checkpoint import Checkpoints
 
 def main():
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[5]), resource.RLIM_INFINITY))

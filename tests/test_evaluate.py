@@ -13,8 +13,8 @@ from PIL import Image
 from tests.tiny_llava import Tiny, build_checkpoint
 from vigor_jax.errors import InputError
 from vigor_jax.evaluate import main
-from vigor_jax.evaluation.pope import read_questions, write_questions
-from vigor_jax.evaluation.pope_build import build_questions
+from vigor_jax.evaluation.benchmarks.pope import read_questions, write_questions
+from vigor_jax.evaluation.benchmarks.pope_build import build_questions
 
 THINGS = ("dog", "cat", "bench", "car", "kite")
 OBJECTS = {f"{i:02}.png": sorted({THINGS[i % 5], THINGS[(i + 1) % 5]}) for i in range(8)}

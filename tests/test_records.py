@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from vigor_jax.data.annotations import read_annotations, write_annotations
-from vigor_jax.data.schemas import schema_of
-from vigor_jax.data.store import read_batches, read_parts, write_part
+from vigor_jax.data.records.annotations import read_annotations, write_annotations
+from vigor_jax.data.records.schemas import schema_of
+from vigor_jax.data.records.store import read_batches, read_parts, write_part
 from vigor_jax.records import Annotation, Candidate, Dropped, Selection, Signal, Span, Target, Verdict
 from vigor_jax.stages.select import SelectConfig, select
 

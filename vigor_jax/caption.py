@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Literal
 
 from vigor_jax import cli
-from vigor_jax.answering import Answerer, Question
-from vigor_jax.data.image_store import open_images
+from vigor_jax.data.images.store import open_images
 from vigor_jax.hf.load import open_checkpoint
-from vigor_jax.sampling import SamplingConfig
-from vigor_jax.sharding import DistributedConfig, MeshConfig, join_processes, make_mesh
+from vigor_jax.inference.predictor import Answerer, Question
+from vigor_jax.inference.sampler import SamplingConfig
+from vigor_jax.parallel.sharding import DistributedConfig, MeshConfig, join_processes, make_mesh
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ import jsonargparse
 
 from vigor_jax.disk import describe
 from vigor_jax.errors import InputError, nearest
-from vigor_jax.lost_process import HEARTBEAT_TIMEOUT, is_sign_of_loss
+from vigor_jax.parallel.lost_process import HEARTBEAT_TIMEOUT, is_sign_of_loss
 
 T = TypeVar("T")
 

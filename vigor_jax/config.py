@@ -7,15 +7,15 @@ from typing import Literal, TypeAlias
 from vigor_jax.errors import InputError
 from vigor_jax.hf.export import ExportConfig
 from vigor_jax.hf.load import ModelConfig
+from vigor_jax.parallel.sharding import DistributedConfig, MeshConfig
 from vigor_jax.rewards.detection import DetectionConfig
 from vigor_jax.rewards.reward_model import RewardModelConfig
-from vigor_jax.sharding import DistributedConfig, MeshConfig
 from vigor_jax.stages.evaluate import EvaluateConfig
 from vigor_jax.stages.sample import SampleConfig
 from vigor_jax.stages.score import ScoreConfig
 from vigor_jax.stages.select import SelectConfig
 from vigor_jax.stages.train_reward import TrainRewardConfig
-from vigor_jax.stages.train_step import SftConfig
+from vigor_jax.training.train_step import SftConfig
 
 Stage: TypeAlias = Literal["train_reward", "sample", "score", "select", "sft", "export", "evaluate"]
 

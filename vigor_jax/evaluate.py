@@ -24,10 +24,10 @@ from typing import Any
 from vigor_jax import cli
 from vigor_jax.disk import naming
 from vigor_jax.errors import InputError
-from vigor_jax.evaluation.commands import ChairCommand, MmeCommand, PopeCommand, PopeQuestionsCommand
-from vigor_jax.evaluation.judged_commands import MmhalCommand, PreferenceCommand
+from vigor_jax.evaluation.commands.hallucination import ChairCommand, MmeCommand, PopeCommand, PopeQuestionsCommand
+from vigor_jax.evaluation.commands.judged import MmhalCommand, PreferenceCommand
+from vigor_jax.evaluation.commands.questions import CaptionsCommand, QuestionsCommand
 from vigor_jax.evaluation.metrics import table
-from vigor_jax.evaluation.question_commands import CaptionsCommand, QuestionsCommand
 
 COMMANDS: Mapping[str, type] = {
     "pope": PopeCommand,
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise InputError(f"evaluate: expected {', '.join(COMMANDS)}, got {name!r}")
     kind, asker = COMMANDS[name], None
     if any(argument.split("=")[0] == "--model" for argument in rest):
-        from vigor_jax.asking import AskConfig, Asker  # JAX is only needed to ask
+        from vigor_jax.evaluation.commands.asking import AskConfig, Asker  # JAX is only needed to ask
 
         both = dataclasses.make_dataclass(name, [], bases=(AskConfig, kind), frozen=True)
         command: Any = cli.parse(both, rest, description=kind.__doc__ or "")

@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vigor_jax import cli
-from vigor_jax.checkpoint import latest_step, read_record
 from vigor_jax.errors import InputError
 from vigor_jax.hf.export import ExportConfig, export_checkpoint
 from vigor_jax.hf.load import open_checkpoint
 from vigor_jax.hf.other_folders import refuse_adapter
 from vigor_jax.json_fields import Fields
-from vigor_jax.sharding import DistributedConfig, MeshConfig, join_processes, make_mesh
+from vigor_jax.parallel.sharding import DistributedConfig, MeshConfig, join_processes, make_mesh
 from vigor_jax.stages.export import export
+from vigor_jax.training.checkpoint import latest_step, read_record
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,13 +19,20 @@ from lmms_eval.models.registry_v2 import ModelManifest
 from PIL import Image
 from tqdm import tqdm
 
-from vigor_jax.data.conversation import IGNORE_INDEX, IMAGE_PLACEHOLDER, TEMPLATES, Turn, encode_example, encode_prompt
-from vigor_jax.data.images import preprocess
+from vigor_jax.data.images.preprocessing import preprocess
+from vigor_jax.data.text.conversation import (
+    IGNORE_INDEX,
+    IMAGE_PLACEHOLDER,
+    TEMPLATES,
+    Turn,
+    encode_example,
+    encode_prompt,
+)
 from vigor_jax.errors import InputError
 from vigor_jax.hf.load import load_llava, open_checkpoint
+from vigor_jax.inference.sampler import Request, Sampler, SamplingConfig
 from vigor_jax.models.layers import stacks_inference
-from vigor_jax.sampling import Request, Sampler, SamplingConfig
-from vigor_jax.sharding import MeshConfig, make_mesh
+from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 
 
 def manifest() -> ModelManifest:

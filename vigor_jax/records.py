@@ -188,7 +188,7 @@ class Annotation:
 
 
 class ImageFile(Protocol):
-    """An image, wherever it is: a `pathlib.Path`, or a `data.image_store.StoredImage`; str() says where."""
+    """An image, wherever it is: a `pathlib.Path`, or a `data.images.store.StoredImage`; str() says where."""
 
     @property
     def name(self) -> str: ...

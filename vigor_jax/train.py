@@ -16,15 +16,15 @@ import jax
 
 from vigor_jax import cli
 from vigor_jax.config import TrainConfig
-from vigor_jax.data.store import join
+from vigor_jax.data.records.store import join
 from vigor_jax.demo.show import show
 from vigor_jax.demo.world import WorldConfig, prepare
 from vigor_jax.disk import describe
 from vigor_jax.errors import InputError
-from vigor_jax.processes import is_first, same_everywhere, together
-from vigor_jax.run import EXPORT, REWARD_MODEL, Run
+from vigor_jax.parallel.processes import is_first, same_everywhere, together
+from vigor_jax.parallel.sharding import join_processes
+from vigor_jax.pipeline.run import EXPORT, REWARD_MODEL, Run
 from vigor_jax.run_lock import RunLock
-from vigor_jax.sharding import join_processes
 
 logger = logging.getLogger(__name__)
 

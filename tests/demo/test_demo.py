@@ -16,8 +16,8 @@ import PIL.Image
 import pytest
 
 from tests.demo.run_demo import SMALL
-from tests.loop_world import ROOT
-from vigor_jax.data.store import part_metadata, read_parts, write_part
+from tests.pipeline.loop_world import ROOT
+from vigor_jax.data.records.store import part_metadata, read_parts, write_part
 from vigor_jax.demo.compare import FALSE_ALARMS, MISSES, VARIANTS, compare, misjudge, plot, to_markdown
 from vigor_jax.demo.contact_sheet import Shown, draw_sheet
 from vigor_jax.demo.drawing import draw
@@ -87,7 +87,7 @@ def test_control_c_anywhere_and_the_same_command_again(demo: tuple[Path, str], t
     for stage in ("", *STAGES):
         before = len(log.read_text()) if log.exists() else 0  # the process before may have come as far as this stage
         process, deadline = start(tmp_path), time.monotonic() + 600
-        while stage and not (log.exists() and f"vigor_jax.run stage {stage}\n" in log.read_text()[before:]):
+        while stage and not (log.exists() and f"vigor_jax.pipeline.run stage {stage}\n" in log.read_text()[before:]):
             assert process.poll() is None, process.communicate()[1][-3000:]
             assert time.monotonic() < deadline
             time.sleep(0.01)

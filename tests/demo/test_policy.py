@@ -11,10 +11,8 @@ import torch
 import transformers
 from flax import nnx
 
-from vigor_jax.answering import Answerer, Question, read_answers
-from vigor_jax.data.conversation import TEMPLATES
-from vigor_jax.data.images import load_image
-from vigor_jax.decoding import SamplingConfig
+from vigor_jax.data.images.preprocessing import load_image
+from vigor_jax.data.text.conversation import TEMPLATES
 from vigor_jax.demo.drawing import draw
 from vigor_jax.demo.language import NUMBERS, PROMPTS, errors, parse, plural
 from vigor_jax.demo.policy import STEPS, TEXT, VISION, make_model, write_checkpoint
@@ -23,9 +21,11 @@ from vigor_jax.demo.teaching import describe
 from vigor_jax.demo.tower import GROUPS, TowerConfig, name_patches, teach_tower
 from vigor_jax.demo.world import CHECKPOINTS
 from vigor_jax.hf.load import open_checkpoint
-from vigor_jax.hf.tensor_files import TensorReader
+from vigor_jax.hf.weights.tensor_files import TensorReader
+from vigor_jax.inference.decoder import SamplingConfig
+from vigor_jax.inference.predictor import Answerer, Question, read_answers
 from vigor_jax.models.llava import LlavaConfig
-from vigor_jax.sharding import MeshConfig, make_mesh
+from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 
 POLICY = CHECKPOINTS / "policy"
 GREEDY = SamplingConfig(num_candidates=1, temperature=0.0, max_new_tokens=96, batch_size=24, prompt_bucket=16)

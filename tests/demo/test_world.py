@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vigor_jax.data.annotations import read_annotations
+from vigor_jax.data.records.annotations import read_annotations
 from vigor_jax.demo import world
 from vigor_jax.demo.drawing import draw
 from vigor_jax.demo.language import errors, parse
 from vigor_jax.demo.scenes import SHAPES, make_scene
 from vigor_jax.demo.world import WorldConfig, judge, prepare, read_scenes
 from vigor_jax.errors import InputError
-from vigor_jax.evaluation.mme import read_subtasks
-from vigor_jax.evaluation.pope import read_questions
+from vigor_jax.evaluation.benchmarks.mme import read_subtasks
+from vigor_jax.evaluation.benchmarks.pope import read_questions
 
 SMALL = WorldConfig(unlabelled=4, annotated=6, held_out=5, asked=4, mme=2, seed=4)
 

@@ -5,7 +5,7 @@ import pytest
 
 from vigor_jax.errors import InputError
 from vigor_jax.evaluation import bootstrap as module
-from vigor_jax.evaluation import chair, mme, pope
+from vigor_jax.evaluation.benchmarks import chair, mme, pope
 from vigor_jax.evaluation.bootstrap import bootstrap, ratio
 
 

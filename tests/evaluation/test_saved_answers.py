@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vigor_jax.errors import InputError
-from vigor_jax.evaluation import pope
 from vigor_jax.evaluation.answer_matching import Asked, fits, match, plain, read_answers
+from vigor_jax.evaluation.benchmarks import pope
+from vigor_jax.evaluation.benchmarks.pope import PopeQuestion
 from vigor_jax.evaluation.image_names import ImageNames
-from vigor_jax.evaluation.pope import PopeQuestion
 from vigor_jax.evaluation.saved_answers import SavedAnswer, read_saved
 
 Record = dict[str, Any]

@@ -13,16 +13,16 @@ import numpy as np
 import tokenizers
 import transformers
 
-from tests.data.test_tokenizer import edit, train_sentencepiece
+from tests.data.text.test_tokenizer import edit, train_sentencepiece
 from tests.hf.served import picture
 from tests.hf.test_round_trip import build_original
 from tests.tiny_llava import Tiny, build_checkpoint
 from tests.tiny_tokenizer import build_tokenizer_dir
-from vigor_jax.data.conversation import IGNORE_INDEX, TEMPLATES, Turn, encode_example, encode_prompt
-from vigor_jax.data.images import preprocess
+from vigor_jax.data.images.preprocessing import preprocess
+from vigor_jax.data.text.conversation import IGNORE_INDEX, TEMPLATES, Turn, encode_example, encode_prompt
 from vigor_jax.hf.load import Source, load_llava
-from vigor_jax.sampling import Request, Sampler, SamplingConfig
-from vigor_jax.sharding import MeshConfig, make_mesh
+from vigor_jax.inference.sampler import Request, Sampler, SamplingConfig
+from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 
 TINY = Tiny()
 SMALL = Tiny(image_token_id=420, vocab_size=448)  # for a vocabulary that sentencepiece trained

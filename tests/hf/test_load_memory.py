@@ -33,7 +33,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vigor_jax.hf.load import load_llava, open_checkpoint
-from vigor_jax.sharding import MeshConfig, make_mesh
+from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 
 
 

@@ -19,7 +19,7 @@ from vigor_jax.hf import names
 from vigor_jax.hf.export import export_checkpoint
 from vigor_jax.hf.load import load_llava, open_checkpoint
 from vigor_jax.models.llava import param_paths
-from vigor_jax.sharding import MeshConfig, make_mesh
+from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 
 TINY = Tiny()
 LINEAR = Tiny(linear_projector=True)

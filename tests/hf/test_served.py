@@ -17,7 +17,7 @@ from tests.hf.served_world import (
     original,
     with_image_id,
 )
-from vigor_jax.data.conversation import TEMPLATES, encode_prompt
+from vigor_jax.data.text.conversation import TEMPLATES, encode_prompt
 from vigor_jax.hf.chat_template import chat_template
 from vigor_jax.hf.export import export_checkpoint
 from vigor_jax.hf.load import open_checkpoint

@@ -26,7 +26,7 @@ from vigor_jax.hf.load import ModelConfig, open_checkpoint
 from vigor_jax.models.clip import ClipConfig
 from vigor_jax.models.llama import LlamaConfig
 from vigor_jax.models.llava import LlavaConfig
-from vigor_jax.run import Run
+from vigor_jax.pipeline.run import Run
 from vigor_jax.stages.score import ScoreConfig
 
 TINY = Tiny()

@@ -15,7 +15,7 @@ from tests.hf.served_world import SOURCES as KINDS
 from tests.hf.served_world import TEMPLATE_NAMES, asked, greedy, job_of, never_said, with_image_id
 from tests.hf.test_round_trip import TINY, build_original, params_of, through_jax
 from tests.tiny_llava import Tiny, build_checkpoint
-from vigor_jax.data.conversation import TEMPLATES
+from vigor_jax.data.text.conversation import TEMPLATES
 from vigor_jax.hf.export import export_checkpoint
 from vigor_jax.hf.load import open_checkpoint
 

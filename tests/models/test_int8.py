@@ -9,14 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding
 
-from tests.run_sampling import CONFIG, make_requests
+from tests.inference.run_sampling import CONFIG, make_requests
 from tests.tiny_llava import Tiny, build_checkpoint
 from vigor_jax.hf.load import load_llava, open_checkpoint
+from vigor_jax.inference.sampler import Sampler
 from vigor_jax.models.int8 import quantize, quantize_decoder
 from vigor_jax.models.layers import Linear
 from vigor_jax.models.llava import abstract_llava, param_paths
-from vigor_jax.sampling import Sampler
-from vigor_jax.sharding import MeshConfig, make_mesh, partition_spec
+from vigor_jax.parallel.sharding import MeshConfig, make_mesh, partition_spec
 
 
 @settings(deadline=None, max_examples=30)

@@ -11,7 +11,7 @@ import torch
 from flax import nnx
 
 from tests.tiny_llava import Tiny, build_model
-from vigor_jax.data.conversation import IGNORE_INDEX
+from vigor_jax.data.text.conversation import IGNORE_INDEX
 from vigor_jax.hf import config as hf_config
 from vigor_jax.hf import names
 from vigor_jax.models import layers

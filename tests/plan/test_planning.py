@@ -10,27 +10,27 @@ import pytest
 from tests.plan.memory_taken import CHIP, LINUX_COUNTS_PEAKS, planned_and_taken
 from tests.stages.sft_world import ROOT, make_world
 from vigor_jax.config import RunConfig, TrainConfig
-from vigor_jax.decoding import Decoder
 from vigor_jax.errors import InputError
-from vigor_jax.flops import forward_flops, train_flops
 from vigor_jax.hf.load import ModelConfig
+from vigor_jax.inference.decoder import Decoder
+from vigor_jax.inference.sampler import SamplingConfig
 from vigor_jax.models.clip import ClipConfig
 from vigor_jax.models.llama import LlamaConfig
 from vigor_jax.models.llava import LlavaConfig
+from vigor_jax.parallel.sharding import MeshConfig
+from vigor_jax.pipeline.run import Run
 from vigor_jax.plan.estimate import Estimate, estimate
 from vigor_jax.plan.hardware import GIB, Topology
 from vigor_jax.plan.planning import Plan, plan
 from vigor_jax.plan.programs import Program, Sizes, model_config, programs
 from vigor_jax.plan.recipe import Work, recipe
 from vigor_jax.rewards.reward_model import RewardModelConfig
-from vigor_jax.run import Run
-from vigor_jax.sampling import SamplingConfig
-from vigor_jax.sharding import MeshConfig
 from vigor_jax.stages import sft as sft_module
 from vigor_jax.stages.sample import SampleConfig
 from vigor_jax.stages.score import ScoreConfig
 from vigor_jax.stages.train_reward import TrainRewardConfig
-from vigor_jax.stages.train_step import SftConfig
+from vigor_jax.training.flops import forward_flops, train_flops
+from vigor_jax.training.train_step import SftConfig
 
 SIZES = Sizes(prompt=64, response=32, branch_row=128, sentences=6, example=128)
 

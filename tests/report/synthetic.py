@@ -7,15 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
-from vigor_jax.data import store
+from vigor_jax.data.records import store
 from vigor_jax.demo.drawing import box_xyxy, draw
 from vigor_jax.demo.language import errors, plural, say
 from vigor_jax.demo.scenes import COLOURS, IMAGE_SIZE, PLACES, SHAPES, Scene, Statement, make_scene
-from vigor_jax.evaluation.chair import Reference, judge
+from vigor_jax.evaluation.benchmarks.chair import Reference, judge
+from vigor_jax.evaluation.benchmarks.mme import MmeQuestion
+from vigor_jax.evaluation.benchmarks.pope import PopeQuestion
+from vigor_jax.evaluation.benchmarks.synonyms import Synonyms
 from vigor_jax.evaluation.metrics import chair_metrics, mme_metrics, pope_metrics
-from vigor_jax.evaluation.mme import MmeQuestion
-from vigor_jax.evaluation.pope import PopeQuestion
-from vigor_jax.evaluation.synonyms import Synonyms
 from vigor_jax.records import Candidate, Signal, Span, Verdict
 from vigor_jax.rewards.sentences import split_sentences
 from vigor_jax.stages.reward_evaluation import evaluate

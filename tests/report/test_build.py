@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.report.synthetic import make_run, make_world, write_config, write_evaluation, write_records
-from vigor_jax.data import store
+from vigor_jax.data.records import store
 from vigor_jax.errors import InputError
 from vigor_jax.records import Candidate
 from vigor_jax.report import build_report
@@ -210,7 +210,7 @@ def test_settings_are_on_the_page(run, tmp_path):
         "model: {path: <b>llava</b>}\n"
         f"sample: {{images: {copy}/images, prompts: [Describe it.], sampling: {{temperature: 0.7}}}}\n"
     )
-    (copy / "log.txt").write_text("2026-02-27 23:59:59,1 vigor_jax.run stage sample\n")
+    (copy / "log.txt").write_text("2026-02-27 23:59:59,1 vigor_jax.pipeline.run stage sample\n")
     page = Page(build_report([copy], tmp_path / "index.html"))
     text = "".join(page.text.split())
     assert "Model<b>llava</b>" in text

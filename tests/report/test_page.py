@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.report.synthetic import make_run, make_world, write_config, write_records
-from vigor_jax.data import store
+from vigor_jax.data.records import store
 from vigor_jax.demo.language import plural
 from vigor_jax.records import Candidate, Selection, Signal, Span, Verdict
 from vigor_jax.report import build_report

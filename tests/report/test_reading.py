@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.report.synthetic import make_world, write_records
-from vigor_jax.data import store
+from vigor_jax.data.records import store
 from vigor_jax.records import Candidate, Selection, Signal, Span, Target, Verdict
 from vigor_jax.report.examples import DISAGREE, HALLUCINATED, MAX_BOXES
 from vigor_jax.report.reading import image_names, read_records

@@ -23,7 +23,7 @@ def resolved(name, *more):
 def test_of_a_whole_run(tmp_path):
     config = resolved("vigor_all_7b", "--model.path", "my-llava", "--sample.sampling.temperature", "0.9")
     (tmp_path / "log.txt").write_text(
-        "2026-02-27 23:59:59,1 vigor_jax.run stage sample\na line\n2026-03-01 00:00:00,1 x y\n2026-02-28 1 x\n"
+        "2026-02-27 23:59:59,1 vigor_jax.pipeline.run stage sample\na line\n2026-03-01 00:00:00,1 x y\n2026-02-28 1 x\n"
     )
     settings = read_settings(config, tmp_path)
     assert list(settings) == [label for label in LABELS if label in settings]

@@ -16,15 +16,9 @@ from nltk.tag.perceptron import PerceptronTagger
 
 from vigor_jax.errors import InputError
 from vigor_jax.records import Span
-from vigor_jax.rewards.phrases import (
-    EntityPhrases,
-    NounPhrases,
-    Phrase,
-    PhrasesConfig,
-    make_phrases,
-)
+from vigor_jax.rewards.language.tagger import cached_tag, load_tagger
+from vigor_jax.rewards.phrases import EntityPhrases, NounPhrases, Phrase, PhrasesConfig, make_phrases
 from vigor_jax.rewards.sentences import split_sentences
-from vigor_jax.rewards.tagger import cached_tag, load_tagger
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 CAPTIONS = SHARED / "captions" / "llava13b_coco_captions.jsonl"

@@ -20,13 +20,13 @@ from PIL import Image
 
 from tests.stages.sft_world import finish, spawn_python
 from tests.tiny_llava import Tiny, build_model, write_processor
-from vigor_jax.data.images import load_image, normalize, preprocess
+from vigor_jax.data.images.preprocessing import load_image, normalize, preprocess
 from vigor_jax.errors import InputError
 from vigor_jax.hf.load import load_llava, open_checkpoint
+from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 from vigor_jax.records import Judged, Span
 from vigor_jax.rewards import reward_model
 from vigor_jax.rewards.reward_model import RewardModel, RewardModelConfig
-from vigor_jax.sharding import MeshConfig, make_mesh
 
 CONFIG = RewardModelConfig(batch_size=2, max_length=640, bucket=64, answer_tokens=6)
 SYSTEM = (

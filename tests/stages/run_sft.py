@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from vigor_jax.hf.load import open_checkpoint
-from vigor_jax.sharding import DistributedConfig, MeshConfig, join_processes, make_mesh
+from vigor_jax.parallel.sharding import DistributedConfig, MeshConfig, join_processes, make_mesh
 from vigor_jax.stages.sft import SftConfig, sft
 
 if __name__ == "__main__":

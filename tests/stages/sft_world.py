@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from tests.tiny_llava import Tiny, build_checkpoint
-from vigor_jax.checkpoint import restore_params_only
 from vigor_jax.stages import sft as sft_module
+from vigor_jax.training.checkpoint import restore_params_only
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = Tiny(text_width=32, text_mlp=48, heads=4, kv_heads=2, head_dim=8, vision_width=16, vision_mlp=24)

@@ -11,11 +11,11 @@ from PIL import Image
 from tests.tiny_llava import Tiny, build_checkpoint
 from vigor_jax.errors import InputError
 from vigor_jax.evaluate import main
-from vigor_jax.evaluation.pope import read_questions, write_questions
-from vigor_jax.evaluation.pope_build import build_questions
+from vigor_jax.evaluation.benchmarks.pope import read_questions, write_questions
+from vigor_jax.evaluation.benchmarks.pope_build import build_questions
 from vigor_jax.hf.load import open_checkpoint
-from vigor_jax.sampling import SamplingConfig
-from vigor_jax.sharding import MeshConfig, make_mesh
+from vigor_jax.inference.sampler import SamplingConfig
+from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 from vigor_jax.stages.evaluate import EvaluateConfig, evaluate
 
 OBJECTS = {f"{i:02}.png": ["dog", "car"] if i % 2 else ["cat", "car", "kite"] for i in range(6)}

@@ -11,16 +11,16 @@ import pytest
 
 from tests.stages.sft_world import curve, finish, make_world, spawn, weights
 from tests.stages.test_sft_processes import two_processes
-from vigor_jax.data.conversation import IGNORE_INDEX, EncodedExample
-from vigor_jax.data.loader import Rows
-from vigor_jax.data.packing import pack_tokens
+from vigor_jax.data.batches.loader import Rows
+from vigor_jax.data.batches.packing import pack_tokens
+from vigor_jax.data.text.conversation import IGNORE_INDEX, EncodedExample
 from vigor_jax.errors import InputError
 from vigor_jax.hf.load import load_llava, open_checkpoint
-from vigor_jax.sharding import MeshConfig, make_mesh
+from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 from vigor_jax.stages import sft as sft_module
 from vigor_jax.stages.sft import SftConfig, sft
 from vigor_jax.stages.train_reward import TrainRewardConfig
-from vigor_jax.stages.train_step import conversation_loss, merge_params, split_params
+from vigor_jax.training.train_step import conversation_loss, merge_params, split_params
 
 
 @pytest.fixture(scope="module")

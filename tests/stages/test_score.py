@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vigor_jax.data import store
+from vigor_jax.data.records import store
 from vigor_jax.errors import InputError
 from vigor_jax.records import Candidate, Signal, Span, Verdict
 from vigor_jax.stages.score import ScoreConfig, check_digest, score, scoring_ahead, stream_class

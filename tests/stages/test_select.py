@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vigor_jax.data import store
-from vigor_jax.data.examples import read_examples
+from vigor_jax.data.batches.examples import read_examples
+from vigor_jax.data.records import store
 from vigor_jax.errors import InputError
 from vigor_jax.records import Candidate, Selection, Signal, Span, Target, Verdict
 from vigor_jax.rewards.fusion import FusionConfig

@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from tests.stages.test_select import PARTS, STREAMS, contents, make_run, make_verdict
-from vigor_jax.data import store
+from vigor_jax.data.records import store
 from vigor_jax.errors import InputError
 from vigor_jax.records import Candidate, Target, Verdict
 from vigor_jax.stages.select import OtherPartsError, SelectConfig, select

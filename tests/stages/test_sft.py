@@ -15,16 +15,16 @@ import torch
 import transformers
 
 from tests.stages.sft_world import TINY, curve, interrupt, make_world, weights
-from vigor_jax.data.conversation import IGNORE_INDEX
-from vigor_jax.data.images import normalize
+from vigor_jax.data.images.preprocessing import normalize
+from vigor_jax.data.text.conversation import IGNORE_INDEX
 from vigor_jax.errors import InputError
 from vigor_jax.hf import names
 from vigor_jax.hf.load import load_llava, open_checkpoint
 from vigor_jax.models.llava import abstract_llava, param_paths
-from vigor_jax.sharding import MeshConfig, make_mesh
+from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 from vigor_jax.stages import sft as sft_module
 from vigor_jax.stages.sft import SftConfig, TrainingDiverged, sft
-from vigor_jax.stages.train_step import (
+from vigor_jax.training.train_step import (
     abstract_state,
     init_state,
     learning_rate,

@@ -139,12 +139,12 @@ SHARDED_STATE = """
 import math
 import jax, jax.numpy as jnp
 from jax.sharding import NamedSharding
-from vigor_jax.data.loader import Rows
+from vigor_jax.data.batches.loader import Rows
 from vigor_jax.models.clip import ClipConfig
 from vigor_jax.models.llama import LlamaConfig
 from vigor_jax.models.llava import Llava, LlavaConfig, nnx, param_paths
-from vigor_jax.sharding import BATCH, MeshConfig, make_mesh, param_shardings
-from vigor_jax.stages.train_step import *
+from vigor_jax.parallel.sharding import BATCH, MeshConfig, make_mesh, param_shardings
+from vigor_jax.training.train_step import *
 
 sizes = LlavaConfig(ClipConfig(16, 32, 2, 2, 28, 14), LlamaConfig(512, 64, 128, 2, 4, 4, 16), image_token_id=511)
 mesh = make_mesh(MeshConfig(2, 2, 2))

@@ -15,19 +15,18 @@ from PIL import Image
 
 from tests.stages.sft_world import TINY, interrupt
 from tests.tiny_llava import build_checkpoint
-from vigor_jax.checkpoint import restore_params_only
-from vigor_jax.data.annotations import read_annotations, write_annotations
-from vigor_jax.data.branch_batches import BranchLoader
-from vigor_jax.data.branches import BranchEncoder, answer
-from vigor_jax.data.conversation import IGNORE_INDEX, TEMPLATES, Turn, encode_example
-from vigor_jax.data.images import load_image, preprocess
-from vigor_jax.data.loader import Rows
+from vigor_jax.data.batches.branch_batches import BranchLoader
+from vigor_jax.data.batches.branches import BranchEncoder, answer
+from vigor_jax.data.batches.loader import Rows
+from vigor_jax.data.images.preprocessing import load_image, preprocess
+from vigor_jax.data.records.annotations import read_annotations, write_annotations
+from vigor_jax.data.text.conversation import IGNORE_INDEX, TEMPLATES, Turn, encode_example
 from vigor_jax.errors import InputError
 from vigor_jax.hf.export import ExportConfig
 from vigor_jax.hf.load import load_llava, open_checkpoint
+from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 from vigor_jax.records import AnnotatedSentence, Annotation, Judged, Span
 from vigor_jax.rewards.reward_model import RewardModel, RewardModelConfig
-from vigor_jax.sharding import MeshConfig, make_mesh
 from vigor_jax.stages import sft as sft_module
 from vigor_jax.stages.export import export
 from vigor_jax.stages.reward_evaluation import auc, evaluate, table
@@ -41,7 +40,8 @@ from vigor_jax.stages.train_reward import (
     make_sheets,
     train_reward,
 )
-from vigor_jax.stages.train_step import conversation_loss, merge_params, split_params
+from vigor_jax.training.checkpoint import restore_params_only
+from vigor_jax.training.train_step import conversation_loss, merge_params, split_params
 
 NUM_IMAGES = 32
 NUM_CONVERSATIONS = 8

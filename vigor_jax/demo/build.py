@@ -18,7 +18,7 @@ from vigor_jax.demo.detector import build_detector
 from vigor_jax.demo.language import tagged_sentences
 from vigor_jax.demo.policy import build_policy
 from vigor_jax.demo.world import CHECKPOINTS
-from vigor_jax.rewards.tagger import TAGGER
+from vigor_jax.rewards.language.tagger import TAGGER
 
 NUM_TAGGED = 3000
 

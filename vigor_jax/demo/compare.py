@@ -19,15 +19,15 @@ from statistics import fmean, stdev
 from typing import Any, Literal, NamedTuple
 
 from vigor_jax import cli
-from vigor_jax.answering import read_answers
 from vigor_jax.config import Stage, TrainConfig
-from vigor_jax.data.store import count_parts, has_part, part_metadata, read_part, read_parts, write_part
+from vigor_jax.data.records.store import count_parts, has_part, part_metadata, read_part, read_parts, write_part
 from vigor_jax.demo.scoring import reward_auc, score
 from vigor_jax.demo.world import WorldConfig, prepare, read_scenes
+from vigor_jax.inference.predictor import read_answers
+from vigor_jax.pipeline.run import Run
+from vigor_jax.pipeline.stage_inputs import EVALUATION, REWARD_MODEL
 from vigor_jax.records import Signal, Target, Verdict
 from vigor_jax.rewards.reward_model import Per
-from vigor_jax.run import Run
-from vigor_jax.stage_inputs import EVALUATION, REWARD_MODEL
 from vigor_jax.stages.select import SelectConfig
 from vigor_jax.train import DEMO, keep_compiled, train
 

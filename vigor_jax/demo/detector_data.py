@@ -10,14 +10,7 @@ import numpy as np
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from vigor_jax.demo.detector_files import (
-    IMAGE_MEAN,
-    IMAGE_STD,
-    MAX_TOKENS,
-    SPECIAL_IDS,
-    VOCAB_SIZE,
-    make_tokenizer,
-)
+from vigor_jax.demo.detector_files import IMAGE_MEAN, IMAGE_STD, MAX_TOKENS, SPECIAL_IDS, VOCAB_SIZE, make_tokenizer
 from vigor_jax.demo.drawing import box_xyxy, draw
 from vigor_jax.demo.scenes import COLOURS, IMAGE_SIZE, MAX_OBJECTS, SHAPES, Scene, make_scene
 

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from vigor_jax.demo.scenes import COLOURS, IMAGE_SIZE, SHAPES
 from vigor_jax.hf.processor_files import write_json
-from vigor_jax.hf.tensor_files import TensorReader
+from vigor_jax.hf.weights.tensor_files import TensorReader
 
 # Where BERT has them: the model's code relies on all but [UNK] and [MASK].
 SPECIAL_IDS = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103, ".": 1012, "?": 1029}

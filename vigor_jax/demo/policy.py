@@ -15,9 +15,9 @@ from flax import nnx
 from tqdm import tqdm
 
 from vigor_jax.config import RunConfig, TrainConfig
-from vigor_jax.data.branches import BAD, GOOD, QUESTIONS, SEPARATOR, answer
-from vigor_jax.data.conversation import IMAGE_PLACEHOLDER, TEMPLATES
-from vigor_jax.data.images import Preprocessing
+from vigor_jax.data.batches.branches import BAD, GOOD, QUESTIONS, SEPARATOR, answer
+from vigor_jax.data.images.preprocessing import Preprocessing
+from vigor_jax.data.text.conversation import IMAGE_PLACEHOLDER, TEMPLATES
 from vigor_jax.demo import language, scenes
 from vigor_jax.demo.drawing import draw
 from vigor_jax.demo.policy_card import write_card
@@ -29,14 +29,14 @@ from vigor_jax.hf import names
 from vigor_jax.hf.image_settings import preprocessing_to_hf
 from vigor_jax.hf.load import ModelConfig, open_checkpoint
 from vigor_jax.hf.processor_files import IMAGE_TOKEN, PAD_TOKEN, write_json
-from vigor_jax.hf.tensor_files import TensorWriter
+from vigor_jax.hf.weights.tensor_files import TensorWriter
 from vigor_jax.models.clip import ClipConfig
 from vigor_jax.models.llama import LlamaConfig
 from vigor_jax.models.llava import Llava, LlavaConfig, param_paths
-from vigor_jax.run import Run
-from vigor_jax.stage_inputs import EXPORT
+from vigor_jax.pipeline.run import Run
+from vigor_jax.pipeline.stage_inputs import EXPORT
 from vigor_jax.stages.export import PROVENANCE
-from vigor_jax.stages.train_step import SftConfig
+from vigor_jax.training.train_step import SftConfig
 
 logger = logging.getLogger(__name__)
 

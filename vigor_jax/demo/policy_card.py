@@ -5,17 +5,17 @@ from pathlib import Path
 
 import numpy as np
 
-from vigor_jax.answering import Answerer, Question, read_answers
-from vigor_jax.decoding import SamplingConfig
 from vigor_jax.demo import language
 from vigor_jax.demo.drawing import draw
 from vigor_jax.demo.scenes import SHAPES, Scene, make_scene
 from vigor_jax.demo.scoring import Scores, score
-from vigor_jax.evaluation import chair
-from vigor_jax.evaluation.chair import ChairMetrics, Reference
-from vigor_jax.evaluation.synonyms import Synonyms
+from vigor_jax.evaluation.benchmarks import chair
+from vigor_jax.evaluation.benchmarks.chair import ChairMetrics, Reference
+from vigor_jax.evaluation.benchmarks.synonyms import Synonyms
 from vigor_jax.hf.load import open_checkpoint
-from vigor_jax.sharding import MeshConfig, make_mesh
+from vigor_jax.inference.decoder import SamplingConfig
+from vigor_jax.inference.predictor import Answerer, Question, read_answers
+from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 
 NUM_SCENES = 500
 

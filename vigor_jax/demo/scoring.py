@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vigor_jax.data.store import read_parts
+from vigor_jax.data.records.store import read_parts
 from vigor_jax.demo.language import NUMBERS, ErrorKind, Sentence, errors, parse
 from vigor_jax.demo.scenes import Scene
 from vigor_jax.records import Candidate, Verdict

@@ -11,17 +11,7 @@ from typing import TypeVar
 import numpy as np
 
 from vigor_jax.demo.language import QuestionKind, open_question, question, say
-from vigor_jax.demo.scenes import (
-    COLOURS,
-    PARTNER,
-    PLACES,
-    SHAPES,
-    THEMES,
-    USUAL_COLOUR,
-    Scene,
-    Statement,
-    draw_colour,
-)
+from vigor_jax.demo.scenes import COLOURS, PARTNER, PLACES, SHAPES, THEMES, USUAL_COLOUR, Scene, Statement, draw_colour
 
 T = TypeVar("T")
 

@@ -11,20 +11,20 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from vigor_jax.answering import Answerer, Question, read_answers
-from vigor_jax.data.annotations import write_annotations
-from vigor_jax.decoding import SamplingConfig
+from vigor_jax.data.records.annotations import write_annotations
 from vigor_jax.demo import language, teaching
 from vigor_jax.demo.drawing import draw
 from vigor_jax.demo.scenes import Object, Scene, make_scene
 from vigor_jax.errors import InputError
-from vigor_jax.evaluation import pope_build
-from vigor_jax.evaluation.pope import write_questions
+from vigor_jax.evaluation.benchmarks import pope_build
+from vigor_jax.evaluation.benchmarks.pope import write_questions
 from vigor_jax.hf.load import open_checkpoint
 from vigor_jax.hf.processor_files import write_json
+from vigor_jax.inference.decoder import SamplingConfig
+from vigor_jax.inference.predictor import Answerer, Question, read_answers
+from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 from vigor_jax.records import AnnotatedSentence, Annotation, ErrorType
 from vigor_jax.rewards.sentences import split_sentences
-from vigor_jax.sharding import MeshConfig, make_mesh
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 # To be raised with every change of what `prepare` writes, so that an old directory is not taken for a new one.

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from vigor_jax.evaluation import chair, mme, pope
+from vigor_jax.evaluation.benchmarks import chair, mme, pope
+from vigor_jax.evaluation.benchmarks.chair import JudgedCaption
+from vigor_jax.evaluation.benchmarks.mme import MmeQuestion
+from vigor_jax.evaluation.benchmarks.pope import PopeQuestion
 from vigor_jax.evaluation.bootstrap import Interval, bootstrap
-from vigor_jax.evaluation.chair import JudgedCaption
-from vigor_jax.evaluation.mme import MmeQuestion
-from vigor_jax.evaluation.pope import PopeQuestion
 
 Metrics = dict[str, Any]
 

@@ -2,7 +2,7 @@
 
 import json
 
-from vigor_jax.data.conversation import Template
+from vigor_jax.data.text.conversation import Template
 
 # Content is a text, or a list of texts and images as chat interfaces send it. One image goes first, as in training.
 _MESSAGES = """\

@@ -4,7 +4,7 @@ field is written on export, because the defaults of transformers have changed wi
 import dataclasses
 from pathlib import Path
 
-from vigor_jax.data.images import Preprocessing
+from vigor_jax.data.images.preprocessing import Preprocessing
 from vigor_jax.errors import InputError
 from vigor_jax.json_fields import Fields, Json, show
 from vigor_jax.models.clip import ACTIVATIONS, ClipConfig

@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
 
-from vigor_jax.data.conversation import Template
+from vigor_jax.data.text.conversation import Template
 from vigor_jax.disk import check_room, naming
 from vigor_jax.errors import InputError
 from vigor_jax.hf import config as hf_config
@@ -28,8 +28,8 @@ from vigor_jax.hf.image_settings import preprocessing_to_hf
 from vigor_jax.hf.load import IDENTITY_BIAS, IDENTITY_WEIGHT, Source
 from vigor_jax.hf.names import Layout
 from vigor_jax.hf.processor_files import write_hf_files, write_json, write_original_files
-from vigor_jax.hf.tensor_files import TensorWriter
 from vigor_jax.hf.vocabulary import Vocabulary, exported_vocabulary
+from vigor_jax.hf.weights.tensor_files import TensorWriter
 from vigor_jax.json_fields import read_json
 from vigor_jax.models.llava import LlavaConfig
 

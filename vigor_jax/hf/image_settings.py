@@ -5,7 +5,7 @@ What a file leaves out has the default of these processors. What cannot be done 
 
 from typing import Any
 
-from vigor_jax.data.images import CLIP_MEAN, CLIP_STD, Preprocessing
+from vigor_jax.data.images.preprocessing import CLIP_MEAN, CLIP_STD, Preprocessing
 from vigor_jax.errors import InputError, some
 from vigor_jax.json_fields import Fields, Json, show
 

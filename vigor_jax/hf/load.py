@@ -16,22 +16,22 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from vigor_jax.data.images import Preprocessing
-from vigor_jax.data.tokenizer import Tokenizer
+from vigor_jax.data.images.preprocessing import Preprocessing
+from vigor_jax.data.text.tokenizer import Tokenizer
 from vigor_jax.errors import InputError
 from vigor_jax.hf import config as hf_config
 from vigor_jax.hf import names
 from vigor_jax.hf.image_settings import preprocessing_from_hf
 from vigor_jax.hf.names import Layout
 from vigor_jax.hf.other_folders import describe, refuse_adapter, refuse_part, refuse_quantized, refuse_unmerged
-from vigor_jax.hf.tensor_checks import IDENTITY_BIAS as IDENTITY_BIAS
-from vigor_jax.hf.tensor_checks import IDENTITY_WEIGHT as IDENTITY_WEIGHT
-from vigor_jax.hf.tensor_checks import Stored, canonical, check_identity, check_tensors, tie
-from vigor_jax.hf.tensor_checks import expected_shapes as expected_shapes
-from vigor_jax.hf.tensor_files import TensorReader
+from vigor_jax.hf.weights.tensor_checks import IDENTITY_BIAS as IDENTITY_BIAS
+from vigor_jax.hf.weights.tensor_checks import IDENTITY_WEIGHT as IDENTITY_WEIGHT
+from vigor_jax.hf.weights.tensor_checks import Stored, canonical, check_identity, check_tensors, tie
+from vigor_jax.hf.weights.tensor_checks import expected_shapes as expected_shapes
+from vigor_jax.hf.weights.tensor_files import TensorReader
 from vigor_jax.json_fields import Fields, exists, read_json
 from vigor_jax.models.llava import Llava, LlavaConfig, abstract_llava, param_paths
-from vigor_jax.sharding import partition_spec
+from vigor_jax.parallel.sharding import partition_spec
 
 logger = logging.getLogger(__name__)
 
@@ -245,7 +245,7 @@ def load_llava(
 
     Args:
       source: an open checkpoint.
-      mesh: where the weights go, split by `vigor_jax.sharding.RULES`.
+      mesh: where the weights go, split by `vigor_jax.parallel.sharding.RULES`.
       dtype: of the weights, and so of the computation.
       scan: stacked layers or separate ones, which decoding prefers, see `layers.stacks_inference`.
       master: parameters, by dotted path, that are loaded in float32 instead: those that are to be trained.

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from vigor_jax.data.conversation import Template
+from vigor_jax.data.text.conversation import Template
 from vigor_jax.hf.chat_template import chat_template
 from vigor_jax.hf.image_settings import preprocessing_to_hf
 from vigor_jax.hf.load import Source

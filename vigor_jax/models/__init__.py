@@ -1,1 +1,1 @@
-
+"""Neural networks, in JAX and Flax only."""

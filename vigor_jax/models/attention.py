@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
-from vigor_jax.sharding import BATCH, platform
+from vigor_jax.parallel.sharding import BATCH, platform
 
 Implementation: TypeAlias = Literal["auto", "xla", "cudnn", "splash", "pallas", "by_heads"]
 

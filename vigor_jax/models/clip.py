@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, UInt8
 
 from vigor_jax.models import layers
 from vigor_jax.models.attention import Implementation, attention
-from vigor_jax.sharding import split_batch
+from vigor_jax.parallel.sharding import split_batch
 
 ACTIVATIONS = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vigor_jax.sharding import platform, split_batch
+from vigor_jax.parallel.sharding import platform, split_batch
 
 # (queries, keys, values) → (attended values, whatever the caller wants kept of this layer, a KV cache for one).
 Attend: TypeAlias = Callable[..., tuple[Array, Any]]
@@ -26,7 +26,7 @@ REMAT_POLICIES: dict[str, Callable | None] = {
 def param(
     rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str | None, ...], dtype: Any, *, ones: bool = False
 ) -> nnx.Param:
-    """A parameter with the names of its logical axes beside it (`vigor_jax.sharding.RULES` splits by them)."""
+    """A parameter with the names of its logical axes beside it (`vigor_jax.parallel.sharding.RULES` splits by them)."""
     if ones:
         return nnx.Param(jnp.ones(shape, dtype), axes=axes)
     return nnx.Param(0.02 * jax.random.normal(rngs.params(), shape, dtype), axes=axes)

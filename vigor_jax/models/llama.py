@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from vigor_jax.models import layers
 from vigor_jax.models.attention import Implementation, attention
-from vigor_jax.sharding import gather_fsdp, split_batch
+from vigor_jax.parallel.sharding import gather_fsdp, split_batch
 
 
 @dataclasses.dataclass(frozen=True)

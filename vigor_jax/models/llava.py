@@ -12,7 +12,7 @@ from vigor_jax.models import layers
 from vigor_jax.models.attention import Implementation
 from vigor_jax.models.clip import ACTIVATIONS, ClipConfig, ClipVision, normalize
 from vigor_jax.models.llama import Llama, LlamaConfig
-from vigor_jax.sharding import split_batch
+from vigor_jax.parallel.sharding import split_batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Llava(nnx.Module):
     def encode_images(
         self, pixels: UInt8[Array, "B S S 3"], implementation: Implementation = "auto"
     ) -> Float[Array, "B P D"]:
-        """Images as they leave `data.images.preprocess` → projected features, one for each image token."""
+        """Images as `data.images.preprocessing` gives them → projected features, one for each image token."""
         pixel_values = split_batch(normalize(pixels, self.config.vision))
         features = self.vision_tower(pixel_values, self.config.num_vision_layers, implementation)
         features = features[:, 1:] if self.config.feature_select == "patch" else features
@@ -114,10 +114,10 @@ class Llava(nnx.Module):
         """Hidden states of right-padded sequences (`language_model.logits` turns them into scores).
 
         Args:
-          token_ids: each image's tokens already repeated, as `data.conversation` writes them.
+          token_ids: each image's tokens already repeated, as `data.text.conversation` writes them.
           pixels: I images a row; rows with fewer are filled up with anything.
           positions: rotary positions; 0, 1, ... by default.
-          segment_ids: of packed rows, for the default attention, as `data.packing.PackedTokens` has them.
+          segment_ids: of packed rows, for the default attention, as `data.batches.packing.PackedTokens` has them.
           attend: as `Llama` takes it, keeping nothing; causal attention by default.
           remat: rematerialisation policy of the decoder layers.
           implementation: attention kernel.

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 
 import jax
 
-from vigor_jax.flops import forward_flops, train_flops
 from vigor_jax.models.llava import LlavaConfig
 from vigor_jax.plan.collectives import collective_bytes
 from vigor_jax.plan.hardware import Chip
 from vigor_jax.plan.programs import Program
-from vigor_jax.stages.train_step import SftConfig
+from vigor_jax.training.flops import forward_flops, train_flops
+from vigor_jax.training.train_step import SftConfig
 
 
 @dataclasses.dataclass(frozen=True)

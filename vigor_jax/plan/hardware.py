@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from vigor_jax.errors import InputError
-from vigor_jax.flops import peak_flops
+from vigor_jax.training.flops import peak_flops
 
 GIB = 2**30
 MOST_CHIPS = 256
@@ -38,7 +38,7 @@ class Chip:
     def flops(self) -> float:
         """Dense bfloat16 FLOP/s."""
         peak = peak_flops(self.kind)
-        assert peak, f"{self.kind} has no peak in vigor_jax.flops"
+        assert peak, f"{self.kind} has no peak in vigor_jax.training.flops"
         return peak
 
     def link_among(self, num_chips: int) -> float:

@@ -14,20 +14,20 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vigor_jax.config import Stage, TrainConfig
-from vigor_jax.data.branch_batches import BranchRows
-from vigor_jax.data.branches import Tree
-from vigor_jax.data.loader import Rows
-from vigor_jax.decoding import Batch, Decoder
+from vigor_jax.data.batches.branch_batches import BranchRows
+from vigor_jax.data.batches.branches import Tree
+from vigor_jax.data.batches.loader import Rows
 from vigor_jax.hf.config import from_hf
+from vigor_jax.inference.decoder import Batch, Decoder
+from vigor_jax.inference.sampler import refill_size
+from vigor_jax.inference.tree_attention import answer_places
 from vigor_jax.json_fields import read_json
 from vigor_jax.models.int8 import quantize_decoder
 from vigor_jax.models.layers import stacks_inference
 from vigor_jax.models.llava import LlavaConfig, abstract_llava, param_paths
-from vigor_jax.models.tree import answer_places
-from vigor_jax.sampling import refill_size
-from vigor_jax.sharding import BATCH, batch_size_per_step, make_mesh, param_shardings, whole_batch
+from vigor_jax.parallel.sharding import BATCH, batch_size_per_step, make_mesh, param_shardings, whole_batch
 from vigor_jax.stages.train_reward import answer_loss
-from vigor_jax.stages.train_step import (
+from vigor_jax.training.train_step import (
     SftConfig,
     abstract_state,
     conversation_loss,

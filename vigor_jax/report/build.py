@@ -15,8 +15,8 @@ import numpy as np
 from markupsafe import Markup
 
 import vigor_jax
-from vigor_jax.data import store
-from vigor_jax.data.image_store import open_images
+from vigor_jax.data.images.store import open_images
+from vigor_jax.data.records import store
 from vigor_jax.errors import InputError
 from vigor_jax.percent import percent
 from vigor_jax.records import ImageFile

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import yaml  # type: ignore[import-untyped]
 
-from vigor_jax.data.image_store import Folder, open_images
+from vigor_jax.data.images.store import Folder, open_images
 from vigor_jax.errors import InputError
 from vigor_jax.json_fields import show
 from vigor_jax.report.settings import read_settings

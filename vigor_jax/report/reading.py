@@ -13,8 +13,8 @@ import fsspec
 import numpy as np
 import pyarrow as pa
 
-from vigor_jax.data import store
-from vigor_jax.data.blocks import Block, num_words, read_blocks, signal_sums, unpack
+from vigor_jax.data.records import store
+from vigor_jax.data.records.blocks import Block, num_words, read_blocks, signal_sums, unpack
 from vigor_jax.records import Selection
 from vigor_jax.report.examples import Example, make_example
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from vigor_jax.data.images import load_image
+from vigor_jax.data.images.preprocessing import load_image
 from vigor_jax.errors import InputError
 from vigor_jax.records import ImageFile
 

@@ -1,0 +1,1 @@
+"""Reward streams, and what selection and refinement make of their verdicts."""

@@ -22,9 +22,9 @@ from detector_bridge.local import LocalConfig, LocalDetector
 from detector_bridge.refusal import RefusedError
 from vigor_jax.errors import InputError
 from vigor_jax.records import ImageFile, Judged, Signal, Span, Verdict
+from vigor_jax.rewards.language.unknown_words import UnknownWords
 from vigor_jax.rewards.phrases import RULES, Phrase, PhrasesConfig, make_phrases
 from vigor_jax.rewards.sentences import split_sentences
-from vigor_jax.rewards.unknown_words import UnknownWords
 
 # No noun phrase is longer; what degenerate text strings together is judged as not found, without asking.
 MAX_LETTERS = 80

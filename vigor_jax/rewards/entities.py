@@ -7,9 +7,9 @@ from pathlib import Path
 from vigor_jax.errors import InputError
 from vigor_jax.records import Span
 from vigor_jax.rewards.claims import Claim, Phrase, gather
-from vigor_jax.rewards.guessed_tags import guess_tags
-from vigor_jax.rewards.scopes import claims_at, has_cue
-from vigor_jax.rewards.words import DATA, Matcher, all_plurals, quoted_signs, read_lines, split
+from vigor_jax.rewards.language.guessed_tags import guess_tags
+from vigor_jax.rewards.language.scopes import claims_at, has_cue
+from vigor_jax.rewards.language.words import DATA, Matcher, all_plurals, quoted_signs, read_lines, split
 
 _NAME_WORD = re.compile(r"[^\W_]+")
 # LVIS tells names apart so: "bow_(weapon)". Captions do not.

@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 from vigor_jax.records import Span
 from vigor_jax.rewards.claims import Phrase
 from vigor_jax.rewards.entities import EntityPhrases
-from vigor_jax.rewards.nouns import NounPhrases
+from vigor_jax.rewards.language.nouns import NounPhrases
 
 __all__ = ["RULES", "EntityPhrases", "NounPhrases", "Phrase", "Phrases", "PhrasesConfig", "make_phrases"]
 

@@ -1,6 +1,6 @@
 """The reward model: a LLaVA that says of every sentence whether it is true of the image (ViGoR, section 3.2).
 
-All sentences of all candidates of an image are judged in one pass over one row of tokens, see `data.branches`.
+All sentences of all candidates of an image are judged in one pass over one row of tokens, see `data.batches.branches`.
 """
 
 import collections
@@ -19,18 +19,18 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from vigor_jax.data.branch_batches import BranchRows, collate, padded_sizes
-from vigor_jax.data.branches import QUESTIONS, BranchEncoder, Description, Per, Row, Sheet, asked
-from vigor_jax.data.conversation import TEMPLATES
-from vigor_jax.data.images import Preprocessing, load_image, preprocess
-from vigor_jax.data.tokenizer import Tokenizer
+from vigor_jax.data.batches.branch_batches import BranchRows, collate, padded_sizes
+from vigor_jax.data.batches.branches import QUESTIONS, BranchEncoder, Description, Per, Row, Sheet, asked
+from vigor_jax.data.images.preprocessing import Preprocessing, load_image, preprocess
+from vigor_jax.data.text.conversation import TEMPLATES
+from vigor_jax.data.text.tokenizer import Tokenizer
 from vigor_jax.errors import InputError
+from vigor_jax.inference.sampler import is_answer
+from vigor_jax.inference.tree_attention import Answers, answer_places
 from vigor_jax.models.llava import Llava
-from vigor_jax.models.tree import Answers, answer_places
+from vigor_jax.parallel.sharding import own_rows, split_rows, whole_batch
 from vigor_jax.records import Judged, Signal, Span, Verdict
 from vigor_jax.rewards.sentences import split_sentences
-from vigor_jax.sampling import is_answer
-from vigor_jax.sharding import own_rows, split_rows, whole_batch
 
 IMAGE_READERS = 4
 BATCHES_AHEAD = 1
@@ -49,7 +49,7 @@ class RewardModelConfig:
       max_length: most tokens of a row, questions included. The model's positions bound each path, not the row.
       bucket: rows are padded to multiples of it, so that few lengths are ever compiled.
       answer_tokens: most tokens of an answer.
-      template: conversation format, a key of `data.conversation.TEMPLATES`.
+      template: conversation format, a key of `data.text.conversation.TEMPLATES`.
       question: what is asked; "" for the paper's words (for whole descriptions, those adapted).
       per: ask of every sentence, given those before it, or once of the whole description (the holistic ablation).
       badness: a sentence's penalty is 1 - p(good), p(good) = P("1") / (P("1") + P("0")); or 0 or 1, as the answer says.

@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 import numpy as np
 
-from vigor_jax.data.blocks import Block
+from vigor_jax.data.records.blocks import Block
 from vigor_jax.records import Span
 from vigor_jax.rewards.content import has_words
 from vigor_jax.rewards.fusion import FusionConfig

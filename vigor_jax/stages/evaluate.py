@@ -9,17 +9,17 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
-from vigor_jax.answering import Answerer, Question, read_answers
-from vigor_jax.data.conversation import TEMPLATES
-from vigor_jax.data.image_store import open_images
-from vigor_jax.data.store import write_atomically
-from vigor_jax.decoding import SamplingConfig
+from vigor_jax.data.images.store import open_images
+from vigor_jax.data.records.store import write_atomically
+from vigor_jax.data.text.conversation import TEMPLATES
 from vigor_jax.errors import InputError
-from vigor_jax.evaluation import chair, mme, pope
+from vigor_jax.evaluation.benchmarks import chair, mme, pope
+from vigor_jax.evaluation.benchmarks.synonyms import Synonyms
 from vigor_jax.evaluation.metrics import Metrics, chair_metrics, mme_metrics, pope_metrics, table, warn
 from vigor_jax.evaluation.protocols import ProtocolName, wording
-from vigor_jax.evaluation.synonyms import Synonyms
 from vigor_jax.hf.load import Source
+from vigor_jax.inference.decoder import SamplingConfig
+from vigor_jax.inference.predictor import Answerer, Question, read_answers
 from vigor_jax.records import ImageFile
 
 logger = logging.getLogger(__name__)

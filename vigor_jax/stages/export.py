@@ -11,15 +11,15 @@ from flax import nnx
 from jax.sharding import Mesh
 
 import vigor_jax
-from vigor_jax.checkpoint import latest_step, read_record, restore_params_only
-from vigor_jax.data.conversation import TEMPLATES
+from vigor_jax.data.text.conversation import TEMPLATES
 from vigor_jax.errors import InputError
 from vigor_jax.hf.export import ExportConfig, export_checkpoint
 from vigor_jax.hf.load import Source
 from vigor_jax.json_fields import Fields, exists, read_json
 from vigor_jax.models.llava import abstract_llava, param_paths
-from vigor_jax.sharding import param_shardings
-from vigor_jax.stages.train_step import trained_paths
+from vigor_jax.parallel.sharding import param_shardings
+from vigor_jax.training.checkpoint import latest_step, read_record, restore_params_only
+from vigor_jax.training.train_step import trained_paths
 
 logger = logging.getLogger(__name__)
 

@@ -14,13 +14,13 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float
 
-from vigor_jax.data.branch_batches import BranchLoader, BranchRows
+from vigor_jax.data.batches.branch_batches import BranchLoader, BranchRows
 from vigor_jax.hf.load import Source
+from vigor_jax.inference.tree_attention import read_places
 from vigor_jax.models.llava import abstract_llava
-from vigor_jax.models.tree import read_places
+from vigor_jax.parallel.sharding import to_global
 from vigor_jax.records import ErrorType
-from vigor_jax.sharding import to_global
-from vigor_jax.stages.train_step import Weights, merge_params
+from vigor_jax.training.train_step import Weights, merge_params
 
 CALIBRATION_BINS = 10
 

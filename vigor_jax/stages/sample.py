@@ -14,17 +14,17 @@ import jax
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from vigor_jax.data.conversation import TEMPLATES, encode_prompt
-from vigor_jax.data.image_store import Images, open_images
-from vigor_jax.data.images import load_image, preprocess
-from vigor_jax.data.store import join, part_count, part_metadata, parts_done, read_batches, write_part
-from vigor_jax.decoding import SamplingConfig
+from vigor_jax.data.images.preprocessing import load_image, preprocess
+from vigor_jax.data.images.store import Images, open_images
+from vigor_jax.data.records.store import join, part_count, part_metadata, parts_done, read_batches, write_part
+from vigor_jax.data.text.conversation import TEMPLATES, encode_prompt
 from vigor_jax.errors import InputError
 from vigor_jax.hf.load import Source, load_llava
+from vigor_jax.inference.decoder import SamplingConfig
+from vigor_jax.inference.sampler import Completion, Request, Sampler
 from vigor_jax.models.int8 import quantize_decoder
 from vigor_jax.models.layers import stacks_inference
 from vigor_jax.records import Candidate, ImageFile
-from vigor_jax.sampling import Completion, Request, Sampler
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class SampleConfig:
       prompts: each image is asked one of them, drawn by its name and the seed.
       template: the conversation format that the model was trained with.
       images_per_part: images in one file of candidates; what a kill can lose is one file. Each starts with empty rows,
-        so take at least ten times `sampling.batch_size`: fewer leave rows empty while the last answers end.
+        so take at least ten times `inference.sampler.batch_size`: fewer leave rows empty while the last answers end.
       limit: only so many images, the first in their order, which in a folder is that of the names; 0 takes all.
       int8: hold the language model's weights in 8 bits meanwhile; what it says changes a little, see `models.int8`.
       sampling: how candidates are drawn.

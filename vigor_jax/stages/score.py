@@ -13,8 +13,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from vigor_jax.data.image_store import Images, open_images
-from vigor_jax.data.store import count_parts, has_part, join, part_metadata, part_seal, read_part, write_part
+from vigor_jax.data.images.store import Images, open_images
+from vigor_jax.data.records.store import count_parts, has_part, join, part_metadata, part_seal, read_part, write_part
 from vigor_jax.errors import InputError
 from vigor_jax.records import Candidate, Judged, Verdict
 from vigor_jax.rewards.detection import DetectorStream
@@ -79,7 +79,7 @@ def score(
     Args:
       stream: the judge.
       records: has `candidates/`; local or remote.
-      images: where the images are, a place of `data.image_store.open_images`.
+      images: where the images are, a place of `data.images.store.open_images`.
       process_index: of this process.
       process_count: of all.
       together: all processes judge each part together, as a model on the mesh must, and one of them writes it; else

@@ -16,10 +16,10 @@ from typing import Literal, Self
 import numpy as np
 import pyarrow as pa
 
-from vigor_jax.data import store
-from vigor_jax.data.blocks import Block, Mentions, num_words, read_blocks, signal_sums, unpack
-from vigor_jax.data.checksum import write_checksum
-from vigor_jax.data.seal import Seal
+from vigor_jax.data.records import store
+from vigor_jax.data.records.blocks import Block, Mentions, num_words, read_blocks, signal_sums, unpack
+from vigor_jax.data.records.checksum import write_checksum
+from vigor_jax.data.records.seal import Seal
 from vigor_jax.errors import InputError
 from vigor_jax.records import DecidedBy, Dropped, Selection, Signal, Span, Target, Verdict
 from vigor_jax.rewards.content import has_words

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vigor_jax.data import store
-from vigor_jax.data.blocks import num_words, unpack
+from vigor_jax.data.records import store
+from vigor_jax.data.records.blocks import num_words, unpack
 from vigor_jax.percent import percent
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)

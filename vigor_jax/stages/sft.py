@@ -21,20 +21,21 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from vigor_jax.checkpoint import Checkpoints
-from vigor_jax.data.conversation import TEMPLATES
-from vigor_jax.data.loader import Batch, Loader
-from vigor_jax.data.places import row_keys
-from vigor_jax.data.trainable import Encoder, usable_examples
+from vigor_jax.data.batches.loader import Batch, Loader
+from vigor_jax.data.batches.places import row_keys
+from vigor_jax.data.batches.trainable import Encoder, usable_examples
+from vigor_jax.data.text.conversation import TEMPLATES
 from vigor_jax.errors import InputError
-from vigor_jax.flops import peak_flops, train_flops
 from vigor_jax.hf.load import Source, load_llava
 from vigor_jax.models.llava import LlavaConfig, abstract_llava, param_paths
-from vigor_jax.processes import is_first, same_everywhere, together
-from vigor_jax.sharding import batch_size_per_step, own_rows, to_global
-from vigor_jax.stages.preemption import Preemption
-from vigor_jax.stages.resumption import Data, hold_places
-from vigor_jax.stages.train_step import (
+from vigor_jax.parallel.processes import is_first, same_everywhere, together
+from vigor_jax.parallel.sharding import batch_size_per_step, own_rows, to_global
+from vigor_jax.training.checkpoint import Checkpoints
+from vigor_jax.training.flops import peak_flops, train_flops
+from vigor_jax.training.log import TrainingLog
+from vigor_jax.training.preemption import Preemption
+from vigor_jax.training.resumption import Data, hold_places
+from vigor_jax.training.train_step import (
     Loss,
     Metrics,
     SftConfig,
@@ -48,7 +49,6 @@ from vigor_jax.stages.train_step import (
     split_params,
     trained_paths,
 )
-from vigor_jax.stages.training_log import TrainingLog
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ def sft(config: SftConfig, source: Source, run_dir: Path, mesh: Mesh, *, dtype: 
       name: of the stage in `run_dir`.
 
     Returns:
-      The directory of the checkpoints (`checkpoint.restore_params_only` reads the latest).
+      The directory of the checkpoints (`training.checkpoint.restore_params_only` reads the latest).
 
     Raises:
       InputError: settings, data or images cannot be used, or the run directory belongs to another run.

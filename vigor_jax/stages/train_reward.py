@@ -18,27 +18,27 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from vigor_jax.checkpoint import latest_step
-from vigor_jax.data.annotations import scan_annotations
-from vigor_jax.data.bad_rows import BadRow, settle
-from vigor_jax.data.branch_batches import BranchLoader, BranchRows
-from vigor_jax.data.branches import QUESTIONS, BranchEncoder, Description, Per, Sheet, answer, asked
-from vigor_jax.data.conversation import TEMPLATES
-from vigor_jax.data.image_store import open_images
-from vigor_jax.data.places import row_keys
+from vigor_jax.data.batches.branch_batches import BranchLoader, BranchRows
+from vigor_jax.data.batches.branches import QUESTIONS, BranchEncoder, Description, Per, Sheet, answer, asked
+from vigor_jax.data.batches.places import row_keys
+from vigor_jax.data.images.store import open_images
+from vigor_jax.data.records.annotations import scan_annotations
+from vigor_jax.data.records.bad_rows import BadRow, settle
+from vigor_jax.data.text.conversation import TEMPLATES
 from vigor_jax.errors import InputError
 from vigor_jax.hf.load import Source
+from vigor_jax.inference.tree_attention import read_places
 from vigor_jax.models.llava import Llava
-from vigor_jax.models.tree import read_places
-from vigor_jax.processes import is_first, together
+from vigor_jax.parallel.processes import is_first, together
+from vigor_jax.parallel.sharding import batch_size_per_step, own_rows
 from vigor_jax.records import Annotation, ErrorType
-from vigor_jax.sharding import batch_size_per_step, own_rows
 from vigor_jax.stages import reward_evaluation
-from vigor_jax.stages.resumption import Data, hold_places
 from vigor_jax.stages.reward_evaluation import Evaluation
 from vigor_jax.stages.sft import file_digest, fine_tune
-from vigor_jax.stages.train_step import SftConfig, Weights
-from vigor_jax.stages.training_log import keep_steps
+from vigor_jax.training.checkpoint import latest_step
+from vigor_jax.training.log import keep_steps
+from vigor_jax.training.resumption import Data, hold_places
+from vigor_jax.training.train_step import SftConfig, Weights
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,111 @@
+"""The mask against ancestors found by following parents; states and gradients against sequences of their own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from vigor_jax.data.batches.branch_batches import BranchRows
+from vigor_jax.data.batches.branches import NONE, PADDING, Tree
+from vigor_jax.inference.tree_attention import read_places, visible
+from vigor_jax.models.clip import ClipConfig
+from vigor_jax.models.llama import LlamaConfig
+from vigor_jax.models.llava import LlavaConfig, abstract_llava, param_paths
+
+IMAGE = 99
+CONFIG = LlavaConfig(
+    vision=ClipConfig(
+        image_size=28, patch_size=14, hidden_size=16, intermediate_size=24, num_layers=2, num_heads=2
+    ),
+    text=LlamaConfig(
+        vocab_size=100, hidden_size=32, intermediate_size=48, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=8
+    ),
+    image_token_id=IMAGE,
+)  # fmt: skip
+
+
+def random_tree(rng) -> tuple[np.ndarray, list[int]]:
+    """Tokens (position, candidate, sentence, limit) and the parent of each, the trunk's first having -1."""
+    tokens, parents = [], []
+
+    def grow(count: int, parent: int, candidate: int, sentence: int) -> int:
+        start = tokens[parent][0] + 1 if parent >= 0 else 0
+        for position in range(start, start + count):
+            tokens.append((position, candidate, sentence, position + 1 if sentence == NONE else start))
+            parents.append(parent)
+            parent = len(tokens) - 1
+        return parent
+
+    trunk = grow(int(rng.integers(5, 9)), -1, NONE, NONE)
+    for candidate in range(rng.integers(1, 4)):
+        end = trunk
+        for sentence in range(rng.integers(1, 4)):
+            end = grow(int(rng.integers(1, 5)), end, candidate, NONE)
+            grow(int(rng.integers(1, 4)), end, candidate, sentence)
+    return np.array(tokens, np.int32), parents
+
+
+def ancestors(parents: list[int], token: int) -> list[int]:
+    """From the trunk's first to the token itself."""
+    return [*(ancestors(parents, parents[token]) if parents[token] >= 0 else []), token]
+
+
+def as_tree(tokens: np.ndarray, padding: int = 0) -> Tree:
+    padded = np.concatenate([tokens, np.tile(np.int32([0, PADDING, NONE, 1]), (padding, 1))])
+    return Tree(*(column[None] for column in padded.T))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_visible_are_the_ancestors(seed):
+    tokens, parents = random_tree(np.random.default_rng(seed))
+    tree, count = as_tree(tokens, padding=3), len(tokens)
+    mask = np.asarray(visible(tree, tree))
+    assert mask.shape == (1, count + 3, count + 3)
+    for token in range(count):
+        assert np.flatnonzero(mask[0, token]).tolist() == sorted(ancestors(parents, token))
+    assert mask[0, count:].any(1).all()  # a softmax over nothing is not a number
+
+
+@pytest.mark.parametrize(("scan", "remat"), [(False, "none"), pytest.param(True, "full", marks=pytest.mark.slow)])
+def test_states_and_gradients_equal_those_of_sequences(scan, remat):
+    rng = np.random.default_rng(1)
+    graphdef, weights = nnx.split(abstract_llava(CONFIG, scan=scan))
+    for path, variable in param_paths(weights).items():
+        values = rng.standard_normal(variable.get_value().shape, np.float32) * 0.08  # every layer is to matter
+        variable.set_value(values + path.endswith("scale"))
+    tokens, parents = random_tree(rng)
+    count = len(tokens)
+    token_ids = rng.integers(0, 99, count + 4).astype(np.int32)
+    token_ids[1:5] = IMAGE
+    pixels = rng.integers(0, 256, (1, 1, 28, 28, 3)).astype(np.uint8)
+    places = np.arange(count, dtype=np.int32)[None]
+    nothing = np.zeros_like(places)
+    rows = BranchRows(token_ids[None], as_tree(tokens, padding=4), places, nothing, nothing, pixels)
+    wanted = rng.standard_normal((count, CONFIG.text.hidden_size)).astype(np.float32)
+
+    def in_tree(weights):
+        hidden = read_places(nnx.merge(graphdef, weights), rows, remat=remat)[0]
+        return jnp.sum(hidden * wanted), hidden
+
+    paths = [ancestors(parents, leaf) for leaf in range(count) if leaf not in parents]
+    sequences = np.zeros((len(paths), max(map(len, paths))), np.int32)
+    first = {}  # token → (sequence, place) where it stands first
+    for index, path in enumerate(paths):
+        sequences[index, : len(path)] = token_ids[path]
+        first = {token: (index, place) for place, token in enumerate(path)} | first
+    order = tuple(np.array([first[token] for token in range(count)]).T)
+
+    def one_by_one(weights):
+        hidden = nnx.merge(graphdef, weights)(sequences, np.repeat(pixels, len(paths), 0))[order]
+        return jnp.sum(hidden * wanted), hidden
+
+    (_, found), found_grads = jax.jit(jax.value_and_grad(in_tree, has_aux=True))(weights)
+    (_, expected), expected_grads = jax.jit(jax.value_and_grad(one_by_one, has_aux=True))(weights)
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+    expected_grads = param_paths(expected_grads)
+    for path, one in param_paths(found_grads).items():
+        # Keys' biases shift all scores of a softmax alike: their gradient is rounding errors.
+        other = expected_grads[path.replace("k_proj.bias", "q_proj.bias")]
+        difference = one[...] - expected_grads[path][...]
+        assert np.linalg.norm(difference) <= 1e-5 * np.linalg.norm(other[...]), path

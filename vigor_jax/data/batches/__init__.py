@@ -1,0 +1,1 @@
+"""Rows and examples as padded batches for the devices."""

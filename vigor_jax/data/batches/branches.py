@@ -1,0 +1,300 @@
+"""Descriptions of an image and a question at the end of each sentence, as the branches of one row of tokens.
+
+The reward model is asked of every sentence k of every description (ViGoR, section 3.2):
+
+    SYSTEM USER: <image>\\nQUESTION\\nsentences 1..k ASSISTANT: 1</s>
+
+All that these conversations share stands in the row once. The trunk ends with the question's words; each description is
+a body that hangs on the trunk, and " ASSISTANT: ..." a branch that hangs on the body where its sentence ends. Positions
+restart: a branch continues those of the path that it hangs on, so under the mask of `inference.tree_attention` each
+path reads like a separate conversation.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+
+import numpy as np
+from jaxtyping import Int32
+
+from vigor_jax.data.text.conversation import IGNORE_INDEX, Template
+from vigor_jax.data.text.tokenizer import Tokenizer
+from vigor_jax.errors import InputError
+from vigor_jax.records import ErrorType, ImageFile, Span
+
+Per: TypeAlias = Literal["sentence", "description"]
+
+# What the model is asked and what it answers; `RewardModelConfig.question` may change the first.
+QUESTIONS: dict[Per, str] = {
+    "sentence": "Assess the accuracy of the last sentence in the following description of this image, and return a "
+    "single number.",
+    "description": "Assess the accuracy of the following description of this image, and return a single number.",
+}
+GOOD, BAD = "1", "0"
+SEPARATOR = "\n"  # between the question and the description
+
+# Values of `Tree.candidates` and `Tree.sentences` that name no candidate or question.
+NONE, PADDING = -1, -2
+
+
+def answer(errors: Collection[ErrorType]) -> str:
+    """What the model is to answer: "1", or "0" and the kinds of error, in the order of `ErrorType`."""
+    return " ".join([BAD, *(kind for kind in get_args(ErrorType) if kind in errors)]) if errors else GOOD
+
+
+def asked(num_sentences: int, per: Per) -> tuple[int, ...]:
+    """The sentences at whose end a question stands: all, or the last one."""
+    return tuple(range(num_sentences)) if per == "sentence" else (num_sentences - 1,)
+
+
+class Tree(NamedTuple):
+    """Where each token of a row stands; `inference.tree_attention.visible` says what follows from it.
+
+    Attributes:
+        positions: of the path that the token belongs to.
+        candidates: index of its description in the row, `NONE` in the trunk, `PADDING` behind the last token.
+        sentences: number of its question within the description, `NONE` in trunk and bodies.
+        limits: it sees tokens of trunk and body at positions below this.
+    """
+
+    positions: Int32[Any, "*B T"]
+    candidates: Int32[Any, "*B T"]
+    sentences: Int32[Any, "*B T"]
+    limits: Int32[Any, "*B T"]
+
+
+@dataclass(frozen=True)
+class Description:
+    """One text and the sentences of it that are asked about.
+
+    Attributes:
+        candidate: its index among the descriptions of the image.
+        text: the whole text.
+        spans: its sentences, in order.
+        asked: indices of the sentences at whose end a question stands, ascending, at least one.
+        answers: the right answer to each question, to train on; None to ask.
+        weights: of each answer's tokens in the loss; 1 by default.
+    """
+
+    candidate: int
+    text: str
+    spans: tuple[Span, ...]
+    asked: tuple[int, ...]
+    answers: tuple[str, ...] | None = None
+    weights: tuple[float, ...] | None = None
+
+
+class Sheet(NamedTuple):
+    """The descriptions of an image that stand in one row.
+
+    Attributes:
+        image: its name.
+        path: its file, or what reads it from a shard.
+        descriptions: at least one.
+    """
+
+    image: str
+    path: ImageFile
+    descriptions: tuple[Description, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A sheet as tokens.
+
+    Attributes:
+        token_ids: int32 [T].
+        tree: int32 [T] each.
+        places: int32 [P], the tokens after which the model is read: the last one before an answer can be told good or
+            bad, one a question; or, to train on, the token before each one of the answers.
+        targets: int32 [P], the tokens to be learnt there; `IGNORE_INDEX` in questions.
+        weights: float32 [P].
+    """
+
+    token_ids: np.ndarray
+    tree: Tree
+    places: np.ndarray
+    targets: np.ndarray
+    weights: np.ndarray
+
+
+class BranchEncoder:
+    """Writes sheets as rows of tokens.
+
+    Each sentence is tokenised on its own, with the white space before it, so that the ids of sentences 1..k are the
+    beginning of the ids of the whole text.
+
+    Attributes:
+        trunk: ids of what all descriptions share, image included.
+        header: ids between a sentence and the answer.
+        shared: ids that begin the good and the bad answer alike (LLaMA's "▁" before a digit).
+        good_id: where the answers part, the good one goes on with this.
+        bad_id: and the bad one with this.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        template: Template,
+        question: str,
+        *,
+        image_token_id: int,
+        num_image_tokens: int,
+        max_length: int,
+        max_position: int,
+    ) -> None:
+        """Args:
+            tokenizer: the reward model's tokenizer.
+            template: conversation format; not the caption-only one.
+            question: one of `QUESTIONS`, or words of one's own.
+            image_token_id: stands for one image feature.
+            num_image_tokens: features of an image.
+            max_length: most tokens of a row.
+            max_position: most tokens of a path, from the system's words to an answer.
+
+        Raises:
+            InputError: the template has no questions, or the tokenizer writes the good answer like the bad one.
+        """
+        if template.is_caption_only:
+            raise InputError("template: the caption-only format asks no questions; take another one")
+        self._tokenizer, self._template = tokenizer, template
+        self._max_length, self._max_position = max_length, max_position
+        self.trunk = [
+            *([tokenizer.bos_id] if tokenizer.adds_bos else []),
+            *tokenizer.encode(template.system + template.question_header),
+            *[image_token_id] * num_image_tokens,
+            *tokenizer.encode(f"\n{question}", prefix=tokenizer.restarts_after_image),
+        ]
+        self.header = tokenizer.encode(template.answer_header, prefix=False)
+        good, bad = self.answer_ids(GOOD), self.answer_ids(BAD)
+        part = next((i for i, (a, b) in enumerate(zip(good, bad, strict=False)) if a != b), None)
+        if part is None:
+            raise InputError(f"tokenizer: cannot tell the answers {GOOD!r} and {BAD!r} apart; use LLaVA's tokenizer")
+        self.shared, self.good_id, self.bad_id = good[:part], good[part], bad[part]
+
+    def answer_ids(self, text: str) -> list[int]:
+        """All that the model has to generate after the assistant's name, with what ends it."""
+        end = [self._tokenizer.eos_id] if self._template.stop is None else []
+        return self._tokenizer.encode(f" {text}{self._template.stop or ''}", prefix=False) + end
+
+    def sheets(self, image: str, path: ImageFile, descriptions: Sequence[Description]) -> list[Sheet]:
+        """As few sheets as hold the descriptions in their order; a description is never cut.
+
+        Raises:
+            InputError: a description is too long on its own.
+        """
+        sheets: list[Sheet] = []
+        room = 0
+        for description in descriptions:
+            length = self.length(image, description)
+            if length > room:
+                sheets.append(Sheet(image, path, ()))
+                room = self._max_length - len(self.trunk)
+            sheets[-1] = sheets[-1]._replace(descriptions=(*sheets[-1].descriptions, description))
+            room -= length
+        return sheets
+
+    def length(self, image: str, description: Description) -> int:
+        """Tokens that a description adds to a row.
+
+        Raises:
+            InputError: it is too long on its own.
+        """
+        length, depth = self._size(description)
+        for found, most, what in (  # the model's positions first, for no max_length helps there
+            (depth, self._max_position, "up to the end of an answer, and the model has {} positions;"),
+            (len(self.trunk) + length, self._max_length, "with its questions; raise max_length ({}) or"),
+        ):
+            if found > most:
+                raise InputError(
+                    f"{image}: candidate {description.candidate} needs {found} tokens {what.format(most)} shorten the "
+                    "text"
+                )
+        return length
+
+    def row(self, sheet: Sheet) -> Row:
+        """Writes a sheet.
+
+        Raises:
+            InputError: an answer does not begin like the good or the bad one.
+        """
+        writer = _RowWriter()
+        writer.add(self.trunk, 0, NONE, NONE)
+        for index, description in enumerate(sheet.descriptions):
+            position = len(self.trunk)
+            for sentence, ids in enumerate(self._segments(description)):
+                writer.add(ids, position, index, NONE)
+                position += len(ids)
+                if sentence not in description.asked:
+                    continue
+                question = description.asked.index(sentence)
+                learnt = self._learnt(sheet, description, question)
+                writer.add([*self.header, *(learnt[:-1] or self.shared)], position, index, question)
+                weight = 1.0 if description.weights is None else description.weights[question]
+                writer.read(learnt or [IGNORE_INDEX], weight)
+        return writer.finish()
+
+    def _learnt(self, sheet: Sheet, description: Description, question: int) -> list[int]:
+        """Ids of the right answer; none where there is only a question."""
+        if description.answers is None:
+            return []
+        text = description.answers[question]
+        ids = self.answer_ids(text)
+        if ids[: len(self.shared)] != self.shared or ids[len(self.shared)] not in (self.good_id, self.bad_id):
+            raise InputError(
+                f"{sheet.image}: candidate {description.candidate}: expected an answer that begins with {GOOD!r} or "
+                f"{BAD!r}, got {text!r}"
+            )
+        return ids
+
+    def _segments(self, description: Description) -> list[list[int]]:
+        """Ids of each sentence up to the last that is asked about; only white space between sentences is kept."""
+        segments, end = [], None
+        for span in description.spans[: description.asked[-1] + 1]:
+            sentence = description.text[span.start : span.end]
+            start, stop = span.start + len(sentence) - len(sentence.lstrip()), span.start + len(sentence.rstrip())
+            before = SEPARATOR if end is None else description.text[end:start]
+            segments.append(self._tokenizer.encode(before + description.text[start:stop], prefix=False))
+            end = stop
+        return segments
+
+    def _size(self, description: Description) -> tuple[int, int]:
+        """Tokens that the description adds to a row, and the length of its longest path."""
+        ends = np.cumsum([len(ids) for ids in self._segments(description)])
+        answers = description.answers
+        branches = [
+            len(self.header) + len(self.shared if answers is None else self.answer_ids(answers[question])[:-1])
+            for question in range(len(description.asked))
+        ]
+        depths = [ends[sentence] + length for sentence, length in zip(description.asked, branches, strict=True)]
+        return int(ends[-1]) + sum(branches), len(self.trunk) + int(max(depths))
+
+
+class _RowWriter:
+    """Collects the tokens of one row."""
+
+    def __init__(self) -> None:
+        self._tokens: list[tuple[int, int, int, int, int]] = []
+        self._read: list[tuple[int, int, float]] = []
+
+    def add(self, ids: Sequence[int], position: int, candidate: int, sentence: int) -> None:
+        for offset, token_id in enumerate(ids):
+            here = position + offset
+            limit = here + 1 if sentence == NONE else position
+            self._tokens.append((token_id, here, candidate, sentence, limit))
+
+    def read(self, targets: Sequence[int], weight: float) -> None:
+        """The last `len(targets)` tokens are those after which `targets` come."""
+        first = len(self._tokens) - len(targets)
+        self._read += [(first + i, target, weight) for i, target in enumerate(targets)]
+
+    def finish(self) -> Row:
+        token_ids, positions, candidates, sentences, limits = np.asarray(self._tokens, np.int32).T
+        places, targets, weights = zip(*self._read, strict=True)
+        return Row(
+            token_ids,
+            Tree(positions, candidates, sentences, limits),
+            np.asarray(places, np.int32),
+            np.asarray(targets, np.int32),
+            np.asarray(weights, np.float32),
+        )

@@ -1,0 +1,50 @@
+"""The SHA-256 of a file that is not Parquet, in a file next to it that `sha256sum --check` reads too."""
+
+import hashlib
+import posixpath
+from pathlib import Path
+
+import fsspec
+
+from vigor_jax.data.records.store import write_atomically
+from vigor_jax.errors import InputError
+
+SUFFIX = ".sha256"
+_BLOCK = 1 << 20
+
+
+def write_checksum(path: str | Path) -> None:
+    """Writes `PATH.sha256`; local or remote."""
+    line = f"{_sha256(path)}  {posixpath.basename(str(path))}\n"
+    with write_atomically(f"{path}{SUFFIX}") as file:
+        file.write(line.encode())
+
+
+def check_checksum(path: str | Path, *, stage: str) -> None:
+    """Compares a file with its checksum, if it has one (earlier versions wrote none).
+
+    Args:
+      path: of the file.
+      stage: that writes it.
+
+    Raises:
+      InputError: it has changed.
+    """
+    system, inner = fsspec.core.url_to_fs(f"{path}{SUFFIX}")
+    if not system.exists(inner):
+        return
+    expected = system.cat_file(inner).split(maxsplit=1)[:1]
+    if expected != [(found := _sha256(path)).encode()]:
+        was = expected[0].decode(errors="replace")[:12] if expected else "nothing"
+        raise InputError(
+            f"{path}: expected SHA-256 {was}..., as in {path}{SUFFIX}, got {found[:12]}...: it has changed; run "
+            f"the stage {stage}, which writes it again (a file of your own goes into sft.data)"
+        )
+
+
+def _sha256(path: str | Path) -> str:
+    digest = hashlib.sha256()
+    with fsspec.open(str(path), "rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()

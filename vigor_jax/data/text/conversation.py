@@ -1,0 +1,265 @@
+"""Conversations as LLaVA writes them: prompt templates, token ids, and labels on the assistant's words only.
+
+Ids are put together from pieces (text, images, end-of-sequence tokens) whose tokens never merge with one
+another, so a label mask needs no re-tokenising, and the prompt that asks a question is always the beginning
+of the example that teaches its answer.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from vigor_jax.data.text.tokenizer import Tokenizer
+from vigor_jax.errors import InputError
+
+IGNORE_INDEX = -100
+IMAGE_PLACEHOLDER = "<image>"
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One utterance; `role` is spelt as in LLaVA's data files."""
+
+    role: Literal["human", "gpt"]
+    text: str
+
+
+@dataclass(frozen=True)
+class Template:
+    """How one conversation format is written.
+
+    A round is `question_header + question + answer_header + " " + answer + end`, all rounds after `system`.
+
+    Attributes:
+        system: Text before the first round, its separator included.
+        question_header: Text before a question.
+        answer_header: Text before an answer, without the space that follows; a prompt for generation ends
+            here. Empty in the caption-only format, where the answer follows the image directly.
+        stop: Text that ends an answer, to be cut from what is generated; None if the EOS token does.
+    """
+
+    system: str
+    question_header: str
+    answer_header: str
+    stop: str | None
+
+    @property
+    def is_caption_only(self) -> bool:
+        """Whether examples are an image and its caption, and the words of a question are left out."""
+        return not self.answer_header
+
+
+@dataclass(frozen=True)
+class EncodedExample:
+    """One training example.
+
+    Attributes:
+        token_ids: int32 [T].
+        labels: int32 [T], the id at its own position (not shifted) where the loss counts, else
+            `IGNORE_INDEX`.
+    """
+
+    token_ids: np.ndarray
+    labels: np.ndarray
+
+
+def _system(person: str) -> str:
+    return (
+        f"A chat between a curious {person} and an artificial intelligence assistant. "
+        f"The assistant gives helpful, detailed, and polite answers to the {person}'s questions."
+    )
+
+
+_VICUNA_V1 = Template(_system("user") + " ", "USER: ", " ASSISTANT:", stop=None)
+# LLaVA v1.0.1 trained v0 with other separators ("### Human: ...\n") than it asked with; this is how it asked.
+_LLAVA_V0 = Template(_system("human") + "###", "Human: ", "###Assistant:", stop="###")
+
+TEMPLATES: dict[str, Template] = {
+    "v0": _LLAVA_V0,
+    "llava_v0": _LLAVA_V0,
+    "v1": _VICUNA_V1,
+    "vicuna_v1": _VICUNA_V1,
+    "llava_v1": Template(_system("human") + " ", "USER: ", " ASSISTANT:", stop=None),
+    "plain": Template("", "", "", stop="\n"),
+}
+"""By the names that LLaVA gives them; "v0" is "llava_v0" and "v1" is "vicuna_v1"."""
+
+
+def encode_prompt(
+    tokenizer: Tokenizer,
+    template: Template,
+    question: str,
+    *,
+    image_token_id: int,
+    num_image_tokens: int,
+    with_image: bool = True,
+) -> list[int]:
+    """Token ids that ask for an answer to `question`.
+
+    Args:
+        tokenizer: The policy's tokenizer.
+        template: One of `TEMPLATES`. The caption-only "plain" asks by the image alone and leaves the question
+            out.
+        question: The words of the user. The image comes first; a single "<image>" anywhere in the question is
+            moved there, as LLaVA does in training, and several stay where they are.
+        image_token_id: Id that stands for one image feature.
+        num_image_tokens: Image features an image has; each "<image>" becomes that many ids.
+        with_image: Whether there is an image.
+
+    Returns:
+        Ids from BOS to the colon after the assistant's name (no space), or to the image where `template` is
+        "plain".
+
+    Raises:
+        InputError: `with_image` is false and the question has an "<image>" or `template` is "plain".
+    """
+    if not with_image and IMAGE_PLACEHOLDER in question:
+        raise InputError(f"the question {question[:60]!r} places {IMAGE_PLACEHOLDER} but comes without an image")
+    if with_image and IMAGE_PLACEHOLDER not in question:
+        question = f"{IMAGE_PLACEHOLDER}\n{question}"
+    prompt = _prompt_text(template, question, is_first=True)
+    writer = _Writer(tokenizer, image_token_id, num_image_tokens)
+    writer.add_prompt(prompt)
+    return writer.token_ids
+
+
+def encode_example(
+    tokenizer: Tokenizer,
+    template: Template,
+    turns: Sequence[Turn],
+    *,
+    image_token_id: int,
+    num_image_tokens: int,
+    max_length: int,
+    max_positions: int | None = None,
+    with_image: bool = True,
+) -> EncodedExample:
+    """Token ids and labels of a whole conversation.
+
+    Supervised is each answer with the space before it and what ends it (`</s>`, "###" or a newline): exactly
+    what the model has to generate after the prompt of `encode_prompt`. LLaVA v1.0.1 also supervised the first
+    two tokens of each later human turn in "v0"; this does not.
+
+    Args:
+        tokenizer: The policy's tokenizer.
+        template: One of `TEMPLATES`.
+        turns: Human and assistant in alternation, human first. "<image>" in a human turn is an image (see
+            `encode_prompt`); in an answer it is text.
+        image_token_id: Id that stands for one image feature.
+        num_image_tokens: Image features an image has; each "<image>" becomes that many ids.
+        max_length: Longest example; what is longer loses text at its end.
+        max_positions: The model's, which no advice in an error exceeds; None if unknown.
+        with_image: Whether "<image>" in human turns stands for an image; without one it is text, as in LLaVA.
+
+    Raises:
+        InputError: Roles out of order, an empty answer, or nothing to learn or not all of an image left
+            within `max_length`. The message does not name the example: that is for the caller to add.
+    """
+    check_turns(turns)
+    if template.is_caption_only and len(turns) != 2:
+        raise InputError(f"the caption-only template takes one question and one answer, got {len(turns)} turns")
+    writer = _Writer(tokenizer, image_token_id, num_image_tokens)
+    for first in range(0, len(turns), 2):
+        question, answer = turns[first].text, turns[first + 1].text
+        prompt = _prompt_text(template, question, is_first=first == 0, with_image=with_image)
+        if with_image:
+            writer.add_prompt(prompt)
+        else:
+            writer.add_text(prompt, supervised=False)
+        # A caption follows its image as fresh text; an answer continues the line that names the assistant.
+        space = "" if template.is_caption_only else " "
+        writer.add_text(space + answer + (template.stop or ""), supervised=True)
+        if template.stop is None:
+            writer.add_eos()
+    return writer.finish(max_length, max_positions)
+
+
+def check_turns(turns: Sequence[Turn], *, first: int = 0) -> None:
+    """Raises InputError unless human and assistant alternate, human first, and every answer has words.
+
+    Args:
+        turns: The conversation.
+        first: The number of its first turn, for the message.
+    """
+    for index, turn in enumerate(turns, start=first):
+        expected = ("human", "gpt")[(index - first) % 2]
+        if turn.role != expected:
+            raise InputError(f"turn {index} is from {turn.role!r}, expected {expected!r}: roles alternate, human first")
+        if turn.role == "gpt" and not turn.text.strip():
+            raise InputError(f"turn {index} is an empty answer; remove the round or the example")
+    if not turns or len(turns) % 2:
+        raise InputError(f"{len(turns)} turns: expected each question to be followed by its answer")
+
+
+def _prompt_text(template: Template, question: str, *, is_first: bool, with_image: bool = True) -> str:
+    """The text up to where an answer begins, images as placeholders."""
+    if template.is_caption_only:
+        num_images = question.count(IMAGE_PLACEHOLDER) if with_image else 0
+        if num_images == 0:
+            raise InputError("the caption-only template needs an image; use another template for text alone")
+        return IMAGE_PLACEHOLDER * num_images
+    if with_image and question.count(IMAGE_PLACEHOLDER) == 1:
+        words = question.replace(IMAGE_PLACEHOLDER, "").strip()
+        question = f"{IMAGE_PLACEHOLDER}\n{words}".strip()
+    system = template.system if is_first else ""
+    return system + template.question_header + question + template.answer_header
+
+
+class _Writer:
+    """Collects the ids and labels of one conversation."""
+
+    def __init__(self, tokenizer: Tokenizer, image_token_id: int, num_image_tokens: int) -> None:
+        self._tokenizer = tokenizer
+        self._image = [image_token_id] * num_image_tokens
+        # Whether the next text starts afresh, that is with LLaMA's dummy "▁".
+        self._is_fresh = True
+        self.token_ids = [tokenizer.bos_id] if tokenizer.adds_bos else []
+        self._supervised = [False] * len(self.token_ids)
+        self._images_end = 0
+
+    def add_prompt(self, text: str) -> None:
+        pieces = text.split(IMAGE_PLACEHOLDER)
+        takes_left, takes_right = self._tokenizer.image_strips
+        for index, words in enumerate(pieces):
+            if index:
+                self._extend(self._image, supervised=False)
+                self._images_end = len(self.token_ids)
+                self._is_fresh = self._tokenizer.restarts_after_image
+                words = words.lstrip() if takes_right else words
+            if takes_left and index < len(pieces) - 1:
+                words = words.rstrip()
+            self.add_text(words, supervised=False)
+
+    def add_text(self, text: str, *, supervised: bool) -> None:
+        if text:
+            self._extend(self._tokenizer.encode(text, prefix=self._is_fresh), supervised)
+            self._is_fresh = False
+
+    def add_eos(self) -> None:
+        self._extend([self._tokenizer.eos_id], supervised=True)
+        self._is_fresh = self._tokenizer.legacy
+
+    def finish(self, max_length: int, max_positions: int | None) -> EncodedExample:
+        length, answer_starts = len(self.token_ids), self._supervised.index(True)
+        needed = max(self._images_end, answer_starts + 1)
+        too_long = max_positions is not None and needed > max_positions
+        shorten = f"the model has {max_positions} positions, so shorten the question or remove the example"
+        if self._images_end > max_length:
+            raise InputError(
+                f"the images end at token {self._images_end} of {length} but max_length is {max_length}, "
+                f"and images are never cut; {shorten if too_long else f'raise max_length to {needed} or more'}"
+            )
+        if answer_starts >= max_length:
+            raise InputError(
+                f"the first answer starts after {answer_starts} of {length} tokens but max_length is {max_length}, "
+                f"which leaves nothing to learn; {shorten if too_long else f'raise max_length above {answer_starts}'}"
+            )
+        token_ids = np.asarray(self.token_ids[:max_length], np.int32)
+        labels = np.where(self._supervised[:max_length], token_ids, np.int32(IGNORE_INDEX))
+        return EncodedExample(token_ids, labels)
+
+    def _extend(self, ids: list[int], supervised: bool) -> None:
+        self.token_ids += ids
+        self._supervised += [supervised] * len(ids)

@@ -1,0 +1,1 @@
+"""What `python -m vigor_jax.evaluate` offers."""

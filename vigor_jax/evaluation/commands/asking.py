@@ -1,0 +1,106 @@
+"""What the evaluation commands need to ask a model; they import this only then, for it brings JAX."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import jax
+
+from vigor_jax.data.images.store import Images, open_images
+from vigor_jax.errors import InputError
+from vigor_jax.hf.load import open_checkpoint
+from vigor_jax.inference.predictor import Answerer, Question
+from vigor_jax.inference.sampler import SamplingConfig
+from vigor_jax.parallel.sharding import DistributedConfig, MeshConfig, join_processes, make_mesh
+from vigor_jax.records import ImageFile
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AskConfig:
+    """Which model is asked, and how.
+
+    Attributes:
+      model: a llava-hf directory, or one of the original LLaVA code.
+      images: the images that the questions are about: a folder, tar shards or Parquet (docs/images.md).
+      template: the conversation format that the model was trained with.
+      vision_tower: directory of the CLIP tower of an original checkpoint that does not bring it.
+      dtype: type to compute in; by default float32 if the checkpoint is stored so, else bfloat16.
+      sampling: how answers are drawn.
+      mesh: how the devices are arranged.
+      distributed: how processes find each other.
+    """
+
+    model: Path
+    images: str | None = None
+    template: Literal["v0", "llava_v0", "v1", "vicuna_v1", "llava_v1", "plain"] = "v1"
+    vision_tower: Path | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    sampling: SamplingConfig = dataclasses.field(
+        default_factory=lambda: SamplingConfig(num_candidates=1, temperature=0.0)
+    )
+    mesh: MeshConfig = dataclasses.field(default_factory=lambda: MeshConfig(data=-1, fsdp=1))
+    distributed: DistributedConfig = dataclasses.field(default_factory=DistributedConfig)
+
+
+class Asker:
+    """Asks a model, and keeps what it says in a folder.
+
+    Args:
+      config: which model.
+      out: gets a file of answers for each name that `ask` is given.
+
+    Attributes:
+      is_first: whether this process writes what all would write.
+
+    Raises:
+      InputError: the model cannot be used, or `inference.sampler` draws more than one answer.
+    """
+
+    def __init__(self, config: AskConfig, out: Path) -> None:
+        if config.sampling.num_candidates != 1:
+            raise InputError(f"sampling.num_candidates: expected 1, got {config.sampling.num_candidates}")
+        join_processes(config.distributed)
+        self._config, self._out = config, out
+        source = open_checkpoint(config.model, config.vision_tower)
+        self._answerer = Answerer(source, config.template, make_mesh(config.mesh), dtype=config.dtype)
+        self.is_first = jax.process_index() == 0
+
+    @cached_property
+    def images(self) -> Images:
+        """The images there are."""
+        if self._config.images is None:
+            raise InputError("--images is not given; name the folder of the images")
+        return open_images(self._config.images)
+
+    def ask(
+        self,
+        name: str,
+        asked: Sequence[tuple[str, str]],
+        paths: Mapping[str, ImageFile] | None = None,
+        *,
+        protocol: str = "",
+    ) -> list[str]:
+        """The model's answers.
+
+        Args:
+          name: of the file that they are kept in.
+          asked: image and words of each question; no image is "".
+          paths: image → file; by default `images`.
+          protocol: whose words these are; stands with the answers' settings, and must stay the same.
+
+        Raises:
+          InputError: an image is missing or cannot be read, or there are answers of another model.
+        """
+        if paths is None:
+            paths = self.images if any(image for image, _ in asked) else {}
+        if gone := [image for image, _ in asked if image and image not in paths]:
+            raise InputError(
+                f"{name}: image {gone[0]} is not in {self._config.images} ({len(gone)} questions lack theirs); check "
+                "--images"
+            )
+        questions = [Question(image, paths[image] if image else None, words) for image, words in asked]
+        settings = {"protocol": protocol} if protocol else {}
+        out = self._out / f"{name}.jsonl"
+        return self._answerer.ask(questions, out, self._config.sampling, desc=name, settings=settings)

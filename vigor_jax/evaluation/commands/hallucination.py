@@ -1,0 +1,262 @@
+"""The benchmarks' options, and how answers, saved or asked for, become figures."""
+
+import dataclasses
+import itertools
+import json
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from vigor_jax.errors import InputError
+from vigor_jax.evaluation.answer_matching import read_answers
+from vigor_jax.evaluation.benchmarks import chair, mme, pope
+from vigor_jax.evaluation.benchmarks.pope_build import SPLITS, build_questions
+from vigor_jax.evaluation.benchmarks.synonyms import Synonyms
+from vigor_jax.evaluation.metrics import Metrics, chair_metrics, mme_metrics, pope_metrics, warn
+from vigor_jax.evaluation.protocols import ProtocolName, Wording, wording, wording_seen
+from vigor_jax.evaluation.saved_captions import read_captions
+from vigor_jax.records import ImageFile
+
+
+class Asks(Protocol):
+    """A model that answers questions, see `vigor_jax.evaluation.commands.asking.Asker`."""
+
+    @property
+    def images(self) -> Mapping[str, ImageFile]:
+        """Name → image, of all there are."""
+
+    def ask(
+        self,
+        name: str,
+        asked: Sequence[tuple[str, str]],
+        paths: Mapping[str, ImageFile] | None = None,
+        *,
+        protocol: str = "",
+    ) -> list[str]:
+        """The answers to questions about images; `name` is of the file that they are kept in."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PopeCommand:
+    """POPE: is the model's yes and no to what is there right?
+
+    Attributes:
+      out: gets `metrics.json`.
+      questions: files of questions, such as the three of the benchmark.
+      answers: a file of answers to each file of questions, in the same order, or one to all; or give a model.
+      protocol: the words that a model is asked in: "paper", the question alone, or "llava-1.5", which adds a request
+        for a single word.
+      prompt_suffix: other words that follow each question.
+    """
+
+    out: Path
+    questions: tuple[Path, ...]
+    answers: tuple[Path, ...] = ()
+    protocol: ProtocolName = "paper"
+    prompt_suffix: str | None = None
+
+    def metrics(self, asker: Asks | None) -> Metrics:
+        """Reads answers, or asks."""
+        words = wording("pope", self.protocol, self.prompt_suffix)
+        files: dict[str, list[pope.PopeQuestion]] = {}
+        if asker is None and len(self.answers) not in (1, len(self.questions)):
+            raise InputError(
+                f"--answers: expected a file for each of {len(self.questions)} files of questions, in their order, or "
+                f"one for all, got {len(self.answers)}; or give --model and --images"
+            )
+        for path in self.questions:
+            if path.stem in files:
+                raise InputError(f"--questions: two files are called {path.stem}; give them different names")
+            files[path.stem] = pope.read_questions(path)
+        if asker:
+            texts = {
+                name: asker.ask(f"pope-{name}", [(q.image, words.ask(q.text)) for q in questions], protocol=words.name)
+                for name, questions in files.items()
+            }
+            extra = 0
+        else:
+            texts, words, extra = self._saved(files, words)
+        found = pope_metrics({name: (questions, texts[name]) for name, questions in files.items()})
+        return {**found, **told(words, extra), **warn(pope=found)}
+
+    def _saved(
+        self, files: Mapping[str, Sequence[pope.PopeQuestion]], words: Wording
+    ) -> tuple[dict[str, list[str]], Wording, int]:
+        asked = [pope.asked(questions, name) for name, questions in files.items()]
+        if len(self.answers) == 1:
+            matched = [read_answers(self.answers, [one for part in asked for one in part])]
+        else:
+            matched = [read_answers([path], part) for path, part in zip(self.answers, asked, strict=True)]
+        answers = [answer for part in matched for answer in part.answers]
+        questions = [one for part in asked for one in part]
+        said = [(one.words, answer.question) for one, answer in zip(questions, answers, strict=True)]
+        texts = iter(answer.text for answer in answers)
+        return (
+            {name: list(itertools.islice(texts, len(part))) for name, part in zip(files, asked, strict=True)},
+            wording_seen("pope", words, said),
+            sum(len(part.extra) for part in matched),
+        )
+
+
+def told(words: Wording, extra: int) -> Metrics:
+    """What is to be known of the questions and answers besides the figures."""
+    return {"protocol": words.stored(), **({"extra_answers": extra} if extra else {})}
+
+
+@dataclasses.dataclass(frozen=True)
+class PopeQuestionsCommand:
+    """Questions like POPE's for other images, in its three kinds.
+
+    Attributes:
+      out: gets `random.json`, `popular.json` and `adversarial.json`.
+      objects: what is in the images: JSON {image: [object, ...]}, or COCO's instances; several files add to each other.
+      limit: asks about so many images, drawn by the seed (the benchmark: 500); how often objects go together is counted
+        over all. 0 asks about all.
+      per_image: questions an image, even.
+      at_least: asks only about images with so many objects (the benchmark: more than 3).
+      seed: of what is chosen at random.
+    """
+
+    out: Path
+    objects: tuple[Path, ...]
+    limit: int = 500
+    per_image: int = 6
+    at_least: int = 4
+    seed: int = 0
+
+    def metrics(self, asker: Asks | None) -> Metrics:
+        """Writes the questions; the figures are their numbers."""
+        if asker:
+            raise InputError("pope-questions asks no model; give its files to `pope --questions`")
+        known = chair.read_objects(self.objects).objects
+        able = [image for image in sorted(known) if len(known[image]) >= self.at_least]
+        chosen = sorted(random.Random(self.seed).sample(able, min(self.limit or len(able), len(able))))
+        if not chosen:
+            raise InputError(f"--at_least: none of {len(known)} images has {self.at_least} objects; give less")
+        self.out.mkdir(parents=True, exist_ok=True)
+        found: Metrics = {"images": len(chosen)}
+        for split in SPLITS:
+            questions = build_questions(
+                {image: known[image] for image in chosen},
+                split,
+                per_image=self.per_image,
+                seed=self.seed,
+                statistics=known,
+            )
+            pope.write_questions(self.out / f"{split}.json", questions)
+            found[split] = {"questions": len(questions), "yes": sum(q.label == "yes" for q in questions)}
+        return found
+
+
+@dataclasses.dataclass(frozen=True)
+class ChairCommand:
+    """CHAIR: how much of what captions mention is not there?
+
+    Attributes:
+      out: gets `metrics.json`, and `captions.json` with what was found in each caption.
+      objects: what is in the images: JSON {image: [object, ...]}, or COCO's instances and captions; several files add
+        to each other.
+      captions: saved captions, with `image` or `image_id` and `text` or `caption`; or give a model.
+      synonyms: CHAIR's table of names; by default each object's own name and its plural.
+      as_published: find what the authors' script finds, which misses "bus" and a few more.
+      prompt: what a model is asked for a caption with.
+      limit: only so many images, the first by name; 0 takes all.
+    """
+
+    out: Path
+    objects: tuple[Path, ...]
+    captions: Path | None = None
+    synonyms: Path | None = None
+    as_published: bool = True
+    prompt: str = "Describe this image in detail."
+    limit: int = 0
+
+    def metrics(self, asker: Asks | None) -> Metrics:
+        """Reads captions, or asks for them."""
+        if (asker is None) == (self.captions is None):
+            raise InputError("chair: give either --captions, or --model and --images")
+        synonyms = Synonyms.read(self.synonyms, as_published=self.as_published) if self.synonyms else None
+        known = chair.read_annotations(self.objects, synonyms)
+        extra = 0
+        if self.captions:
+            saved = read_captions([self.captions], known.images, "objects")
+            extra = len(saved.extra)
+            images = list(dict.fromkeys(image for image, _ in saved.pairs))[: self.limit or None]
+            reference = known.reference(synonyms, images=images)
+            captions = [(image, text) for image, text in saved.pairs if image in reference.objects]
+        else:
+            assert asker
+            reference = known.reference(synonyms, images=asker.images)
+            images = sorted(reference.objects)[: self.limit or None]
+            texts = asker.ask("captions", [(image, self.prompt) for image in images])
+            captions = list(zip(images, texts, strict=True))
+        judged = [chair.judge(image, text, reference) for image, text in captions]
+        details = [
+            {
+                "image": one.image,
+                "text": text,
+                "mentions": [mention.object for mention in one.mentions],
+                "hallucinated": [m.object for m, absent in zip(one.mentions, one.hallucinated, strict=True) if absent],
+            }
+            for one, (_, text) in zip(judged, captions, strict=True)
+        ]
+        self.out.mkdir(parents=True, exist_ok=True)
+        (self.out / "captions.json").write_text(json.dumps(details, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        how = "as the authors' script finds them" if self.as_published else "blind spots of the script removed"
+        return {
+            **chair_metrics(judged),
+            "names": f"{self.synonyms}, {how}" if self.synonyms else "the objects' own names",
+            "policy": {"limit": self.limit, "prompt": self.prompt if asker else None},
+            **({"extra_answers": extra} if extra else {}),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class MmeCommand:
+    """MME: two questions an image, fourteen subtasks.
+
+    Attributes:
+      out: gets `metrics.json`, and from a model `results/` as the official script reads it.
+      data: the benchmark's folder.
+      results: folder of answered questions in the official format; or give answers or a model.
+      answers: files of saved answers to the questions of `data`; subtasks without an answer are left out.
+      protocol: the words that a model is asked in: "paper", the question with its "Please answer yes or no.", or
+        "llava-1.5", which asks for a single word instead.
+      prompt_suffix: other words that follow each question.
+    """
+
+    out: Path
+    data: Path | None = None
+    results: Path | None = None
+    answers: tuple[Path, ...] = ()
+    protocol: ProtocolName = "paper"
+    prompt_suffix: str | None = None
+
+    def metrics(self, asker: Asks | None) -> Metrics:
+        """Reads results or answers, or asks."""
+        words = wording("mme", self.protocol, self.prompt_suffix)
+        if asker is None and self.results is not None:
+            found = mme_metrics(mme.read_results(self.results))
+            return {**found, **told(words, 0), **warn(mme=found)}
+        if asker is None and not self.answers:
+            raise InputError("mme: give either --results, or --data and --model, or --data and --answers")
+        if self.data is None:
+            raise InputError("mme: give --data, the benchmark's folder")
+        subtasks = mme.read_subtasks(self.data, with_images=asker is not None)
+        results, extra = {}, 0
+        if asker:
+            for subtask, questions in subtasks.items():
+                paths = {f"{subtask}/{question.image}": question.path for question in questions if question.path}
+                asked = [(f"{subtask}/{q.image}", words.ask(q.question)) for q in questions]
+                texts = asker.ask(f"mme-{subtask}", asked, paths, protocol=words.name)
+                results[subtask] = mme.answered(questions, texts)
+            mme.write_results(self.out / "results", results)
+        else:
+            results, matched = mme.read_answers(self.answers, subtasks)
+            own = [question for questions in results.values() for question in questions]
+            said = zip(own, matched.answers, strict=True)
+            words = wording_seen("mme", words, [(mme.words(one.question), answer.question) for one, answer in said])
+            extra = len(matched.extra)
+        found = mme_metrics(results)
+        return {**found, **told(words, extra), **warn(mme=found)}

@@ -1,0 +1,146 @@
+"""Options of the benchmarks that another model judges, and how its verdicts become figures."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vigor_jax.data.images.store import open_images
+from vigor_jax.errors import InputError
+from vigor_jax.evaluation.answer_matching import read_answers
+from vigor_jax.evaluation.benchmarks import mmhal, preference
+from vigor_jax.evaluation.benchmarks.mmhal_prompt import PLACES, PROMPT
+from vigor_jax.evaluation.bootstrap import bootstrap
+from vigor_jax.evaluation.commands.hallucination import Asks
+from vigor_jax.evaluation.image_names import ImageNames
+from vigor_jax.evaluation.judge.client import JudgeConfig
+from vigor_jax.evaluation.judge.judge import Judge, Verdict
+from vigor_jax.evaluation.judge.prompt import read_prompt
+from vigor_jax.evaluation.metrics import Metrics
+from vigor_jax.evaluation.saved_captions import read_captions, refuse_double
+from vigor_jax.records import ImageFile
+
+
+@dataclasses.dataclass(frozen=True)
+class MmhalCommand:
+    """MMHal-Bench: 96 questions, each answer rated from 0 to 6 by a judge.
+
+    Attributes:
+      out: gets `metrics.json`, and `replies.jsonl` with all that the judge said.
+      questions: the benchmark's file.
+      judge: who judges.
+      answers: saved answers; or give a model.
+      prompt: a file with the words that the judge is asked in, such as the published ones; by default our own.
+      system: name of the model, which the judge's replies are kept under.
+    """
+
+    out: Path
+    questions: Path
+    judge: JudgeConfig
+    answers: Path | None = None
+    prompt: Path | None = None
+    system: str = ""
+
+    def metrics(self, asker: Asks | None) -> Metrics:
+        """Reads answers, or asks for them, and has them judged."""
+        questions, extra = mmhal.read_questions(self.questions), 0
+        if asker:
+            paths = {question.image_id: _image(asker, question.image_id) for question in questions}
+            answers = asker.ask("mmhal", [(q.image_id, q.question) for q in questions], paths)
+        elif self.answers:
+            matched = read_answers([self.answers], mmhal.asked(questions))
+            answers, extra = matched.texts, len(matched.extra)
+            mmhal.refuse_empty(answers, str(self.answers))
+        else:
+            raise InputError("mmhal: give either --answers, or --model and --images")
+        judge = Judge(self.judge, self.out / "replies.jsonl")
+        prompt = read_prompt(self.prompt, PLACES) if self.prompt else PROMPT
+        found = mmhal.score_mmhal(questions, answers, judge, prompt=prompt, system=self.system)
+        counts = mmhal.count(questions, [verdict.value for verdict in found.verdicts])
+        return {
+            "score": found.score,
+            "hallucination_rate": found.hallucination_rate,
+            "types": found.types,
+            "judged": found.judged,
+            "intervals": bootstrap(np.array(list(counts.values())), mmhal.rates),
+            "prompt": str(self.prompt or "ours"),
+            **({"extra_answers": extra} if extra else {}),
+            **judging(self.judge, found.malformed, found.spending),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class PreferenceCommand:
+    """Ranks of several systems' descriptions on seven criteria, by a judge that sees the image (the paper's Table 1).
+
+    Attributes:
+      out: gets `metrics.json`, and `replies.jsonl` with all that the judge said.
+      captions: a file of saved captions for each system; its name without the ending is the system's.
+      images: where the images are: a folder, tar shards or Parquet (docs/images.md).
+      judge: who judges.
+      instruction: what the descriptions were asked for with.
+      repeats: how often each image is judged, each time in another order.
+      seed: of the orders.
+    """
+
+    out: Path
+    captions: tuple[Path, ...]
+    images: str
+    judge: JudgeConfig
+    instruction: str = "Describe this image in detail."
+    repeats: int = 1
+    seed: int = 0
+
+    def metrics(self, asker: Asks | None) -> Metrics:
+        """Has saved descriptions ranked."""
+        if asker:
+            raise InputError("preference: expected descriptions of every system in --captions; make them with caption")
+        if len({path.stem for path in self.captions}) < len(self.captions):
+            raise InputError("--captions: two files have the same name; systems are called by it")
+        opened = open_images(self.images)
+        names = ImageNames(opened)
+        systems = {}
+        for path in self.captions:
+            saved = read_captions([path], names, "images")
+            refuse_double(saved)
+            systems[path.stem] = dict(saved.pairs)
+        images = {image: opened.file(image) for captions in systems.values() for image in captions}
+        found = preference.rank(
+            systems,
+            images,
+            Judge(self.judge, self.out / "replies.jsonl"),
+            instruction=self.instruction,
+            repeats=self.repeats,
+            seed=self.seed,
+        )
+        return {
+            "ranks": {name: {key: value.mean for key, value in own.items()} for name, own in found.ranks.items()},
+            "intervals": {
+                name: {key: value.interval for key, value in own.items()} for name, own in found.ranks.items()
+            },
+            "images": found.images,
+            "rankings": found.rankings,
+            **judging(self.judge, found.malformed, found.spending),
+        }
+
+
+def _image(asker: Asks, image_id: str) -> ImageFile:
+    """The file whose name starts with an image's id."""
+    for name in asker.images:
+        if Path(name).name.startswith(image_id):
+            return asker.images[name]
+    raise InputError(f"mmhal: no file in --images starts with {image_id}; download the benchmark's images")
+
+
+def judging(config: JudgeConfig, malformed: Sequence[Verdict[Any]], spending: Any) -> Metrics:
+    """What is to be known of the judge: what it said that could not be read is shown, not guessed."""
+    return {
+        "judge": {"model": config.model, "base_url": config.base_url, "temperature": config.temperature},
+        "malformed": [
+            {"question_id": verdict.request.question_id, "replies": [reply.text for reply in verdict.replies]}
+            for verdict in malformed
+        ],
+        "spending": dataclasses.asdict(spending),
+    }

@@ -1,0 +1,197 @@
+"""Options of the benchmarks of questions and of reference captions, and how answers become figures."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from vigor_jax.errors import InputError
+from vigor_jax.evaluation.answer_matching import read_answers
+from vigor_jax.evaluation.benchmarks import captions, mmvet, question_files, questions
+from vigor_jax.evaluation.benchmarks.answer_letters import (
+    LetterParser,
+    parse_letter,
+    parse_letter_alone,
+    parse_letter_strict,
+)
+from vigor_jax.evaluation.benchmarks.mmbench import once, read_mmbench
+from vigor_jax.evaluation.benchmarks.question_layouts import (
+    is_llava_scienceqa,
+    read_gqa,
+    read_scienceqa,
+    read_scienceqa_llava,
+    read_seed,
+)
+from vigor_jax.evaluation.benchmarks.questions import Question
+from vigor_jax.evaluation.bootstrap import bootstrap
+from vigor_jax.evaluation.commands.hallucination import Asks, told
+from vigor_jax.evaluation.commands.judged import judging
+from vigor_jax.evaluation.judge.client import JudgeConfig
+from vigor_jax.evaluation.judge.judge import Judge
+from vigor_jax.evaluation.judge.prompt import read_prompt
+from vigor_jax.evaluation.metrics import Metrics
+from vigor_jax.evaluation.protocols import ProtocolName, wording, wording_seen
+from vigor_jax.evaluation.saved_captions import read_captions, refuse_double
+from vigor_jax.records import ImageFile
+
+Layout = Literal["seed", "mmbench", "scienceqa", "gqa", "mmvet"]
+
+
+@dataclasses.dataclass(frozen=True)
+class QuestionsCommand:
+    """SEED-Bench, MMBench (circular), ScienceQA, GQA and, with a judge, MM-Vet.
+
+    Attributes:
+      out: gets `metrics.json`.
+      layout: whose file it is.
+      questions: that file; of ScienceQA problems.json, or LLaVA's llava_test_CQM-A.json.
+      splits: ScienceQA's pid_splits.json, which problems.json needs.
+      split: which of ScienceQA's splits.
+      part: of SEED-Bench "image", "video" (a frame of each) or "all"; of ScienceQA "image", the questions with an
+        image, or "all".
+      circular: whether MMBench's options are rotated, and only who is right each time is right.
+      answers: saved answers; or give a model.
+      protocol: the words that a model is asked in: "llava-1.5" adds its request for a letter or a short answer,
+        "paper" nothing.
+      prompt_suffix: other words that follow each question, such as LLaVA's request in Chinese.
+      judge: who judges MM-Vet.
+      prompt: a file with the words that the judge is asked in, such as the published ones; by default our own.
+      system: name of the model, which the judge's replies are kept under.
+    """
+
+    out: Path
+    layout: Layout
+    questions: Path
+    splits: Path | None = None
+    split: str = "test"
+    part: Literal["image", "video", "all"] = "image"
+    circular: bool = True
+    answers: Path | None = None
+    protocol: ProtocolName = "llava-1.5"
+    prompt_suffix: str | None = None
+    judge: JudgeConfig | None = None
+    prompt: Path | None = None
+    system: str = ""
+
+    def metrics(self, asker: Asks | None) -> Metrics:
+        """Reads answers, or asks."""
+        words = wording(self.layout, self.protocol, self.prompt_suffix)
+        asked, extra = self._read(), 0
+        if asker:
+            asked = [questions.worded(question, words) for question in asked]
+            paths: Mapping[str, ImageFile] | None = None
+            if self.layout == "mmbench":  # whose file holds the images
+                choices = [question for question in asked if isinstance(question, questions.ChoiceQuestion)]
+                paths = question_files.write_images(choices, self.out / "images")
+            elif self.layout == "seed":  # whose images' names have no endings
+                paths = question_files.find_files(asked, asker.images)
+            pairs = [(question.image or "", question.prompt) for question in asked]
+            texts = asker.ask(self.layout, pairs, paths, protocol=words.name)
+        elif self.answers:
+            known = questions.asked(asked)
+            matched = read_answers([self.answers], known)
+            said = zip(known, matched.answers, strict=True)
+            words = wording_seen(self.layout, words, [(one.body, answer.question) for one, answer in said])
+            texts, extra = matched.texts, len(matched.extra)
+        else:
+            raise InputError("questions: give either --answers, or --model and --images")
+        found = self._judged(asked, texts) if self.layout == "mmvet" else self._compared(asked, texts)
+        return {**found, **told(words, extra)}
+
+    def _read(self) -> list[Question]:
+        if self.part == "video" and self.layout != "seed":
+            raise InputError(f"--part: only seed has videos, got layout {self.layout}")
+        if self.part == "all" and self.layout not in ("seed", "scienceqa"):
+            raise InputError(f"--part: seed and scienceqa have parts, got layout {self.layout}")
+        if self.layout == "scienceqa":
+            text_only = self.part == "all"
+            if is_llava_scienceqa(self.questions):
+                return list(read_scienceqa_llava(self.questions, text_only=text_only))
+            if self.splits is None:
+                raise InputError("questions: ScienceQA's problems.json needs --splits, its pid_splits.json")
+            return list(read_scienceqa(self.questions, self.splits, self.split, text_only=text_only))
+        if self.layout == "seed":
+            return list(read_seed(self.questions, self.part))
+        if self.layout == "mmbench":
+            return list(read_mmbench(self.questions, circular=self.circular))
+        return list(read_gqa(self.questions) if self.layout == "gqa" else mmvet.read_mmvet(self.questions))
+
+    def _compared(self, asked: list[Question], texts: list[str]) -> Metrics:
+        found = questions.outcomes(asked, texts)
+        merged = questions.merge_groups(found)
+        metrics = self._figures(asked, texts, parse_letter)
+        metrics["intervals"] = bootstrap(np.array(list(questions.count(merged).values())), questions.rates)
+        if self.layout != "gqa":  # which has no letters
+            strict = parse_letter_alone if self.layout == "seed" else parse_letter_strict
+            metrics["strict"] = self._figures(asked, texts, strict)
+        return metrics
+
+    def _figures(self, asked: list[Question], texts: list[str], parser: LetterParser) -> Metrics:
+        found = questions.outcomes(asked, texts, parser)
+        metrics = dataclasses.asdict(questions.score(questions.merge_groups(found)))
+        if self.layout == "mmbench" and self.circular:
+            choices = [question for question in asked if isinstance(question, questions.ChoiceQuestion)]
+            metrics["once"] = questions.score([found[place] for place in once(choices)]).accuracy
+        return metrics
+
+    def _judged(self, asked: list[Question], texts: list[str]) -> Metrics:
+        if self.judge is None:
+            raise InputError("questions: MM-Vet needs a judge, give --judge.model")
+        own = [question for question in asked if isinstance(question, questions.OpenQuestion)]
+        prompt = read_prompt(self.prompt, mmvet.PLACES) if self.prompt else mmvet.PROMPT
+        found = mmvet.score_mmvet(
+            own, texts, Judge(self.judge, self.out / "replies.jsonl"), prompt=prompt, system=self.system
+        )
+        counts = mmvet.count(own, [verdict.value for verdict in found.verdicts])
+        return {
+            "score": found.score,
+            "capabilities": found.capabilities,
+            "integrations": found.integrations,
+            "judged": found.judged,
+            "intervals": bootstrap(np.array(list(counts.values())), mmvet.rates),
+            "prompt": str(self.prompt or "ours"),
+            **judging(self.judge, found.malformed, found.spending),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class CaptionsCommand:
+    """BLEU, ROUGE-L and CIDEr against reference captions, METEOR and SPICE where Java is, and FiSAO's mean of them.
+
+    Attributes:
+      out: gets `metrics.json`.
+      references: COCO's captions, or {image: [caption, ...]}.
+      captions: saved captions, with `image` or `image_id` and `text` or `caption`; or give a model.
+      prompt: what a model is asked for a caption with.
+      limit: only so many images, the first by name; 0 takes all.
+    """
+
+    out: Path
+    references: Path
+    captions: Path | None = None
+    prompt: str = "Provide a one-sentence caption for the provided image."
+    limit: int = 0
+
+    def metrics(self, asker: Asks | None) -> Metrics:
+        """Reads captions, or asks for them."""
+        references, names = captions.read_named_references(self.references)
+        extra = 0
+        if asker:
+            images = sorted(references)[: self.limit or None]
+            texts = dict(zip(images, asker.ask("captions", [(i, self.prompt) for i in images]), strict=True))
+        elif self.captions:
+            saved = read_captions([self.captions], names, "references")
+            refuse_double(saved)
+            texts, extra = dict(saved.pairs[: self.limit or None]), len(saved.extra)
+        else:
+            raise InputError("captions: give either --captions, or --model and --images")
+        found = captions.score(texts, references)
+        figures = [field.name for field in dataclasses.fields(found) if field.name not in ("counts", "left_out")]
+        return {
+            **{name: getattr(found, name) for name in figures},
+            "left_out": dict(found.left_out),
+            **({"extra_answers": extra} if extra else {}),
+            "intervals": bootstrap(np.array(list(found.counts.values())), captions.rates),
+        }

@@ -1,0 +1,1 @@
+"""Another model that judges answers, over an OpenAI-compatible API."""

@@ -1,0 +1,1 @@
+"""Weights as files: safetensors and pickled PyTorch tensors, read and checked without running code."""

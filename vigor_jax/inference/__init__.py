@@ -1,0 +1,1 @@
+"""From weights to text: prefill, decoding, sampling, answers kept on disk."""

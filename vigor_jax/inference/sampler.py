@@ -1,0 +1,377 @@
+"""Sampling of responses: requests in, completed candidates out, in order; what is done makes room for what waits."""
+
+import bisect
+import collections
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Literal, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from vigor_jax.data.text.tokenizer import Tokenizer
+from vigor_jax.errors import InputError
+from vigor_jax.inference.decoder import Batch, Decoder, SamplingConfig
+from vigor_jax.inference.kv_cache import Prefix, Ring, Texts
+from vigor_jax.models.llava import Llava, LlavaConfig
+from vigor_jax.parallel.sharding import own_rows, split_rows, whole_batch
+
+FinishReason = Literal["stop", "length", "repetition"]
+
+IMAGE_READERS = 4
+# The host looks for what has ended, and fills its rows anew, between runs of the device of so many steps.
+STEPS_BETWEEN_LOOKS = 16
+# A refill is for a quarter of the rows, and waits until three quarters of it are to be had: the rest of it is wasted.
+REFILL, FULL_ENOUGH = 1 / 4, 3 / 4
+# Batches of requests that may wait where some part of the mesh is slower than the others.
+MOST_AHEAD = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One image (or none) and what is asked about it.
+
+    Attributes:
+      image_id: names the image in every run; random choices depend on it.
+      prompt_ids: token ids of the whole prompt, see `data.text.conversation.encode_prompt`.
+      pixels: uint8 [S, S, 3], or a function that reads them (called on another thread, and only where they are
+        needed); None for a prompt of text alone.
+      prompt: the prompt's words; random choices depend on them.
+    """
+
+    image_id: str
+    prompt_ids: Sequence[int]
+    pixels: Callable[[], np.ndarray] | np.ndarray | None
+    prompt: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """One candidate.
+
+    Attributes:
+      image_id: as in the request.
+      candidate: its index among those of its request.
+      text: decoded, without what ended it, stripped.
+      token_ids: with the EOS token, or the tokens of the stop string, where one ended it.
+      logprobs: float32 [len(token_ids)], each token's log-probability under the model as it is: neither tempered nor
+        truncated.
+      finish_reason: "stop" at EOS or the stop string, "repetition", or "length" when `max_new_tokens` or the model's
+        positions ran out.
+    """
+
+    image_id: str
+    candidate: int
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: np.ndarray
+    finish_reason: FinishReason
+
+    @property
+    def mean_logprob(self) -> float:
+        return float(self.logprobs.mean(dtype=np.float64))
+
+
+class Ending(NamedTuple):
+    """Where a candidate ends: tokens it has by then, and why."""
+
+    num_tokens: int
+    reason: FinishReason
+
+
+@dataclasses.dataclass
+class _Row:
+    """A request under way: the limit of its candidates, where they end, and how many tokens they have."""
+
+    number: int
+    request: Request
+    limit: int
+    endings: list[Ending | None]
+    num_tokens: int = 1
+
+
+class Sampler:
+    """Draws `num_candidates` responses to each request, `batch_size` requests at a time.
+
+    As soon as all candidates of a request have ended, the next request takes its row.
+
+    Args:
+      model: its weights on `mesh`, its layers as `layers.stacks_inference` says. Every weight is read for every token,
+        so split them over `tensor` rather than `fsdp` if they do not fit on a device.
+      tokenizer: decodes, and says which ids are tokens and which one ends an answer.
+      config: how to sample.
+      mesh: the batch is split over `data` x `fsdp`, and made larger where it does not divide.
+      stop: text that ends an answer besides EOS (`Template.stop`).
+    """
+
+    def __init__(
+        self, model: Llava, tokenizer: Tokenizer, config: SamplingConfig, mesh: Mesh, stop: str | None = None
+    ) -> None:
+        config = dataclasses.replace(config, batch_size=whole_batch(config.batch_size, mesh))
+        self._model, self._tokenizer, self._config, self._mesh, self._stop = model.config, tokenizer, config, mesh, stop
+        self._decoder = Decoder(model, config, is_answer(model.config, tokenizer), tokenizer.eos_id)
+        self._num_parts = whole_batch(1, mesh)
+        self._own_parts = frozenset(own_rows(self._num_parts, mesh))
+        self._rows_a_part = config.batch_size // self._num_parts
+        self._refill_a_part = refill_size(config.batch_size, mesh) // self._num_parts
+        self._gather = jax.jit(lambda *arrays: arrays, out_shardings=NamedSharding(mesh, P()))
+
+    @property
+    def compilations(self) -> collections.Counter[str]:
+        """How often each part was compiled so far; a long run should stand still here."""
+        return self._decoder.compilations
+
+    def generate(self, requests: Iterable[Request]) -> Iterator[list[Completion]]:
+        """Completions of each request, in the order of the requests, which are read as they are needed.
+
+        With several processes, each gives the same requests and gets all the results, but reads the pixels of its own
+        parts' requests only: each part of the mesh takes its turn.
+
+        Raises:
+          InputError: a prompt is empty, too long, or has not as many image tokens as its image has features.
+          FloatingPointError: the model's scores are not finite.
+        """
+        readers = ThreadPoolExecutor(IMAGE_READERS, "read-image")
+        try:
+            yield from _Generation(self, iter(requests), readers).run()
+        finally:
+            readers.shutdown(cancel_futures=True)
+
+    def _check(self, request: Request) -> None:
+        length, positions = len(request.prompt_ids), self._model.text.max_position_embeddings
+        if not 0 < length < positions:
+            raise InputError(
+                f"{request.image_id}: a prompt of {length} tokens, expected at least 1 and fewer than the model's "
+                f"{positions} positions; shorten it"
+            )
+        expected = 0 if request.pixels is None else self._model.num_image_tokens
+        found = sum(token_id == self._model.image_token_id for token_id in request.prompt_ids)
+        if found != expected:
+            raise InputError(
+                f"{request.image_id}: the prompt has {found} image tokens, expected {expected}; "
+                "a prompt names its image once, and a prompt without image not at all"
+            )
+
+    def _limit(self, request: Request) -> int:
+        """Most tokens of its candidates."""
+        return min(self._config.max_new_tokens, self._model.text.max_position_embeddings - len(request.prompt_ids))
+
+    def _ending(self, token_ids: np.ndarray, limit: int) -> Ending | None:
+        """The earliest end among the tokens so far."""
+        ends: list[Ending] = []
+        is_full, token_ids = len(token_ids) >= limit, token_ids[:limit]
+        eos = np.flatnonzero(token_ids == self._tokenizer.eos_id)
+        if eos.size:
+            ends.append(Ending(int(eos[0]) + 1, "stop"))
+            token_ids = token_ids[: eos[0] + 1]
+        if self._has_stop(token_ids):
+            lengths = range(len(token_ids))
+            ends.append(Ending(bisect.bisect_left(lengths, True, key=lambda n: self._has_stop(token_ids[:n])), "stop"))
+        if self._config.repetition_stop:
+            end = repetition_end(token_ids, self._config.repetition_stop)
+            ends += [] if end is None else [Ending(end, "repetition")]
+        ends += [Ending(limit, "length")] if is_full else []
+        return min(ends, key=lambda ending: ending.num_tokens, default=None)
+
+    def _look(self, row: _Row, token_ids: np.ndarray) -> None:
+        """Finds the ends of its candidates."""
+        for candidate, ending in enumerate(row.endings):
+            if ending is None:
+                row.endings[candidate] = self._ending(token_ids[candidate, : row.num_tokens], row.limit)
+
+    def _has_stop(self, token_ids: np.ndarray) -> bool:
+        return self._stop is not None and self._stop in self._tokenizer.decode(token_ids)
+
+    def _completions(self, row: _Row, token_ids: np.ndarray, logprobs: np.ndarray) -> list[Completion]:
+        return [
+            self._completion(row.request, candidate, ending, token_ids[candidate], logprobs[candidate])
+            for candidate, ending in enumerate(row.endings)
+            if ending is not None  # each of them is
+        ]
+
+    def _completion(
+        self, request: Request, candidate: int, ending: Ending, token_ids: np.ndarray, logprobs: np.ndarray
+    ) -> Completion:
+        token_ids, logprobs = token_ids[: ending.num_tokens], logprobs[: ending.num_tokens]
+        if not np.isfinite(logprobs).all():
+            raise FloatingPointError(f"{request.image_id}: the model's scores are not finite; are its weights sound?")
+        text = self._tokenizer.decode(token_ids)
+        text = text if self._stop is None else text.split(self._stop)[0]
+        ids = tuple(token_ids.tolist())
+        return Completion(request.image_id, candidate, text.strip(), ids, logprobs, ending.reason)
+
+
+class _Generation:
+    """One run through requests: those that wait, the rows under way, and completions that others must come before.
+
+    Rows of a part of the mesh stand together, and have a queue of their own.
+    """
+
+    def __init__(self, sampler: Sampler, requests: Iterator[Request], readers: ThreadPoolExecutor) -> None:
+        self._sampler, self._requests, self._readers = sampler, requests, readers
+        self._config, self._decoder, self._mesh = sampler._config, sampler._decoder, sampler._mesh
+        self._num_taken = self._num_given = 0
+        self._waiting: list[collections.deque[tuple[_Row, Future | None]]] = [
+            collections.deque() for _ in range(sampler._num_parts)
+        ]
+        self._rows: list[_Row | None] = [None] * self._config.batch_size
+        self._finished: dict[int, list[Completion]] = {}
+        self._state: tuple[Prefix, Texts, Ring] | None = None
+
+    def run(self) -> Iterator[list[Completion]]:
+        while self._advance():
+            while self._num_given in self._finished:
+                yield self._finished.pop(self._num_given)
+                self._num_given += 1
+
+    def _advance(self) -> bool:
+        """Fills free rows, and adds some tokens to all; whether there was anything left to do."""
+        # Not around `run`: who takes its results has a mesh of their own, or none.
+        with jax.set_mesh(self._mesh):
+            self._read_ahead()
+            while free := self._worth_refilling():
+                self._refill(free)
+                self._read_ahead()
+            if any(self._rows):
+                self._extend()
+                self._take_finished()
+                return True
+        return False
+
+    def _read_ahead(self) -> None:
+        """Takes requests, each part of the mesh in turn, until each has as many as it has rows."""
+        sampler, most = self._sampler, MOST_AHEAD * self._config.batch_size
+        while min(map(len, self._waiting)) < sampler._rows_a_part and sum(map(len, self._waiting)) < most:
+            request = next(self._requests, None)
+            if request is None:
+                return
+            sampler._check(request)
+            part = self._num_taken % sampler._num_parts
+            reads = part in sampler._own_parts and request.pixels is not None
+            image = self._readers.submit(_read, request) if reads else None
+            row = _Row(self._num_taken, request, sampler._limit(request), [None] * self._config.num_candidates)
+            self._waiting[part].append((row, image))
+            self._num_taken += 1
+
+    def _worth_refilling(self) -> list[list[int]]:
+        """Free rows of each part that a refill now is for; nothing if it had better wait for more."""
+        size, most = self._sampler._rows_a_part, self._sampler._refill_a_part
+        free = [
+            [place for place in range(size) if self._rows[part * size + place] is None][: min(most, len(waiting))]
+            for part, waiting in enumerate(self._waiting)
+        ]
+        found, in_reach = sum(map(len, free)), sum(min(most, len(waiting)) for waiting in self._waiting)
+        enough = min(math.ceil(FULL_ENOUGH * most * len(free)), in_reach)
+        return free if found and (found >= enough or not any(self._rows)) else []
+
+    def _refill(self, free: list[list[int]]) -> None:
+        """Puts the requests that wait longest into free rows."""
+        size, most = self._sampler._rows_a_part, self._sampler._refill_a_part
+        rows = np.full((len(free), most), size, np.int32)
+        taken: dict[int, tuple[_Row, Future | None]] = {}
+        for part, places in enumerate(free):
+            rows[part, : len(places)] = places
+            for i, place in enumerate(places):
+                taken[part * most + i] = self._waiting[part].popleft()
+                self._rows[part * size + place] = taken[part * most + i][0]
+        batch = self._to_device(taken, rows.ravel())
+        prefix, texts, ring = self._state or self._decoder.begin(batch)
+        prefix = self._decoder.widen(prefix, batch.token_ids.shape[1])
+        self._state = *self._decoder.refill(prefix, texts, batch), ring
+
+    def _to_device(self, taken: dict[int, tuple[_Row, Future | None]], rows: np.ndarray) -> Batch:
+        """Prompts by their place in the batch; what is left of it only fills up."""
+        size, bucket, edge = len(rows), self._config.prompt_bucket, self._sampler._model.vision.image_size
+        longest = max(len(row.request.prompt_ids) for row, _ in taken.values())
+        token_ids = np.zeros((size, -(-longest // bucket) * bucket), np.int32)
+        lengths, seeds = np.ones(size, np.int32), np.zeros((size, 2), np.uint32)
+        has_image = any(row.request.pixels is not None for row, _ in taken.values())
+        pixels = np.zeros((size, edge, edge, 3), np.uint8) if has_image else None
+        for place, (row, future) in taken.items():
+            request = row.request
+            lengths[place] = len(request.prompt_ids)
+            token_ids[place, : lengths[place]] = request.prompt_ids
+            seeds[place] = stream_seed(self._config.seed, request)
+            if pixels is not None and future is not None:
+                image = future.result()
+                assert image.shape == pixels.shape[1:], f"{request.image_id}: {image.shape}, not {edge} pixels wide"
+                pixels[place] = image
+        return Batch(*split_rows((token_ids, lengths, seeds, rows, pixels), self._mesh))
+
+    def _extend(self) -> None:
+        """Some more tokens for all rows."""
+        assert self._state is not None
+        prefix, texts, ring = self._state
+        under_way = [row for row in self._rows if row]
+        count = min(STEPS_BETWEEN_LOOKS, max(row.limit - row.num_tokens for row in under_way))
+        if not count:
+            return
+        for row in under_way:
+            row.num_tokens += count
+        longest = max(min(row.num_tokens, row.limit) for row in under_way)
+        ring = self._decoder.grow(ring, next(room for room in self._decoder.rooms if longest <= room))
+        self._state = prefix, *self._decoder.extend(prefix, texts, ring, count)
+
+    def _take_finished(self) -> None:
+        """Rows whose candidates have all ended are free from now on."""
+        assert self._state is not None
+        prefix, texts, ring = self._state
+        token_ids, logprobs = jax.device_get(self._sampler._gather(texts.token_ids, texts.logprobs))
+        done = np.ones(texts.done.shape, bool)
+        for place, row in enumerate(self._rows):
+            if row is None:
+                continue
+            self._sampler._look(row, token_ids[place])
+            done[place] = [ending is not None for ending in row.endings]
+            if done[place].all():
+                self._finished[row.number] = self._sampler._completions(row, token_ids[place], logprobs[place])
+                self._rows[place] = None
+        self._state = prefix, dataclasses.replace(texts, done=split_rows(done, self._mesh)), ring
+
+
+def refill_size(batch_size: int, mesh: Mesh) -> int:
+    """Prompts that are read at a time: the same number for each part of the mesh."""
+    parts = whole_batch(1, mesh)
+    return parts * max(1, int(REFILL * batch_size / parts))
+
+
+def is_answer(config: LlavaConfig, tokenizer: Tokenizer) -> np.ndarray:
+    """Which rows of the vocabulary may stand in an answer: bool [V].
+
+    An image's place, padding, and the rows that fill an embedding matrix up are no words, whatever their scores.
+    """
+    ids = np.arange(config.text.vocab_size)
+    return (
+        (ids < tokenizer.vocab_size)
+        & (ids != config.image_token_id)
+        & ((ids != tokenizer.pad_id) | (ids == tokenizer.eos_id))
+    )
+
+
+def stream_seed(seed: int, request: Request) -> np.ndarray:
+    """Where the random numbers of a request start: uint32 [2], the same in every run, process and batch."""
+    name = json.dumps([seed, request.image_id, request.prompt])
+    return np.frombuffer(hashlib.blake2b(name.encode(), digest_size=8).digest(), "<u4")
+
+
+def repetition_end(token_ids: np.ndarray, n: int) -> int | None:
+    """The least length at which the last 2·n tokens repeat with a period of at most n; None if they never do."""
+    count = len(token_ids) - 2 * n + 1  # places where 2·n tokens end
+    if count <= 0:
+        return None
+    repeats = np.zeros(count, bool)
+    for period in range(1, n + 1):
+        width = 2 * n - period
+        same = np.cumsum(np.r_[0, token_ids[period:] == token_ids[:-period]])
+        repeats |= same[width:] - same[:-width] == width
+    return 2 * n + int(repeats.argmax()) if repeats.any() else None
+
+
+def _read(request: Request) -> np.ndarray:
+    return request.pixels() if callable(request.pixels) else np.asarray(request.pixels)

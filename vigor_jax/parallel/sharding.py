@@ -1,0 +1,258 @@
+"""Where arrays live: the device mesh, the rules from logical to mesh axes, and global batches.
+
+Mesh axes: `data` (replicas), `fsdp` (weights and batch split, gathered layer by layer) and `tensor` (heads, MLP and
+vocabulary split). The batch is split over `data` and `fsdp` together.
+"""
+
+import dataclasses
+import importlib.util
+import logging
+import math
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from vigor_jax.errors import InputError
+from vigor_jax.parallel.lost_process import HEARTBEAT_TIMEOUT, listen
+
+logger = logging.getLogger(__name__)
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = P(("data", "fsdp"))
+
+# Every parameter names its logical axes where it is made (`vigor_jax.models.layers.param`); this says which mesh axis
+# each one is split over. The rest are replicated.
+RULES = {"embed": "fsdp", "heads": "tensor", "mlp": "tensor", "vocab": "tensor"}
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Shape of the device mesh; at most one axis may be -1, which takes the devices that are left.
+
+    Attributes:
+      data: number of replicas of the weights.
+      fsdp: number of parts that weights, optimiser state and batch are split into.
+      tensor: number of parts that heads, MLP and vocabulary are split into.
+    """
+
+    data: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class DistributedConfig:
+    """How processes find each other; on TPU pods and under SLURM nothing needs to be given.
+
+    Attributes:
+      enabled: whether to join other processes; by default on a TPU host, in a SLURM step of several tasks (srun), under
+        mpirun, and where a coordinator is given.
+      coordinator: `host:port` of process 0.
+      num_processes: processes in all.
+      process_id: this one's number, from 0.
+    """
+
+    enabled: bool | None = None
+    coordinator: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
+
+
+def join_processes(config: DistributedConfig) -> None:
+    """Initialises `jax.distributed`; TPU pods and SLURM are recognised, elsewhere the three flags say how.
+
+    A process that is lost ends the others within `HEARTBEAT_TIMEOUT`, with one line.
+
+    In a SLURM job a task has its node's GPUs if it is alone there, and one of them if there are several.
+
+    Raises:
+      InputError: only some of the three flags are given, other processes cannot be found, or this one would be alone in
+        a SLURM job of several nodes.
+    """
+    enabled = config.coordinator is not None or in_cluster() if config.enabled is None else config.enabled
+    if not enabled:
+        if config.enabled is None:
+            _tell_of_idle_tasks()
+        return
+    if config.coordinator is not None and (config.num_processes is None or config.process_id is None):
+        raise InputError(
+            "distributed: coordinator is set, so num_processes and process_id are needed too, "
+            f"got num_processes={config.num_processes}, process_id={config.process_id}"
+        )
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        jax.distributed.initialize(
+            config.coordinator,
+            config.num_processes,
+            config.process_id,
+            _local_devices(),
+            heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
+        )
+    except (ValueError, TypeError, jax.errors.JaxRuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"distributed: cannot join the other processes ({reason}); start every process with srun, or give "
+            "--distributed.coordinator, num_processes and process_id, or --distributed.enabled false to run as one"
+        ) from error
+    if jax.distributed.is_initialized():
+        listen()
+
+
+def _local_devices() -> list[int] | None:
+    """JAX gives each task of a SLURM job one GPU, the others of its node to nobody. A task that has a node for itself
+    gets no such limit, which is []."""
+    tasks = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "")
+    has_node = re.fullmatch(r"1(\(x\d+\))?", tasks) and "JAX_LOCAL_DEVICE_IDS" not in os.environ
+    return [] if has_node else None
+
+
+def in_cluster() -> bool:
+    """Whether JAX can find the other processes by itself: on a TPU host, in a SLURM step of several tasks, or under
+    Open MPI.
+
+    `SLURM_NTASKS` does not say it: the batch script and the shell of salloc have it too, and are one process.
+    """
+    if _count("SLURM_STEP_NUM_TASKS") > 1 or _count("OMPI_COMM_WORLD_SIZE") > 1:
+        return True
+    chips = any(Path("/dev").glob("accel[0-9]*")) or any(Path("/dev/vfio").glob("[0-9]*"))
+    return chips and importlib.util.find_spec("libtpu") is not None and os.environ.get("JAX_PLATFORMS") != "cpu"
+
+
+def _tell_of_idle_tasks() -> None:
+    """Warns of tasks of a SLURM job that nobody started; refuses to leave whole nodes idle."""
+    tasks, nodes = _count("SLURM_NTASKS"), max(_count("SLURM_JOB_NUM_NODES"), _count("SLURM_NNODES"))
+    if tasks == 1:
+        return
+    what = f"this SLURM job has {tasks} tasks on {nodes} node{'s' * (nodes > 1)}, and srun did not start this process"
+    if nodes > 1:
+        raise InputError(
+            f"distributed: {what}; start it as srun python -m ..., or give --distributed.enabled false to run as one "
+            "process on this node"
+        )
+    logger.warning(
+        "%s: it runs as one process with all devices of the node; start it as srun python -m ... to have one a task; "
+        "--distributed.enabled false says that one is meant", what,
+    )  # fmt: skip
+
+
+def _count(variable: str) -> int:
+    """A number in the environment, 1 by default."""
+    value = os.environ.get(variable, "")
+    return int(value) if value.isdecimal() else 1
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Arranges the devices (all of them by default) as data × fsdp × tensor.
+
+    Raises:
+      InputError: the shape does not fit the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    shape = [getattr(config, axis) for axis in AXES]
+    wanted = " x ".join(f"{axis} {size}" for axis, size in zip(AXES, shape, strict=True))
+    if any(size == 0 or size < -1 for size in shape) or shape.count(-1) > 1:
+        raise InputError(f"mesh: sizes must be positive, with at most one -1, got {wanted}")
+    known = math.prod(size for size in shape if size != -1)
+    if len(devices) % known or (-1 not in shape and known != len(devices)):
+        raise InputError(
+            f"mesh: {wanted} does not divide the {len(devices)} devices present; "
+            "the three sizes must multiply to their number (-1 takes what is left)"
+        )
+    shape = [len(devices) // known if size == -1 else size for size in shape]
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def batch_size_per_step(batch_size: int, mesh: Mesh, accumulate: int = 1, pack: int = 1) -> None:
+    """Checks that a global batch splits over the mesh's batch axes, the micro-batches and rows of `pack` examples."""
+    parts = mesh.shape["data"] * mesh.shape["fsdp"] * accumulate * pack
+    if batch_size % parts:
+        packing = (" x pack", f" x {pack}") if pack > 1 else ("", "")
+        raise InputError(
+            f"batch size {batch_size} does not divide by data x fsdp x accumulation{packing[0]} = "
+            f"{mesh.shape['data']} x {mesh.shape['fsdp']} x {accumulate}{packing[1]}; choose a multiple of {parts}"
+        )
+
+
+def whole_batch(batch_size: int, mesh: Mesh) -> int:
+    """The least batch of this size or larger that splits over the mesh's batch axes."""
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    return -(-batch_size // parts) * parts
+
+
+def own_rows(batch_size: int, mesh: Mesh) -> list[int]:
+    """This process's rows of a global batch, ascending."""
+    # A mesh whose `tensor` axis crosses processes gives several of them the same rows.
+    parts = NamedSharding(mesh, BATCH).addressable_devices_indices_map((batch_size,)).values()
+    return sorted({row for part in parts if part for row in range(batch_size)[part[0]]})
+
+
+def partition_spec(shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: Mesh | AbstractMesh) -> P:
+    """The split of one parameter; a dimension that its mesh axis does not divide stays whole.
+
+    Stacked layers carry one leading axis more than `axes` names; it is never split.
+    """
+    names = (None,) * (len(shape) - len(axes)) + axes
+    split = [RULES.get(name) if name else None for name in names]
+    return P(
+        *(axis if axis and size % mesh.shape[axis] == 0 else None for size, axis in zip(shape, split, strict=True))
+    )
+
+
+def param_shardings(state: nnx.State, mesh: Mesh) -> nnx.State:
+    """`NamedSharding` for every variable of an (abstract or real) `nnx.State`, in the state's own structure."""
+
+    def place(variable: nnx.Variable) -> nnx.Variable:
+        axes = variable.get_metadata().get("axes", ())
+        return variable.replace(NamedSharding(mesh, partition_spec(variable.get_value().shape, axes, mesh)))
+
+    return jax.tree.map(place, state, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+
+
+def platform() -> str:
+    """ "cpu", "gpu" or "tpu": of the mesh's devices, which may be elsewhere (`vigor_jax.plan`), or else of the default
+    ones."""
+    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+    named = getattr(device, "platform", None) or jax.default_backend()
+    return "gpu" if named in ("cuda", "rocm") else str(named)
+
+
+def split_batch(x: jax.Array) -> jax.Array:
+    """Inside jit under a mesh: keeps the leading axis of an activation split over the batch axes."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, BATCH)
+
+
+def gather_fsdp(weight: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+    """Inside jit under a mesh: a weight whole but for its split over `tensor`, for use in one place of the model."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return weight
+    axes = tuple(name if RULES.get(name or "") == "tensor" else None for name in axes)
+    return jax.lax.with_sharding_constraint(weight, partition_spec(weight.shape, axes, mesh))
+
+
+def to_global(tree: Any, mesh: Mesh, spec: P = BATCH) -> Any:
+    """Host arrays, this process's rows each, → global arrays split by `spec`."""
+    sharding = NamedSharding(mesh, spec)
+    with jax.transfer_guard_host_to_device("allow"):  # a batch is what is meant to move
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree)
+
+
+def split_rows(tree: Any, mesh: Mesh) -> Any:
+    """Host arrays of a whole batch, in every process the same or right in its own rows, → global arrays.
+
+    Each device takes its rows from where they are, so that their order may be any.
+    """
+    sharding = NamedSharding(mesh, BATCH)
+    with jax.transfer_guard_host_to_device("allow"):
+        return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, x.__getitem__), tree)

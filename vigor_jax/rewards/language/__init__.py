@@ -1,0 +1,1 @@
+"""What a sentence claims: tags, nouns, denials, suppositions."""

@@ -1,0 +1,1 @@
+"""The training state and step, checkpoints, losses and logs."""

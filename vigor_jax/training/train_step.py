@@ -1,0 +1,315 @@
+"""The pure part of fine-tuning: settings, optimiser, state, and (state, frozen, rows) → (state, metrics).
+
+Weights are flat dicts by dotted path, such as `language_model.layers.q_proj.kernel`: `params` are trained and held
+in float32, `frozen` are not and have the type the model computes in.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Set
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Int32, UInt32
+
+from vigor_jax.data.batches.loader import Rows
+from vigor_jax.data.text.conversation import TEMPLATES
+from vigor_jax.errors import InputError, nearest
+from vigor_jax.models.layers import REMAT_POLICIES
+from vigor_jax.models.llava import Llava, param_paths
+from vigor_jax.parallel.sharding import BATCH
+from vigor_jax.parallel.xla_flags import compiler_options
+from vigor_jax.training.losses import chunked_cross_entropy, supervised_first
+
+Weights: TypeAlias = dict[str, Array]
+Metrics: TypeAlias = dict[str, Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class SftConfig:
+    """Supervised fine-tuning; the defaults are LLaVA's and, where it speaks, ViGoR's (but for its 2 epochs).
+
+    Attributes:
+      data: conversations in LLaVA's format.
+      images: where the images that they name are: a folder, tar shards or Parquet (docs/images.md).
+      skip_bad: leave rows out that cannot be trained on, with their number, rather than refuse the data.
+      template: conversation format, a key of `data.text.conversation.TEMPLATES`.
+      epochs: passes over the data.
+      batch_size: examples an update, over all devices.
+      accumulate: parts that a batch is computed in, one after the other; the update stays the same.
+      pack: examples that share a row, on the average, to spare padding; the update stays the same. 1 packs nothing.
+      learning_rate: peak, reached after the warm-up, from where a cosine falls to 0.
+      warmup_ratio: share of all updates in which the rate rises linearly from 0.
+      weight_decay: decoupled, on everything but biases and norms.
+      beta1: AdamW's decay of the mean gradient.
+      beta2: AdamW's decay of the mean square.
+      eps: AdamW's denominator floor.
+      max_grad_norm: longer gradients are scaled down to this norm.
+      max_length: longest example in tokens, image tokens included; longer ones lose text at their end.
+      bucket: lengths are padded to multiples of it, so that few shapes are ever compiled.
+      freeze: what is not trained, each a beginning of dotted parameter paths or a regular expression for whole ones.
+      remat: what the decoder's layers keep for the backward pass, a key of `models.layers.REMAT_POLICIES`.
+      loss_chunk: positions of a row whose logits may exist at a time.
+      seed: of the data's order.
+      save_every: updates between checkpoints.
+      keep: how many of the newest checkpoints stay.
+      log_every: updates between TensorBoard points; `metrics/*.jsonl` has every update.
+    """
+
+    data: Path | None = None
+    images: str | None = None
+    skip_bad: bool = False
+    template: str = "v1"
+    epochs: int = 1
+    batch_size: int = 32
+    accumulate: int = 1
+    pack: int = 1
+    learning_rate: float = 2e-5
+    warmup_ratio: float = 0.03
+    weight_decay: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    max_grad_norm: float = 1.0
+    max_length: int = 2048
+    bucket: int = 128
+    freeze: tuple[str, ...] = ("vision_tower",)
+    remat: str = "full"
+    loss_chunk: int = 128
+    seed: int = 0
+    save_every: int = 500
+    keep: int = 2
+    log_every: int = 10
+
+    def __post_init__(self) -> None:
+        counts = ("epochs", "batch_size", "accumulate", "pack", "max_length", "bucket", "loss_chunk", "save_every")
+        for names, holds, expected in (
+            ((*counts, "keep", "log_every"), lambda value: value >= 1, "at least 1"),
+            (("learning_rate", "eps", "max_grad_norm"), lambda value: value > 0, "more than 0"),
+            (("weight_decay", "seed"), lambda value: value >= 0, "0 or more"),
+            (("warmup_ratio",), lambda value: 0 <= value <= 1, "0 to 1"),
+            (("beta1", "beta2"), lambda value: 0 <= value < 1, "0 to less than 1"),
+            (("template",), TEMPLATES.__contains__, f"one of {', '.join(TEMPLATES)}"),
+            (("remat",), REMAT_POLICIES.__contains__, f"one of {', '.join(REMAT_POLICIES)}"),
+        ):
+            for name in names:
+                if not holds(getattr(self, name)):
+                    raise InputError(f"{name}: expected {expected}, got {getattr(self, name)!r}")
+        if self.batch_size % self.accumulate:
+            raise InputError(
+                f"batch_size {self.batch_size} does not divide into accumulate {self.accumulate} equal parts; "
+                "change either"
+            )
+        if self.batch_size % (self.accumulate * self.pack):
+            raise InputError(
+                f"batch_size {self.batch_size} does not divide into accumulate {self.accumulate} parts of rows of pack "
+                f"{self.pack} examples; change one of them"
+            )
+
+
+# (model, rows, config) → the sum of the loss over some rows, and the number (or weight) of what it is summed over.
+Loss: TypeAlias = Callable[[Llava, Any, SftConfig], tuple[Array, Array]]
+
+
+class TrainState(NamedTuple):
+    """What an update changes.
+
+    Attributes:
+      step: updates done.
+      params: trained weights in float32.
+      opt_state: of the optimiser, sharded like the weights.
+      rng: key for what may be random in an update. Nothing in LLaVA is (no dropout), so it never advances.
+    """
+
+    step: Int32[Array, ""]
+    params: Weights
+    opt_state: optax.OptState
+    rng: UInt32[Array, "2"]
+
+
+def trained_paths(paths: Set[str], freeze: tuple[str, ...]) -> frozenset[str]:
+    """The parameters that no pattern of `freeze` covers.
+
+    Raises:
+      InputError: a pattern covers nothing, or nothing is left.
+    """
+    frozen: set[str] = set()
+    for pattern in freeze:
+        try:
+            covered = {path for path in paths if f"{path}.".startswith(f"{pattern}.") or re.fullmatch(pattern, path)}
+        except re.error as error:
+            raise InputError(f"freeze: {pattern!r} is no regular expression ({error})") from error
+        if not covered:
+            parts = {path.rsplit(".", cut)[0] for path in paths for cut in range(path.count(".") + 1)}
+            hint = nearest(pattern, sorted(parts), noun="name", quoted=True)
+            raise InputError(f"freeze: {pattern!r} matches no parameter; {hint}")
+        frozen |= covered
+    if frozen == paths:
+        raise InputError(f"freeze: {', '.join(freeze)} covers every parameter, which leaves nothing to train")
+    return frozenset(paths - frozen)
+
+
+def split_params(model: Llava, trained: Set[str]) -> tuple[nnx.GraphDef, Weights, Weights]:
+    """A model with stacked layers, real or abstract → its structure, the trained weights and the frozen ones."""
+    graphdef, state = nnx.split(model)
+    weights = {path: variable.get_value() for path, variable in param_paths(state).items()}
+    params = {path: weight for path, weight in weights.items() if path in trained}
+    return graphdef, params, {path: weight for path, weight in weights.items() if path not in trained}
+
+
+def merge_params(graphdef: nnx.GraphDef, weights: Weights) -> Llava:
+    """The model that `split_params` took apart."""
+    return nnx.merge(graphdef, nnx.from_flat_state([(tuple(path.split(".")), w) for path, w in weights.items()]))
+
+
+def learning_rate(config: SftConfig, total_steps: int) -> optax.Schedule:
+    """Linear warm-up, then a cosine to 0; the first update's rate is 0 if there is a warm-up, as in transformers."""
+    warmup = math.ceil(config.warmup_ratio * total_steps)
+
+    def rate(count: Int32[Array, ""]) -> Float[Array, ""]:
+        progress = (count - warmup) / max(total_steps - warmup, 1)
+        falling = jnp.square(jnp.cos(0.5 * jnp.pi * progress))  # (1 + cos(pi x)) / 2, exact near x = 1
+        return config.learning_rate * jnp.where(count < warmup, count / max(warmup, 1), falling)
+
+    return rate
+
+
+def make_optimizer(config: SftConfig, total_steps: int) -> optax.GradientTransformation:
+    """AdamW after clipping by the global norm."""
+
+    def decayed(params: Weights) -> dict[str, bool]:
+        return {path: path.rsplit(".", 1)[-1] not in ("bias", "scale") for path in params}
+
+    return optax.chain(
+        optax.clip_by_global_norm(config.max_grad_norm),
+        optax.adamw(
+            learning_rate(config, total_steps),
+            b1=config.beta1,
+            b2=config.beta2,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+            mask=decayed,
+        ),
+    )
+
+
+def abstract_state(params: Weights, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Shapes and shardings of the state of real or abstract weights: a moment lies where its weight does."""
+
+    def place(x: Any, sharding: Any) -> Any:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    state = jax.eval_shape(lambda params: _first_state(params, optimizer, 0), params)
+    shardings = {path: weight.sharding for path, weight in params.items()}
+    whole = NamedSharding(mesh, P())
+    return TrainState(
+        step=place(state.step, whole),
+        params={path: place(weight, shardings[path]) for path, weight in params.items()},
+        opt_state=optax.tree_utils.tree_map_params(
+            optimizer, place, state.opt_state, shardings, transform_non_params=lambda x: place(x, whole)
+        ),
+        rng=place(state.rng, whole),
+    )
+
+
+def init_state(params: Weights, optimizer: optax.GradientTransformation, mesh: Mesh, seed: int) -> TrainState:
+    """The state before the first update; takes the weights over (donates them)."""
+    shardings = jax.tree.map(lambda x: x.sharding, abstract_state(params, optimizer, mesh))
+    init = jax.jit(lambda params: _first_state(params, optimizer, seed), out_shardings=shardings, donate_argnums=0)
+    return init(params)
+
+
+def _first_state(params: Weights, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), jax.random.PRNGKey(seed))
+
+
+def conversation_loss(model: Llava, rows: Rows, config: SftConfig) -> tuple[Float[Array, ""], Int32[Array, ""]]:
+    """Sum of the loss over the supervised tokens of conversations, and their number."""
+    pixels = rows.pixels if rows.pixels.shape[1] else None
+    hidden = model(rows.token_ids, pixels, positions=rows.positions, segment_ids=rows.segment_ids, remat=config.remat)
+    labels = rows.labels
+    if rows.segment_ids is not None:
+        hidden, labels = supervised_first(hidden, labels)
+    return chunked_cross_entropy(hidden, model.language_model.head(), labels, chunk=config.loss_chunk)
+
+
+def make_train_step(
+    graphdef: nnx.GraphDef,
+    abstract: TrainState,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    config: SftConfig,
+    compute_dtype: Any,
+    loss: Loss | None = None,
+) -> Callable[[TrainState, Weights, Any], tuple[TrainState, Metrics]]:
+    """The jitted update; to be called under `jax.set_mesh`. It takes the state over (donates it).
+
+    The loss is the mean over all supervised tokens of the global batch, so it is the same in however many parts
+    and on however many devices the batch is computed. Where loss or gradient are not finite the state comes back
+    as it was.
+
+    Args:
+      graphdef: structure of the model.
+      abstract: from `abstract_state`; gradients and the new state lie where it says.
+      optimizer: from `make_optimizer`.
+      schedule: its learning rate, for the metrics.
+      config: what is read is `accumulate`, `remat` and `loss_chunk`.
+      compute_dtype: of activations; the float32 weights are rounded to it for each update.
+      loss: `conversation_loss` by default, which reads `data.batches.loader.Rows`.
+
+    Returns:
+      step(state, frozen, rows) → (state, {loss, grad_norm, learning_rate, tokens}): mean loss, norm before
+      clipping, and the number of supervised tokens.
+    """
+    shardings = jax.tree.map(lambda x: x.sharding, abstract)
+    loss_of_model = loss or conversation_loss
+
+    def loss_sum(params: Weights, frozen: Weights, rows: Any) -> tuple[Array, Array]:
+        rounded = {path: weight.astype(compute_dtype) for path, weight in params.items()}
+        return loss_of_model(merge_params(graphdef, rounded | frozen), rows, config)
+
+    def sums(params: Weights, frozen: Weights, rows: Any) -> tuple[Array, Array, Weights]:
+        """Loss, tokens and gradients, each summed over the batch, in float32."""
+
+        def part(rows: Any) -> tuple[Array, Array, Weights]:
+            (loss, tokens), grads = jax.value_and_grad(loss_sum, has_aux=True)(params, frozen, rows)
+            return loss, tokens, jax.lax.with_sharding_constraint(grads, shardings.params)
+
+        if config.accumulate == 1:
+            return part(rows)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(part, rows))
+        total, _ = jax.lax.scan(
+            lambda total, rows: (jax.tree.map(jnp.add, total, part(rows)), None),
+            zeros,
+            jax.tree.map(lambda x: _in_parts(x, config.accumulate), rows),
+        )
+        return total
+
+    def step(state: TrainState, frozen: Weights, rows: Any) -> tuple[TrainState, Metrics]:
+        loss, tokens, grads = sums(state.params, frozen, rows)
+        loss = loss / tokens
+        grads = jax.tree.map(lambda g: g / tokens, grads)
+        grad_norm = optax.global_norm(grads)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        new = TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state, state.rng)
+
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        new = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
+        metrics = {"loss": loss, "grad_norm": grad_norm, "learning_rate": schedule(state.step), "tokens": tokens}
+        return new, metrics
+
+    options = compiler_options(jax.tree.leaves(shardings)[0].mesh)
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None), compiler_options=options)
+
+
+def _in_parts(x: Array, parts: int) -> Array:
+    """[B, ...] → [parts, B / parts, ...] such that every device splits its own rows and none moves."""
+    x = x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+    return jax.lax.with_sharding_constraint(x, P(None, *BATCH))
