@@ -57,12 +57,12 @@ def write_checkpoint(directory: Path, size: str) -> None:
 def ours(directory: Path, out: Path) -> tuple[float, float]:
     """Seconds to load and to export."""
     start = time.perf_counter()
-    source = open_checkpoint(directory)
-    model = load_llava(source, mesh=make_mesh(MeshConfig()), dtype=jnp.bfloat16)
+    checkpoint = open_checkpoint(directory)
+    model = load_llava(checkpoint, mesh=make_mesh(MeshConfig()), dtype=jnp.bfloat16)
     jax.block_until_ready(nnx.state(model))
     loaded = time.perf_counter()
     params = {path: each.get_value() for path, each in param_paths(nnx.state(model)).items() if FROZEN not in path}
-    export_checkpoint(source, params, out)
+    export_checkpoint(checkpoint, params, out)
     return loaded - start, time.perf_counter() - loaded
 
 

@@ -27,8 +27,8 @@ import torch
 from flax import nnx
 
 from benchmarks.common import build_peer, describe_machine, port, print_table, sizes
-from vigor_jax.data.batches.branch_batches import BranchRows, collate, padded_sizes
-from vigor_jax.data.batches.branches import QUESTIONS, BranchEncoder, Description, Row, answer, asked
+from vigor_jax.data.batches.tree_batches import TreeRows, collate, padded_sizes
+from vigor_jax.data.batches.tree_sequences import QUESTIONS, Description, Row, TreeEncoder, answer, asked
 from vigor_jax.data.text.conversation import TEMPLATES
 from vigor_jax.inference.tree_attention import Answers, answer_places
 from vigor_jax.models.attention import attention, masked_attention
@@ -43,7 +43,7 @@ from vigor_jax.training.train_step import (
     learning_rate,
     make_optimizer,
     make_train_step,
-    split_params,
+    partition_params,
     trained_paths,
 )
 
@@ -92,7 +92,7 @@ class Image:
 
 def make_images(config: LlavaConfig, count: int, candidates: int, sentences: int) -> list[Image]:
     rng = np.random.default_rng(0)
-    encoder = BranchEncoder(
+    encoder = TreeEncoder(
         Words(),  # type: ignore[arg-type]
         TEMPLATES["v1"],
         QUESTIONS["sentence"],
@@ -103,7 +103,9 @@ def make_images(config: LlavaConfig, count: int, candidates: int, sentences: int
     )
 
     def rows(groups: list[list[Description]]) -> list[Row]:
-        return [encoder.row(sheet) for group in groups for sheet in encoder.sheets("image", Path("image"), group)]
+        return [
+            encoder.row(sequence) for group in groups for sequence in encoder.sequences("image", Path("image"), group)
+        ]
 
     images = []
     for _ in range(count):
@@ -129,7 +131,7 @@ def one_each(description: Description) -> list[Description]:
     return [dataclasses.replace(description, asked=(i,), answers=answers and (answers[i],)) for i in description.asked]
 
 
-def one_pass(model: Llava, rows: BranchRows, scored: np.ndarray, num_tokens: int) -> Answers:
+def one_pass(model: Llava, rows: TreeRows, scored: np.ndarray, num_tokens: int) -> Answers:
     allowed = jnp.arange(model.config.text.vocab_size) < VOCAB_SIZE
     return answer_places(model, rows, scored, allowed, num_tokens=num_tokens, eos_id=NO_ID)
 
@@ -175,7 +177,7 @@ class Scoring:
         self.images, self.options = images, options
         scored, tokens = np.array([GOOD, BAD]), options.answer_tokens
 
-        def whole(weights: nnx.State, rows: BranchRows) -> Answers:
+        def whole(weights: nnx.State, rows: TreeRows) -> Answers:
             return one_pass(nnx.merge(self.graphdef, weights), rows, scored, tokens)
 
         def single(weights: nnx.State, token_ids: jax.Array, lengths: jax.Array, pixels: jax.Array) -> Answers:
@@ -183,7 +185,7 @@ class Scoring:
 
         self.whole, self.single = jax.jit(whole), jax.jit(single)
 
-    def rows(self, image: Image) -> BranchRows:
+    def rows(self, image: Image) -> TreeRows:
         return collate([image.together], *padded_sizes([image.together], self.options.bucket), 0, image.pixels[None])
 
     def batches(self, image: Image) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -232,13 +234,13 @@ class Scoring:
 class Training:
     """The package's update step, on one form of the rows."""
 
-    def __init__(self, model: Llava, rows: BranchRows, options: argparse.Namespace) -> None:
+    def __init__(self, model: Llava, rows: TreeRows, options: argparse.Namespace) -> None:
         self.mesh, self.rows = make_mesh(MeshConfig()), rows
         size = len(rows.token_ids)
         config = SftConfig(batch_size=size, remat=options.remat, accumulate=-(-size // options.rows))
         trained = trained_paths(param_paths(nnx.state(model)).keys(), ("vision_tower",))
         # An update takes its weights over, so each side has its own.
-        graphdef, params, frozen = split_params(nnx.clone(model), trained)
+        graphdef, params, frozen = partition_params(nnx.clone(model), trained)
         dtype = jnp.dtype(options.dtype)
         self.frozen = {path: weight.astype(dtype) for path, weight in frozen.items()}
         params = {path: jnp.array(weight, jnp.float32) for path, weight in params.items()}

@@ -42,7 +42,7 @@ from vigor_jax.training.train_step import (
     learning_rate,
     make_optimizer,
     make_train_step,
-    split_params,
+    partition_params,
     trained_paths,
 )
 
@@ -139,7 +139,7 @@ class Ours:
         self.mesh, self.bucket, self.each = make_mesh(MeshConfig()), bucket, each
         config = SftConfig(batch_size=batch_size, remat=remat)
         trained = trained_paths(param_paths(nnx.state(model)).keys(), (FROZEN,))
-        graphdef, params, self.frozen = split_params(model, trained)
+        graphdef, params, self.frozen = partition_params(model, trained)
         self.frozen = {path: weight.astype(dtype) for path, weight in self.frozen.items()}
         optimizer, schedule = make_optimizer(config, STEPS_IN_ALL), learning_rate(config, STEPS_IN_ALL)
         abstract = abstract_state(params, optimizer, self.mesh)

@@ -25,8 +25,8 @@ from detector_bridge import detector_pb2 as pb
 from detector_bridge.addresses import check_target, read_token
 from detector_bridge.certificates import read_authorities, read_bytes, read_pair
 from detector_bridge.command import run
+from detector_bridge.connection import Connection, LostError
 from detector_bridge.errors import DetectorError, InputError
-from detector_bridge.lane import Lane, LostError
 from detector_bridge.prompts import split_phrases
 from detector_bridge.refusal import RefusedError
 
@@ -162,7 +162,7 @@ class DetectorClient:
             check_target(address)
         self._config = config
         credentials, metadata = _credentials(config)
-        self._lanes = [Lane(address, credentials, metadata) for address in config.addresses]
+        self._connections = [Connection(address, credentials, metadata) for address in config.addresses]
         self._turn = itertools.count()
         self._ids = itertools.count()
 
@@ -172,7 +172,7 @@ class DetectorClient:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await asyncio.gather(*(lane.close() for lane in self._lanes))
+        await asyncio.gather(*(connection.close() for connection in self._connections))
 
     async def detect(self, requests: Iterable[Request]) -> AsyncIterator[Answer | RefusedError]:
         """Answers in the order of the requests; a bad request yields its `RefusedError` and the rest goes on.
@@ -210,8 +210,8 @@ class DetectorClient:
             message.text_threshold = request.text_threshold
         last = "it was never sent"
         for attempt in itertools.count():
-            lane = self._pick()
-            pause = max(random.uniform(0, min(5.0, 0.05 * 2**attempt)) if attempt else 0.0, lane.ejected_for())
+            connection = self._pick()
+            pause = max(random.uniform(0, min(5.0, 0.05 * 2**attempt)) if attempt else 0.0, connection.ejected_for())
             left = deadline - time.monotonic() - pause
             if left <= 0:
                 break
@@ -219,15 +219,15 @@ class DetectorClient:
             # The server need not work on what nobody waits for any more.
             message.id, message.timeout_ms = str(next(self._ids)), min(max(1, int(1000 * left)), 2**32 - 1)
             try:
-                return _answer(await asyncio.wait_for(lane.ask(message), left))
+                return _answer(await asyncio.wait_for(connection.ask(message), left))
             except TimeoutError:
-                last = f"{lane.address}: no reply yet"
+                last = f"{connection.address}: no reply yet"
             except RefusedError as error:
                 if error.code != "DEADLINE_EXCEEDED":
                     raise
-                last = f"{lane.address}: {error.message}"
+                last = f"{connection.address}: {error.message}"
             except LostError as error:
-                last = f"{lane.address}: {error}"
+                last = f"{connection.address}: {error}"
         raise DetectorError(
             f"{request.label}: no detections within {self._config.timeout:g} s ({last}); is a sidecar serving at "
             f"{', '.join(self._config.addresses)}, and fast enough for the timeout?"
@@ -239,7 +239,9 @@ class DetectorClient:
         Raises:
           DetectorError: one cannot be reached, or does not let this client in.
         """
-        return list(await asyncio.gather(*(lane.info(self._config.connect_timeout) for lane in self._lanes)))
+        return list(
+            await asyncio.gather(*(connection.info(self._config.connect_timeout) for connection in self._connections))
+        )
 
     async def _ask_or_refusal(self, request: Request) -> Answer | RefusedError:
         try:
@@ -247,10 +249,12 @@ class DetectorClient:
         except RefusedError as error:
             return error
 
-    def _pick(self) -> Lane:
+    def _pick(self) -> Connection:
         """The next address that is not left out, or the one that will be back first."""
-        first = next(self._turn) % len(self._lanes)
-        return min(self._lanes[first:] + self._lanes[:first], key=lambda lane: lane.ejected_for())
+        first = next(self._turn) % len(self._connections)
+        return min(
+            self._connections[first:] + self._connections[:first], key=lambda connection: connection.ejected_for()
+        )
 
 
 class BlockingClient:

@@ -51,7 +51,7 @@ class Found(NamedTuple):
         return len(self.scores) > 0
 
 
-def normalise(phrase: str) -> str:
+def normalize(phrase: str) -> str:
     """Lower case, single spaces, without what would end a phrase or spell a special token; "" if nothing is left."""
     return _NOT_WORDS.sub(" ", phrase).strip().lower()
 
@@ -85,12 +85,12 @@ def make_prompts(phrases: Sequence[str], tokenize: Callable[[str], list[int]], m
     prompts: list[Prompt] = []
     tokens: list[int] = []
     spans: dict[str, tuple[int, int]] = {}
-    for phrase in dict.fromkeys(map(normalise, phrases)):
+    for phrase in dict.fromkeys(map(normalize, phrases)):
         if len(phrase) > _MAX_LETTERS_PER_TOKEN * max_tokens:  # spares the tokenizer megabytes
             raise RefusedError("PHRASE_TOO_LONG", f"a phrase has {len(phrase)} letters: {phrase[:60]!r}...")
         ids = tokenize(phrase) if phrase else []
         if not ids:
-            i = [normalise(given) for given in phrases].index(phrase)
+            i = [normalize(given) for given in phrases].index(phrase)
             raise RefusedError("EMPTY_PHRASE", f"phrase {i} of {len(phrases)} has no word in it: {phrases[i]!r:.80}")
         if len(ids) + 3 > max_tokens:
             raise RefusedError(

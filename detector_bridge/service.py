@@ -18,7 +18,7 @@ from detector_bridge.batching import Batcher
 from detector_bridge.errors import InputError
 from detector_bridge.images import MAX_PIXELS, decode, formats
 from detector_bridge.metrics import Metrics
-from detector_bridge.prompts import Found, Prompt, make_prompts, normalise, read
+from detector_bridge.prompts import Found, Prompt, make_prompts, normalize, read
 from detector_bridge.refusal import RefusedError
 from detector_bridge.wire import SERVICE, parser
 
@@ -216,7 +216,7 @@ class DetectorService(pb_grpc.DetectorServicer):
                 found |= read(prompt.spans, tokens, boxes, box, text)
             backend, most = self._backends[0], self._limits.boxes
             unknown = {phrase: backend.unknown_words(phrase) for phrase in found}
-            names = [(phrase, normalise(phrase)) for phrase in request.phrases]
+            names = [(phrase, normalize(phrase)) for phrase in request.phrases]
             phrases = [_to_proto(phrase, found[name], unknown[name], most) for phrase, name in names]
             return pb.Detections(phrases=phrases, width=size[0], height=size[1])
 

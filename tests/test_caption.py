@@ -96,10 +96,10 @@ def test_greedy_caption_equals_transformers(world):
     assert line.keys() == {"image", "prompt", "text", "mean_logprob", "num_tokens", "finish_reason"}
     assert line["image"] == "05.jPg"
 
-    source = open_checkpoint(world / "model")
-    ids = encode_prompt(source.tokenizer, TEMPLATES["v1"], PROMPT, image_token_id=509, num_image_tokens=4)
-    pixels = preprocess(load_image(world / "images" / name), source.preprocessing)
-    pixel_values = torch.tensor(normalize(pixels, source.preprocessing).transpose(2, 0, 1)[None])
+    checkpoint = open_checkpoint(world / "model")
+    ids = encode_prompt(checkpoint.tokenizer, TEMPLATES["v1"], PROMPT, image_token_id=509, num_image_tokens=4)
+    pixels = preprocess(load_image(world / "images" / name), checkpoint.preprocessing)
+    pixel_values = torch.tensor(normalize(pixels, checkpoint.preprocessing).transpose(2, 0, 1)[None])
     theirs = transformers.LlavaForConditionalGeneration.from_pretrained(world / "model", dtype=torch.float32).eval()
     wanted = theirs.generate(
         input_ids=torch.tensor([ids]),
@@ -111,7 +111,7 @@ def test_greedy_caption_equals_transformers(world):
         pad_token_id=0,
     )[0, len(ids) :]
     assert line["num_tokens"] == len(wanted)
-    assert line["text"] == source.tokenizer.decode(wanted.tolist()).strip()
+    assert line["text"] == checkpoint.tokenizer.decode(wanted.tolist()).strip()
 
 
 @pytest.mark.slow

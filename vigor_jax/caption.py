@@ -17,7 +17,7 @@ from typing import Literal
 from vigor_jax import cli
 from vigor_jax.data.images.store import open_images
 from vigor_jax.hf.load import open_checkpoint
-from vigor_jax.inference.predictor import Answerer, Question
+from vigor_jax.inference.predictor import Predictor, Question
 from vigor_jax.inference.sampler import SamplingConfig
 from vigor_jax.parallel.sharding import DistributedConfig, MeshConfig, join_processes, make_mesh
 
@@ -67,9 +67,9 @@ def caption(config: CaptionCommand) -> None:
     """
     images = open_images(config.images)
     questions = [Question(name, images.file(name), config.prompt) for name in images]
-    source = open_checkpoint(config.model, config.vision_tower)
-    answerer = Answerer(source, config.template, make_mesh(config.mesh), dtype=config.dtype)
-    answerer.answer(questions, config.out, config.sampling, settings={"prompt": config.prompt})
+    checkpoint = open_checkpoint(config.model, config.vision_tower)
+    predictor = Predictor(checkpoint, config.template, make_mesh(config.mesh), dtype=config.dtype)
+    predictor.answer(questions, config.out, config.sampling, settings={"prompt": config.prompt})
 
 
 if __name__ == "__main__":

@@ -74,12 +74,12 @@ class VigorJax(lmms):
         self._mesh = make_mesh(MeshConfig(data=-1, fsdp=1, tensor=tensor))
         parts = self._mesh.shape["data"]
         self._batch_size, self._max_new_tokens = -(-int(batch_size) // parts) * parts, max_new_tokens
-        self._source = source = open_checkpoint(Path(pretrained), Path(vision_tower) if vision_tower else None)
-        dtype = dtype or ("float32" if source.dtype == np.float32 else "bfloat16")
-        self._model = load_llava(source, mesh=self._mesh, dtype=dtype, scan=stacks_inference())
+        self._source = checkpoint = open_checkpoint(Path(pretrained), Path(vision_tower) if vision_tower else None)
+        dtype = dtype or ("float32" if checkpoint.dtype == np.float32 else "bfloat16")
+        self._model = load_llava(checkpoint, mesh=self._mesh, dtype=dtype, scan=stacks_inference())
         self._template = TEMPLATES[template]
         self._samplers: dict[SamplingConfig, Sampler] = {}
-        config = source.config
+        config = checkpoint.config
         self._sizes: dict[str, Any] = {
             "image_token_id": config.image_token_id,
             "num_image_tokens": config.num_image_tokens,

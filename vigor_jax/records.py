@@ -196,7 +196,7 @@ class ImageFile(Protocol):
     def read_bytes(self) -> bytes: ...
 
 
-class Judged(NamedTuple):
+class ScoreItem(NamedTuple):
     """The candidates of one image and prompt, for a reward stream to judge.
 
     Attributes:

@@ -23,7 +23,7 @@ from vigor_jax.demo.world import CHECKPOINTS
 from vigor_jax.hf.load import open_checkpoint
 from vigor_jax.hf.weights.tensor_files import TensorReader
 from vigor_jax.inference.decoder import SamplingConfig
-from vigor_jax.inference.predictor import Answerer, Question, read_answers
+from vigor_jax.inference.predictor import Predictor, Question, read_answers
 from vigor_jax.models.llava import LlavaConfig
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 
@@ -42,8 +42,8 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Scene]:
 
 
 def caption(model: Path, pictures: dict[Path, Scene], out: Path) -> list[str]:
-    answerer = Answerer(open_checkpoint(model), "v1", make_mesh(MeshConfig()))
-    answerer.answer([Question(path.name, path, PROMPTS[0]) for path in pictures], out, GREEDY)
+    predictor = Predictor(open_checkpoint(model), "v1", make_mesh(MeshConfig()))
+    predictor.answer([Question(path.name, path, PROMPTS[0]) for path in pictures], out, GREEDY)
     return [line["text"] for line in read_answers(out)]
 
 

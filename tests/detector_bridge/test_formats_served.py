@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detector_bridge import lane
+from detector_bridge import connection
 from detector_bridge.client import Answer, BlockingClient, ClientConfig, Request
 from detector_bridge.images import decode, formats
 from tests.detector_bridge.sidecar import ROOT, Sidecar, encode, picture, sidecar
 from tests.detector_bridge.test_client import assert_same
 from tests.detector_bridge.test_server import ask
-from vigor_jax.records import Judged
+from vigor_jax.records import ScoreItem
 from vigor_jax.rewards.detection import DetectionConfig, DetectorStream
 from vigor_jax.rewards.phrases import PhrasesConfig
 
@@ -83,7 +83,7 @@ def test_the_reward_takes_what_the_trainer_reads(reduced, tmp_path, name):
     path.write_bytes(IMAGES[name])
     config = DetectionConfig(addresses=(reduced.address,), phrases=PhrasesConfig(extractor="entities"))
     with DetectorStream(config) as stream:
-        ((verdict,),) = stream.judge([Judged("picture", path, "Describe it.", ("A dog.",))])
+        ((verdict,),) = stream.judge([ScoreItem("picture", path, "Describe it.", ("A dog.",))])
     assert [signal.label for signal in verdict.signals] == ["dog"]
 
 
@@ -114,14 +114,14 @@ def test_a_client_without_pillow_says_what_to_do(reduced, tmp_path):
 def test_an_old_server_that_does_not_say_gets_no_avif(served, monkeypatch):
     """As its list of formats is empty."""
     taken = []
-    real = lane.Lane._fit
+    real = connection.Connection._fit
 
     async def fit(self, image):
-        self._formats = lane.FORMATS_BEFORE_AVIF
+        self._formats = connection.FORMATS_BEFORE_AVIF
         taken.append(await real(self, image))
         return taken[-1]
 
-    monkeypatch.setattr(lane.Lane, "_fit", fit)
+    monkeypatch.setattr(connection.Connection, "_fit", fit)
     (answer,) = ask(served.address, [Request(IMAGES["AVIF"], ("dog",))])
     assert isinstance(answer, Answer)
     assert decode(taken[0]).tobytes() == decode(IMAGES["AVIF"]).tobytes()

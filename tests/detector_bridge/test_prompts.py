@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detector_bridge.prompts import CLS, DOT, SEP, make_prompts, normalise, read
+from detector_bridge.prompts import CLS, DOT, SEP, make_prompts, normalize, read
 from detector_bridge.refusal import RefusedError
 
 
@@ -24,12 +24,12 @@ def test_one_prompt_and_its_spans():
 
 
 @given(
-    st.lists(st.text("abcXY .?[]", min_size=1, max_size=12).filter(lambda text: normalise(text)), min_size=1),
+    st.lists(st.text("abcXY .?[]", min_size=1, max_size=12).filter(lambda text: normalize(text)), min_size=1),
     st.integers(15, 40),
 )
 def test_any_phrases_are_packed_whole_once_and_closed_by_dots(phrases, max_tokens):
     prompts = make_prompts(phrases, tokenize, max_tokens)
-    wanted = list(dict.fromkeys(normalise(phrase) for phrase in phrases))
+    wanted = list(dict.fromkeys(normalize(phrase) for phrase in phrases))
     assert [phrase for prompt in prompts for phrase in prompt.spans] == wanted
     for prompt in prompts:
         assert len(prompt.tokens) <= max_tokens

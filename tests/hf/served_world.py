@@ -20,7 +20,7 @@ from tests.tiny_llava import Tiny, build_checkpoint
 from tests.tiny_tokenizer import build_tokenizer_dir
 from vigor_jax.data.images.preprocessing import preprocess
 from vigor_jax.data.text.conversation import IGNORE_INDEX, TEMPLATES, Turn, encode_example, encode_prompt
-from vigor_jax.hf.load import Source, load_llava
+from vigor_jax.hf.load import Checkpoint, load_llava
 from vigor_jax.inference.sampler import Request, Sampler, SamplingConfig
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 
@@ -144,13 +144,13 @@ class Asked:
     ids: list[int]
 
 
-def asked(source: Source, name: str, image_token_id: int) -> list[Asked]:
+def asked(checkpoint: Checkpoint, name: str, image_token_id: int) -> list[Asked]:
     """Every question alone, and conversations of several rounds, as a template writes them.
 
     The text is written down here, independently of the package's chat template.
     """
     template = TEMPLATES[name]
-    sizes = {"image_token_id": image_token_id, "num_image_tokens": source.config.num_image_tokens}
+    sizes = {"image_token_id": image_token_id, "num_image_tokens": checkpoint.config.num_image_tokens}
     found = []
     for question in QUESTIONS:
         if name == "plain":
@@ -158,13 +158,13 @@ def asked(source: Source, name: str, image_token_id: int) -> list[Asked]:
         else:
             first = question if question.count("<image>") == 2 else in_front(question)
             text = f"{template.system}{template.question_header}{first}{template.answer_header}"
-        ids = encode_prompt(source.tokenizer, template, question, **sizes)
+        ids = encode_prompt(checkpoint.tokenizer, template, question, **sizes)
         found.append(Asked([{"role": "user", "content": content_of(question)}], text, ids))
     for texts in ROUNDS if name != "plain" else ():
         turns = [
             Turn(("human", "gpt")[i % 2], text) for i, text in enumerate([f"<image>\n{texts[0]}", *texts[1:], "x"])
         ]
-        example = encode_example(source.tokenizer, template, turns, max_length=10_000, **sizes)
+        example = encode_example(checkpoint.tokenizer, template, turns, max_length=10_000, **sizes)
         answer = np.flatnonzero(np.diff((example.labels != IGNORE_INDEX).astype(int), prepend=0) == 1)[-1]
         end = template.stop or "</s>"
         text = template.system
@@ -205,24 +205,24 @@ def job_of(out: Path, prompts: list[Asked], *, num_new_tokens: int = 0, never: l
     }
 
 
-def greedy(source: Source, prompts: list[Asked], num_new_tokens: int) -> list[list[int]]:
+def greedy(checkpoint: Checkpoint, prompts: list[Asked], num_new_tokens: int) -> list[list[int]]:
     """What our model answers to the prompts that have one picture."""
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    model = load_llava(source, mesh=mesh, dtype=jnp.float32, scan=False)
+    model = load_llava(checkpoint, mesh=mesh, dtype=jnp.float32, scan=False)
     config = SamplingConfig(temperature=0, max_new_tokens=num_new_tokens, num_candidates=1)
-    pixels = preprocess(picture(0), source.preprocessing)
+    pixels = preprocess(picture(0), checkpoint.preprocessing)
     requests = [Request("0", prompt.ids, pixels, str(index)) for index, prompt in enumerate(prompts)]
-    completions = Sampler(model, source.tokenizer, config, mesh, None).generate(requests)
+    completions = Sampler(model, checkpoint.tokenizer, config, mesh, None).generate(requests)
     return [list(found[0].token_ids) for found in completions]
 
 
-def with_image_id(prompts: list[Asked], before: Source, after: Source) -> list[Asked]:
+def with_image_id(prompts: list[Asked], before: Checkpoint, after: Checkpoint) -> list[Asked]:
     """The same prompts for a checkpoint in which images have another id."""
     ids = {before.config.image_token_id: after.config.image_token_id}
     return [dataclasses.replace(prompt, ids=[ids.get(i, i) for i in prompt.ids]) for prompt in prompts]
 
 
-def never_said(source: Source) -> list[int]:
+def never_said(checkpoint: Checkpoint) -> list[int]:
     """Ids that no answer of ours holds: images, padding, and rows that no token has."""
-    spare = range(source.tokenizer.vocab_size, source.config.text.vocab_size)
-    return sorted({source.config.image_token_id, source.tokenizer.pad_id, *spare})
+    spare = range(checkpoint.tokenizer.vocab_size, checkpoint.config.text.vocab_size)
+    return sorted({checkpoint.config.image_token_id, checkpoint.tokenizer.pad_id, *spare})

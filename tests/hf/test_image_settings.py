@@ -66,16 +66,16 @@ def test_padding_equals_transformers(name, do_pad):
 def test_the_model_computes_what_the_settings_say(tmp_path):
     """Through a checkpoint: the tower's own mean and deviation take the scale up."""
     tiny = Tiny()
-    source = build_checkpoint(tmp_path / "model", tiny)
-    path = source / "preprocessor_config.json"
+    checkpoint = build_checkpoint(tmp_path / "model", tiny)
+    path = checkpoint / "preprocessor_config.json"
     settings = SUPPORTED["other statistics"]
     path.write_text(json.dumps(json.loads(path.read_text()) | settings))
-    opened = open_checkpoint(source)
+    opened = open_checkpoint(checkpoint)
     image = picture(40, 30)
     pixels = preprocess(image, opened.preprocessing).astype(np.float32) / 255
     vision = opened.config.vision
     found = (pixels - np.asarray(vision.image_mean, np.float32)) / np.asarray(vision.image_std, np.float32)
-    theirs = transformers.AutoImageProcessor.from_pretrained(source, backend="pil")(image, return_tensors="np")
+    theirs = transformers.AutoImageProcessor.from_pretrained(checkpoint, backend="pil")(image, return_tensors="np")
     np.testing.assert_allclose(found, theirs["pixel_values"][0].transpose(1, 2, 0), atol=1e-5)
 
 
@@ -116,11 +116,11 @@ REFUSED = {
 @pytest.mark.parametrize("what", REFUSED)
 def test_what_is_not_supported_is_refused_by_key_and_value(tmp_path, what):
     settings, message = REFUSED[what]
-    source = build_checkpoint(tmp_path / "model", Tiny())
-    path = source / "preprocessor_config.json"
+    checkpoint = build_checkpoint(tmp_path / "model", Tiny())
+    path = checkpoint / "preprocessor_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | settings))
     with pytest.raises(InputError) as error:
-        open_checkpoint(source)
+        open_checkpoint(checkpoint)
     assert message in str(error.value)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)

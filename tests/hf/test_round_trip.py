@@ -28,8 +28,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 def params_of(directory: Path, *, scan: bool = True, dtype=None) -> dict:
     """Every parameter, through the device, in the type it has on disk."""
-    source = open_checkpoint(directory)
-    model = load_llava(source, mesh=make_mesh(MeshConfig()), dtype=dtype or source.dtype, scan=scan)
+    checkpoint = open_checkpoint(directory)
+    model = load_llava(checkpoint, mesh=make_mesh(MeshConfig()), dtype=dtype or checkpoint.dtype, scan=scan)
     return {path: variable.get_value() for path, variable in param_paths(nnx.state(model)).items()}
 
 
@@ -149,14 +149,14 @@ def logits(directory: Path, tiny: Tiny) -> np.ndarray:
 @pytest.mark.parametrize("tiny", [TINY, LINEAR, Tiny(tied=True), Tiny(kv_heads=4, full=True)])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_hf_to_jax_to_hf_is_bit_identical(tmp_path, tiny, dtype):
-    source = build_checkpoint(tmp_path / "source", tiny, dtype=DTYPES[dtype])
+    checkpoint = build_checkpoint(tmp_path / "source", tiny, dtype=DTYPES[dtype])
     expected = old_spelling(build_model(tiny).to(DTYPES[dtype]))
     if tiny.tied:
         expected.pop("language_model.lm_head.weight")
     for scan in (True, False):
-        out = through_jax(source, tmp_path / f"out{scan}", scan=scan)
+        out = through_jax(checkpoint, tmp_path / f"out{scan}", scan=scan)
         assert_same(weights(out), expected)
-    np.testing.assert_array_equal(logits(out, tiny), logits(source, tiny))
+    np.testing.assert_array_equal(logits(out, tiny), logits(checkpoint, tiny))
 
 
 def spellings(model) -> dict[str, dict[str, torch.Tensor]]:
@@ -188,9 +188,9 @@ def spellings(model) -> dict[str, dict[str, torch.Tensor]]:
 @pytest.mark.parametrize("files", ["safetensors", "sharded safetensors", "bin", "sharded bin"])
 def test_every_spelling_and_file_format_loads(tmp_path, spelling, files):
     model = build_model(TINY).half()
-    source = build_checkpoint(tmp_path / "source", TINY, dtype=torch.float16)
-    expected = params_of(source)
-    for path in source.glob("model*"):
+    checkpoint = build_checkpoint(tmp_path / "source", TINY, dtype=torch.float16)
+    expected = params_of(checkpoint)
+    for path in checkpoint.glob("model*"):
         path.unlink()
     tensors = spellings(model)[spelling]
     half = len(tensors) // 2
@@ -201,12 +201,12 @@ def test_every_spelling_and_file_format_loads(tmp_path, spelling, files):
     weight_map = {}
     for i, part in enumerate(parts, 1):
         name = f"{stem}-{i:05}-of-{len(parts):05}.{suffix}" if "sharded" in files else f"{stem}.{suffix}"
-        save_file(part, source / name) if suffix == "safetensors" else torch.save(part, source / name)
+        save_file(part, checkpoint / name) if suffix == "safetensors" else torch.save(part, checkpoint / name)
         weight_map |= dict.fromkeys(part, name)
     if "sharded" in files:
         index = {"metadata": {"total_size": 1}, "weight_map": weight_map}
-        (source / f"{stem}.{suffix}.index.json").write_text(json.dumps(index))
-    found = params_of(source)
+        (checkpoint / f"{stem}.{suffix}.index.json").write_text(json.dumps(index))
+    found = params_of(checkpoint)
     assert found.keys() == expected.keys()
     for path in expected:
         assert found[path].dtype == jnp.float16
@@ -216,15 +216,15 @@ def test_every_spelling_and_file_format_loads(tmp_path, spelling, files):
 @pytest.mark.parametrize("tower_inside", [True, False])
 @pytest.mark.parametrize("tiny", [TINY, LINEAR], ids=["v1.5", "v1.0"])
 def test_original_to_jax_to_original_is_bit_identical(tmp_path, tiny, tower_inside):
-    source = build_original(tmp_path / "llava-source", tiny, tower_inside=tower_inside)
-    out = through_jax(source, tmp_path / "llava-out")
-    assert_same(weights(out), weights(source))
+    checkpoint = build_original(tmp_path / "llava-source", tiny, tower_inside=tower_inside)
+    out = through_jax(checkpoint, tmp_path / "llava-out")
+    assert_same(weights(out), weights(checkpoint))
     if not tower_inside:
-        assert_same(weights(out / "vision_tower"), weights(source / "clip"))
+        assert_same(weights(out / "vision_tower"), weights(checkpoint / "clip"))
     again = open_checkpoint(out)
-    assert again.config == open_checkpoint(source).config
-    assert again.preprocessing == open_checkpoint(source).preprocessing
-    before, after = (json.loads((directory / "config.json").read_text()) for directory in (source, out))
+    assert again.config == open_checkpoint(checkpoint).config
+    assert again.preprocessing == open_checkpoint(checkpoint).preprocessing
+    before, after = (json.loads((directory / "config.json").read_text()) for directory in (checkpoint, out))
     same = before.keys() - {"mm_vision_tower"}
     # Written though the source left it out: absent means something else in other versions.
     assert {key: after[key] for key in same} == {key: before[key] for key in same}
@@ -234,8 +234,8 @@ def test_original_to_jax_to_original_is_bit_identical(tmp_path, tiny, tower_insi
 @pytest.mark.parametrize("tiny", [TINY, LINEAR], ids=["v1.5", "v1.0"])
 @pytest.mark.parametrize("tower_inside", [True, False])
 def test_original_to_hf_and_back(tmp_path, tiny, tower_inside):
-    source = build_original(tmp_path / "llava-source", tiny, tower_inside=tower_inside)
-    hf = through_jax(source, tmp_path / "hf", layout="llava-hf")
+    checkpoint = build_original(tmp_path / "llava-source", tiny, tower_inside=tower_inside)
+    hf = through_jax(checkpoint, tmp_path / "hf", layout="llava-hf")
     theirs = old_spelling(build_model(tiny).half())
     ours = weights(hf)
     assert ours.keys() == theirs.keys()
@@ -253,12 +253,12 @@ def test_original_to_hf_and_back(tmp_path, tiny, tower_inside):
     assert np.isfinite(logits(hf, tiny)).all()
 
     back = through_jax(hf, tmp_path / "llava-back", layout="llava")
-    expected = weights(source)
+    expected = weights(checkpoint)
     if tower_inside:
         tower = {name: expected.pop(name) for name in list(expected) if "vision_tower" in name}
         tower = {name.removeprefix("model.vision_tower.vision_tower."): value for name, value in tower.items()}
     else:
-        tower = weights(source / "clip")
+        tower = weights(checkpoint / "clip")
     assert_same(weights(back), expected)
     assert_same(weights(back / "vision_tower"), tower)
     tokenizer = transformers.AutoTokenizer.from_pretrained(back)
@@ -266,17 +266,17 @@ def test_original_to_hf_and_back(tmp_path, tiny, tower_inside):
     moved = tmp_path / "llava-moved"
     shutil.move(back, moved)
     assert open_checkpoint(moved).config == dataclasses.replace(
-        open_checkpoint(source).config, projector=open_checkpoint(source).config.projector
+        open_checkpoint(checkpoint).config, projector=open_checkpoint(checkpoint).config.projector
     )
 
 
 def test_v1_0_projector_is_exact_through_hf(tmp_path):
     """One linear layer, stored as itself and an identity, gives the same bits in transformers as alone."""
     for dtype in (torch.float32, torch.bfloat16):
-        source = build_original(tmp_path / f"llava-{dtype}", LINEAR, tower_inside=True, dtype=dtype)
-        hf = through_jax(source, tmp_path / f"hf-{dtype}", layout="llava-hf")
+        checkpoint = build_original(tmp_path / f"llava-{dtype}", LINEAR, tower_inside=True, dtype=dtype)
+        hf = through_jax(checkpoint, tmp_path / f"hf-{dtype}", layout="llava-hf")
         model = transformers.LlavaForConditionalGeneration.from_pretrained(hf, dtype=dtype)
-        linear = torch.load(source / "pytorch_model.bin", weights_only=True)
+        linear = torch.load(checkpoint / "pytorch_model.bin", weights_only=True)
         x = torch.randn(7, LINEAR.vision_width).to(dtype)
         alone = x @ linear["model.mm_projector.weight"].T + linear["model.mm_projector.bias"]
         with torch.no_grad():
@@ -291,14 +291,14 @@ def test_v1_0_projector_is_exact_through_hf(tmp_path):
 def test_untrained_weights_are_copied_and_trained_ones_rounded(tmp_path):
     """A float16 base: what was not trained keeps its bits though the run computed in bfloat16."""
     source_dir = build_checkpoint(tmp_path / "source", TINY, dtype=torch.float16)
-    source = open_checkpoint(source_dir)
+    checkpoint = open_checkpoint(source_dir)
     mesh = make_mesh(MeshConfig())
-    model = load_llava(source, mesh=mesh, dtype=jnp.bfloat16, master=lambda path: "norm" in path)
+    model = load_llava(checkpoint, mesh=mesh, dtype=jnp.bfloat16, master=lambda path: "norm" in path)
     all_params = {path: variable.get_value() for path, variable in param_paths(nnx.state(model)).items()}
     trained = {path: value + 0.25 for path, value in all_params.items() if "language_model" in path and "norm" in path}
     assert all(value.dtype == jnp.float32 for value in trained.values())
     assert all_params["language_model.lm_head"].dtype == jnp.bfloat16
-    export_checkpoint(source, trained, tmp_path / "out")
+    export_checkpoint(checkpoint, trained, tmp_path / "out")
     before, after = old_spelling(build_model(TINY).half()), weights(tmp_path / "out")
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {name for name in before if "language_model" in name and "norm" in name}
@@ -307,8 +307,8 @@ def test_untrained_weights_are_copied_and_trained_ones_rounded(tmp_path):
 
 
 def test_sharded_export_and_dtype(tmp_path):
-    source = open_checkpoint(build_checkpoint(tmp_path / "source", TINY))
-    export_checkpoint(source, {}, tmp_path / "out", dtype="bfloat16", shard_bytes=60_000)
+    checkpoint = open_checkpoint(build_checkpoint(tmp_path / "source", TINY))
+    export_checkpoint(checkpoint, {}, tmp_path / "out", dtype="bfloat16", shard_bytes=60_000)
     assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 2
     assert {value.dtype for value in weights(tmp_path / "out").values()} == {torch.bfloat16}
     assert json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"] == "bfloat16"
@@ -316,19 +316,19 @@ def test_sharded_export_and_dtype(tmp_path):
 
 
 def test_tokenizer_files_are_copied_byte_for_byte(tmp_path):
-    source = build_checkpoint(tmp_path / "source", TINY)
-    (source / "chat_template.jinja").write_text("{{ messages }}")
-    export_checkpoint(open_checkpoint(source), {}, tmp_path / "out")
+    checkpoint = build_checkpoint(tmp_path / "source", TINY)
+    (checkpoint / "chat_template.jinja").write_text("{{ messages }}")
+    export_checkpoint(open_checkpoint(checkpoint), {}, tmp_path / "out")
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"):
-        assert (tmp_path / "out" / name).read_bytes() == (source / name).read_bytes()
+        assert (tmp_path / "out" / name).read_bytes() == (checkpoint / name).read_bytes()
 
 
 def test_processor_of_the_export_gives_one_token_per_feature(tmp_path):
     import PIL.Image
 
     for tiny in (TINY, Tiny(full=True)):
-        source = build_checkpoint(tmp_path / f"source{tiny.full}", tiny)
-        export_checkpoint(open_checkpoint(source), {}, tmp_path / f"out{tiny.full}")
+        checkpoint = build_checkpoint(tmp_path / f"source{tiny.full}", tiny)
+        export_checkpoint(open_checkpoint(checkpoint), {}, tmp_path / f"out{tiny.full}")
         processor = transformers.AutoProcessor.from_pretrained(tmp_path / f"out{tiny.full}")
         image = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8))
         inputs = processor(images=image, text="USER: <image>\nWhat? ASSISTANT:", return_tensors="pt")
@@ -358,33 +358,35 @@ def rewrite(path: Path, **changes) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def drop_tensor(source: Path) -> None:
-    tensors = load_file(source / "model.safetensors")
+def drop_tensor(checkpoint: Path) -> None:
+    tensors = load_file(checkpoint / "model.safetensors")
     tensors.pop(next(name for name in tensors if "layers.1.mlp.up_proj" in name))
-    save_file(tensors, source / "model.safetensors")
+    save_file(tensors, checkpoint / "model.safetensors")
 
 
-def add_tensor(source: Path) -> None:
-    save_file(load_file(source / "model.safetensors") | {"reward_head": torch.ones(2)}, source / "model.safetensors")
+def add_tensor(checkpoint: Path) -> None:
+    save_file(
+        load_file(checkpoint / "model.safetensors") | {"reward_head": torch.ones(2)}, checkpoint / "model.safetensors"
+    )
 
 
-def cut_rows(source: Path) -> None:
-    tensors = load_file(source / "model.safetensors")
+def cut_rows(checkpoint: Path) -> None:
+    tensors = load_file(checkpoint / "model.safetensors")
     name = next(name for name in tensors if "embed_tokens" in name)
-    save_file(tensors | {name: tensors[name][:-1].clone()}, source / "model.safetensors")
+    save_file(tensors | {name: tensors[name][:-1].clone()}, checkpoint / "model.safetensors")
 
 
-def cut_weights(source: Path) -> None:
-    content = (source / "model.safetensors").read_bytes()
-    (source / "model.safetensors").write_bytes(content[:-9])
+def cut_weights(checkpoint: Path) -> None:
+    content = (checkpoint / "model.safetensors").read_bytes()
+    (checkpoint / "model.safetensors").write_bytes(content[:-9])
 
 
-def other_size(source: Path) -> None:
-    rewrite(source / "preprocessor_config.json", size={"shortest_edge": 99})
+def other_size(checkpoint: Path) -> None:
+    rewrite(checkpoint / "preprocessor_config.json", size={"shortest_edge": 99})
 
 
 def set_config(**changes):
-    return lambda source: rewrite(source / "config.json", **changes)
+    return lambda checkpoint: rewrite(checkpoint / "config.json", **changes)
 
 
 BAD = {
@@ -408,39 +410,39 @@ BAD = {
 @pytest.mark.parametrize("what", BAD)
 def test_bad_checkpoints_are_refused_in_one_line(tmp_path, what):
     spoil, message = BAD[what]
-    source = build_checkpoint(tmp_path / "source", TINY)
-    spoil(source)
+    checkpoint = build_checkpoint(tmp_path / "source", TINY)
+    spoil(checkpoint)
     with pytest.raises(InputError) as error:
-        open_checkpoint(source)
+        open_checkpoint(checkpoint)
     assert message in str(error.value)
-    assert str(source) in str(error.value)
+    assert str(checkpoint) in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_rotary_scaling_is_refused(tmp_path):
-    source = build_checkpoint(tmp_path / "source", TINY)
-    config = json.loads((source / "config.json").read_text())
+    checkpoint = build_checkpoint(tmp_path / "source", TINY)
+    config = json.loads((checkpoint / "config.json").read_text())
     config["text_config"]["rope_scaling"] = {"type": "linear", "factor": 4.0}
-    (source / "config.json").write_text(json.dumps(config))
+    (checkpoint / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match="rotary scaling 'linear'"):
-        open_checkpoint(source)
+        open_checkpoint(checkpoint)
 
 
 def test_original_without_its_tower_is_refused(tmp_path):
-    source = build_original(tmp_path / "llava", TINY, tower_inside=False)
-    rewrite(source / "config.json", mm_vision_tower="openai/clip-vit-large-patch14")
+    checkpoint = build_original(tmp_path / "llava", TINY, tower_inside=False)
+    rewrite(checkpoint / "config.json", mm_vision_tower="openai/clip-vit-large-patch14")
     with pytest.raises(InputError, match="give its directory as vision_tower"):
-        open_checkpoint(source)
-    assert open_checkpoint(source, vision_tower=source / "clip").layout == "llava"
-    rewrite(source / "config.json", mm_use_im_start_end=True)
+        open_checkpoint(checkpoint)
+    assert open_checkpoint(checkpoint, vision_tower=checkpoint / "clip").layout == "llava"
+    rewrite(checkpoint / "config.json", mm_use_im_start_end=True)
     with pytest.raises(InputError, match="mm_use_im_start_end"):
-        open_checkpoint(source, vision_tower=source / "clip")
+        open_checkpoint(checkpoint, vision_tower=checkpoint / "clip")
 
 
 def test_export_refuses_a_directory_with_something_in_it(tmp_path):
-    source = open_checkpoint(build_checkpoint(tmp_path / "source", TINY))
+    checkpoint = open_checkpoint(build_checkpoint(tmp_path / "source", TINY))
     (tmp_path / "out").mkdir()
-    export_checkpoint(source, {}, tmp_path / "out")
+    export_checkpoint(checkpoint, {}, tmp_path / "out")
     with pytest.raises(InputError, match="exists already"):
-        export_checkpoint(source, {}, tmp_path / "out")
+        export_checkpoint(checkpoint, {}, tmp_path / "out")
     assert not list(tmp_path.glob(".out*"))

@@ -26,15 +26,15 @@ NUM_NEW_TOKENS = 8
 
 
 @pytest.fixture(scope="module", params=SOURCES)
-def source(request, tmp_path_factory):
+def checkpoint(request, tmp_path_factory):
     return open_checkpoint(SOURCES[request.param](tmp_path_factory.mktemp("served") / "llava-base"))
 
 
 @pytest.mark.parametrize("name", TEMPLATE_NAMES)
-def test_ids_of_an_export_equal_ours(source, name, tmp_path):
-    export_checkpoint(source, {}, tmp_path / "out", layout="llava-hf", template=TEMPLATES[name])
+def test_ids_of_an_export_equal_ours(checkpoint, name, tmp_path):
+    export_checkpoint(checkpoint, {}, tmp_path / "out", layout="llava-hf", template=TEMPLATES[name])
     again = open_checkpoint(tmp_path / "out")
-    prompts = asked(source, name, again.config.image_token_id)
+    prompts = asked(checkpoint, name, again.config.image_token_id)
     theirs = serve(job_of(tmp_path / "out", prompts))
     assert theirs["chat_texts"] == [prompt.text for prompt in prompts]
     assert theirs["chat_ids"] == [prompt.ids for prompt in prompts]
@@ -43,21 +43,21 @@ def test_ids_of_an_export_equal_ours(source, name, tmp_path):
     assert [prompt.ids for prompt in asked(again, name, again.config.image_token_id)] == theirs["text_ids"]
 
 
-def test_ids_of_a_base_equal_its_own_processors(source):
-    if source.layout != "llava-hf":
+def test_ids_of_a_base_equal_its_own_processors(checkpoint):
+    if checkpoint.layout != "llava-hf":
         return
-    prompts = asked(source, "v1", source.config.image_token_id)
-    job = job_of(source.directory, prompts) | {"conversations": []}
+    prompts = asked(checkpoint, "v1", checkpoint.config.image_token_id)
+    job = job_of(checkpoint.directory, prompts) | {"conversations": []}
     assert serve(job)["text_ids"] == [prompt.ids for prompt in prompts]
 
 
-def test_greedy_answers_equal_ours(source, tmp_path):
-    export_checkpoint(source, {}, tmp_path / "out", layout="llava-hf", dtype="float32", template=TEMPLATES["v1"])
+def test_greedy_answers_equal_ours(checkpoint, tmp_path):
+    export_checkpoint(checkpoint, {}, tmp_path / "out", layout="llava-hf", dtype="float32", template=TEMPLATES["v1"])
     again = open_checkpoint(tmp_path / "out")
-    prompts = [p for p in asked(source, "v1", again.config.image_token_id) if p.text.count("<image>") == 1]
+    prompts = [p for p in asked(checkpoint, "v1", again.config.image_token_id) if p.text.count("<image>") == 1]
     job = job_of(tmp_path / "out", prompts, num_new_tokens=NUM_NEW_TOKENS, never=never_said(again))
     theirs = serve(job)
-    ours = greedy(source, with_image_id(prompts, again, source), NUM_NEW_TOKENS)
+    ours = greedy(checkpoint, with_image_id(prompts, again, checkpoint), NUM_NEW_TOKENS)
     assert theirs["answers"] == ours
     assert len({tuple(answer) for answer in ours}) > 1
 
@@ -98,25 +98,25 @@ def test_a_trained_template_replaces_the_bases(tmp_path):
 
 def test_an_original_needs_one_more_token_after_an_image(tmp_path):
     """What was served differently: "▁" after the image, which a tokenizer that is not legacy leaves out."""
-    source = open_checkpoint(original(tmp_path / "llava-base", legacy=False, model=True))
-    space = source.tokenizer.token_to_id("▁")
-    ids = encode_prompt(source.tokenizer, TEMPLATES["v1"], "What?", image_token_id=999, num_image_tokens=1)
+    checkpoint = open_checkpoint(original(tmp_path / "llava-base", legacy=False, model=True))
+    space = checkpoint.tokenizer.token_to_id("▁")
+    ids = encode_prompt(checkpoint.tokenizer, TEMPLATES["v1"], "What?", image_token_id=999, num_image_tokens=1)
     assert ids[ids.index(999) + 1] == space
     # A question that is the image alone: the space before "ASSISTANT" and another in front of it.
-    ids = encode_prompt(source.tokenizer, TEMPLATES["v1"], "<image>", image_token_id=999, num_image_tokens=1)
+    ids = encode_prompt(checkpoint.tokenizer, TEMPLATES["v1"], "<image>", image_token_id=999, num_image_tokens=1)
     rest = ids[ids.index(999) + 1 :]
-    assert rest == source.tokenizer.encode(" ASSISTANT:")
-    assert len(rest) == len(source.tokenizer.encode(" ASSISTANT:", prefix=False)) + 1
+    assert rest == checkpoint.tokenizer.encode(" ASSISTANT:")
+    assert len(rest) == len(checkpoint.tokenizer.encode(" ASSISTANT:", prefix=False)) + 1
 
 
 @pytest.mark.parametrize("layout", ["llava", "llava-hf"])
 @pytest.mark.parametrize("rows", [3, 64])
 def test_spare_rows_of_an_original_survive(tmp_path, rows, layout):
-    source = open_checkpoint(original(tmp_path / "llava-base", legacy=True, spare_rows=rows))
-    export_checkpoint(source, {}, tmp_path / "llava-out", layout=layout)
+    checkpoint = open_checkpoint(original(tmp_path / "llava-base", legacy=True, spare_rows=rows))
+    export_checkpoint(checkpoint, {}, tmp_path / "llava-out", layout=layout)
     again = open_checkpoint(tmp_path / "llava-out")
     name = "language_model.model.embed_tokens.weight"
-    before, after = source.tensors[name].read(), again.tensors[name].read()
+    before, after = checkpoint.tensors[name].read(), again.tensors[name].read()
     assert len(after) == (len(before) if layout == "llava" else -(-(509 + max(rows, 2)) // 64) * 64)
     np.testing.assert_array_equal(after[: len(before)], before)
     if layout == "llava-hf":
@@ -134,11 +134,11 @@ def test_an_added_token_and_its_row_survive_every_layout(tmp_path, special):
     assert there.config.text.vocab_size == there.tokenizer.vocab_size == box + 1
     assert json.loads((tmp_path / "llava-out" / "added_tokens.json").read_text())["<box>"] == box
     row = base.tensors["language_model.lm_head.weight"].read()[box]
-    for source in (there, back):
-        assert source.tokenizer.token_to_id("<box>") == box
-        assert source.tokenizer.encode("a <box> b") == base.tokenizer.encode("a <box> b")
-        assert box in source.tokenizer.encode("a <box> b")
-        np.testing.assert_array_equal(source.tensors["language_model.lm_head.weight"].read()[box], row)
+    for checkpoint in (there, back):
+        assert checkpoint.tokenizer.token_to_id("<box>") == box
+        assert checkpoint.tokenizer.encode("a <box> b") == base.tokenizer.encode("a <box> b")
+        assert box in checkpoint.tokenizer.encode("a <box> b")
+        np.testing.assert_array_equal(checkpoint.tensors["language_model.lm_head.weight"].read()[box], row)
     assert (back.config.image_token_id, back.tokenizer.pad_id) == (base.config.image_token_id, base.tokenizer.pad_id)
 
 

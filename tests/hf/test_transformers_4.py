@@ -52,13 +52,13 @@ def serve_4(jobs: list[dict], tmp_path: Path) -> list[dict]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_ids_and_greedy_answers_equal_ours(tmp_path, kind):
     """Every template, with and without its chat template; one process for them all."""
-    source = open_checkpoint(KINDS[kind](tmp_path / "llava-base"))
+    checkpoint = open_checkpoint(KINDS[kind](tmp_path / "llava-base"))
     jobs, prompts = [], []
     for name in TEMPLATE_NAMES:
         out = tmp_path / name
-        export_checkpoint(source, {}, out, layout="llava-hf", dtype="float32", template=TEMPLATES[name])
+        export_checkpoint(checkpoint, {}, out, layout="llava-hf", dtype="float32", template=TEMPLATES[name])
         again = open_checkpoint(out)
-        prompts.append(asked(source, name, again.config.image_token_id))
+        prompts.append(asked(checkpoint, name, again.config.image_token_id))
         jobs.append(job_of(out, prompts[-1]))
     one_image = [prompt for prompt in prompts[0] if prompt.text.count("<image>") == 1]
     jobs.append(job_of(tmp_path / "v1", one_image, num_new_tokens=8, never=never_said(again)))
@@ -67,7 +67,7 @@ def test_ids_and_greedy_answers_equal_ours(tmp_path, kind):
         assert theirs["version"].startswith("4.")
         assert theirs["chat_texts"] == [prompt.text for prompt in ours]
         assert theirs["chat_ids"] == theirs["text_ids"] == [prompt.ids for prompt in ours]
-    assert answered["answers"] == greedy(source, with_image_id(one_image, again, source), 8)
+    assert answered["answers"] == greedy(checkpoint, with_image_id(one_image, again, checkpoint), 8)
 
 
 def run_5(directory: Path) -> dict:
@@ -91,8 +91,8 @@ SOURCES = {
 
 @pytest.mark.parametrize("kind", SOURCES)
 def test_export_loads_in_both_versions(tmp_path, kind):
-    source = SOURCES[kind](tmp_path / "llava-source")
-    out = through_jax(source, tmp_path / "out", layout="llava-hf", dtype="float32")
+    checkpoint = SOURCES[kind](tmp_path / "llava-source")
+    out = through_jax(checkpoint, tmp_path / "out", layout="llava-hf", dtype="float32")
     theirs = run_4(out, tmp_path / "resaved")
     assert theirs["version"].startswith("4.")
     assert theirs["problems"] == [[], [], []]
@@ -104,12 +104,12 @@ def test_export_loads_in_both_versions(tmp_path, kind):
 
 
 def test_what_transformers_4_saves_loads_here(tmp_path):
-    source = build_checkpoint(tmp_path / "source", TINY)
-    export_checkpoint(open_checkpoint(source), {}, tmp_path / "out")
+    checkpoint = build_checkpoint(tmp_path / "source", TINY)
+    export_checkpoint(open_checkpoint(checkpoint), {}, tmp_path / "out")
     run_4(tmp_path / "out", tmp_path / "resaved")
     for name in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"):
-        (tmp_path / "resaved" / name).write_bytes((source / name).read_bytes())
-    assert open_checkpoint(tmp_path / "resaved").config == open_checkpoint(source).config
-    before, after = params_of(source), params_of(tmp_path / "resaved")
+        (tmp_path / "resaved" / name).write_bytes((checkpoint / name).read_bytes())
+    assert open_checkpoint(tmp_path / "resaved").config == open_checkpoint(checkpoint).config
+    before, after = params_of(checkpoint), params_of(tmp_path / "resaved")
     for path in before:
         np.testing.assert_array_equal(after[path], before[path])

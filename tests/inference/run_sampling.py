@@ -23,15 +23,17 @@ from vigor_jax.parallel.sharding import DistributedConfig, MeshConfig, join_proc
 CONFIG = SamplingConfig(temperature=1.0, max_new_tokens=70, num_candidates=2, batch_size=4, prompt_bucket=64, seed=3)
 
 
-def make_requests(source: Any, count: int = 7) -> list[Request]:
+def make_requests(checkpoint: Any, count: int = 7) -> list[Request]:
     """Ragged prompts, each with another image; every third is text alone."""
     rng = np.random.default_rng(0)
     requests = []
     for i in range(count):
-        image_ids = [] if i % 3 == 2 else [source.config.image_token_id] * source.config.num_image_tokens
+        image_ids = [] if i % 3 == 2 else [checkpoint.config.image_token_id] * checkpoint.config.num_image_tokens
         words = rng.integers(3, 500, rng.integers(2, 40)).tolist()
-        pixels = rng.integers(0, 256, (source.preprocessing.size, source.preprocessing.size, 3)).astype(np.uint8)
-        ids = [source.tokenizer.bos_id, *image_ids, *words]
+        pixels = rng.integers(0, 256, (checkpoint.preprocessing.size, checkpoint.preprocessing.size, 3)).astype(
+            np.uint8
+        )
+        ids = [checkpoint.tokenizer.bos_id, *image_ids, *words]
         requests.append(Request(f"{i}.jpg", ids, pixels if image_ids else None, "Describe."))
     return requests
 
@@ -51,15 +53,15 @@ def _counted(request: Request, read: list[str]) -> Request:
 
 
 def _runs(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    source = open_checkpoint(Path(job["model"]))
+    checkpoint = open_checkpoint(Path(job["model"]))
     for sizes in job["meshes"]:
         mesh = make_mesh(MeshConfig(*sizes))
-        model = load_llava(source, mesh=mesh, dtype=jnp.float32, scan=False)
+        model = load_llava(checkpoint, mesh=mesh, dtype=jnp.float32, scan=False)
         read: list[str] = []
-        requests = [_counted(request, read) for request in make_requests(source)]
+        requests = [_counted(request, read) for request in make_requests(checkpoint)]
         # A stop string makes the host send its own findings back to every device.
         three = dataclasses.replace(CONFIG, batch_size=3)  # becomes 4 where it is split over 4
-        sampler = Sampler(model, source.tokenizer, three, mesh, stop=job["stop"])
+        sampler = Sampler(model, checkpoint.tokenizer, three, mesh, stop=job["stop"])
         yield {"completions": plain(list(sampler.generate(requests))), "read": sorted(read)}
 
 

@@ -15,7 +15,7 @@ from tests.tiny_llava import Tiny, build_checkpoint
 from vigor_jax.errors import InputError
 from vigor_jax.hf.load import open_checkpoint
 from vigor_jax.inference.decoder import SamplingConfig
-from vigor_jax.inference.predictor import Answerer, Question, read_answers
+from vigor_jax.inference.predictor import Predictor, Question, read_answers
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 from vigor_jax.run_lock import RunLock
 
@@ -36,31 +36,31 @@ def world(tmp_path_factory):
 
 @pytest.mark.parametrize("mark", BREAKS, ids=ascii)
 def test_any_text_is_read_back_and_kept(world, tmp_path, mark):
-    answerer = Answerer(open_checkpoint(world / "model"), "v1", make_mesh(MeshConfig(), jax.devices()[:1]))
+    predictor = Predictor(open_checkpoint(world / "model"), "v1", make_mesh(MeshConfig(), jax.devices()[:1]))
     questions = [Question(f"{i}.png", world / f"{i}.png", f"What{mark}is {i}?") for i in range(3)]
     out = tmp_path / "answers.jsonl"
-    texts = answerer.ask(questions[:2], out, GREEDY)
+    texts = predictor.ask(questions[:2], out, GREEDY)
 
     # As a model says it whose texts hold such characters.
     lines = read_answers(out)
     lines[0]["text"] = f"one{mark}two"
     out.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), newline="")
     kept = out.read_bytes()
-    assert answerer.ask(questions, out, GREEDY)[:2] == [f"one{mark}two", texts[1]]
+    assert predictor.ask(questions, out, GREEDY)[:2] == [f"one{mark}two", texts[1]]
     assert out.read_bytes().startswith(kept)
 
 
 @pytest.fixture
 def asked(world, tmp_path):
     """A model, a question that it has answered, and the file of the answer."""
-    answerer = Answerer(open_checkpoint(world / "model"), "v1", make_mesh(MeshConfig(), jax.devices()[:1]))
+    predictor = Predictor(open_checkpoint(world / "model"), "v1", make_mesh(MeshConfig(), jax.devices()[:1]))
     questions = [Question("0.png", world / "0.png", "What is it?")]
-    answerer.ask(questions, tmp_path / "answers.jsonl", GREEDY)
-    return answerer, questions, tmp_path / "answers.jsonl"
+    predictor.ask(questions, tmp_path / "answers.jsonl", GREEDY)
+    return predictor, questions, tmp_path / "answers.jsonl"
 
 
 def test_two_processes_do_not_write_one_file(asked):
-    answerer, questions, out = asked
+    predictor, questions, out = asked
     program = (
         "import sys, pathlib; from vigor_jax.run_lock import RunLock\n"
         f"with RunLock(pathlib.Path({str(out.parent)!r}), file={out.name!r}): print('held', flush=True); input()"
@@ -68,38 +68,38 @@ def test_two_processes_do_not_write_one_file(asked):
     other = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert other.stdout.readline() == "held\n"
     with pytest.raises(InputError, match=f"answers.jsonl is in use by process {other.pid} .* choose another --out"):
-        answerer.ask(questions, out, GREEDY)
+        predictor.ask(questions, out, GREEDY)
     with RunLock(out.parent), RunLock(out.parent, file="others.jsonl"):
         pass  # other locks than that of this file
     other.kill()
     other.communicate()
-    assert len(answerer.ask(questions, out, GREEDY)) == 1  # the lock of a process that was killed is nobody's
+    assert len(predictor.ask(questions, out, GREEDY)) == 1  # the lock of a process that was killed is nobody's
     assert {path.name for path in out.parent.iterdir()} == {out.name, f"{out.name}.settings.json"}
 
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOSPC])
 def test_what_is_complete_is_read_where_nothing_can_be_written(asked, monkeypatch, number):
-    answerer, questions, out = asked
+    predictor, questions, out = asked
 
     def refuse(*_, **__):
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "pwrite", refuse)
-    assert len(answerer.ask(questions, out, GREEDY)) == 1
+    assert len(predictor.ask(questions, out, GREEDY)) == 1
     assert {path.name for path in out.parent.iterdir()} == {out.name, f"{out.name}.settings.json"}
 
 
 @pytest.mark.parametrize("content", [b"", b"[1]", b"{", b"\xff", b'"x"', b"[" * 100_000])
 def test_damaged_settings_of_answers_are_one_line(asked, content):
-    answerer, questions, out = asked
+    predictor, questions, out = asked
     out.with_name(f"{out.name}.settings.json").write_bytes(content)
     with pytest.raises(InputError, match=r"answers.jsonl.settings.json is damaged.*choose another --out"):
-        answerer.ask(questions, out, GREEDY)
+        predictor.ask(questions, out, GREEDY)
 
 
 @pytest.mark.parametrize("line", ["1", "[]", "null", '{"image": 1}', "x"])
 def test_a_damaged_line_of_answers_is_named(asked, line):
-    answerer, questions, out = asked
+    predictor, questions, out = asked
     out.write_text(line + "\n" + out.read_text())
     with pytest.raises(InputError, match=r"answers.jsonl:1: expected an answer"):
-        answerer.ask(questions, out, GREEDY)
+        predictor.ask(questions, out, GREEDY)

@@ -46,7 +46,7 @@ def directory(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def source(directory):
+def checkpoint(directory):
     return open_checkpoint(directory)
 
 
@@ -56,13 +56,13 @@ def mesh():
 
 
 @pytest.fixture(scope="module")
-def model(source, mesh):
-    return load_llava(source, mesh=mesh, dtype=jnp.float32, scan=False)
+def model(checkpoint, mesh):
+    return load_llava(checkpoint, mesh=mesh, dtype=jnp.float32, scan=False)
 
 
 @pytest.fixture(scope="module")
-def requests(source):
-    return make_requests(source)
+def requests(checkpoint):
+    return make_requests(checkpoint)
 
 
 class Words:
@@ -118,9 +118,9 @@ def test_the_model_of_these_tests_is_not_flat(model, requests, drawn):
     assert len({c.token_ids for group in drawn for c in group}) == 2 * len(requests)
 
 
-def test_candidates_are_the_same_with_stacked_layers(source, mesh, requests, drawn):
+def test_candidates_are_the_same_with_stacked_layers(checkpoint, mesh, requests, drawn):
     """As on a TPU, where every cache is one array too."""
-    stacked = load_llava(source, mesh=mesh, dtype=jnp.float32, scan=True)
+    stacked = load_llava(checkpoint, mesh=mesh, dtype=jnp.float32, scan=True)
     for before, now in zip(drawn, sample(stacked, mesh, requests), strict=True):
         for left, right in zip(before, now, strict=True):
             assert (left.token_ids, left.text, left.candidate) == (right.token_ids, right.text, right.candidate)
@@ -173,12 +173,12 @@ def test_seed_image_and_prompt_each_change_the_draw(model, mesh, requests, drawn
 
 
 @pytest.mark.slow
-def test_results_and_images_on_any_mesh_and_process_count(model, mesh, requests, source, directory, tmp_path):
+def test_results_and_images_on_any_mesh_and_process_count(model, mesh, requests, checkpoint, directory, tmp_path):
     """Two processes with two devices each; each reads the images of its own rows."""
-    texts = [c.text for group in sample(model, mesh, requests, tokenizer=source.tokenizer) for c in group]
+    texts = [c.text for group in sample(model, mesh, requests, tokenizer=checkpoint.tokenizer) for c in group]
     pairs = (texts[0][i : i + 2] for i in range(len(texts[0])))
     stop = next(pair for pair in pairs if pair.isascii() and 1 < sum(pair in text for text in texts) < len(texts))
-    expected = plain(sample(model, mesh, requests, tokenizer=source.tokenizer, stop=stop))
+    expected = plain(sample(model, mesh, requests, tokenizer=checkpoint.tokenizer, stop=stop))
     assert {c["finish_reason"] for group in expected for c in group} == {"stop", "length"}
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -211,10 +211,10 @@ def test_results_and_images_on_any_mesh_and_process_count(model, mesh, requests,
 
 
 @pytest.mark.parametrize("sizes", [{}, {"kv_heads": 4}, {"tied": True, "rope_theta": 500.0}], ids=str)
-def test_shared_prefix_logits_equal_a_plain_forward(source, mesh, tmp_path, sizes):
-    source = open_checkpoint(build_checkpoint(tmp_path / "model", Tiny(**sizes)))
-    model = load_llava(source, mesh=mesh, dtype=jnp.float32, scan=False)
-    requests = make_requests(source, 2)
+def test_shared_prefix_logits_equal_a_plain_forward(checkpoint, mesh, tmp_path, sizes):
+    checkpoint = open_checkpoint(build_checkpoint(tmp_path / "model", Tiny(**sizes)))
+    model = load_llava(checkpoint, mesh=mesh, dtype=jnp.float32, scan=False)
+    requests = make_requests(checkpoint, 2)
     config = dataclasses.replace(CONFIG, num_candidates=3, batch_size=2)
     decoder = Decoder(model, config, np.arange(576) < 509, FOREVER)
     longest = max(len(request.prompt_ids) for request in requests) + 5
@@ -252,25 +252,27 @@ def test_logprobs_are_those_of_the_untempered_model(model, mesh, requests):
                 assert completion.mean_logprob == pytest.approx(expected.mean(), abs=1e-4)
 
 
-def test_bfloat16_samples_what_its_own_forward_scores(source, mesh, requests):
-    model = load_llava(source, mesh=mesh, dtype=jnp.bfloat16, scan=False)
+def test_bfloat16_samples_what_its_own_forward_scores(checkpoint, mesh, requests):
+    model = load_llava(checkpoint, mesh=mesh, dtype=jnp.bfloat16, scan=False)
     for request, (completion, _) in zip(requests, sample(model, mesh, requests), strict=True):
         expected = teacher_forced(model, request, completion.token_ids)
         expected = np.take_along_axis(expected, np.array(completion.token_ids)[:, None], 1)[:, 0]
         assert np.abs(completion.logprobs - expected).mean() < 0.1
 
 
-def test_greedy_equals_transformers(model, mesh, requests, source, directory):
+def test_greedy_equals_transformers(model, mesh, requests, checkpoint, directory):
     theirs = transformers.LlavaForConditionalGeneration.from_pretrained(directory, dtype=torch.float32).eval()
     lengths = []
     for request, (ours,) in zip(
         requests,
-        sample(model, mesh, requests, tokenizer=source.tokenizer, temperature=0.0, num_candidates=1, max_new_tokens=64),
+        sample(
+            model, mesh, requests, tokenizer=checkpoint.tokenizer, temperature=0.0, num_candidates=1, max_new_tokens=64
+        ),
         strict=True,
     ):
         inputs = {"input_ids": torch.tensor([request.prompt_ids])}
         if request.pixels is not None:
-            pixel_values = normalize(request.pixels, source.preprocessing).transpose(2, 0, 1)
+            pixel_values = normalize(request.pixels, checkpoint.preprocessing).transpose(2, 0, 1)
             inputs["pixel_values"] = torch.tensor(pixel_values[None])
         wanted = theirs.generate(
             **inputs,
@@ -447,11 +449,11 @@ def test_repetition_by_its_definition(ids, n):
     assert repetition_end(np.array(ids, int), n) == brute_force_repetition(ids, n)
 
 
-def test_fifty_prompt_lengths_need_few_compilations(model, mesh, requests, source):
+def test_fifty_prompt_lengths_need_few_compilations(model, mesh, requests, checkpoint):
     config = dataclasses.replace(CONFIG, prompt_bucket=32, max_new_tokens=130)
     own = Sampler(model, Words(), config, mesh)
     words = np.random.default_rng(6).integers(3, 500, 60).tolist()
-    image = [source.config.image_token_id] * source.config.num_image_tokens
+    image = [checkpoint.config.image_token_id] * checkpoint.config.num_image_tokens
     mix = [
         dataclasses.replace(requests[0], image_id=str(length), prompt_ids=[1, *image, *words[:length]])
         for length in range(1, 51)
@@ -512,8 +514,8 @@ def test_an_unreadable_image_is_the_users_error(model, mesh, requests):
         sample(model, mesh, [requests[0], dataclasses.replace(requests[1], pixels=broken)])
 
 
-def test_scores_that_are_not_finite_are_an_error(source, mesh, requests):
-    model = load_llava(source, mesh=mesh, dtype=jnp.float32, scan=False)
+def test_scores_that_are_not_finite_are_an_error(checkpoint, mesh, requests):
+    model = load_llava(checkpoint, mesh=mesh, dtype=jnp.float32, scan=False)
     model.language_model.norm.scale[...] = jnp.full_like(model.language_model.norm.scale[...], jnp.nan)
     with pytest.raises(FloatingPointError, match=r"0\.jpg: the model's scores"):
         sample(model, mesh, requests)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vigor_jax.data.batches.branch_batches import BranchRows
-from vigor_jax.data.batches.branches import NONE, PADDING, Tree
+from vigor_jax.data.batches.tree_batches import TreeRows
+from vigor_jax.data.batches.tree_sequences import NONE, PADDING, Tree
 from vigor_jax.inference.tree_attention import read_places, visible
 from vigor_jax.models.clip import ClipConfig
 from vigor_jax.models.llama import LlamaConfig
@@ -26,7 +26,7 @@ CONFIG = LlavaConfig(
 
 
 def random_tree(rng) -> tuple[np.ndarray, list[int]]:
-    """Tokens (position, candidate, sentence, limit) and the parent of each, the trunk's first having -1."""
+    """Tokens (position, candidate, sentence, limit) and the parent of each, the prefix's first having -1."""
     tokens, parents = [], []
 
     def grow(count: int, parent: int, candidate: int, sentence: int) -> int:
@@ -37,9 +37,9 @@ def random_tree(rng) -> tuple[np.ndarray, list[int]]:
             parent = len(tokens) - 1
         return parent
 
-    trunk = grow(int(rng.integers(5, 9)), -1, NONE, NONE)
+    prefix = grow(int(rng.integers(5, 9)), -1, NONE, NONE)
     for candidate in range(rng.integers(1, 4)):
-        end = trunk
+        end = prefix
         for sentence in range(rng.integers(1, 4)):
             end = grow(int(rng.integers(1, 5)), end, candidate, NONE)
             grow(int(rng.integers(1, 4)), end, candidate, sentence)
@@ -47,7 +47,7 @@ def random_tree(rng) -> tuple[np.ndarray, list[int]]:
 
 
 def ancestors(parents: list[int], token: int) -> list[int]:
-    """From the trunk's first to the token itself."""
+    """From the prefix's first to the token itself."""
     return [*(ancestors(parents, parents[token]) if parents[token] >= 0 else []), token]
 
 
@@ -81,7 +81,7 @@ def test_states_and_gradients_equal_those_of_sequences(scan, remat):
     pixels = rng.integers(0, 256, (1, 1, 28, 28, 3)).astype(np.uint8)
     places = np.arange(count, dtype=np.int32)[None]
     nothing = np.zeros_like(places)
-    rows = BranchRows(token_ids[None], as_tree(tokens, padding=4), places, nothing, nothing, pixels)
+    rows = TreeRows(token_ids[None], as_tree(tokens, padding=4), places, nothing, nothing, pixels)
     wanted = rng.standard_normal((count, CONFIG.text.hidden_size)).astype(np.float32)
 
     def in_tree(weights):

@@ -49,23 +49,23 @@ def test_a_layer_multiplies_by_what_it_stands_for():
 @pytest.mark.parametrize("scan", [False, True])
 def test_answers_are_those_of_the_rounded_weights(tmp_path, scan):
     """Rounded by NumPy, in a model of float32; what rounding does to a trained model, docs/performance.md says."""
-    source = open_checkpoint(build_checkpoint(tmp_path / "model", Tiny()))
+    checkpoint = open_checkpoint(build_checkpoint(tmp_path / "model", Tiny()))
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    model, rounded = (load_llava(source, mesh=mesh, dtype=jnp.float32, scan=scan) for _ in range(2))
+    model, rounded = (load_llava(checkpoint, mesh=mesh, dtype=jnp.float32, scan=scan) for _ in range(2))
     for _, layer in nnx.iter_graph(rounded.language_model.layers):
         if isinstance(layer, Linear):
             kernel = np.asarray(layer.kernel[...], np.float64)
             step = np.abs(kernel).max(-2, keepdims=True) / 127
             layer.kernel[...] = jnp.asarray(np.rint(kernel / step) * step, jnp.float32)
-    requests = make_requests(source, 4)
-    expected = list(Sampler(rounded, source.tokenizer, CONFIG, mesh).generate(requests))
-    plain = list(Sampler(model, source.tokenizer, CONFIG, mesh).generate(requests))
+    requests = make_requests(checkpoint, 4)
+    expected = list(Sampler(rounded, checkpoint.tokenizer, CONFIG, mesh).generate(requests))
+    plain = list(Sampler(model, checkpoint.tokenizer, CONFIG, mesh).generate(requests))
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(nnx.state(model.language_model.layers)))
     quantized = quantize_decoder(model)
     smaller = sum(leaf.nbytes for leaf in jax.tree.leaves(nnx.state(quantized.language_model.layers)))
     assert smaller < 0.3 * size
     for before, wanted, got in zip(
-        plain, expected, Sampler(quantized, source.tokenizer, CONFIG, mesh).generate(requests), strict=True
+        plain, expected, Sampler(quantized, checkpoint.tokenizer, CONFIG, mesh).generate(requests), strict=True
     ):
         assert [c.token_ids for c in got] == [c.token_ids for c in wanted]
         for one, other, unlike in zip(got, wanted, before, strict=True):
@@ -76,10 +76,10 @@ def test_answers_are_those_of_the_rounded_weights(tmp_path, scan):
 @pytest.mark.parametrize("scan", [False, True])
 def test_shapes_are_those_of_the_weights(tmp_path, scan):
     """What a plan reckons with: the same types, shapes and shardings as of weights that are there."""
-    source = open_checkpoint(build_checkpoint(tmp_path / "model", Tiny()))
+    checkpoint = open_checkpoint(build_checkpoint(tmp_path / "model", Tiny()))
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    real = nnx.state(quantize_decoder(load_llava(source, mesh=mesh, dtype=jnp.bfloat16, scan=scan)))
-    graphdef, state = nnx.split(abstract_llava(source.config, dtype=jnp.bfloat16, scan=scan))
+    real = nnx.state(quantize_decoder(load_llava(checkpoint, mesh=mesh, dtype=jnp.bfloat16, scan=scan)))
+    graphdef, state = nnx.split(abstract_llava(checkpoint.config, dtype=jnp.bfloat16, scan=scan))
     for variable in param_paths(state).values():
         value, axes = variable.get_value(), variable.get_metadata()["axes"]
         sharding = NamedSharding(mesh, partition_spec(value.shape, axes, mesh))

@@ -39,12 +39,12 @@ def test_mesh_takes_the_devices_that_are_left():
 
 def test_batch_must_divide():
     mesh = AbstractMesh((2, 4, 1), sharding.AXES)
-    sharding.batch_size_per_step(32, mesh, 4)
-    sharding.batch_size_per_step(32, mesh, 1, 4)
+    sharding.check_batch_divides(32, mesh, 4)
+    sharding.check_batch_divides(32, mesh, 1, 4)
     with pytest.raises(InputError, match="multiple of 32"):
-        sharding.batch_size_per_step(40, mesh, 4)
+        sharding.check_batch_divides(40, mesh, 4)
     with pytest.raises(InputError, match="x accumulation x pack = 2 x 4 x 1 x 3; choose a multiple of 24"):
-        sharding.batch_size_per_step(32, mesh, 1, 3)
+        sharding.check_batch_divides(32, mesh, 1, 3)
 
 
 @pytest.mark.parametrize(

@@ -10,17 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vigor_jax.errors import InputError
-from vigor_jax.pipeline.manifest import Ledger, StageInputs, settings_of
+from vigor_jax.pipeline.manifest import RunManifest, StageInputs, settings_of
 
 AFTER = {"sample": (), "score": ("sample",), "train": (), "select": ("sample", "score", "train"), "sft": ("select",)}
 
 
-def ledger(run_dir: Path, **settings: int) -> Ledger:
+def manifest(run_dir: Path, **settings: int) -> RunManifest:
     stages = [
         StageInputs(name, {f"{name}.x": settings.get(name, 0)}, after, (run_dir / name, run_dir / f"{name}.json"))
         for name, after in AFTER.items()
     ]
-    return Ledger(run_dir, stages)
+    return RunManifest(run_dir, stages)
 
 
 def downstream(changed: set[str]) -> list[str]:
@@ -36,7 +36,7 @@ def downstream(changed: set[str]) -> list[str]:
 def run_dir(tmp_path):
     """All stages done."""
     for name in AFTER:
-        ledger(tmp_path).begin(name)
+        manifest(tmp_path).begin(name)
         (tmp_path / name).mkdir()
         (tmp_path / name / "part").touch()
         (tmp_path / f"{name}.json").touch()
@@ -46,17 +46,17 @@ def run_dir(tmp_path):
 @pytest.mark.parametrize("count", range(len(AFTER) + 1))
 def test_stale_is_what_follows_a_change(run_dir, count):
     for changed in itertools.combinations(AFTER, count):
-        assert ledger(run_dir, **dict.fromkeys(changed, 1)).stale() == downstream(set(changed))
+        assert manifest(run_dir, **dict.fromkeys(changed, 1)).stale() == downstream(set(changed))
 
 
 def test_what_was_not_begun_is_not_stale(tmp_path):
-    ledger(tmp_path).begin("sample")
-    assert ledger(tmp_path, sample=1, select=1).stale() == ["sample"]
+    manifest(tmp_path).begin("sample")
+    assert manifest(tmp_path, sample=1, select=1).stale() == ["sample"]
 
 
 def test_check_refuses_and_says_what_changed(run_dir):
     with pytest.raises(InputError) as error:
-        ledger(run_dir, score=3).check(AFTER, overwrite=False)
+        manifest(run_dir, score=3).check(AFTER, overwrite=False)
     message = str(error.value)
     assert f"{run_dir} was made with score.x 0, which is now 3; this makes score, select, sft stale" in message
     assert "--run.overwrite true" in message
@@ -65,12 +65,12 @@ def test_check_refuses_and_says_what_changed(run_dir):
 
 def test_overwrite_does_not_remove_what_will_not_be_made_again(run_dir):
     with pytest.raises(InputError, match=r"add sft to run\.stages"):
-        ledger(run_dir, score=3).check(("score", "select"), overwrite=True)
-    assert ledger(run_dir, score=3).check(AFTER, overwrite=True) == ["score", "select", "sft"]
+        manifest(run_dir, score=3).check(("score", "select"), overwrite=True)
+    assert manifest(run_dir, score=3).check(AFTER, overwrite=True) == ["score", "select", "sft"]
 
 
 def test_remove_takes_outputs_and_entries_of_the_stale_only(run_dir):
-    changed = ledger(run_dir, score=3)
+    changed = manifest(run_dir, score=3)
     changed.remove(changed.check(AFTER, overwrite=True))
     assert {path.name for path in run_dir.iterdir()} == {"sample", "sample.json", "train", "train.json", "stages.json"}
     assert set(json.loads((run_dir / "stages.json").read_text())) == {"sample", "train"}
@@ -81,18 +81,18 @@ def test_remove_takes_outputs_and_entries_of_the_stale_only(run_dir):
 def test_a_stage_that_no_longer_feeds_one_makes_it_stale(run_dir):
     stages = [StageInputs("sample", {"sample.x": 0}, (), ()), StageInputs("select", {"select.x": 0}, ("sample",), ())]
     with pytest.raises(InputError, match="made with other stages; this makes select stale"):
-        Ledger(run_dir, stages).check(("select",), overwrite=False)
+        RunManifest(run_dir, stages).check(("select",), overwrite=False)
 
 
 def test_after(run_dir):
-    assert ledger(run_dir).after("score") == ["score", "select", "sft"]
-    assert ledger(run_dir).after("sft") == ["sft"]
+    assert manifest(run_dir).after("score") == ["score", "select", "sft"]
+    assert manifest(run_dir).after("sft") == ["sft"]
 
 
 def test_a_damaged_file_is_named(run_dir):
     (run_dir / "stages.json").write_text("{")
     with pytest.raises(InputError, match=r"stages\.json is damaged"):
-        ledger(run_dir).stale()
+        manifest(run_dir).stale()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,12 +121,12 @@ def test_settings_survive_the_file(name, many, depth):
 
 
 def test_a_setting_may_be_left_to_its_stage_until_another_was_begun_after_it(tmp_path):
-    ledger(tmp_path).begin("score")
+    manifest(tmp_path).begin("score")
     for change, stale in (({"score": 1}, []), ({"score": 1, "sample": 2}, ["score"]), ({"train": 1}, [])):
-        changed = ledger(tmp_path, **change)
+        changed = manifest(tmp_path, **change)
         changed.leave_to_stage("score", "score.x")
         assert changed.stale() == stale
-    ledger(tmp_path).begin("select")
-    changed = ledger(tmp_path, score=1)
+    manifest(tmp_path).begin("select")
+    changed = manifest(tmp_path, score=1)
     changed.leave_to_stage("score", "score.x")
     assert changed.stale() == ["score", "select"]

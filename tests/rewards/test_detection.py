@@ -11,7 +11,7 @@ from detector_bridge.client import BlockingClient, ClientConfig, Detection, Requ
 from tests.detector_bridge.sidecar import picture, sidecar
 from tests.detector_bridge.tiny_detector import write_transformers
 from vigor_jax.errors import InputError
-from vigor_jax.records import Judged, Span
+from vigor_jax.records import ScoreItem, Span
 from vigor_jax.rewards.detection import DetectionConfig, DetectorStream
 from vigor_jax.rewards.phrases import PhrasesConfig
 from vigor_jax.rewards.refine import refine
@@ -40,7 +40,7 @@ def items(tmp_path):
     for number, texts in enumerate(TEXTS):
         path = tmp_path / f"{number}.png"
         picture(number).save(path)
-        made.append(Judged(path.name, path, "Describe it.", texts))
+        made.append(ScoreItem(path.name, path, "Describe it.", texts))
     return made
 
 
@@ -149,7 +149,7 @@ def judged(found: str, tmp_path, **options):
     picture(0).save(path)
     stream = DetectorStream(DetectionConfig(("a:1",), phrases=PhrasesConfig("entities", **options)))
     client = stream._client = Found(found)
-    (verdicts,) = stream.judge([Judged("0.png", path, "Describe it.", DENYING)])
+    (verdicts,) = stream.judge([ScoreItem("0.png", path, "Describe it.", DENYING)])
     return [
         [
             (s.label, *(text[slice(*span)] for span in s.spans), s.negative, s.positive, s.absent, s.denied)
@@ -194,7 +194,7 @@ def test_refinement_drops_the_sentence_of_a_wrong_denial(tmp_path):
     picture(0).save(path)
     stream = DetectorStream(DetectionConfig(("a:1",), phrases=PhrasesConfig("entities")))
     stream._client = Found("dog cat")
-    (verdicts,) = stream.judge([Judged("0.png", path, "Describe it.", DENYING)])
+    (verdicts,) = stream.judge([ScoreItem("0.png", path, "Describe it.", DENYING)])
     assert refine(DENYING[0], [verdicts[0]]).text == "A cat sits there."
 
 

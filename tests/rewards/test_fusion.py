@@ -19,7 +19,7 @@ CONFIGS = st.builds(
     rule=st.sampled_from(["paper", "balanced"]),
     weights=st.dictionaries(st.sampled_from(STREAMS), st.sampled_from([0.0, 0.5, 3.0])),
     gamma=st.sampled_from([0.0, 0.5, 1.0]),
-    normalise=st.sampled_from(["variance", "deviation"]),
+    normalize=st.sampled_from(["variance", "std"]),
     per=st.sampled_from(["caption", "sentence"]),
 )
 
@@ -79,7 +79,7 @@ def expected(run, config):
         if abs(variance) < Decimal("1e-50"):
             return Decimal(0)
         weight = Decimal(config.weights.get(STREAMS[k], 1.0))
-        return weight / (variance if config.normalise == "variance" else variance.sqrt())
+        return weight / (variance if config.normalize == "variance" else variance.sqrt())
 
     with decimal.localcontext(prec=60):
         factors = {kind: [factor(kind, k) for k in range(len(STREAMS))] for kind in ("negative", "positive")}
@@ -123,7 +123,7 @@ def test_a_run_by_hand():
     assert choice.penalties == (2.0, 1.0)
     (choice,) = choices(run, FusionConfig(weights={"detector": 0.25}))
     assert (choice.candidate, choice.decisive_stream) == (0, "reward_model")
-    (choice,) = choices(run, FusionConfig(normalise="deviation"))
+    (choice,) = choices(run, FusionConfig(normalize="std"))
     assert choice.penalties == (2.0, 2.0)
     assert (choice.candidate, choice.decided_by) == (0, "index")
 
@@ -165,7 +165,7 @@ FACTORS = st.sampled_from([2.0**-20, 0.3, 10.0, 1e6])
 
 @given(RUNS, CONFIGS, st.tuples(*[FACTORS] * len(STREAMS)))
 def test_units_of_streams_do_not_matter_to_deviations(run, config, factors):
-    config = FusionConfig(config.rule, config.weights, config.gamma, "deviation", config.per)
+    config = FusionConfig(config.rule, config.weights, config.gamma, "std", config.per)
     assert outcomes(scaled(run, factors), config) == outcomes(run, config)
 
 

@@ -24,7 +24,7 @@ from vigor_jax.data.images.preprocessing import load_image, normalize, preproces
 from vigor_jax.errors import InputError
 from vigor_jax.hf.load import load_llava, open_checkpoint
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh
-from vigor_jax.records import Judged, Span
+from vigor_jax.records import ScoreItem, Span
 from vigor_jax.rewards import reward_model
 from vigor_jax.rewards.reward_model import RewardModel, RewardModelConfig
 
@@ -72,13 +72,13 @@ def items(tmp_path_factory):
     return make_items(tmp_path_factory.mktemp("images"))
 
 
-def make_items(folder: Path) -> list[Judged]:
+def make_items(folder: Path) -> list[ScoreItem]:
     rng = np.random.default_rng(0)
     items = []
     for index, texts in enumerate(TEXTS):
         path = folder / f"{index}.png"
         Image.fromarray(rng.integers(0, 256, (*rng.integers(20, 60, 2), 3), np.uint8)).save(path)
-        items.append(Judged(path.name, path, "Describe.", tuple("".join(sentences) for sentences in texts)))
+        items.append(ScoreItem(path.name, path, "Describe.", tuple("".join(sentences) for sentences in texts)))
     return items
 
 

@@ -18,9 +18,9 @@ if __name__ == "__main__":
     job = json.loads(sys.argv[1])
     join_processes(DistributedConfig(**job.get("distributed", {})))
     world = Path(job["world"])
-    source = open_checkpoint(world / "model")
+    checkpoint = open_checkpoint(world / "model")
     for run in job["runs"]:
         config = SftConfig(data=world / "data.json", images=world / "images", **run["sft"])
         sizes = run.get("mesh", (1, -1, 1))
         devices = jax.devices()[: run["devices"]] if "devices" in run else None
-        sft(config, source, Path(run["run_dir"]), make_mesh(MeshConfig(*sizes), devices), dtype=jnp.float32)
+        sft(config, checkpoint, Path(run["run_dir"]), make_mesh(MeshConfig(*sizes), devices), dtype=jnp.float32)

@@ -28,7 +28,7 @@ def mesh():
 
 
 @pytest.fixture(scope="module")
-def source(world):
+def checkpoint(world):
     return open_checkpoint(world / "model")
 
 
@@ -108,12 +108,12 @@ def spoil(records, chosen=SPOILT):
 
 
 @pytest.mark.parametrize("index", SPOILT)
-def test_a_bad_row_ends_the_run_before_it_begins(config, source, mesh, records, tmp_path, index, monkeypatch):
+def test_a_bad_row_ends_the_run_before_it_begins(config, checkpoint, mesh, records, tmp_path, index, monkeypatch):
     """None of them is in the first batch."""
     config.data.write_text(json.dumps(spoil(records, [index])))
     monkeypatch.setattr(sft_module, "load_llava", None)  # it does not come to reading the weights
     with pytest.raises(InputError) as caught:
-        sft(config, source, tmp_path / "run", mesh, dtype=jnp.float32)
+        sft(config, checkpoint, tmp_path / "run", mesh, dtype=jnp.float32)
     message = str(caught.value)
     assert message.startswith(f"{config.data}, index {index} (id 'example-{index}'): ")
     assert SPOILT[index][1] in message
@@ -121,10 +121,10 @@ def test_a_bad_row_ends_the_run_before_it_begins(config, source, mesh, records, 
     assert "\n" not in message
 
 
-def test_all_bad_rows_are_told_at_once(config, source, mesh, records, tmp_path):
+def test_all_bad_rows_are_told_at_once(config, checkpoint, mesh, records, tmp_path):
     config.data.write_text(json.dumps(spoil(records)))
     with pytest.raises(InputError) as caught:
-        sft(config, source, tmp_path / "run", mesh, dtype=jnp.float32)
+        sft(config, checkpoint, tmp_path / "run", mesh, dtype=jnp.float32)
     message = str(caught.value)
     assert f"{len(SPOILT)} of 40 rows cannot be trained on; fix them, or give --sft.skip_bad true" in message
     for index, (_, reason) in SPOILT.items():
@@ -133,12 +133,12 @@ def test_all_bad_rows_are_told_at_once(config, source, mesh, records, tmp_path):
     assert not (tmp_path / "run" / "bad_rows.jsonl").exists()
 
 
-def test_more_bad_rows_than_a_message_holds_are_in_a_file(config, source, mesh, records, tmp_path):
+def test_more_bad_rows_than_a_message_holds_are_in_a_file(config, checkpoint, mesh, records, tmp_path):
     for record in records[5:20]:
         spoil_question(record)
     config.data.write_text("\n".join(map(json.dumps, records)))
     with pytest.raises(InputError) as caught:
-        sft(config, source, tmp_path / "run", mesh, dtype=jnp.float32)
+        sft(config, checkpoint, tmp_path / "run", mesh, dtype=jnp.float32)
     report = tmp_path / "run" / "bad_rows.jsonl"
     assert f"and 5 more, all of them in {report}" in str(caught.value)
     lines = [json.loads(line) for line in report.read_text().splitlines()]
@@ -148,22 +148,22 @@ def test_more_bad_rows_than_a_message_holds_are_in_a_file(config, source, mesh, 
 
 
 @pytest.mark.parametrize("max_length", [40, 256, 512])
-def test_advice_stays_within_the_models_positions(config, source, mesh, records, tmp_path, max_length):
+def test_advice_stays_within_the_models_positions(config, checkpoint, mesh, records, tmp_path, max_length):
     spoil_question(records[1])
     config.data.write_text(json.dumps(records[1:2] * 8))
     with pytest.raises(InputError, match="the model has 512 positions, so shorten") as caught:
-        sft(dataclasses.replace(config, max_length=max_length), source, tmp_path / "run", mesh, dtype=jnp.float32)
+        sft(dataclasses.replace(config, max_length=max_length), checkpoint, tmp_path / "run", mesh, dtype=jnp.float32)
     assert "raise max_length" not in str(caught.value)
 
 
-def test_bad_rows_are_left_out_if_they_may_be(config, source, mesh, records, tmp_path, caplog):
+def test_bad_rows_are_left_out_if_they_may_be(config, checkpoint, mesh, records, tmp_path, caplog):
     """The run equals one on the file without them, which is what was asked for."""
     good = [record for index, record in enumerate(records) if index not in SPOILT]
     config.data.write_text(json.dumps(good))
-    sft(config, source, tmp_path / "good", mesh, dtype=jnp.float32)
+    sft(config, checkpoint, tmp_path / "good", mesh, dtype=jnp.float32)
     config.data.write_text(json.dumps(spoil(records)))
     caplog.clear()
-    sft(dataclasses.replace(config, skip_bad=True), source, tmp_path / "run", mesh, dtype=jnp.float32)
+    sft(dataclasses.replace(config, skip_bad=True), checkpoint, tmp_path / "run", mesh, dtype=jnp.float32)
     assert f"{len(SPOILT)} of 40 rows cannot be trained on and are left out, as --sft.skip_bad says" in caplog.text
     lines = (tmp_path / "run" / "bad_rows.jsonl").read_text().splitlines()
     assert [json.loads(line)["row"] for line in lines] == list(SPOILT)
@@ -171,22 +171,22 @@ def test_bad_rows_are_left_out_if_they_may_be(config, source, mesh, records, tmp
     assert len(curve(tmp_path / "run")) == 4
 
 
-def test_nothing_but_bad_rows(config, source, mesh, records, tmp_path):
+def test_nothing_but_bad_rows(config, checkpoint, mesh, records, tmp_path):
     for record in records:
         spoil_question(record)
     config.data.write_text(json.dumps(records))
     with pytest.raises(InputError, match=r"40 of 40 rows cannot be trained on; no other row is left: index 0"):
-        sft(dataclasses.replace(config, skip_bad=True), source, tmp_path / "run", mesh, dtype=jnp.float32)
+        sft(dataclasses.replace(config, skip_bad=True), checkpoint, tmp_path / "run", mesh, dtype=jnp.float32)
 
 
 # ---- going on with other data
 
 
-def begin(config, source, mesh, records, run_dir, monkeypatch):
+def begin(config, checkpoint, mesh, records, run_dir, monkeypatch):
     """Three updates, of which the first two are kept; returns the rows in the order in which they are learnt."""
     config.data.write_text(json.dumps(records))
-    interrupt(lambda: sft(config, source, run_dir, mesh, dtype=jnp.float32), monkeypatch, after=3)
-    batches = sft_module._loader(config, source, mesh).batches()
+    interrupt(lambda: sft(config, checkpoint, run_dir, mesh, dtype=jnp.float32), monkeypatch, after=3)
+    batches = sft_module._loader(config, checkpoint, mesh).batches()
     taken = [records.index(record) for batch in batches for record in records if record["id"] in batch.ids]
     assert len(set(taken)) == 40
     return taken
@@ -205,24 +205,26 @@ def assert_same_runs(run_dir, reference):
 
 @pytest.mark.parametrize("named", [True, False])
 def test_rows_that_were_fixed_before_they_were_learnt(
-    config, source, mesh, records, tmp_path, monkeypatch, caplog, named
+    config, checkpoint, mesh, records, tmp_path, monkeypatch, caplog, named
 ):
     """Bit for bit as if they had been so from the beginning; also where only their places tell which they are."""
-    later = begin(config, source, mesh, records, tmp_path / "run", monkeypatch)[16:]
+    later = begin(config, checkpoint, mesh, records, tmp_path / "run", monkeypatch)[16:]
     for index in (later[0], later[-1]):
         fix(records[index])
         if not named:
             del records[index]["id"]
     config.data.write_text("\n".join(map(json.dumps, records)))
     for directory in ("run", "whole"):
-        sft(config, source, tmp_path / directory, mesh, dtype=jnp.float32)
+        sft(config, checkpoint, tmp_path / directory, mesh, dtype=jnp.float32)
     assert "2 rows of" in caplog.text
     assert_same_runs(tmp_path / "run", tmp_path / "whole")
 
 
-def test_rows_that_were_removed_before_they_were_learnt(config, source, mesh, records, tmp_path, monkeypatch, caplog):
+def test_rows_that_were_removed_before_they_were_learnt(
+    config, checkpoint, mesh, records, tmp_path, monkeypatch, caplog
+):
     """What is left is learnt when it would have been; a run that is killed once more still knows the empty places."""
-    taken = begin(config, source, mesh, records, tmp_path / "run", monkeypatch)
+    taken = begin(config, checkpoint, mesh, records, tmp_path / "run", monkeypatch)
     removed = {taken[17], taken[18], taken[33]}
     left = [record for index, record in enumerate(records) if index not in removed]
     fix(records[taken[39]])
@@ -230,28 +232,28 @@ def test_rows_that_were_removed_before_they_were_learnt(config, source, mesh, re
     seen = []
     original = sft_module.fine_tune
 
-    def spy(config, source, run_dir, mesh, batches, data, **how):
+    def spy(config, checkpoint, run_dir, mesh, batches, data, **how):
         seen.extend(batch.ids for batch in batches.batches(2))
-        return original(config, source, run_dir, mesh, batches, data, **how)
+        return original(config, checkpoint, run_dir, mesh, batches, data, **how)
 
     monkeypatch.setattr(sft_module, "fine_tune", spy)
-    interrupt(lambda: sft(config, source, tmp_path / "run", mesh, dtype=jnp.float32), monkeypatch, after=2)
+    interrupt(lambda: sft(config, checkpoint, tmp_path / "run", mesh, dtype=jnp.float32), monkeypatch, after=2)
     assert "4 rows of" in caplog.text
     first = [{records[index]["id"] for index in taken[at : at + 8] if index not in removed} for at in (16, 24, 32)]
     assert [set(ids) for ids in seen] == first
     seen.clear()
-    sft(config, source, tmp_path / "run", mesh, dtype=jnp.float32)
+    sft(config, checkpoint, tmp_path / "run", mesh, dtype=jnp.float32)
     assert [set(ids) for ids in seen] == first
     assert len(curve(tmp_path / "run")) == 5
     config.data.write_text(json.dumps(left[1:]))
     with pytest.raises(InputError, match=r"rows that were learnt already: its row .* was removed"):
-        sft(config, source, tmp_path / "run", mesh, dtype=jnp.float32)
+        sft(config, checkpoint, tmp_path / "run", mesh, dtype=jnp.float32)
 
 
-def test_empty_places_change_nothing_but_their_own_batch(config, source, mesh, records, tmp_path):
+def test_empty_places_change_nothing_but_their_own_batch(config, checkpoint, mesh, records, tmp_path):
     """Padded and packed: the loss of a batch with an empty place is that of the others alone."""
     config.data.write_text(json.dumps(records))
-    loader = sft_module._loader(config, source, mesh)
+    loader = sft_module._loader(config, checkpoint, mesh)
     whole = [batch.ids for batch in loader.batches()]
     number = [example.id for example in loader.examples].index(whole[2][3])
     holey = [None if index == number else example for index, example in enumerate(loader.examples)]
@@ -274,14 +276,14 @@ def reformat(records, taken):
 
 
 @pytest.mark.parametrize("change", [swap, reformat])
-def test_other_bytes_with_the_same_rows(config, source, mesh, records, tmp_path, monkeypatch, change):
+def test_other_bytes_with_the_same_rows(config, checkpoint, mesh, records, tmp_path, monkeypatch, change):
     """What is in which line, and keys that nobody reads, make no difference."""
-    begin(config, source, mesh, records, tmp_path / "whole", monkeypatch)
-    sft(config, source, tmp_path / "whole", mesh, dtype=jnp.float32)
-    taken = begin(config, source, mesh, records, tmp_path / "run", monkeypatch)
+    begin(config, checkpoint, mesh, records, tmp_path / "whole", monkeypatch)
+    sft(config, checkpoint, tmp_path / "whole", mesh, dtype=jnp.float32)
+    taken = begin(config, checkpoint, mesh, records, tmp_path / "run", monkeypatch)
     change(records, taken)
     config.data.write_text(json.dumps(records))
-    sft(config, source, tmp_path / "run", mesh, dtype=jnp.float32)
+    sft(config, checkpoint, tmp_path / "run", mesh, dtype=jnp.float32)
     assert_same_runs(tmp_path / "run", tmp_path / "whole")
 
 
@@ -308,35 +310,35 @@ def remove_a_batch(records, taken):
 
 
 @pytest.mark.parametrize("change", [fix_learnt, remove_learnt, add, remove_a_batch])
-def test_what_a_run_cannot_go_on_with(config, source, mesh, records, tmp_path, monkeypatch, change):
-    taken = begin(config, source, mesh, records, tmp_path / "run", monkeypatch)
+def test_what_a_run_cannot_go_on_with(config, checkpoint, mesh, records, tmp_path, monkeypatch, change):
+    taken = begin(config, checkpoint, mesh, records, tmp_path / "run", monkeypatch)
     original = config.data.read_bytes()
     message = change(records, taken)
     config.data.write_text(json.dumps(records))
     with pytest.raises(InputError, match=message) as caught:
-        sft(config, source, tmp_path / "run", mesh, dtype=jnp.float32)
+        sft(config, checkpoint, tmp_path / "run", mesh, dtype=jnp.float32)
     assert "go back to that data, choose another run directory, or give --run.overwrite true" in str(caught.value)
     assert "\n" not in str(caught.value)
     config.data.write_bytes(original)
-    sft(config, source, tmp_path / "run", mesh, dtype=jnp.float32)
+    sft(config, checkpoint, tmp_path / "run", mesh, dtype=jnp.float32)
     assert len(curve(tmp_path / "run")) == 5
 
 
-def test_all_has_been_learnt_in_a_second_epoch(config, source, mesh, records, tmp_path, monkeypatch):
+def test_all_has_been_learnt_in_a_second_epoch(config, checkpoint, mesh, records, tmp_path, monkeypatch):
     config = dataclasses.replace(config, epochs=2)
     config.data.write_text(json.dumps(records))
-    interrupt(lambda: sft(config, source, tmp_path / "run", mesh, dtype=jnp.float32), monkeypatch, after=7)
+    interrupt(lambda: sft(config, checkpoint, tmp_path / "run", mesh, dtype=jnp.float32), monkeypatch, after=7)
     fix(records[7])
     config.data.write_text(json.dumps(records))
     with pytest.raises(InputError, match="in 1 rows that were learnt already: index 7"):
-        sft(config, source, tmp_path / "run", mesh, dtype=jnp.float32)
+        sft(config, checkpoint, tmp_path / "run", mesh, dtype=jnp.float32)
 
 
-def test_a_run_without_a_checkpoint_takes_any_data(config, source, mesh, records, tmp_path, monkeypatch):
+def test_a_run_without_a_checkpoint_takes_any_data(config, checkpoint, mesh, records, tmp_path, monkeypatch):
     config.data.write_text(json.dumps(records))
-    interrupt(lambda: sft(config, source, tmp_path / "run", mesh, dtype=jnp.float32), monkeypatch, after=1)
+    interrupt(lambda: sft(config, checkpoint, tmp_path / "run", mesh, dtype=jnp.float32), monkeypatch, after=1)
     config.data.write_text(json.dumps(records[4:]))
-    sft(config, source, tmp_path / "run", mesh, dtype=jnp.float32)
+    sft(config, checkpoint, tmp_path / "run", mesh, dtype=jnp.float32)
     assert len(curve(tmp_path / "run")) == 4
 
 
@@ -378,8 +380,8 @@ def test_the_same_command_goes_on_after_a_bad_row_was_fixed(config, records, arg
     with monkeypatch.context() as patch:
         interrupt(lambda: train.main(arguments), patch, after=3)
     records = json.loads(good)
-    mesh, source = make_mesh(MeshConfig()), open_checkpoint(tmp_path / "model")
-    *_, last = sft_module._loader(config, source, mesh).batches()
+    mesh, checkpoint = make_mesh(MeshConfig()), open_checkpoint(tmp_path / "model")
+    *_, last = sft_module._loader(config, checkpoint, mesh).batches()
     late = next(record for record in records if record["id"] == last.ids[0])
     fix(late)
     config.data.write_text(json.dumps(records))

@@ -20,7 +20,7 @@ from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 from vigor_jax.stages import sft as sft_module
 from vigor_jax.stages.sft import SftConfig, sft
 from vigor_jax.stages.train_reward import TrainRewardConfig
-from vigor_jax.training.train_step import conversation_loss, merge_params, split_params
+from vigor_jax.training.train_step import conversation_loss, merge_params, partition_params
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def mesh():
 
 
 @pytest.fixture(scope="module")
-def source(world):
+def checkpoint(world):
     return open_checkpoint(world / "model")
 
 
@@ -56,25 +56,27 @@ def config(world):
 
 
 @pytest.fixture(scope="module")
-def padded_run(config, source, mesh, tmp_path_factory):
+def padded_run(config, checkpoint, mesh, tmp_path_factory):
     """The run that packed ones are compared with."""
     run_dir = tmp_path_factory.mktemp("padded")
-    sft(config, source, run_dir, mesh, dtype=jnp.float32)
+    sft(config, checkpoint, run_dir, mesh, dtype=jnp.float32)
     return run_dir
 
 
-def batches(config, source, mesh, **change):
-    return list(sft_module._loader(dataclasses.replace(config, **change), source, mesh).batches())
+def batches(config, checkpoint, mesh, **change):
+    return list(sft_module._loader(dataclasses.replace(config, **change), checkpoint, mesh).batches())
 
 
 @pytest.mark.parametrize("pack", [2, 4, 8])
-def test_packed_batches_hold_the_same_examples(config, source, mesh, pack):
-    is_image = source.config.image_token_id
-    for plain, packed in zip(batches(config, source, mesh), batches(config, source, mesh, pack=pack), strict=True):
+def test_packed_batches_hold_the_same_examples(config, checkpoint, mesh, pack):
+    is_image = checkpoint.config.image_token_id
+    for plain, packed in zip(
+        batches(config, checkpoint, mesh), batches(config, checkpoint, mesh, pack=pack), strict=True
+    ):
         assert (packed.ids, packed.num_tokens) == (plain.ids, plain.num_tokens)
         rows, expected = packed.rows, {}
         for ids, labels, pixels in zip(plain.rows.token_ids, plain.rows.labels, plain.rows.pixels, strict=True):
-            length = (ids != source.tokenizer.pad_id).sum()
+            length = (ids != checkpoint.tokenizer.pad_id).sum()
             image = pixels[0].tobytes() if (ids == is_image).any() else None
             expected[ids[:length].tobytes()] = (labels[:length].tobytes(), image)
         assert len(expected) == 8  # no two examples are equal
@@ -95,9 +97,9 @@ def test_packed_batches_hold_the_same_examples(config, source, mesh, pack):
 
 
 @pytest.fixture(scope="module")
-def losses(source, mesh):
+def losses(checkpoint, mesh):
     """Loss, supervised tokens and the gradients of all weights, the tower's too."""
-    graphdef, _, weights = split_params(load_llava(source, mesh=mesh, dtype=jnp.float32), frozenset())
+    graphdef, _, weights = partition_params(load_llava(checkpoint, mesh=mesh, dtype=jnp.float32), frozenset())
 
     def loss(weights, rows):
         return conversation_loss(merge_params(graphdef, weights), rows, SftConfig(remat="full", loss_chunk=48))
@@ -117,11 +119,11 @@ def assert_equal_gradients(found, expected):
         np.testing.assert_allclose(grad, expected_grads[path], atol=2e-5 * size, rtol=0, err_msg=path)
 
 
-def test_loss_and_all_gradients_equal_the_padded_ones(config, source, mesh, losses):
+def test_loss_and_all_gradients_equal_the_padded_ones(config, checkpoint, mesh, losses):
     """Every fifth example is without an image; 8 a row need more keys than a block of queries has."""
-    plain, packed = batches(config, source, mesh)[0], batches(config, source, mesh, bucket=16, pack=8)[0]
+    plain, packed = batches(config, checkpoint, mesh)[0], batches(config, checkpoint, mesh, bucket=16, pack=8)[0]
     assert packed.rows.token_ids.size < plain.rows.token_ids.size
-    images = (packed.rows.token_ids == source.config.image_token_id).sum(1) // source.config.num_image_tokens
+    images = (packed.rows.token_ids == checkpoint.config.image_token_id).sum(1) // checkpoint.config.num_image_tokens
     assert images.sum() < 8
     assert images.max() > 1
     expected = losses(plain.rows)
@@ -129,18 +131,18 @@ def test_loss_and_all_gradients_equal_the_padded_ones(config, source, mesh, loss
     assert_equal_gradients(losses(packed.rows), expected)
 
 
-def test_rows_without_any_image_beside_rows_with_some(config, source, mesh, losses):
+def test_rows_without_any_image_beside_rows_with_some(config, checkpoint, mesh, losses):
     """Packed by hand: examples without images in a row of their own, the others in another, padding in a third."""
-    plain = batches(config, source, mesh)[0].rows
-    lengths = (plain.token_ids != source.tokenizer.pad_id).sum(1)
+    plain = batches(config, checkpoint, mesh)[0].rows
+    lengths = (plain.token_ids != checkpoint.tokenizer.pad_id).sum(1)
     encoded = [
         EncodedExample(ids[:length], labels[:length])
         for ids, labels, length in zip(plain.token_ids, plain.labels, lengths, strict=True)
     ]
-    has_image = (plain.token_ids == source.config.image_token_id).any(1)
+    has_image = (plain.token_ids == checkpoint.config.image_token_id).any(1)
     assert 1 < has_image.sum() < 8
     rows = [np.flatnonzero(~has_image), np.flatnonzero(has_image), []]
-    tokens = pack_tokens(encoded, rows, 1024, source.tokenizer.pad_id)
+    tokens = pack_tokens(encoded, rows, 1024, checkpoint.tokenizer.pad_id)
     pixels = np.full((3, 8, *plain.pixels.shape[2:]), 99, np.uint8)  # whatever is in places without an image
     pixels[1, : len(rows[1])] = plain.pixels[has_image, 0]
     packed = Rows(tokens.token_ids, tokens.labels, pixels, tokens.segment_ids, tokens.positions)
@@ -148,8 +150,8 @@ def test_rows_without_any_image_beside_rows_with_some(config, source, mesh, loss
 
 
 @pytest.mark.parametrize("change", [{"pack": 4, "loss_chunk": 200}, {"pack": 2, "accumulate": 4}], ids=str)
-def test_a_packed_run_equals_the_padded_one(config, source, mesh, padded_run, tmp_path, change):
-    sft(dataclasses.replace(config, **change), source, tmp_path, mesh, dtype=jnp.float32)
+def test_a_packed_run_equals_the_padded_one(config, checkpoint, mesh, padded_run, tmp_path, change):
+    sft(dataclasses.replace(config, **change), checkpoint, tmp_path, mesh, dtype=jnp.float32)
     assert_equal_runs(tmp_path, padded_run)
 
 
@@ -167,19 +169,19 @@ def assert_equal_runs(run_dir, reference):
         np.testing.assert_allclose(value, final[path], atol=1e-5, rtol=0, err_msg=path)
 
 
-def test_text_only_data_has_no_images_to_pack(config, source, mesh, tmp_path):
+def test_text_only_data_has_no_images_to_pack(config, checkpoint, mesh, tmp_path):
     records = [record for record in json.loads(config.data.read_text()) if "image" not in record]
     data = tmp_path / "text.json"
     data.write_text(json.dumps(records))
     config = dataclasses.replace(config, data=data, images=None, pack=4)  # 8 examples, one update
-    assert batches(config, source, mesh)[0].rows.pixels.shape[1] == 0
-    sft(config, source, tmp_path, mesh, dtype=jnp.float32)
+    assert batches(config, checkpoint, mesh)[0].rows.pixels.shape[1] == 0
+    sft(config, checkpoint, tmp_path, mesh, dtype=jnp.float32)
     assert all(math.isfinite(line["loss"]) for line in curve(tmp_path))
 
 
-def test_few_shapes_are_compiled(config, source, mesh):
+def test_few_shapes_are_compiled(config, checkpoint, mesh):
     """The length alone differs between batches of a run."""
-    packed = [batch.rows for batch in batches(config, source, mesh, pack=4, bucket=64, epochs=10)]
+    packed = [batch.rows for batch in batches(config, checkpoint, mesh, pack=4, bucket=64, epochs=10)]
     assert {rows.token_ids.shape[0] for rows in packed} == {2}
     assert len(packed) == 50
     assert len({(rows.token_ids.shape, rows.pixels.shape) for rows in packed}) <= 4

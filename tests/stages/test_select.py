@@ -501,14 +501,14 @@ def select_among(folder, candidates, config=None, image="a.png"):
 
 REAL = ("A cat sits on a mat. A dog runs. A cup is red.", ("cat", "mat", "cup"), ("dog",))
 FUSION_KINDS = [
-    FusionConfig(rule=rule, per=per, normalise=normalise)
+    FusionConfig(rule=rule, per=per, normalize=normalize)
     for rule in ("paper", "balanced")
     for per in ("caption", "sentence")
-    for normalise in ("variance", "deviation")
+    for normalize in ("variance", "std")
 ]
 
 
-@pytest.mark.parametrize("fusion", FUSION_KINDS, ids=lambda fusion: f"{fusion.rule} {fusion.per} {fusion.normalise}")
+@pytest.mark.parametrize("fusion", FUSION_KINDS, ids=lambda fusion: f"{fusion.rule} {fusion.per} {fusion.normalize}")
 @pytest.mark.parametrize("nothing", ["", " ", "\n\n", ".", "...", "Dog.", "Yes", "- cat -", "!!! ???"])
 def test_a_response_that_says_nothing_loses(tmp_path, nothing, fusion):
     longer = ("A cat sits. A dog runs. A cup is red.", ("cat",), ("dog", "cup"))
@@ -688,7 +688,7 @@ def test_repetitions_are_counted_by_the_summary(tmp_path):
     assert summary.repeating == {"candidates": 1, "chosen": 0}
 
 
-@pytest.mark.parametrize("fusion", FUSION_KINDS, ids=lambda fusion: f"{fusion.rule} {fusion.per} {fusion.normalise}")
+@pytest.mark.parametrize("fusion", FUSION_KINDS, ids=lambda fusion: f"{fusion.rule} {fusion.per} {fusion.normalize}")
 @pytest.mark.parametrize("scores", [(1.0, 0.5), (0.9, 0.2), (0.5, 1.0), (0.75, 0.75)])
 @pytest.mark.parametrize("again", [(0,), (1,), (0, 1), (0, 0, 0), (1, 1, 1)])
 def test_a_candidate_never_gains_by_repeating_itself(tmp_path, fusion, scores, again):

@@ -30,7 +30,7 @@ from vigor_jax.training.train_step import (
     learning_rate,
     make_optimizer,
     make_train_step,
-    split_params,
+    partition_params,
     trained_paths,
 )
 
@@ -46,7 +46,7 @@ def mesh():
 
 
 @pytest.fixture(scope="module")
-def source(world):
+def checkpoint(world):
     return open_checkpoint(world / "model")
 
 
@@ -66,9 +66,9 @@ def config(world):
     )
 
 
-def base_weights(source, mesh) -> dict[str, np.ndarray]:
-    model = load_llava(source, mesh=mesh, dtype=jnp.float32)
-    return {path: np.asarray(value) for path, value in split_params(model, frozenset())[2].items()}
+def base_weights(checkpoint, mesh) -> dict[str, np.ndarray]:
+    model = load_llava(checkpoint, mesh=mesh, dtype=jnp.float32)
+    return {path: np.asarray(value) for path, value in partition_params(model, frozenset())[2].items()}
 
 
 @pytest.mark.parametrize("total", [1, 10, 33, 100])
@@ -84,15 +84,15 @@ def test_schedule_equals_transformers(total, ratio):
         theirs.step()
 
 
-def torch_batches(config, source, mesh):
+def torch_batches(config, checkpoint, mesh):
     """The batches of a run as transformers takes them."""
-    for batch in sft_module._loader(config, source, mesh).batches():
+    for batch in sft_module._loader(config, checkpoint, mesh).batches():
         rows = batch.rows
-        with_image = (rows.token_ids == source.config.image_token_id).any(1)
-        pixel_values = normalize(rows.pixels[with_image, 0], source.preprocessing).transpose(0, 3, 1, 2)
+        with_image = (rows.token_ids == checkpoint.config.image_token_id).any(1)
+        pixel_values = normalize(rows.pixels[with_image, 0], checkpoint.preprocessing).transpose(0, 3, 1, 2)
         yield {
             "input_ids": torch.tensor(rows.token_ids).long(),
-            "attention_mask": torch.tensor(rows.token_ids != source.tokenizer.pad_id),
+            "attention_mask": torch.tensor(rows.token_ids != checkpoint.tokenizer.pad_id),
             "labels": torch.tensor(rows.labels).long(),
             "pixel_values": torch.tensor(pixel_values),
         }
@@ -100,10 +100,10 @@ def torch_batches(config, source, mesh):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("change", [{}, {"weight_decay": 0.1, "beta2": 0.95, "max_grad_norm": 2.0, "accumulate": 2}])
-def test_twenty_updates_equal_torch(config, source, world, mesh, tmp_path, change):
+def test_twenty_updates_equal_torch(config, checkpoint, world, mesh, tmp_path, change):
     """Same weights, same batches, torch's AdamW: every loss and every final weight."""
     config = dataclasses.replace(config, epochs=4, **change)
-    sft(config, source, tmp_path, mesh, dtype=jnp.float32)
+    sft(config, checkpoint, tmp_path, mesh, dtype=jnp.float32)
 
     model = transformers.LlavaForConditionalGeneration.from_pretrained(world / "model", dtype=torch.float32)
     model.train()
@@ -116,7 +116,7 @@ def test_twenty_updates_equal_torch(config, source, world, mesh, tmp_path, chang
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), eps=config.eps)
     schedule = transformers.get_cosine_schedule_with_warmup(optimizer, 4, 20)
     losses, norms = [], []
-    for batch in torch_batches(config, source, mesh):
+    for batch in torch_batches(config, checkpoint, mesh):
         optimizer.zero_grad()
         loss = model(**batch).loss
         loss.backward()
@@ -131,7 +131,7 @@ def test_twenty_updates_equal_torch(config, source, world, mesh, tmp_path, chang
     np.testing.assert_allclose([line["loss"] for line in ours], losses, rtol=1e-3)
     np.testing.assert_allclose([line["grad_norm"] for line in ours], norms, rtol=5e-3)
     params, compared = weights(tmp_path), 0
-    for entry in names.entries(source.config):
+    for entry in names.entries(checkpoint.config):
         if entry.path not in params:
             continue
         compared += 1
@@ -144,11 +144,11 @@ def test_twenty_updates_equal_torch(config, source, world, mesh, tmp_path, chang
 
 
 @pytest.mark.parametrize("accumulate", [2, 4, 8])
-def test_accumulation_equals_the_big_batch(config, source, mesh, tmp_path, accumulate):
+def test_accumulation_equals_the_big_batch(config, checkpoint, mesh, tmp_path, accumulate):
     """Rows differ in supervised tokens, so a mean of micro-batch means would not pass."""
     config = dataclasses.replace(config, eps=1e-3, epochs=1)  # AdamW smooth enough not to amplify rounding
     for parts in (1, accumulate):
-        sft(dataclasses.replace(config, accumulate=parts), source, tmp_path / str(parts), mesh, dtype=jnp.float32)
+        sft(dataclasses.replace(config, accumulate=parts), checkpoint, tmp_path / str(parts), mesh, dtype=jnp.float32)
     whole, parts = curve(tmp_path / "1"), curve(tmp_path / str(accumulate))
     for left, right in zip(whole, parts, strict=True):
         assert left["tokens"] == right["tokens"]
@@ -159,7 +159,7 @@ def test_accumulation_equals_the_big_batch(config, source, mesh, tmp_path, accum
         np.testing.assert_allclose(other[path], value, atol=1e-5, rtol=0, err_msg=path)
 
 
-def test_frozen_weights_keep_their_bits(config, source, mesh, tmp_path, monkeypatch):
+def test_frozen_weights_keep_their_bits(config, checkpoint, mesh, tmp_path, monkeypatch):
     """Prefix and regular expression alike; what is trained all moves, what is not is not even stored."""
     freeze = ("vision_tower", "language_model.embed_tokens", r".*\.layers\.[qk]_proj\.kernel")
     held = []
@@ -178,8 +178,8 @@ def test_frozen_weights_keep_their_bits(config, source, mesh, tmp_path, monkeypa
         return run
 
     monkeypatch.setattr(sft_module, "make_train_step", spy)
-    sft(dataclasses.replace(config, freeze=freeze), source, tmp_path, mesh, dtype=jnp.float32)
-    before, (first, last), trained = base_weights(source, mesh), held, weights(tmp_path)
+    sft(dataclasses.replace(config, freeze=freeze), checkpoint, tmp_path, mesh, dtype=jnp.float32)
+    before, (first, last), trained = base_weights(checkpoint, mesh), held, weights(tmp_path)
     assert first.keys() | trained.keys() == before.keys()
     assert not first.keys() & trained.keys()
     assert {path.split(".")[0] for path in trained} == {"language_model", "multi_modal_projector"}
@@ -239,27 +239,27 @@ def test_settings_that_make_no_sense(change, message):
         SftConfig(**change)
 
 
-def test_settings_that_do_not_fit_the_model(config, source, mesh, tmp_path):
+def test_settings_that_do_not_fit_the_model(config, checkpoint, mesh, tmp_path):
     for change, message in (
         ({"data": None}, "data: no file is given"),
         ({"max_length": 1000}, "max_length: 1000 is more than the 512 positions"),
         ({"freeze": ("vision_towers",)}, "the nearest name is 'vision_tower'"),
     ):
         with pytest.raises(InputError, match=message):
-            sft(dataclasses.replace(config, **change), source, tmp_path, mesh, dtype=jnp.float32)
+            sft(dataclasses.replace(config, **change), checkpoint, tmp_path, mesh, dtype=jnp.float32)
 
 
-def test_a_finished_run_is_left_alone(config, source, mesh, tmp_path, monkeypatch):
-    directory = sft(config, source, tmp_path, mesh, dtype=jnp.float32)
+def test_a_finished_run_is_left_alone(config, checkpoint, mesh, tmp_path, monkeypatch):
+    directory = sft(config, checkpoint, tmp_path, mesh, dtype=jnp.float32)
     files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
     monkeypatch.setattr(sft_module, "load_llava", None)  # it does not come to reading the weights
-    assert sft(config, source, tmp_path, mesh, dtype=jnp.float32) == directory
+    assert sft(config, checkpoint, tmp_path, mesh, dtype=jnp.float32) == directory
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == files
     with pytest.raises(InputError, match=r"10 was made with learning_rate 0\.002, but this run has 0\.001"):
-        sft(dataclasses.replace(config, learning_rate=1e-3), source, tmp_path, mesh, dtype=jnp.float32)
+        sft(dataclasses.replace(config, learning_rate=1e-3), checkpoint, tmp_path, mesh, dtype=jnp.float32)
 
 
-def test_updates_wait_for_nothing_from_the_host(config, source, mesh, tmp_path, monkeypatch):
+def test_updates_wait_for_nothing_from_the_host(config, checkpoint, mesh, tmp_path, monkeypatch):
     """From the first update to the last, the loop moves nothing but each batch, and asks for that."""
     make, last = sft_module.make_train_step, 10
 
@@ -280,25 +280,25 @@ def test_updates_wait_for_nothing_from_the_host(config, source, mesh, tmp_path, 
 
     monkeypatch.setattr(sft_module, "make_train_step", guarded)
     try:
-        sft(dataclasses.replace(config, save_every=last), source, tmp_path, mesh, dtype=jnp.float32)
+        sft(dataclasses.replace(config, save_every=last), checkpoint, tmp_path, mesh, dtype=jnp.float32)
     finally:
         jax.config.update("jax_transfer_guard", "allow")
     assert [line["step"] for line in curve(tmp_path)] == list(range(1, last + 1))
 
 
-def interrupted(config, source, run_dir, mesh, monkeypatch, *, after: int) -> None:
-    interrupt(lambda: sft(config, source, run_dir, mesh, dtype=jnp.float32), monkeypatch, after=after)
+def interrupted(config, checkpoint, run_dir, mesh, monkeypatch, *, after: int) -> None:
+    interrupt(lambda: sft(config, checkpoint, run_dir, mesh, dtype=jnp.float32), monkeypatch, after=after)
 
 
-def test_a_resumed_run_has_the_same_bits(config, source, mesh, tmp_path, monkeypatch):
-    sft(config, source, tmp_path / "whole", mesh, dtype=jnp.float32)
+def test_a_resumed_run_has_the_same_bits(config, checkpoint, mesh, tmp_path, monkeypatch):
+    sft(config, checkpoint, tmp_path / "whole", mesh, dtype=jnp.float32)
     broken = tmp_path / "broken"
-    interrupted(config, source, broken, mesh, monkeypatch, after=2)  # before the first checkpoint
-    interrupted(config, source, broken, mesh, monkeypatch, after=6)
+    interrupted(config, checkpoint, broken, mesh, monkeypatch, after=2)  # before the first checkpoint
+    interrupted(config, checkpoint, broken, mesh, monkeypatch, after=6)
     assert len(curve(broken)) == 5  # two past the checkpoint, the last one never looked at
     with (broken / "metrics" / "sft.jsonl").open("a") as file:
         file.write('{"step": 6, "lo')  # and a line that a kill cut short
-    sft(config, source, broken, mesh, dtype=jnp.float32)
+    sft(config, checkpoint, broken, mesh, dtype=jnp.float32)
     assert curve(broken) == curve(tmp_path / "whole")
     assert [line["step"] for line in curve(broken)] == list(range(1, 11))
     whole = weights(tmp_path / "whole")
@@ -306,8 +306,8 @@ def test_a_resumed_run_has_the_same_bits(config, source, mesh, tmp_path, monkeyp
         np.testing.assert_array_equal(value, whole[path])
 
 
-def test_what_may_change_and_what_may_not(config, source, world, mesh, tmp_path, monkeypatch):
-    interrupted(config, source, tmp_path / "run", mesh, monkeypatch, after=5)
+def test_what_may_change_and_what_may_not(config, checkpoint, world, mesh, tmp_path, monkeypatch):
+    interrupted(config, checkpoint, tmp_path / "run", mesh, monkeypatch, after=5)
     moved = tmp_path / "elsewhere.json"
     moved.write_bytes(config.data.read_bytes())
     other = tmp_path / "other.json"
@@ -319,17 +319,17 @@ def test_what_may_change_and_what_may_not(config, source, world, mesh, tmp_path,
         ({"data": other}, "data.sha256"),
     ):
         with pytest.raises(InputError, match=f"was made with {key}"):
-            sft(dataclasses.replace(config, **change), source, tmp_path / "run", mesh, dtype=jnp.float32)
+            sft(dataclasses.replace(config, **change), checkpoint, tmp_path / "run", mesh, dtype=jnp.float32)
     with pytest.raises(InputError, match='was made with dtype "float32", but this run has "bfloat16"'):
-        sft(config, source, tmp_path / "run", mesh, dtype=jnp.bfloat16)
+        sft(config, checkpoint, tmp_path / "run", mesh, dtype=jnp.bfloat16)
     stranger = open_checkpoint(make_world(tmp_path / "stranger", examples=1) / "model")
-    stranger = dataclasses.replace(source, directory=tmp_path / "other model", tensors=poisoned(stranger.tensors))
+    stranger = dataclasses.replace(checkpoint, directory=tmp_path / "other model", tensors=poisoned(stranger.tensors))
     with pytest.raises(InputError, match=r"was trained with the frozen weights of .*other model differ"):
         sft(config, stranger, tmp_path / "run", mesh, dtype=jnp.float32)
 
     how = {"accumulate": 2, "pack": 2, "loss_chunk": 64, "remat": "dots"}
     changed = dataclasses.replace(config, data=moved, save_every=3, keep=5, **how)
-    sft(changed, source, tmp_path / "run", mesh, dtype=jnp.float32)
+    sft(changed, checkpoint, tmp_path / "run", mesh, dtype=jnp.float32)
     assert len(curve(tmp_path / "run")) == 10
 
 
@@ -349,12 +349,12 @@ def poisoned(tensors):
     return {**tensors, name: Changed(tensors[name])}
 
 
-def test_divergence_stops_without_harm(config, source, mesh, tmp_path):
+def test_divergence_stops_without_harm(config, checkpoint, mesh, tmp_path):
     """A rate of 1e30: the first update is finite, the second's loss is not."""
     wild = dataclasses.replace(config, learning_rate=1e30, warmup_ratio=0.0, save_every=1)
-    ids = [batch.ids for batch in sft_module._loader(wild, source, mesh).batches()]
+    ids = [batch.ids for batch in sft_module._loader(wild, checkpoint, mesh).batches()]
     with pytest.raises(TrainingDiverged, match=r"update 2: loss (nan|inf)") as caught:
-        sft(wild, source, tmp_path, mesh, dtype=jnp.float32)
+        sft(wild, checkpoint, tmp_path, mesh, dtype=jnp.float32)
     assert "\n" not in str(caught.value)
     assert all(name in str(caught.value) for name in ids[1])
     assert [line["step"] for line in curve(tmp_path)] == [1]
@@ -362,15 +362,15 @@ def test_divergence_stops_without_harm(config, source, mesh, tmp_path):
     assert all(np.isfinite(value).all() for value in weights(tmp_path).values())
 
 
-def test_an_update_that_is_not_finite_changes_nothing(config, source, mesh):
+def test_an_update_that_is_not_finite_changes_nothing(config, checkpoint, mesh):
     trained = trained_paths(PATHS, config.freeze)
-    model = load_llava(source, mesh=mesh, dtype=jnp.float32, master=trained.__contains__)
-    graphdef, params, frozen = split_params(model, trained)
+    model = load_llava(checkpoint, mesh=mesh, dtype=jnp.float32, master=trained.__contains__)
+    graphdef, params, frozen = partition_params(model, trained)
     optimizer = make_optimizer(config, 10)
     abstract = abstract_state(params, optimizer, mesh)
     state = init_state(params, optimizer, mesh, 0)
     step = make_train_step(graphdef, abstract, optimizer, learning_rate(config, 10), config, jnp.float32)
-    batches = [batch.rows for batch in sft_module._loader(config, source, mesh).batches()][:3]
+    batches = [batch.rows for batch in sft_module._loader(config, checkpoint, mesh).batches()][:3]
     with jax.set_mesh(mesh):
         state, _ = step(state, frozen, batches[0])
         before = jax.device_get(state)
@@ -385,50 +385,50 @@ def test_an_update_that_is_not_finite_changes_nothing(config, source, mesh):
     assert step._cache_size() == 1  # the state comes back as it went in: nothing is compiled twice
 
 
-def test_bfloat16(config, source, mesh, tmp_path):
+def test_bfloat16(config, checkpoint, mesh, tmp_path):
     """The loss falls as in float32; trained weights and optimiser stay float32, frozen ones are bfloat16."""
     for dtype in (jnp.float32, jnp.bfloat16):
-        sft(config, source, tmp_path / np.dtype(dtype).name, mesh, dtype=dtype)
+        sft(config, checkpoint, tmp_path / np.dtype(dtype).name, mesh, dtype=dtype)
     exact, rounded = (np.array([line["loss"] for line in curve(tmp_path / name)]) for name in ("float32", "bfloat16"))
     assert (exact != rounded).any()
     np.testing.assert_allclose(rounded, exact, rtol=2e-2)
     assert all(value.dtype == np.float32 for value in weights(tmp_path / "bfloat16").values())
 
 
-def test_text_only_data(config, source, mesh, tmp_path):
+def test_text_only_data(config, checkpoint, mesh, tmp_path):
     records = [record for record in json.loads(config.data.read_text()) if "image" not in record]
     data = tmp_path / "text.json"
     data.write_text(json.dumps(records))
-    sft(dataclasses.replace(config, data=data, images=None, epochs=3), source, tmp_path, mesh, dtype=jnp.float32)
+    sft(dataclasses.replace(config, data=data, images=None, epochs=3), checkpoint, tmp_path, mesh, dtype=jnp.float32)
     assert len(curve(tmp_path)) == 3
-    before = base_weights(source, mesh)
+    before = base_weights(checkpoint, mesh)
     for path, value in weights(tmp_path).items():
         assert (value == before[path]).all() == path.startswith("multi_modal_projector")  # no image, no gradient
 
 
-def test_log_lines_and_events(config, source, mesh, tmp_path):
-    sft(dataclasses.replace(config, log_every=5), source, tmp_path, mesh, dtype=jnp.float32)
+def test_log_lines_and_events(config, checkpoint, mesh, tmp_path):
+    sft(dataclasses.replace(config, log_every=5), checkpoint, tmp_path, mesh, dtype=jnp.float32)
     lines = [json.loads(line) for line in (tmp_path / "metrics" / "sft.jsonl").read_text().splitlines()]
-    batches = list(sft_module._loader(config, source, mesh).batches())
+    batches = list(sft_module._loader(config, checkpoint, mesh).batches())
     for line, batch in zip(lines, batches, strict=True):
         assert list(line) == ["step", "loss", "grad_norm", "learning_rate", "tokens", "num_tokens", "seconds"]
         assert line["tokens"] == (batch.rows.labels != IGNORE_INDEX).sum()
-        assert line["num_tokens"] == (batch.rows.token_ids != source.tokenizer.pad_id).sum()
+        assert line["num_tokens"] == (batch.rows.token_ids != checkpoint.tokenizer.pad_id).sum()
         assert line["seconds"] > 0
     assert list((tmp_path / "metrics").glob("events.*"))
 
 
-def test_a_broken_image_ends_the_run(config, source, world, mesh, tmp_path):
+def test_a_broken_image_ends_the_run(config, checkpoint, world, mesh, tmp_path):
     folder = tmp_path / "images"
     folder.mkdir()
     for path in (world / "images").iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
     (folder / "7.png").write_bytes(b"")
     with pytest.raises(InputError, match=r"data\.json: example 'example-7': .*7\.png"):
-        sft(dataclasses.replace(config, images=folder), source, tmp_path, mesh, dtype=jnp.float32)
+        sft(dataclasses.replace(config, images=folder), checkpoint, tmp_path, mesh, dtype=jnp.float32)
 
 
-def test_tiny_world_has_what_the_tests_need(source):
-    assert source.config.text.num_kv_heads < source.config.text.num_heads
-    assert Path(source.directory).name == "model"
-    assert source.config.num_image_tokens == TINY.num_image_tokens
+def test_tiny_world_has_what_the_tests_need(checkpoint):
+    assert checkpoint.config.text.num_kv_heads < checkpoint.config.text.num_heads
+    assert Path(checkpoint.directory).name == "model"
+    assert checkpoint.config.num_image_tokens == TINY.num_image_tokens

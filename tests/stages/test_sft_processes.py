@@ -152,7 +152,7 @@ model = Llava(sizes, rngs=nnx.Rngs(0))
 state = nnx.state(model)
 nnx.update(model, jax.device_put(state, param_shardings(state, mesh)))
 trained = trained_paths(param_paths(state).keys(), ("vision_tower",))
-graphdef, params, frozen = split_params(model, trained)
+graphdef, params, frozen = partition_params(model, trained)
 shardings = {path: weight.sharding for path, weight in params.items()}
 total = sum(weight.nbytes for weight in params.values())
 config = SftConfig(batch_size=16, accumulate=2)

@@ -15,9 +15,9 @@ from PIL import Image
 
 from tests.stages.sft_world import TINY, interrupt
 from tests.tiny_llava import build_checkpoint
-from vigor_jax.data.batches.branch_batches import BranchLoader
-from vigor_jax.data.batches.branches import BranchEncoder, answer
 from vigor_jax.data.batches.loader import Rows
+from vigor_jax.data.batches.tree_batches import TreeLoader
+from vigor_jax.data.batches.tree_sequences import TreeEncoder, answer
 from vigor_jax.data.images.preprocessing import load_image, preprocess
 from vigor_jax.data.records.annotations import read_annotations, write_annotations
 from vigor_jax.data.text.conversation import IGNORE_INDEX, TEMPLATES, Turn, encode_example
@@ -25,7 +25,7 @@ from vigor_jax.errors import InputError
 from vigor_jax.hf.export import ExportConfig
 from vigor_jax.hf.load import load_llava, open_checkpoint
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh
-from vigor_jax.records import AnnotatedSentence, Annotation, Judged, Span
+from vigor_jax.records import AnnotatedSentence, Annotation, ScoreItem, Span
 from vigor_jax.rewards.reward_model import RewardModel, RewardModelConfig
 from vigor_jax.stages import sft as sft_module
 from vigor_jax.stages.export import export
@@ -37,11 +37,11 @@ from vigor_jax.stages.train_reward import (
     class_weights,
     errors_asked,
     is_held_out,
-    make_sheets,
+    make_sequences,
     train_reward,
 )
 from vigor_jax.training.checkpoint import restore_params_only
-from vigor_jax.training.train_step import conversation_loss, merge_params, split_params
+from vigor_jax.training.train_step import conversation_loss, merge_params, partition_params
 
 NUM_IMAGES = 32
 NUM_CONVERSATIONS = 8
@@ -83,7 +83,7 @@ def mesh():
 
 
 @pytest.fixture(scope="module")
-def source(world):
+def checkpoint(world):
     return open_checkpoint(world / "model")
 
 
@@ -106,10 +106,12 @@ def config(world):
 
 
 @pytest.fixture(scope="module")
-def whole(config, source, mesh, tmp_path_factory):
+def whole(config, checkpoint, mesh, tmp_path_factory):
     """The directory of a run that nothing disturbed."""
     run_dir = tmp_path_factory.mktemp("whole")
-    assert train_reward(config, source, run_dir, mesh, dtype=jnp.float32) == run_dir / "checkpoints" / "train_reward"
+    assert (
+        train_reward(config, checkpoint, run_dir, mesh, dtype=jnp.float32) == run_dir / "checkpoints" / "train_reward"
+    )
     return run_dir
 
 
@@ -128,27 +130,29 @@ def grouped(config) -> dict[str, list[Annotation]]:
     return groups
 
 
-def make_encoder(config, source) -> BranchEncoder:
-    return BranchEncoder(
-        source.tokenizer,
+def make_encoder(config, checkpoint) -> TreeEncoder:
+    return TreeEncoder(
+        checkpoint.tokenizer,
         TEMPLATES[config.template],
         config.question,
-        image_token_id=source.config.image_token_id,
-        num_image_tokens=source.config.num_image_tokens,
+        image_token_id=checkpoint.config.image_token_id,
+        num_image_tokens=checkpoint.config.num_image_tokens,
         max_length=config.max_length,
         max_position=512,
     )
 
 
-def in_rows(config, source, annotations, class_weight):
+def in_rows(config, checkpoint, annotations, class_weight):
     """What `answer_loss` reads, all of it in one batch."""
-    encoder = make_encoder(config, source)
-    sheets = make_sheets(annotations, config, encoder, learn=True, weights=class_weight)
-    loader = BranchLoader(sheets, encoder, source.tokenizer.pad_id, source.preprocessing, len(sheets), bucket=160)
-    return loader.make(range(len(sheets))).rows
+    encoder = make_encoder(config, checkpoint)
+    sequences = make_sequences(annotations, config, encoder, learn=True, weights=class_weight)
+    loader = TreeLoader(
+        sequences, encoder, checkpoint.tokenizer.pad_id, checkpoint.preprocessing, len(sequences), bucket=160
+    )
+    return loader.make(range(len(sequences))).rows
 
 
-def in_conversations(config, source, annotations, is_good):
+def in_conversations(config, checkpoint, annotations, is_good):
     """The good or the bad answers, one conversation each, as LLaVA's own data would have them."""
     token_ids, labels, pixels = [], [], []
     for image, group in annotations.items():
@@ -160,17 +164,17 @@ def in_conversations(config, source, annotations, is_good):
                     continue
                 said = f"<image>\n{config.question}\n{annotation.description[:end]}"
                 example = encode_example(
-                    source.tokenizer,
+                    checkpoint.tokenizer,
                     TEMPLATES[config.template],
                     (Turn("human", said), Turn("gpt", answer(errors))),
-                    image_token_id=source.config.image_token_id,
-                    num_image_tokens=source.config.num_image_tokens,
+                    image_token_id=checkpoint.config.image_token_id,
+                    num_image_tokens=checkpoint.config.num_image_tokens,
                     max_length=512,
                 )
                 room = 96 - len(example.token_ids)
                 token_ids.append(np.pad(example.token_ids, (0, room)))
                 labels.append(np.pad(example.labels, (0, room), constant_values=IGNORE_INDEX))
-                pixels.append(preprocess(load_image(config.images / image), source.preprocessing)[None])
+                pixels.append(preprocess(load_image(config.images / image), checkpoint.preprocessing)[None])
     spare = NUM_CONVERSATIONS - len(token_ids)  # rows without a label: good and bad ones are computed alike
     return Rows(
         np.stack([*token_ids, *[np.zeros_like(token_ids[0])] * spare]),
@@ -182,16 +186,16 @@ def in_conversations(config, source, annotations, is_good):
 @pytest.mark.parametrize(
     ("balance", "per"), [("weighted", "sentence"), pytest.param("none", "description", marks=pytest.mark.slow)]
 )
-def test_loss_and_gradient_equal_those_of_conversations(config, source, mesh, balance, per):
+def test_loss_and_gradient_equal_those_of_conversations(config, checkpoint, mesh, balance, per):
     """Branches, separate rows, and the loss of plain fine-tuning on conversations that were encoded elsewhere."""
     config = dataclasses.replace(config, per=per)
     annotations = dict(list(grouped(config).items())[:4])
     counts = Counter(not errors for errors in all_errors(annotations, per))
     weight = class_weights(counts) if balance == "weighted" else {True: 1.0, False: 1.0}
     assert len(counts) == 2
-    model = load_llava(source, mesh=mesh, dtype=jnp.float32)
-    trained = {path for path in split_params(model, frozenset())[2] if not path.startswith("vision_tower")}
-    graphdef, params, frozen = split_params(model, trained)
+    model = load_llava(checkpoint, mesh=mesh, dtype=jnp.float32)
+    trained = {path for path in partition_params(model, frozenset())[2] if not path.startswith("vision_tower")}
+    graphdef, params, frozen = partition_params(model, trained)
 
     def compute(function):
         """(rows) → sums of the loss and of what it is summed over, and the gradient of the former."""
@@ -208,10 +212,10 @@ def test_loss_and_gradient_equal_those_of_conversations(config, source, mesh, ba
         return call
 
     one_kind = compute(conversation_loss)
-    good, bad = (one_kind(in_conversations(config, source, annotations, is_good)) for is_good in (True, False))
+    good, bad = (one_kind(in_conversations(config, checkpoint, annotations, is_good)) for is_good in (True, False))
     loss, total, grads = jax.tree.map(lambda x, y: weight[True] * x + weight[False] * y, good, bad)
     for form in ("branches", "separate"):
-        rows = in_rows(dataclasses.replace(config, form=form), source, annotations, weight)
+        rows = in_rows(dataclasses.replace(config, form=form), checkpoint, annotations, weight)
         assert len(rows.token_ids) == (len(annotations) if form == "branches" else counts.total())
         found, found_total, found_grads = compute(answer_loss)(rows)
         assert abs(found_total - total) <= 1e-5 * total
@@ -256,9 +260,9 @@ def test_is_held_out_by_name():
     assert chosen[0.05] < chosen[0.5]
 
 
-def test_a_resumed_run_has_the_same_bits(whole, config, source, mesh, tmp_path, monkeypatch):
+def test_a_resumed_run_has_the_same_bits(whole, config, checkpoint, mesh, tmp_path, monkeypatch):
     def run():
-        return train_reward(config, source, tmp_path, mesh, dtype=jnp.float32)
+        return train_reward(config, checkpoint, tmp_path, mesh, dtype=jnp.float32)
 
     path = tmp_path / "metrics" / "reward_eval.jsonl"
     first, second, *_ = steps = [line["step"] for line in evaluations(whole)]
@@ -277,16 +281,16 @@ def test_a_resumed_run_has_the_same_bits(whole, config, source, mesh, tmp_path, 
     assert path.read_bytes() == (whole / "metrics" / "reward_eval.jsonl").read_bytes()
 
 
-def test_the_export_judges_as_the_last_evaluation_did(whole, config, source, mesh, tmp_path):
+def test_the_export_judges_as_the_last_evaluation_did(whole, config, checkpoint, mesh, tmp_path):
     """Training → Hugging Face format → the stream that scores, which finds the sentences by itself."""
-    export(ExportConfig(), source, whole / "checkpoints" / "train_reward", tmp_path / "out", mesh)
+    export(ExportConfig(), checkpoint, whole / "checkpoints" / "train_reward", tmp_path / "out", mesh)
     trained = open_checkpoint(tmp_path / "out")
     model = load_llava(trained, mesh=mesh, dtype=jnp.float32, scan=False)
     judging = RewardModelConfig(batch_size=2, max_length=160, bucket=160, answer_tokens=8, question=config.question)
     judge = RewardModel(model, trained.tokenizer, trained.preprocessing, judging, mesh, weights_digest="trained")
     held_out = {image: group for image, group in grouped(config).items() if is_held_out(image, HELD_OUT)}
     items = [
-        Judged(image, config.images / image, "", tuple(annotation.description for annotation in group))
+        ScoreItem(image, config.images / image, "", tuple(annotation.description for annotation in group))
         for image, group in held_out.items()
     ]
     signals = [signal for verdicts in judge.judge(items) for verdict in verdicts for signal in verdict.signals]
@@ -300,9 +304,9 @@ def test_the_export_judges_as_the_last_evaluation_did(whole, config, source, mes
     assert np.mean(right) > 0.6  # the strings are learnt as well
 
 
-def test_without_held_out_images(config, source, mesh, tmp_path):
+def test_without_held_out_images(config, checkpoint, mesh, tmp_path):
     config = dataclasses.replace(config, held_out=0.0, epochs=1, form="separate", balance="weighted", per="description")
-    train_reward(config, source, tmp_path, mesh, dtype=jnp.float32)
+    train_reward(config, checkpoint, tmp_path, mesh, dtype=jnp.float32)
     assert not (tmp_path / "metrics" / "reward_eval.jsonl").exists()
     num_rows = sum(map(len, grouped(config).values()))
     assert len(read_lines(tmp_path / "metrics" / "train_reward.jsonl")) == num_rows // config.batch_size
@@ -359,9 +363,9 @@ def test_class_weights():
         ({"max_length": 110}, r"candidate \d needs \d+ tokens .* raise max_length \(110\) or shorten the text"),
     ],
 )
-def test_bad_settings(config, source, mesh, tmp_path, change, message):
+def test_bad_settings(config, checkpoint, mesh, tmp_path, change, message):
     with pytest.raises(InputError, match=message) as caught:
-        train_reward(dataclasses.replace(config, **change), source, tmp_path, mesh, dtype=jnp.float32)
+        train_reward(dataclasses.replace(config, **change), checkpoint, tmp_path, mesh, dtype=jnp.float32)
     assert "\n" not in str(caught.value)
 
 
@@ -379,7 +383,7 @@ def test_bad_settings(config, source, mesh, tmp_path, change, message):
         ("torn.png", "A cat.", "object", r"torn\.png: .*"),
     ],
 )
-def test_bad_annotations(config, source, mesh, tmp_path, image, text, error, message):
+def test_bad_annotations(config, checkpoint, mesh, tmp_path, image, text, error, message):
     config = dataclasses.replace(
         config, images=tmp_path, annotations=tmp_path / "annotations.jsonl", held_out=0.0, max_length=4096
     )
@@ -394,7 +398,7 @@ def test_bad_annotations(config, source, mesh, tmp_path, image, text, error, mes
         )
     )
     with pytest.raises(InputError, match=message) as caught:
-        train_reward(config, source, tmp_path / "run", mesh, dtype=jnp.float32)
+        train_reward(config, checkpoint, tmp_path / "run", mesh, dtype=jnp.float32)
     assert "\n" not in str(caught.value)
 
 
@@ -418,17 +422,17 @@ def spoil(lines: list[str]) -> dict[int, str]:
     }
 
 
-def test_all_bad_annotations_are_told_before_training(config, source, mesh, tmp_path, caplog):
+def test_all_bad_annotations_are_told_before_training(config, checkpoint, mesh, tmp_path, caplog):
     lines = config.annotations.read_text().splitlines()
     config = dataclasses.replace(config, annotations=tmp_path / "a.jsonl", max_length=512, epochs=1)
     good = [line for index, line in enumerate(lines) if index not in (2, 5, 9, 20, 30)]
     config.annotations.write_text("\n".join(good))
-    train_reward(config, source, tmp_path / "good", mesh, dtype=jnp.float32)
+    train_reward(config, checkpoint, tmp_path / "good", mesh, dtype=jnp.float32)
 
     expected = spoil(lines)
     config.annotations.write_text("\n".join(lines))
     with pytest.raises(InputError) as caught:
-        train_reward(config, source, tmp_path / "run", mesh, dtype=jnp.float32)
+        train_reward(config, checkpoint, tmp_path / "run", mesh, dtype=jnp.float32)
     message = str(caught.value)
     assert message.startswith(f"{config.annotations}: 5 of {len(lines)} rows cannot be trained on; fix them, or give ")
     assert "--train_reward.skip_bad true" in message
@@ -437,7 +441,7 @@ def test_all_bad_annotations_are_told_before_training(config, source, mesh, tmp_
         assert f"line {number}" in message
         assert reason in message
 
-    train_reward(dataclasses.replace(config, skip_bad=True), source, tmp_path / "run", mesh, dtype=jnp.float32)
+    train_reward(dataclasses.replace(config, skip_bad=True), checkpoint, tmp_path / "run", mesh, dtype=jnp.float32)
     assert f"5 of {len(lines)} rows cannot be trained on and are left out" in caplog.text
     report = read_lines(tmp_path / "run" / "bad_annotations.jsonl")
     assert [line["row"] for line in report] == list(expected)
@@ -448,7 +452,7 @@ def test_all_bad_annotations_are_told_before_training(config, source, mesh, tmp_
 
 @pytest.mark.parametrize("per", ["sentence", "description"])
 @pytest.mark.parametrize("form", ["branches", "separate"])
-def test_no_advice_that_the_model_cannot_take(config, source, mesh, tmp_path, form, per):
+def test_no_advice_that_the_model_cannot_take(config, checkpoint, mesh, tmp_path, form, per):
     """A path longer than the model's positions stays so, whatever `max_length` is."""
     long = "A cat on the table, " * 90 + "."
     line = {"image": "0.png", "description": long, "sentences": [{"text": long, "errors": []}]}
@@ -457,26 +461,30 @@ def test_no_advice_that_the_model_cannot_take(config, source, mesh, tmp_path, fo
     for max_length in (160, 4096):
         with pytest.raises(InputError, match="the model has 512 positions; shorten the text") as caught:
             train_reward(
-                dataclasses.replace(config, max_length=max_length), source, tmp_path / "run", mesh, dtype=jnp.float32
+                dataclasses.replace(config, max_length=max_length),
+                checkpoint,
+                tmp_path / "run",
+                mesh,
+                dtype=jnp.float32,
             )
         assert "raise max_length" not in str(caught.value)
 
 
-def test_annotations_may_change_where_nothing_was_learnt_yet(config, source, mesh, tmp_path, monkeypatch, caplog):
+def test_annotations_may_change_where_nothing_was_learnt_yet(config, checkpoint, mesh, tmp_path, monkeypatch, caplog):
     """Fixed and removed rows; not where the images that are held out change, or the weights of all answers."""
     lines = config.annotations.read_text().splitlines()
     config = dataclasses.replace(config, annotations=tmp_path / "a.jsonl", epochs=1, save_every=2, batch_size=4)
     config.annotations.write_text("\n".join(lines))
 
     def run(config=config, name="run"):
-        return train_reward(config, source, tmp_path / name, mesh, dtype=jnp.float32)
+        return train_reward(config, checkpoint, tmp_path / name, mesh, dtype=jnp.float32)
 
     taken = []
     original = sft_module.fine_tune
 
-    def spy(config, source, run_dir, mesh, batches, data, **how):
+    def spy(config, checkpoint, run_dir, mesh, batches, data, **how):
         taken[:] = [image for batch in batches.batches(0) for image in batch.ids]
-        return original(config, source, run_dir, mesh, batches, data, **how)
+        return original(config, checkpoint, run_dir, mesh, batches, data, **how)
 
     monkeypatch.setattr("vigor_jax.stages.train_reward.fine_tune", spy)
     interrupt(run, monkeypatch, after=3)

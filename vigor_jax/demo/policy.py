@@ -15,7 +15,7 @@ from flax import nnx
 from tqdm import tqdm
 
 from vigor_jax.config import RunConfig, TrainConfig
-from vigor_jax.data.batches.branches import BAD, GOOD, QUESTIONS, SEPARATOR, answer
+from vigor_jax.data.batches.tree_sequences import BAD, GOOD, QUESTIONS, SEPARATOR, answer
 from vigor_jax.data.images.preprocessing import Preprocessing
 from vigor_jax.data.text.conversation import IMAGE_PLACEHOLDER, TEMPLATES
 from vigor_jax.demo import language, scenes

@@ -14,7 +14,7 @@ from vigor_jax.evaluation.benchmarks.chair import ChairMetrics, Reference
 from vigor_jax.evaluation.benchmarks.synonyms import Synonyms
 from vigor_jax.hf.load import open_checkpoint
 from vigor_jax.inference.decoder import SamplingConfig
-from vigor_jax.inference.predictor import Answerer, Question, read_answers
+from vigor_jax.inference.predictor import Predictor, Question, read_answers
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 
 NUM_SCENES = 500
@@ -100,9 +100,9 @@ def measure(model: Path, scenes: list[Scene], temperature: float) -> tuple[Chair
         paths = [Path(folder) / f"{number:05d}.png" for number in range(len(scenes))]
         for path, scene in zip(paths, scenes, strict=True):
             draw(scene).save(path)
-        answerer = Answerer(open_checkpoint(model), "v1", make_mesh(MeshConfig(data=-1, fsdp=1)))
+        predictor = Predictor(open_checkpoint(model), "v1", make_mesh(MeshConfig(data=-1, fsdp=1)))
         questions = [Question(path.name, path, language.PROMPTS[0]) for path in paths]
-        answerer.answer(questions, Path(folder) / "captions.jsonl", sampling, desc=f"{model}")
+        predictor.answer(questions, Path(folder) / "captions.jsonl", sampling, desc=f"{model}")
         texts = [line["text"] for line in read_answers(Path(folder) / "captions.jsonl")]
     present = {path.name: frozenset(o.shape for o in scene.objects) for path, scene in zip(paths, scenes, strict=True)}
     reference = Reference(present, Synonyms.identity(SHAPES))

@@ -21,7 +21,7 @@ from vigor_jax.evaluation.benchmarks.pope import write_questions
 from vigor_jax.hf.load import open_checkpoint
 from vigor_jax.hf.processor_files import write_json
 from vigor_jax.inference.decoder import SamplingConfig
-from vigor_jax.inference.predictor import Answerer, Question, read_answers
+from vigor_jax.inference.predictor import Predictor, Question, read_answers
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 from vigor_jax.records import AnnotatedSentence, Annotation, ErrorType
 from vigor_jax.rewards.sentences import split_sentences
@@ -120,14 +120,14 @@ def draw_split(folder: Path, split: str, count: int, seed: int) -> Iterator[tupl
 
 def annotate(directory: Path, scenes: Mapping[str, Scene], config: WorldConfig) -> None:
     """Lets the policy describe scenes and judges every sentence, now and then wrongly; writes `annotations.jsonl`."""
-    answerer = Answerer(open_checkpoint(directory / "policy"), "v1", make_mesh(MeshConfig(data=-1, fsdp=1)))
+    predictor = Predictor(open_checkpoint(directory / "policy"), "v1", make_mesh(MeshConfig(data=-1, fsdp=1)))
     prompts = language.PROMPTS
     questions = [
         Question(image, directory / "images" / image, prompts[number % len(prompts)])
         for number, image in enumerate(scenes)
     ]
     out = directory / "descriptions.jsonl"
-    answerer.answer(questions, out, dataclasses.replace(ANNOTATED, seed=config.seed), desc="describing annotated")
+    predictor.answer(questions, out, dataclasses.replace(ANNOTATED, seed=config.seed), desc="describing annotated")
     rng = np.random.default_rng([config.seed, 200])
     annotations = (
         judge(line["image"], line["text"], scenes[line["image"]], config.careless_annotators, rng)

@@ -25,7 +25,7 @@ from vigor_jax.errors import InputError
 from vigor_jax.hf import config as hf_config
 from vigor_jax.hf import names
 from vigor_jax.hf.image_settings import preprocessing_to_hf
-from vigor_jax.hf.load import IDENTITY_BIAS, IDENTITY_WEIGHT, Source
+from vigor_jax.hf.load import IDENTITY_BIAS, IDENTITY_WEIGHT, Checkpoint
 from vigor_jax.hf.names import Layout
 from vigor_jax.hf.processor_files import write_hf_files, write_json, write_original_files
 from vigor_jax.hf.vocabulary import Vocabulary, exported_vocabulary
@@ -55,7 +55,7 @@ VOCAB_TENSORS = ("language_model.model.embed_tokens.weight", "language_model.lm_
 
 
 def export_checkpoint(
-    source: Source,
+    checkpoint: Checkpoint,
     params: Mapping[str, jax.Array],
     out: Path,
     *,
@@ -70,11 +70,11 @@ def export_checkpoint(
     Every process must call this with the same arguments; process 0 writes.
 
     Args:
-      source: the checkpoint that training began with.
-      params: what was trained, by dotted path, layers stacked or apart; anything else is copied from `source`.
+      checkpoint: the checkpoint that training began with.
+      params: what was trained, by dotted path, layers stacked or apart; anything else is copied from `checkpoint`.
       out: a directory that does not exist or is empty.
       layout: of the output; the source's own by default.
-      dtype: of every tensor in the output; by default each keeps the type it has in `source`.
+      dtype: of every tensor in the output; by default each keeps the type it has in `checkpoint`.
       shard_bytes: largest size of one weights file.
       more_files: JSON objects to put beside the weights, by file name.
       template: conversation format that the model was trained with; a llava-hf export gets a chat template that writes
@@ -83,18 +83,18 @@ def export_checkpoint(
     Raises:
       InputError: `out` has something in it, or the disk has no room for the checkpoint.
     """
-    layout = layout or source.layout
+    layout = layout or checkpoint.layout
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"export: {out} exists already; remove it or choose another directory")
-    stored = [source.tensors[entry.name] for entry in names.entries(source.config)]
+    stored = [checkpoint.tensors[entry.name] for entry in names.entries(checkpoint.config)]
     sizes = (math.prod(each.shape) * np.dtype(dtype or each.dtype).itemsize for each in stored)
     check_room(out, sum(sizes), "the exported model")
     with naming(out):
-        _write(source, params, out, layout, dtype, shard_bytes, more_files or {}, template)
+        _write(checkpoint, params, out, layout, dtype, shard_bytes, more_files or {}, template)
 
 
 def _write(
-    source: Source,
+    checkpoint: Checkpoint,
     params: Mapping[str, jax.Array],
     out: Path,
     layout: Layout,
@@ -109,27 +109,27 @@ def _write(
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
 
-    if layout == "llava" and not source.tokenizer.restarts_after_image:
+    if layout == "llava" and not checkpoint.tokenizer.restarts_after_image:
         logger.warning(
             "export: the original code puts a token before the text that follows an image, which the tokenizer of %s "
             "does not: it will ask this model otherwise than it was trained; the layout llava-hf asks as trained",
-            source.directory,
+            checkpoint.directory,
         )
-    vocabulary = exported_vocabulary(source, layout)
+    vocabulary = exported_vocabulary(checkpoint, layout)
     config = vocabulary.config
-    tensors = _tensors(source, params, config, None if dtype is None else np.dtype(dtype))
+    tensors = _tensors(checkpoint, params, config, None if dtype is None else np.dtype(dtype))
     if layout == "llava-hf":
         if config.projector == "linear":
             tensors = _with_identity(tensors, config)
         kind = _write_weights(partial if writes else None, tensors, lambda name: name, shard_bytes)
         if writes:
-            write_json(partial / "config.json", _hf_json(source, vocabulary, kind))
-            write_hf_files(source, vocabulary, partial, template)
+            write_json(partial / "config.json", _hf_json(checkpoint, vocabulary, kind))
+            write_hf_files(checkpoint, vocabulary, partial, template)
     else:
-        tower = _write_original(source, params, config, tensors, partial if writes else None, out, shard_bytes)
+        tower = _write_original(checkpoint, params, config, tensors, partial if writes else None, out, shard_bytes)
         if writes:
             write_json(partial / "config.json", tower)
-            write_original_files(source, vocabulary, partial)
+            write_original_files(checkpoint, vocabulary, partial)
     if writes:
         for name, value in more_files.items():
             write_json(partial / name, value)
@@ -139,11 +139,11 @@ def _write(
 
 
 def _tensors(
-    source: Source, params: Mapping[str, jax.Array], config: LlavaConfig, dtype: np.dtype | None
+    checkpoint: Checkpoint, params: Mapping[str, jax.Array], config: LlavaConfig, dtype: np.dtype | None
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Every tensor as it will be on disk, under its canonical name, one at a time."""
-    for entry in names.entries(source.config):
-        stored = source.tensors[entry.name]
+    for entry in names.entries(checkpoint.config):
+        stored = checkpoint.tensors[entry.name]
         if entry.path in params:
             value = _fetch(params[entry.path], entry.layer, entry.axes)
         elif entry.unstacked_path in params:
@@ -214,18 +214,18 @@ def _write_weights(
     return kind
 
 
-def _hf_json(source: Source, vocabulary: Vocabulary, kind: str) -> dict[str, Any]:
+def _hf_json(checkpoint: Checkpoint, vocabulary: Vocabulary, kind: str) -> dict[str, Any]:
     value = hf_config.to_hf(vocabulary.config, kind, vocabulary.pad_id)
     value["text_config"] |= {
-        "bos_token_id": source.tokenizer.bos_id,
-        "eos_token_id": source.tokenizer.eos_id,
+        "bos_token_id": checkpoint.tokenizer.bos_id,
+        "eos_token_id": checkpoint.tokenizer.eos_id,
         "pad_token_id": vocabulary.pad_id,
     }
     return value
 
 
 def _write_original(
-    source: Source,
+    checkpoint: Checkpoint,
     params: Mapping[str, jax.Array],
     config: LlavaConfig,
     tensors: Iterator[tuple[str, np.ndarray]],
@@ -236,8 +236,8 @@ def _write_original(
     """Weights in the original layout, and its config.json. The tower goes where the source had it: among the weights
     if it was there, else into a directory of its own."""
     rename = functools.partial(names.original_name, config=config)
-    before = read_json(source.directory / "config.json") if source.layout == "llava" else {}
-    inside = any(stored.name.startswith(names.ORIGINAL_TOWER) for stored in source.tensors.values())
+    before = read_json(checkpoint.directory / "config.json") if checkpoint.layout == "llava" else {}
+    inside = any(stored.name.startswith(names.ORIGINAL_TOWER) for stored in checkpoint.tensors.values())
     tower: list[tuple[str, np.ndarray]] = []
 
     def without_tower() -> Iterator[tuple[str, np.ndarray]]:
@@ -255,11 +255,11 @@ def _write_original(
             for name, value in tower:
                 writer.add(name, value)
         write_json(directory / "vision_tower" / "config.json", hf_config.to_clip(config.vision))
-        image_processor = preprocessing_to_hf(dataclasses.replace(source.preprocessing, pad=False))
+        image_processor = preprocessing_to_hf(dataclasses.replace(checkpoint.preprocessing, pad=False))
         write_json(directory / "vision_tower" / "preprocessor_config.json", image_processor)
     trained = any(path.startswith("vision_tower.") for path in params)
     if not inside and (trained or place not in hf_config.KNOWN_TOWERS):
         # The original code looks for a path that exists; ours also finds the directory beside the weights.
         place = str((out / "vision_tower").resolve())
-    after = hf_config.to_original(config, kind, place, source.preprocessing)
+    after = hf_config.to_original(config, kind, place, checkpoint.preprocessing)
     return after | {key: before[key] for key in before if key not in after}

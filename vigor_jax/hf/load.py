@@ -52,7 +52,7 @@ class ModelConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class Checkpoint:
     """A checkpoint on disk, checked: every tensor the model needs is there with its shape, and nothing else is.
 
     Attributes:
@@ -89,7 +89,7 @@ class Source:
         return total.hexdigest()
 
 
-def open_checkpoint(directory: Path, vision_tower: Path | None = None) -> Source:
+def open_checkpoint(directory: Path, vision_tower: Path | None = None) -> Checkpoint:
     """Opens a checkpoint directory without reading its weights.
 
     Args:
@@ -144,7 +144,7 @@ def _source(
     model: LlavaConfig,
     preprocessing: Preprocessing,
     tensors: Mapping[str, Stored],
-) -> Source:
+) -> Checkpoint:
     mean, deviation = preprocessing.scaled_mean, preprocessing.scaled_std
     vision = dataclasses.replace(model.vision, image_mean=mean, image_std=deviation)
     model = dataclasses.replace(model, vision=vision)
@@ -157,10 +157,10 @@ def _source(
             f"{directory}: config.json puts images at token {model.image_token_id}, the tokenizer's <image> is {image} "
             "and these must be the same; take both files from one checkpoint"
         )
-    return Source(directory, layout, model, preprocessing, tokenizer, tensors)
+    return Checkpoint(directory, layout, model, preprocessing, tokenizer, tensors)
 
 
-def _open_original(directory: Path, config: dict[str, Any], vision_tower: Path | None) -> Source:
+def _open_original(directory: Path, config: dict[str, Any], vision_tower: Path | None) -> Checkpoint:
     path = directory / "config.json"
     fields = Fields(config, path)
     if not (named := fields.text("mm_vision_tower", "")):
@@ -234,7 +234,7 @@ def _tower_tensors(directory: Path) -> dict[str, Stored]:
 
 
 def load_llava(
-    source: Source,
+    checkpoint: Checkpoint,
     *,
     mesh: Mesh,
     dtype: Any,
@@ -244,20 +244,20 @@ def load_llava(
     """Streams the weights onto the mesh, one tensor at a time; each process reads only what its devices hold.
 
     Args:
-      source: an open checkpoint.
+      checkpoint: an open checkpoint.
       mesh: where the weights go, split by `vigor_jax.parallel.sharding.RULES`.
       dtype: of the weights, and so of the computation.
       scan: stacked layers or separate ones, which decoding prefers, see `layers.stacks_inference`.
       master: parameters, by dotted path, that are loaded in float32 instead: those that are to be trained.
     """
-    graphdef, state = nnx.split(abstract_llava(source.config, dtype=dtype, scan=scan))
+    graphdef, state = nnx.split(abstract_llava(checkpoint.config, dtype=dtype, scan=scan))
     variables = param_paths(state)
     targets = {path: _target(path, variable, mesh, dtype, master) for path, variable in variables.items()}
     by_path: dict[str, list[names.Entry]] = {path: [] for path in variables}
-    for entry in names.entries(source.config):
+    for entry in names.entries(checkpoint.config):
         by_path[entry.path if scan else entry.unstacked_path].append(entry)
     wanted = [(path, entry) for path, entries in by_path.items() for entry in entries]
-    reads = (functools.partial(_read, source.tensors[entry.name], entry, targets[path]) for path, entry in wanted)
+    reads = (functools.partial(_read, checkpoint.tensors[entry.name], entry, targets[path]) for path, entry in wanted)
 
     values: dict[str, jax.Array] = {}
     for (path, entry), block in zip(wanted, _one_ahead(reads), strict=True):

@@ -8,7 +8,7 @@ from typing import Any
 from vigor_jax.data.text.conversation import Template
 from vigor_jax.hf.chat_template import chat_template
 from vigor_jax.hf.image_settings import preprocessing_to_hf
-from vigor_jax.hf.load import Source
+from vigor_jax.hf.load import Checkpoint
 from vigor_jax.hf.vocabulary import IMAGE_TOKEN as IMAGE_TOKEN
 from vigor_jax.hf.vocabulary import PAD_TOKEN as PAD_TOKEN
 from vigor_jax.hf.vocabulary import Vocabulary
@@ -25,7 +25,7 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-def write_hf_files(source: Source, vocabulary: Vocabulary, out: Path, template: Template | None = None) -> None:
+def write_hf_files(checkpoint: Checkpoint, vocabulary: Vocabulary, out: Path, template: Template | None = None) -> None:
     """Everything `transformers.AutoProcessor` and `generate` read.
 
     Tokenizer files are copied byte for byte, because saving them again changes them (transformers 5 drops `legacy`);
@@ -33,64 +33,64 @@ def write_hf_files(source: Source, vocabulary: Vocabulary, out: Path, template: 
     and its tokenizer.json the token before text that follows an image, which its code gets by cutting the prompt up.
     """
     config = vocabulary.config
-    if source.layout == "llava-hf":
-        _copy(source, out, (*TOKENIZER_FILES, "added_tokens.json", *CHAT_FILES))
+    if checkpoint.layout == "llava-hf":
+        _copy(checkpoint, out, (*TOKENIZER_FILES, "added_tokens.json", *CHAT_FILES))
         if not (out / "tokenizer.json").exists():
-            (out / "tokenizer.json").write_text(source.tokenizer.to_json(), encoding="utf-8")
+            (out / "tokenizer.json").write_text(checkpoint.tokenizer.to_json(), encoding="utf-8")
         _rewrite_for_both_versions(out / "tokenizer_config.json")
     else:
-        _copy(source, out, ("tokenizer.model",))
-        content = json.loads(source.tokenizer.to_json(vocabulary.new_tokens))
+        _copy(checkpoint, out, ("tokenizer.model",))
+        content = json.loads(checkpoint.tokenizer.to_json(vocabulary.new_tokens))
         (out / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
-        _write_tokenizer_config(source, content["added_tokens"], vocabulary, out, _AS_IS | {"padding_side": "left"})
+        _write_tokenizer_config(checkpoint, content["added_tokens"], vocabulary, out, _AS_IS | {"padding_side": "left"})
     if template:
-        eos = source.tokenizer.token(source.tokenizer.eos_id)
-        _write_chat_template(chat_template(template, eos_token=eos, image_token=image_token(source)), out)
-    write_json(out / "preprocessor_config.json", preprocessing_to_hf(source.preprocessing))
+        eos = checkpoint.tokenizer.token(checkpoint.tokenizer.eos_id)
+        _write_chat_template(chat_template(template, eos_token=eos, image_token=image_token(checkpoint)), out)
+    write_json(out / "preprocessor_config.json", preprocessing_to_hf(checkpoint.preprocessing))
     write_json(
         out / "processor_config.json",
         {
             "processor_class": "LlavaProcessor",
-            "image_token": image_token(source),
+            "image_token": image_token(checkpoint),
             "patch_size": config.vision.patch_size,
             "vision_feature_select_strategy": "full" if config.feature_select == "full" else "default",
             "num_additional_image_tokens": 1,
         },
     )
-    _write_generation_config(source, vocabulary.pad_id, out)
+    _write_generation_config(checkpoint, vocabulary.pad_id, out)
 
 
-def write_original_files(source: Source, vocabulary: Vocabulary, out: Path) -> None:
+def write_original_files(checkpoint: Checkpoint, vocabulary: Vocabulary, out: Path) -> None:
     """What the original code's `AutoTokenizer.from_pretrained(..., use_fast=False)` reads. It makes the embeddings as
     long as the tokenizer, so the tokens of llava-hf must not be there, unless others come after them."""
-    if source.layout == "llava":
-        _copy(source, out, (*TOKENIZER_FILES, "added_tokens.json", *CHAT_FILES))
+    if checkpoint.layout == "llava":
+        _copy(checkpoint, out, (*TOKENIZER_FILES, "added_tokens.json", *CHAT_FILES))
         if not (out / "tokenizer.json").exists():
-            (out / "tokenizer.json").write_text(source.tokenizer.to_json(), encoding="utf-8")
+            (out / "tokenizer.json").write_text(checkpoint.tokenizer.to_json(), encoding="utf-8")
     else:
-        _copy(source, out, ("tokenizer.model",))
-        content = json.loads(source.tokenizer.to_json())
+        _copy(checkpoint, out, ("tokenizer.model",))
+        content = json.loads(checkpoint.tokenizer.to_json())
         kept = [token for token in content["added_tokens"] if vocabulary.holds(token)]
         write_json(out / "tokenizer.json", {**content, "added_tokens": kept})
         _write_tokenizer_config(
-            source, kept, vocabulary, out, {"tokenizer_class": "LlamaTokenizer", "padding_side": "right"}
+            checkpoint, kept, vocabulary, out, {"tokenizer_class": "LlamaTokenizer", "padding_side": "right"}
         )
         pieces = content["model"]["vocab"]
         if more := {token["content"]: token["id"] for token in kept if token["content"] not in pieces}:
             write_json(out / "added_tokens.json", more)
-    _write_generation_config(source, vocabulary.pad_id, out)
+    _write_generation_config(checkpoint, vocabulary.pad_id, out)
 
 
-def image_token(source: Source) -> str:
+def image_token(checkpoint: Checkpoint) -> str:
     """The text that stands for an image in this checkpoint's prompts."""
-    path = source.directory / "processor_config.json"
+    path = checkpoint.directory / "processor_config.json"
     return Fields.read(path).text("image_token", IMAGE_TOKEN, null=True) if path.exists() else IMAGE_TOKEN
 
 
-def _copy(source: Source, out: Path, files: tuple[str, ...]) -> None:
+def _copy(checkpoint: Checkpoint, out: Path, files: tuple[str, ...]) -> None:
     for name in files:
-        if (source.directory / name).exists():
-            shutil.copyfile(source.directory / name, out / name)
+        if (checkpoint.directory / name).exists():
+            shutil.copyfile(checkpoint.directory / name, out / name)
 
 
 def _rewrite_for_both_versions(path: Path) -> None:
@@ -120,12 +120,12 @@ def _write_chat_template(text: str, out: Path) -> None:
 
 
 def _write_tokenizer_config(
-    source: Source, tokens: list[dict[str, Any]], vocabulary: Vocabulary, out: Path, kind: dict[str, Any]
+    checkpoint: Checkpoint, tokens: list[dict[str, Any]], vocabulary: Vocabulary, out: Path, kind: dict[str, Any]
 ) -> None:
     """A tokenizer_config.json made from the source's own, with exactly `tokens` after the vocabulary, and `kind`."""
-    path = source.directory / "tokenizer_config.json"
+    path = checkpoint.directory / "tokenizer_config.json"
     config = read_json(path) if path.exists() else {}
-    tokenizer = source.tokenizer
+    tokenizer = checkpoint.tokenizer
     unk = tokenizer.token(tokenizer.eos_id if tokenizer.unk_id is None else tokenizer.unk_id)
     special = {
         "bos_token": tokenizer.token(tokenizer.bos_id),
@@ -138,7 +138,7 @@ def _write_tokenizer_config(
     write_json(
         out / "tokenizer_config.json",
         {
-            "model_max_length": source.config.text.max_position_embeddings,
+            "model_max_length": checkpoint.config.text.max_position_embeddings,
             **config,
             **kind,
             "legacy": tokenizer.legacy,
@@ -149,11 +149,11 @@ def _write_tokenizer_config(
     write_json(out / "special_tokens_map.json", special)
 
 
-def _write_generation_config(source: Source, pad: int, out: Path) -> None:
-    path = source.directory / "generation_config.json"
+def _write_generation_config(checkpoint: Checkpoint, pad: int, out: Path) -> None:
+    path = checkpoint.directory / "generation_config.json"
     ids = {
-        "bos_token_id": source.tokenizer.bos_id,
-        "eos_token_id": source.tokenizer.eos_id,
+        "bos_token_id": checkpoint.tokenizer.bos_id,
+        "eos_token_id": checkpoint.tokenizer.eos_id,
         "pad_token_id": pad,
     }
     write_json(out / "generation_config.json", (read_json(path) if path.exists() else {}) | ids)

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from vigor_jax.hf.load import Source
+from vigor_jax.hf.load import Checkpoint
 from vigor_jax.hf.names import Layout
 from vigor_jax.models.llava import LlavaConfig
 
@@ -32,18 +32,18 @@ class Vocabulary:
         return token["id"] < self.config.text.vocab_size
 
 
-def exported_vocabulary(source: Source, layout: Layout) -> Vocabulary:
+def exported_vocabulary(checkpoint: Checkpoint, layout: Layout) -> Vocabulary:
     """The vocabulary of `source` in a layout.
 
     llava-hf has tokens for images and for padding, and fills its rows up to a multiple of 64. The original layout has
     neither: its code makes the embeddings as long as the tokenizer. Tokens that somebody added, and their rows, are
     kept in both; then an image token before them stays too, since ids must not move.
     """
-    config, tokenizer = source.config, source.tokenizer
+    config, tokenizer = checkpoint.config, checkpoint.tokenizer
     image_id, rows = config.image_token_id, config.text.vocab_size
     new_tokens: dict[str, int] = {}
     pad_token, pad = tokenizer.token(tokenizer.pad_id), tokenizer.pad_id
-    if layout == source.layout:
+    if layout == checkpoint.layout:
         return Vocabulary(config, new_tokens, pad_token, pad)
     if layout == "llava":
         fallback = tokenizer.eos_id if tokenizer.unk_id is None else tokenizer.unk_id

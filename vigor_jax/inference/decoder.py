@@ -22,7 +22,7 @@ from vigor_jax.errors import InputError
 from vigor_jax.inference.kv_cache import Prefix, Ring, Texts, keep_split, next_logits, put_rows, specs_of, split_heads
 from vigor_jax.models.attention import attention
 from vigor_jax.models.llava import Llava
-from vigor_jax.parallel.sharding import split_batch
+from vigor_jax.parallel.sharding import constrain_batch
 
 LEAST_ROOM = 64
 BITS_OF_ONE = 0x3F800000  # float32 1.0
@@ -264,7 +264,7 @@ class Decoder:
         """Runs prompts: their keys and values, and the scores of what comes after them."""
         model = nnx.merge(self._graphdef, weights)
         features = None if batch.pixels is None else model.encode_images(batch.pixels)
-        x = split_batch(model.embed(batch.token_ids, features))
+        x = constrain_batch(model.embed(batch.token_ids, features))
 
         def attend(q: Array, k: Array, v: Array, _: Any) -> tuple[Array, Any]:
             kept = split_heads(k.transpose(0, 2, 3, 1), 4), split_heads(v.swapaxes(1, 2), 4)

@@ -28,7 +28,7 @@ from vigor_jax.data.images.preprocessing import load_image, preprocess
 from vigor_jax.data.text.conversation import TEMPLATES, encode_prompt
 from vigor_jax.disk import naming
 from vigor_jax.errors import InputError
-from vigor_jax.hf.load import Source, load_llava
+from vigor_jax.hf.load import Checkpoint, load_llava
 from vigor_jax.inference.decoder import NOT_IN_RESULTS, SamplingConfig
 from vigor_jax.inference.sampler import Completion, Request, Sampler
 from vigor_jax.json_fields import parse_json
@@ -59,11 +59,11 @@ class Question(NamedTuple):
     prompt: str
 
 
-class Answerer:
+class Predictor:
     """A model that answers questions; its weights are loaded when the first answer is wanted.
 
     Args:
-      source: the checkpoint.
+      checkpoint: the checkpoint.
       template: the conversation format that the model was trained with.
       mesh: all devices of all processes.
       dtype: type to compute in; by default float32 if the checkpoint is stored so, else bfloat16.
@@ -72,13 +72,13 @@ class Answerer:
       InputError: the type needs another kind of device.
     """
 
-    def __init__(self, source: Source, template: str, mesh: Mesh, *, dtype: str | None = None) -> None:
-        dtype = dtype or ("float32" if source.dtype == np.float32 else "bfloat16")
+    def __init__(self, checkpoint: Checkpoint, template: str, mesh: Mesh, *, dtype: str | None = None) -> None:
+        dtype = dtype or ("float32" if checkpoint.dtype == np.float32 else "bfloat16")
         if dtype == "float16" and jax.default_backend() != "gpu":
             raise InputError(
                 f"dtype float16 needs a GPU, and this is a {jax.default_backend()}; take bfloat16 or float32"
             )
-        self._source, self._template, self._mesh, self._dtype = source, template, mesh, dtype
+        self._source, self._template, self._mesh, self._dtype = checkpoint, template, mesh, dtype
         self._model: Llava | None = None
         self._samplers: dict[SamplingConfig, Sampler] = {}  # what one has compiled, it need not compile again
 
@@ -161,19 +161,19 @@ class Answerer:
         return [texts[question.image, question.prompt] for question in questions]
 
     def _complete(self, questions: Sequence[Question], sampling: SamplingConfig) -> Iterator[list[Completion]]:
-        source, template = self._source, TEMPLATES[self._template]
+        checkpoint, template = self._source, TEMPLATES[self._template]
         if self._model is None:
-            self._model = load_llava(source, mesh=self._mesh, dtype=self._dtype, scan=stacks_inference())
+            self._model = load_llava(checkpoint, mesh=self._mesh, dtype=self._dtype, scan=stacks_inference())
         if sampling not in self._samplers:
-            self._samplers[sampling] = Sampler(self._model, source.tokenizer, sampling, self._mesh, template.stop)
+            self._samplers[sampling] = Sampler(self._model, checkpoint.tokenizer, sampling, self._mesh, template.stop)
         sampler = self._samplers[sampling]
         encoded = {
             (prompt, with_image): encode_prompt(
-                source.tokenizer,
+                checkpoint.tokenizer,
                 template,
                 prompt,
-                image_token_id=source.config.image_token_id,
-                num_image_tokens=source.config.num_image_tokens,
+                image_token_id=checkpoint.config.image_token_id,
+                num_image_tokens=checkpoint.config.num_image_tokens,
                 with_image=with_image,
             )
             for prompt, with_image in {(question.prompt, question.path is not None) for question in questions}
@@ -182,7 +182,7 @@ class Answerer:
             Request(
                 question.image,
                 encoded[question.prompt, question.path is not None],
-                None if question.path is None else partial(_pixels, question.path, source),
+                None if question.path is None else partial(_pixels, question.path, checkpoint),
                 question.prompt,
             )
             for question in questions
@@ -207,8 +207,8 @@ def read_answers(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
-def _pixels(path: ImageFile, source: Source) -> np.ndarray:
-    return preprocess(load_image(path), source.preprocessing)
+def _pixels(path: ImageFile, checkpoint: Checkpoint) -> np.ndarray:
+    return preprocess(load_image(path), checkpoint.preprocessing)
 
 
 def _line(completion: Completion, prompt: str, num_candidates: int) -> str:

@@ -20,7 +20,7 @@ from vigor_jax.errors import InputError
 from vigor_jax.inference.decoder import Batch, Decoder, SamplingConfig
 from vigor_jax.inference.kv_cache import Prefix, Ring, Texts
 from vigor_jax.models.llava import Llava, LlavaConfig
-from vigor_jax.parallel.sharding import own_rows, split_rows, whole_batch
+from vigor_jax.parallel.sharding import local_rows, round_up_batch, shard_rows
 
 FinishReason = Literal["stop", "length", "repetition"]
 
@@ -113,11 +113,11 @@ class Sampler:
     def __init__(
         self, model: Llava, tokenizer: Tokenizer, config: SamplingConfig, mesh: Mesh, stop: str | None = None
     ) -> None:
-        config = dataclasses.replace(config, batch_size=whole_batch(config.batch_size, mesh))
+        config = dataclasses.replace(config, batch_size=round_up_batch(config.batch_size, mesh))
         self._model, self._tokenizer, self._config, self._mesh, self._stop = model.config, tokenizer, config, mesh, stop
         self._decoder = Decoder(model, config, is_answer(model.config, tokenizer), tokenizer.eos_id)
-        self._num_parts = whole_batch(1, mesh)
-        self._own_parts = frozenset(own_rows(self._num_parts, mesh))
+        self._num_parts = round_up_batch(1, mesh)
+        self._own_parts = frozenset(local_rows(self._num_parts, mesh))
         self._rows_a_part = config.batch_size // self._num_parts
         self._refill_a_part = refill_size(config.batch_size, mesh) // self._num_parts
         self._gather = jax.jit(lambda *arrays: arrays, out_shardings=NamedSharding(mesh, P()))
@@ -302,7 +302,7 @@ class _Generation:
                 image = future.result()
                 assert image.shape == pixels.shape[1:], f"{request.image_id}: {image.shape}, not {edge} pixels wide"
                 pixels[place] = image
-        return Batch(*split_rows((token_ids, lengths, seeds, rows, pixels), self._mesh))
+        return Batch(*shard_rows((token_ids, lengths, seeds, rows, pixels), self._mesh))
 
     def _extend(self) -> None:
         """Some more tokens for all rows."""
@@ -332,12 +332,12 @@ class _Generation:
             if done[place].all():
                 self._finished[row.number] = self._sampler._completions(row, token_ids[place], logprobs[place])
                 self._rows[place] = None
-        self._state = prefix, dataclasses.replace(texts, done=split_rows(done, self._mesh)), ring
+        self._state = prefix, dataclasses.replace(texts, done=shard_rows(done, self._mesh)), ring
 
 
 def refill_size(batch_size: int, mesh: Mesh) -> int:
     """Prompts that are read at a time: the same number for each part of the mesh."""
-    parts = whole_batch(1, mesh)
+    parts = round_up_batch(1, mesh)
     return parts * max(1, int(REFILL * batch_size / parts))
 
 

@@ -1,6 +1,6 @@
 """Attention over a tree of continuations that stand in one row: every path sees what a sequence of its own would see.
 
-The mask is made on the device from a few numbers a token; see `data.batches.branches` for what the numbers mean.
+The mask is made on the device from a few numbers a token; see `data.batches.tree_sequences` for what the numbers mean.
 """
 
 from typing import Any, NamedTuple
@@ -9,26 +9,26 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from vigor_jax.data.batches.branch_batches import BranchRows
-from vigor_jax.data.batches.branches import NONE, PADDING, Tree
+from vigor_jax.data.batches.tree_batches import TreeRows
+from vigor_jax.data.batches.tree_sequences import NONE, PADDING, Tree
 from vigor_jax.models.attention import masked_attention
 from vigor_jax.models.layers import Attend, PerLayer
 from vigor_jax.models.llava import Llava
-from vigor_jax.parallel.sharding import split_batch
+from vigor_jax.parallel.sharding import constrain_batch
 
 
 def visible(queries: Tree, keys: Tree) -> Bool[Array, "B T S"]:
-    """Which keys each query sees: the trunk, its own body up to its branch, and its own branch up to itself."""
+    """Which keys each query sees: the prefix, its response up to its suffix, and its suffix up to itself."""
     asks = Tree(*(x[:, :, None] for x in queries))
     has = Tree(*(x[:, None, :] for x in keys))
     same_candidate = has.candidates == asks.candidates
     on_path = (has.sentences == NONE) & (has.positions < asks.limits) & (same_candidate | (has.candidates == NONE))
-    own_branch = (has.sentences != NONE) & (has.sentences == asks.sentences) & (has.positions <= asks.positions)
-    return on_path | (own_branch & same_candidate)
+    own_suffix = (has.sentences != NONE) & (has.sentences == asks.sentences) & (has.positions <= asks.positions)
+    return on_path | (own_suffix & same_candidate)
 
 
 def tree_attention(tree: Tree) -> Attend:
-    """`attend` for `Llama` over rows of branches; keeps nothing. The mask is made once, not in every layer."""
+    """`attend` for `Llama` over tree sequences; keeps nothing. The mask is made once, not in every layer."""
     mask = visible(tree, tree)
 
     def attend(q: Array, k: Array, v: Array, _: Any) -> tuple[Array, None]:
@@ -37,12 +37,12 @@ def tree_attention(tree: Tree) -> Attend:
     return attend
 
 
-def read_places(model: Llava, rows: BranchRows, *, remat: str = "none") -> Float[Array, "B P D"]:
-    """Hidden states after the tokens at `rows.places`, all branches in one pass."""
+def read_places(model: Llava, rows: TreeRows, *, remat: str = "none") -> Float[Array, "B P D"]:
+    """Hidden states after the tokens at `rows.places`, all suffixes in one pass."""
     hidden = model(
         rows.token_ids, rows.pixels, positions=rows.tree.positions, attend=tree_attention(rows.tree), remat=remat
     )
-    return split_batch(jnp.take_along_axis(hidden, rows.places[..., None], axis=1))
+    return constrain_batch(jnp.take_along_axis(hidden, rows.places[..., None], axis=1))
 
 
 class Answers(NamedTuple):
@@ -59,17 +59,17 @@ class Answers(NamedTuple):
 
 def answer_places(
     model: Llava,
-    rows: BranchRows,
+    rows: TreeRows,
     scored: Int[Array, "S"],
     is_answer: Bool[Array, "V"],
     *,
     num_tokens: int,
     eos_id: int,
 ) -> Answers:
-    """Reads the rows in one pass, then extends all their branches together, one token at a time, until all have ended.
+    """Reads the rows in one pass, then extends all their suffixes together, one token at a time, until all have ended.
 
-    A branch's new tokens join it in the row: the k-th ones of all branches stand side by side behind the row's end, and
-    the same mask that keeps branches apart hides those that are not written yet, for they stand at later positions.
+    A suffix's new tokens join it in the row: the k-th ones of all suffixes stand side by side behind the row's end, and
+    the same mask that keeps suffixes apart hides those that are not written yet, for they stand at later positions.
 
     Args:
       model: its layers stacked or separate.
@@ -87,7 +87,7 @@ def answer_places(
     def read(q: Array, k: Array, v: Array, _: Any) -> tuple[Array, Any]:
         return masked_attention(q, k, v, mask), (jnp.pad(k, room), jnp.pad(v, room))
 
-    x = split_batch(model.embed(rows.token_ids, model.encode_images(rows.pixels[:, 0])))
+    x = constrain_batch(model.embed(rows.token_ids, model.encode_images(rows.pixels[:, 0])))
     hidden, caches = llama(x, rows.tree.positions, read)
     logits = llama.logits(jnp.take_along_axis(hidden, rows.places[..., None], axis=1))
 

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, UInt8
 
 from vigor_jax.models import layers
 from vigor_jax.models.attention import Implementation, attention
-from vigor_jax.parallel.sharding import split_batch
+from vigor_jax.parallel.sharding import constrain_batch
 
 ACTIVATIONS = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
@@ -88,7 +88,7 @@ class ClipVision(nnx.Module):
         patches = pixel_values.reshape(batch, rows, patch, rows, patch, 3).swapaxes(2, 3)
         x = patches.reshape(batch, rows * rows, -1) @ self.patch_embedding.reshape(patch * patch * 3, -1)
         class_token = jnp.broadcast_to(self.class_embedding[...], (batch, 1, x.shape[-1]))
-        return self.pre_layrnorm(split_batch(jnp.concatenate([class_token, x], 1) + self.position_embedding))
+        return self.pre_layrnorm(constrain_batch(jnp.concatenate([class_token, x], 1) + self.position_embedding))
 
     def __call__(
         self, pixel_values: Float[Array, "B S S 3"], num_layers: int, implementation: Implementation = "auto"

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vigor_jax.parallel.sharding import platform, split_batch
+from vigor_jax.parallel.sharding import constrain_batch, platform
 
 # (queries, keys, values) → (attended values, whatever the caller wants kept of this layer, a KV cache for one).
 Attend: TypeAlias = Callable[..., tuple[Array, Any]]
@@ -158,7 +158,7 @@ def apply_layers(
         kept = []
         for i, layer in enumerate(layers[:num_layers]):
             item = jax.tree.map(lambda each, i=i: each[i], per_layer, is_leaf=_is_list)
-            x, keep = call(layer, split_batch(x), item)
+            x, keep = call(layer, constrain_batch(x), item)
             kept.append(keep)
         return x, jax.tree.map(lambda *each: list(each), *kept)
 
@@ -167,7 +167,7 @@ def apply_layers(
 
     def body(x: Array, item: tuple[nnx.State, Any]) -> tuple[Array, Any]:
         # Said at every layer, or the compiler may split activations like the weights and sum over devices instead.
-        return call(nnx.merge(graphdef, item[0]), split_batch(x), item[1])
+        return call(nnx.merge(graphdef, item[0]), constrain_batch(x), item[1])
 
     policy = REMAT_POLICIES[remat]
     if policy is not None:

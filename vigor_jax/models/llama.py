@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from vigor_jax.models import layers
 from vigor_jax.models.attention import Implementation, attention
-from vigor_jax.parallel.sharding import gather_fsdp, split_batch
+from vigor_jax.parallel.sharding import constrain_batch, gather_fsdp
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Llama(nnx.Module):
     def embed(self, token_ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """Embeddings; an id outside the vocabulary (an image's place) gives some row that the caller replaces."""
         table = gather_fsdp(self.embed_tokens[...], ("vocab", "embed"))
-        return split_batch(jnp.take(table, token_ids, axis=0, mode="clip"))
+        return constrain_batch(jnp.take(table, token_ids, axis=0, mode="clip"))
 
     def __call__(
         self,

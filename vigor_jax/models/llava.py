@@ -12,7 +12,7 @@ from vigor_jax.models import layers
 from vigor_jax.models.attention import Implementation
 from vigor_jax.models.clip import ACTIVATIONS, ClipConfig, ClipVision, normalize
 from vigor_jax.models.llama import Llama, LlamaConfig
-from vigor_jax.parallel.sharding import split_batch
+from vigor_jax.parallel.sharding import constrain_batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Projector(nnx.Module):
         self.linear_2 = layers.Linear((text, text), ("embed", "mlp"), **make) if two else None
 
     def __call__(self, x: Float[Array, "B P I"]) -> Float[Array, "B P D"]:
-        x = split_batch(self.linear_1(x.astype(self.linear_1.kernel.dtype)))
+        x = constrain_batch(self.linear_1(x.astype(self.linear_1.kernel.dtype)))
         return x if self.linear_2 is None else self.linear_2(ACTIVATIONS["gelu"](x))
 
 
@@ -82,10 +82,10 @@ class Llava(nnx.Module):
         self, pixels: UInt8[Array, "B S S 3"], implementation: Implementation = "auto"
     ) -> Float[Array, "B P D"]:
         """Images as `data.images.preprocessing` gives them → projected features, one for each image token."""
-        pixel_values = split_batch(normalize(pixels, self.config.vision))
+        pixel_values = constrain_batch(normalize(pixels, self.config.vision))
         features = self.vision_tower(pixel_values, self.config.num_vision_layers, implementation)
         features = features[:, 1:] if self.config.feature_select == "patch" else features
-        return split_batch(self.multi_modal_projector(split_batch(features)))
+        return constrain_batch(self.multi_modal_projector(constrain_batch(features)))
 
     def embed(self, token_ids: Int[Array, "B T"], features: Float[Array, "B F D"] | None) -> Float[Array, "B T D"]:
         """Token embeddings, with a row's features in order in the places of its image tokens.
@@ -127,13 +127,13 @@ class Llava(nnx.Module):
             batch, images = pixels.shape[:2]
             features = self.encode_images(pixels.reshape(-1, *pixels.shape[2:]), implementation)
             features = features.reshape(batch, images * features.shape[1], -1)
-        x = split_batch(self.embed(token_ids, features))
+        x = constrain_batch(self.embed(token_ids, features))
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
         hidden, _ = self.language_model(
             x, positions, attend, segment_ids=segment_ids, remat=remat, implementation=implementation
         )
-        return split_batch(hidden)
+        return constrain_batch(hidden)
 
 
 def abstract_llava(config: LlavaConfig, *, dtype: Any = jnp.float32, scan: bool = True) -> Llava:

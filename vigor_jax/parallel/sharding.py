@@ -170,7 +170,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
-def batch_size_per_step(batch_size: int, mesh: Mesh, accumulate: int = 1, pack: int = 1) -> None:
+def check_batch_divides(batch_size: int, mesh: Mesh, accumulate: int = 1, pack: int = 1) -> None:
     """Checks that a global batch splits over the mesh's batch axes, the micro-batches and rows of `pack` examples."""
     parts = mesh.shape["data"] * mesh.shape["fsdp"] * accumulate * pack
     if batch_size % parts:
@@ -181,13 +181,13 @@ def batch_size_per_step(batch_size: int, mesh: Mesh, accumulate: int = 1, pack: 
         )
 
 
-def whole_batch(batch_size: int, mesh: Mesh) -> int:
+def round_up_batch(batch_size: int, mesh: Mesh) -> int:
     """The least batch of this size or larger that splits over the mesh's batch axes."""
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     return -(-batch_size // parts) * parts
 
 
-def own_rows(batch_size: int, mesh: Mesh) -> list[int]:
+def local_rows(batch_size: int, mesh: Mesh) -> list[int]:
     """This process's rows of a global batch, ascending."""
     # A mesh whose `tensor` axis crosses processes gives several of them the same rows.
     parts = NamedSharding(mesh, BATCH).addressable_devices_indices_map((batch_size,)).values()
@@ -224,7 +224,7 @@ def platform() -> str:
     return "gpu" if named in ("cuda", "rocm") else str(named)
 
 
-def split_batch(x: jax.Array) -> jax.Array:
+def constrain_batch(x: jax.Array) -> jax.Array:
     """Inside jit under a mesh: keeps the leading axis of an activation split over the batch axes."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
@@ -248,7 +248,7 @@ def to_global(tree: Any, mesh: Mesh, spec: P = BATCH) -> Any:
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree)
 
 
-def split_rows(tree: Any, mesh: Mesh) -> Any:
+def shard_rows(tree: Any, mesh: Mesh) -> Any:
     """Host arrays of a whole batch, in every process the same or right in its own rows, → global arrays.
 
     Each device takes its rows from where they are, so that their order may be any.

@@ -48,7 +48,7 @@ def settings_of(section: str, config: Any, without: Collection[str] = ()) -> dic
     return settings
 
 
-class Ledger:
+class RunManifest:
     """Compares a run directory with the settings of today.
 
     Args:

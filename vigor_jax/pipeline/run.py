@@ -25,7 +25,7 @@ from vigor_jax.json_fields import Fields
 from vigor_jax.models.layers import stacks_inference
 from vigor_jax.parallel.processes import is_first
 from vigor_jax.parallel.sharding import make_mesh
-from vigor_jax.pipeline.manifest import Ledger
+from vigor_jax.pipeline.manifest import RunManifest
 from vigor_jax.pipeline.stage_inputs import EVALUATION, EXPORT, REWARD_MODEL, TARGETS, score_name, stage_inputs
 from vigor_jax.rewards.detection import DetectorStream
 from vigor_jax.rewards.reward_model import RewardModel, RewardModelConfig
@@ -59,19 +59,19 @@ class Run:
         self.dir = config.run.dir
         self.records = config.run.records or str(config.run.dir)
         self.mesh = make_mesh(config.mesh)
-        self.source = open_checkpoint(config.model.path, config.model.vision_tower)
+        self.checkpoint = open_checkpoint(config.model.path, config.model.vision_tower)
         self.stream_names = {spec: stream_class(spec).name for spec in config.score.streams}
         config.select.fusion.check_streams(tuple(self.stream_names.values()))
         uses_own = "reward_model" in config.score.streams and config.score.reward_model is None
         if uses_own and "train_reward" in config.run.stages:
             _check_same_question(config.reward_model, dataclasses.asdict(config.train_reward), "train_reward")
-        self.ledger = Ledger(self.dir, stage_inputs(config, self.source))
+        self.manifest = RunManifest(self.dir, stage_inputs(config, self.checkpoint))
         self._opened = ExitStack()
         self._streams: dict[str, RewardStream] = {}
 
     def settings(self) -> dict[str, Any]:
         """All that decides on the results of the stages to be run, by option."""
-        entries = [self.ledger.today[name] for name in self._names(self.config.run.stages)]
+        entries = [self.manifest.today[name] for name in self._names(self.config.run.stages)]
         return {key: value for entry in entries for key, value in entry["settings"].items()}
 
     def go(self) -> None:
@@ -84,8 +84,8 @@ class Run:
         wanted = self._names(self.config.run.stages)
         if not self.config.run.overwrite:
             for stage in {"train_reward", "sft"}.intersection(wanted):
-                self.ledger.leave_to_stage(stage, f"{stage}.data")
-        self._remove(self.ledger.check(wanted, overwrite=self.config.run.overwrite))
+                self.manifest.leave_to_stage(stage, f"{stage}.data")
+        self._remove(self.manifest.check(wanted, overwrite=self.config.run.overwrite))
         if "sample" in self.config.run.stages and (what := check_images(images_of(self.config.sample), self.records)):
             self._make_again("sample", what)
         self._check_made_with()
@@ -114,8 +114,8 @@ class Run:
         config = self.config.train_reward
         config = dataclasses.replace(config, images=config.images or self.config.sample.images)
         self._begin("train_reward")
-        checkpoints = train_reward(config, self.source, self.dir, self.mesh, dtype=self.config.model.dtype)
-        export(ExportConfig(), self.source, checkpoints, self.dir / REWARD_MODEL, self.mesh)
+        checkpoints = train_reward(config, self.checkpoint, self.dir, self.mesh, dtype=self.config.model.dtype)
+        export(ExportConfig(), self.checkpoint, checkpoints, self.dir / REWARD_MODEL, self.mesh)
 
     def sample(self) -> None:
         """Images → candidates; who can judge them beside the accelerator begins at once."""
@@ -123,7 +123,7 @@ class Run:
             followers: list[Callable[[int, int], None]] = []
             for spec in self.config.score.streams if "score" in self.config.run.stages else ():
                 if spec != "reward_model" and not self._is_scored(spec):
-                    made_with = self.ledger.mark(score_name(spec))
+                    made_with = self.manifest.mark(score_name(spec))
                     judging = scoring_ahead(
                         self._stream(spec), self.records, self._images(), made_with=made_with, **self._share()
                     )
@@ -136,9 +136,15 @@ class Run:
 
             mesh = make_mesh(self.config.inference_mesh)
             dtype = self.config.model.dtype
-            made_with = self.ledger.mark("sample")
+            made_with = self.manifest.mark("sample")
             sample(
-                self.config.sample, self.source, self.records, mesh, dtype=dtype, on_part=on_part, made_with=made_with
+                self.config.sample,
+                self.checkpoint,
+                self.records,
+                mesh,
+                dtype=dtype,
+                on_part=on_part,
+                made_with=made_with,
             )
 
     def score(self) -> None:
@@ -148,7 +154,7 @@ class Run:
                 self._greet(spec)
                 logger.info("score: all verdicts of %s are there", self.stream_names[spec])
             else:
-                together, made_with = spec == "reward_model", self.ledger.mark(score_name(spec))
+                together, made_with = spec == "reward_model", self.manifest.mark(score_name(spec))
                 stream, images = self._stream(spec), self._images()
                 score(stream, self.records, images, together=together, made_with=made_with, **self._share())
         self._streams.clear()
@@ -162,7 +168,7 @@ class Run:
             self.records,
             streams=tuple(self.stream_names.values()),
             barrier=lambda: barrier("targets"),
-            made_with=self.ledger.mark("select"),
+            made_with=self.manifest.mark("select"),
             **self._share(),
         )
         self._begin("select")
@@ -178,17 +184,17 @@ class Run:
         self._begin("sft")
         images = self.config.sft.images or self.config.sample.images
         config = dataclasses.replace(self.config.sft, data=self.config.sft.data or self._targets(), images=images)
-        sft(config, self.source, self.dir, self.mesh, dtype=self.config.model.dtype)
+        sft(config, self.checkpoint, self.dir, self.mesh, dtype=self.config.model.dtype)
 
     def export(self) -> None:
         """The latest checkpoint → a directory that others load."""
         self._begin("export")
-        export(self.config.export, self.source, self.dir / "checkpoints" / "sft", self.dir / EXPORT, self.mesh)
+        export(self.config.export, self.checkpoint, self.dir / "checkpoints" / "sft", self.dir / EXPORT, self.mesh)
 
     def evaluate(self) -> None:
         """The model before and the model after → `evaluation/`."""
         self._begin("evaluate")
-        models = {"base": self.source} if self.config.evaluate.base else {}
+        models = {"base": self.checkpoint} if self.config.evaluate.base else {}
         if (self.dir / EXPORT).is_dir():
             models["tuned"] = open_checkpoint(self.dir / EXPORT)
         mesh = make_mesh(self.config.inference_mesh)
@@ -216,14 +222,14 @@ class Run:
                 f"score: there is no reward model in {directory}; run the stage train_reward, or give "
                 "score.reward_model"
             )
-        source = open_checkpoint(directory, self.config.model.vision_tower)
+        checkpoint = open_checkpoint(directory, self.config.model.vision_tower)
         config, mesh = self.config.reward_model, make_mesh(self.config.inference_mesh)
         if (directory / PROVENANCE).exists():
             training = Fields.read(directory / PROVENANCE).object("training")
             _check_same_question(config, training.values if training else {}, str(directory))
-        model = load_llava(source, mesh=mesh, dtype=self.config.model.dtype, scan=stacks_inference())
-        digest = source.digest()
-        return RewardModel(model, source.tokenizer, source.preprocessing, config, mesh, weights_digest=digest)
+        model = load_llava(checkpoint, mesh=mesh, dtype=self.config.model.dtype, scan=stacks_inference())
+        digest = checkpoint.digest()
+        return RewardModel(model, checkpoint.tokenizer, checkpoint.preprocessing, config, mesh, weights_digest=digest)
 
     def _is_scored(self, spec: str) -> bool:
         count = part_count(join(self.records, "candidates"))
@@ -249,19 +255,19 @@ class Run:
     # What is done, and by whom
 
     def _names(self, stages: tuple[str, ...]) -> list[str]:
-        """Stages by their names in the ledger, which has each stream's scoring apart."""
+        """Stages by their names in the manifest, which has each stream's scoring apart."""
         scores = [score_name(spec) for spec in self.config.score.streams]
         return [name for stage in stages for name in (scores if stage == "score" else [stage])]
 
     def _check_made_with(self) -> None:
         """Refuses parts that were copied here from a run with other settings; one a folder tells, for the stages
         compare the parts of a folder with each other."""
-        for stage in self.ledger.stages:
+        for stage in self.manifest.stages:
             for folder in map(str, stage.outputs):
                 if (count := part_count(folder)) is None:
                     continue
                 first = min(parts_done(folder, count))
-                if part_seal(folder, first, count).made_with not in ("", self.ledger.mark(stage.name)):
+                if part_seal(folder, first, count).made_with not in ("", self.manifest.mark(stage.name)):
                     what = f"{join(folder, part_name(first, count))} is from a run with other settings"
                     self._make_again(stage.name, what)
                     break
@@ -272,19 +278,19 @@ class Run:
                 f"{what}; go back to what it was, choose another run.dir, or give --run.overwrite true to make it again"
             )
         logger.warning("%s; it is made again", what)
-        self._remove(self.ledger.after(name))
+        self._remove(self.manifest.after(name))
 
     def _remove(self, names: list[str]) -> None:
         if names:
             logger.info("removing what is stale: %s", ", ".join(names))
             barrier("before removing")
             if is_first():
-                self.ledger.remove(names)
+                self.manifest.remove(names)
             barrier("removed")
 
     def _begin(self, name: str) -> None:
         if is_first():
-            self.ledger.begin(name)
+            self.manifest.begin(name)
 
     def _share(self) -> dict[str, int]:
         return {"process_index": jax.process_index(), "process_count": jax.process_count()}

@@ -6,7 +6,7 @@ from typing import Any
 from vigor_jax.config import TrainConfig
 from vigor_jax.data.records.checksum import SUFFIX
 from vigor_jax.data.records.store import join
-from vigor_jax.hf.load import Source, open_checkpoint
+from vigor_jax.hf.load import Checkpoint, open_checkpoint
 from vigor_jax.inference.decoder import NOT_IN_RESULTS
 from vigor_jax.pipeline.manifest import StageInputs, settings_of
 from vigor_jax.rewards.detection import NOT_IN_VERDICTS
@@ -19,22 +19,22 @@ from vigor_jax.training.resumption import places_file
 REWARD_MODEL, EXPORT, TARGETS, EVALUATION = "reward_model", "export", "targets.json", "evaluation"
 
 
-def stage_inputs(config: TrainConfig, source: Source) -> list[StageInputs]:
+def stage_inputs(config: TrainConfig, checkpoint: Checkpoint) -> list[StageInputs]:
     """All stages that a config can be asked for, each after those that it reads.
 
     Which of them are to be run plays no part, so `run.stages` may name any at any time.
 
     Args:
       config: of one round.
-      source: the policy, opened.
+      checkpoint: the policy, opened.
 
     Raises:
       InputError: the given reward model cannot be opened.
     """
     run_dir, records = config.run.dir, config.run.records or config.run.dir
     model = {
-        "model": source.digest(),
-        "model.tokenizer": source.tokenizer.digest(),
+        "model": checkpoint.digest(),
+        "model.tokenizer": checkpoint.tokenizer.digest(),
         "model.dtype": config.model.dtype,
     }
     scores = tuple(map(score_name, config.score.streams))

@@ -14,9 +14,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vigor_jax.config import Stage, TrainConfig
-from vigor_jax.data.batches.branch_batches import BranchRows
-from vigor_jax.data.batches.branches import Tree
 from vigor_jax.data.batches.loader import Rows
+from vigor_jax.data.batches.tree_batches import TreeRows
+from vigor_jax.data.batches.tree_sequences import Tree
 from vigor_jax.hf.config import from_hf
 from vigor_jax.inference.decoder import Batch, Decoder
 from vigor_jax.inference.sampler import refill_size
@@ -25,7 +25,7 @@ from vigor_jax.json_fields import read_json
 from vigor_jax.models.int8 import quantize_decoder
 from vigor_jax.models.layers import stacks_inference
 from vigor_jax.models.llava import LlavaConfig, abstract_llava, param_paths
-from vigor_jax.parallel.sharding import BATCH, batch_size_per_step, make_mesh, param_shardings, whole_batch
+from vigor_jax.parallel.sharding import BATCH, check_batch_divides, make_mesh, param_shardings, round_up_batch
 from vigor_jax.stages.train_reward import answer_loss
 from vigor_jax.training.train_step import (
     SftConfig,
@@ -34,7 +34,7 @@ from vigor_jax.training.train_step import (
     learning_rate,
     make_optimizer,
     make_train_step,
-    split_params,
+    partition_params,
     trained_paths,
 )
 
@@ -106,25 +106,25 @@ def programs(config: TrainConfig, model: LlavaConfig, devices: list[Any], sizes:
     """
     inference, training = make_mesh(config.inference_mesh, devices), make_mesh(config.mesh, devices)
     dtype = jnp.dtype(config.model.dtype)
-    shapes: Rows | BranchRows
+    shapes: Rows | TreeRows
     for stage in config.run.stages:
         if stage == "train_reward":
             rows, length = config.train_reward.batch_size, min(config.train_reward.max_length, sizes.branch_row)
-            batch_size_per_step(rows, training, config.train_reward.accumulate)
+            check_batch_divides(rows, training, config.train_reward.accumulate)
             shapes = _branch_rows(model, training, rows, length, sizes.sentences)
             lower, held = _train(config.train_reward, model, training, dtype, shapes, answer_loss)
             yield Program(stage, "update", lower, held, rows, length)
         elif stage == "sample":
             yield from _sample(config, model, inference, dtype, sizes)
         elif stage == "score" and "reward_model" in config.score.streams:
-            rows = whole_batch(config.reward_model.batch_size, inference)
+            rows = round_up_batch(config.reward_model.batch_size, inference)
             length = min(config.reward_model.max_length, sizes.branch_row)
             judged = _branch_rows(model, inference, rows, length, sizes.sentences)
             lower, held = _score(config, model, inference, dtype, judged)
             yield Program(stage, "reward model", lower, held, rows, length)
         elif stage == "sft":
             pack = config.sft.pack
-            batch_size_per_step(config.sft.batch_size, training, config.sft.accumulate, pack)
+            check_batch_divides(config.sft.batch_size, training, config.sft.accumulate, pack)
             rows, length = config.sft.batch_size // pack, min(config.sft.max_length, sizes.example) * pack
             shapes = _rows(model, training, rows, length, pack)
             lower, held = _train(config.sft, model, training, dtype, shapes, conversation_loss)
@@ -133,7 +133,7 @@ def programs(config: TrainConfig, model: LlavaConfig, devices: list[Any], sizes:
 
 def _sample(config: TrainConfig, model: LlavaConfig, mesh: Mesh, dtype: Any, sizes: Sizes) -> Iterator[Program]:
     sampling, text = config.sample.sampling, model.text
-    sampling = dataclasses.replace(sampling, batch_size=whole_batch(sampling.batch_size, mesh))
+    sampling = dataclasses.replace(sampling, batch_size=round_up_batch(sampling.batch_size, mesh))
     rows, room = refill_size(sampling.batch_size, mesh), min(sampling.max_new_tokens, sizes.response)
     length = -(-sizes.prompt // sampling.prompt_bucket) * sampling.prompt_bucket
     abstract = _for_inference(model, dtype, mesh)
@@ -173,11 +173,11 @@ def _sample(config: TrainConfig, model: LlavaConfig, mesh: Mesh, dtype: Any, siz
         yield Program("sample", "growth", lower_grow, 0, candidates, 0, beside=beside)
 
 
-def _score(config: TrainConfig, model: LlavaConfig, mesh: Mesh, dtype: Any, rows: BranchRows) -> Lowers:
+def _score(config: TrainConfig, model: LlavaConfig, mesh: Mesh, dtype: Any, rows: TreeRows) -> Lowers:
     graphdef, weights = nnx.split(_for_inference(model, dtype, mesh))
     num_tokens = config.reward_model.answer_tokens
 
-    def answer(weights: nnx.State, rows: BranchRows, scored: jax.Array, is_answer: jax.Array) -> Any:
+    def answer(weights: nnx.State, rows: TreeRows, scored: jax.Array, is_answer: jax.Array) -> Any:
         llava = nnx.merge(graphdef, weights)
         return answer_places(llava, rows, scored, is_answer, num_tokens=num_tokens, eos_id=2)
 
@@ -193,7 +193,7 @@ def _score(config: TrainConfig, model: LlavaConfig, mesh: Mesh, dtype: Any, rows
 
 def _train(config: SftConfig, model: LlavaConfig, mesh: Mesh, dtype: Any, rows: Any, loss: Any) -> Lowers:
     trained = trained_paths(param_paths(nnx.state(abstract_llava(model))).keys(), config.freeze)
-    graphdef, params, frozen = split_params(_on_mesh(abstract_llava(model, dtype=dtype), mesh), trained)
+    graphdef, params, frozen = partition_params(_on_mesh(abstract_llava(model, dtype=dtype), mesh), trained)
     masters: Any = {path: jax.ShapeDtypeStruct(w.shape, jnp.float32, sharding=w.sharding) for path, w in params.items()}
     optimizer = make_optimizer(config, NUM_UPDATES)
     state = abstract_state(masters, optimizer, mesh)
@@ -242,8 +242,8 @@ def _rows(model: LlavaConfig, mesh: Mesh, rows: int, length: int, pack: int) -> 
     return Rows(ids, ids, pixels, ids, ids) if pack > 1 else Rows(ids, ids, pixels)
 
 
-def _branch_rows(model: LlavaConfig, mesh: Mesh, rows: int, length: int, places: int) -> BranchRows:
+def _branch_rows(model: LlavaConfig, mesh: Mesh, rows: int, length: int, places: int) -> TreeRows:
     edge = model.vision.image_size
     ids, at = (_array(mesh, (rows, size), jnp.int32) for size in (length, places))
     weights = _array(mesh, (rows, places), jnp.float32)
-    return BranchRows(ids, Tree(ids, ids, ids, ids), at, at, weights, _array(mesh, (rows, 1, edge, edge, 3), jnp.uint8))
+    return TreeRows(ids, Tree(ids, ids, ids, ids), at, at, weights, _array(mesh, (rows, 1, edge, edge, 3), jnp.uint8))

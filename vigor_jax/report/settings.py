@@ -32,7 +32,7 @@ _SETTINGS = {
         "select.repetitions",
         "select.fusion.rule",
         "select.fusion.weights",
-        "select.fusion.normalise",
+        "select.fusion.normalize",
         "select.fusion.per",
     ),
     "Fine-tuning": ("sft.data", "sft.epochs", "sft.batch_size", "sft.learning_rate", "sft.seed"),

@@ -21,7 +21,7 @@ from detector_bridge.errors import InputError as BridgeError
 from detector_bridge.local import LocalConfig, LocalDetector
 from detector_bridge.refusal import RefusedError
 from vigor_jax.errors import InputError
-from vigor_jax.records import ImageFile, Judged, Signal, Span, Verdict
+from vigor_jax.records import ImageFile, ScoreItem, Signal, Span, Verdict
 from vigor_jax.rewards.language.unknown_words import UnknownWords
 from vigor_jax.rewards.phrases import RULES, Phrase, PhrasesConfig, make_phrases
 from vigor_jax.rewards.sentences import split_sentences
@@ -81,7 +81,7 @@ class DetectionConfig:
 class _Asked(NamedTuple):
     """An item under way: the phrases of each text, and the answers to come."""
 
-    item: Judged
+    item: ScoreItem
     phrases: list[list[Phrase]]
     answers: list[Future[Answer]]
 
@@ -147,7 +147,7 @@ class DetectorStream:
     ) -> None:
         self._stack.close()
 
-    def judge(self, items: Iterable[Judged]) -> Iterator[list[Verdict]]:
+    def judge(self, items: Iterable[ScoreItem]) -> Iterator[list[Verdict]]:
         """See `RewardStream.judge`; at most `in_flight` images are under way."""
         pending: deque[_Asked] = deque()
         for item, image in _read_ahead(items):
@@ -157,7 +157,7 @@ class DetectorStream:
         while pending:
             yield self._verdicts(pending.popleft())
 
-    def _ask(self, item: Judged, image: Path | bytes) -> _Asked:
+    def _ask(self, item: ScoreItem, image: Path | bytes) -> _Asked:
         phrases = [self._phrases(text, split_sentences(text)) for text in item.texts]
         named = (phrase for own in phrases for phrase in own if len(phrase.text) <= MAX_LETTERS)
         wanted = list(dict.fromkeys(phrase.text for phrase in named if any(_spans(phrase, self._config.phrases))))
@@ -202,9 +202,9 @@ class DetectorStream:
         return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
 
-def _read_ahead(items: Iterable[Judged]) -> Iterator[tuple[Judged, Path | bytes]]:
+def _read_ahead(items: Iterable[ScoreItem]) -> Iterator[tuple[ScoreItem, Path | bytes]]:
     """Items with their images: those in shards, which may be far away, are read a few ahead; the client reads files."""
-    waiting: deque[tuple[Judged, Future[Path | bytes]]] = deque()
+    waiting: deque[tuple[ScoreItem, Future[Path | bytes]]] = deque()
     readers = ThreadPoolExecutor(IMAGE_READERS, "read-image")
     try:
         for item in items:

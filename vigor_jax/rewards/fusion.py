@@ -14,9 +14,9 @@ Two things that the paper is silent about come first, if they are given. A respo
 either: those without content lose to any with content. And with `repeats`, of two candidates that are alike in penalty
 and positive signals the one that repeats fewer of its sentences wins, for repetition raises the mean log-probability.
 
-A variance has the square of a signal's unit. So as the paper has it, `normalise: variance`, multiplying all signals by
+A variance has the square of a signal's unit. So as the paper has it, `normalize: variance`, multiplying all signals by
 s leaves every choice alone, but multiplying one stream's divides its weight by s: streams that count in larger units
-weigh less. `normalise: deviation`, ours, divides by the standard deviation instead, and units do not matter at all.
+weigh less. `normalize: deviation`, ours, divides by the standard deviation instead, and units do not matter at all.
 """
 
 import dataclasses
@@ -46,7 +46,7 @@ class FusionConfig:
       rule: "paper" counts what is wrong; "balanced" also takes off what is right.
       weights: of streams by name, such as `{detector: 0.5}`; 1 for those that are not named.
       gamma: weight of what is right under "balanced".
-      normalise: what sums are divided by: their "variance", or their standard "deviation".
+      normalize: what sums are divided by: their "variance", or their standard "std".
       per: "sentence" divides a candidate's sums by its number of sentences first, for sums favour short candidates.
         What has no sentence is divided by 1: its sums are 0, and its penalty too.
     """
@@ -54,7 +54,7 @@ class FusionConfig:
     rule: Literal["paper", "balanced"] = "paper"
     weights: dict[str, float] = dataclasses.field(default_factory=dict)
     gamma: float = 1.0
-    normalise: Literal["variance", "deviation"] = "variance"
+    normalize: Literal["variance", "std"] = "variance"
     per: Literal["caption", "sentence"] = "caption"
 
     def __post_init__(self) -> None:
@@ -144,7 +144,7 @@ class Scale:
         factors = []
         for kind, moments in (("negative", negative), ("positive", positive)):
             variance = moments.variance()
-            spread = variance if config.normalise == "variance" else np.sqrt(variance)
+            spread = variance if config.normalize == "variance" else np.sqrt(variance)
             with np.errstate(divide="ignore", over="ignore"):
                 inverse = np.where(spread == 0, 0.0, 1 / spread)
             for name, value, factor in zip(streams, variance, inverse, strict=True):

@@ -1,6 +1,7 @@
 """The reward model: a LLaVA that says of every sentence whether it is true of the image (ViGoR, section 3.2).
 
-All sentences of all candidates of an image are judged in one pass over one row of tokens, see `data.batches.branches`.
+All sentences of all candidates of an image are judged in one pass over one row of tokens, see
+`data.batches.tree_sequences`.
 """
 
 import collections
@@ -19,8 +20,8 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from vigor_jax.data.batches.branch_batches import BranchRows, collate, padded_sizes
-from vigor_jax.data.batches.branches import QUESTIONS, BranchEncoder, Description, Per, Row, Sheet, asked
+from vigor_jax.data.batches.tree_batches import TreeRows, collate, padded_sizes
+from vigor_jax.data.batches.tree_sequences import QUESTIONS, Description, Per, Row, TreeEncoder, TreeSequence, asked
 from vigor_jax.data.images.preprocessing import Preprocessing, load_image, preprocess
 from vigor_jax.data.text.conversation import TEMPLATES
 from vigor_jax.data.text.tokenizer import Tokenizer
@@ -28,8 +29,8 @@ from vigor_jax.errors import InputError
 from vigor_jax.inference.sampler import is_answer
 from vigor_jax.inference.tree_attention import Answers, answer_places
 from vigor_jax.models.llava import Llava
-from vigor_jax.parallel.sharding import own_rows, split_rows, whole_batch
-from vigor_jax.records import Judged, Signal, Span, Verdict
+from vigor_jax.parallel.sharding import local_rows, round_up_batch, shard_rows
+from vigor_jax.records import ScoreItem, Signal, Span, Verdict
 from vigor_jax.rewards.sentences import split_sentences
 
 IMAGE_READERS = 4
@@ -74,11 +75,11 @@ class RewardModelConfig:
 
 @dataclasses.dataclass
 class _Task:
-    """An item under way: its sheets, the signals found so far, and how many sheets are still to be read."""
+    """An item under way: its sequences, the signals found so far, and how many sequences are still to be read."""
 
-    item: Judged
+    item: ScoreItem
     spans: list[list[Span]]
-    sheets: list[Sheet]
+    sequences: list[TreeSequence]
     signals: list[list[Signal]]
     left: int
 
@@ -113,11 +114,11 @@ class RewardModel:
         *,
         weights_digest: str,
     ) -> None:
-        config = dataclasses.replace(config, batch_size=whole_batch(config.batch_size, mesh))
+        config = dataclasses.replace(config, batch_size=round_up_batch(config.batch_size, mesh))
         self._config, self._mesh, self._tokenizer, self._preprocessing = config, mesh, tokenizer, preprocessing
         self._template = TEMPLATES[config.template]
         question = config.question or QUESTIONS[config.per]
-        self._encoder = BranchEncoder(
+        self._encoder = TreeEncoder(
             tokenizer,
             self._template,
             question,
@@ -134,10 +135,10 @@ class RewardModel:
         self._graphdef, self._weights = nnx.split(model)
         self._scored = jnp.array([self._encoder.good_id, self._encoder.bad_id], jnp.int32)
         self._is_answer = jnp.asarray(is_answer(model.config, tokenizer))
-        self._own_rows = frozenset(own_rows(config.batch_size, mesh))
+        self._own_rows = frozenset(local_rows(config.batch_size, mesh))
         self._answer = jax.jit(self._answer_rows, out_shardings=NamedSharding(mesh, P()))
 
-    def judge(self, items: Iterable[Judged]) -> Iterator[list[Verdict]]:
+    def judge(self, items: Iterable[ScoreItem]) -> Iterator[list[Verdict]]:
         """Verdicts on the texts of each item, in their order; a text without sentences has no signals.
 
         With several processes, each gives the same items and gets all the verdicts, but reads the images of its own
@@ -148,14 +149,14 @@ class RewardModel:
           FloatingPointError: the model's scores are not finite.
         """
         tasks: collections.deque[_Task] = collections.deque()
-        waiting: collections.deque[tuple[list[tuple[_Task, Sheet]], dict[int, Future]]] = collections.deque()
-        sheets = self._sheets(items, tasks)
+        waiting: collections.deque[tuple[list[tuple[_Task, TreeSequence]], dict[int, Future]]] = collections.deque()
+        sequences = self._sequences(items, tasks)
         readers = ThreadPoolExecutor(IMAGE_READERS, "read-image")
         try:
-            while batch := list(itertools.islice(sheets, self._config.batch_size)):
+            while batch := list(itertools.islice(sequences, self._config.batch_size)):
                 images = {
-                    row: readers.submit(self._read, sheet)
-                    for row, (_, sheet) in enumerate(batch)
+                    row: readers.submit(self._read, sequence)
+                    for row, (_, sequence) in enumerate(batch)
                     if row in self._own_rows
                 }
                 waiting.append((batch, images))
@@ -169,7 +170,9 @@ class RewardModel:
         finally:
             readers.shutdown(cancel_futures=True)
 
-    def _sheets(self, items: Iterable[Judged], tasks: collections.deque[_Task]) -> Iterator[tuple[_Task, Sheet]]:
+    def _sequences(
+        self, items: Iterable[ScoreItem], tasks: collections.deque[_Task]
+    ) -> Iterator[tuple[_Task, TreeSequence]]:
         """The rows to come; notes each item among `tasks` before the first of its rows."""
         for item in items:
             spans = [split_sentences(text) for text in item.texts]
@@ -178,27 +181,27 @@ class RewardModel:
                 for index, (text, found) in enumerate(zip(item.texts, spans, strict=True))
                 if found
             ]
-            sheets = self._encoder.sheets(item.image, item.path, descriptions)
-            task = _Task(item, spans, sheets, [[] for _ in item.texts], len(sheets))
+            sequences = self._encoder.sequences(item.image, item.path, descriptions)
+            task = _Task(item, spans, sequences, [[] for _ in item.texts], len(sequences))
             tasks.append(task)
-            for sheet in sheets:
-                yield task, sheet
+            for sequence in sequences:
+                yield task, sequence
 
-    def _read(self, sheet: Sheet) -> np.ndarray:
+    def _read(self, sequence: TreeSequence) -> np.ndarray:
         try:
-            return preprocess(load_image(sheet.path), self._preprocessing)
+            return preprocess(load_image(sequence.path), self._preprocessing)
         except InputError as error:
-            raise InputError(f"{sheet.image}: {error}") from error
+            raise InputError(f"{sequence.image}: {error}") from error
 
-    def _complete(self, batch: list[tuple[_Task, Sheet]], images: dict[int, Future]) -> None:
+    def _complete(self, batch: list[tuple[_Task, TreeSequence]], images: dict[int, Future]) -> None:
         """Runs a batch and hands its signals to the tasks."""
-        rows = [self._encoder.row(sheet) for _, sheet in batch]
+        rows = [self._encoder.row(sequence) for _, sequence in batch]
         with jax.set_mesh(self._mesh):
             answers = self._answer(self._weights, self._to_device(rows, images))
         scores, token_ids = (np.asarray(x) for x in jax.device_get(answers))
-        for row, (task, sheet) in enumerate(batch):
+        for row, (task, sequence) in enumerate(batch):
             place = 0
-            for description in sheet.descriptions:
+            for description in sequence.descriptions:
                 for sentence in description.asked:
                     task.signals[description.candidate].append(
                         self._signal(task, description.candidate, sentence, scores[row, place], token_ids[row, place])
@@ -206,7 +209,7 @@ class RewardModel:
                     place += 1
             task.left -= 1
 
-    def _to_device(self, rows: list[Row], images: dict[int, Future]) -> BranchRows:
+    def _to_device(self, rows: list[Row], images: dict[int, Future]) -> TreeRows:
         """Rows of padding fill the batch up."""
         size, edge = self._config.batch_size, self._preprocessing.size
         pixels = np.zeros((size, 1, edge, edge, 3), np.uint8)
@@ -214,10 +217,10 @@ class RewardModel:
             pixels[row, 0] = future.result()
         padded = [*rows, *[None] * (size - len(rows))]
         batch = collate(padded, *padded_sizes(rows, self._config.bucket), self._tokenizer.pad_id, pixels)
-        placed: BranchRows = split_rows(batch, self._mesh)
+        placed: TreeRows = shard_rows(batch, self._mesh)
         return placed
 
-    def _answer_rows(self, weights: nnx.State, rows: BranchRows) -> Answers:
+    def _answer_rows(self, weights: nnx.State, rows: TreeRows) -> Answers:
         self.compilations += 1
         return answer_places(
             nnx.merge(self._graphdef, weights),

@@ -7,7 +7,7 @@ know nothing else about them. docs/rewards.md writes a third one.
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
-from vigor_jax.records import Judged, Verdict
+from vigor_jax.records import ScoreItem, Verdict
 
 
 class RewardStream(Protocol):
@@ -21,7 +21,7 @@ class RewardStream(Protocol):
     name: str
     digest: str
 
-    def judge(self, items: Iterable[Judged]) -> Iterator[list[Verdict]]:
+    def judge(self, items: Iterable[ScoreItem]) -> Iterator[list[Verdict]]:
         """Verdicts on the texts of each item, in the order of the items and of their texts.
 
         Items are read ahead of the results, as many as keep the stream's device busy.

@@ -17,9 +17,9 @@ from vigor_jax.evaluation.benchmarks import chair, mme, pope
 from vigor_jax.evaluation.benchmarks.synonyms import Synonyms
 from vigor_jax.evaluation.metrics import Metrics, chair_metrics, mme_metrics, pope_metrics, table, warn
 from vigor_jax.evaluation.protocols import ProtocolName, wording
-from vigor_jax.hf.load import Source
+from vigor_jax.hf.load import Checkpoint
 from vigor_jax.inference.decoder import SamplingConfig
-from vigor_jax.inference.predictor import Answerer, Question, read_answers
+from vigor_jax.inference.predictor import Predictor, Question, read_answers
 from vigor_jax.records import ImageFile
 
 logger = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ class EvaluateConfig:
 
 
 def evaluate(
-    config: EvaluateConfig, models: Mapping[str, Source], out: Path, mesh: Mesh, *, dtype: str
+    config: EvaluateConfig, models: Mapping[str, Checkpoint], out: Path, mesh: Mesh, *, dtype: str
 ) -> dict[str, dict[str, Metrics]]:
     """Evaluates models; what is answered already is not asked again.
 
@@ -91,15 +91,15 @@ def evaluate(
     if not (config.objects or config.pope or config.mme):
         raise InputError("evaluate: there is nothing to ask; give evaluate.objects, evaluate.pope or evaluate.mme")
     found = {}
-    for name, source in models.items():
-        answerer, folder = Answerer(source, config.template, mesh, dtype=dtype), out / name
+    for name, checkpoint in models.items():
+        predictor, folder = Predictor(checkpoint, config.template, mesh, dtype=dtype), out / name
         metrics: dict[str, Metrics] = {}
         if config.objects:
-            metrics["chair"] = _chair(config, answerer, folder, name)
+            metrics["chair"] = _chair(config, predictor, folder, name)
         if config.pope:
-            metrics["pope"] = _pope(config, answerer, folder, name)
+            metrics["pope"] = _pope(config, predictor, folder, name)
         if config.mme:
-            metrics["mme"] = _mme(config, config.mme, answerer, folder, name)
+            metrics["mme"] = _mme(config, config.mme, predictor, folder, name)
         found[name] = metrics
         if jax.process_index() == 0:
             with write_atomically(folder / "metrics.json") as file:
@@ -111,36 +111,36 @@ def evaluate(
     return found
 
 
-def _chair(config: EvaluateConfig, answerer: Answerer, folder: Path, model: str) -> Metrics:
+def _chair(config: EvaluateConfig, predictor: Predictor, folder: Path, model: str) -> Metrics:
     synonyms = Synonyms.read(config.synonyms) if config.synonyms else None
     reference = chair.read_objects(config.objects, synonyms)
     images = _images(config, sorted(reference.objects)[: config.limit or None])
     out = folder / "captions.jsonl"
     questions = [Question(name, path, config.prompt) for name, path in images.items()]
-    answerer.answer(questions, out, config.captions, desc=f"captions, {model}")
+    predictor.answer(questions, out, config.captions, desc=f"captions, {model}")
     return chair_metrics([chair.judge(line["image"], line["text"], reference) for line in read_answers(out)])
 
 
-def _pope(config: EvaluateConfig, answerer: Answerer, folder: Path, model: str) -> Metrics:
+def _pope(config: EvaluateConfig, predictor: Predictor, folder: Path, model: str) -> Metrics:
     splits, words = {}, wording("pope", config.protocol)
     for path in config.pope:
         questions = pope.read_questions(path)
         images = _images(config, sorted({question.image for question in questions}))
         asked = [Question(question.image, images[question.image], words.ask(question.text)) for question in questions]
         out, settings = folder / f"pope-{path.stem}.jsonl", {"protocol": words.name}
-        texts = answerer.ask(asked, out, config.answers, desc=f"POPE {path.stem}, {model}", settings=settings)
+        texts = predictor.ask(asked, out, config.answers, desc=f"POPE {path.stem}, {model}", settings=settings)
         splits[path.stem] = questions, texts
     metrics = pope_metrics(splits)
     return {**metrics, "protocol": words.stored(), **warn(pope=metrics)}
 
 
-def _mme(config: EvaluateConfig, mme_folder: Path, answerer: Answerer, folder: Path, model: str) -> Metrics:
+def _mme(config: EvaluateConfig, mme_folder: Path, predictor: Predictor, folder: Path, model: str) -> Metrics:
     results: dict[str, list[mme.MmeQuestion]] = {}
     words = wording("mme", config.protocol)
     for subtask, questions in mme.read_subtasks(mme_folder).items():
         asked = [Question(f"{subtask}/{q.image}", q.path, words.ask(q.question)) for q in questions if q.path]
         out, settings = folder / f"mme-{subtask}.jsonl", {"protocol": words.name}
-        texts = answerer.ask(asked, out, config.answers, desc=f"MME {subtask}, {model}", settings=settings)
+        texts = predictor.ask(asked, out, config.answers, desc=f"MME {subtask}, {model}", settings=settings)
         results[subtask] = mme.answered(questions, texts)
     metrics = mme_metrics(results)
     return {**metrics, "protocol": words.stored(), **warn(mme=metrics)}

@@ -14,7 +14,7 @@ import vigor_jax
 from vigor_jax.data.text.conversation import TEMPLATES
 from vigor_jax.errors import InputError
 from vigor_jax.hf.export import ExportConfig, export_checkpoint
-from vigor_jax.hf.load import Source
+from vigor_jax.hf.load import Checkpoint
 from vigor_jax.json_fields import Fields, exists, read_json
 from vigor_jax.models.llava import abstract_llava, param_paths
 from vigor_jax.parallel.sharding import param_shardings
@@ -26,12 +26,12 @@ logger = logging.getLogger(__name__)
 PROVENANCE = "vigor_jax.json"
 
 
-def export(config: ExportConfig, source: Source, checkpoints: Path, out: Path, mesh: Mesh) -> None:
+def export(config: ExportConfig, checkpoint: Checkpoint, checkpoints: Path, out: Path, mesh: Mesh) -> None:
     """Writes the latest checkpoint of a training stage; does nothing where `out` holds just that already.
 
     Args:
       config: layout and types.
-      source: the checkpoint that training began with.
+      checkpoint: the checkpoint that training began with.
       checkpoints: directory that `stages.sft` returned.
       out: replaced if an earlier export of this run is there, refused if anything else is.
       mesh: the trained weights pass through its devices.
@@ -48,12 +48,12 @@ def export(config: ExportConfig, source: Source, checkpoints: Path, out: Path, m
     freeze = fingerprint.texts("freeze")
     provenance = {
         "made_by": f"vigor_jax {vigor_jax.__version__}",
-        "base": str(source.directory.resolve()),
+        "base": str(checkpoint.directory.resolve()),
         "checkpoint": os.path.relpath(checkpoints, out),  # so that a run may be moved
         "step": step,
         "template": template,
         "training": record["fingerprint"],
-        "layout": config.layout or source.layout,
+        "layout": config.layout or checkpoint.layout,
         "dtype": config.dtype,
     }
     if exists(out / PROVENANCE):
@@ -64,7 +64,7 @@ def export(config: ExportConfig, source: Source, checkpoints: Path, out: Path, m
         if before.get("checkpoint") == provenance["checkpoint"] and jax.process_index() == 0:
             shutil.rmtree(out)
 
-    state = nnx.state(abstract_llava(source.config))
+    state = nnx.state(abstract_llava(checkpoint.config))
     trained = trained_paths(param_paths(state).keys(), freeze)
     shardings = param_paths(param_shardings(state, mesh))
     abstract = {
@@ -74,7 +74,7 @@ def export(config: ExportConfig, source: Source, checkpoints: Path, out: Path, m
     }
     params = restore_params_only(checkpoints, abstract, step)
     export_checkpoint(
-        source,
+        checkpoint,
         params,
         out,
         layout=config.layout,

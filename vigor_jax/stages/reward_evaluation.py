@@ -14,8 +14,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float
 
-from vigor_jax.data.batches.branch_batches import BranchLoader, BranchRows
-from vigor_jax.hf.load import Source
+from vigor_jax.data.batches.tree_batches import TreeLoader, TreeRows
+from vigor_jax.hf.load import Checkpoint
 from vigor_jax.inference.tree_attention import read_places
 from vigor_jax.models.llava import abstract_llava
 from vigor_jax.parallel.sharding import to_global
@@ -29,21 +29,26 @@ class Evaluation:
     """p(good) of held-out questions, and how good it is.
 
     Args:
-      loader: sheets of questions without answers.
+      loader: sequences of questions without answers.
       errors: what is wrong with the text that each question asks about, in the order of the questions.
-      source: the checkpoint that training began with.
+      checkpoint: the checkpoint that training began with.
       mesh: of the weights.
       dtype: type to compute in.
     """
 
     def __init__(
-        self, loader: BranchLoader, errors: Sequence[tuple[ErrorType, ...]], source: Source, mesh: Mesh, dtype: Any
+        self,
+        loader: TreeLoader,
+        errors: Sequence[tuple[ErrorType, ...]],
+        checkpoint: Checkpoint,
+        mesh: Mesh,
+        dtype: Any,
     ) -> None:
         self._loader, self._errors, self._mesh = loader, errors, mesh
-        graphdef = nnx.split(abstract_llava(source.config, dtype=dtype))[0]
+        graphdef = nnx.split(abstract_llava(checkpoint.config, dtype=dtype))[0]
         scored = np.array([loader.encoder.good_id, loader.encoder.bad_id])
 
-        def p_good(weights: Weights, rows: BranchRows) -> Float[Array, "B P"]:
+        def p_good(weights: Weights, rows: TreeRows) -> Float[Array, "B P"]:
             model = merge_params(graphdef, {path: weight.astype(dtype) for path, weight in weights.items()})
             head = model.language_model.head()[:, scored]
             logits = jnp.matmul(read_places(model, rows), head, preferred_element_type=jnp.float32)
@@ -54,12 +59,12 @@ class Evaluation:
     def __call__(self, weights: Weights) -> dict[str, Any]:
         """What `evaluate` says of a model with these weights, frozen ones included; under `jax.set_mesh`."""
         scores: list[np.ndarray] = []
-        sheets = iter([sheet for sheet in self._loader.sheets if sheet is not None])
+        sequences = iter([sequence for sequence in self._loader.sequences if sequence is not None])
         for batch in self._loader.in_order():
             found = np.asarray(self._p_good(weights, to_global(batch.rows, self._mesh)))
-            # Rows of padding come last, where `sheets` is at its end.
-            for places, sheet in zip(found, sheets, strict=False):
-                scores.append(places[: sum(len(description.asked) for description in sheet.descriptions)])
+            # Rows of padding come last, where `sequences` is at its end.
+            for places, sequence in zip(found, sequences, strict=False):
+                scores.append(places[: sum(len(description.asked) for description in sequence.descriptions)])
         return evaluate(np.concatenate(scores), self._errors)
 
 

@@ -19,7 +19,7 @@ from vigor_jax.data.images.store import Images, open_images
 from vigor_jax.data.records.store import join, part_count, part_metadata, parts_done, read_batches, write_part
 from vigor_jax.data.text.conversation import TEMPLATES, encode_prompt
 from vigor_jax.errors import InputError
-from vigor_jax.hf.load import Source, load_llava
+from vigor_jax.hf.load import Checkpoint, load_llava
 from vigor_jax.inference.decoder import SamplingConfig
 from vigor_jax.inference.sampler import Completion, Request, Sampler
 from vigor_jax.models.int8 import quantize_decoder
@@ -69,7 +69,7 @@ class SampleConfig:
 
 def sample(
     config: SampleConfig,
-    source: Source,
+    checkpoint: Checkpoint,
     records: str | Path,
     mesh: Mesh,
     *,
@@ -81,7 +81,7 @@ def sample(
 
     Args:
       config: settings.
-      source: the policy.
+      checkpoint: the policy.
       records: gets `candidates/`; local or remote.
       mesh: all devices of all processes.
       dtype: type to compute in.
@@ -101,17 +101,17 @@ def sample(
     if not todo:
         logger.info("sample: all %d parts are there", count)
         return
-    model = load_llava(source, mesh=mesh, dtype=dtype, scan=stacks_inference())
+    model = load_llava(checkpoint, mesh=mesh, dtype=dtype, scan=stacks_inference())
     if config.int8:
         model = quantize_decoder(model)
-    sampler = Sampler(model, source.tokenizer, config.sampling, mesh, TEMPLATES[config.template].stop)
+    sampler = Sampler(model, checkpoint.tokenizer, config.sampling, mesh, TEMPLATES[config.template].stop)
     encoded = {
         prompt: encode_prompt(
-            source.tokenizer,
+            checkpoint.tokenizer,
             TEMPLATES[config.template],
             prompt,
-            image_token_id=source.config.image_token_id,
-            num_image_tokens=source.config.num_image_tokens,
+            image_token_id=checkpoint.config.image_token_id,
+            num_image_tokens=checkpoint.config.num_image_tokens,
         )
         for prompt in set(config.prompts)
     }
@@ -122,7 +122,7 @@ def sample(
 
     def requests(index: int) -> Iterator[Request]:
         for image, prompt in part(index):
-            yield Request(image, encoded[prompt], partial(_pixels, images.file(image), source), prompt)
+            yield Request(image, encoded[prompt], partial(_pixels, images.file(image), checkpoint), prompt)
 
     metadata = {"images": name_images(images)}
     is_writer = jax.process_index() == 0
@@ -181,8 +181,8 @@ def _prompt(config: SampleConfig, image: str) -> str:
     return config.prompts[int.from_bytes(digest, "little") % len(config.prompts)]
 
 
-def _pixels(image: ImageFile, source: Source) -> Any:
-    return preprocess(load_image(image), source.preprocessing)
+def _pixels(image: ImageFile, checkpoint: Checkpoint) -> Any:
+    return preprocess(load_image(image), checkpoint.preprocessing)
 
 
 def _candidate(completion: Completion, prompt: str) -> Candidate:

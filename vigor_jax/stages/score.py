@@ -16,7 +16,7 @@ from tqdm import tqdm
 from vigor_jax.data.images.store import Images, open_images
 from vigor_jax.data.records.store import count_parts, has_part, join, part_metadata, part_seal, read_part, write_part
 from vigor_jax.errors import InputError
-from vigor_jax.records import Candidate, Judged, Verdict
+from vigor_jax.records import Candidate, ScoreItem, Verdict
 from vigor_jax.rewards.detection import DetectorStream
 from vigor_jax.rewards.reward_model import RewardModel
 from vigor_jax.rewards.stream import RewardStream
@@ -198,7 +198,7 @@ def _judge_parts(
     candidates, verdicts = join(records, "candidates"), join(records, "verdicts", stream.name)
     sizes: list[int] = []  # images in each part, known once the first of them is asked for
 
-    def items() -> Iterator[Judged]:
+    def items() -> Iterator[ScoreItem]:
         for index in todo:
             part = list(read_items(read_part(candidates, index, count, Candidate), images))
             sizes.append(len(part))
@@ -216,7 +216,7 @@ def _judge_parts(
         yield index
 
 
-def read_items(candidates: Iterable[Candidate], images: Images) -> Iterator[Judged]:
+def read_items(candidates: Iterable[Candidate], images: Images) -> Iterator[ScoreItem]:
     """The candidates of each image and prompt, which stand together.
 
     Raises:
@@ -225,4 +225,4 @@ def read_items(candidates: Iterable[Candidate], images: Images) -> Iterator[Judg
     for (image, prompt), group in itertools.groupby(candidates, key=lambda record: (record.image, record.prompt)):
         if image not in images:
             raise InputError(f"score: {images.file(image)} has candidates and is gone; put it back, or sample again")
-        yield Judged(image, images.file(image), prompt, tuple(record.text for record in group))
+        yield ScoreItem(image, images.file(image), prompt, tuple(record.text for record in group))

@@ -26,10 +26,10 @@ from vigor_jax.data.batches.places import row_keys
 from vigor_jax.data.batches.trainable import Encoder, usable_examples
 from vigor_jax.data.text.conversation import TEMPLATES
 from vigor_jax.errors import InputError
-from vigor_jax.hf.load import Source, load_llava
+from vigor_jax.hf.load import Checkpoint, load_llava
 from vigor_jax.models.llava import LlavaConfig, abstract_llava, param_paths
 from vigor_jax.parallel.processes import is_first, same_everywhere, together
-from vigor_jax.parallel.sharding import batch_size_per_step, own_rows, to_global
+from vigor_jax.parallel.sharding import check_batch_divides, local_rows, to_global
 from vigor_jax.training.checkpoint import Checkpoints
 from vigor_jax.training.flops import peak_flops, train_flops
 from vigor_jax.training.log import TrainingLog
@@ -46,7 +46,7 @@ from vigor_jax.training.train_step import (
     learning_rate,
     make_optimizer,
     make_train_step,
-    split_params,
+    partition_params,
     trained_paths,
 )
 
@@ -102,7 +102,7 @@ class _Update(NamedTuple):
     flops: float
 
 
-def sft(config: SftConfig, source: Source, run_dir: Path, mesh: Mesh, *, dtype: Any, name: str = "sft") -> Path:
+def sft(config: SftConfig, checkpoint: Checkpoint, run_dir: Path, mesh: Mesh, *, dtype: Any, name: str = "sft") -> Path:
     """Fine-tunes a checkpoint; the same call again resumes, or returns at once if all is done.
 
     Each update's loss is looked at while the next update runs, so that the devices never wait for the host. An
@@ -110,7 +110,7 @@ def sft(config: SftConfig, source: Source, run_dir: Path, mesh: Mesh, *, dtype: 
 
     Args:
       config: settings.
-      source: the checkpoint to start from.
+      checkpoint: the checkpoint to start from.
       run_dir: gets `checkpoints/NAME/`, and `metrics/NAME.jsonl` with TensorBoard events beside it.
       mesh: all devices of all processes.
       dtype: type to compute in; trained weights and optimiser are float32 in any case.
@@ -124,17 +124,17 @@ def sft(config: SftConfig, source: Source, run_dir: Path, mesh: Mesh, *, dtype: 
       TrainingDiverged: loss or gradient became infinite or NaN.
       SystemExit: with `preemption.EXIT_CODE`, after SIGTERM and a checkpoint.
     """
-    loader, data = together(lambda: _data(config, source, mesh, run_dir, name))
+    loader, data = together(lambda: _data(config, checkpoint, mesh, run_dir, name))
     filled, facts = hold_places(config, run_dir, name, data)
     if filled is not None:
         examples = [loader.examples[row] if row >= 0 else None for row in filled]
         loader = dataclasses.replace(loader, examples=examples)
-    return fine_tune(config, source, run_dir, mesh, loader, facts, dtype=dtype, name=name)
+    return fine_tune(config, checkpoint, run_dir, mesh, loader, facts, dtype=dtype, name=name)
 
 
 def fine_tune(
     config: SftConfig,
-    source: Source,
+    checkpoint: Checkpoint,
     run_dir: Path,
     mesh: Mesh,
     batches: Batches,
@@ -149,7 +149,7 @@ def fine_tune(
 
     Args:
       config: settings of the optimiser and of the loop.
-      source: the checkpoint to start from.
+      checkpoint: the checkpoint to start from.
       run_dir: as `sft` takes it.
       mesh: all devices of all processes.
       batches: the data.
@@ -160,8 +160,8 @@ def fine_tune(
       after_update: is given the number of updates done and all the weights, before a checkpoint of them is written.
         It may read the weights until it returns.
     """
-    trained = trained_paths(param_paths(nnx.state(abstract_llava(source.config))).keys(), config.freeze)
-    fingerprint = _fingerprint(config, source, data, dtype)
+    trained = trained_paths(param_paths(nnx.state(abstract_llava(checkpoint.config))).keys(), config.freeze)
+    fingerprint = _fingerprint(config, checkpoint, data, dtype)
     places = ("data", "annotations", "images")
     settings = {key: value for key, value in dataclasses.asdict(config).items() if key not in places}
     same_everywhere(settings | fingerprint)
@@ -175,16 +175,16 @@ def fine_tune(
         if batches.num_dropped:
             logger.warning("%s: the last %d examples fill no batch and are left out", name, batches.num_dropped)
 
-        model = load_llava(source, mesh=mesh, dtype=dtype, master=trained.__contains__)
-        graphdef, params, frozen = split_params(model, trained)
+        model = load_llava(checkpoint, mesh=mesh, dtype=dtype, master=trained.__contains__)
+        graphdef, params, frozen = partition_params(model, trained)
         del model  # its trained weights are replaced or donated below
         digest = _digest(frozen)
         if record is None:
-            record = {"base": str(source.directory.absolute()), "frozen": digest, "fingerprint": fingerprint}
+            record = {"base": str(checkpoint.directory.absolute()), "frozen": digest, "fingerprint": fingerprint}
         elif record["frozen"] != digest:
             raise InputError(
                 f"{directory / str(start)} was trained with the frozen weights of {record['base']}, and those of "
-                f"{source.directory} differ; go back to that model, or choose another run directory"
+                f"{checkpoint.directory} differ; go back to that model, or choose another run directory"
             )
         optimizer = make_optimizer(config, batches.num_steps)
         abstract = abstract_state(params, optimizer, mesh)
@@ -206,7 +206,7 @@ def fine_tune(
                 state, metrics = train_step(state, frozen, to_global(batch.rows, mesh))
                 if unseen:
                     _look(unseen, log)
-                unseen = _Update(step, metrics, batch, _flops(source.config, modules, batch))
+                unseen = _Update(step, metrics, batch, _flops(checkpoint.config, modules, batch))
                 if after_update:
                     after_update(step, state.params | frozen)
                 stop = preemption.reached(step)
@@ -223,9 +223,9 @@ def fine_tune(
     return directory
 
 
-def _data(config: SftConfig, source: Source, mesh: Mesh, run_dir: Path, name: str) -> tuple[Loader, Data]:
+def _data(config: SftConfig, checkpoint: Checkpoint, mesh: Mesh, run_dir: Path, name: str) -> tuple[Loader, Data]:
     """The batches, and what tells the data from other data."""
-    loader = _loader(config, source, mesh, run_dir, name)
+    loader = _loader(config, checkpoint, mesh, run_dir, name)
     examples = [example for example in loader.examples if example is not None]
     facts = {"sha256": file_digest(loader.data_file), "examples": len(examples)}
     keys = row_keys((example.digest, example.name) for example in examples)
@@ -237,22 +237,24 @@ def _data(config: SftConfig, source: Source, mesh: Mesh, run_dir: Path, name: st
     return loader, Data(loader.data_file, facts, keys, label)
 
 
-def _loader(config: SftConfig, source: Source, mesh: Mesh, run_dir: Path | None = None, name: str = "sft") -> Loader:
+def _loader(
+    config: SftConfig, checkpoint: Checkpoint, mesh: Mesh, run_dir: Path | None = None, name: str = "sft"
+) -> Loader:
     """The data, with this process's share of the rows; all of them were looked at."""
     if config.data is None:
         raise InputError("data: no file is given; name a file of conversations")
-    batch_size_per_step(config.batch_size, mesh, config.accumulate, config.pack)
-    positions = source.config.text.max_position_embeddings
+    check_batch_divides(config.batch_size, mesh, config.accumulate, config.pack)
+    positions = checkpoint.config.text.max_position_embeddings
     if config.max_length > positions:
         raise InputError(
-            f"max_length: {config.max_length} is more than the {positions} positions that {source.directory} has "
+            f"max_length: {config.max_length} is more than the {positions} positions that {checkpoint.directory} has "
             f"learnt; expected at most {positions}"
         )
     encoding: dict[str, Any] = {
-        "tokenizer": source.tokenizer,
+        "tokenizer": checkpoint.tokenizer,
         "template": TEMPLATES[config.template],
-        "image_token_id": source.config.image_token_id,
-        "num_image_tokens": source.config.num_image_tokens,
+        "image_token_id": checkpoint.config.image_token_id,
+        "num_image_tokens": checkpoint.config.num_image_tokens,
         "max_length": config.max_length,
         "max_positions": positions,
     }
@@ -264,13 +266,13 @@ def _loader(config: SftConfig, source: Source, mesh: Mesh, run_dir: Path | None 
     return Loader(
         examples=examples,
         data_file=config.data,
-        preprocessing=source.preprocessing,
+        preprocessing=checkpoint.preprocessing,
         batch_size=config.batch_size,
         epochs=config.epochs,
         seed=config.seed,
         bucket=config.bucket,
         pack=config.pack,
-        rows=own_rows(config.batch_size // config.pack, mesh),
+        rows=local_rows(config.batch_size // config.pack, mesh),
         **encoding,
     )
 
@@ -281,14 +283,14 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _fingerprint(config: SftConfig, source: Source, data: dict[str, Any], dtype: Any) -> dict[str, Any]:
+def _fingerprint(config: SftConfig, checkpoint: Checkpoint, data: dict[str, Any], dtype: Any) -> dict[str, Any]:
     """All that decides the numbers of a run, as JSON values."""
     settings = dataclasses.asdict(config)
     return {
-        "model": dataclasses.asdict(source.config),
+        "model": dataclasses.asdict(checkpoint.config),
         "dtype": jnp.dtype(dtype).name,
-        "tokenizer": source.tokenizer.digest(),
-        "preprocessing": dataclasses.asdict(source.preprocessing),
+        "tokenizer": checkpoint.tokenizer.digest(),
+        "preprocessing": dataclasses.asdict(checkpoint.preprocessing),
         **{name: value for name, value in settings.items() if name not in NOT_IN_FINGERPRINT},
         "data": data,
     }

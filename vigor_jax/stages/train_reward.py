@@ -18,19 +18,19 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from vigor_jax.data.batches.branch_batches import BranchLoader, BranchRows
-from vigor_jax.data.batches.branches import QUESTIONS, BranchEncoder, Description, Per, Sheet, answer, asked
 from vigor_jax.data.batches.places import row_keys
+from vigor_jax.data.batches.tree_batches import TreeLoader, TreeRows
+from vigor_jax.data.batches.tree_sequences import QUESTIONS, Description, Per, TreeEncoder, TreeSequence, answer, asked
 from vigor_jax.data.images.store import open_images
 from vigor_jax.data.records.annotations import scan_annotations
 from vigor_jax.data.records.bad_rows import BadRow, settle
 from vigor_jax.data.text.conversation import TEMPLATES
 from vigor_jax.errors import InputError
-from vigor_jax.hf.load import Source
+from vigor_jax.hf.load import Checkpoint
 from vigor_jax.inference.tree_attention import read_places
 from vigor_jax.models.llava import Llava
 from vigor_jax.parallel.processes import is_first, together
-from vigor_jax.parallel.sharding import batch_size_per_step, own_rows
+from vigor_jax.parallel.sharding import check_batch_divides, local_rows
 from vigor_jax.records import Annotation, ErrorType
 from vigor_jax.stages import reward_evaluation
 from vigor_jax.stages.reward_evaluation import Evaluation
@@ -83,12 +83,12 @@ class TrainRewardConfig(SftConfig):
             raise InputError(f"held_out: expected 0 to less than 1, got {self.held_out}")
 
 
-def train_reward(config: TrainRewardConfig, source: Source, run_dir: Path, mesh: Mesh, *, dtype: Any) -> Path:
+def train_reward(config: TrainRewardConfig, checkpoint: Checkpoint, run_dir: Path, mesh: Mesh, *, dtype: Any) -> Path:
     """Trains the reward model; the same call again resumes, or returns at once if all is done.
 
     Args:
       config: settings.
-      source: the checkpoint to start from: the policy's, as in the paper.
+      checkpoint: the checkpoint to start from: the policy's, as in the paper.
       run_dir: gets `checkpoints/train_reward/`, `metrics/train_reward.jsonl` and, with a line for each evaluation,
         `metrics/reward_eval.jsonl`.
       mesh: all devices of all processes.
@@ -102,29 +102,29 @@ def train_reward(config: TrainRewardConfig, source: Source, run_dir: Path, mesh:
     """
     if config.annotations is None or config.images is None:
         raise InputError("annotations, images: name the file of judged descriptions and the folder of their images")
-    batch_size_per_step(config.batch_size, mesh, config.accumulate)
-    encoder = _encoder(config, source)
+    check_batch_divides(config.batch_size, mesh, config.accumulate)
+    encoder = _encoder(config, checkpoint)
     annotations = together(lambda: _read(config, encoder, run_dir))
     held_out = {image: group for image, group in annotations.items() if is_held_out(image, config.held_out)}
     taught = {image: group for image, group in annotations.items() if image not in held_out}
 
     balance = Counter(not errors for errors in all_errors(taught, config.per))
     weights = class_weights(balance) if config.balance == "weighted" else {}
-    sheets = make_sheets(taught, config, encoder, learn=True, weights=weights)
-    questions = make_sheets(held_out, config, encoder, learn=False)
-    filled, facts = hold_places(config, run_dir, NAME, _data(config.annotations, annotations, sheets))
-    loader = BranchLoader(
-        sheets=sheets if filled is None else [sheets[row] if row >= 0 else None for row in filled],
+    sequences = make_sequences(taught, config, encoder, learn=True, weights=weights)
+    questions = make_sequences(held_out, config, encoder, learn=False)
+    filled, facts = hold_places(config, run_dir, NAME, _data(config.annotations, annotations, sequences))
+    loader = TreeLoader(
+        sequences=sequences if filled is None else [sequences[row] if row >= 0 else None for row in filled],
         encoder=encoder,
-        pad_id=source.tokenizer.pad_id,
-        preprocessing=source.preprocessing,
+        pad_id=checkpoint.tokenizer.pad_id,
+        preprocessing=checkpoint.preprocessing,
         batch_size=config.batch_size,
         epochs=config.epochs,
         seed=config.seed,
         bucket=config.bucket,
-        rows=own_rows(config.batch_size, mesh),
+        rows=local_rows(config.batch_size, mesh),
     )
-    num_rows = len(loader.sheets)
+    num_rows = len(loader.sequences)
     if loader.num_steps == 0:
         raise InputError(
             f"{config.annotations}: {num_rows} rows x {config.epochs} epochs are fewer than one batch of "
@@ -134,8 +134,8 @@ def train_reward(config: TrainRewardConfig, source: Source, run_dir: Path, mesh:
     if held_out:
         size = config.batch_size // config.accumulate  # as many rows as an update computes at a time
         evaluate = Evaluation(
-            dataclasses.replace(loader, sheets=questions, batch_size=size, rows=own_rows(size, mesh)),
-            all_errors(held_out, config.per), source, mesh, dtype,
+            dataclasses.replace(loader, sequences=questions, batch_size=size, rows=local_rows(size, mesh)),
+            all_errors(held_out, config.per), checkpoint, mesh, dtype,
         )  # fmt: skip
     logger.info(
         "%s: %d images in %d rows, %d good and %d bad answers; %d images held out",
@@ -163,24 +163,24 @@ def train_reward(config: TrainRewardConfig, source: Source, run_dir: Path, mesh:
     # Each epoch is evaluated on the same images, or the evaluations could not be compared.
     facts |= {"held_out": hashlib.sha256(repr(_contents(questions)).encode()).hexdigest()}
     return fine_tune(
-        config, source, run_dir, mesh, loader, facts,
+        config, checkpoint, run_dir, mesh, loader, facts,
         dtype=dtype, name=NAME, loss=answer_loss, after_update=after_update,
     )  # fmt: skip
 
 
-def _encoder(config: TrainRewardConfig, source: Source) -> BranchEncoder:
-    return BranchEncoder(
-        source.tokenizer,
+def _encoder(config: TrainRewardConfig, checkpoint: Checkpoint) -> TreeEncoder:
+    return TreeEncoder(
+        checkpoint.tokenizer,
         TEMPLATES[config.template],
         config.question or QUESTIONS[config.per],
-        image_token_id=source.config.image_token_id,
-        num_image_tokens=source.config.num_image_tokens,
+        image_token_id=checkpoint.config.image_token_id,
+        num_image_tokens=checkpoint.config.num_image_tokens,
         max_length=config.max_length,
-        max_position=source.config.text.max_position_embeddings,
+        max_position=checkpoint.config.text.max_position_embeddings,
     )
 
 
-def _read(config: TrainRewardConfig, encoder: BranchEncoder, run_dir: Path) -> dict[str, list[Annotation]]:
+def _read(config: TrainRewardConfig, encoder: TreeEncoder, run_dir: Path) -> dict[str, list[Annotation]]:
     """The annotations that have sentences, by their images; those that cannot be learnt are left out or refused."""
     path, images = config.annotations or Path(), open_images(config.images or ".")
     found = list(scan_annotations(path))
@@ -215,22 +215,22 @@ def _read(config: TrainRewardConfig, encoder: BranchEncoder, run_dir: Path) -> d
     return annotations
 
 
-def _data(path: Path, annotations: Annotations, sheets: Sequence[Sheet]) -> Data:
+def _data(path: Path, annotations: Annotations, sequences: Sequence[TreeSequence]) -> Data:
     """What tells the rows from those of other annotations."""
     facts = {"sha256": file_digest(path), "examples": sum(map(len, annotations.values()))}
     seen: Counter[str] = Counter()
     names = []
-    for sheet in sheets:
-        names.append(f"{sheet.image} {seen[sheet.image]}")
-        seen[sheet.image] += 1
-    digests = [hashlib.blake2b(repr(content).encode(), digest_size=8).digest() for content in _contents(sheets)]
+    for sequence in sequences:
+        names.append(f"{sequence.image} {seen[sequence.image]}")
+        seen[sequence.image] += 1
+    digests = [hashlib.blake2b(repr(content).encode(), digest_size=8).digest() for content in _contents(sequences)]
     keys = row_keys(zip(digests, names, strict=True))
-    return Data(path, facts, keys, lambda row: f"row of {sheets[row].image}")
+    return Data(path, facts, keys, lambda row: f"row of {sequences[row].image}")
 
 
-def _contents(sheets: Sequence[Sheet]) -> list[Any]:
+def _contents(sequences: Sequence[TreeSequence]) -> list[Any]:
     """All of the rows but where their images are."""
-    return [(sheet.image, sheet.descriptions) for sheet in sheets]
+    return [(sequence.image, sequence.descriptions) for sequence in sequences]
 
 
 def is_held_out(image: str, share: float) -> bool:
@@ -248,7 +248,7 @@ def errors_asked(annotation: Annotation, per: Per) -> list[tuple[ErrorType, ...]
 
 
 def all_errors(annotations: Annotations, per: Per) -> list[tuple[ErrorType, ...]]:
-    """`errors_asked` of all descriptions, in the order of `make_sheets`."""
+    """`errors_asked` of all descriptions, in the order of `make_sequences`."""
     return [errors for group in annotations.values() for each in group for errors in errors_asked(each, per)]
 
 
@@ -257,14 +257,14 @@ def class_weights(balance: Counter[bool]) -> dict[bool, float]:
     return {is_good: balance.total() / (2 * count) for is_good, count in balance.items()} if len(balance) == 2 else {}
 
 
-def make_sheets(
+def make_sequences(
     annotations: Annotations,
     config: TrainRewardConfig,
-    encoder: BranchEncoder,
+    encoder: TreeEncoder,
     *,
     learn: bool,
     weights: Mapping[bool, float] | None = None,
-) -> list[Sheet]:
+) -> list[TreeSequence]:
     """Annotations as rows, in their order.
 
     Args:
@@ -277,7 +277,7 @@ def make_sheets(
     Raises:
       InputError: a description is too long.
     """
-    images, sheets = open_images(config.images or "."), []
+    images, sequences = open_images(config.images or "."), []
     for image, group in annotations.items():
         each = [
             _descriptions(annotation, index, config, learn=learn, weights=weights)
@@ -286,8 +286,8 @@ def make_sheets(
         separate = learn and config.form == "separate"
         rows = [[single] for some in each for single in some] if separate else [[whole for (whole,) in each]]
         for row in rows:
-            sheets += encoder.sheets(image, images.file(image), row)
-    return sheets
+            sequences += encoder.sequences(image, images.file(image), row)
+    return sequences
 
 
 def _descriptions(
@@ -317,7 +317,7 @@ def _descriptions(
     ]
 
 
-def answer_loss(model: Llava, rows: BranchRows, config: SftConfig) -> tuple[Float[Array, ""], Float[Array, ""]]:
+def answer_loss(model: Llava, rows: TreeRows, config: SftConfig) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Weighted sum of the cross-entropy of the answers' tokens, and the sum of their weights.
 
     Only where an answer is learnt are there logits: a few hundred places of a row at most.

@@ -156,7 +156,7 @@ def trained_paths(paths: Set[str], freeze: tuple[str, ...]) -> frozenset[str]:
     return frozenset(paths - frozen)
 
 
-def split_params(model: Llava, trained: Set[str]) -> tuple[nnx.GraphDef, Weights, Weights]:
+def partition_params(model: Llava, trained: Set[str]) -> tuple[nnx.GraphDef, Weights, Weights]:
     """A model with stacked layers, real or abstract → its structure, the trained weights and the frozen ones."""
     graphdef, state = nnx.split(model)
     weights = {path: variable.get_value() for path, variable in param_paths(state).items()}
@@ -165,7 +165,7 @@ def split_params(model: Llava, trained: Set[str]) -> tuple[nnx.GraphDef, Weights
 
 
 def merge_params(graphdef: nnx.GraphDef, weights: Weights) -> Llava:
-    """The model that `split_params` took apart."""
+    """The model that `partition_params` took apart."""
     return nnx.merge(graphdef, nnx.from_flat_state([(tuple(path.split(".")), w) for path, w in weights.items()]))
 
 

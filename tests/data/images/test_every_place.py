@@ -70,12 +70,12 @@ class Sizes:
 
 
 def test_sampling_and_scoring_write_the_same_records(world, mesh, tmp_path):
-    source = open_checkpoint(world / "model")
+    checkpoint = open_checkpoint(world / "model")
     drawn = SamplingConfig(num_candidates=2, max_new_tokens=8, batch_size=2)
     prompts = ("What is there?", "Describe it.")
     for place in ("folder", *KINDS):
         config = SampleConfig(images=str(world / place), prompts=prompts, images_per_part=4, limit=9, sampling=drawn)
-        sample(config, source, tmp_path / place, mesh, dtype=jnp.float32)
+        sample(config, checkpoint, tmp_path / place, mesh, dtype=jnp.float32)
         score(Sizes(), tmp_path / place, str(world / place))
         assert check_images(open_images(world / place, limit=9), tmp_path / "folder") == ""
     wanted = files(tmp_path / "folder")
@@ -133,9 +133,9 @@ def sft_config(sft_world):
 
 
 def test_batches_to_learn_from_are_the_same(sft_world, sft_config, mesh):
-    source = open_checkpoint(sft_world / "model")
+    checkpoint = open_checkpoint(sft_world / "model")
     loaders = {
-        place: sft_module._loader(dataclasses.replace(sft_config, images=str(sft_world / place)), source, mesh)
+        place: sft_module._loader(dataclasses.replace(sft_config, images=str(sft_world / place)), checkpoint, mesh)
         for place in ("images", *KINDS)
     }
     wanted = list(loaders["images"].batches())
@@ -145,15 +145,15 @@ def test_batches_to_learn_from_are_the_same(sft_world, sft_config, mesh):
             assert batch.ids == expected.ids
             assert all(map(np.array_equal, batch.rows, expected.rows))
     with pytest.raises(InputError, match=r"image .*/less/1\.png does not exist; 1 of 9 images are missing"):
-        sft_module._loader(dataclasses.replace(sft_config, images=str(sft_world / "less")), source, mesh)
+        sft_module._loader(dataclasses.replace(sft_config, images=str(sft_world / "less")), checkpoint, mesh)
 
 
 @pytest.mark.slow
 def test_fine_tuning_is_the_same(sft_world, sft_config, mesh, tmp_path):
-    source, curves = open_checkpoint(sft_world / "model"), {}
+    checkpoint, curves = open_checkpoint(sft_world / "model"), {}
     for place in ("images", *KINDS):
         config = dataclasses.replace(sft_config, images=str(sft_world / place))
-        sft(config, source, tmp_path / place, mesh, dtype=jnp.float32)
+        sft(config, checkpoint, tmp_path / place, mesh, dtype=jnp.float32)
         curves[place] = curve(tmp_path / place)
     assert len(curves["images"]) == 3
     assert curves["tar"] == curves["parquet"] == curves["images"]

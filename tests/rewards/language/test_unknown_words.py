@@ -8,7 +8,7 @@ import pytest
 from detector_bridge.client import Detection, UnknownWord
 from tests.detector_bridge.sidecar import picture, sidecar
 from tests.detector_bridge.tiny_detector import write_transformers
-from vigor_jax.records import Judged
+from vigor_jax.records import ScoreItem
 from vigor_jax.rewards.detection import DetectionConfig, DetectorStream
 from vigor_jax.rewards.language.unknown_words import MOST_IN_PIECES, UnknownWords
 from vigor_jax.rewards.phrases import PhrasesConfig
@@ -50,7 +50,7 @@ def test_the_stream_tells(tmp_path, caplog, times):
     picture(0).save(path)
     entities = tmp_path / "entities.txt"
     entities.write_text("dog\nzebu\n")
-    item = Judged(path.name, path, "Describe it.", ("A zebu and a dog.", "The zebu sleeps."))
+    item = ScoreItem(path.name, path, "Describe it.", ("A zebu and a dog.", "The zebu sleeps."))
     with sidecar(write_transformers(tmp_path / "model")) as running, caplog.at_level(logging.INFO):
         phrases = PhrasesConfig(extractor="entities", entities=entities)
         with DetectorStream(DetectionConfig(addresses=(running.address,), phrases=phrases)) as stream:

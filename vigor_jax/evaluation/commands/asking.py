@@ -11,7 +11,7 @@ import jax
 from vigor_jax.data.images.store import Images, open_images
 from vigor_jax.errors import InputError
 from vigor_jax.hf.load import open_checkpoint
-from vigor_jax.inference.predictor import Answerer, Question
+from vigor_jax.inference.predictor import Predictor, Question
 from vigor_jax.inference.sampler import SamplingConfig
 from vigor_jax.parallel.sharding import DistributedConfig, MeshConfig, join_processes, make_mesh
 from vigor_jax.records import ImageFile
@@ -63,8 +63,8 @@ class Asker:
             raise InputError(f"sampling.num_candidates: expected 1, got {config.sampling.num_candidates}")
         join_processes(config.distributed)
         self._config, self._out = config, out
-        source = open_checkpoint(config.model, config.vision_tower)
-        self._answerer = Answerer(source, config.template, make_mesh(config.mesh), dtype=config.dtype)
+        checkpoint = open_checkpoint(config.model, config.vision_tower)
+        self._answerer = Predictor(checkpoint, config.template, make_mesh(config.mesh), dtype=config.dtype)
         self.is_first = jax.process_index() == 0
 
     @cached_property

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.tiny_tokenizer import build_tokenizer_dir
-from vigor_jax.data.batches.branch_batches import collate, padded_sizes
-from vigor_jax.data.batches.branches import NONE, PADDING, QUESTIONS, BranchEncoder, Description, Row, answer, asked
+from vigor_jax.data.batches.tree_batches import collate, padded_sizes
+from vigor_jax.data.batches.tree_sequences import NONE, PADDING, QUESTIONS, Description, Row, TreeEncoder, answer, asked
 from vigor_jax.data.text.conversation import IGNORE_INDEX, TEMPLATES, Turn, encode_example
 from vigor_jax.data.text.tokenizer import Tokenizer
 from vigor_jax.errors import InputError
@@ -26,8 +26,8 @@ def tokenizer(request, tmp_path_factory):
     return Tokenizer.load(build_tokenizer_dir(tmp_path_factory.mktemp("tokenizer"), legacy=request.param))
 
 
-def make_encoder(tokenizer, *, template="v1", max_length=2048, max_position=2048) -> BranchEncoder:
-    return BranchEncoder(
+def make_encoder(tokenizer, *, template="v1", max_length=2048, max_position=2048) -> TreeEncoder:
+    return TreeEncoder(
         tokenizer,
         TEMPLATES[template],
         QUESTIONS["sentence"],
@@ -44,8 +44,8 @@ def describe(candidate: int, text: str, answers: list[str] | None = None) -> Des
 
 
 def encode(encoder, *descriptions) -> Row:
-    (sheet,) = encoder.sheets("a.jpg", Path("a.jpg"), descriptions)
-    return encoder.row(sheet)
+    (sequence,) = encoder.sequences("a.jpg", Path("a.jpg"), descriptions)
+    return encoder.row(sequence)
 
 
 def path_to(row: Row, candidate: int, sentence: int) -> list[int]:
@@ -62,14 +62,14 @@ def path_to(row: Row, candidate: int, sentence: int) -> list[int]:
 def test_a_row_written_out(tokenizer):
     encoder = make_encoder(tokenizer)
     row = encode(encoder, describe(0, "A dog. A cat."), describe(1, "A car."))
-    parts = [("trunk", NONE, NONE), (0, 0, NONE), (0, 0, 0), (0, 0, NONE), (0, 0, 1), (1, 1, NONE), (1, 1, 0)]
+    parts = [("prefix", NONE, NONE), (0, 0, NONE), (0, 0, 0), (0, 0, NONE), (0, 0, 1), (1, 1, NONE), (1, 1, 0)]
     found = list(dict.fromkeys(zip(row.tree.candidates.tolist(), row.tree.sentences.tolist(), strict=True)))
     assert found == list(dict.fromkeys((candidate, sentence) for _, candidate, sentence in parts))
-    trunk, branch = len(encoder.trunk), len(encoder.header) + len(encoder.shared)
+    prefix, branch = len(encoder.prefix), len(encoder.header) + len(encoder.shared)
     first, second = (len(tokenizer.encode(text, prefix=False)) for text in ("\nA dog.", " A cat."))
     car = len(tokenizer.encode("\nA car.", prefix=False))
-    starts = [(0, trunk), (trunk, first), (trunk + first, branch), (trunk + first, second)]
-    starts += [(trunk + first + second, branch), (trunk, car), (trunk + car, branch)]
+    starts = [(0, prefix), (prefix, first), (prefix + first, branch), (prefix + first, second)]
+    starts += [(prefix + first + second, branch), (prefix, car), (prefix + car, branch)]
     assert row.tree.positions.tolist() == [start + i for start, length in starts for i in range(length)]
     ends = np.cumsum([length for _, length in starts]) - 1
     assert row.places.tolist() == ends[[2, 4, 6]].tolist()
@@ -107,17 +107,17 @@ def test_paths_are_conversations(tokenizer, template):
 def test_paths_spell_their_sentences(tokenizer, texts):
     descriptions = [describe(i, text) for i, text in enumerate(texts) if split_sentences(text)]
     encoder = make_encoder(tokenizer)
-    sheets = encoder.sheets("a.jpg", Path("a.jpg"), descriptions)
-    assert len(sheets) == bool(descriptions)
-    for sheet in sheets:
-        row = encoder.row(sheet)
-        trunk = len(encoder.trunk)
-        assert row.token_ids[:trunk].tolist() == encoder.trunk
-        for index, description in enumerate(sheet.descriptions):
+    sequences = encoder.sequences("a.jpg", Path("a.jpg"), descriptions)
+    assert len(sequences) == bool(descriptions)
+    for sequence in sequences:
+        row = encoder.row(sequence)
+        prefix = len(encoder.prefix)
+        assert row.token_ids[:prefix].tolist() == encoder.prefix
+        for index, description in enumerate(sequence.descriptions):
             for sentence, span in enumerate(description.spans):
                 ids = row.token_ids[path_to(row, index, sentence)].tolist()
                 said = description.text[description.spans[0].start : span.end]
-                spelt = tokenizer.decode([tokenizer.token_to_id("a"), *ids[trunk:]])
+                spelt = tokenizer.decode([tokenizer.token_to_id("a"), *ids[prefix:]])
                 assert spelt.rstrip() == f"a\n{said} ASSISTANT:"
 
 
@@ -150,14 +150,14 @@ def test_splits_by_candidate(tokenizer):
     lengths = []
     for most in (150, 200, 400, 3000):
         encoder = make_encoder(tokenizer, max_length=most)
-        sheets = encoder.sheets("a.jpg", Path("a.jpg"), descriptions)
-        assert [d for sheet in sheets for d in sheet.descriptions] == descriptions
-        sizes = [len(encoder.row(sheet).token_ids) for sheet in sheets]
+        sequences = encoder.sequences("a.jpg", Path("a.jpg"), descriptions)
+        assert [d for sequence in sequences for d in sequence.descriptions] == descriptions
+        sizes = [len(encoder.row(sequence).token_ids) for sequence in sequences]
         assert max(sizes) <= most
-        for sheet, size, following in zip(sheets, sizes, sheets[1:], strict=False):  # the next one did not fit
-            added = sheet._replace(descriptions=(*sheet.descriptions, following.descriptions[0]))
+        for sequence, size, following in zip(sequences, sizes, sequences[1:], strict=False):  # the next one did not fit
+            added = sequence._replace(descriptions=(*sequence.descriptions, following.descriptions[0]))
             assert size < len(encoder.row(added).token_ids) > most
-        lengths.append(len(sheets))
+        lengths.append(len(sequences))
     assert lengths[0] > lengths[1] > lengths[-1] == 1
 
 

@@ -1,4 +1,4 @@
-"""Rows of branches as batches: padded to few shapes, with the images of the process's own rows."""
+"""Tree sequences as batches: padded to few shapes, with the images of the process's own rows."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -7,15 +7,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 
-from vigor_jax.data.batches.branches import NONE, PADDING, BranchEncoder, Row, Sheet, Tree
 from vigor_jax.data.batches.loader import Batch, ordered_batches, shuffled_batches
+from vigor_jax.data.batches.tree_sequences import NONE, PADDING, Row, Tree, TreeEncoder, TreeSequence
 from vigor_jax.data.images.preprocessing import Preprocessing, load_image, preprocess
 from vigor_jax.data.text.conversation import IGNORE_INDEX
 
 PLACES_BUCKET = 32
 
 
-class BranchRows(NamedTuple):
+class TreeRows(NamedTuple):
     """Rows as they go to the devices.
 
     Attributes:
@@ -37,7 +37,7 @@ class BranchRows(NamedTuple):
 
 def collate(
     rows: Sequence[Row | None], length: int, num_places: int, pad_id: int, pixels: UInt8[np.ndarray, "B I S S 3"]
-) -> BranchRows:
+) -> TreeRows:
     """Pads rows of any lengths up to `length` tokens and `num_places` places; None is a row of padding."""
 
     def pad(get: Callable[[Row], np.ndarray], size: int, fill: int, dtype: Any = np.int32) -> np.ndarray:
@@ -47,8 +47,8 @@ def collate(
                 padded[index, : len(get(row))] = get(row)
         return padded
 
-    # Padding sees only itself and the first token of the trunk, and nothing else sees it.
-    return BranchRows(
+    # Padding sees only itself and the first token of the prefix, and nothing else sees it.
+    return TreeRows(
         pad(lambda row: row.token_ids, length, pad_id),
         Tree(
             positions=pad(lambda row: row.tree.positions, length, 0),
@@ -70,23 +70,23 @@ def padded_sizes(rows: Sequence[Row], bucket: int) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
-class BranchLoader:
-    """Sheets to batches, in the order and with the guarantees of `data.batches.loader.Loader`.
+class TreeLoader:
+    """Sequences to batches, in the order and with the guarantees of `data.batches.loader.Loader`.
 
     Attributes:
-        sheets: the data set; None is a place that is empty, where nothing is learnt.
+        sequences: the data set; None is a place that is empty, where nothing is learnt.
         encoder: writes them.
         pad_id: the tokenizer's padding id.
         preprocessing: the vision tower's settings.
-        batch_size: sheets a step, of all processes together.
+        batch_size: sequences a step, of all processes together.
         epochs: passes over the data.
         seed: of the order.
         bucket: padded lengths are multiples of this.
         rows: which rows of the global batch this process holds, ascending; all by default.
     """
 
-    sheets: Sequence[Sheet | None]
-    encoder: BranchEncoder
+    sequences: Sequence[TreeSequence | None]
+    encoder: TreeEncoder
     pad_id: int
     preprocessing: Preprocessing
     batch_size: int
@@ -98,40 +98,40 @@ class BranchLoader:
     @property
     def num_steps(self) -> int:
         """Full batches in all epochs together."""
-        return len(self.sheets) * self.epochs // self.batch_size
+        return len(self.sequences) * self.epochs // self.batch_size
 
     @property
     def num_dropped(self) -> int:
-        """Sheets of the last epoch that fill no batch."""
-        return len(self.sheets) * self.epochs % self.batch_size
+        """Sequences of the last epoch that fill no batch."""
+        return len(self.sequences) * self.epochs % self.batch_size
 
     def batches(self, start: int = 0) -> Iterator[Batch]:
         """As `Loader.batches`."""
         return shuffled_batches(
-            len(self.sheets), self.make, batch_size=self.batch_size, epochs=self.epochs, seed=self.seed, start=start
+            len(self.sequences), self.make, batch_size=self.batch_size, epochs=self.epochs, seed=self.seed, start=start
         )
 
     def in_order(self) -> Iterator[Batch]:
-        """Every sheet once; rows of padding fill the last batch up."""
-        return ordered_batches(len(self.sheets), self.make, batch_size=self.batch_size)
+        """Every sequence once; rows of padding fill the last batch up."""
+        return ordered_batches(len(self.sequences), self.make, batch_size=self.batch_size)
 
     def make(self, indices: Sequence[int]) -> Batch:
-        """The batch of some sheets; if they are fewer than `batch_size`, rows of padding follow.
+        """The batch of some sequences; if they are fewer than `batch_size`, rows of padding follow.
 
         Raises:
             InputError: an image cannot be read.
         """
-        sheets = [self.sheets[index] for index in indices]
-        encoded = [None if sheet is None else self.encoder.row(sheet) for sheet in sheets]
+        sequences = [self.sequences[index] for index in indices]
+        encoded = [None if sequence is None else self.encoder.row(sequence) for sequence in sequences]
         written = [row for row in encoded if row is not None]
         mine = range(self.batch_size) if self.rows is None else self.rows
         size = self.preprocessing.size
         pixels = np.zeros((len(mine), 1, size, size, 3), np.uint8)
         for local, row in enumerate(mine):
-            sheet = sheets[row] if row < len(sheets) else None
-            if sheet is not None:
-                pixels[local, 0] = preprocess(load_image(sheet.path), self.preprocessing)
-        held = [encoded[row] if row < len(sheets) else None for row in mine]
+            sequence = sequences[row] if row < len(sequences) else None
+            if sequence is not None:
+                pixels[local, 0] = preprocess(load_image(sequence.path), self.preprocessing)
+        held = [encoded[row] if row < len(sequences) else None for row in mine]
         rows = collate(held, *padded_sizes(written, self.bucket), self.pad_id, pixels)
         num_tokens = sum(len(row.token_ids) for row in written)
-        return Batch(rows, tuple(sheet.image for sheet in sheets if sheet is not None), num_tokens)
+        return Batch(rows, tuple(sequence.image for sequence in sequences if sequence is not None), num_tokens)

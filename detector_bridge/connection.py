@@ -17,7 +17,7 @@ class LostError(Exception):
     """The connection went, and with it every request that had no answer: they may be sent again."""
 
 
-class Lane:
+class Connection:
     """One address: its channel, its stream, and the requests that wait for a reply."""
 
     def __init__(self, address: str, credentials: grpc.ChannelCredentials | None, metadata: tuple) -> None:

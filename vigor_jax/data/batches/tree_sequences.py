@@ -1,13 +1,13 @@
-"""Descriptions of an image and a question at the end of each sentence, as the branches of one row of tokens.
+"""Descriptions of an image and a question at the end of each sentence, as one sequence of tokens that is a tree.
 
 The reward model is asked of every sentence k of every description (ViGoR, section 3.2):
 
     SYSTEM USER: <image>\\nQUESTION\\nsentences 1..k ASSISTANT: 1</s>
 
-All that these conversations share stands in the row once. The trunk ends with the question's words; each description is
-a body that hangs on the trunk, and " ASSISTANT: ..." a branch that hangs on the body where its sentence ends. Positions
-restart: a branch continues those of the path that it hangs on, so under the mask of `inference.tree_attention` each
-path reads like a separate conversation.
+All that these conversations share is in the row once: the prefix, which ends with the question's words. Each
+description is a response that continues the prefix, and each " ASSISTANT: ..." a suffix that continues the response
+where its sentence ends. Positions continue those of the path, so under the mask of `inference.tree_attention` each path
+reads like a separate conversation.
 """
 
 from collections.abc import Collection, Sequence
@@ -52,9 +52,9 @@ class Tree(NamedTuple):
 
     Attributes:
         positions: of the path that the token belongs to.
-        candidates: index of its description in the row, `NONE` in the trunk, `PADDING` behind the last token.
-        sentences: number of its question within the description, `NONE` in trunk and bodies.
-        limits: it sees tokens of trunk and body at positions below this.
+        candidates: index of its description in the row, `NONE` in the prefix, `PADDING` behind the last token.
+        sentences: number of its question within the description, `NONE` in prefix and responses.
+        limits: it sees tokens of prefix and response at positions below this.
     """
 
     positions: Int32[Any, "*B T"]
@@ -84,7 +84,7 @@ class Description:
     weights: tuple[float, ...] | None = None
 
 
-class Sheet(NamedTuple):
+class TreeSequence(NamedTuple):
     """The descriptions of an image that stand in one row.
 
     Attributes:
@@ -100,7 +100,7 @@ class Sheet(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """A sheet as tokens.
+    """A sequence as tokens.
 
     Attributes:
         token_ids: int32 [T].
@@ -118,14 +118,14 @@ class Row:
     weights: np.ndarray
 
 
-class BranchEncoder:
-    """Writes sheets as rows of tokens.
+class TreeEncoder:
+    """Writes sequences as rows of tokens.
 
     Each sentence is tokenised on its own, with the white space before it, so that the ids of sentences 1..k are the
     beginning of the ids of the whole text.
 
     Attributes:
-        trunk: ids of what all descriptions share, image included.
+        prefix: ids of what all descriptions share, image included.
         header: ids between a sentence and the answer.
         shared: ids that begin the good and the bad answer alike (LLaMA's "▁" before a digit).
         good_id: where the answers part, the good one goes on with this.
@@ -159,7 +159,7 @@ class BranchEncoder:
             raise InputError("template: the caption-only format asks no questions; take another one")
         self._tokenizer, self._template = tokenizer, template
         self._max_length, self._max_position = max_length, max_position
-        self.trunk = [
+        self.prefix = [
             *([tokenizer.bos_id] if tokenizer.adds_bos else []),
             *tokenizer.encode(template.system + template.question_header),
             *[image_token_id] * num_image_tokens,
@@ -177,22 +177,22 @@ class BranchEncoder:
         end = [self._tokenizer.eos_id] if self._template.stop is None else []
         return self._tokenizer.encode(f" {text}{self._template.stop or ''}", prefix=False) + end
 
-    def sheets(self, image: str, path: ImageFile, descriptions: Sequence[Description]) -> list[Sheet]:
-        """As few sheets as hold the descriptions in their order; a description is never cut.
+    def sequences(self, image: str, path: ImageFile, descriptions: Sequence[Description]) -> list[TreeSequence]:
+        """As few sequences as hold the descriptions in their order; a description is never cut.
 
         Raises:
             InputError: a description is too long on its own.
         """
-        sheets: list[Sheet] = []
+        sequences: list[TreeSequence] = []
         room = 0
         for description in descriptions:
             length = self.length(image, description)
             if length > room:
-                sheets.append(Sheet(image, path, ()))
-                room = self._max_length - len(self.trunk)
-            sheets[-1] = sheets[-1]._replace(descriptions=(*sheets[-1].descriptions, description))
+                sequences.append(TreeSequence(image, path, ()))
+                room = self._max_length - len(self.prefix)
+            sequences[-1] = sequences[-1]._replace(descriptions=(*sequences[-1].descriptions, description))
             room -= length
-        return sheets
+        return sequences
 
     def length(self, image: str, description: Description) -> int:
         """Tokens that a description adds to a row.
@@ -203,7 +203,7 @@ class BranchEncoder:
         length, depth = self._size(description)
         for found, most, what in (  # the model's positions first, for no max_length helps there
             (depth, self._max_position, "up to the end of an answer, and the model has {} positions;"),
-            (len(self.trunk) + length, self._max_length, "with its questions; raise max_length ({}) or"),
+            (len(self.prefix) + length, self._max_length, "with its questions; raise max_length ({}) or"),
         ):
             if found > most:
                 raise InputError(
@@ -212,29 +212,29 @@ class BranchEncoder:
                 )
         return length
 
-    def row(self, sheet: Sheet) -> Row:
-        """Writes a sheet.
+    def row(self, sequence: TreeSequence) -> Row:
+        """Writes a sequence.
 
         Raises:
             InputError: an answer does not begin like the good or the bad one.
         """
         writer = _RowWriter()
-        writer.add(self.trunk, 0, NONE, NONE)
-        for index, description in enumerate(sheet.descriptions):
-            position = len(self.trunk)
+        writer.add(self.prefix, 0, NONE, NONE)
+        for index, description in enumerate(sequence.descriptions):
+            position = len(self.prefix)
             for sentence, ids in enumerate(self._segments(description)):
                 writer.add(ids, position, index, NONE)
                 position += len(ids)
                 if sentence not in description.asked:
                     continue
                 question = description.asked.index(sentence)
-                learnt = self._learnt(sheet, description, question)
+                learnt = self._learnt(sequence, description, question)
                 writer.add([*self.header, *(learnt[:-1] or self.shared)], position, index, question)
                 weight = 1.0 if description.weights is None else description.weights[question]
                 writer.read(learnt or [IGNORE_INDEX], weight)
         return writer.finish()
 
-    def _learnt(self, sheet: Sheet, description: Description, question: int) -> list[int]:
+    def _learnt(self, sequence: TreeSequence, description: Description, question: int) -> list[int]:
         """Ids of the right answer; none where there is only a question."""
         if description.answers is None:
             return []
@@ -242,7 +242,7 @@ class BranchEncoder:
         ids = self.answer_ids(text)
         if ids[: len(self.shared)] != self.shared or ids[len(self.shared)] not in (self.good_id, self.bad_id):
             raise InputError(
-                f"{sheet.image}: candidate {description.candidate}: expected an answer that begins with {GOOD!r} or "
+                f"{sequence.image}: candidate {description.candidate}: expected an answer that begins with {GOOD!r} or "
                 f"{BAD!r}, got {text!r}"
             )
         return ids
@@ -262,12 +262,12 @@ class BranchEncoder:
         """Tokens that the description adds to a row, and the length of its longest path."""
         ends = np.cumsum([len(ids) for ids in self._segments(description)])
         answers = description.answers
-        branches = [
+        suffixes = [
             len(self.header) + len(self.shared if answers is None else self.answer_ids(answers[question])[:-1])
             for question in range(len(description.asked))
         ]
-        depths = [ends[sentence] + length for sentence, length in zip(description.asked, branches, strict=True)]
-        return int(ends[-1]) + sum(branches), len(self.trunk) + int(max(depths))
+        depths = [ends[sentence] + length for sentence, length in zip(description.asked, suffixes, strict=True)]
+        return int(ends[-1]) + sum(suffixes), len(self.prefix) + int(max(depths))
 
 
 class _RowWriter:
