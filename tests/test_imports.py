@@ -45,7 +45,7 @@ def imports(path: Path) -> list[str]:
 
 
 def part(name: str) -> str:
-    """`vigor_jax.hf.load.Source` → `hf`."""
+    """`vigor_jax.hf.load.Checkpoint` → `hf`."""
     pieces = name.split(".")
     return pieces[1] if len(pieces) > 1 and pieces[1] in FLOOR else "__init__"
 

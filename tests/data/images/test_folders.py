@@ -204,7 +204,8 @@ def test_two_processes_find_the_same_names(tmp_path):
         f"l{i}": f"@/store/{i}" for i in range(6)
     }
     root = fill(tmp_path / "root", tree)
-    program = "import json, sys; from vigor_jax.data.images import find_images; from pathlib import Path\n"
+    program = "import json, sys; from pathlib import Path\n"
+    program += "from vigor_jax.data.images.preprocessing import find_images\n"
     program += "print(json.dumps(list(find_images(Path(sys.argv[1])))))"
     done = subprocess.run([sys.executable, "-c", program, root], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == list(find_images(root))
