@@ -207,6 +207,8 @@ def plain_config_once() -> dict[str, Any]:
     return json.loads(_KEPT[0])
 
 
+@pytest.mark.slow
+@pytest.mark.main
 @pytest.mark.timeout(2 * MANY)
 @pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json", "processor_config.json"])
 def test_a_wrong_value_in_a_file_is_one_line_or_changes_nothing(copied: Path, checkpoint: Path, name: str) -> None:

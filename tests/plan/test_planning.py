@@ -105,6 +105,8 @@ def test_what_is_held_is_in_the_arguments(found, config):
     assert prefill[1].arguments == pytest.approx(decode[1].arguments, rel=0.2)
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_weights_in_8_bits_take_less(found, config):
     model = model_config(config.model.path)
     sample, run = dataclasses.replace(config.sample, int8=True), dataclasses.replace(config.run, stages=("sample",))
@@ -162,6 +164,8 @@ def test_arithmetic_and_traffic(found, config):
         assert each.mfu_bound == each.compute_seconds / each.seconds
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_update_is_the_one_that_runs(found, config, monkeypatch):
     make, seen = sft_module.make_train_step, []
 
@@ -329,6 +333,8 @@ def test_table_says_what_is_missing(config):
     assert "device-hours" not in planned.table()
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_whole_plan(config):
     planned = plan(config, Here("v5e:1x1", CHIP, 1), Work())
     assert planned.fits

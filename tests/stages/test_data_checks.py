@@ -203,6 +203,8 @@ def assert_same_runs(run_dir, reference):
         assert (value == expected[path]).all(), path
 
 
+@pytest.mark.slow
+@pytest.mark.main
 @pytest.mark.parametrize("named", [True, False])
 def test_rows_that_were_fixed_before_they_were_learnt(
     config, checkpoint, mesh, records, tmp_path, monkeypatch, caplog, named
@@ -275,6 +277,8 @@ def reformat(records, taken):
         record["source"] = "other"
 
 
+@pytest.mark.slow
+@pytest.mark.main
 @pytest.mark.parametrize("change", [swap, reformat])
 def test_other_bytes_with_the_same_rows(config, checkpoint, mesh, records, tmp_path, monkeypatch, change):
     """What is in which line, and keys that nobody reads, make no difference."""
@@ -371,6 +375,8 @@ def arguments(config, world, tmp_path):
     return [str(part) for name, value in options.items() for part in (f"--{name}", value)]
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_the_same_command_goes_on_after_a_bad_row_was_fixed(config, records, arguments, tmp_path, capsys, monkeypatch):
     """Refused before the first update; broken off by an image in its middle; then nothing else needs to be said."""
     good = json.dumps(records)

@@ -143,6 +143,8 @@ def test_twenty_updates_equal_torch(config, checkpoint, world, mesh, tmp_path, c
     assert compared == len(trained)
 
 
+@pytest.mark.slow
+@pytest.mark.main
 @pytest.mark.parametrize("accumulate", [2, 4, 8])
 def test_accumulation_equals_the_big_batch(config, checkpoint, mesh, tmp_path, accumulate):
     """Rows differ in supervised tokens, so a mean of micro-batch means would not pass."""
@@ -306,6 +308,8 @@ def test_a_resumed_run_has_the_same_bits(config, checkpoint, mesh, tmp_path, mon
         np.testing.assert_array_equal(value, whole[path])
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_what_may_change_and_what_may_not(config, checkpoint, world, mesh, tmp_path, monkeypatch):
     interrupted(config, checkpoint, tmp_path / "run", mesh, monkeypatch, after=5)
     moved = tmp_path / "elsewhere.json"
@@ -349,6 +353,8 @@ def poisoned(tensors):
     return {**tensors, name: Changed(tensors[name])}
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_divergence_stops_without_harm(config, checkpoint, mesh, tmp_path):
     """A rate of 1e30: the first update is finite, the second's loss is not."""
     wild = dataclasses.replace(config, learning_rate=1e30, warmup_ratio=0.0, save_every=1)
@@ -362,6 +368,8 @@ def test_divergence_stops_without_harm(config, checkpoint, mesh, tmp_path):
     assert all(np.isfinite(value).all() for value in weights(tmp_path).values())
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_an_update_that_is_not_finite_changes_nothing(config, checkpoint, mesh):
     trained = trained_paths(PATHS, config.freeze)
     model = load_llava(checkpoint, mesh=mesh, dtype=jnp.float32, master=trained.__contains__)
@@ -385,6 +393,8 @@ def test_an_update_that_is_not_finite_changes_nothing(config, checkpoint, mesh):
     assert step._cache_size() == 1  # the state comes back as it went in: nothing is compiled twice
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_bfloat16(config, checkpoint, mesh, tmp_path):
     """The loss falls as in float32; trained weights and optimiser stay float32, frozen ones are bfloat16."""
     for dtype in (jnp.float32, jnp.bfloat16):
@@ -395,6 +405,8 @@ def test_bfloat16(config, checkpoint, mesh, tmp_path):
     assert all(value.dtype == np.float32 for value in weights(tmp_path / "bfloat16").values())
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_text_only_data(config, checkpoint, mesh, tmp_path):
     records = [record for record in json.loads(config.data.read_text()) if "image" not in record]
     data = tmp_path / "text.json"

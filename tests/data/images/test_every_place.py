@@ -69,6 +69,8 @@ class Sizes:
             yield [Verdict(item.image, i, self.name, (signal,)) for i in range(len(item.texts))]
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_sampling_and_scoring_write_the_same_records(world, mesh, tmp_path):
     checkpoint = open_checkpoint(world / "model")
     drawn = SamplingConfig(num_candidates=2, max_new_tokens=8, batch_size=2)
