@@ -4,7 +4,6 @@
 """
 
 import dataclasses
-import hashlib
 import json
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 
 import fsspec
 
+from vigor_jax import fingerprint
 from vigor_jax.disk import naming
 from vigor_jax.errors import InputError
 
@@ -23,7 +23,7 @@ class StageInputs:
 
     Attributes:
       name: of the stage.
-      settings: option → value, all that decide on its result; made by `settings_of`.
+      settings: option → value, all that decide on its result; made by `fingerprint.of`.
       after: names of the stages whose results it reads.
       outputs: files and folders that it writes, local or remote.
     """
@@ -32,20 +32,6 @@ class StageInputs:
     settings: Mapping[str, Any]
     after: tuple[str, ...]
     outputs: tuple[str | Path, ...]
-
-
-def settings_of(section: str, config: Any, without: Collection[str] = ()) -> dict[str, Any]:
-    """The fields of a config dataclass as `section.field` → JSON value, those of dataclasses in it as well."""
-    settings: dict[str, Any] = {}
-    for field in dataclasses.fields(config):
-        key, value = f"{section}.{field.name}", getattr(config, field.name)
-        if field.name in without:
-            continue
-        if dataclasses.is_dataclass(value):
-            settings |= settings_of(key, value, without)
-        else:
-            settings[key] = json.loads(json.dumps(value, default=str))
-    return settings
 
 
 class RunManifest:
@@ -65,7 +51,7 @@ class RunManifest:
         for stage in stages:
             after = {name: self._marks[name] for name in stage.after}
             entry = self._today[stage.name] = {"settings": dict(stage.settings), "after": after}
-            self._marks[stage.name] = hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
+            self._marks[stage.name] = fingerprint.digest(entry)
 
     @property
     def stages(self) -> tuple[StageInputs, ...]:
@@ -139,11 +125,9 @@ class RunManifest:
 
     def _changes(self, stale: Iterable[str]) -> list[str]:
         begun = self._read()
-        found = []
+        found: list[str] = []
         for name in stale:
-            before, now = begun[name]["settings"], self._today[name]["settings"]
-            keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
-            found += [f"{key} {_short(before.get(key))}, which is now {_short(now.get(key))}" for key in keys]
+            found += map(str, fingerprint.differences(begun[name]["settings"], self._today[name]["settings"]))
         return list(dict.fromkeys(found))
 
     def _read(self) -> dict[str, Any]:
@@ -171,8 +155,3 @@ def _remove(output: str | Path) -> None:
     system, path = fsspec.core.url_to_fs(str(output))
     if system.exists(path):
         system.rm(path, recursive=True)
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -3,16 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+from vigor_jax import fingerprint
 from vigor_jax.config import TrainConfig
 from vigor_jax.data.records.checksum import SUFFIX
 from vigor_jax.data.records.store import join
 from vigor_jax.hf.load import Checkpoint, open_checkpoint
-from vigor_jax.inference.decoder import NOT_IN_RESULTS
-from vigor_jax.pipeline.manifest import StageInputs, settings_of
-from vigor_jax.rewards.detection import NOT_IN_VERDICTS
-from vigor_jax.rewards.reward_model import NOT_IN_DIGEST
+from vigor_jax.pipeline.manifest import StageInputs
 from vigor_jax.stages.score import stream_class
-from vigor_jax.stages.sft import NOT_IN_FINGERPRINT, file_digest
+from vigor_jax.stages.sft import file_digest
 from vigor_jax.training.resumption import places_file
 
 # Names below the run directory.
@@ -48,7 +46,7 @@ def stage_inputs(config: TrainConfig, checkpoint: Checkpoint) -> list[StageInput
         StageInputs(
             "sample",
             # The images are told apart by the candidates' own metadata, which can say which are gone.
-            model | settings_of("sample", config.sample, ("images", *NOT_IN_RESULTS)),
+            model | fingerprint.of(config.sample, "sample"),
             (),
             (join(records, "candidates"),),
         ),
@@ -62,14 +60,14 @@ def stage_inputs(config: TrainConfig, checkpoint: Checkpoint) -> list[StageInput
     selected = tuple(join(records, name) for name in written)
     return [
         *stages,
-        StageInputs("select", settings_of("select", config.select), ("sample", *scores), selected),
+        StageInputs("select", fingerprint.of(config.select, "select"), ("sample", *scores), selected),
         StageInputs(
             "sft",
             model | _training("sft", config.sft, config.sft.data),
             () if config.sft.data else ("select",),
             (run_dir / "checkpoints" / "sft", places_file(run_dir, "sft")),
         ),
-        StageInputs("export", settings_of("export", config.export), ("sft",), (run_dir / EXPORT,)),
+        StageInputs("export", fingerprint.of(config.export, "export"), ("sft",), (run_dir / EXPORT,)),
         StageInputs("evaluate", _evaluation(config, model), ("export",), (run_dir / EVALUATION,)),
     ]
 
@@ -81,24 +79,24 @@ def score_name(spec: str) -> str:
 
 def _training(section: str, settings: Any, data: Path | None) -> dict[str, Any]:
     content = {f"{section}.data": file_digest(data)} if data and data.is_file() else {}
-    return settings_of(section, settings, NOT_IN_FINGERPRINT) | content
+    return fingerprint.of(settings, section) | content
 
 
 def _evaluation(config: TrainConfig, model: dict[str, Any]) -> dict[str, Any]:
     asked = config.evaluate
     files = [path for path in (*asked.objects, asked.synonyms, *asked.pope) if path and path.is_file()]
     content = {"evaluate.files": [file_digest(path) for path in files]}
-    return model | settings_of("evaluate", asked, NOT_IN_RESULTS) | content
+    return model | fingerprint.of(asked, "evaluate") | content
 
 
 def _scoring(spec: str, config: TrainConfig) -> dict[str, Any]:
     if spec == "detector":
-        return settings_of("detection", config.detection, NOT_IN_VERDICTS)
+        return fingerprint.of(config.detection, "detection")
     if spec == "reward_model":
         given = config.score.reward_model
         judge = open_checkpoint(given, config.model.vision_tower) if given else None
         weights, tokenizer = (judge.digest(), judge.tokenizer.digest()) if judge else (None, None)
-        settings = settings_of("reward_model", config.reward_model, NOT_IN_DIGEST)
+        settings = fingerprint.of(config.reward_model, "reward_model")
         judge_of = {"score.reward_model": weights, "score.reward_model.tokenizer": tokenizer}
         return settings | judge_of | {"model.dtype": config.model.dtype}
     return {}

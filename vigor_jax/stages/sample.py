@@ -14,6 +14,7 @@ import jax
 from jax.sharding import Mesh
 from tqdm import tqdm
 
+from vigor_jax import fingerprint
 from vigor_jax.data.images.preprocessing import load_image, preprocess
 from vigor_jax.data.images.store import Images, open_images
 from vigor_jax.data.records.store import join, part_count, part_metadata, parts_done, read_batches, write_part
@@ -47,7 +48,7 @@ class SampleConfig:
       sampling: how candidates are drawn.
     """
 
-    images: str | None = None
+    images: str | None = fingerprint.place(None)
     prompts: tuple[str, ...] = ("Describe this image in detail.",)
     template: str = "v1"
     images_per_part: int = 256

@@ -21,6 +21,7 @@ from vigor_jax.data.records.blocks import Block, Mentions, num_words, read_block
 from vigor_jax.data.records.checksum import write_checksum
 from vigor_jax.data.records.seal import Seal
 from vigor_jax.errors import InputError
+from vigor_jax.fingerprint import differences
 from vigor_jax.records import DecidedBy, Dropped, Selection, Signal, Span, Target, Verdict
 from vigor_jax.rewards.content import has_words
 from vigor_jax.rewards.fusion import Choice, FusionConfig, Moments, Scale, choose, per_unit
@@ -182,10 +183,10 @@ def _check_settings(folder: str, metadata: Mapping[str, str]) -> dict[int, Seal]
     """The seals of the parts of a folder, which were made with these settings."""
     found, seals = store.inspect_parts(folder)
     if found and found != metadata:
-        key = min(key for key in {**found, **metadata} if found.get(key) != metadata.get(key))
+        then, now = ({key: json.loads(value) for key, value in each.items()} for each in (found, metadata))
         raise InputError(
-            f"{folder}: has parts whose {key} was {found.get(key)}, and now it is {metadata.get(key)}; go back to "
-            "that, choose another run.dir, or give --run.overwrite true to make them again"
+            f"{folder} was made with {next(differences(then, now))}; go back to that, choose another run.dir, or give "
+            "--run.overwrite true to make it again"
         )
     return seals
 

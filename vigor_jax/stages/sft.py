@@ -26,6 +26,7 @@ from vigor_jax.data.batches.places import row_keys
 from vigor_jax.data.batches.trainable import Encoder, usable_examples
 from vigor_jax.data.text.conversation import TEMPLATES
 from vigor_jax.errors import InputError
+from vigor_jax.fingerprint import of
 from vigor_jax.hf.load import Checkpoint, load_llava
 from vigor_jax.models.llava import LlavaConfig, abstract_llava, param_paths
 from vigor_jax.parallel.processes import is_first, same_everywhere, together
@@ -51,24 +52,6 @@ from vigor_jax.training.train_step import (
 )
 
 logger = logging.getLogger(__name__)
-
-# May change between a run and its continuation: where things are, how a batch is computed, how often is saved.
-NOT_IN_FINGERPRINT = frozenset(
-    (
-        "data",
-        "annotations",
-        "images",
-        "skip_bad",
-        "accumulate",
-        "pack",
-        "bucket",
-        "remat",
-        "loss_chunk",
-        "save_every",
-        "keep",
-        "log_every",
-    )
-)
 
 
 class TrainingDiverged(RuntimeError):  # noqa: N818 (what happened, as in KeyboardInterrupt)
@@ -162,9 +145,7 @@ def fine_tune(
     """
     trained = trained_paths(param_paths(nnx.state(abstract_llava(checkpoint.config))).keys(), config.freeze)
     fingerprint = _fingerprint(config, checkpoint, data, dtype)
-    places = ("data", "annotations", "images")
-    settings = {key: value for key, value in dataclasses.asdict(config).items() if key not in places}
-    same_everywhere(settings | fingerprint)
+    same_everywhere(of(config, with_neutral=True) | fingerprint)
     directory = run_dir / "checkpoints" / name
     with Checkpoints(directory, keep=config.keep) as checkpoints, jax.set_mesh(mesh):
         start = checkpoints.latest_step() or 0
@@ -285,13 +266,12 @@ def file_digest(path: Path) -> str:
 
 def _fingerprint(config: SftConfig, checkpoint: Checkpoint, data: dict[str, Any], dtype: Any) -> dict[str, Any]:
     """All that decides the numbers of a run, as JSON values."""
-    settings = dataclasses.asdict(config)
     return {
         "model": dataclasses.asdict(checkpoint.config),
         "dtype": jnp.dtype(dtype).name,
         "tokenizer": checkpoint.tokenizer.digest(),
         "preprocessing": dataclasses.asdict(checkpoint.preprocessing),
-        **{name: value for name, value in settings.items() if name not in NOT_IN_FINGERPRINT},
+        **of(config),
         "data": data,
     }
 

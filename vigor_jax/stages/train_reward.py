@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
+from vigor_jax import fingerprint
 from vigor_jax.data.batches.places import row_keys
 from vigor_jax.data.batches.tree_batches import TreeLoader, TreeRows
 from vigor_jax.data.batches.tree_sequences import QUESTIONS, Description, Per, TreeEncoder, TreeSequence, answer, asked
@@ -65,7 +66,7 @@ class TrainRewardConfig(SftConfig):
       question: what is asked; "" for the paper's words.
     """
 
-    annotations: Path | None = None
+    annotations: Path | None = fingerprint.place(None)
     epochs: int = 5
     held_out: float = 0.05
     form: Literal["branches", "separate"] = "branches"
