@@ -1,16 +1,13 @@
 """What a change of settings makes stale, and what is removed then."""
 
-import dataclasses
 import itertools
 import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from vigor_jax.errors import InputError
-from vigor_jax.pipeline.manifest import RunManifest, StageInputs, settings_of
+from vigor_jax.pipeline.manifest import RunManifest, StageInputs
 
 AFTER = {"sample": (), "score": ("sample",), "train": (), "select": ("sample", "score", "train"), "sft": ("select",)}
 
@@ -93,31 +90,6 @@ def test_a_damaged_file_is_named(run_dir):
     (run_dir / "stages.json").write_text("{")
     with pytest.raises(InputError, match=r"stages\.json is damaged"):
         manifest(run_dir).stale()
-
-
-@dataclasses.dataclass(frozen=True)
-class Inner:
-    depth: int = 1
-    folder: Path | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Outer:
-    name: str = "a"
-    many: tuple[int, ...] = (1, 2)
-    inner: Inner = dataclasses.field(default_factory=Inner)
-
-
-def test_settings_are_flat_json():
-    config = Outer(inner=Inner(folder=Path("x")))
-    assert settings_of("s", config) == {"s.name": "a", "s.many": [1, 2], "s.inner.depth": 1, "s.inner.folder": "x"}
-    assert settings_of("s", config, ("many", "folder")) == {"s.name": "a", "s.inner.depth": 1}
-
-
-@given(st.text(), st.lists(st.integers()), st.integers())
-def test_settings_survive_the_file(name, many, depth):
-    settings = settings_of("s", Outer(name, tuple(many), Inner(depth)))
-    assert json.loads(json.dumps(settings)) == settings
 
 
 def test_a_setting_may_be_left_to_its_stage_until_another_was_begun_after_it(tmp_path):

@@ -257,7 +257,7 @@ def test_a_finished_run_is_left_alone(config, checkpoint, mesh, tmp_path, monkey
     monkeypatch.setattr(sft_module, "load_llava", None)  # it does not come to reading the weights
     assert sft(config, checkpoint, tmp_path, mesh, dtype=jnp.float32) == directory
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == files
-    with pytest.raises(InputError, match=r"10 was made with learning_rate 0\.002, but this run has 0\.001"):
+    with pytest.raises(InputError, match=r"10 was made with learning_rate 0\.002, which is now 0\.001"):
         sft(dataclasses.replace(config, learning_rate=1e-3), checkpoint, tmp_path, mesh, dtype=jnp.float32)
 
 
@@ -324,7 +324,7 @@ def test_what_may_change_and_what_may_not(config, checkpoint, world, mesh, tmp_p
     ):
         with pytest.raises(InputError, match=f"was made with {key}"):
             sft(dataclasses.replace(config, **change), checkpoint, tmp_path / "run", mesh, dtype=jnp.float32)
-    with pytest.raises(InputError, match='was made with dtype "float32", but this run has "bfloat16"'):
+    with pytest.raises(InputError, match='was made with dtype "float32", which is now "bfloat16"'):
         sft(config, checkpoint, tmp_path / "run", mesh, dtype=jnp.bfloat16)
     stranger = open_checkpoint(make_world(tmp_path / "stranger", examples=1) / "model")
     stranger = dataclasses.replace(checkpoint, directory=tmp_path / "other model", tensors=poisoned(stranger.tensors))
