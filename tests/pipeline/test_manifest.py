@@ -7,14 +7,15 @@ from pathlib import Path
 import pytest
 
 from vigor_jax.errors import InputError
-from vigor_jax.pipeline.manifest import RunManifest, StageInputs
+from vigor_jax.pipeline.manifest import RunManifest
+from vigor_jax.stages.stage import Result
 
 AFTER = {"sample": (), "score": ("sample",), "train": (), "select": ("sample", "score", "train"), "sft": ("select",)}
 
 
 def manifest(run_dir: Path, **settings: int) -> RunManifest:
     stages = [
-        StageInputs(name, {f"{name}.x": settings.get(name, 0)}, after, (run_dir / name, run_dir / f"{name}.json"))
+        Result(name, {f"{name}.x": settings.get(name, 0)}, after, (run_dir / name, run_dir / f"{name}.json"))
         for name, after in AFTER.items()
     ]
     return RunManifest(run_dir, stages)
@@ -76,7 +77,7 @@ def test_remove_takes_outputs_and_entries_of_the_stale_only(run_dir):
 
 
 def test_a_stage_that_no_longer_feeds_one_makes_it_stale(run_dir):
-    stages = [StageInputs("sample", {"sample.x": 0}, (), ()), StageInputs("select", {"select.x": 0}, ("sample",), ())]
+    stages = [Result("sample", {"sample.x": 0}, (), ()), Result("select", {"select.x": 0}, ("sample",), ())]
     with pytest.raises(InputError, match="made with other stages; this makes select stale"):
         RunManifest(run_dir, stages).check(("select",), overwrite=False)
 

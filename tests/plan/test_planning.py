@@ -21,11 +21,11 @@ from vigor_jax.parallel.sharding import MeshConfig
 from vigor_jax.pipeline.run import Run
 from vigor_jax.plan.estimate import Estimate, estimate
 from vigor_jax.plan.hardware import GIB, Topology
-from vigor_jax.plan.planning import Plan, plan
-from vigor_jax.plan.programs import Program, Sizes, model_config, programs
-from vigor_jax.plan.recipe import Work, recipe
+from vigor_jax.plan.planning import Plan, model_config, plan, programs
+from vigor_jax.plan.recipe import recipe
 from vigor_jax.rewards.reward_model import RewardModelConfig
 from vigor_jax.stages import sft as sft_module
+from vigor_jax.stages.programs import Program, Sizes, Work
 from vigor_jax.stages.sample import SampleConfig
 from vigor_jax.stages.score import ScoreConfig
 from vigor_jax.stages.train_reward import TrainRewardConfig
@@ -67,13 +67,9 @@ def config(world):
 def found(config):
     model = model_config(config.model.path)
     return {
-        (program.stage, program.name): (program, estimate(program, model, stage_config(config, program), CHIP, 1))
+        (program.stage, program.name): (program, estimate(program, CHIP, 1))
         for program in programs(config, model, jax.devices()[:1], SIZES)
     }
-
-
-def stage_config(config, program):
-    return {"sft": config.sft, "train_reward": config.train_reward}.get(program.stage)
 
 
 def test_every_device_step_is_there(found):
@@ -111,9 +107,7 @@ def test_weights_in_8_bits_take_less(found, config):
     model = model_config(config.model.path)
     sample, run = dataclasses.replace(config.sample, int8=True), dataclasses.replace(config.run, stages=("sample",))
     small = dataclasses.replace(config, sample=sample, run=run)
-    _, decode = (
-        estimate(program, model, None, CHIP, 1) for program in programs(small, model, jax.devices()[:1], SIZES)
-    )
+    _, decode = (estimate(program, CHIP, 1) for program in programs(small, model, jax.devices()[:1], SIZES))
     text = model.text
     kernels = text.num_layers * (
         text.hidden_size * text.head_dim * 2 * (text.num_heads + text.num_kv_heads)
@@ -129,9 +123,7 @@ def test_rings_that_grow_are_there_twice(config):
     run = dataclasses.replace(config.run, stages=("sample",))
     longer = dataclasses.replace(config, run=run, sample=dataclasses.replace(config.sample, sampling=sampling))
     sizes = dataclasses.replace(SIZES, response=192)
-    _, decode, growth = (
-        estimate(program, model, None, CHIP, 1) for program in programs(longer, model, jax.devices()[:1], sizes)
-    )
+    _, decode, growth = (estimate(program, CHIP, 1) for program in programs(longer, model, jax.devices()[:1], sizes))
     text = model.text
     token = 2 * text.num_layers * 12 * text.num_kv_heads * text.head_dim * 4
     shorter = 96 * token + token  # and the latest
@@ -281,8 +273,8 @@ def test_a_compiler_that_refuses_tells_how_much_is_missing(config, message, size
         def compile(self):
             raise jax.errors.JaxRuntimeError(message)
 
-    program = Program("sft", "update", Refused, 3 * GIB, 4, 64)
-    found = estimate(program, model_config(config.model.path), config.sft, CHIP, 4)
+    program = Program("sft", "update", Refused, 0.0, 3 * GIB, 4, 64)
+    found = estimate(program, CHIP, 4)
     assert (found.arguments, found.temporaries, found.peak) == tuple(size * GIB for size in sizes)
     assert not found.fits
 
@@ -293,7 +285,7 @@ def test_other_failures_are_not_hidden(config):
             raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
     with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
-        estimate(Program("sft", "update", Broken, GIB, 4, 64), model_config(config.model.path), config.sft, CHIP, 4)
+        estimate(Program("sft", "update", Broken, 0.0, GIB, 4, 64), CHIP, 4)
 
 
 def test_recipe(config):

@@ -3,7 +3,6 @@
 `stages.json` has an entry for each stage that was begun: its settings, and fingerprints of the stages that it reads.
 """
 
-import dataclasses
 import json
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -15,23 +14,7 @@ import fsspec
 from vigor_jax import fingerprint
 from vigor_jax.disk import naming
 from vigor_jax.errors import InputError
-
-
-@dataclasses.dataclass(frozen=True)
-class StageInputs:
-    """What a stage's result depends on, and where it is.
-
-    Attributes:
-      name: of the stage.
-      settings: option → value, all that decide on its result; made by `fingerprint.of`.
-      after: names of the stages whose results it reads.
-      outputs: files and folders that it writes, local or remote.
-    """
-
-    name: str
-    settings: Mapping[str, Any]
-    after: tuple[str, ...]
-    outputs: tuple[str | Path, ...]
+from vigor_jax.stages.stage import Result
 
 
 class RunManifest:
@@ -39,24 +22,24 @@ class RunManifest:
 
     Args:
       run_dir: the run directory.
-      stages: all stages that a run may have, each after those that it reads, whether they are to be run now or not.
+      results: all that a run may make, each after those that it is made of, whether they are to be made now or not.
     """
 
-    def __init__(self, run_dir: Path, stages: Sequence[StageInputs]) -> None:
+    def __init__(self, run_dir: Path, results: Sequence[Result]) -> None:
         self._path = run_dir / "stages.json"
-        self._stages = {stage.name: stage for stage in stages}
+        self._results = {result.name: result for result in results}
         self._today: dict[str, dict[str, Any]] = {}
         self._left: dict[str, str] = {}
         self._marks: dict[str, str] = {}
-        for stage in stages:
-            after = {name: self._marks[name] for name in stage.after}
-            entry = self._today[stage.name] = {"settings": dict(stage.settings), "after": after}
-            self._marks[stage.name] = fingerprint.digest(entry)
+        for result in results:
+            after = {name: self._marks[name] for name in result.after}
+            entry = self._today[result.name] = {"settings": dict(result.settings), "after": after}
+            self._marks[result.name] = fingerprint.digest(entry)
 
     @property
-    def stages(self) -> tuple[StageInputs, ...]:
-        """All stages, each after those that it reads."""
-        return tuple(self._stages.values())
+    def results(self) -> tuple[Result, ...]:
+        """All results, each after those that it is made of."""
+        return tuple(self._results.values())
 
     def mark(self, name: str) -> str:
         """Names the settings of today that a stage's result depends on, those of the stages before it included."""
@@ -105,7 +88,7 @@ class RunManifest:
     def after(self, name: str) -> list[str]:
         """A stage and all that were made of its results."""
         found = [name]
-        for stage in self._stages.values():
+        for stage in self._results.values():
             if stage.name not in found and set(stage.after) & set(found):
                 found.append(stage.name)
         return found
@@ -113,8 +96,8 @@ class RunManifest:
     def remove(self, names: Iterable[str]) -> None:
         """Removes what stages left; the last first, so that a kill leaves nothing younger than what it is made of."""
         begun = self._read()
-        for name in reversed([name for name in self._stages if name in set(names)]):
-            for output in self._stages[name].outputs:
+        for name in reversed([name for name in self._results if name in set(names)]):
+            for output in self._results[name].outputs:
                 _remove(output)
             begun.pop(name, None)
             self._write(begun)

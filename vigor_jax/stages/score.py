@@ -4,24 +4,55 @@ import dataclasses
 import importlib
 import itertools
 import logging
+import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
+from vigor_jax import fingerprint
+from vigor_jax.data.batches.tree_batches import TreeRows
 from vigor_jax.data.images.store import Images, open_images
-from vigor_jax.data.records.store import count_parts, has_part, join, part_metadata, part_seal, read_part, write_part
+from vigor_jax.data.records.store import (
+    count_parts,
+    has_part,
+    join,
+    part_count,
+    part_metadata,
+    part_seal,
+    parts_done,
+    read_part,
+    write_part,
+)
 from vigor_jax.errors import InputError
+from vigor_jax.hf.load import load_llava, open_checkpoint
+from vigor_jax.inference.tree_attention import answer_places
+from vigor_jax.json_fields import Fields
+from vigor_jax.models.layers import stacks_inference
+from vigor_jax.parallel.sharding import round_up_batch
 from vigor_jax.records import Candidate, ScoreItem, Verdict
-from vigor_jax.rewards.detection import DetectorStream
-from vigor_jax.rewards.reward_model import RewardModel
+from vigor_jax.rewards.detection import DetectionConfig, DetectorStream
+from vigor_jax.rewards.reward_model import RewardModel, RewardModelConfig
 from vigor_jax.rewards.stream import RewardStream
+from vigor_jax.stages.export import PROVENANCE
+from vigor_jax.stages.programs import Cost, Program, Target, Work, bytes_held, for_inference, tree_rows
+from vigor_jax.stages.stage import REWARD_MODEL, Progress, Result, RunContext, Stage
+from vigor_jax.training.flops import forward_flops
 
 logger = logging.getLogger(__name__)
+
+# Seconds that a detector has to say who it is, where nothing else is wanted from it.
+GREETING_TIMEOUT = 10.0
 
 OWN: dict[str, type[RewardStream]] = {stream.name: stream for stream in (DetectorStream, RewardModel)}
 
@@ -226,3 +257,185 @@ def read_items(candidates: Iterable[Candidate], images: Images) -> Iterator[Scor
         if image not in images:
             raise InputError(f"score: {images.file(image)} has candidates and is gone; put it back, or sample again")
         yield ScoreItem(image, images.file(image), prompt, tuple(record.text for record in group))
+
+
+class ScoreStage(Stage):
+    """Candidates → verdicts of every stream, a result each.
+
+    Args:
+      config: who judges.
+      detection: the detector, if it does.
+      reward_model: how the reward model judges, if it does.
+      images: where the images are.
+    """
+
+    name = "score"
+
+    def __init__(
+        self, config: ScoreConfig, detection: DetectionConfig, reward_model: RewardModelConfig, images: str | None
+    ) -> None:
+        self._config, self._detection, self._reward_model, self._images = config, detection, reward_model, images
+        self.streams = {stream_class(spec).name: result_name(spec) for spec in config.streams}
+        self._names = {spec: stream_class(spec).name for spec in config.streams}
+        self._judges: dict[str, RewardStream] = {}
+        self._opened = ExitStack()
+
+    def results(self, context: RunContext) -> list[Result]:
+        found = []
+        for spec, name in self._names.items():
+            is_own = spec == "reward_model" and self._config.reward_model is None
+            after = ("sample", "train_reward") if is_own else ("sample",)
+            folder = join(context.records, "verdicts", name)
+            found.append(Result(result_name(spec), self._settings(spec, context), after, (folder,)))
+        return found
+
+    def run(self, context: RunContext, progress: Progress) -> None:
+        for spec, name in self._names.items():
+            if self._is_scored(spec, context):
+                self._greet(spec, context, progress)
+                logger.info("score: all verdicts of %s are there", name)
+            else:
+                score(
+                    self._judge(spec, context, progress),
+                    context.records,
+                    self._image_place(),
+                    together=spec == "reward_model",
+                    made_with=progress.mark(result_name(spec)),
+                    **context.share,
+                )
+        self._judges.clear()
+        self.close()  # the sidecar's memory is wanted elsewhere
+
+    @contextmanager
+    def ahead(self, context: RunContext, progress: Progress) -> Iterator[Callable[[int, int], None]]:
+        """Lets the streams that need no accelerator judge parts of candidates while others are sampled.
+
+        Yields what takes (index, count) of a complete part.
+        """
+        with ExitStack() as judging:
+            followers = []
+            for spec in self._names:
+                if spec != "reward_model" and not self._is_scored(spec, context):
+                    stream, made_with = self._judge(spec, context, progress), progress.mark(result_name(spec))
+                    begun = scoring_ahead(
+                        stream, context.records, self._image_place(), made_with=made_with, **context.share
+                    )
+                    followers.append(judging.enter_context(begun))
+
+            def on_part(index: int, count: int) -> None:
+                for follow in followers:
+                    follow(index, count)
+
+            yield on_part
+
+    def close(self) -> None:
+        self._opened.close()
+
+    def programs(self, target: Target) -> Iterator[Program]:
+        if "reward_model" not in self._config.streams:
+            return
+        config, model, mesh = self._reward_model, target.model, target.inference_mesh
+        rows = round_up_batch(config.batch_size, mesh)
+        length = min(config.max_length, target.sizes.branch_row)
+        judged = tree_rows(model, mesh, rows, length, target.sizes.sentences)
+        graphdef, weights = nnx.split(for_inference(model, target.dtype, mesh))
+
+        def answer(weights: nnx.State, rows: TreeRows, scored: jax.Array, is_answer: jax.Array) -> Any:
+            merged = nnx.merge(graphdef, weights)
+            return answer_places(merged, rows, scored, is_answer, num_tokens=config.answer_tokens, eos_id=2)
+
+        def lower() -> Any:
+            whole = NamedSharding(mesh, P())
+            scored = jax.ShapeDtypeStruct((2,), jnp.int32, sharding=whole)
+            is_answer = jax.ShapeDtypeStruct((model.text.vocab_size,), jnp.bool_, sharding=whole)
+            with jax.set_mesh(mesh):
+                return jax.jit(answer, out_shardings=whole).lower(weights, judged, scored, is_answer)
+
+        flops = forward_flops(model, rows=rows, tokens=rows * length, images=rows)
+        yield Program(self.name, "reward model", lower, flops, bytes_held(weights), rows, length)
+
+    def cost(self, work: Work, programs: Sequence[Cost]) -> tuple[int, float]:
+        calls = math.ceil(work.images / programs[0].rows)
+        return calls, calls * programs[0].seconds
+
+    def _settings(self, spec: str, context: RunContext) -> dict[str, Any]:
+        if spec == "detector":
+            return fingerprint.of(self._detection, "detection")
+        if spec != "reward_model":
+            return {}
+        given = self._config.reward_model
+        judge = open_checkpoint(given, context.model.vision_tower) if given else None
+        weights, tokenizer = (judge.digest(), judge.tokenizer.digest()) if judge else (None, None)
+        judge_of = {"score.reward_model": weights, "score.reward_model.tokenizer": tokenizer}
+        return fingerprint.of(self._reward_model, "reward_model") | judge_of | {"model.dtype": context.dtype}
+
+    def _judge(self, spec: str, context: RunContext, progress: Progress) -> RewardStream:
+        """The stream, opened; its verdicts on disk, if any, were made by the same."""
+        if spec not in self._judges:
+            stream = self._open_reward_model(context) if spec == "reward_model" else self._enter(spec)
+            self._check_digest(spec, stream, context, progress)
+            progress.begin(result_name(spec))
+            self._judges[spec] = stream
+        return self._judges[spec]
+
+    def _enter(self, spec: str) -> RewardStream:
+        stream: Any = DetectorStream(self._detection) if spec == "detector" else stream_class(spec)()
+        return self._opened.enter_context(stream) if isinstance(stream, AbstractContextManager) else stream
+
+    def _open_reward_model(self, context: RunContext) -> RewardModel:
+        directory = self._config.reward_model or context.dir / REWARD_MODEL
+        if not directory.is_dir():
+            raise InputError(
+                f"score: there is no reward model in {directory}; run the stage train_reward, or give "
+                "score.reward_model"
+            )
+        checkpoint, mesh = open_checkpoint(directory, context.model.vision_tower), context.inference_mesh
+        if (directory / PROVENANCE).exists():
+            training = Fields.read(directory / PROVENANCE).object("training")
+            check_same_question(self._reward_model, training.values if training else {}, str(directory))
+        model = load_llava(checkpoint, mesh=mesh, dtype=context.dtype, scan=stacks_inference())
+        tokenizer, preprocessing, digest = checkpoint.tokenizer, checkpoint.preprocessing, checkpoint.digest()
+        return RewardModel(model, tokenizer, preprocessing, self._reward_model, mesh, weights_digest=digest)
+
+    def _is_scored(self, spec: str, context: RunContext) -> bool:
+        count = part_count(join(context.records, "candidates"))
+        folder = join(context.records, "verdicts", self._names[spec])
+        return count is not None and len(parts_done(folder, count)) == count
+
+    def _greet(self, spec: str, context: RunContext, progress: Progress) -> None:
+        """Asks the detector whether it is the one that the verdicts are of; it need not be there any more."""
+        if spec != "detector":
+            return
+        stream = DetectorStream(dataclasses.replace(self._detection, connect_timeout=GREETING_TIMEOUT))
+        try:
+            self._opened.enter_context(stream)
+        except InputError as error:
+            logger.warning("score: all verdicts of the detector are there; who made them is not asked (%s)", error)
+        else:
+            self._check_digest(spec, stream, context, progress)
+
+    def _check_digest(self, spec: str, stream: RewardStream, context: RunContext, progress: Progress) -> None:
+        if what := check_digest(stream, context.records):
+            progress.make_again(result_name(spec), what)
+
+    def _image_place(self) -> str:
+        if self._images is None:
+            raise InputError("sample.images is not given; name the folder of images")
+        return self._images
+
+
+def result_name(spec: str) -> str:
+    """What scoring by one stream is called among the results."""
+    return f"score.{spec}"
+
+
+def check_same_question(config: RewardModelConfig, training: Mapping[str, Any], who: str) -> None:
+    """A reward model is asked what it has learned to answer.
+
+    Raises:
+      InputError: it was trained to answer another question.
+    """
+    for key in ("per", "question", "template"):
+        learnt, asked = training.get(key, getattr(config, key)), getattr(config, key)
+        if learnt != asked:
+            raise InputError(f"reward_model.{key} is {asked!r}, and {who} has {learnt!r}; make them the same")

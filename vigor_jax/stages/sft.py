@@ -11,19 +11,22 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import fsspec
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from vigor_jax.data.batches.loader import Batch, Loader
+from vigor_jax.data.batches.loader import Batch, Loader, Rows
 from vigor_jax.data.batches.places import row_keys
 from vigor_jax.data.batches.trainable import Encoder, usable_examples
+from vigor_jax.data.records.checksum import check_checksum, file_digest
+from vigor_jax.data.records.store import join
 from vigor_jax.data.text.conversation import TEMPLATES
 from vigor_jax.errors import InputError
 from vigor_jax.fingerprint import of
@@ -31,11 +34,13 @@ from vigor_jax.hf.load import Checkpoint, load_llava
 from vigor_jax.models.llava import LlavaConfig, abstract_llava, param_paths
 from vigor_jax.parallel.processes import is_first, same_everywhere, together
 from vigor_jax.parallel.sharding import check_batch_divides, local_rows, to_global
+from vigor_jax.stages.programs import Cost, Program, Target, Work, array, update, update_flops
+from vigor_jax.stages.stage import TARGETS, Progress, Result, RunContext, Stage
 from vigor_jax.training.checkpoint import Checkpoints
 from vigor_jax.training.flops import peak_flops, train_flops
 from vigor_jax.training.log import TrainingLog
 from vigor_jax.training.preemption import Preemption
-from vigor_jax.training.resumption import Data, hold_places
+from vigor_jax.training.resumption import Data, hold_places, places_file
 from vigor_jax.training.train_step import (
     Loss,
     Metrics,
@@ -43,6 +48,7 @@ from vigor_jax.training.train_step import (
     TrainState,
     Weights,
     abstract_state,
+    conversation_loss,
     init_state,
     learning_rate,
     make_optimizer,
@@ -258,12 +264,6 @@ def _loader(
     )
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _fingerprint(config: SftConfig, checkpoint: Checkpoint, data: dict[str, Any], dtype: Any) -> dict[str, Any]:
     """All that decides the numbers of a run, as JSON values."""
     return {
@@ -331,3 +331,67 @@ def _open_log(
         every=config.log_every,
         peak_flops=peak and peak * mesh.size,
     )
+
+
+class SftStage(Stage):
+    """Targets → checkpoints.
+
+    Args:
+      config: settings; `data` is by default the run's own targets.
+    """
+
+    name = "sft"
+
+    def __init__(self, config: SftConfig) -> None:
+        self._config = config
+
+    def results(self, context: RunContext) -> list[Result]:
+        return [
+            training_result(
+                self.name, self._config, self._config.data, context, () if self._config.data else ("select",)
+            )
+        ]
+
+    def run(self, context: RunContext, progress: Progress) -> None:
+        progress.begin(self.name)
+        config = dataclasses.replace(self._config, data=self._config.data or _own_targets(context))
+        sft(config, context.checkpoint, context.dir, context.training_mesh, dtype=context.dtype)
+
+    def programs(self, target: Target) -> Iterator[Program]:
+        config, model, mesh = self._config, target.model, target.training_mesh
+        check_batch_divides(config.batch_size, mesh, config.accumulate, config.pack)
+        rows, length = config.batch_size // config.pack, min(config.max_length, target.sizes.example) * config.pack
+        edge, ids = model.vision.image_size, array(mesh, (rows, length), jnp.int32)
+        pixels = array(mesh, (rows, config.pack, edge, edge, 3), jnp.uint8)
+        shapes = Rows(ids, ids, pixels, ids, ids) if config.pack > 1 else Rows(ids, ids, pixels)
+        flops = update_flops(config, model, examples=config.batch_size, tokens=rows * length)
+        lower, held = update(config, target, shapes, conversation_loss)
+        yield Program(self.name, "update", lower, flops, held, rows, length)
+
+    def cost(self, work: Work, programs: Sequence[Cost]) -> tuple[int, float]:
+        calls = math.ceil(work.images * self._config.epochs / self._config.batch_size)
+        return calls, calls * programs[0].seconds
+
+
+def training_result(
+    name: str, config: SftConfig, data: Path | None, context: RunContext, after: tuple[str, ...], *more: Path
+) -> Result:
+    """What a stage of training makes: its checkpoints, which continue where they can when `data` has changed."""
+    content = {f"{name}.data": file_digest(data)} if data and data.is_file() else {}
+    outputs = (context.dir / "checkpoints" / name, *more, places_file(context.dir, name))
+    settings = context.model_settings | of(config, name) | content
+    return Result(name, settings, after, outputs, judges_itself=f"{name}.data")
+
+
+def _own_targets(context: RunContext) -> Path:
+    """The run's own targets, as a local file."""
+    path = join(context.records, TARGETS)
+    system, inside = fsspec.core.url_to_fs(path)
+    if not system.exists(inside):
+        raise InputError(f"sft: there is no {path}; run the stage select, or give sft.data")
+    check_checksum(path, stage="select")
+    if context.records == str(context.dir):
+        return context.dir / TARGETS
+    local = context.dir / f"targets-{jax.process_index()}.json"
+    system.get_file(inside, str(local))
+    return local
