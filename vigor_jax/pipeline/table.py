@@ -26,9 +26,9 @@ def make_stages(config: TrainConfig) -> dict[str, Stage]:
     images = config.sample.images
     train_reward = dataclasses.replace(config.train_reward, images=config.train_reward.images or images)
     sft = dataclasses.replace(config.sft, images=config.sft.images or images)
-    if "reward_model" in config.score.streams and not config.score.reward_model and "train_reward" in config.run.stages:
-        check_same_question(config.reward_model, dataclasses.asdict(train_reward), "train_reward")
     score = ScoreStage(config.score, config.detection, config.reward_model, images)
+    if "reward_model" in score.streams and not config.score.reward_model and "train_reward" in config.run.stages:
+        check_same_question(config.reward_model, dataclasses.asdict(train_reward), "train_reward")
     stages = (
         TrainRewardStage(train_reward),
         SampleStage(config.sample, score.ahead if "score" in config.run.stages else _nothing_ahead),

@@ -99,6 +99,7 @@ class RewardModel:
     """
 
     name = "reward_model"
+    uses_devices = True
 
     def __init__(
         self,

@@ -1,7 +1,6 @@
 """Lets reward streams judge candidates: `candidates/` in, `verdicts/STREAM/` out (ViGoR, sections 3.2 and 3.3)."""
 
 import dataclasses
-import importlib
 import itertools
 import logging
 import math
@@ -47,6 +46,7 @@ from vigor_jax.rewards.stream import RewardStream
 from vigor_jax.stages.export import PROVENANCE
 from vigor_jax.stages.programs import Cost, Program, Target, Work, bytes_held, for_inference, tree_rows
 from vigor_jax.stages.stage import REWARD_MODEL, Progress, Result, RunContext, Stage
+from vigor_jax.stages.streams import StreamConfig, as_config, in_order, make_stream, needs, stream_class, uses_devices
 from vigor_jax.training.flops import forward_flops
 
 logger = logging.getLogger(__name__)
@@ -54,45 +54,24 @@ logger = logging.getLogger(__name__)
 # Seconds that a detector has to say who it is, where nothing else is wanted from it.
 GREETING_TIMEOUT = 10.0
 
-OWN: dict[str, type[RewardStream]] = {stream.name: stream for stream in (DetectorStream, RewardModel)}
-
 
 @dataclasses.dataclass(frozen=True)
 class ScoreConfig:
     """Who judges.
 
     Attributes:
-      streams: "detector", "reward_model", or one of your own as `package.module:Class` (docs/rewards.md).
+      streams: "detector", "reward_model", or one of your own: `package.module:Class`, `file.py:Class`, or an object
+        with `path` and `options` (docs/rewards.md).
       reward_model: a reward model that was trained and exported before; by default the one that this run trains.
     """
 
-    streams: tuple[str, ...] = ("detector",)
+    streams: tuple[str | StreamConfig, ...] = ("detector",)
     reward_model: Path | None = None
 
     def __post_init__(self) -> None:
-        for name in self.streams:
-            if name not in OWN and ":" not in name:
-                raise InputError(f"score.streams: expected {', '.join(OWN)} or package.module:Class, got {name!r}")
-        if len(set(self.streams)) < len(self.streams):
-            raise InputError(f"score.streams: expected each stream once, got {', '.join(self.streams)}")
-
-
-def stream_class(spec: str) -> type[RewardStream]:
-    """What an entry of `score.streams` names.
-
-    Raises:
-      InputError: there is no such module, or nothing in it of that name that judges.
-    """
-    if spec in OWN:
-        return OWN[spec]
-    module, _, name = spec.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"score.streams: {spec} cannot be imported ({error}); is its folder on PYTHONPATH?") from None
-    if not (callable(getattr(found, "judge", None)) and isinstance(getattr(found, "name", None), str)):
-        raise InputError(f"score.streams: {spec} is no reward stream: it needs `name` and `judge`, see docs/rewards.md")
-    return found
+        paths = [as_config(stream).path for stream in self.streams]
+        if len(set(paths)) < len(paths):
+            raise InputError(f"score.streams: expected each stream once, got {', '.join(paths)}")
 
 
 def score(
@@ -104,6 +83,7 @@ def score(
     process_count: int = 1,
     together: bool = False,
     made_with: str = "",
+    needs: Sequence[str] = (),
 ) -> None:
     """Writes the parts of `verdicts/STREAM/` that are not there.
 
@@ -116,6 +96,7 @@ def score(
       together: all processes judge each part together, as a model on the mesh must, and one of them writes it; else
         each judges its own parts.
       made_with: names the settings, for the parts' seals.
+      needs: streams whose verdicts it reads; they are there.
 
     Raises:
       InputError: candidates are missing, an image cannot be read, or there are verdicts of another model.
@@ -140,7 +121,7 @@ def score(
         dynamic_ncols=True,
         disable=process_index != 0,
     ) as bar:
-        for _ in _judge_parts(stream, records, open_images(images), todo, count, writes, made_with):
+        for _ in _judge_parts(stream, records, open_images(images), todo, count, writes, made_with, needs):
             bar.update()
 
 
@@ -223,6 +204,7 @@ def _judge_parts(
     count: int,
     writes: set[int],
     made_with: str,
+    needs: Sequence[str] = (),
 ) -> Iterator[int]:
     """Judges parts in one go, so that the stream reads ahead across their borders; yields each one's index when it
     is done."""
@@ -232,6 +214,8 @@ def _judge_parts(
     def items() -> Iterator[ScoreItem]:
         for index in todo:
             part = list(read_items(read_part(candidates, index, count, Candidate), images))
+            if needs:
+                part = _with_verdicts(part, records, index, count, needs)
             sizes.append(len(part))
             yield from part
 
@@ -245,6 +229,19 @@ def _judge_parts(
             metadata = {"digest": stream.digest}
             write_part(verdicts, index, count, found, Verdict, metadata, made_with=made_with, made_of=made_of)
         yield index
+
+
+def _with_verdicts(
+    items: Sequence[ScoreItem], records: str | Path, index: int, count: int, needs: Sequence[str]
+) -> list[ScoreItem]:
+    """The items of a part, each with the verdicts of other streams on its texts."""
+    verdicts = {name: read_part(join(records, "verdicts", name), index, count, Verdict) for name in needs}
+    return [
+        item._replace(
+            verdicts={name: tuple(itertools.islice(each, len(item.texts))) for name, each in verdicts.items()}
+        )
+        for item in items
+    ]
 
 
 def read_items(candidates: Iterable[Candidate], images: Images) -> Iterator[ScoreItem]:
@@ -275,34 +272,38 @@ class ScoreStage(Stage):
         self, config: ScoreConfig, detection: DetectionConfig, reward_model: RewardModelConfig, images: str | None
     ) -> None:
         self._config, self._detection, self._reward_model, self._images = config, detection, reward_model, images
-        self.streams = {stream_class(spec).name: result_name(spec) for spec in config.streams}
-        self._names = {spec: stream_class(spec).name for spec in config.streams}
+        given = [as_config(stream) for stream in config.streams]
+        self._streams = in_order(given)
+        self.streams = {stream_class(each).name: result_name(each) for each in given}
         self._judges: dict[str, RewardStream] = {}
         self._opened = ExitStack()
 
     def results(self, context: RunContext) -> list[Result]:
         found = []
-        for spec, name in self._names.items():
-            is_own = spec == "reward_model" and self._config.reward_model is None
-            after = ("sample", "train_reward") if is_own else ("sample",)
+        for name, stream in self._streams.items():
+            is_own = name == RewardModel.name and self._config.reward_model is None
+            read = (self.streams[needed] for needed in needs(stream_class(stream)))
+            after = ("sample", *(["train_reward"] if is_own else []), *read)
             folder = join(context.records, "verdicts", name)
-            found.append(Result(result_name(spec), self._settings(spec, context), after, (folder,)))
+            found.append(Result(result_name(stream), self._settings(stream, context), after, (folder,)))
         return found
 
     def run(self, context: RunContext, progress: Progress) -> None:
-        for spec, name in self._names.items():
-            if self._is_scored(spec, context):
-                self._greet(spec, context, progress)
+        for name, stream in self._streams.items():
+            if self._is_scored(name, context):
+                self._greet(name, context, progress)
                 logger.info("score: all verdicts of %s are there", name)
-            else:
-                score(
-                    self._judge(spec, context, progress),
-                    context.records,
-                    self._image_place(),
-                    together=spec == "reward_model",
-                    made_with=progress.mark(result_name(spec)),
-                    **context.share,
-                )
+                continue
+            score(
+                self._judge(name, context, progress),
+                context.records,
+                self._image_place(),
+                together=uses_devices(stream_class(stream)),
+                made_with=progress.mark(result_name(stream)),
+                needs=needs(stream_class(stream)),
+                **context.share,
+            )
+            progress.barrier(name)  # another stream may need all its verdicts
         self._judges.clear()
         self.close()  # the sidecar's memory is wanted elsewhere
 
@@ -314,13 +315,13 @@ class ScoreStage(Stage):
         """
         with ExitStack() as judging:
             followers = []
-            for spec in self._names:
-                if spec != "reward_model" and not self._is_scored(spec, context):
-                    stream, made_with = self._judge(spec, context, progress), progress.mark(result_name(spec))
-                    begun = scoring_ahead(
-                        stream, context.records, self._image_place(), made_with=made_with, **context.share
-                    )
-                    followers.append(judging.enter_context(begun))
+            for name, stream in self._streams.items():
+                found = stream_class(stream)
+                if uses_devices(found) or needs(found) or self._is_scored(name, context):
+                    continue
+                judge, made_with = self._judge(name, context, progress), progress.mark(result_name(stream))
+                begun = scoring_ahead(judge, context.records, self._image_place(), made_with=made_with, **context.share)
+                followers.append(judging.enter_context(begun))
 
             def on_part(index: int, count: int) -> None:
                 for follow in followers:
@@ -332,7 +333,7 @@ class ScoreStage(Stage):
         self._opened.close()
 
     def programs(self, target: Target) -> Iterator[Program]:
-        if "reward_model" not in self._config.streams:
+        if RewardModel.name not in self._streams:
             return
         config, model, mesh = self._reward_model, target.model, target.inference_mesh
         rows = round_up_batch(config.batch_size, mesh)
@@ -358,29 +359,36 @@ class ScoreStage(Stage):
         calls = math.ceil(work.images / programs[0].rows)
         return calls, calls * programs[0].seconds
 
-    def _settings(self, spec: str, context: RunContext) -> dict[str, Any]:
-        if spec == "detector":
+    def _settings(self, stream: StreamConfig, context: RunContext) -> dict[str, Any]:
+        if stream.path == DetectorStream.name:
             return fingerprint.of(self._detection, "detection")
-        if spec != "reward_model":
-            return {}
+        if stream.path != RewardModel.name:
+            return {f"score.streams.{stream.path}.{key}": value for key, value in stream.options.items()}
         given = self._config.reward_model
         judge = open_checkpoint(given, context.model.vision_tower) if given else None
         weights, tokenizer = (judge.digest(), judge.tokenizer.digest()) if judge else (None, None)
         judge_of = {"score.reward_model": weights, "score.reward_model.tokenizer": tokenizer}
         return fingerprint.of(self._reward_model, "reward_model") | judge_of | {"model.dtype": context.dtype}
 
-    def _judge(self, spec: str, context: RunContext, progress: Progress) -> RewardStream:
+    def _judge(self, name: str, context: RunContext, progress: Progress) -> RewardStream:
         """The stream, opened; its verdicts on disk, if any, were made by the same."""
-        if spec not in self._judges:
-            stream = self._open_reward_model(context) if spec == "reward_model" else self._enter(spec)
-            self._check_digest(spec, stream, context, progress)
-            progress.begin(result_name(spec))
-            self._judges[spec] = stream
-        return self._judges[spec]
+        if name not in self._judges:
+            judge = self._open(self._streams[name], context)
+            self._check_digest(name, judge, context, progress)
+            progress.begin(self.streams[name])
+            self._judges[name] = judge
+        return self._judges[name]
 
-    def _enter(self, spec: str) -> RewardStream:
-        stream: Any = DetectorStream(self._detection) if spec == "detector" else stream_class(spec)()
-        return self._opened.enter_context(stream) if isinstance(stream, AbstractContextManager) else stream
+    def _open(self, stream: StreamConfig, context: RunContext) -> RewardStream:
+        judge: Any
+        if stream.path == RewardModel.name:
+            judge = self._open_reward_model(context)
+        elif stream.path == DetectorStream.name:
+            judge = DetectorStream(self._detection)
+        else:
+            given = {"mesh": context.inference_mesh} if uses_devices(stream_class(stream)) else {}
+            judge = make_stream(stream, **given)
+        return self._opened.enter_context(judge) if isinstance(judge, AbstractContextManager) else judge
 
     def _open_reward_model(self, context: RunContext) -> RewardModel:
         directory = self._config.reward_model or context.dir / REWARD_MODEL
@@ -397,14 +405,14 @@ class ScoreStage(Stage):
         tokenizer, preprocessing, digest = checkpoint.tokenizer, checkpoint.preprocessing, checkpoint.digest()
         return RewardModel(model, tokenizer, preprocessing, self._reward_model, mesh, weights_digest=digest)
 
-    def _is_scored(self, spec: str, context: RunContext) -> bool:
+    def _is_scored(self, name: str, context: RunContext) -> bool:
         count = part_count(join(context.records, "candidates"))
-        folder = join(context.records, "verdicts", self._names[spec])
+        folder = join(context.records, "verdicts", name)
         return count is not None and len(parts_done(folder, count)) == count
 
-    def _greet(self, spec: str, context: RunContext, progress: Progress) -> None:
+    def _greet(self, name: str, context: RunContext, progress: Progress) -> None:
         """Asks the detector whether it is the one that the verdicts are of; it need not be there any more."""
-        if spec != "detector":
+        if name != DetectorStream.name:
             return
         stream = DetectorStream(dataclasses.replace(self._detection, connect_timeout=GREETING_TIMEOUT))
         try:
@@ -412,11 +420,11 @@ class ScoreStage(Stage):
         except InputError as error:
             logger.warning("score: all verdicts of the detector are there; who made them is not asked (%s)", error)
         else:
-            self._check_digest(spec, stream, context, progress)
+            self._check_digest(name, stream, context, progress)
 
-    def _check_digest(self, spec: str, stream: RewardStream, context: RunContext, progress: Progress) -> None:
-        if what := check_digest(stream, context.records):
-            progress.make_again(result_name(spec), what)
+    def _check_digest(self, name: str, judge: RewardStream, context: RunContext, progress: Progress) -> None:
+        if what := check_digest(judge, context.records):
+            progress.make_again(self.streams[name], what)
 
     def _image_place(self) -> str:
         if self._images is None:
@@ -424,9 +432,9 @@ class ScoreStage(Stage):
         return self._images
 
 
-def result_name(spec: str) -> str:
+def result_name(stream: StreamConfig) -> str:
     """What scoring by one stream is called among the results."""
-    return f"score.{spec}"
+    return f"score.{stream.path}"
 
 
 def check_same_question(config: RewardModelConfig, training: Mapping[str, Any], who: str) -> None:
