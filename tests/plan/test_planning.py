@@ -24,11 +24,11 @@ from vigor_jax.plan.hardware import GIB, Topology
 from vigor_jax.plan.planning import Plan, model_config, plan, programs
 from vigor_jax.plan.recipe import recipe
 from vigor_jax.rewards.reward_model import RewardModelConfig
-from vigor_jax.stages import sft as sft_module
 from vigor_jax.stages.programs import Program, Sizes, Work
 from vigor_jax.stages.sample import SampleConfig
 from vigor_jax.stages.score import ScoreConfig
 from vigor_jax.stages.train_reward import TrainRewardConfig
+from vigor_jax.training import loop as loop_module
 from vigor_jax.training.flops import forward_flops, train_flops
 from vigor_jax.training.train_step import SftConfig
 
@@ -159,7 +159,7 @@ def test_arithmetic_and_traffic(found, config):
 @pytest.mark.slow
 @pytest.mark.main
 def test_update_is_the_one_that_runs(found, config, monkeypatch):
-    make, seen = sft_module.make_train_step, []
+    make, seen = loop_module.make_train_step, []
 
     def recording(*given):
         step = make(*given)
@@ -170,7 +170,7 @@ def test_update_is_the_one_that_runs(found, config, monkeypatch):
 
         return update
 
-    monkeypatch.setattr(sft_module, "make_train_step", recording)
+    monkeypatch.setattr(loop_module, "make_train_step", recording)
     Run(dataclasses.replace(config, run=dataclasses.replace(config.run, stages=("sft",)))).go()
     program, planned = found["sft", "update"]
     memory = [memory for shape, memory in seen if shape == (program.rows, program.tokens)]

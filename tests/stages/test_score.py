@@ -8,7 +8,8 @@ import pytest
 from vigor_jax.data.records import store
 from vigor_jax.errors import InputError
 from vigor_jax.records import Candidate, Signal, Span, Verdict
-from vigor_jax.stages.score import ScoreConfig, check_digest, score, scoring_ahead
+from vigor_jax.stages.judging import check_digest, score, scoring_ahead
+from vigor_jax.stages.score import ScoreConfig
 
 PARTS, IMAGES_A_PART, CANDIDATES = 4, 3, 2
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from flax import nnx
 
 from tests.stages.sft_world import TINY, curve, interrupt, make_world, weights
 from vigor_jax.data.images.preprocessing import normalize
@@ -20,10 +21,12 @@ from vigor_jax.data.text.conversation import IGNORE_INDEX
 from vigor_jax.errors import InputError
 from vigor_jax.hf import names
 from vigor_jax.hf.load import load_llava, open_checkpoint
-from vigor_jax.models.llava import abstract_llava, param_paths
+from vigor_jax.models.llava import LlavaConfig, abstract_llava, param_paths
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 from vigor_jax.stages import sft as sft_module
-from vigor_jax.stages.sft import SftConfig, TrainingDiverged, sft
+from vigor_jax.stages.sft import SftConfig, sft
+from vigor_jax.training import loop as loop_module
+from vigor_jax.training.loop import TrainingDiverged
 from vigor_jax.training.train_step import (
     abstract_state,
     init_state,
@@ -165,7 +168,7 @@ def test_frozen_weights_keep_their_bits(config, checkpoint, mesh, tmp_path, monk
     """Prefix and regular expression alike; what is trained all moves, what is not is not even stored."""
     freeze = ("vision_tower", "language_model.embed_tokens", r".*\.layers\.[qk]_proj\.kernel")
     held = []
-    original = sft_module.make_train_step
+    original = loop_module.make_train_step
 
     def spy(*args):
         step = original(*args)
@@ -179,7 +182,7 @@ def test_frozen_weights_keep_their_bits(config, checkpoint, mesh, tmp_path, monk
 
         return run
 
-    monkeypatch.setattr(sft_module, "make_train_step", spy)
+    monkeypatch.setattr(loop_module, "make_train_step", spy)
     sft(dataclasses.replace(config, freeze=freeze), checkpoint, tmp_path, mesh, dtype=jnp.float32)
     before, (first, last), trained = base_weights(checkpoint, mesh), held, weights(tmp_path)
     assert first.keys() | trained.keys() == before.keys()
@@ -195,7 +198,7 @@ def test_frozen_weights_keep_their_bits(config, checkpoint, mesh, tmp_path, monk
         assert (value != before[path]).any(), path
 
 
-PATHS = param_paths(sft_module.nnx.state(abstract_llava(sft_module.LlavaConfig()))).keys()
+PATHS = param_paths(nnx.state(abstract_llava(LlavaConfig()))).keys()
 
 
 @pytest.mark.parametrize(
@@ -263,7 +266,7 @@ def test_a_finished_run_is_left_alone(config, checkpoint, mesh, tmp_path, monkey
 
 def test_updates_wait_for_nothing_from_the_host(config, checkpoint, mesh, tmp_path, monkeypatch):
     """From the first update to the last, the loop moves nothing but each batch, and asks for that."""
-    make, last = sft_module.make_train_step, 10
+    make, last = loop_module.make_train_step, 10
 
     def guarded(*given):
         step, count = make(*given), itertools.count(1)
@@ -280,7 +283,7 @@ def test_updates_wait_for_nothing_from_the_host(config, checkpoint, mesh, tmp_pa
 
         return update
 
-    monkeypatch.setattr(sft_module, "make_train_step", guarded)
+    monkeypatch.setattr(loop_module, "make_train_step", guarded)
     try:
         sft(dataclasses.replace(config, save_every=last), checkpoint, tmp_path, mesh, dtype=jnp.float32)
     finally:

@@ -40,10 +40,11 @@ from vigor_jax.stages import reward_evaluation
 from vigor_jax.stages.export import export
 from vigor_jax.stages.programs import Cost, Program, Target, Work, tree_rows, update, update_flops
 from vigor_jax.stages.reward_evaluation import Evaluation
-from vigor_jax.stages.sft import fine_tune, training_result
+from vigor_jax.stages.sft import training_result
 from vigor_jax.stages.stage import REWARD_MODEL, Progress, Result, RunContext, Stage
 from vigor_jax.training.checkpoint import latest_step
 from vigor_jax.training.log import keep_steps
+from vigor_jax.training.loop import fine_tune
 from vigor_jax.training.resumption import Data, hold_places
 from vigor_jax.training.train_step import SftConfig, Weights
 

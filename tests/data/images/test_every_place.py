@@ -23,8 +23,8 @@ from vigor_jax.inference.sampler import SamplingConfig
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 from vigor_jax.records import Signal, Span, Verdict
 from vigor_jax.stages import sft as sft_module
+from vigor_jax.stages.judging import score
 from vigor_jax.stages.sample import SampleConfig, check_images, name_images, sample
-from vigor_jax.stages.score import score
 from vigor_jax.stages.sft import SftConfig, sft
 
 IMAGES = pictures(10)
