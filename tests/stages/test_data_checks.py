@@ -15,6 +15,7 @@ from vigor_jax.hf.load import open_checkpoint
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 from vigor_jax.stages import sft as sft_module
 from vigor_jax.stages.sft import SftConfig, sft
+from vigor_jax.training import loop as loop_module
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +112,7 @@ def spoil(records, chosen=SPOILT):
 def test_a_bad_row_ends_the_run_before_it_begins(config, checkpoint, mesh, records, tmp_path, index, monkeypatch):
     """None of them is in the first batch."""
     config.data.write_text(json.dumps(spoil(records, [index])))
-    monkeypatch.setattr(sft_module, "load_llava", None)  # it does not come to reading the weights
+    monkeypatch.setattr(loop_module, "load_llava", None)  # it does not come to reading the weights
     with pytest.raises(InputError) as caught:
         sft(config, checkpoint, tmp_path / "run", mesh, dtype=jnp.float32)
     message = str(caught.value)
