@@ -93,6 +93,15 @@ def test_a_damaged_file_is_named(run_dir):
         manifest(run_dir).stale()
 
 
+@pytest.mark.parametrize("name", AFTER)
+def test_a_setting_that_a_stage_does_not_have_is_left_alone(tmp_path, name):
+    """Fine-tuning on the run's own targets has no `sft.data`; killed before the next stage, it continues."""
+    manifest(tmp_path).begin(name)
+    again = manifest(tmp_path)
+    again.leave_to_stage(name, f"{name}.data")
+    assert again.stale() == []
+
+
 def test_a_setting_may_be_left_to_its_stage_until_another_was_begun_after_it(tmp_path):
     manifest(tmp_path).begin("score")
     for change, stale in (({"score": 1}, []), ({"score": 1, "sample": 2}, ["score"]), ({"train": 1}, [])):

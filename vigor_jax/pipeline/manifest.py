@@ -58,8 +58,9 @@ class RunManifest:
         """Stages that were begun with other settings, or after stages that were, in their order."""
         begun = self._read()
         for name, key in self._left.items():
-            if name in begun and not begun.keys() & set(self.after(name)[1:]):
-                begun[name]["settings"][key] = self._today[name]["settings"].get(key)
+            now = self._today[name]["settings"]
+            if name in begun and key in now and not begun.keys() & set(self.after(name)[1:]):
+                begun[name]["settings"][key] = now[key]
         return [name for name, entry in self._today.items() if begun.get(name, entry) != entry]
 
     def check(self, stages: Collection[str], *, overwrite: bool) -> list[str]:
