@@ -30,7 +30,8 @@ from vigor_jax.data.text.conversation import (
 )
 from vigor_jax.errors import InputError
 from vigor_jax.hf.load import load_llava, open_checkpoint
-from vigor_jax.inference.sampler import Request, Sampler, SamplingConfig
+from vigor_jax.inference.sampler import Request, Sampler
+from vigor_jax.inference.sampling_methods import SamplingConfig
 from vigor_jax.models.layers import stacks_inference
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 

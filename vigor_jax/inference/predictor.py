@@ -29,8 +29,8 @@ from vigor_jax.data.text.conversation import TEMPLATES, encode_prompt
 from vigor_jax.disk import naming
 from vigor_jax.errors import InputError
 from vigor_jax.hf.load import Checkpoint, load_llava
-from vigor_jax.inference.decoder import NOT_IN_RESULTS, SamplingConfig
 from vigor_jax.inference.sampler import Completion, Request, Sampler
+from vigor_jax.inference.sampling_methods import NOT_IN_RESULTS, SamplingConfig
 from vigor_jax.json_fields import parse_json
 from vigor_jax.models.layers import stacks_inference
 from vigor_jax.models.llava import Llava

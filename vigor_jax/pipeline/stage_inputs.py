@@ -7,7 +7,7 @@ from vigor_jax.config import TrainConfig
 from vigor_jax.data.records.checksum import SUFFIX
 from vigor_jax.data.records.store import join
 from vigor_jax.hf.load import Checkpoint, open_checkpoint
-from vigor_jax.inference.decoder import NOT_IN_RESULTS
+from vigor_jax.inference.sampling_methods import NOT_IN_RESULTS
 from vigor_jax.pipeline.manifest import StageInputs, settings_of
 from vigor_jax.rewards.detection import NOT_IN_VERDICTS
 from vigor_jax.rewards.reward_model import NOT_IN_DIGEST

@@ -19,7 +19,7 @@ from vigor_jax.data.batches.tree_batches import TreeRows
 from vigor_jax.data.batches.tree_sequences import Tree
 from vigor_jax.hf.config import from_hf
 from vigor_jax.inference.decoder import Batch, Decoder
-from vigor_jax.inference.sampler import refill_size
+from vigor_jax.inference.sampler import prefill_size
 from vigor_jax.inference.tree_attention import answer_places
 from vigor_jax.json_fields import read_json
 from vigor_jax.models.int8 import quantize_decoder
@@ -134,7 +134,7 @@ def programs(config: TrainConfig, model: LlavaConfig, devices: list[Any], sizes:
 def _sample(config: TrainConfig, model: LlavaConfig, mesh: Mesh, dtype: Any, sizes: Sizes) -> Iterator[Program]:
     sampling, text = config.sample.sampling, model.text
     sampling = dataclasses.replace(sampling, batch_size=round_up_batch(sampling.batch_size, mesh))
-    rows, room = refill_size(sampling.batch_size, mesh), min(sampling.max_new_tokens, sizes.response)
+    rows, capacity = prefill_size(sampling.batch_size, mesh), min(sampling.max_new_tokens, sizes.response)
     length = -(-sizes.prompt // sampling.prompt_bucket) * sampling.prompt_bucket
     abstract = _for_inference(model, dtype, mesh)
     if config.sample.int8:
@@ -149,28 +149,28 @@ def _sample(config: TrainConfig, model: LlavaConfig, mesh: Mesh, dtype: Any, siz
         pixels=_array(mesh, (rows, edge, edge, 3), jnp.uint8),
     )
 
-    def lower_refill() -> Any:
+    def lower_prefill() -> Any:
         with jax.set_mesh(mesh):
-            return decoder.lower_refill(batch)
+            return decoder.lower_prefill(batch)
 
-    def lower_extend() -> Any:
+    def lower_generate() -> Any:
         with jax.set_mesh(mesh):
-            return decoder.lower_extend(batch, room)
+            return decoder.lower_generate(batch, capacity)
 
-    def lower_grow() -> Any:
+    def lower_pad_cache() -> Any:
         with jax.set_mesh(mesh):
-            return decoder.lower_grow(batch, decoder.rooms[-2], room)
+            return decoder.lower_pad_cache(batch, decoder.cache_lengths[-2], capacity)
 
     held = _bytes_held(nnx.state(abstract))
     with jax.set_mesh(mesh):
-        prefix, texts, ring = decoder.shapes(batch, room)
+        prefix, state, cache = decoder.shapes(batch, capacity)
     candidates = sampling.batch_size * sampling.num_candidates
-    yield Program("sample", "prefill", lower_refill, held, rows, length, beside=_bytes_held(ring))
+    yield Program("sample", "prefill", lower_prefill, held, rows, length, beside=_bytes_held(cache))
     images_only = _bytes_held(nnx.state((abstract.vision_tower, abstract.multi_modal_projector)))
-    yield Program("sample", "decode", lower_extend, held, candidates, room, beside=images_only)
-    if len(decoder.rooms) > 1:  # the last time that the rings grow, both are there
-        beside = held + _bytes_held((prefix, texts))
-        yield Program("sample", "growth", lower_grow, 0, candidates, 0, beside=beside)
+    yield Program("sample", "decode", lower_generate, held, candidates, capacity, beside=images_only)
+    if len(decoder.cache_lengths) > 1:  # the last time that the caches grow, both are there
+        beside = held + _bytes_held((prefix, state))
+        yield Program("sample", "growth", lower_pad_cache, 0, candidates, 0, beside=beside)
 
 
 def _score(config: TrainConfig, model: LlavaConfig, mesh: Mesh, dtype: Any, rows: TreeRows) -> Lowers:

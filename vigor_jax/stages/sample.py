@@ -20,8 +20,8 @@ from vigor_jax.data.records.store import join, part_count, part_metadata, parts_
 from vigor_jax.data.text.conversation import TEMPLATES, encode_prompt
 from vigor_jax.errors import InputError
 from vigor_jax.hf.load import Checkpoint, load_llava
-from vigor_jax.inference.decoder import SamplingConfig
 from vigor_jax.inference.sampler import Completion, Request, Sampler
+from vigor_jax.inference.sampling_methods import SamplingConfig
 from vigor_jax.models.int8 import quantize_decoder
 from vigor_jax.models.layers import stacks_inference
 from vigor_jax.records import Candidate, ImageFile
