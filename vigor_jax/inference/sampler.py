@@ -144,21 +144,6 @@ class Sampler:
         finally:
             readers.shutdown(cancel_futures=True)
 
-    def _check(self, request: Request) -> None:
-        length, positions = len(request.prompt_ids), self._model.text.max_position_embeddings
-        if not 0 < length < positions:
-            raise InputError(
-                f"{request.image_id}: a prompt of {length} tokens, expected at least 1 and fewer than the model's "
-                f"{positions} positions; shorten it"
-            )
-        expected = 0 if request.pixels is None else self._model.num_image_tokens
-        found = sum(token_id == self._model.image_token_id for token_id in request.prompt_ids)
-        if found != expected:
-            raise InputError(
-                f"{request.image_id}: the prompt has {found} image tokens, expected {expected}; "
-                "a prompt names its image once, and a prompt without image not at all"
-            )
-
     def _limit(self, request: Request) -> int:
         """Most tokens of its candidates."""
         return min(self._config.max_new_tokens, self._model.text.max_position_embeddings - len(request.prompt_ids))
@@ -252,10 +237,10 @@ class _Generation:
             request = next(self._requests, None)
             if request is None:
                 return
-            sampler._check(request)
+            check_request(request, sampler._model)
             part = self._num_taken % sampler._num_parts
             reads = part in sampler._own_parts and request.pixels is not None
-            image = self._readers.submit(_read, request) if reads else None
+            image = self._readers.submit(read_pixels, request) if reads else None
             row = _Row(self._num_taken, request, sampler._limit(request), [None] * self._config.num_candidates)
             self._waiting[part].append((row, image))
             self._num_taken += 1
@@ -337,6 +322,23 @@ class _Generation:
         self._state = prefix, dataclasses.replace(state, done=shard_rows(done, self._mesh)), cache
 
 
+def check_request(request: Request, config: LlavaConfig) -> None:
+    """Raises InputError if a model of these sizes cannot take a request: too long, or not one place for its image."""
+    length, positions = len(request.prompt_ids), config.text.max_position_embeddings
+    if not 0 < length < positions:
+        raise InputError(
+            f"{request.image_id}: a prompt of {length} tokens, expected at least 1 and fewer than the model's "
+            f"{positions} positions; shorten it"
+        )
+    expected = 0 if request.pixels is None else config.num_image_tokens
+    found = sum(token_id == config.image_token_id for token_id in request.prompt_ids)
+    if found != expected:
+        raise InputError(
+            f"{request.image_id}: the prompt has {found} image tokens, expected {expected}; "
+            "a prompt names its image once, and a prompt without image not at all"
+        )
+
+
 def prefill_size(batch_size: int, mesh: Mesh) -> int:
     """Prompts that are read at a time: the same number for each part of the mesh."""
     parts = round_up_batch(1, mesh)
@@ -375,5 +377,6 @@ def repetition_end(token_ids: np.ndarray, n: int) -> int | None:
     return 2 * n + int(repeats.argmax()) if repeats.any() else None
 
 
-def _read(request: Request) -> np.ndarray:
+def read_pixels(request: Request) -> np.ndarray:
+    """The image of a request that has one, uint8 [S, S, 3]."""
     return request.pixels() if callable(request.pixels) else np.asarray(request.pixels)

@@ -6,7 +6,6 @@ import itertools
 import json
 import logging
 from collections.abc import Callable, Collection, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +13,15 @@ import jax
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from vigor_jax.data.images.preprocessing import load_image, preprocess
 from vigor_jax.data.images.store import Images, open_images
 from vigor_jax.data.records.store import join, part_count, part_metadata, parts_done, read_batches, write_part
-from vigor_jax.data.text.conversation import TEMPLATES, encode_prompt
+from vigor_jax.data.text.conversation import TEMPLATES
 from vigor_jax.errors import InputError
-from vigor_jax.hf.load import Checkpoint, load_llava
-from vigor_jax.inference.sampler import Completion, Request, Sampler
+from vigor_jax.hf.load import Checkpoint
+from vigor_jax.inference.policy import Policy
+from vigor_jax.inference.sampler import Completion, Request
 from vigor_jax.inference.sampling_methods import SamplingConfig
-from vigor_jax.models.int8 import quantize_decoder
-from vigor_jax.models.layers import stacks_inference
-from vigor_jax.records import Candidate, ImageFile
+from vigor_jax.records import Candidate
 
 logger = logging.getLogger(__name__)
 
@@ -101,20 +98,7 @@ def sample(
     if not todo:
         logger.info("sample: all %d parts are there", count)
         return
-    model = load_llava(checkpoint, mesh=mesh, dtype=dtype, scan=stacks_inference())
-    if config.int8:
-        model = quantize_decoder(model)
-    sampler = Sampler(model, checkpoint.tokenizer, config.sampling, mesh, TEMPLATES[config.template].stop)
-    encoded = {
-        prompt: encode_prompt(
-            checkpoint.tokenizer,
-            TEMPLATES[config.template],
-            prompt,
-            image_token_id=checkpoint.config.image_token_id,
-            num_image_tokens=checkpoint.config.num_image_tokens,
-        )
-        for prompt in set(config.prompts)
-    }
+    policy = Policy(checkpoint, mesh, template=config.template, dtype=dtype, int8=config.int8)
 
     def part(index: int) -> Iterator[tuple[str, str]]:
         """Image and prompt; of a hundred million images no process holds all names."""
@@ -122,7 +106,7 @@ def sample(
 
     def requests(index: int) -> Iterator[Request]:
         for image, prompt in part(index):
-            yield Request(image, encoded[prompt], partial(_pixels, images.file(image), checkpoint), prompt)
+            yield policy.request(image, images.file(image), prompt)
 
     metadata = {"images": name_images(images)}
     is_writer = jax.process_index() == 0
@@ -132,7 +116,8 @@ def sample(
         for index in todo:
             candidates: list[Candidate] = []
             # Each part starts with empty rows, so that its log-probabilities do not depend on the parts before it.
-            for (_, prompt), completions in zip(part(index), sampler.generate(requests(index)), strict=True):
+            found = policy.sample(requests(index), config.sampling)
+            for (_, prompt), completions in zip(part(index), found, strict=True):
                 candidates += [_candidate(completion, prompt) for completion in completions]
                 bar.update()
             if index % jax.process_count() == jax.process_index():
@@ -179,10 +164,6 @@ def _prompt(config: SampleConfig, image: str) -> str:
     """One of the prompts, the same for an image in every run and on every host."""
     digest = hashlib.blake2b(f"{config.sampling.seed} {image}".encode(), digest_size=8).digest()
     return config.prompts[int.from_bytes(digest, "little") % len(config.prompts)]
-
-
-def _pixels(image: ImageFile, checkpoint: Checkpoint) -> Any:
-    return preprocess(load_image(image), checkpoint.preprocessing)
 
 
 def _candidate(completion: Completion, prompt: str) -> Candidate:
