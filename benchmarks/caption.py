@@ -28,7 +28,8 @@ from flax import nnx
 from benchmarks.common import build_peer, describe_machine, port, print_table, sizes
 from benchmarks.sft import CAPTION_LENGTHS
 from vigor_jax.data.images.preprocessing import Preprocessing, normalize
-from vigor_jax.inference.sampler import Ending, Request, Sampler, SamplingConfig
+from vigor_jax.inference.sampler import Ending, Request, Sampler
+from vigor_jax.inference.sampling_methods import SamplingConfig
 from vigor_jax.models.llava import Llava, LlavaConfig
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 

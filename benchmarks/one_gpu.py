@@ -31,7 +31,7 @@ from jax.sharding import Mesh
 from benchmarks import caption, reward, sft
 from benchmarks.common import build_peer, our_config, peer_config
 from vigor_jax.data.batches.tree_batches import collate, padded_sizes
-from vigor_jax.inference.sampler import SamplingConfig
+from vigor_jax.inference.sampling_methods import SamplingConfig
 from vigor_jax.models.attention import PALLAS_BLOCK
 from vigor_jax.models.layers import stacks_inference
 from vigor_jax.models.llava import Llava, LlavaConfig, abstract_llava, param_paths

@@ -18,7 +18,7 @@ from vigor_jax import cli
 from vigor_jax.data.images.store import open_images
 from vigor_jax.hf.load import open_checkpoint
 from vigor_jax.inference.predictor import Predictor, Question
-from vigor_jax.inference.sampler import SamplingConfig
+from vigor_jax.inference.sampling_methods import SamplingConfig
 from vigor_jax.parallel.sharding import DistributedConfig, MeshConfig, join_processes, make_mesh
 
 

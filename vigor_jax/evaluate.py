@@ -51,21 +51,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     name, *rest = arguments
     if name not in COMMANDS:
         raise InputError(f"evaluate: expected {', '.join(COMMANDS)}, got {name!r}")
-    kind, asker = COMMANDS[name], None
+    kind, model = COMMANDS[name], None
     if any(argument.split("=")[0] == "--model" for argument in rest):
-        from vigor_jax.evaluation.commands.asking import AskConfig, Asker  # JAX is only needed to ask
+        # JAX is only needed to ask.
+        from vigor_jax.evaluation.commands.evaluated_model import EvaluatedModel, EvaluatedModelConfig
 
-        both = dataclasses.make_dataclass(name, [], bases=(AskConfig, kind), frozen=True)
+        both = dataclasses.make_dataclass(name, [], bases=(EvaluatedModelConfig, kind), frozen=True)
         command: Any = cli.parse(both, rest, description=kind.__doc__ or "")
-        asker = Asker(command, command.out)
+        model = EvaluatedModel(command, command.out)
     else:
         command = cli.parse(kind, rest, description=kind.__doc__ or "")
     with naming(command.out):
-        metrics = command.metrics(asker)
-        if asker is None or asker.is_first:
+        metrics = command.metrics(model)
+        if model is None or model.is_first:
             command.out.mkdir(parents=True, exist_ok=True)
             (command.out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
-    if asker is None or asker.is_first:
+    if model is None or model.is_first:
         print(table({name: {name: metrics}}))
         if protocol := metrics.get("protocol"):
             print(f"protocol {protocol['name']}; after each question: {protocol['suffix'] or 'nothing'}")

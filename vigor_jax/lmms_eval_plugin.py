@@ -23,15 +23,14 @@ from vigor_jax.data.images.preprocessing import preprocess
 from vigor_jax.data.text.conversation import (
     IGNORE_INDEX,
     IMAGE_PLACEHOLDER,
-    TEMPLATES,
     Turn,
     encode_example,
-    encode_prompt,
 )
 from vigor_jax.errors import InputError
-from vigor_jax.hf.load import load_llava, open_checkpoint
-from vigor_jax.inference.sampler import Request, Sampler, SamplingConfig
-from vigor_jax.models.layers import stacks_inference
+from vigor_jax.hf.load import open_checkpoint
+from vigor_jax.inference.policy import Policy
+from vigor_jax.inference.sampler import Request
+from vigor_jax.inference.sampling_methods import SamplingConfig
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 
 
@@ -69,22 +68,18 @@ class VigorJax(lmms):
         max_batch_size: int | None = None,
     ) -> None:
         super().__init__()
-        if template not in TEMPLATES:
-            raise InputError(f"template: expected one of {', '.join(TEMPLATES)}, got {template!r}")
         self._mesh = make_mesh(MeshConfig(data=-1, fsdp=1, tensor=tensor))
         parts = self._mesh.shape["data"]
         self._batch_size, self._max_new_tokens = -(-int(batch_size) // parts) * parts, max_new_tokens
         self._source = checkpoint = open_checkpoint(Path(pretrained), Path(vision_tower) if vision_tower else None)
-        dtype = dtype or ("float32" if checkpoint.dtype == np.float32 else "bfloat16")
-        self._model = load_llava(checkpoint, mesh=self._mesh, dtype=dtype, scan=stacks_inference())
-        self._template = TEMPLATES[template]
-        self._samplers: dict[SamplingConfig, Sampler] = {}
+        self._policy = Policy(checkpoint, self._mesh, template=template, dtype=dtype)
+        self._template = self._policy.template
         config = checkpoint.config
         self._sizes: dict[str, Any] = {
             "image_token_id": config.image_token_id,
             "num_image_tokens": config.num_image_tokens,
         }
-        self._graphdef, self._weights = nnx.split(self._model)
+        self._graphdef, self._weights = nnx.split(self._policy.model)
         self._loss = jax.jit(self._loss_of_answer)
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
@@ -95,11 +90,7 @@ class VigorJax(lmms):
         texts = [""] * len(requests)
         with tqdm(total=len(requests), desc="vigor_jax", unit="answer") as bar:
             for sampling, numbers in groups.items():
-                if sampling not in self._samplers:
-                    self._samplers[sampling] = Sampler(
-                        self._model, self._source.tokenizer, sampling, self._mesh, self._template.stop
-                    )
-                found = self._samplers[sampling].generate(self._request(requests[number]) for number in numbers)
+                found = self._policy.sample((self._request(requests[number]) for number in numbers), sampling)
                 for number, (completion,) in zip(numbers, found, strict=True):
                     texts[number] = completion.text
                     bar.update()
@@ -131,8 +122,7 @@ class VigorJax(lmms):
     def _request(self, request: Instance) -> Request:
         context, _, _, doc_id, task, split = request.args
         pixels = self._pixels(request)
-        has_image = pixels is not None
-        ids = encode_prompt(self._source.tokenizer, self._template, context, with_image=has_image, **self._sizes)
+        ids = self._policy.prompt_ids(context, with_image=pixels is not None)
         return Request(f"{task}/{split}/{doc_id}", ids, pixels, context)
 
     def _likelihood(self, request: Instance) -> tuple[float, bool]:

@@ -22,8 +22,8 @@ from vigor_jax.demo.tower import GROUPS, TowerConfig, name_patches, teach_tower
 from vigor_jax.demo.world import CHECKPOINTS
 from vigor_jax.hf.load import open_checkpoint
 from vigor_jax.hf.weights.tensor_files import TensorReader
-from vigor_jax.inference.decoder import SamplingConfig
 from vigor_jax.inference.predictor import Predictor, Question, read_answers
+from vigor_jax.inference.sampling_methods import SamplingConfig
 from vigor_jax.models.llava import LlavaConfig
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 

@@ -21,7 +21,8 @@ from tests.tiny_tokenizer import build_tokenizer_dir
 from vigor_jax.data.images.preprocessing import preprocess
 from vigor_jax.data.text.conversation import IGNORE_INDEX, TEMPLATES, Turn, encode_example, encode_prompt
 from vigor_jax.hf.load import Checkpoint, load_llava
-from vigor_jax.inference.sampler import Request, Sampler, SamplingConfig
+from vigor_jax.inference.sampler import Request, Sampler
+from vigor_jax.inference.sampling_methods import SamplingConfig
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 
 TINY = Tiny()

@@ -14,8 +14,8 @@ from PIL import Image
 from tests.tiny_llava import Tiny, build_checkpoint
 from vigor_jax.errors import InputError
 from vigor_jax.hf.load import open_checkpoint
-from vigor_jax.inference.decoder import SamplingConfig
 from vigor_jax.inference.predictor import Predictor, Question, read_answers
+from vigor_jax.inference.sampling_methods import SamplingConfig
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 from vigor_jax.run_lock import RunLock
 

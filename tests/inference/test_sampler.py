@@ -25,9 +25,10 @@ from vigor_jax.data.images.preprocessing import normalize
 from vigor_jax.errors import InputError
 from vigor_jax.hf.load import load_llava, open_checkpoint
 from vigor_jax.inference import decoder as decoding
-from vigor_jax.inference.decoder import Batch, Decoder, stages, truncate
+from vigor_jax.inference.decoder import Batch, Decoder, cache_lengths
 from vigor_jax.inference.kv_cache import next_logits
-from vigor_jax.inference.sampler import Sampler, SamplingConfig, repetition_end
+from vigor_jax.inference.sampler import Sampler, repetition_end
+from vigor_jax.inference.sampling_methods import SamplingConfig, truncate
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 
 NEVER = np.arange(509, 576)  # <image>, <pad>, and rows of the embedding that no token has
@@ -35,9 +36,9 @@ FOREVER = -1  # an EOS id that is never sampled
 
 
 @pytest.fixture(autouse=True)
-def several_stages(monkeypatch):
-    """Short texts go through several stages too; the processes that tests start have but one."""
-    monkeypatch.setattr(decoding, "LEAST_ROOM", 32)
+def several_cache_lengths(monkeypatch):
+    """Short responses go through several cache lengths too; the processes that tests start have but one."""
+    monkeypatch.setattr(decoding, "SHORTEST_CACHE", 32)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,7 @@ class Words:
 
 
 @functools.cache
-def sampler(model, mesh, stop, config, least_room):
+def sampler(model, mesh, stop, config, shortest_cache):
     """One sampler, and so one compilation, for all tests that want the same."""
     return Sampler(model, Words(), config, mesh, stop)
 
@@ -84,7 +85,7 @@ def sampler(model, mesh, stop, config, least_room):
 def sample(model, mesh, requests, *, tokenizer=None, stop=None, **changes):
     config = dataclasses.replace(CONFIG, **changes)
     if tokenizer is None:
-        return list(sampler(model, mesh, stop, config, decoding.LEAST_ROOM).generate(requests))
+        return list(sampler(model, mesh, stop, config, decoding.SHORTEST_CACHE).generate(requests))
     return list(Sampler(model, tokenizer, config, mesh, stop).generate(requests))
 
 
@@ -225,20 +226,20 @@ def test_shared_prefix_logits_equal_a_plain_forward(checkpoint, mesh, tmp_path, 
     seeds = np.arange(4, dtype=np.uint32).reshape(2, 2)
     pixels = np.stack([request.pixels for request in requests])
     batch = Batch(token_ids, lengths, seeds, np.arange(2), pixels)
-    prefix, texts, ring = decoder.begin(batch)
-    prefix, texts = decoder.refill(prefix, texts, batch)
-    texts, ring = decoder.extend(prefix, texts, ring, 30)
-    # The second row begins anew, then the first, and both go round the ring.
+    prefix, state, cache = decoder.init_decode_state(batch)
+    prefix, state = decoder.prefill(prefix, state, batch)
+    state, cache = decoder.generate(prefix, state, cache, 30)
+    # The second row begins again, then the first, and both go round the cache.
     for rows, count in ([2, 1], 4), ([0, 2], 10):
-        prefix, texts = decoder.refill(prefix, texts, dataclasses.replace(batch, rows=np.array(rows)))
-        texts, ring = decoder.extend(prefix, texts, ring, count)
+        prefix, state = decoder.prefill(prefix, state, dataclasses.replace(batch, rows=np.array(rows)))
+        state, cache = decoder.generate(prefix, state, cache, count)
     for more in (0, 12):  # and on in a longer one
-        texts, ring = decoder.extend(prefix, texts, decoder.grow(ring, 35 + more), more)
+        state, cache = decoder.generate(prefix, state, decoder.pad_cache(cache, 35 + more), more)
         counts = [11 + more, 15 + more]
-        assert np.asarray(texts.num_tokens).tolist() == counts
-        logits, _ = next_logits(model.language_model, prefix, texts, ring)
+        assert np.asarray(state.num_tokens).tolist() == counts
+        logits, _ = next_logits(model.language_model, prefix, state, cache)
         for (row, request), candidate in itertools.product(enumerate(requests), range(3)):
-            plainly = plain_logits(model, request, np.asarray(texts.token_ids[row, candidate, : counts[row]]))[-1]
+            plainly = plain_logits(model, request, np.asarray(state.token_ids[row, candidate, : counts[row]]))[-1]
             np.testing.assert_allclose(logits[row, candidate], plainly, rtol=0, atol=1e-5 * np.abs(plainly).max())
 
 
@@ -391,18 +392,18 @@ def test_eos_ends_a_candidate(model, mesh, requests, drawn):
 
 @pytest.mark.slow
 @pytest.mark.main
-def test_what_has_ended_makes_room(model, mesh, requests, monkeypatch):
+def test_a_row_that_is_done_takes_the_next_request(model, mesh, requests, monkeypatch):
     """Rows that take the next request when theirs is done say what they say alone, in fewer steps than batches do."""
     many = [dataclasses.replace(requests[i % 7], image_id=f"{i}.jpg") for i in range(24)]
     few = {"tokenizer": Words(eos_id=5, vocab_size=25), "num_candidates": 1}
     alone = sample(model, mesh, many, **few, batch_size=1)
-    steps, extend = [], Decoder.extend
+    steps, generate = [], Decoder.generate
 
-    def counting(decoder, prefix, texts, ring, count):
+    def counting(decoder, prefix, state, cache, count):
         steps.append(count)
-        return extend(decoder, prefix, texts, ring, count)
+        return generate(decoder, prefix, state, cache, count)
 
-    monkeypatch.setattr(Decoder, "extend", counting)
+    monkeypatch.setattr(Decoder, "generate", counting)
     together = sample(model, mesh, many, **few, batch_size=4)
     for before, now in zip(alone, together, strict=True):
         assert [c.token_ids for c in before] == [c.token_ids for c in now]
@@ -475,21 +476,21 @@ def test_fifty_prompt_lengths_need_few_compilations(model, mesh, requests, check
         for length in range(1, 51)
     ]
     list(own.generate(mix))
-    # Two buckets for prompts, three rooms for the text, and each is as wide as any was so far.
-    assert own.compilations == {"begin": 1, "refill": 2, "widen": 1, "grow": 2, "extend": 4}
+    # Two buckets for prompts, three cache lengths, and each is as wide as any was so far.
+    assert own.compilations == {"init_decode_state": 1, "prefill": 2, "pad_prefix": 1, "pad_cache": 2, "generate": 4}
     list(own.generate(mix[::-1]))
-    assert own.compilations == {"begin": 2, "refill": 3, "widen": 1, "grow": 2, "extend": 6}
+    assert own.compilations == {"init_decode_state": 2, "prefill": 3, "pad_prefix": 1, "pad_cache": 2, "generate": 6}
     before = own.compilations.copy()
     list(own.generate(mix[::-1]))
     assert own.compilations == before
 
 
-def test_rooms_for_the_text(monkeypatch):
+def test_cache_lengths(monkeypatch):
     monkeypatch.undo()
-    assert stages(512) == [64, 128, 256, 512]
-    assert stages(200) == [100, 200]
-    assert stages(127) == [127]
-    assert stages(1) == [1]
+    assert cache_lengths(512) == [64, 128, 256, 512]
+    assert cache_lengths(200) == [100, 200]
+    assert cache_lengths(127) == [127]
+    assert cache_lengths(1) == [1]
 
 
 def test_requests_are_read_as_they_are_needed(model, mesh, requests):
@@ -513,7 +514,7 @@ def test_requests_are_read_as_they_are_needed(model, mesh, requests):
 
 
 def test_who_takes_results_keeps_their_own_mesh(model, mesh, requests):
-    results = sampler(model, mesh, None, CONFIG, decoding.LEAST_ROOM).generate(requests)
+    results = sampler(model, mesh, None, CONFIG, decoding.SHORTEST_CACHE).generate(requests)
     next(results)
     assert jax.sharding.get_abstract_mesh().empty
     with jax.set_mesh(mesh):

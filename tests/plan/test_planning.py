@@ -13,7 +13,7 @@ from vigor_jax.config import RunConfig, TrainConfig
 from vigor_jax.errors import InputError
 from vigor_jax.hf.load import ModelConfig
 from vigor_jax.inference.decoder import Decoder
-from vigor_jax.inference.sampler import SamplingConfig
+from vigor_jax.inference.sampling_methods import SamplingConfig
 from vigor_jax.models.clip import ClipConfig
 from vigor_jax.models.llama import LlamaConfig
 from vigor_jax.models.llava import LlavaConfig
@@ -96,8 +96,8 @@ def test_what_is_held_is_in_the_arguments(found, config):
     # Prompts are read while the rings of all rows are there: 12 candidates, 32 tokens and the latest, keys and values
     # of 2 layers.
     text = model_config(config.model.path).text
-    ring = 2 * text.num_layers * 12 * 33 * text.num_kv_heads * text.head_dim * 4
-    assert prefill[0].beside == pytest.approx(ring, rel=1e-3)
+    cache = 2 * text.num_layers * 12 * 33 * text.num_kv_heads * text.head_dim * 4
+    assert prefill[0].beside == pytest.approx(cache, rel=1e-3)
     assert prefill[1].arguments == pytest.approx(decode[1].arguments, rel=0.2)
 
 
@@ -180,13 +180,13 @@ def test_update_is_the_one_that_runs(found, config, monkeypatch):
 
 
 def test_prefill_is_the_one_that_runs(found, config, monkeypatch):
-    refill, seen = Decoder.refill, []
+    prefill, seen = Decoder.prefill, []
 
-    def recording(decoder, prefix, texts, batch):
-        seen.append((batch.token_ids.shape, decoder.lower_refill(batch).compile().memory_analysis()))
-        return refill(decoder, prefix, texts, batch)
+    def recording(decoder, prefix, state, batch):
+        seen.append((batch.token_ids.shape, decoder.lower_prefill(batch).compile().memory_analysis()))
+        return prefill(decoder, prefix, state, batch)
 
-    monkeypatch.setattr(Decoder, "refill", recording)
+    monkeypatch.setattr(Decoder, "prefill", recording)
     run = RunConfig(dir=config.run.dir.with_name("sampled"), stages=("sample",))
     Run(dataclasses.replace(config, run=run)).go()
     program, planned = found["sample", "prefill"]

@@ -14,7 +14,7 @@ from vigor_jax.evaluate import main
 from vigor_jax.evaluation.benchmarks.pope import read_questions, write_questions
 from vigor_jax.evaluation.benchmarks.pope_build import build_questions
 from vigor_jax.hf.load import open_checkpoint
-from vigor_jax.inference.sampler import SamplingConfig
+from vigor_jax.inference.sampling_methods import SamplingConfig
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 from vigor_jax.stages.evaluate import EvaluateConfig, evaluate
 

@@ -11,7 +11,7 @@ from PIL import Image
 from tests.tiny_llava import Tiny, build_checkpoint
 from vigor_jax.data.records.store import read_parts
 from vigor_jax.hf.load import open_checkpoint
-from vigor_jax.inference.decoder import SamplingConfig
+from vigor_jax.inference.sampling_methods import SamplingConfig
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 from vigor_jax.records import Candidate
 from vigor_jax.stages.sample import SampleConfig, sample

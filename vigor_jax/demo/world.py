@@ -20,8 +20,8 @@ from vigor_jax.evaluation.benchmarks import pope_build
 from vigor_jax.evaluation.benchmarks.pope import write_questions
 from vigor_jax.hf.load import open_checkpoint
 from vigor_jax.hf.processor_files import write_json
-from vigor_jax.inference.decoder import SamplingConfig
 from vigor_jax.inference.predictor import Predictor, Question, read_answers
+from vigor_jax.inference.sampling_methods import SamplingConfig
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 from vigor_jax.records import AnnotatedSentence, Annotation, ErrorType
 from vigor_jax.rewards.sentences import split_sentences

@@ -1,4 +1,4 @@
-"""Candidates as the device knows them: what those of an image share, what each has of its own, and a token's pass.
+"""What decoding holds on the device: what the candidates of an image share, what each adds, and one step for all.
 
 The keys and values of an image's prompt are stored once; each candidate only adds those of its own tokens. Rows begin
 at different times, but all write at the same place of their caches, which are rings: so a step writes one slice of each
@@ -34,20 +34,20 @@ class Prefix:
     seeds: UInt32[Array, "I 2"]
 
     @property
-    def room(self) -> int:
+    def capacity(self) -> int:
         """Tokens that a prompt may have."""
         return int(jax.tree.leaves(self.keys)[0].shape[-1])
 
-    def widened(self, room: int) -> "Prefix":
-        """The same prompts, with more room."""
-        keys = jax.tree.map(lambda x: _pad(x, -1, room), self.keys)
-        return dataclasses.replace(self, keys=keys, values=jax.tree.map(lambda x: _pad(x, -2, room), self.values))
+    def pad_to(self, length: int) -> "Prefix":
+        """The same prompts, with a capacity of `length` tokens."""
+        keys = jax.tree.map(lambda x: _pad(x, -1, length), self.keys)
+        return dataclasses.replace(self, keys=keys, values=jax.tree.map(lambda x: _pad(x, -2, length), self.values))
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Texts:
-    """The candidates so far: N is room for tokens, of which a row has taken `num_tokens`."""
+class DecodeState:
+    """The candidates so far: N is the capacity in tokens, of which a row has taken `num_tokens`."""
 
     token_ids: Int[Array, "I C N"]
     logprobs: Float[Array, "I C N"]
@@ -57,8 +57,8 @@ class Texts:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Ring:
-    """Keys and values of the candidates' tokens, [I, K, C, T, H].
+class KVCache:
+    """Keys and values of the candidates' tokens, [I, K, C, T, H]: ring buffers over the steps.
 
     Attributes:
       keys: of T steps.
@@ -66,31 +66,33 @@ class Ring:
       latest_keys: of the step after them, [I, K, C, 1, H]. The next step writes them before any layer reads: so XLA
         sees that it need not keep the caches as they were.
       latest_values: the same.
-      place: where the latest go, from 0 to T - 1.
+      write_index: where the latest go, from 0 to T - 1.
     """
 
     keys: PerLayer
     values: PerLayer
     latest_keys: PerLayer
     latest_values: PerLayer
-    place: Int[Array, ""]
+    write_index: Int[Array, ""]
 
     @property
-    def room(self) -> int:
+    def capacity(self) -> int:
         """T."""
         return int(jax.tree.leaves(self.keys)[0].shape[-2])
 
-    def grown(self, room: int) -> "Ring":
-        """The same steps in a longer ring, the oldest first."""
+    def pad_to(self, length: int) -> "KVCache":
+        """The same steps in a cache of `length` steps, the oldest first."""
 
         def longer(cache: Array) -> Array:
-            return _pad(jnp.roll(cache, -self.place, -2), -2, room)
+            return _pad(jnp.roll(cache, -self.write_index, -2), -2, length)
 
         keys, values = jax.tree.map(longer, (self.keys, self.values))
-        return dataclasses.replace(self, keys=keys, values=values, place=jnp.full_like(self.place, self.room))
+        return dataclasses.replace(
+            self, keys=keys, values=values, write_index=jnp.full_like(self.write_index, self.capacity)
+        )
 
 
-def put_rows(old: Any, new: Any, rows: Int[Array, "R"]) -> Any:
+def insert_rows(old: Any, new: Any, rows: Int[Array, "R"]) -> Any:
     """Writes the rows of `new` over those of `old`, each part of the mesh its rows; see `Batch.rows` of the decoder."""
 
     def write(old: Any, new: Any, rows: Array) -> Any:
@@ -109,11 +111,11 @@ def put_rows(old: Any, new: Any, rows: Int[Array, "R"]) -> Any:
 
 def specs_of(tree: Any, mesh: AbstractMesh | Mesh) -> Any:
     """How a part of the state is split: by rows, caches by heads too."""
-    axes = {Prefix: 4, Ring: 5}
+    axes = {Prefix: 4, KVCache: 5}
 
-    def one(part: Prefix | Texts | Ring) -> Any:
+    def one(part: Prefix | DecodeState | KVCache) -> Any:
         specs = jax.tree.map(lambda x: BATCH if x.ndim else P(), part)
-        if isinstance(part, Texts):
+        if isinstance(part, DecodeState):
             return specs
         caches = {
             field.name: jax.tree.map(lambda x: cache_spec(x.shape, axes[type(part)], mesh), getattr(part, field.name))
@@ -122,10 +124,10 @@ def specs_of(tree: Any, mesh: AbstractMesh | Mesh) -> Any:
         }
         return dataclasses.replace(specs, **caches)
 
-    return jax.tree.map(one, tree, is_leaf=lambda leaf: isinstance(leaf, Prefix | Texts | Ring))
+    return jax.tree.map(one, tree, is_leaf=lambda leaf: isinstance(leaf, Prefix | DecodeState | KVCache))
 
 
-def keep_split(part: Any) -> Any:
+def constrain_state(part: Any) -> Any:
     """Inside jit under a mesh: keeps a part of the state split as `specs_of` says."""
     mesh = jax.sharding.get_abstract_mesh()
     return part if mesh.empty else jax.lax.with_sharding_constraint(part, specs_of(part, mesh))
@@ -135,7 +137,7 @@ def _pad(x: Array, axis: int, length: int) -> Array:
     return jnp.pad(x, [(0, length - x.shape[axis] if i == axis % x.ndim else 0) for i in range(x.ndim)])
 
 
-def split_heads(cache: Array, num_axes: int) -> Array:
+def constrain_cache(cache: Array, num_axes: int) -> Array:
     """Keeps a cache split like the batch and the heads are: the first of its last `num_axes` axes are I and K."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
@@ -150,19 +152,21 @@ def cache_spec(shape: tuple[int, ...], num_axes: int, mesh: AbstractMesh | Mesh)
     return P(*(None,) * layers, *BATCH, heads)
 
 
-def next_logits(llama: Llama, prefix: Prefix, texts: Texts, ring: Ring) -> tuple[Float[Array, "I C V"], Ring]:
-    """Scores of each candidate's next token, and the ring, of which this token is now the latest."""
+def next_logits(
+    llama: Llama, prefix: Prefix, state: DecodeState, cache: KVCache
+) -> tuple[Float[Array, "I C V"], KVCache]:
+    """Scores of each candidate's next token, and the cache, of which this token is now the latest."""
 
-    def write(cache: Float[Array, "*L I K C T H"], latest: Float[Array, "*L I K C 1 H"]) -> Array:
-        return jax.lax.dynamic_update_slice_in_dim(cache, latest, ring.place, axis=-2)
+    def write(old: Float[Array, "*L I K C T H"], latest: Float[Array, "*L I K C 1 H"]) -> Array:
+        return jax.lax.dynamic_update_slice_in_dim(old, latest, cache.write_index, axis=-2)
 
-    keys, values = jax.tree.map(write, (ring.keys, ring.values), (ring.latest_keys, ring.latest_values))
-    place = (ring.place + 1) % ring.room
+    keys, values = jax.tree.map(write, (cache.keys, cache.values), (cache.latest_keys, cache.latest_values))
+    write_index = (cache.write_index + 1) % cache.capacity
 
-    before = texts.num_tokens - 1  # tokens that the ring has; this one it does not have yet
-    latest = jnp.take_along_axis(texts.token_ids, jnp.maximum(before, 0)[:, None, None], axis=2, mode="clip")[..., 0]
+    before = state.num_tokens - 1  # tokens that the cache holds; this one it does not hold yet
+    latest = jnp.take_along_axis(state.token_ids, jnp.maximum(before, 0)[:, None, None], axis=2, mode="clip")[..., 0]
     positions = jnp.broadcast_to((prefix.lengths + before)[:, None], latest.shape)
-    steps_ago = (place - 1 - jnp.arange(ring.room)) % ring.room
+    steps_ago = (write_index - 1 - jnp.arange(cache.capacity)) % cache.capacity
     is_own = steps_ago < before[:, None]
 
     def attend(
@@ -176,10 +180,10 @@ def next_logits(llama: Llama, prefix: Prefix, texts: Texts, ring: Ring) -> tuple
     hidden, kept = llama(llama.embed(latest), positions, attend, caches)
 
     def as_latest(x: Float[Array, "*L I C K H"]) -> Float[Array, "*L I K C 1 H"]:
-        return split_heads(x.swapaxes(-3, -2)[..., None, :], 5)
+        return constrain_cache(x.swapaxes(-3, -2)[..., None, :], 5)
 
     latest_keys, latest_values = jax.tree.map(as_latest, kept)
-    return llama.logits(hidden), Ring(keys, values, latest_keys, latest_values, place)
+    return llama.logits(hidden), KVCache(keys, values, latest_keys, latest_values, write_index)
 
 
 def _attention(

@@ -11,7 +11,6 @@ import errno
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -24,16 +23,13 @@ from tqdm import tqdm
 
 import vigor_jax
 from vigor_jax import fingerprint
-from vigor_jax.data.images.preprocessing import load_image, preprocess
-from vigor_jax.data.text.conversation import TEMPLATES, encode_prompt
 from vigor_jax.disk import naming
 from vigor_jax.errors import InputError
-from vigor_jax.hf.load import Checkpoint, load_llava
-from vigor_jax.inference.decoder import SamplingConfig
-from vigor_jax.inference.sampler import Completion, Request, Sampler
+from vigor_jax.hf.load import Checkpoint
+from vigor_jax.inference.policy import Policy
+from vigor_jax.inference.sampler import Completion
+from vigor_jax.inference.sampling_methods import SamplingConfig
 from vigor_jax.json_fields import parse_json
-from vigor_jax.models.layers import stacks_inference
-from vigor_jax.models.llava import Llava
 from vigor_jax.records import ImageFile
 from vigor_jax.run_lock import RunLock
 
@@ -73,14 +69,7 @@ class Predictor:
     """
 
     def __init__(self, checkpoint: Checkpoint, template: str, mesh: Mesh, *, dtype: str | None = None) -> None:
-        dtype = dtype or ("float32" if checkpoint.dtype == np.float32 else "bfloat16")
-        if dtype == "float16" and jax.default_backend() != "gpu":
-            raise InputError(
-                f"dtype float16 needs a GPU, and this is a {jax.default_backend()}; take bfloat16 or float32"
-            )
-        self._source, self._template, self._mesh, self._dtype = checkpoint, template, mesh, dtype
-        self._model: Llava | None = None
-        self._samplers: dict[SamplingConfig, Sampler] = {}  # what one has compiled, it need not compile again
+        self._policy = Policy(checkpoint, mesh, template=template, dtype=dtype)
 
     def answer(
         self,
@@ -161,40 +150,18 @@ class Predictor:
         return [texts[question.image, question.prompt] for question in questions]
 
     def _complete(self, questions: Sequence[Question], sampling: SamplingConfig) -> Iterator[list[Completion]]:
-        checkpoint, template = self._source, TEMPLATES[self._template]
-        if self._model is None:
-            self._model = load_llava(checkpoint, mesh=self._mesh, dtype=self._dtype, scan=stacks_inference())
-        if sampling not in self._samplers:
-            self._samplers[sampling] = Sampler(self._model, checkpoint.tokenizer, sampling, self._mesh, template.stop)
-        sampler = self._samplers[sampling]
-        encoded = {
-            (prompt, with_image): encode_prompt(
-                checkpoint.tokenizer,
-                template,
-                prompt,
-                image_token_id=checkpoint.config.image_token_id,
-                num_image_tokens=checkpoint.config.num_image_tokens,
-                with_image=with_image,
-            )
-            for prompt, with_image in {(question.prompt, question.path is not None) for question in questions}
-        }
-        return sampler.generate(
-            Request(
-                question.image,
-                encoded[question.prompt, question.path is not None],
-                None if question.path is None else partial(_pixels, question.path, checkpoint),
-                question.prompt,
-            )
-            for question in questions
-        )
+        for prompt, with_image in {(question.prompt, question.path is not None) for question in questions}:
+            self._policy.prompt_ids(prompt, with_image=with_image)  # refused before the first answer, if it is
+        requests = (self._policy.request(question.image, question.path, question.prompt) for question in questions)
+        return self._policy.sample(requests, sampling)
 
     def _settings(self, sampling: SamplingConfig) -> dict[str, Any]:
         """What decides on the answers, by the names of the options."""
         return {
-            "model": str(self._source.directory.resolve()),
-            "weights": self._source.digest()[:16],
-            "template": self._template,
-            "dtype": self._dtype,
+            "model": str(self._policy.checkpoint.directory.resolve()),
+            "weights": self._policy.checkpoint.digest()[:16],
+            "template": self._policy.template_name,
+            "dtype": self._policy.dtype,
             **fingerprint.of(sampling, "sampling"),
             "versions": {"vigor_jax": vigor_jax.__version__, "jax": jax.__version__},
         }
@@ -204,10 +171,6 @@ def read_answers(path: Path) -> list[dict[str, Any]]:
     """The lines of a file of answers."""
     # Not splitlines: inside JSON strings the other characters that it splits at are ordinary text.
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-
-
-def _pixels(path: ImageFile, checkpoint: Checkpoint) -> np.ndarray:
-    return preprocess(load_image(path), checkpoint.preprocessing)
 
 
 def _line(completion: Completion, prompt: str, num_candidates: int) -> str:

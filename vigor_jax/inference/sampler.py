@@ -1,4 +1,4 @@
-"""Sampling of responses: requests in, completed candidates out, in order; what is done makes room for what waits."""
+"""Sampling of responses: requests in, completed candidates out, in order; a row that is done takes the next request."""
 
 import bisect
 import collections
@@ -17,18 +17,19 @@ from jax.sharding import PartitionSpec as P
 
 from vigor_jax.data.text.tokenizer import Tokenizer
 from vigor_jax.errors import InputError
-from vigor_jax.inference.decoder import Batch, Decoder, SamplingConfig
-from vigor_jax.inference.kv_cache import Prefix, Ring, Texts
+from vigor_jax.inference.decoder import Batch, Decoder
+from vigor_jax.inference.kv_cache import DecodeState, KVCache, Prefix
+from vigor_jax.inference.sampling_methods import SamplingConfig
 from vigor_jax.models.llava import Llava, LlavaConfig
 from vigor_jax.parallel.sharding import local_rows, round_up_batch, shard_rows
 
 FinishReason = Literal["stop", "length", "repetition"]
 
 IMAGE_READERS = 4
-# The host looks for what has ended, and fills its rows anew, between runs of the device of so many steps.
+# The host looks for what has ended, and fills its rows again, after every so many steps of the device.
 STEPS_BETWEEN_LOOKS = 16
-# A refill is for a quarter of the rows, and waits until three quarters of it are to be had: the rest of it is wasted.
-REFILL, FULL_ENOUGH = 1 / 4, 3 / 4
+# A prefill is for a quarter of the rows, and waits until three quarters of it have prompts: the rest is wasted.
+PREFILL, FULL_ENOUGH = 1 / 4, 3 / 4
 # Batches of requests that may wait where some part of the mesh is slower than the others.
 MOST_AHEAD = 4
 
@@ -119,7 +120,7 @@ class Sampler:
         self._num_parts = round_up_batch(1, mesh)
         self._own_parts = frozenset(local_rows(self._num_parts, mesh))
         self._rows_a_part = config.batch_size // self._num_parts
-        self._refill_a_part = refill_size(config.batch_size, mesh) // self._num_parts
+        self._prefill_a_part = prefill_size(config.batch_size, mesh) // self._num_parts
         self._gather = jax.jit(lambda *arrays: arrays, out_shardings=NamedSharding(mesh, P()))
 
     @property
@@ -142,21 +143,6 @@ class Sampler:
             yield from _Generation(self, iter(requests), readers).run()
         finally:
             readers.shutdown(cancel_futures=True)
-
-    def _check(self, request: Request) -> None:
-        length, positions = len(request.prompt_ids), self._model.text.max_position_embeddings
-        if not 0 < length < positions:
-            raise InputError(
-                f"{request.image_id}: a prompt of {length} tokens, expected at least 1 and fewer than the model's "
-                f"{positions} positions; shorten it"
-            )
-        expected = 0 if request.pixels is None else self._model.num_image_tokens
-        found = sum(token_id == self._model.image_token_id for token_id in request.prompt_ids)
-        if found != expected:
-            raise InputError(
-                f"{request.image_id}: the prompt has {found} image tokens, expected {expected}; "
-                "a prompt names its image once, and a prompt without image not at all"
-            )
 
     def _limit(self, request: Request) -> int:
         """Most tokens of its candidates."""
@@ -222,7 +208,7 @@ class _Generation:
         ]
         self._rows: list[_Row | None] = [None] * self._config.batch_size
         self._finished: dict[int, list[Completion]] = {}
-        self._state: tuple[Prefix, Texts, Ring] | None = None
+        self._state: tuple[Prefix, DecodeState, KVCache] | None = None
 
     def run(self) -> Iterator[list[Completion]]:
         while self._advance():
@@ -235,11 +221,11 @@ class _Generation:
         # Not around `run`: who takes its results has a mesh of their own, or none.
         with jax.set_mesh(self._mesh):
             self._read_ahead()
-            while free := self._worth_refilling():
-                self._refill(free)
+            while free := self._worth_prefilling():
+                self._prefill(free)
                 self._read_ahead()
             if any(self._rows):
-                self._extend()
+                self._generate()
                 self._take_finished()
                 return True
         return False
@@ -251,17 +237,17 @@ class _Generation:
             request = next(self._requests, None)
             if request is None:
                 return
-            sampler._check(request)
+            check_request(request, sampler._model)
             part = self._num_taken % sampler._num_parts
             reads = part in sampler._own_parts and request.pixels is not None
-            image = self._readers.submit(_read, request) if reads else None
+            image = self._readers.submit(read_pixels, request) if reads else None
             row = _Row(self._num_taken, request, sampler._limit(request), [None] * self._config.num_candidates)
             self._waiting[part].append((row, image))
             self._num_taken += 1
 
-    def _worth_refilling(self) -> list[list[int]]:
-        """Free rows of each part that a refill now is for; nothing if it had better wait for more."""
-        size, most = self._sampler._rows_a_part, self._sampler._refill_a_part
+    def _worth_prefilling(self) -> list[list[int]]:
+        """Free rows of each part that a prefill now is for; nothing if it had better wait for more."""
+        size, most = self._sampler._rows_a_part, self._sampler._prefill_a_part
         free = [
             [place for place in range(size) if self._rows[part * size + place] is None][: min(most, len(waiting))]
             for part, waiting in enumerate(self._waiting)
@@ -270,9 +256,9 @@ class _Generation:
         enough = min(math.ceil(FULL_ENOUGH * most * len(free)), in_reach)
         return free if found and (found >= enough or not any(self._rows)) else []
 
-    def _refill(self, free: list[list[int]]) -> None:
+    def _prefill(self, free: list[list[int]]) -> None:
         """Puts the requests that wait longest into free rows."""
-        size, most = self._sampler._rows_a_part, self._sampler._refill_a_part
+        size, most = self._sampler._rows_a_part, self._sampler._prefill_a_part
         rows = np.full((len(free), most), size, np.int32)
         taken: dict[int, tuple[_Row, Future | None]] = {}
         for part, places in enumerate(free):
@@ -281,9 +267,9 @@ class _Generation:
                 taken[part * most + i] = self._waiting[part].popleft()
                 self._rows[part * size + place] = taken[part * most + i][0]
         batch = self._to_device(taken, rows.ravel())
-        prefix, texts, ring = self._state or self._decoder.begin(batch)
-        prefix = self._decoder.widen(prefix, batch.token_ids.shape[1])
-        self._state = *self._decoder.refill(prefix, texts, batch), ring
+        prefix, state, cache = self._state or self._decoder.init_decode_state(batch)
+        prefix = self._decoder.pad_prefix(prefix, batch.token_ids.shape[1])
+        self._state = *self._decoder.prefill(prefix, state, batch), cache
 
     def _to_device(self, taken: dict[int, tuple[_Row, Future | None]], rows: np.ndarray) -> Batch:
         """Prompts by their place in the batch; what is left of it only fills up."""
@@ -304,10 +290,10 @@ class _Generation:
                 pixels[place] = image
         return Batch(*shard_rows((token_ids, lengths, seeds, rows, pixels), self._mesh))
 
-    def _extend(self) -> None:
+    def _generate(self) -> None:
         """Some more tokens for all rows."""
         assert self._state is not None
-        prefix, texts, ring = self._state
+        prefix, state, cache = self._state
         under_way = [row for row in self._rows if row]
         count = min(STEPS_BETWEEN_LOOKS, max(row.limit - row.num_tokens for row in under_way))
         if not count:
@@ -315,15 +301,16 @@ class _Generation:
         for row in under_way:
             row.num_tokens += count
         longest = max(min(row.num_tokens, row.limit) for row in under_way)
-        ring = self._decoder.grow(ring, next(room for room in self._decoder.rooms if longest <= room))
-        self._state = prefix, *self._decoder.extend(prefix, texts, ring, count)
+        capacity = next(length for length in self._decoder.cache_lengths if longest <= length)
+        cache = self._decoder.pad_cache(cache, capacity)
+        self._state = prefix, *self._decoder.generate(prefix, state, cache, count)
 
     def _take_finished(self) -> None:
         """Rows whose candidates have all ended are free from now on."""
         assert self._state is not None
-        prefix, texts, ring = self._state
-        token_ids, logprobs = jax.device_get(self._sampler._gather(texts.token_ids, texts.logprobs))
-        done = np.ones(texts.done.shape, bool)
+        prefix, state, cache = self._state
+        token_ids, logprobs = jax.device_get(self._sampler._gather(state.token_ids, state.logprobs))
+        done = np.ones(state.done.shape, bool)
         for place, row in enumerate(self._rows):
             if row is None:
                 continue
@@ -332,13 +319,30 @@ class _Generation:
             if done[place].all():
                 self._finished[row.number] = self._sampler._completions(row, token_ids[place], logprobs[place])
                 self._rows[place] = None
-        self._state = prefix, dataclasses.replace(texts, done=shard_rows(done, self._mesh)), ring
+        self._state = prefix, dataclasses.replace(state, done=shard_rows(done, self._mesh)), cache
 
 
-def refill_size(batch_size: int, mesh: Mesh) -> int:
+def check_request(request: Request, config: LlavaConfig) -> None:
+    """Raises InputError if a model of these sizes cannot take a request: too long, or not one place for its image."""
+    length, positions = len(request.prompt_ids), config.text.max_position_embeddings
+    if not 0 < length < positions:
+        raise InputError(
+            f"{request.image_id}: a prompt of {length} tokens, expected at least 1 and fewer than the model's "
+            f"{positions} positions; shorten it"
+        )
+    expected = 0 if request.pixels is None else config.num_image_tokens
+    found = sum(token_id == config.image_token_id for token_id in request.prompt_ids)
+    if found != expected:
+        raise InputError(
+            f"{request.image_id}: the prompt has {found} image tokens, expected {expected}; "
+            "a prompt names its image once, and a prompt without image not at all"
+        )
+
+
+def prefill_size(batch_size: int, mesh: Mesh) -> int:
     """Prompts that are read at a time: the same number for each part of the mesh."""
     parts = round_up_batch(1, mesh)
-    return parts * max(1, int(REFILL * batch_size / parts))
+    return parts * max(1, int(PREFILL * batch_size / parts))
 
 
 def is_answer(config: LlavaConfig, tokenizer: Tokenizer) -> np.ndarray:
@@ -373,5 +377,6 @@ def repetition_end(token_ids: np.ndarray, n: int) -> int | None:
     return 2 * n + int(repeats.argmax()) if repeats.any() else None
 
 
-def _read(request: Request) -> np.ndarray:
+def read_pixels(request: Request) -> np.ndarray:
+    """The image of a request that has one, uint8 [S, S, 3]."""
     return request.pixels() if callable(request.pixels) else np.asarray(request.pixels)

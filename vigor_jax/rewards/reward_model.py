@@ -9,7 +9,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Literal
+from typing import Literal, Self
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ from vigor_jax.data.images.preprocessing import Preprocessing, load_image, prepr
 from vigor_jax.data.text.conversation import TEMPLATES
 from vigor_jax.data.text.tokenizer import Tokenizer
 from vigor_jax.errors import InputError
+from vigor_jax.inference.policy import Policy
 from vigor_jax.inference.sampler import is_answer
 from vigor_jax.inference.tree_attention import Answers, answer_places
 from vigor_jax.models.llava import Llava
@@ -132,6 +133,19 @@ class RewardModel:
         self._is_answer = jnp.asarray(is_answer(model.config, tokenizer))
         self._own_rows = frozenset(local_rows(config.batch_size, mesh))
         self._answer = jax.jit(self._answer_rows, out_shardings=NamedSharding(mesh, P()))
+
+    @classmethod
+    def of(cls, policy: Policy, config: RewardModelConfig) -> Self:
+        """With the weights of an opened checkpoint, which are loaded now; the template is that of `config`."""
+        checkpoint = policy.checkpoint
+        return cls(
+            policy.model,
+            checkpoint.tokenizer,
+            checkpoint.preprocessing,
+            config,
+            policy.mesh,
+            weights_digest=checkpoint.digest(),
+        )
 
     def judge(self, items: Iterable[ScoreItem]) -> Iterator[list[Verdict]]:
         """Verdicts on the texts of each item, in their order; a text without sentences has no signals.

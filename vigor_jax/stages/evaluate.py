@@ -20,8 +20,8 @@ from vigor_jax.evaluation.benchmarks.synonyms import Synonyms
 from vigor_jax.evaluation.metrics import Metrics, chair_metrics, mme_metrics, pope_metrics, table, warn
 from vigor_jax.evaluation.protocols import ProtocolName, wording
 from vigor_jax.hf.load import Checkpoint, open_checkpoint
-from vigor_jax.inference.decoder import SamplingConfig
 from vigor_jax.inference.predictor import Predictor, Question, read_answers
+from vigor_jax.inference.sampling_methods import SamplingConfig
 from vigor_jax.records import ImageFile
 from vigor_jax.stages.stage import EVALUATION, EXPORT, Progress, Result, RunContext, Stage
 

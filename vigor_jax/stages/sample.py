@@ -8,7 +8,6 @@ import logging
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -20,18 +19,18 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from vigor_jax import fingerprint
-from vigor_jax.data.images.preprocessing import load_image, preprocess
 from vigor_jax.data.images.store import Images, open_images
 from vigor_jax.data.records.store import join, part_count, part_metadata, parts_done, read_batches, write_part
-from vigor_jax.data.text.conversation import TEMPLATES, encode_prompt
+from vigor_jax.data.text.conversation import TEMPLATES
 from vigor_jax.errors import InputError
-from vigor_jax.hf.load import Checkpoint, load_llava
-from vigor_jax.inference.decoder import Batch, Decoder, SamplingConfig
-from vigor_jax.inference.sampler import Completion, Request, Sampler, refill_size
+from vigor_jax.hf.load import Checkpoint
+from vigor_jax.inference.decoder import Batch, Decoder
+from vigor_jax.inference.policy import Policy
+from vigor_jax.inference.sampler import Completion, Request, prefill_size
+from vigor_jax.inference.sampling_methods import SamplingConfig
 from vigor_jax.models.int8 import quantize_decoder
-from vigor_jax.models.layers import stacks_inference
 from vigor_jax.parallel.sharding import round_up_batch
-from vigor_jax.records import Candidate, ImageFile
+from vigor_jax.records import Candidate
 from vigor_jax.stages.programs import Cost, Program, Target, Work, array, bytes_held, for_inference
 from vigor_jax.stages.stage import Progress, Result, RunContext, Stage
 from vigor_jax.training.flops import forward_flops
@@ -114,20 +113,7 @@ def sample(
     if not todo:
         logger.info("sample: all %d parts are there", count)
         return
-    model = load_llava(checkpoint, mesh=mesh, dtype=dtype, scan=stacks_inference())
-    if config.int8:
-        model = quantize_decoder(model)
-    sampler = Sampler(model, checkpoint.tokenizer, config.sampling, mesh, TEMPLATES[config.template].stop)
-    encoded = {
-        prompt: encode_prompt(
-            checkpoint.tokenizer,
-            TEMPLATES[config.template],
-            prompt,
-            image_token_id=checkpoint.config.image_token_id,
-            num_image_tokens=checkpoint.config.num_image_tokens,
-        )
-        for prompt in set(config.prompts)
-    }
+    policy = Policy(checkpoint, mesh, template=config.template, dtype=dtype, int8=config.int8)
 
     def part(index: int) -> Iterator[tuple[str, str]]:
         """Image and prompt; of a hundred million images no process holds all names."""
@@ -135,7 +121,7 @@ def sample(
 
     def requests(index: int) -> Iterator[Request]:
         for image, prompt in part(index):
-            yield Request(image, encoded[prompt], partial(_pixels, images.file(image), checkpoint), prompt)
+            yield policy.request(image, images.file(image), prompt)
 
     metadata = {"images": name_images(images)}
     is_writer = jax.process_index() == 0
@@ -145,7 +131,8 @@ def sample(
         for index in todo:
             candidates: list[Candidate] = []
             # Each part starts with empty rows, so that its log-probabilities do not depend on the parts before it.
-            for (_, prompt), completions in zip(part(index), sampler.generate(requests(index)), strict=True):
+            found = policy.sample(requests(index), config.sampling)
+            for (_, prompt), completions in zip(part(index), found, strict=True):
                 candidates += [_candidate(completion, prompt) for completion in completions]
                 bar.update()
             if index % jax.process_count() == jax.process_index():
@@ -192,10 +179,6 @@ def _prompt(config: SampleConfig, image: str) -> str:
     """One of the prompts, the same for an image in every run and on every host."""
     digest = hashlib.blake2b(f"{config.sampling.seed} {image}".encode(), digest_size=8).digest()
     return config.prompts[int.from_bytes(digest, "little") % len(config.prompts)]
-
-
-def _pixels(image: ImageFile, checkpoint: Checkpoint) -> Any:
-    return preprocess(load_image(image), checkpoint.preprocessing)
 
 
 def _candidate(completion: Completion, prompt: str) -> Candidate:
@@ -248,7 +231,7 @@ class SampleStage(Stage):
     def programs(self, target: Target) -> Iterator[Program]:
         sampling, model, mesh, sizes = self._config.sampling, target.model, target.inference_mesh, target.sizes
         sampling = dataclasses.replace(sampling, batch_size=round_up_batch(sampling.batch_size, mesh))
-        rows, room = refill_size(sampling.batch_size, mesh), min(sampling.max_new_tokens, sizes.response)
+        rows, capacity = prefill_size(sampling.batch_size, mesh), min(sampling.max_new_tokens, sizes.response)
         length = -(-sizes.prompt // sampling.prompt_bucket) * sampling.prompt_bucket
         abstract = for_inference(model, target.dtype, mesh)
         if self._config.int8:
@@ -272,19 +255,21 @@ class SampleStage(Stage):
 
         held = bytes_held(nnx.state(abstract))
         with jax.set_mesh(mesh):
-            prefix, texts, ring = decoder.shapes(batch, room)
+            prefix, state, cache = decoder.shapes(batch, capacity)
         flops = forward_flops(model, rows=rows, tokens=rows * length, images=rows)
         yield Program(
-            self.name, "prefill", lowered(decoder.lower_refill), flops, held, rows, length, beside=bytes_held(ring)
+            self.name, "prefill", lowered(decoder.lower_prefill), flops, held, rows, length, beside=bytes_held(cache)
         )
         candidates = sampling.batch_size * sampling.num_candidates
         images_only = bytes_held(nnx.state((abstract.vision_tower, abstract.multi_modal_projector)))
-        flops = forward_flops(model, rows=candidates, tokens=candidates * room, images=0)
-        decode = lowered(decoder.lower_extend, room)
-        yield Program(self.name, "decode", decode, flops, held, candidates, room, steps=room, beside=images_only)
-        if len(decoder.rooms) > 1:  # the last time that the caches grow, both are there
-            beside = held + bytes_held((prefix, texts))
-            grow = lowered(decoder.lower_grow, decoder.rooms[-2], room)
+        flops = forward_flops(model, rows=candidates, tokens=candidates * capacity, images=0)
+        decode = lowered(decoder.lower_generate, capacity)
+        yield Program(
+            self.name, "decode", decode, flops, held, candidates, capacity, steps=capacity, beside=images_only
+        )
+        if len(decoder.cache_lengths) > 1:  # the last time that the caches grow, both are there
+            beside = held + bytes_held((prefix, state))
+            grow = lowered(decoder.lower_pad_cache, decoder.cache_lengths[-2], capacity)
             flops = forward_flops(model, rows=candidates, tokens=0, images=0)
             yield Program(self.name, "growth", grow, flops, 0, candidates, 0, beside=beside)
 

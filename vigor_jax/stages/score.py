@@ -22,10 +22,10 @@ from vigor_jax.data.records.store import (
     parts_done,
 )
 from vigor_jax.errors import InputError
-from vigor_jax.hf.load import load_llava, open_checkpoint
+from vigor_jax.hf.load import open_checkpoint
+from vigor_jax.inference.policy import Policy
 from vigor_jax.inference.tree_attention import answer_places
 from vigor_jax.json_fields import Fields
-from vigor_jax.models.layers import stacks_inference
 from vigor_jax.parallel.sharding import round_up_batch
 from vigor_jax.rewards.detection import DetectionConfig, DetectorStream
 from vigor_jax.rewards.reward_model import RewardModel, RewardModelConfig
@@ -207,9 +207,8 @@ class ScoreStage(Stage):
         if (directory / PROVENANCE).exists():
             training = Fields.read(directory / PROVENANCE).object("training")
             check_same_question(self._reward_model, training.values if training else {}, str(directory))
-        model = load_llava(checkpoint, mesh=mesh, dtype=context.dtype, scan=stacks_inference())
-        tokenizer, preprocessing, digest = checkpoint.tokenizer, checkpoint.preprocessing, checkpoint.digest()
-        return RewardModel(model, tokenizer, preprocessing, self._reward_model, mesh, weights_digest=digest)
+        policy = Policy(checkpoint, mesh, template=self._reward_model.template, dtype=context.dtype)
+        return RewardModel.of(policy, self._reward_model)
 
     def _is_scored(self, name: str, context: RunContext) -> bool:
         count = part_count(join(context.records, "candidates"))

@@ -19,7 +19,7 @@ from vigor_jax import caption, train
 from vigor_jax.data.images.store import open_images
 from vigor_jax.errors import InputError
 from vigor_jax.hf.load import open_checkpoint
-from vigor_jax.inference.sampler import SamplingConfig
+from vigor_jax.inference.sampling_methods import SamplingConfig
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 from vigor_jax.records import Signal, Span, Verdict
 from vigor_jax.stages import sft as sft_module

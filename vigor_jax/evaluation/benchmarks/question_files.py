@@ -12,7 +12,7 @@ def write_images(questions: Iterable[ChoiceQuestion], folder: Path) -> dict[str,
     """Makes files of the images that questions bring along; a file of the same size stays as it is.
 
     Returns:
-        Image → file, as `Asker.ask` takes it.
+        Image → file, as `EvaluatedModel.answer` takes it.
     """
     paths: dict[str, Path] = {}
     for question in questions:
@@ -25,7 +25,7 @@ def write_images(questions: Iterable[ChoiceQuestion], folder: Path) -> dict[str,
 
 
 def find_files(questions: Iterable[Question], images: Mapping[str, ImageFile]) -> dict[str, ImageFile]:
-    """Image → file, as `Asker.ask` takes it; what is not there is left out.
+    """Image → file, as `EvaluatedModel.answer` takes it; what is not there is left out.
 
     A name without a suffix, such as SEED-Bench's, may be a file's name as it is, or lack the suffix of an image; and
     the file may be in a folder below, as SEED-Bench-image and SEED-Bench-video-image are.

@@ -19,14 +19,14 @@ from vigor_jax.evaluation.saved_captions import read_captions
 from vigor_jax.records import ImageFile
 
 
-class Asks(Protocol):
-    """A model that answers questions, see `vigor_jax.evaluation.commands.asking.Asker`."""
+class AnswersQuestions(Protocol):
+    """A model that answers questions, see `vigor_jax.evaluation.commands.evaluated_model.EvaluatedModel`."""
 
     @property
     def images(self) -> Mapping[str, ImageFile]:
         """Name → image, of all there are."""
 
-    def ask(
+    def answer(
         self,
         name: str,
         asked: Sequence[tuple[str, str]],
@@ -56,11 +56,11 @@ class PopeCommand:
     protocol: ProtocolName = "paper"
     prompt_suffix: str | None = None
 
-    def metrics(self, asker: Asks | None) -> Metrics:
+    def metrics(self, model: AnswersQuestions | None) -> Metrics:
         """Reads answers, or asks."""
         words = wording("pope", self.protocol, self.prompt_suffix)
         files: dict[str, list[pope.PopeQuestion]] = {}
-        if asker is None and len(self.answers) not in (1, len(self.questions)):
+        if model is None and len(self.answers) not in (1, len(self.questions)):
             raise InputError(
                 f"--answers: expected a file for each of {len(self.questions)} files of questions, in their order, or "
                 f"one for all, got {len(self.answers)}; or give --model and --images"
@@ -69,9 +69,11 @@ class PopeCommand:
             if path.stem in files:
                 raise InputError(f"--questions: two files are called {path.stem}; give them different names")
             files[path.stem] = pope.read_questions(path)
-        if asker:
+        if model:
             texts = {
-                name: asker.ask(f"pope-{name}", [(q.image, words.ask(q.text)) for q in questions], protocol=words.name)
+                name: model.answer(
+                    f"pope-{name}", [(q.image, words.ask(q.text)) for q in questions], protocol=words.name
+                )
                 for name, questions in files.items()
             }
             extra = 0
@@ -125,9 +127,9 @@ class PopeQuestionsCommand:
     at_least: int = 4
     seed: int = 0
 
-    def metrics(self, asker: Asks | None) -> Metrics:
+    def metrics(self, model: AnswersQuestions | None) -> Metrics:
         """Writes the questions; the figures are their numbers."""
-        if asker:
+        if model:
             raise InputError("pope-questions asks no model; give its files to `pope --questions`")
         known = chair.read_objects(self.objects).objects
         able = [image for image in sorted(known) if len(known[image]) >= self.at_least]
@@ -172,9 +174,9 @@ class ChairCommand:
     prompt: str = "Describe this image in detail."
     limit: int = 0
 
-    def metrics(self, asker: Asks | None) -> Metrics:
+    def metrics(self, model: AnswersQuestions | None) -> Metrics:
         """Reads captions, or asks for them."""
-        if (asker is None) == (self.captions is None):
+        if (model is None) == (self.captions is None):
             raise InputError("chair: give either --captions, or --model and --images")
         synonyms = Synonyms.read(self.synonyms, as_published=self.as_published) if self.synonyms else None
         known = chair.read_annotations(self.objects, synonyms)
@@ -186,10 +188,10 @@ class ChairCommand:
             reference = known.reference(synonyms, images=images)
             captions = [(image, text) for image, text in saved.pairs if image in reference.objects]
         else:
-            assert asker
-            reference = known.reference(synonyms, images=asker.images)
+            assert model
+            reference = known.reference(synonyms, images=model.images)
             images = sorted(reference.objects)[: self.limit or None]
-            texts = asker.ask("captions", [(image, self.prompt) for image in images])
+            texts = model.answer("captions", [(image, self.prompt) for image in images])
             captions = list(zip(images, texts, strict=True))
         judged = [chair.judge(image, text, reference) for image, text in captions]
         details = [
@@ -207,7 +209,7 @@ class ChairCommand:
         return {
             **chair_metrics(judged),
             "names": f"{self.synonyms}, {how}" if self.synonyms else "the objects' own names",
-            "policy": {"limit": self.limit, "prompt": self.prompt if asker else None},
+            "policy": {"limit": self.limit, "prompt": self.prompt if model else None},
             **({"extra_answers": extra} if extra else {}),
         }
 
@@ -233,23 +235,23 @@ class MmeCommand:
     protocol: ProtocolName = "paper"
     prompt_suffix: str | None = None
 
-    def metrics(self, asker: Asks | None) -> Metrics:
+    def metrics(self, model: AnswersQuestions | None) -> Metrics:
         """Reads results or answers, or asks."""
         words = wording("mme", self.protocol, self.prompt_suffix)
-        if asker is None and self.results is not None:
+        if model is None and self.results is not None:
             found = mme_metrics(mme.read_results(self.results))
             return {**found, **told(words, 0), **warn(mme=found)}
-        if asker is None and not self.answers:
+        if model is None and not self.answers:
             raise InputError("mme: give either --results, or --data and --model, or --data and --answers")
         if self.data is None:
             raise InputError("mme: give --data, the benchmark's folder")
-        subtasks = mme.read_subtasks(self.data, with_images=asker is not None)
+        subtasks = mme.read_subtasks(self.data, with_images=model is not None)
         results, extra = {}, 0
-        if asker:
+        if model:
             for subtask, questions in subtasks.items():
                 paths = {f"{subtask}/{question.image}": question.path for question in questions if question.path}
                 asked = [(f"{subtask}/{q.image}", words.ask(q.question)) for q in questions]
-                texts = asker.ask(f"mme-{subtask}", asked, paths, protocol=words.name)
+                texts = model.answer(f"mme-{subtask}", asked, paths, protocol=words.name)
                 results[subtask] = mme.answered(questions, texts)
             mme.write_results(self.out / "results", results)
         else:

@@ -13,7 +13,7 @@ from vigor_jax.evaluation.answer_matching import read_answers
 from vigor_jax.evaluation.benchmarks import mmhal, preference
 from vigor_jax.evaluation.benchmarks.mmhal_prompt import PLACES, PROMPT
 from vigor_jax.evaluation.bootstrap import bootstrap
-from vigor_jax.evaluation.commands.hallucination import Asks
+from vigor_jax.evaluation.commands.hallucination import AnswersQuestions
 from vigor_jax.evaluation.image_names import ImageNames
 from vigor_jax.evaluation.judge.client import JudgeConfig
 from vigor_jax.evaluation.judge.judge import Judge, Verdict
@@ -43,12 +43,12 @@ class MmhalCommand:
     prompt: Path | None = None
     system: str = ""
 
-    def metrics(self, asker: Asks | None) -> Metrics:
+    def metrics(self, model: AnswersQuestions | None) -> Metrics:
         """Reads answers, or asks for them, and has them judged."""
         questions, extra = mmhal.read_questions(self.questions), 0
-        if asker:
-            paths = {question.image_id: _image(asker, question.image_id) for question in questions}
-            answers = asker.ask("mmhal", [(q.image_id, q.question) for q in questions], paths)
+        if model:
+            paths = {question.image_id: _image(model, question.image_id) for question in questions}
+            answers = model.answer("mmhal", [(q.image_id, q.question) for q in questions], paths)
         elif self.answers:
             matched = read_answers([self.answers], mmhal.asked(questions))
             answers, extra = matched.texts, len(matched.extra)
@@ -93,9 +93,9 @@ class PreferenceCommand:
     repeats: int = 1
     seed: int = 0
 
-    def metrics(self, asker: Asks | None) -> Metrics:
+    def metrics(self, model: AnswersQuestions | None) -> Metrics:
         """Has saved descriptions ranked."""
-        if asker:
+        if model:
             raise InputError("preference: expected descriptions of every system in --captions; make them with caption")
         if len({path.stem for path in self.captions}) < len(self.captions):
             raise InputError("--captions: two files have the same name; systems are called by it")
@@ -126,11 +126,11 @@ class PreferenceCommand:
         }
 
 
-def _image(asker: Asks, image_id: str) -> ImageFile:
+def _image(model: AnswersQuestions, image_id: str) -> ImageFile:
     """The file whose name starts with an image's id."""
-    for name in asker.images:
+    for name in model.images:
         if Path(name).name.startswith(image_id):
-            return asker.images[name]
+            return model.images[name]
     raise InputError(f"mmhal: no file in --images starts with {image_id}; download the benchmark's images")
 
 

@@ -26,7 +26,7 @@ from vigor_jax.evaluation.benchmarks.question_layouts import (
 )
 from vigor_jax.evaluation.benchmarks.questions import Question
 from vigor_jax.evaluation.bootstrap import bootstrap
-from vigor_jax.evaluation.commands.hallucination import Asks, told
+from vigor_jax.evaluation.commands.hallucination import AnswersQuestions, told
 from vigor_jax.evaluation.commands.judged import judging
 from vigor_jax.evaluation.judge.client import JudgeConfig
 from vigor_jax.evaluation.judge.judge import Judge
@@ -75,20 +75,20 @@ class QuestionsCommand:
     prompt: Path | None = None
     system: str = ""
 
-    def metrics(self, asker: Asks | None) -> Metrics:
+    def metrics(self, model: AnswersQuestions | None) -> Metrics:
         """Reads answers, or asks."""
         words = wording(self.layout, self.protocol, self.prompt_suffix)
         asked, extra = self._read(), 0
-        if asker:
+        if model:
             asked = [questions.worded(question, words) for question in asked]
             paths: Mapping[str, ImageFile] | None = None
             if self.layout == "mmbench":  # whose file holds the images
                 choices = [question for question in asked if isinstance(question, questions.ChoiceQuestion)]
                 paths = question_files.write_images(choices, self.out / "images")
             elif self.layout == "seed":  # whose images' names have no endings
-                paths = question_files.find_files(asked, asker.images)
+                paths = question_files.find_files(asked, model.images)
             pairs = [(question.image or "", question.prompt) for question in asked]
-            texts = asker.ask(self.layout, pairs, paths, protocol=words.name)
+            texts = model.answer(self.layout, pairs, paths, protocol=words.name)
         elif self.answers:
             known = questions.asked(asked)
             matched = read_answers([self.answers], known)
@@ -174,13 +174,13 @@ class CaptionsCommand:
     prompt: str = "Provide a one-sentence caption for the provided image."
     limit: int = 0
 
-    def metrics(self, asker: Asks | None) -> Metrics:
+    def metrics(self, model: AnswersQuestions | None) -> Metrics:
         """Reads captions, or asks for them."""
         references, names = captions.read_named_references(self.references)
         extra = 0
-        if asker:
+        if model:
             images = sorted(references)[: self.limit or None]
-            texts = dict(zip(images, asker.ask("captions", [(i, self.prompt) for i in images]), strict=True))
+            texts = dict(zip(images, model.answer("captions", [(i, self.prompt) for i in images]), strict=True))
         elif self.captions:
             saved = read_captions([self.captions], names, "references")
             refuse_double(saved)

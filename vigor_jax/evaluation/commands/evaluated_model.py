@@ -1,4 +1,4 @@
-"""What the evaluation commands need to ask a model; they import this only then, for it brings JAX."""
+"""The model that an evaluation command asks; commands import this only then, for it brings JAX."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -12,13 +12,13 @@ from vigor_jax.data.images.store import Images, open_images
 from vigor_jax.errors import InputError
 from vigor_jax.hf.load import open_checkpoint
 from vigor_jax.inference.predictor import Predictor, Question
-from vigor_jax.inference.sampler import SamplingConfig
+from vigor_jax.inference.sampling_methods import SamplingConfig
 from vigor_jax.parallel.sharding import DistributedConfig, MeshConfig, join_processes, make_mesh
 from vigor_jax.records import ImageFile
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AskConfig:
+class EvaluatedModelConfig:
     """Which model is asked, and how.
 
     Attributes:
@@ -44,12 +44,12 @@ class AskConfig:
     distributed: DistributedConfig = dataclasses.field(default_factory=DistributedConfig)
 
 
-class Asker:
+class EvaluatedModel:
     """Asks a model, and keeps what it says in a folder.
 
     Args:
       config: which model.
-      out: gets a file of answers for each name that `ask` is given.
+      out: gets a file of answers for each name that `answer` is given.
 
     Attributes:
       is_first: whether this process writes what all would write.
@@ -58,13 +58,13 @@ class Asker:
       InputError: the model cannot be used, or `inference.sampler` draws more than one answer.
     """
 
-    def __init__(self, config: AskConfig, out: Path) -> None:
+    def __init__(self, config: EvaluatedModelConfig, out: Path) -> None:
         if config.sampling.num_candidates != 1:
             raise InputError(f"sampling.num_candidates: expected 1, got {config.sampling.num_candidates}")
         join_processes(config.distributed)
         self._config, self._out = config, out
         checkpoint = open_checkpoint(config.model, config.vision_tower)
-        self._answerer = Predictor(checkpoint, config.template, make_mesh(config.mesh), dtype=config.dtype)
+        self._predictor = Predictor(checkpoint, config.template, make_mesh(config.mesh), dtype=config.dtype)
         self.is_first = jax.process_index() == 0
 
     @cached_property
@@ -74,7 +74,7 @@ class Asker:
             raise InputError("--images is not given; name the folder of the images")
         return open_images(self._config.images)
 
-    def ask(
+    def answer(
         self,
         name: str,
         asked: Sequence[tuple[str, str]],
@@ -103,4 +103,4 @@ class Asker:
         questions = [Question(image, paths[image] if image else None, words) for image, words in asked]
         settings = {"protocol": protocol} if protocol else {}
         out = self._out / f"{name}.jsonl"
-        return self._answerer.ask(questions, out, self._config.sampling, desc=name, settings=settings)
+        return self._predictor.ask(questions, out, self._config.sampling, desc=name, settings=settings)

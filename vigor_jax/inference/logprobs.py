@@ -1,0 +1,103 @@
+"""Log-probabilities of given responses, token by token: one pass over prompt and response, and nothing is sampled."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+from vigor_jax.models.llava import Llava
+from vigor_jax.parallel.sharding import constrain_batch
+
+# Response tokens of a row whose scores over the vocabulary may exist at a time.
+CHUNK = 64
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ResponseBatch:
+    """Prompts with their responses: B rows of T tokens, of which at most R are the response's.
+
+    Attributes:
+      token_ids: the prompt, then the response, then padding of any kind.
+      prompt_lengths: tokens of each prompt, 1 or more: its response begins there.
+      response_mask: which of the R places hold a token of the response: the first ones of each row. All results have
+        this shape.
+      pixels: one image a row, as `data.images.preprocessing.preprocess` gives it; None if no row has one.
+    """
+
+    token_ids: Int[Array, "B T"]
+    prompt_lengths: Int[Array, "B"]
+    response_mask: Bool[Array, "B R"]
+    pixels: UInt8[Array, "B 1 E E 3"] | None
+
+
+def per_token_logps(model: Llava, batch: ResponseBatch, *, remat: str = "none") -> Float[Array, "B R"]:
+    """log p(token | image, prompt, tokens before it) of every response token; 0 where `response_mask` is False.
+
+    Under the model itself: neither tempered nor truncated, over the whole vocabulary, in float32. Can be differentiated
+    with respect to the model; the scores over the vocabulary exist for `CHUNK` tokens of each row at a time, in the
+    backward pass too.
+
+    Args:
+      model: its layers stacked or separate.
+      batch: rows.
+      remat: rematerialization policy of the decoder layers, see `layers.REMAT_POLICIES`.
+    """
+    hidden = model(batch.token_ids, batch.pixels, remat=remat)
+    num_rows, length = batch.response_mask.shape
+    places = jnp.minimum(batch.prompt_lengths[:, None] + jnp.arange(length), batch.token_ids.shape[1] - 1)
+    targets = jnp.take_along_axis(batch.token_ids, places, axis=1)
+    before = constrain_batch(jnp.take_along_axis(hidden, places[..., None] - 1, axis=1))
+
+    num_chunks = -(-length // CHUNK)
+    padding = -length % num_chunks  # chunks of equal size
+    before = jnp.pad(before, ((0, 0), (0, padding), (0, 0))).reshape(num_rows, num_chunks, -1, before.shape[-1])
+    targets = jnp.pad(targets, ((0, 0), (0, padding))).reshape(num_rows, num_chunks, -1)
+    head = model.language_model.head()
+
+    @jax.checkpoint
+    def chunk_logps(chunk: tuple[Array, Array]) -> Float[Array, "B N"]:
+        hidden, targets = chunk
+        logits = jnp.matmul(hidden, head, preferred_element_type=jnp.float32)
+        # A choice by comparison, in place of a gather, leaves a split vocabulary split.
+        is_target = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2) == targets[..., None]
+        return jnp.where(is_target, logits, 0).sum(-1) - jax.nn.logsumexp(logits, -1)
+
+    logps = jax.lax.map(chunk_logps, (before.swapaxes(0, 1), targets.swapaxes(0, 1)))
+    logps = logps.swapaxes(0, 1).reshape(num_rows, -1)[:, :length]
+    return jnp.where(batch.response_mask, logps, 0)
+
+
+def collate_responses(
+    prompts: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[int]],
+    pixels: UInt8[np.ndarray, "B E E 3"] | None,
+    *,
+    num_rows: int,
+    bucket: int,
+) -> ResponseBatch:
+    """A batch on the host.
+
+    Args:
+      prompts: token ids of each row.
+      responses: token ids of each row.
+      pixels: one image for each of `num_rows`; None if no row has one.
+      num_rows: rows of the batch; those without prompt only fill it up.
+      bucket: T and R are multiples of it, so that few shapes are ever compiled.
+    """
+    longest = max(len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True))
+    longest_response = max(map(len, responses))
+    token_ids = np.zeros((num_rows, -(-longest // bucket) * bucket), np.int32)
+    prompt_lengths = np.ones(num_rows, np.int32)
+    response_mask = np.zeros((num_rows, -(-longest_response // bucket) * bucket), bool)
+    for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        token_ids[row, : len(prompt)] = prompt
+        token_ids[row, len(prompt) : len(prompt) + len(response)] = response
+        prompt_lengths[row] = len(prompt)
+        response_mask[row, : len(response)] = True
+    arrays: Any = (token_ids, prompt_lengths, response_mask, None if pixels is None else pixels[:, None])
+    return ResponseBatch(*arrays)

@@ -1,0 +1,239 @@
+"""The policy: an opened checkpoint that writes responses to images, and says how likely given ones are."""
+
+import functools
+import itertools
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, partial
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Float
+
+from vigor_jax.data.images.preprocessing import load_image, preprocess
+from vigor_jax.data.text.conversation import IMAGE_PLACEHOLDER, TEMPLATES, Turn, encode_example, encode_prompt
+from vigor_jax.errors import InputError
+from vigor_jax.hf.load import Checkpoint, load_llava
+from vigor_jax.inference.logprobs import collate_responses, per_token_logps
+from vigor_jax.inference.sampler import IMAGE_READERS, Completion, Request, Sampler, check_request, read_pixels
+from vigor_jax.inference.sampling_methods import SamplingConfig
+from vigor_jax.models.int8 import quantize_decoder
+from vigor_jax.models.layers import stacks_inference
+from vigor_jax.models.llava import Llava
+from vigor_jax.parallel.sharding import local_rows, round_up_batch, shard_rows
+from vigor_jax.records import ImageFile
+
+# Prompts whose tokens are kept: a run asks few, a benchmark asks many once.
+_PROMPTS_KEPT = 1024
+
+
+class Policy:
+    """A checkpoint with all that it takes to use it; its weights are loaded when they are first needed.
+
+    Args:
+      checkpoint: the checkpoint.
+      mesh: all devices of all processes.
+      template: the conversation format that the model was trained with, a key of `TEMPLATES`.
+      dtype: type to compute in; by default float32 if the checkpoint is stored so, else bfloat16.
+      int8: hold the language model's weights in 8 bits, see `models.int8`.
+
+    Attributes:
+      checkpoint: as given.
+      mesh: as given.
+      template: the conversation format.
+      template_name: as given.
+      dtype: type to compute in.
+
+    Raises:
+      InputError: there is no such template, or the type needs another kind of device.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        mesh: Mesh,
+        *,
+        template: str = "v1",
+        dtype: Any = None,
+        int8: bool = False,
+    ) -> None:
+        if template not in TEMPLATES:
+            raise InputError(f"template: expected one of {', '.join(TEMPLATES)}, got {template!r}")
+        dtype = dtype or ("float32" if checkpoint.dtype == np.float32 else "bfloat16")
+        if dtype == "float16" and jax.default_backend() != "gpu":
+            raise InputError(
+                f"dtype float16 needs a GPU, and this is a {jax.default_backend()}; take bfloat16 or float32"
+            )
+        self.checkpoint, self.mesh, self.dtype = checkpoint, mesh, dtype
+        self.template_name, self.template = template, TEMPLATES[template]
+        self._int8 = int8
+        self._samplers: dict[SamplingConfig, Sampler] = {}  # what one has compiled, it need not compile again
+        self._sizes = {
+            "image_token_id": checkpoint.config.image_token_id,
+            "num_image_tokens": checkpoint.config.num_image_tokens,
+        }
+        self._encode = functools.lru_cache(_PROMPTS_KEPT)(self._encode_prompt)
+
+    @cached_property
+    def model(self) -> Llava:
+        """The model, its weights on the mesh."""
+        model = load_llava(self.checkpoint, mesh=self.mesh, dtype=self.dtype, scan=stacks_inference())
+        return quantize_decoder(model) if self._int8 else model
+
+    # Prompts and responses as tokens
+
+    def prompt_ids(self, prompt: str, *, with_image: bool = True) -> tuple[int, ...]:
+        """Token ids that ask for a response; see `data.text.conversation.encode_prompt`.
+
+        Raises:
+          InputError: the prompt places an image and there is none, or the template cannot ask without one.
+        """
+        return self._encode(prompt, with_image)
+
+    def response_ids(self, prompt: str, response: str, *, with_image: bool = True) -> tuple[int, ...]:
+        """Token ids of a response as fine-tuning teaches it: with the space before it and what ends it.
+
+        A sampled response has tokens that the text does not tell exactly; to score that, take its own.
+
+        Raises:
+          InputError: the response is empty.
+        """
+        question = prompt if not with_image or IMAGE_PLACEHOLDER in prompt else f"{IMAGE_PLACEHOLDER}\n{prompt}"
+        turns = (Turn("human", question), Turn("gpt", response))
+        start = len(self.prompt_ids(prompt, with_image=with_image))
+        example = encode_example(
+            self.checkpoint.tokenizer,
+            self.template,
+            turns,
+            max_length=sys.maxsize,
+            with_image=with_image,
+            **self._sizes,
+        )
+        return tuple(example.token_ids[start:].tolist())
+
+    def pixels(self, image: ImageFile | bytes) -> np.ndarray:
+        """An image as the model takes it, uint8 [S, S, 3].
+
+        Raises:
+          InputError: it cannot be read.
+        """
+        return preprocess(load_image(image), self.checkpoint.preprocessing)
+
+    def request(self, image_id: str, image: ImageFile | None, prompt: str) -> Request:
+        """What `sample` and `response_logps` take; the image is read when it is needed, None if there is none.
+
+        Raises:
+          InputError: as `prompt_ids`.
+        """
+        ids = self.prompt_ids(prompt, with_image=image is not None)
+        return Request(image_id, ids, None if image is None else partial(self.pixels, image), prompt)
+
+    # What the model does
+
+    def sample(self, requests: Iterable[Request], sampling: SamplingConfig) -> Iterator[list[Completion]]:
+        """Candidates for each request, in the order of the requests; see `Sampler.generate`.
+
+        Log-probabilities depend in their last digits on what stands in the other rows; each call begins with none.
+
+        Raises:
+          InputError: a prompt is too long or an image cannot be read.
+          FloatingPointError: the model's scores are not finite.
+        """
+        if sampling not in self._samplers:
+            self._samplers[sampling] = Sampler(
+                self.model, self.checkpoint.tokenizer, sampling, self.mesh, self.template.stop
+            )
+        return self._samplers[sampling].generate(requests)
+
+    def response_logps(
+        self, pairs: Iterable[tuple[Request, Sequence[int]]], *, batch_size: int = 8, bucket: int = 64
+    ) -> Iterator[Float[np.ndarray, "R"]]:
+        """log p of every token of given responses, in their order: float32 [len(response)] each.
+
+        Under the model as it is, as `Completion.logprobs`; one forward pass, see `per_token_logps`. With several
+        processes, each gives the same and gets all the results, but reads the images of its own rows only.
+
+        Args:
+          pairs: requests, and the token ids of a response to each.
+          batch_size: responses a pass, over all devices; the mesh may ask for a few more.
+          bucket: lengths are padded to multiples of it, so that few are ever compiled.
+
+        Raises:
+          InputError: a response is empty, too long, or has an id that is no token's; or as `sample`.
+          FloatingPointError: the model's scores are not finite.
+        """
+        num_rows = round_up_batch(batch_size, self.mesh)
+        own_rows = frozenset(local_rows(num_rows, self.mesh))
+        pairs = iter(pairs)
+        with ThreadPoolExecutor(IMAGE_READERS, "read-image") as readers:
+            while group := list(itertools.islice(pairs, num_rows)):
+                requests = [request for request, _ in group]
+                responses = [list(response) for _, response in group]
+                for request, response in zip(requests, responses, strict=True):
+                    self._check_response(request, response)
+                pixels = self._read_images(requests, own_rows, num_rows, readers)
+                batch = collate_responses(
+                    [request.prompt_ids for request in requests], responses, pixels, num_rows=num_rows, bucket=bucket
+                )
+                with jax.set_mesh(self.mesh):
+                    logps = np.asarray(self._logps(self._weights, shard_rows(batch, self.mesh)))
+                for request, response, row in zip(requests, responses, logps, strict=False):
+                    if not np.isfinite(row).all():
+                        raise FloatingPointError(
+                            f"{request.image_id}: the model's scores are not finite; are its weights sound?"
+                        )
+                    yield row[: len(response)]
+
+    @cached_property
+    def _graphdef_and_weights(self) -> tuple[nnx.GraphDef, nnx.State]:
+        graphdef, weights = nnx.split(self.model)
+        return graphdef, weights
+
+    @property
+    def _weights(self) -> nnx.State:
+        return self._graphdef_and_weights[1]
+
+    @cached_property
+    def _logps(self) -> Any:
+        graphdef = self._graphdef_and_weights[0]
+        whole = NamedSharding(self.mesh, P())
+        return jax.jit(lambda weights, batch: per_token_logps(nnx.merge(graphdef, weights), batch), out_shardings=whole)
+
+    def _encode_prompt(self, prompt: str, with_image: bool) -> tuple[int, ...]:
+        tokenizer = self.checkpoint.tokenizer
+        return tuple(encode_prompt(tokenizer, self.template, prompt, with_image=with_image, **self._sizes))
+
+    def _check_response(self, request: Request, response: Sequence[int]) -> None:
+        config = self.checkpoint.config
+        check_request(request, config)
+        if not response:
+            raise InputError(f"{request.image_id}: a response of no tokens; leave it out")
+        length, positions = len(request.prompt_ids) + len(response), config.text.max_position_embeddings
+        if length > positions:
+            raise InputError(
+                f"{request.image_id}: prompt and response have {length} tokens, expected at most the model's "
+                f"{positions} positions; shorten the response"
+            )
+        if wrong := [token_id for token_id in response if not 0 <= token_id < config.text.vocab_size]:
+            raise InputError(
+                f"{request.image_id}: a response has the token id {wrong[0]}, expected 0 to "
+                f"{config.text.vocab_size - 1}; take those of this model's tokenizer"
+            )
+
+    def _read_images(
+        self, requests: Sequence[Request], own_rows: frozenset[int], num_rows: int, readers: ThreadPoolExecutor
+    ) -> np.ndarray | None:
+        """Images of this process's rows; the other rows stay black."""
+        if all(request.pixels is None for request in requests):
+            return None
+        edge = self.checkpoint.config.vision.image_size
+        pixels = np.zeros((num_rows, edge, edge, 3), np.uint8)
+        rows = [row for row, request in enumerate(requests) if row in own_rows and request.pixels is not None]
+        for row, image in zip(rows, readers.map(read_pixels, (requests[row] for row in rows)), strict=True):
+            pixels[row] = image
+        return pixels
