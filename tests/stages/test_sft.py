@@ -20,7 +20,7 @@ from vigor_jax.data.text.conversation import IGNORE_INDEX
 from vigor_jax.errors import InputError
 from vigor_jax.hf import names
 from vigor_jax.hf.load import load_llava, open_checkpoint
-from vigor_jax.models.llava import abstract_llava, param_paths
+from vigor_jax.models.llava import LlavaConfig, abstract_llava, param_paths
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 from vigor_jax.stages import sft as sft_module
 from vigor_jax.stages.sft import SftConfig, TrainingDiverged, sft
@@ -193,7 +193,7 @@ def test_frozen_weights_keep_their_bits(config, checkpoint, mesh, tmp_path, monk
         assert (value != before[path]).any(), path
 
 
-PATHS = param_paths(sft_module.nnx.state(abstract_llava(sft_module.LlavaConfig()))).keys()
+PATHS = param_paths(sft_module.nnx.state(abstract_llava(LlavaConfig()))).keys()
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8, UInt32
 from vigor_jax.errors import InputError
 from vigor_jax.inference.kv_cache import Prefix, Ring, Texts, keep_split, next_logits, put_rows, specs_of, split_heads
 from vigor_jax.models.attention import attention
-from vigor_jax.models.llava import Llava
+from vigor_jax.models.vlm import Vlm
 from vigor_jax.parallel.sharding import constrain_batch
 
 LEAST_ROOM = 64
@@ -153,7 +153,7 @@ class Decoder:
       compilations: how often each function was compiled, by name.
     """
 
-    def __init__(self, model: Llava, config: SamplingConfig, is_answer: Bool[np.ndarray, "V"], eos_id: int) -> None:
+    def __init__(self, model: Vlm, config: SamplingConfig, is_answer: Bool[np.ndarray, "V"], eos_id: int) -> None:
         self._graphdef, self._weights = nnx.split(model)
         self._sampling, self._is_answer, self._eos_id = config, is_answer, eos_id
         self.compilations: collections.Counter[str] = collections.Counter()

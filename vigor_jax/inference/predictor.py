@@ -33,7 +33,7 @@ from vigor_jax.inference.decoder import NOT_IN_RESULTS, SamplingConfig
 from vigor_jax.inference.sampler import Completion, Request, Sampler
 from vigor_jax.json_fields import parse_json
 from vigor_jax.models.layers import stacks_inference
-from vigor_jax.models.llava import Llava
+from vigor_jax.models.vlm import Vlm
 from vigor_jax.records import ImageFile
 from vigor_jax.run_lock import RunLock
 
@@ -79,7 +79,7 @@ class Predictor:
                 f"dtype float16 needs a GPU, and this is a {jax.default_backend()}; take bfloat16 or float32"
             )
         self._source, self._template, self._mesh, self._dtype = checkpoint, template, mesh, dtype
-        self._model: Llava | None = None
+        self._model: Vlm | None = None
         self._samplers: dict[SamplingConfig, Sampler] = {}  # what one has compiled, it need not compile again
 
     def answer(

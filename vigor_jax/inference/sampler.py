@@ -19,7 +19,7 @@ from vigor_jax.data.text.tokenizer import Tokenizer
 from vigor_jax.errors import InputError
 from vigor_jax.inference.decoder import Batch, Decoder, SamplingConfig
 from vigor_jax.inference.kv_cache import Prefix, Ring, Texts
-from vigor_jax.models.llava import Llava, LlavaConfig
+from vigor_jax.models.vlm import Vlm, VlmConfig
 from vigor_jax.parallel.sharding import local_rows, round_up_batch, shard_rows
 
 FinishReason = Literal["stop", "length", "repetition"]
@@ -111,7 +111,7 @@ class Sampler:
     """
 
     def __init__(
-        self, model: Llava, tokenizer: Tokenizer, config: SamplingConfig, mesh: Mesh, stop: str | None = None
+        self, model: Vlm, tokenizer: Tokenizer, config: SamplingConfig, mesh: Mesh, stop: str | None = None
     ) -> None:
         config = dataclasses.replace(config, batch_size=round_up_batch(config.batch_size, mesh))
         self._model, self._tokenizer, self._config, self._mesh, self._stop = model.config, tokenizer, config, mesh, stop
@@ -341,7 +341,7 @@ def refill_size(batch_size: int, mesh: Mesh) -> int:
     return parts * max(1, int(REFILL * batch_size / parts))
 
 
-def is_answer(config: LlavaConfig, tokenizer: Tokenizer) -> np.ndarray:
+def is_answer(config: VlmConfig, tokenizer: Tokenizer) -> np.ndarray:
     """Which rows of the vocabulary may stand in an answer: bool [V].
 
     An image's place, padding, and the rows that fill an embedding matrix up are no words, whatever their scores.

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from vigor_jax.models.llava import LlavaConfig
+from vigor_jax.models.vlm import PARTS, VlmConfig
 from vigor_jax.plan.collectives import collective_bytes
 from vigor_jax.plan.hardware import Chip
 from vigor_jax.plan.programs import Program
@@ -66,7 +66,7 @@ class Estimate:
         return self.compute_seconds / self.seconds if self.seconds else 0.0
 
 
-def estimate(program: Program, model: LlavaConfig, config: Any, chip: Chip, num_devices: int) -> Estimate:
+def estimate(program: Program, model: VlmConfig, config: Any, chip: Chip, num_devices: int) -> Estimate:
     """Compiles a program and reckons.
 
     Args:
@@ -144,11 +144,10 @@ def _size(before: str, message: str) -> int:
     return int(float(found[1]) * 1024 ** " KMGT".index(found[2] or " ")) if found else 0
 
 
-def _flops(program: Program, model: LlavaConfig, config: Any) -> float:
+def _flops(program: Program, model: VlmConfig, config: Any) -> float:
     rows, tokens = program.rows, program.rows * program.tokens
     if isinstance(config, SftConfig):
-        parts = ("vision_tower", "multi_modal_projector", "language_model")
-        trained = frozenset(part for part in parts if part not in config.freeze)
+        trained = frozenset(part for part in PARTS if part not in config.freeze)
         examples = rows * program.pack
         return train_flops(model, trained, rows=examples, tokens=tokens, images=examples)
     images = 0 if program.name in ("decode", "growth") else rows

@@ -7,6 +7,7 @@ from typing import Any
 
 from vigor_jax.config import TrainConfig
 from vigor_jax.models.llava import LlavaConfig
+from vigor_jax.models.vlm import VlmConfig
 from vigor_jax.plan.estimate import Estimate, estimate
 from vigor_jax.plan.hardware import GIB, Topology
 from vigor_jax.plan.programs import Program, Sizes, model_config, programs
@@ -131,7 +132,7 @@ def compile_all(config: TrainConfig, topology: Topology, devices: list[Any]) -> 
         return list(pool.map(compile_one, programs(config, model, devices, _sizes(config, model))))
 
 
-def _sizes(config: TrainConfig, model: LlavaConfig) -> Sizes:
+def _sizes(config: TrainConfig, model: VlmConfig) -> Sizes:
     """Texts as long as the config lets them be, but for prompts, which are as long as LLaVA's."""
     prompt = model.num_image_tokens + 64
     response = config.sample.sampling.max_new_tokens

@@ -24,7 +24,7 @@ from vigor_jax.inference.tree_attention import answer_places
 from vigor_jax.json_fields import read_json
 from vigor_jax.models.int8 import quantize_decoder
 from vigor_jax.models.layers import stacks_inference
-from vigor_jax.models.llava import LlavaConfig, abstract_llava, param_paths
+from vigor_jax.models.vlm import VlmConfig, abstract_model, param_paths
 from vigor_jax.parallel.sharding import BATCH, check_batch_divides, make_mesh, param_shardings, round_up_batch
 from vigor_jax.stages.train_reward import answer_loss
 from vigor_jax.training.train_step import (
@@ -86,13 +86,13 @@ class Sizes:
     example: int
 
 
-def model_config(path: Path) -> LlavaConfig | None:
+def model_config(path: Path) -> VlmConfig | None:
     """Sizes of the model in a llava-hf directory; None if there is none."""
     file = path / "config.json"
     return from_hf(read_json(file), path) if file.is_file() else None
 
 
-def programs(config: TrainConfig, model: LlavaConfig, devices: list[Any], sizes: Sizes) -> Iterator[Program]:
+def programs(config: TrainConfig, model: VlmConfig, devices: list[Any], sizes: Sizes) -> Iterator[Program]:
     """The programs of the config's stages, in their order.
 
     Args:
@@ -131,7 +131,7 @@ def programs(config: TrainConfig, model: LlavaConfig, devices: list[Any], sizes:
             yield Program(stage, "update", lower, held, rows, length, pack)
 
 
-def _sample(config: TrainConfig, model: LlavaConfig, mesh: Mesh, dtype: Any, sizes: Sizes) -> Iterator[Program]:
+def _sample(config: TrainConfig, model: VlmConfig, mesh: Mesh, dtype: Any, sizes: Sizes) -> Iterator[Program]:
     sampling, text = config.sample.sampling, model.text
     sampling = dataclasses.replace(sampling, batch_size=round_up_batch(sampling.batch_size, mesh))
     rows, room = refill_size(sampling.batch_size, mesh), min(sampling.max_new_tokens, sizes.response)
@@ -166,20 +166,20 @@ def _sample(config: TrainConfig, model: LlavaConfig, mesh: Mesh, dtype: Any, siz
         prefix, texts, ring = decoder.shapes(batch, room)
     candidates = sampling.batch_size * sampling.num_candidates
     yield Program("sample", "prefill", lower_refill, held, rows, length, beside=_bytes_held(ring))
-    images_only = _bytes_held(nnx.state((abstract.vision_tower, abstract.multi_modal_projector)))
+    images_only = held - _bytes_held(nnx.state(abstract.language_model))
     yield Program("sample", "decode", lower_extend, held, candidates, room, beside=images_only)
     if len(decoder.rooms) > 1:  # the last time that the rings grow, both are there
         beside = held + _bytes_held((prefix, texts))
         yield Program("sample", "growth", lower_grow, 0, candidates, 0, beside=beside)
 
 
-def _score(config: TrainConfig, model: LlavaConfig, mesh: Mesh, dtype: Any, rows: TreeRows) -> Lowers:
+def _score(config: TrainConfig, model: VlmConfig, mesh: Mesh, dtype: Any, rows: TreeRows) -> Lowers:
     graphdef, weights = nnx.split(_for_inference(model, dtype, mesh))
     num_tokens = config.reward_model.answer_tokens
 
     def answer(weights: nnx.State, rows: TreeRows, scored: jax.Array, is_answer: jax.Array) -> Any:
-        llava = nnx.merge(graphdef, weights)
-        return answer_places(llava, rows, scored, is_answer, num_tokens=num_tokens, eos_id=2)
+        merged = nnx.merge(graphdef, weights)
+        return answer_places(merged, rows, scored, is_answer, num_tokens=num_tokens, eos_id=2)
 
     def lower() -> Any:
         whole = NamedSharding(mesh, P())
@@ -191,9 +191,9 @@ def _score(config: TrainConfig, model: LlavaConfig, mesh: Mesh, dtype: Any, rows
     return lower, _bytes_held(weights)
 
 
-def _train(config: SftConfig, model: LlavaConfig, mesh: Mesh, dtype: Any, rows: Any, loss: Any) -> Lowers:
-    trained = trained_paths(param_paths(nnx.state(abstract_llava(model))).keys(), config.freeze)
-    graphdef, params, frozen = partition_params(_on_mesh(abstract_llava(model, dtype=dtype), mesh), trained)
+def _train(config: SftConfig, model: VlmConfig, mesh: Mesh, dtype: Any, rows: Any, loss: Any) -> Lowers:
+    trained = trained_paths(param_paths(nnx.state(abstract_model(model))).keys(), config.freeze)
+    graphdef, params, frozen = partition_params(_on_mesh(abstract_model(model, dtype=dtype), mesh), trained)
     masters: Any = {path: jax.ShapeDtypeStruct(w.shape, jnp.float32, sharding=w.sharding) for path, w in params.items()}
     optimizer = make_optimizer(config, NUM_UPDATES)
     state = abstract_state(masters, optimizer, mesh)
@@ -213,10 +213,10 @@ def _bytes_held(abstract: Any) -> int:
     return sum(math.prod(shape) * dtype.itemsize for shape, dtype in shards)
 
 
-def _for_inference(model: LlavaConfig, dtype: Any, mesh: Mesh) -> Any:
+def _for_inference(model: VlmConfig, dtype: Any, mesh: Mesh) -> Any:
     with jax.set_mesh(mesh):
         scan = stacks_inference()
-    return _on_mesh(abstract_llava(model, dtype=dtype, scan=scan), mesh)
+    return _on_mesh(abstract_model(model, dtype=dtype, scan=scan), mesh)
 
 
 def _on_mesh(model: Any, mesh: Mesh) -> Any:
@@ -235,14 +235,14 @@ def _array(mesh: Mesh, shape: tuple[int, ...], dtype: Any, spec: P = BATCH) -> A
     return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
 
 
-def _rows(model: LlavaConfig, mesh: Mesh, rows: int, length: int, pack: int) -> Rows:
+def _rows(model: VlmConfig, mesh: Mesh, rows: int, length: int, pack: int) -> Rows:
     edge = model.vision.image_size
     ids = _array(mesh, (rows, length), jnp.int32)
     pixels = _array(mesh, (rows, pack, edge, edge, 3), jnp.uint8)
     return Rows(ids, ids, pixels, ids, ids) if pack > 1 else Rows(ids, ids, pixels)
 
 
-def _branch_rows(model: LlavaConfig, mesh: Mesh, rows: int, length: int, places: int) -> TreeRows:
+def _branch_rows(model: VlmConfig, mesh: Mesh, rows: int, length: int, places: int) -> TreeRows:
     edge = model.vision.image_size
     ids, at = (_array(mesh, (rows, size), jnp.int32) for size in (length, places))
     weights = _array(mesh, (rows, places), jnp.float32)

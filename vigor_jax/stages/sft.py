@@ -1,4 +1,4 @@
-"""Supervised fine-tuning of LLaVA on conversations, with its authors' objective (Liu et al. 2023, section 4.2).
+"""Supervised fine-tuning on conversations, with the objective of LLaVA's authors (Liu et al. 2023, section 4.2).
 
 All that tells a run from its continuation is the state and the number of updates done, so a run that was killed
 and resumed ends with the same bits as one that was not. (On GPUs some sums are taken in no fixed order unless
@@ -27,7 +27,7 @@ from vigor_jax.data.batches.trainable import Encoder, usable_examples
 from vigor_jax.data.text.conversation import TEMPLATES
 from vigor_jax.errors import InputError
 from vigor_jax.hf.load import Checkpoint, load_llava
-from vigor_jax.models.llava import LlavaConfig, abstract_llava, param_paths
+from vigor_jax.models.vlm import VlmConfig, abstract_model, param_paths
 from vigor_jax.parallel.processes import is_first, same_everywhere, together
 from vigor_jax.parallel.sharding import check_batch_divides, local_rows, to_global
 from vigor_jax.training.checkpoint import Checkpoints
@@ -160,7 +160,7 @@ def fine_tune(
       after_update: is given the number of updates done and all the weights, before a checkpoint of them is written.
         It may read the weights until it returns.
     """
-    trained = trained_paths(param_paths(nnx.state(abstract_llava(checkpoint.config))).keys(), config.freeze)
+    trained = trained_paths(param_paths(nnx.state(abstract_model(checkpoint.config))).keys(), config.freeze)
     fingerprint = _fingerprint(config, checkpoint, data, dtype)
     places = ("data", "annotations", "images")
     settings = {key: value for key, value in dataclasses.asdict(config).items() if key not in places}
@@ -330,7 +330,7 @@ def _look(update: _Update, log: TrainingLog | None) -> dict[str, float]:
     return metrics
 
 
-def _flops(config: LlavaConfig, trained: frozenset[str], batch: Batch) -> float:
+def _flops(config: VlmConfig, trained: frozenset[str], batch: Batch) -> float:
     examples = len(batch.ids)  # packed or not, they attend to themselves only
     images = examples * bool(batch.rows.pixels.shape[1])
     return train_flops(config, trained, rows=examples, tokens=batch.num_tokens, images=images)
