@@ -38,6 +38,8 @@ class VlmConfig(Protocol):
 
     __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
 
+    def __hash__(self) -> int: ...
+
     @property
     def text(self) -> LlamaConfig: ...
 

@@ -19,7 +19,7 @@ from vigor_jax.data.records.checksum import check_checksum
 from vigor_jax.data.records.store import join, part_count, part_name, part_seal, parts_done
 from vigor_jax.disk import naming
 from vigor_jax.errors import InputError
-from vigor_jax.hf.export import ExportConfig
+from vigor_jax.hf.export import ExportConfig, check_layout
 from vigor_jax.hf.load import load_llava, open_checkpoint
 from vigor_jax.json_fields import Fields
 from vigor_jax.models.layers import stacks_inference
@@ -60,6 +60,7 @@ class Run:
         self.records = config.run.records or str(config.run.dir)
         self.mesh = make_mesh(config.mesh)
         self.checkpoint = open_checkpoint(config.model.path, config.model.vision_tower)
+        check_layout(config.export.layout, self.checkpoint)
         self.stream_names = {spec: stream_class(spec).name for spec in config.score.streams}
         config.select.fusion.check_streams(tuple(self.stream_names.values()))
         uses_own = "reward_model" in config.score.streams and config.score.reward_model is None

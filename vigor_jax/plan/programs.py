@@ -17,11 +17,10 @@ from vigor_jax.config import Stage, TrainConfig
 from vigor_jax.data.batches.loader import Rows
 from vigor_jax.data.batches.tree_batches import TreeRows
 from vigor_jax.data.batches.tree_sequences import Tree
-from vigor_jax.hf.config import from_hf
+from vigor_jax.hf.families import read_config
 from vigor_jax.inference.decoder import Batch, Decoder
 from vigor_jax.inference.sampler import refill_size
 from vigor_jax.inference.tree_attention import answer_places
-from vigor_jax.json_fields import read_json
 from vigor_jax.models.int8 import quantize_decoder
 from vigor_jax.models.layers import stacks_inference
 from vigor_jax.models.vlm import VlmConfig, abstract_model, param_paths
@@ -87,9 +86,8 @@ class Sizes:
 
 
 def model_config(path: Path) -> VlmConfig | None:
-    """Sizes of the model in a llava-hf directory; None if there is none."""
-    file = path / "config.json"
-    return from_hf(read_json(file), path) if file.is_file() else None
+    """Sizes of the model in a checkpoint directory; None if there is none."""
+    return read_config(path) if (path / "config.json").is_file() else None
 
 
 def programs(config: TrainConfig, model: VlmConfig, devices: list[Any], sizes: Sizes) -> Iterator[Program]:
