@@ -14,8 +14,8 @@ import torch
 import transformers
 from flax import nnx
 
-from vigor_jax.hf import config as hf_config
-from vigor_jax.hf import names
+from vigor_jax.hf.llava import config as llava_config
+from vigor_jax.hf.llava import names
 from vigor_jax.models.llava import Llava, LlavaConfig, abstract_llava, param_paths
 
 CLIP_L = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
@@ -46,7 +46,7 @@ def peer_config(size: str, image_size: int = 336) -> transformers.LlavaConfig:
 
 def our_config(peer: transformers.LlavaConfig) -> LlavaConfig:
     """The same sizes for our model."""
-    return hf_config.from_hf(peer.to_dict(), Path("config.json"))
+    return llava_config.from_hf(peer.to_dict(), Path("config.json"))
 
 
 def build_peer(

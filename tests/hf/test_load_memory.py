@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.tiny_llava import Tiny, write_processor
-from vigor_jax.hf import config as hf_config
-from vigor_jax.hf.load import expected_shapes
+from vigor_jax.hf.llava import config as llava_config
+from vigor_jax.hf.llava.names import entries
+from vigor_jax.hf.weights.tensor_checks import expected_shapes
 from vigor_jax.models.clip import ClipConfig
 from vigor_jax.models.llama import LlamaConfig
 from vigor_jax.models.llava import LlavaConfig
@@ -56,10 +57,10 @@ print(sum(leaf.size for leaf in leaves), held, before, peak())
 def write_sparse_checkpoint(directory: Path, config: LlavaConfig, dtype: str) -> None:
     """A checkpoint of zeros whose weights file is a hole: gigabytes to read, nothing on the disk."""
     write_processor(directory, TINY)
-    (directory / "config.json").write_text(json.dumps(hf_config.to_hf(config, dtype, 0)))
+    (directory / "config.json").write_text(json.dumps(llava_config.to_hf(config, dtype, 0)))
     code, size = ("BF16", 2) if dtype == "bfloat16" else ("F32", 4)
     header, offset = {"__metadata__": {"format": "pt"}}, 0
-    for name, shape in expected_shapes(config).items():
+    for name, shape in expected_shapes(config, entries).items():
         end = offset + math.prod(shape) * size
         header[name] = {"dtype": code, "shape": list(shape), "data_offsets": [offset, end]}
         offset = end

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.tiny_llava import Tiny, build_checkpoint, build_model, write_processor
 from vigor_jax.errors import InputError
-from vigor_jax.hf import names
 from vigor_jax.hf.export import export_checkpoint
+from vigor_jax.hf.llava import names
 from vigor_jax.hf.load import load_llava, open_checkpoint
 from vigor_jax.models.llava import param_paths
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh
@@ -351,7 +351,7 @@ def test_table_of_names_is_bijective():
 
 
 def open_config(tiny: Tiny):
-    from vigor_jax.hf.config import from_hf
+    from vigor_jax.hf.llava.config import from_hf
 
     return from_hf(build_model(tiny).config.to_dict(), Path("config.json"))
 

@@ -20,7 +20,7 @@ from tests.hf.test_round_trip import build_original
 from tests.test_json_fields import NO_FILES, put
 from tests.tiny_llava import Tiny, build_checkpoint, build_model
 from vigor_jax.errors import InputError
-from vigor_jax.hf.config import from_hf
+from vigor_jax.hf.llava.config import from_hf
 from vigor_jax.hf.load import ModelConfig, open_checkpoint
 from vigor_jax.models.clip import ClipConfig
 from vigor_jax.models.llama import LlamaConfig

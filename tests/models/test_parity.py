@@ -12,8 +12,8 @@ from flax import nnx
 
 from tests.tiny_llava import Tiny, build_model
 from vigor_jax.data.text.conversation import IGNORE_INDEX
-from vigor_jax.hf import config as hf_config
-from vigor_jax.hf import names
+from vigor_jax.hf.llava import config as llava_config
+from vigor_jax.hf.llava import names
 from vigor_jax.models import layers
 from vigor_jax.models.attention import attention
 from vigor_jax.models.clip import normalize
@@ -45,7 +45,7 @@ ids = [f"{i}" for i in range(len(VARIANTS))]
 def port(model, tiny: Tiny, *, scan: bool) -> Llava:
     """Our model with the weights of a transformers model, through the table of names."""
     path = "config.json"
-    config = hf_config.from_hf(model.config.to_dict(), path)
+    config = llava_config.from_hf(model.config.to_dict(), path)
     weights = {names.canonical_hf(name): value.detach().numpy() for name, value in model.state_dict().items()}
     graphdef, state = nnx.split(abstract_llava(config, scan=scan))
     stacks: dict[str, list[np.ndarray]] = {}

@@ -19,7 +19,7 @@ from tests.stages.sft_world import TINY, curve, interrupt, make_world, weights
 from vigor_jax.data.images.preprocessing import normalize
 from vigor_jax.data.text.conversation import IGNORE_INDEX
 from vigor_jax.errors import InputError
-from vigor_jax.hf import names
+from vigor_jax.hf.llava import names
 from vigor_jax.hf.load import load_llava, open_checkpoint
 from vigor_jax.models.llava import LlavaConfig, abstract_llava, param_paths
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh

@@ -5,7 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.tiny_llava import Tiny, build_model
-from vigor_jax.hf import config as hf_config
+from vigor_jax.hf.llava import config as llava_config
 from vigor_jax.training.flops import peak_flops, train_flops
 
 MODULES = frozenset({"vision_tower", "multi_modal_projector", "language_model"})
@@ -15,7 +15,7 @@ def counted_by_torch(tiny: Tiny, trained: frozenset[str]) -> tuple[float, float]
     """Operations of our formula and of torch, for 3 rows of 40 tokens with an image each."""
     model = build_model(tiny)
     model.set_attn_implementation("eager")
-    config = hf_config.from_hf(model.config.to_dict(), "config.json")
+    config = llava_config.from_hf(model.config.to_dict(), "config.json")
     for name, weight in model.named_parameters():
         module = "language_model" if "lm_head" in name else name.split(".")[1]
         weight.requires_grad_(module in trained)
@@ -51,7 +51,7 @@ def test_training_equals_torch(tiny, trained):
 
 def test_seven_billion_parameters():
     """6 x parameters x tokens, plus attention, is the rule of thumb."""
-    config = hf_config.LlavaConfig()
+    config = llava_config.LlavaConfig()
     flops = train_flops(config, MODULES - {"vision_tower"}, rows=1, tokens=2048, images=0)
     assert flops == pytest.approx(6 * 6.6e9 * 2048, rel=0.07)
 

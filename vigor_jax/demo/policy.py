@@ -24,11 +24,13 @@ from vigor_jax.demo.policy_card import write_card
 from vigor_jax.demo.teaching import CAREFUL, CARELESS, Carelessness, claims, describe, quiz
 from vigor_jax.demo.tokenizer_files import write_tokenizer
 from vigor_jax.demo.tower import TowerConfig, teach_tower
-from vigor_jax.hf import config as hf_config
-from vigor_jax.hf import names
 from vigor_jax.hf.image_settings import preprocessing_to_hf
+from vigor_jax.hf.llava import config as llava_config
+from vigor_jax.hf.llava import names
+from vigor_jax.hf.llava.vocabulary import PAD_TOKEN
 from vigor_jax.hf.load import ModelConfig, open_checkpoint
-from vigor_jax.hf.processor_files import IMAGE_TOKEN, PAD_TOKEN, write_json
+from vigor_jax.hf.names import LINEAR, Entry
+from vigor_jax.hf.processor_files import IMAGE_TOKEN, write_json
 from vigor_jax.hf.weights.tensor_files import TensorWriter
 from vigor_jax.models.clip import ClipConfig
 from vigor_jax.models.llama import LlamaConfig
@@ -245,7 +247,7 @@ def write_checkpoint(directory: Path, seed: int, tower: TowerConfig | None = Non
             writer.add(name, value)
 
     ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": vocabulary[PAD_TOKEN]}
-    settings = hf_config.to_hf(config, "float32", ids["pad_token_id"])
+    settings = llava_config.to_hf(config, "float32", ids["pad_token_id"])
     settings["text_config"] |= ids
     write_json(directory / "config.json", settings)
     write_json(directory / "generation_config.json", ids)
@@ -299,7 +301,7 @@ def tensors_of(model: Llava) -> dict[str, np.ndarray]:
     }
 
 
-def _deviation(entry: names.Entry, shape: tuple[int, ...], config: LlavaConfig) -> float | None:
+def _deviation(entry: Entry, shape: tuple[int, ...], config: LlavaConfig) -> float | None:
     """Standard deviation of a random tensor of ours; None for norms and biases, which stay as they are.
 
     LLaVA's 0.02 everywhere suits its width. In a model of 128 it makes all but the residual stream vanish, and
@@ -310,7 +312,7 @@ def _deviation(entry: names.Entry, shape: tuple[int, ...], config: LlavaConfig) 
         return 0.5
     if leaf == "patch_embedding":
         return 4 * float(np.prod(shape[:-1])) ** -0.5  # pixels deviate by a quarter
-    if entry.axes != names.LINEAR:
+    if entry.axes != LINEAR:
         return None
     deviation = shape[0] ** -0.5
     if entry.path.endswith(RESIDUAL):  # as in GPT-2: many additions, each the smaller

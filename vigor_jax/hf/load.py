@@ -1,10 +1,8 @@
-"""Opens a LLaVA checkpoint of either layout and streams its weights into sharded device arrays."""
+"""Opens a checkpoint of any family and streams its weights into sharded device arrays."""
 
 import dataclasses
 import functools
-import hashlib
-import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
@@ -16,24 +14,15 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from vigor_jax.data.images.preprocessing import Preprocessing
-from vigor_jax.data.text.tokenizer import Tokenizer
 from vigor_jax.errors import InputError
-from vigor_jax.hf import config as hf_config
-from vigor_jax.hf import names
-from vigor_jax.hf.image_settings import preprocessing_from_hf
-from vigor_jax.hf.names import Layout
-from vigor_jax.hf.other_folders import describe, refuse_adapter, refuse_part, refuse_quantized, refuse_unmerged
-from vigor_jax.hf.weights.tensor_checks import IDENTITY_BIAS as IDENTITY_BIAS
-from vigor_jax.hf.weights.tensor_checks import IDENTITY_WEIGHT as IDENTITY_WEIGHT
-from vigor_jax.hf.weights.tensor_checks import Stored, canonical, check_identity, check_tensors, tie
-from vigor_jax.hf.weights.tensor_checks import expected_shapes as expected_shapes
-from vigor_jax.hf.weights.tensor_files import TensorReader
+from vigor_jax.hf.families import family_of
+from vigor_jax.hf.family import Checkpoint as Checkpoint
+from vigor_jax.hf.names import Axes, Entry
+from vigor_jax.hf.other_folders import describe, refuse_adapter, refuse_quantized
+from vigor_jax.hf.weights.tensor_checks import Stored
 from vigor_jax.json_fields import Fields, exists, read_json
-from vigor_jax.models.llava import Llava, LlavaConfig, abstract_llava, param_paths
+from vigor_jax.models.vlm import Vlm, abstract_model, param_paths
 from vigor_jax.parallel.sharding import partition_spec
-
-logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,51 +40,13 @@ class ModelConfig:
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
 
 
-@dataclasses.dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint on disk, checked: every tensor the model needs is there with its shape, and nothing else is.
-
-    Attributes:
-      directory: where it is.
-      layout: "llava-hf" or "llava", the original.
-      config: sizes of the model.
-      preprocessing: what its images go through.
-      tokenizer: its tokenizer.
-      tensors: canonical name (`vigor_jax.hf.names`) → place on disk.
-    """
-
-    directory: Path
-    layout: Layout
-    config: LlavaConfig
-    preprocessing: Preprocessing
-    tokenizer: Tokenizer
-    tensors: Mapping[str, Stored]
-
-    @property
-    def dtype(self) -> np.dtype:
-        """The type its language model is stored in."""
-        return self.tensors["language_model.model.norm.weight"].dtype
-
-    def digest(self) -> str:
-        """Names the checkpoint: SHA-256 of its sizes and of a few rows of every tensor, without reading the rest."""
-        total = hashlib.sha256(repr(self.preprocessing).encode())
-        if not self.tokenizer.restarts_after_image:
-            total.update(b"text continues after an image")  # earlier versions tokenized it otherwise
-        for name, tensor in sorted(self.tensors.items()):
-            total.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
-            rows = tensor.shape[0] if tensor.shape else 1
-            for row in sorted({0, rows // 3, 2 * rows // 3, rows - 1}):
-                total.update(tensor.read((slice(row, row + 1),) if tensor.shape else None).tobytes())
-        return total.hexdigest()
-
-
 def open_checkpoint(directory: Path, vision_tower: Path | None = None) -> Checkpoint:
     """Opens a checkpoint directory without reading its weights.
 
     Args:
-      directory: a llava-hf directory, or one of the original LLaVA code.
-      vision_tower: directory of the CLIP tower of an original checkpoint that neither contains it nor names a path
-        that exists here.
+      directory: of a model of one of `families.FAMILIES`.
+      vision_tower: directory of the CLIP tower of an original LLaVA checkpoint that neither contains it nor names a
+        path that exists here.
 
     Raises:
       InputError: a file is missing or damaged, a tensor is missing, unexpected or of another shape, or the config
@@ -110,127 +61,7 @@ def open_checkpoint(directory: Path, vision_tower: Path | None = None) -> Checkp
         raise InputError(f"model: {directory} has no config.json; {known}")
     config = read_json(path)
     refuse_quantized(Fields(config, path))
-    if hf_config.is_original(config):
-        return _open_original(directory, config, vision_tower)
-
-    model = hf_config.from_hf(config, path)
-    stored = _weights(directory)
-    refuse_part(stored, directory)
-    tensors = canonical(stored, names.canonical_hf, directory)
-    if model.text.tie_word_embeddings:
-        tie(tensors, directory)
-    if model.projector == "linear":
-        check_identity(tensors, directory)
-    check_tensors(tensors, model, directory)
-    preprocessing = preprocessing_from_hf(_image_processor(directory), model.vision.image_size)
-    return _source(directory, "llava-hf", model, preprocessing, tensors)
-
-
-def _image_processor(directory: Path) -> Fields:
-    """What images go through; where both files say it, transformers 5, which alone writes the first, takes that."""
-    whole = directory / "processor_config.json"
-    if exists(whole):
-        fields = Fields.read(whole)
-        fields.text("image_token", None, null=True)  # read on export only, which is late for a refusal
-        if inside := fields.object("image_processor"):
-            return inside
-    alone = Fields.read(directory / "preprocessor_config.json")
-    return alone.object("image_processor") or alone
-
-
-def _source(
-    directory: Path,
-    layout: Layout,
-    model: LlavaConfig,
-    preprocessing: Preprocessing,
-    tensors: Mapping[str, Stored],
-) -> Checkpoint:
-    mean, deviation = preprocessing.scaled_mean, preprocessing.scaled_std
-    vision = dataclasses.replace(model.vision, image_mean=mean, image_std=deviation)
-    model = dataclasses.replace(model, vision=vision)
-    # A llava-hf prompt is one text for its processor; the original code has none, and a slow tokenizer.
-    tokenizer = Tokenizer.load(directory, whole_prompt=layout == "llava-hf", model_first=layout == "llava")
-    tokenizer.check_rows(model.text.vocab_size)
-    image = tokenizer.token_to_id("<image>")
-    if layout == "llava-hf" and image is not None and image != model.image_token_id:
-        raise InputError(
-            f"{directory}: config.json puts images at token {model.image_token_id}, the tokenizer's <image> is {image} "
-            "and these must be the same; take both files from one checkpoint"
-        )
-    return Checkpoint(directory, layout, model, preprocessing, tokenizer, tensors)
-
-
-def _open_original(directory: Path, config: dict[str, Any], vision_tower: Path | None) -> Checkpoint:
-    path = directory / "config.json"
-    fields = Fields(config, path)
-    if not (named := fields.text("mm_vision_tower", "")):
-        raise InputError(f"{fields.place('mm_vision_tower')} is empty; name the tower, or its directory")
-    places = [vision_tower] if vision_tower else [Path(named), directory / named, directory / "vision_tower"]
-    tower = next((place for place in places if exists(place / "config.json")), None)
-    if tower:
-        vision = hf_config.vision_config(Fields.read(tower / "config.json"))
-    elif named in hf_config.KNOWN_TOWERS and not vision_tower:
-        vision = hf_config.KNOWN_TOWERS[named]
-    else:
-        raise InputError(
-            f"{path}: the vision tower {str(vision_tower or named)!r} is no directory with a config.json; "
-            "give its directory as vision_tower"
-        )
-    model = hf_config.from_original(config, vision, path)
-
-    stored = _weights(directory)
-    refuse_part(stored, directory, others=True)
-    projector = directory / "mm_projector.bin"
-    if not any("mm_projector" in name for name in stored) and exists(projector):
-        reader = TensorReader.open_file(projector)
-        stored |= {name: Stored(reader, name) for name in reader.names() if "mm_projector" in name}
-    if not any(name.startswith(names.ORIGINAL_TOWER) for name in stored):
-        if tower is None:
-            raise InputError(
-                f"{directory}: neither the weights nor a directory hold the vision tower {named!r}; "
-                "give its directory as vision_tower"
-            )
-        stored |= {names.ORIGINAL_TOWER + name: tensor for name, tensor in _tower_tensors(tower).items()}
-    tensors = canonical(stored, lambda name: names.canonical_original(name, model), directory)
-    if model.text.tie_word_embeddings:
-        tie(tensors, directory)
-    check_tensors(tensors, model, directory)
-
-    pad = (
-        fields.choice("image_aspect_ratio", ("square", "pad"), "square", null=True)  # "anyres" is of later models
-        == "pad"
-    )
-    processor = tower and tower / "preprocessor_config.json"
-    preprocessing = (
-        preprocessing_from_hf(Fields.read(processor), vision.image_size)
-        if processor and exists(processor)
-        else Preprocessing(vision.image_size)
-    )
-    preprocessing = dataclasses.replace(preprocessing, pad=pad)
-    return _source(directory, "llava", model, preprocessing, tensors)
-
-
-def _weights(directory: Path) -> dict[str, Stored]:
-    """Every tensor of a folder's weights, by the name that it had before the model was wrapped, if it was."""
-    reader = TensorReader.open(directory)
-    refuse_unmerged(reader.names(), directory)
-    plain, wrappers = names.unwrapped(reader.names())
-    if wrappers and len(set(plain.values())) == len(plain):
-        logger.warning(
-            "%s: the names of the weights were saved from a wrapped model; they are read without %s",
-            directory,
-            ", ".join(wrappers),
-        )
-        reader = reader.renamed(plain)
-    return {name: Stored(reader, name) for name in reader.names()}
-
-
-def _tower_tensors(directory: Path) -> dict[str, Stored]:
-    """The vision half of a CLIP checkpoint, which may bring the text half too."""
-    stored = _weights(directory)
-    vision = {name: tensor for name, tensor in stored.items() if name.startswith("vision_model.")}
-    # transformers 5 leaves the prefix out when it saves a tower alone.
-    return vision or {"vision_model." + name: tensor for name, tensor in stored.items()}
+    return family_of(config, path).open(config, directory, vision_tower)
 
 
 def load_llava(
@@ -240,7 +71,7 @@ def load_llava(
     dtype: Any,
     scan: bool = True,
     master: Callable[[str], bool] | None = None,
-) -> Llava:
+) -> Vlm:
     """Streams the weights onto the mesh, one tensor at a time; each process reads only what its devices hold.
 
     Args:
@@ -250,11 +81,11 @@ def load_llava(
       scan: stacked layers or separate ones, which decoding prefers, see `layers.stacks_inference`.
       master: parameters, by dotted path, that are loaded in float32 instead: those that are to be trained.
     """
-    graphdef, state = nnx.split(abstract_llava(checkpoint.config, dtype=dtype, scan=scan))
+    graphdef, state = nnx.split(abstract_model(checkpoint.config, dtype=dtype, scan=scan))
     variables = param_paths(state)
     targets = {path: _target(path, variable, mesh, dtype, master) for path, variable in variables.items()}
-    by_path: dict[str, list[names.Entry]] = {path: [] for path in variables}
-    for entry in names.entries(checkpoint.config):
+    by_path: dict[str, list[Entry]] = {path: [] for path in variables}
+    for entry in checkpoint.family.entries(checkpoint.config):
         by_path[entry.path if scan else entry.unstacked_path].append(entry)
     wanted = [(path, entry) for path, entries in by_path.items() for entry in entries]
     reads = (functools.partial(_read, checkpoint.tensors[entry.name], entry, targets[path]) for path, entry in wanted)
@@ -281,7 +112,7 @@ def _target(
     return jax.ShapeDtypeStruct(shape, jnp.float32 if master and master(path) else dtype, sharding=sharding)
 
 
-def _of_layer(entry: names.Entry, target: jax.ShapeDtypeStruct) -> NamedSharding:
+def _of_layer(entry: Entry, target: jax.ShapeDtypeStruct) -> NamedSharding:
     """How one layer of a parameter is split, or all of one that has no layers."""
     spec = target.sharding.spec
     return NamedSharding(target.sharding.mesh, P(*spec[len(target.shape) - len(entry.axes) :]))
@@ -291,7 +122,7 @@ def _zeros(target: jax.ShapeDtypeStruct) -> jax.Array:
     return jax.jit(lambda: jnp.zeros(target.shape, target.dtype), out_shardings=target.sharding)()
 
 
-def _read(tensor: Stored, entry: names.Entry, target: jax.ShapeDtypeStruct) -> jax.Array:
+def _read(tensor: Stored, entry: Entry, target: jax.ShapeDtypeStruct) -> jax.Array:
     """A tensor on the devices as it is on disk, each with its part; it is turned and rounded there."""
     sharding = _of_layer(entry, target)
     on_disk = P(*(sharding.spec[entry.axes.index(i)] for i in range(len(entry.axes))))
@@ -321,7 +152,7 @@ def _one_ahead(reads: Iterable[Callable[[], jax.Array]]) -> Iterator[jax.Array]:
 
 
 @functools.cache
-def _turn(axes: names.Axes, dtype: Any, sharding: NamedSharding) -> Callable[[jax.Array], jax.Array]:
+def _turn(axes: Axes, dtype: Any, sharding: NamedSharding) -> Callable[[jax.Array], jax.Array]:
     return jax.jit(lambda block: block.transpose(axes).astype(dtype), out_shardings=sharding)
 
 

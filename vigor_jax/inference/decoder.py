@@ -29,7 +29,7 @@ from vigor_jax.inference.kv_cache import (
 )
 from vigor_jax.inference.sampling_methods import SamplingConfig, sample_tokens
 from vigor_jax.models.attention import attention
-from vigor_jax.models.llava import Llava
+from vigor_jax.models.vlm import Vlm
 from vigor_jax.parallel.sharding import constrain_batch
 
 SHORTEST_CACHE = 64
@@ -76,7 +76,7 @@ class Decoder:
       compilations: how often each function was compiled, by name.
     """
 
-    def __init__(self, model: Llava, config: SamplingConfig, is_answer: Bool[np.ndarray, "V"], eos_id: int) -> None:
+    def __init__(self, model: Vlm, config: SamplingConfig, is_answer: Bool[np.ndarray, "V"], eos_id: int) -> None:
         self._graphdef, self._weights = nnx.split(model)
         self._sampling, self._is_answer, self._eos_id = config, is_answer, eos_id
         self.compilations: collections.Counter[str] = collections.Counter()

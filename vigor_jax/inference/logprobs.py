@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from vigor_jax.models.llava import Llava
+from vigor_jax.models.vlm import Vlm
 from vigor_jax.parallel.sharding import constrain_batch
 
 # Response tokens of a row whose scores over the vocabulary may exist at a time.
@@ -35,7 +35,7 @@ class ResponseBatch:
     pixels: UInt8[Array, "B 1 E E 3"] | None
 
 
-def per_token_logps(model: Llava, batch: ResponseBatch, *, remat: str = "none") -> Float[Array, "B R"]:
+def per_token_logps(model: Vlm, batch: ResponseBatch, *, remat: str = "none") -> Float[Array, "B R"]:
     """log p(token | image, prompt, tokens before it) of every response token; 0 where `response_mask` is False.
 
     Under the model itself: neither tempered nor truncated, over the whole vocabulary, in float32. Can be differentiated

@@ -24,7 +24,7 @@ from vigor_jax.inference.sampler import IMAGE_READERS, Completion, Request, Samp
 from vigor_jax.inference.sampling_methods import SamplingConfig
 from vigor_jax.models.int8 import quantize_decoder
 from vigor_jax.models.layers import stacks_inference
-from vigor_jax.models.llava import Llava
+from vigor_jax.models.vlm import Vlm
 from vigor_jax.parallel.sharding import local_rows, round_up_batch, shard_rows
 from vigor_jax.records import ImageFile
 
@@ -80,7 +80,7 @@ class Policy:
         self._encode = functools.lru_cache(_PROMPTS_KEPT)(self._encode_prompt)
 
     @cached_property
-    def model(self) -> Llava:
+    def model(self) -> Vlm:
         """The model, its weights on the mesh."""
         model = load_llava(self.checkpoint, mesh=self.mesh, dtype=self.dtype, scan=stacks_inference())
         return quantize_decoder(model) if self._int8 else model

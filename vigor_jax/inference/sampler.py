@@ -20,7 +20,7 @@ from vigor_jax.errors import InputError
 from vigor_jax.inference.decoder import Batch, Decoder
 from vigor_jax.inference.kv_cache import DecodeState, KVCache, Prefix
 from vigor_jax.inference.sampling_methods import SamplingConfig
-from vigor_jax.models.llava import Llava, LlavaConfig
+from vigor_jax.models.vlm import Vlm, VlmConfig
 from vigor_jax.parallel.sharding import local_rows, round_up_batch, shard_rows
 
 FinishReason = Literal["stop", "length", "repetition"]
@@ -112,7 +112,7 @@ class Sampler:
     """
 
     def __init__(
-        self, model: Llava, tokenizer: Tokenizer, config: SamplingConfig, mesh: Mesh, stop: str | None = None
+        self, model: Vlm, tokenizer: Tokenizer, config: SamplingConfig, mesh: Mesh, stop: str | None = None
     ) -> None:
         config = dataclasses.replace(config, batch_size=round_up_batch(config.batch_size, mesh))
         self._model, self._tokenizer, self._config, self._mesh, self._stop = model.config, tokenizer, config, mesh, stop
@@ -322,7 +322,7 @@ class _Generation:
         self._state = prefix, dataclasses.replace(state, done=shard_rows(done, self._mesh)), cache
 
 
-def check_request(request: Request, config: LlavaConfig) -> None:
+def check_request(request: Request, config: VlmConfig) -> None:
     """Raises InputError if a model of these sizes cannot take a request: too long, or not one place for its image."""
     length, positions = len(request.prompt_ids), config.text.max_position_embeddings
     if not 0 < length < positions:
@@ -345,7 +345,7 @@ def prefill_size(batch_size: int, mesh: Mesh) -> int:
     return parts * max(1, int(PREFILL * batch_size / parts))
 
 
-def is_answer(config: LlavaConfig, tokenizer: Tokenizer) -> np.ndarray:
+def is_answer(config: VlmConfig, tokenizer: Tokenizer) -> np.ndarray:
     """Which rows of the vocabulary may stand in an answer: bool [V].
 
     An image's place, padding, and the rows that fill an embedding matrix up are no words, whatever their scores.

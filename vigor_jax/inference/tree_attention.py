@@ -13,7 +13,7 @@ from vigor_jax.data.batches.tree_batches import TreeRows
 from vigor_jax.data.batches.tree_sequences import NONE, PADDING, Tree
 from vigor_jax.models.attention import masked_attention
 from vigor_jax.models.layers import Attend, PerLayer
-from vigor_jax.models.llava import Llava
+from vigor_jax.models.vlm import Vlm
 from vigor_jax.parallel.sharding import constrain_batch
 
 
@@ -37,7 +37,7 @@ def tree_attention(tree: Tree) -> Attend:
     return attend
 
 
-def read_places(model: Llava, rows: TreeRows, *, remat: str = "none") -> Float[Array, "B P D"]:
+def read_places(model: Vlm, rows: TreeRows, *, remat: str = "none") -> Float[Array, "B P D"]:
     """Hidden states after the tokens at `rows.places`, all suffixes in one pass."""
     hidden = model(
         rows.token_ids, rows.pixels, positions=rows.tree.positions, attend=tree_attention(rows.tree), remat=remat
@@ -58,7 +58,7 @@ class Answers(NamedTuple):
 
 
 def answer_places(
-    model: Llava,
+    model: Vlm,
     rows: TreeRows,
     scored: Int[Array, "S"],
     is_answer: Bool[Array, "V"],

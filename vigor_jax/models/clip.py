@@ -37,6 +37,13 @@ class ClipConfig:
     def num_patches(self) -> int:
         return (self.image_size // self.patch_size) ** 2
 
+    def forward_flops(self, num_layers: int, *, images: int) -> float:
+        """Of the first layers of the tower, the patches' embedding included; see `training.flops`."""
+        width, positions = self.hidden_size, self.num_patches + 1
+        layer = width * (4 * width + 2 * self.intermediate_size)
+        flops = images * positions * num_layers * (2 * layer + 4 * positions * width)
+        return flops + images * self.num_patches * 2 * 3 * self.patch_size**2 * width
+
 
 class EncoderLayer(nnx.Module):
     """Pre-norm transformer block without a mask."""

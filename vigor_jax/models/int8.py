@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int8
 
 from vigor_jax.models.layers import Linear
-from vigor_jax.models.llava import Llava
+from vigor_jax.models.vlm import Vlm
 
 LARGEST = 127
 
@@ -27,7 +27,7 @@ def quantize(kernel: Float[Array, "*L I O"]) -> tuple[Int8[Array, "*L I O"], Flo
     return rounded.astype(jnp.int8), scale
 
 
-def quantize_decoder(model: Llava) -> Llava:
+def quantize_decoder(model: Vlm) -> Vlm:
     """Puts the linear layers of the language model into 8 bits, one after the other, and frees what they were.
 
     Args:

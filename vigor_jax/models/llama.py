@@ -29,6 +29,13 @@ class LlamaConfig:
     max_position_embeddings: int = 4096
     tie_word_embeddings: bool = False
 
+    def forward_flops(self, *, rows: int, tokens: int) -> float:
+        """Of the decoder and its output head, of `tokens` tokens in `rows` equal sequences; see `training.flops`."""
+        query_width, kv_width = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        layer = self.hidden_size * (2 * query_width + 2 * kv_width + 3 * self.intermediate_size)
+        flops: float = tokens * 2 * (self.num_layers * layer + self.hidden_size * self.vocab_size)
+        return flops + tokens * 2 * (tokens / max(rows, 1)) * query_width * self.num_layers
+
 
 class DecoderLayer(nnx.Module):
     """Pre-norm block: rotary grouped-query attention, then a gated MLP. The caller says what is attended to."""

@@ -3,7 +3,6 @@
 import dataclasses
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
@@ -12,6 +11,9 @@ from vigor_jax.models import layers
 from vigor_jax.models.attention import Implementation
 from vigor_jax.models.clip import ACTIVATIONS, ClipConfig, ClipVision, normalize
 from vigor_jax.models.llama import Llama, LlamaConfig
+from vigor_jax.models.vlm import Part, Vlm
+from vigor_jax.models.vlm import abstract_model as abstract_llava  # noqa: F401 (until the renaming)
+from vigor_jax.models.vlm import param_paths as param_paths
 from vigor_jax.parallel.sharding import constrain_batch
 
 
@@ -46,6 +48,18 @@ class LlavaConfig:
         count = self.vision.num_layers
         return self.feature_layer if self.feature_layer >= 0 else count + 1 + self.feature_layer
 
+    def make(self, *, dtype: Any, scan: bool, rngs: nnx.Rngs) -> "Llava":
+        return Llava(self, dtype=dtype, scan=scan, rngs=rngs)
+
+    def forward_flops(self, *, rows: int, tokens: int, images: int) -> dict[Part, float]:
+        weights = self.vision.hidden_size * self.text.hidden_size
+        weights += (self.projector == "mlp2x_gelu") * self.text.hidden_size**2
+        return {
+            "vision_tower": self.vision.forward_flops(self.num_vision_layers, images=images),
+            "multi_modal_projector": images * self.num_image_tokens * 2 * weights,
+            "language_model": self.text.forward_flops(rows=rows, tokens=tokens),
+        }
+
 
 class Projector(nnx.Module):
     """Image features → embeddings of the language model."""
@@ -62,8 +76,8 @@ class Projector(nnx.Module):
         return x if self.linear_2 is None else self.linear_2(ACTIVATIONS["gelu"](x))
 
 
-class Llava(nnx.Module):
-    """The policy and, with other weights, the reward model.
+class Llava(Vlm):
+    """CLIP, a projector and LLaMA.
 
     Args:
       config: sizes.
@@ -72,6 +86,8 @@ class Llava(nnx.Module):
       rngs: seeds of a random initialisation; `nnx.eval_shape` makes the model without one.
     """
 
+    config: LlavaConfig
+
     def __init__(self, config: LlavaConfig, *, dtype: Any = jnp.float32, scan: bool = True, rngs: nnx.Rngs) -> None:
         self.vision_tower = ClipVision(config.vision, dtype=dtype, scan=scan, rngs=rngs)
         self.multi_modal_projector = Projector(config, dtype=dtype, rngs=rngs)
@@ -79,78 +95,13 @@ class Llava(nnx.Module):
         self.config = config
 
     def encode_images(
-        self, pixels: UInt8[Array, "B S S 3"], implementation: Implementation = "auto"
+        self,
+        pixels: UInt8[Array, "B S S 3"],
+        instructions: Int[Array, "B Q"] | None = None,
+        implementation: Implementation = "auto",
     ) -> Float[Array, "B P D"]:
-        """Images as `data.images.preprocessing` gives them → projected features, one for each image token."""
+        """Projected patches, which are the same whatever is asked."""
         pixel_values = constrain_batch(normalize(pixels, self.config.vision))
         features = self.vision_tower(pixel_values, self.config.num_vision_layers, implementation)
         features = features[:, 1:] if self.config.feature_select == "patch" else features
         return constrain_batch(self.multi_modal_projector(constrain_batch(features)))
-
-    def embed(self, token_ids: Int[Array, "B T"], features: Float[Array, "B F D"] | None) -> Float[Array, "B T D"]:
-        """Token embeddings, with a row's features in order in the places of its image tokens.
-
-        `F` is the number of features a row may have at most; a row without images ignores them.
-        """
-        x = self.language_model.embed(token_ids)
-        if features is None:
-            return x
-        is_image = token_ids == self.config.image_token_id
-        index = jnp.clip(jnp.cumsum(is_image, 1) - 1, 0, features.shape[1] - 1)
-        placed = jnp.take_along_axis(features.astype(x.dtype), index[..., None], axis=1)
-        return jnp.where(is_image[..., None], placed, x)
-
-    def __call__(
-        self,
-        token_ids: Int[Array, "B T"],
-        pixels: UInt8[Array, "B I S S 3"] | None = None,
-        *,
-        positions: Int[Array, "B T"] | None = None,
-        segment_ids: Int[Array, "B T"] | None = None,
-        attend: layers.Attend | None = None,
-        remat: str = "none",
-        implementation: Implementation = "auto",
-    ) -> Float[Array, "B T D"]:
-        """Hidden states of right-padded sequences (`language_model.logits` turns them into scores).
-
-        Args:
-          token_ids: each image's tokens already repeated, as `data.text.conversation` writes them.
-          pixels: I images a row; rows with fewer are filled up with anything.
-          positions: rotary positions; 0, 1, ... by default.
-          segment_ids: of packed rows, for the default attention, as `data.batches.packing.PackedTokens` has them.
-          attend: as `Llama` takes it, keeping nothing; causal attention by default.
-          remat: rematerialisation policy of the decoder layers.
-          implementation: attention kernel.
-        """
-        features = None
-        if pixels is not None:
-            batch, images = pixels.shape[:2]
-            features = self.encode_images(pixels.reshape(-1, *pixels.shape[2:]), implementation)
-            features = features.reshape(batch, images * features.shape[1], -1)
-        x = constrain_batch(self.embed(token_ids, features))
-        if positions is None:
-            positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
-        hidden, _ = self.language_model(
-            x, positions, attend, segment_ids=segment_ids, remat=remat, implementation=implementation
-        )
-        return constrain_batch(hidden)
-
-
-def abstract_llava(config: LlavaConfig, *, dtype: Any = jnp.float32, scan: bool = True) -> Llava:
-    """The model with shapes in place of weights."""
-    return nnx.eval_shape(lambda: Llava(config, dtype=dtype, scan=scan, rngs=nnx.Rngs(0) if scan else _OneKey()))
-
-
-class _OneKey(nnx.Rngs):
-    """The same key again and again, which is enough for shapes.
-
-    Counting keys takes nnx seconds where hundreds are drawn inside one trace: each time, JAX looks all of it through.
-    """
-
-    def params(self) -> Array:
-        return jax.random.key(0)
-
-
-def param_paths(state: nnx.State) -> dict[str, nnx.Variable]:
-    """Parameters by dotted path, such as `language_model.layers.q_proj.kernel`."""
-    return {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(state)}

@@ -15,6 +15,7 @@ from vigor_jax.config import TrainConfig
 from vigor_jax.data.records.store import join, part_count, part_name, part_seal, parts_done
 from vigor_jax.disk import naming
 from vigor_jax.errors import InputError
+from vigor_jax.hf.export import check_layout
 from vigor_jax.hf.load import open_checkpoint
 from vigor_jax.parallel.processes import is_first
 from vigor_jax.pipeline.manifest import RunManifest
@@ -44,6 +45,7 @@ class Run:
             training=config.mesh,
             inference=config.inference_mesh,
         )
+        check_layout(config.export.layout, self.context.checkpoint)
         self.context.training_mesh  # noqa: B018 (does it fit the devices?)
         self.stages = make_stages(config)
         self._results = {name: stage.results(self.context) for name, stage in self.stages.items()}

@@ -10,9 +10,9 @@ from typing import Any
 import jax.numpy as jnp
 
 from vigor_jax.config import TrainConfig
-from vigor_jax.hf.config import from_hf
-from vigor_jax.json_fields import read_json
+from vigor_jax.hf.families import read_config
 from vigor_jax.models.llava import LlavaConfig
+from vigor_jax.models.vlm import VlmConfig
 from vigor_jax.parallel.sharding import make_mesh
 from vigor_jax.pipeline.table import make_stages
 from vigor_jax.plan.estimate import Estimate, estimate
@@ -138,13 +138,12 @@ def compile_all(config: TrainConfig, topology: Topology, devices: list[Any]) -> 
         return list(pool.map(compile_one, programs(config, model, devices, _sizes(config, model))))
 
 
-def model_config(path: Path) -> LlavaConfig | None:
-    """Sizes of the model in a llava-hf directory; None if there is none."""
-    file = path / "config.json"
-    return from_hf(read_json(file), path) if file.is_file() else None
+def model_config(path: Path) -> VlmConfig | None:
+    """Sizes of the model in a checkpoint directory; None if there is none."""
+    return read_config(path) if (path / "config.json").is_file() else None
 
 
-def programs(config: TrainConfig, model: LlavaConfig, devices: list[Any], sizes: Sizes) -> Iterator[Program]:
+def programs(config: TrainConfig, model: VlmConfig, devices: list[Any], sizes: Sizes) -> Iterator[Program]:
     """The programs of the config's stages, in their order.
 
     Args:
@@ -163,7 +162,7 @@ def programs(config: TrainConfig, model: LlavaConfig, devices: list[Any], sizes:
         yield from stages[name].programs(target)
 
 
-def _sizes(config: TrainConfig, model: LlavaConfig) -> Sizes:
+def _sizes(config: TrainConfig, model: VlmConfig) -> Sizes:
     """Texts as long as the config lets them be, but for prompts, which are as long as LLaVA's."""
     prompt = model.num_image_tokens + 64
     response = config.sample.sampling.max_new_tokens

@@ -28,7 +28,7 @@ from vigor_jax.errors import InputError
 from vigor_jax.inference.policy import Policy
 from vigor_jax.inference.sampler import is_answer
 from vigor_jax.inference.tree_attention import Answers, answer_places
-from vigor_jax.models.llava import Llava
+from vigor_jax.models.vlm import Vlm
 from vigor_jax.parallel.sharding import local_rows, round_up_batch, shard_rows
 from vigor_jax.records import ScoreItem, Signal, Span, Verdict
 from vigor_jax.rewards.sentences import split_sentences
@@ -104,7 +104,7 @@ class RewardModel:
 
     def __init__(
         self,
-        model: Llava,
+        model: Vlm,
         tokenizer: Tokenizer,
         preprocessing: Preprocessing,
         config: RewardModelConfig,

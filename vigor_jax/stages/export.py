@@ -17,7 +17,7 @@ from vigor_jax.errors import InputError
 from vigor_jax.hf.export import ExportConfig, export_checkpoint
 from vigor_jax.hf.load import Checkpoint
 from vigor_jax.json_fields import Fields, exists, read_json
-from vigor_jax.models.llava import abstract_llava, param_paths
+from vigor_jax.models.vlm import abstract_model, param_paths
 from vigor_jax.parallel.sharding import param_shardings
 from vigor_jax.stages.stage import EXPORT, Progress, Result, RunContext, Stage
 from vigor_jax.training.checkpoint import latest_step, read_record, restore_params_only
@@ -66,7 +66,7 @@ def export(config: ExportConfig, checkpoint: Checkpoint, checkpoints: Path, out:
         if before.get("checkpoint") == provenance["checkpoint"] and jax.process_index() == 0:
             shutil.rmtree(out)
 
-    state = nnx.state(abstract_llava(checkpoint.config))
+    state = nnx.state(abstract_model(checkpoint.config))
     trained = trained_paths(param_paths(state).keys(), freeze)
     shardings = param_paths(param_shardings(state, mesh))
     abstract = {

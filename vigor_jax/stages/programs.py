@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 from vigor_jax.data.batches.tree_batches import TreeRows
 from vigor_jax.data.batches.tree_sequences import Tree
 from vigor_jax.models.layers import stacks_inference
-from vigor_jax.models.llava import LlavaConfig, abstract_llava, param_paths
+from vigor_jax.models.vlm import PARTS, VlmConfig, abstract_model, param_paths
 from vigor_jax.parallel.sharding import BATCH, MeshConfig, make_mesh, param_shardings
 from vigor_jax.training.flops import train_flops
 from vigor_jax.training.train_step import (
@@ -122,7 +122,7 @@ class Target:
       sizes: of texts.
     """
 
-    model: LlavaConfig
+    model: VlmConfig
     dtype: Any
     devices: list[Any]
     training: MeshConfig
@@ -148,8 +148,8 @@ class Lowers(NamedTuple):
 def update(config: SftConfig, target: Target, rows: Any, loss: Loss) -> Lowers:
     """One update of training on rows of these shapes."""
     model, mesh = target.model, target.training_mesh
-    trained = trained_paths(param_paths(nnx.state(abstract_llava(model))).keys(), config.freeze)
-    abstract = on_mesh(abstract_llava(model, dtype=target.dtype), mesh)
+    trained = trained_paths(param_paths(nnx.state(abstract_model(model))).keys(), config.freeze)
+    abstract = on_mesh(abstract_model(model, dtype=target.dtype), mesh)
     graphdef, params, frozen = partition_params(abstract, trained)
     masters: Any = {path: jax.ShapeDtypeStruct(w.shape, jnp.float32, sharding=w.sharding) for path, w in params.items()}
     optimizer = make_optimizer(config, NUM_UPDATES)
@@ -164,18 +164,17 @@ def update(config: SftConfig, target: Target, rows: Any, loss: Loss) -> Lowers:
     return Lowers(lower, bytes_held((state, frozen)))
 
 
-def update_flops(config: SftConfig, model: LlavaConfig, *, examples: int, tokens: int) -> float:
+def update_flops(config: SftConfig, model: VlmConfig, *, examples: int, tokens: int) -> float:
     """Of one update on examples with an image each."""
-    parts = ("vision_tower", "multi_modal_projector", "language_model")
-    trained = frozenset(part for part in parts if part not in config.freeze)
+    trained = frozenset(part for part in PARTS if part not in config.freeze)
     return train_flops(model, trained, rows=examples, tokens=tokens, images=examples)
 
 
-def for_inference(model: LlavaConfig, dtype: Any, mesh: Mesh) -> Any:
+def for_inference(model: VlmConfig, dtype: Any, mesh: Mesh) -> Any:
     """A model's shapes, as sampling and scoring hold it."""
     with jax.set_mesh(mesh):
         scan = stacks_inference()
-    return on_mesh(abstract_llava(model, dtype=dtype, scan=scan), mesh)
+    return on_mesh(abstract_model(model, dtype=dtype, scan=scan), mesh)
 
 
 def on_mesh(model: Any, mesh: Mesh) -> Any:
@@ -195,7 +194,7 @@ def array(mesh: Mesh, shape: tuple[int, ...], dtype: Any, spec: P = BATCH) -> An
     return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
 
 
-def tree_rows(model: LlavaConfig, mesh: Mesh, rows: int, length: int, places: int) -> TreeRows:
+def tree_rows(model: VlmConfig, mesh: Mesh, rows: int, length: int, places: int) -> TreeRows:
     """A batch of tree sequences."""
     edge = model.vision.image_size
     ids, at = (array(mesh, (rows, size), jnp.int32) for size in (length, places))

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float
 from vigor_jax.data.batches.tree_batches import TreeLoader, TreeRows
 from vigor_jax.hf.load import Checkpoint
 from vigor_jax.inference.tree_attention import read_places
-from vigor_jax.models.llava import abstract_llava
+from vigor_jax.models.vlm import abstract_model
 from vigor_jax.parallel.sharding import to_global
 from vigor_jax.records import ErrorType
 from vigor_jax.training.train_step import Weights, merge_params
@@ -45,7 +45,7 @@ class Evaluation:
         dtype: Any,
     ) -> None:
         self._loader, self._errors, self._mesh = loader, errors, mesh
-        graphdef = nnx.split(abstract_llava(checkpoint.config, dtype=dtype))[0]
+        graphdef = nnx.split(abstract_model(checkpoint.config, dtype=dtype))[0]
         scored = np.array([loader.encoder.good_id, loader.encoder.bad_id])
 
         def p_good(weights: Weights, rows: TreeRows) -> Float[Array, "B P"]:

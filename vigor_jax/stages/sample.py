@@ -261,7 +261,7 @@ class SampleStage(Stage):
             self.name, "prefill", lowered(decoder.lower_prefill), flops, held, rows, length, beside=bytes_held(cache)
         )
         candidates = sampling.batch_size * sampling.num_candidates
-        images_only = bytes_held(nnx.state((abstract.vision_tower, abstract.multi_modal_projector)))
+        images_only = held - bytes_held(nnx.state(abstract.language_model))
         flops = forward_flops(model, rows=candidates, tokens=candidates * capacity, images=0)
         decode = lowered(decoder.lower_generate, capacity)
         yield Program(

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning of LLaVA on conversations, with its authors' objective (Liu et al. 2023, section 4.2)."""
+"""Supervised fine-tuning on conversations, with the objective of LLaVA's authors (Liu et al. 2023, section 4.2)."""
 
 import dataclasses
 import logging

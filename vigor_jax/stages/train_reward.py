@@ -32,7 +32,7 @@ from vigor_jax.errors import InputError
 from vigor_jax.hf.export import ExportConfig
 from vigor_jax.hf.load import Checkpoint
 from vigor_jax.inference.tree_attention import read_places
-from vigor_jax.models.llava import Llava
+from vigor_jax.models.vlm import Vlm
 from vigor_jax.parallel.processes import is_first, together
 from vigor_jax.parallel.sharding import check_batch_divides, local_rows
 from vigor_jax.records import Annotation, ErrorType
@@ -325,7 +325,7 @@ def _descriptions(
     ]
 
 
-def answer_loss(model: Llava, rows: TreeRows, config: SftConfig) -> tuple[Float[Array, ""], Float[Array, ""]]:
+def answer_loss(model: Vlm, rows: TreeRows, config: SftConfig) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Weighted sum of the cross-entropy of the answers' tokens, and the sum of their weights.
 
     Only where an answer is learnt are there logits: a few hundred places of a row at most.

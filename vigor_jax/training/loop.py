@@ -25,7 +25,7 @@ from vigor_jax.data.batches.loader import Batch
 from vigor_jax.errors import InputError
 from vigor_jax.fingerprint import of
 from vigor_jax.hf.load import Checkpoint, load_llava
-from vigor_jax.models.llava import LlavaConfig, abstract_llava, param_paths
+from vigor_jax.models.vlm import VlmConfig, abstract_model, param_paths
 from vigor_jax.parallel.processes import same_everywhere
 from vigor_jax.parallel.sharding import to_global
 from vigor_jax.training.checkpoint import Checkpoints
@@ -109,7 +109,7 @@ def fine_tune(
       after_update: is given the number of updates done and all the weights, before a checkpoint of them is written.
         It may read the weights until it returns.
     """
-    trained = trained_paths(param_paths(nnx.state(abstract_llava(checkpoint.config))).keys(), config.freeze)
+    trained = trained_paths(param_paths(nnx.state(abstract_model(checkpoint.config))).keys(), config.freeze)
     fingerprint = _fingerprint(config, checkpoint, data, dtype)
     same_everywhere(of(config, with_neutral=True) | fingerprint)
     directory = run_dir / "checkpoints" / name
@@ -216,7 +216,7 @@ def _look(update: _Update, log: TrainingLog | None) -> dict[str, float]:
     return metrics
 
 
-def _flops(config: LlavaConfig, trained: frozenset[str], batch: Batch) -> float:
+def _flops(config: VlmConfig, trained: frozenset[str], batch: Batch) -> float:
     examples = len(batch.ids)  # packed or not, they attend to themselves only
     images = examples * bool(batch.rows.pixels.shape[1])
     return train_flops(config, trained, rows=examples, tokens=batch.num_tokens, images=images)

@@ -24,7 +24,7 @@ from vigor_jax.data.batches.loader import Rows
 from vigor_jax.data.text.conversation import TEMPLATES
 from vigor_jax.errors import InputError, nearest
 from vigor_jax.models.layers import REMAT_POLICIES
-from vigor_jax.models.llava import Llava, param_paths
+from vigor_jax.models.vlm import Vlm, param_paths
 from vigor_jax.parallel.sharding import BATCH
 from vigor_jax.parallel.xla_flags import compiler_options
 from vigor_jax.training.losses import chunked_cross_entropy, supervised_first
@@ -116,7 +116,7 @@ class SftConfig:
 
 
 # (model, rows, config) → the sum of the loss over some rows, and the number (or weight) of what it is summed over.
-Loss: TypeAlias = Callable[[Llava, Any, SftConfig], tuple[Array, Array]]
+Loss: TypeAlias = Callable[[Vlm, Any, SftConfig], tuple[Array, Array]]
 
 
 class TrainState(NamedTuple):
@@ -157,7 +157,7 @@ def trained_paths(paths: Set[str], freeze: tuple[str, ...]) -> frozenset[str]:
     return frozenset(paths - frozen)
 
 
-def partition_params(model: Llava, trained: Set[str]) -> tuple[nnx.GraphDef, Weights, Weights]:
+def partition_params(model: Vlm, trained: Set[str]) -> tuple[nnx.GraphDef, Weights, Weights]:
     """A model with stacked layers, real or abstract → its structure, the trained weights and the frozen ones."""
     graphdef, state = nnx.split(model)
     weights = {path: variable.get_value() for path, variable in param_paths(state).items()}
@@ -165,7 +165,7 @@ def partition_params(model: Llava, trained: Set[str]) -> tuple[nnx.GraphDef, Wei
     return graphdef, params, {path: weight for path, weight in weights.items() if path not in trained}
 
 
-def merge_params(graphdef: nnx.GraphDef, weights: Weights) -> Llava:
+def merge_params(graphdef: nnx.GraphDef, weights: Weights) -> Vlm:
     """The model that `partition_params` took apart."""
     return nnx.merge(graphdef, nnx.from_flat_state([(tuple(path.split(".")), w) for path, w in weights.items()]))
 
@@ -231,7 +231,7 @@ def _first_state(params: Weights, optimizer: optax.GradientTransformation, seed:
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), jax.random.PRNGKey(seed))
 
 
-def conversation_loss(model: Llava, rows: Rows, config: SftConfig) -> tuple[Float[Array, ""], Int32[Array, ""]]:
+def conversation_loss(model: Vlm, rows: Rows, config: SftConfig) -> tuple[Float[Array, ""], Int32[Array, ""]]:
     """Sum of the loss over the supervised tokens of conversations, and their number."""
     pixels = rows.pixels if rows.pixels.shape[1] else None
     hidden = model(rows.token_ids, pixels, positions=rows.positions, segment_ids=rows.segment_ids, remat=config.remat)

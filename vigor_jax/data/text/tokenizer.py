@@ -7,13 +7,16 @@ import hashlib
 import importlib.util
 import json
 import logging
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tokenizers
+from jaxtyping import Int32
 
 from vigor_jax.data.text import sentencepiece_json, tokenizer_json
+from vigor_jax.data.text.instructions import InstructionTokenizer
 from vigor_jax.data.text.tokenizer_json import IMAGE_TOKEN
 from vigor_jax.errors import InputError
 from vigor_jax.json_fields import Fields, exists, read_json, show
@@ -46,7 +49,11 @@ class Tokenizer:
         restarts_after_image: Whether text right after an image gets a dummy "▁" in front, if any text does.
         image_strips: Whether an image takes the white space on its left and on its right, as "<image>" is
             declared (never so in llava-hf's own checkpoints).
+        instructions: Makes the tokens of an instruction for the family's `encode_images`; None for a family that reads
+            none there, as LLaVA.
     """
+
+    instructions: InstructionTokenizer | None = None
 
     def __init__(
         self,
@@ -185,8 +192,13 @@ class Tokenizer:
 
     def digest(self) -> str:
         """SHA-256 of all that decides on token ids and on text made of them; layout and order of files play no part."""
-        ids = [self.bos_id, self.eos_id, self.pad_id, self.legacy]
+        ids: list[Any] = [self.bos_id, self.eos_id, self.pad_id, self.legacy]
+        ids += [] if self.instructions is None else [self.instructions.digest()]
         return hashlib.sha256(json.dumps([self._content, ids], sort_keys=True).encode()).hexdigest()
+
+    def instruction_ids(self, texts: Sequence[str]) -> Int32[np.ndarray, "B Q"] | None:
+        """Instructions as `models.vlm.Vlm.encode_images` takes them; None for a family that reads none."""
+        return None if self.instructions is None else self.instructions.rows(texts)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids` without special tokens and without the leading dummy space.

@@ -1,18 +1,25 @@
 """Whether the tensors on disk are those of the model: each once, with its shape, and no other."""
 
 import functools
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from vigor_jax.errors import InputError, some
-from vigor_jax.hf import names
+from vigor_jax.hf.names import EMBEDDINGS, IGNORED, OUTPUT, Entry, unwrapped
+from vigor_jax.hf.other_folders import refuse_unmerged
 from vigor_jax.hf.weights.tensor_files import TensorReader
-from vigor_jax.models.llava import LlavaConfig, abstract_llava, param_paths
+from vigor_jax.models.vlm import VlmConfig, abstract_model, param_paths
+
+logger = logging.getLogger(__name__)
+
+# A family's table of tensors, of a model of some sizes.
+Entries: TypeAlias = Callable[[Any], Sequence[Entry]]
 
 
 class Stored(NamedTuple):
@@ -37,6 +44,21 @@ class Stored(NamedTuple):
         return self.reader.read(self.name, index)
 
 
+def stored_weights(directory: Path) -> dict[str, Stored]:
+    """Every tensor of a folder's weights, by the name that it had before the model was wrapped, if it was."""
+    reader = TensorReader.open(directory)
+    refuse_unmerged(reader.names(), directory)
+    plain, wrappers = unwrapped(reader.names())
+    if wrappers and len(set(plain.values())) == len(plain):
+        logger.warning(
+            "%s: the names of the weights were saved from a wrapped model; they are read without %s",
+            directory,
+            ", ".join(wrappers),
+        )
+        reader = reader.renamed(plain)
+    return {name: Stored(reader, name) for name in reader.names()}
+
+
 def canonical(stored: Mapping[str, Stored], rename: Callable[[str], str], directory: Path) -> dict[str, Stored]:
     """The tensors by their canonical names, without buffers.
 
@@ -45,7 +67,7 @@ def canonical(stored: Mapping[str, Stored], rename: Callable[[str], str], direct
     """
     tensors: dict[str, Stored] = {}
     for name, tensor in stored.items():
-        if names.IGNORED.fullmatch(name):
+        if IGNORED.fullmatch(name):
             continue
         if rename(name) in tensors:
             raise InputError(f"{directory}: {name} and {tensors[rename(name)].name} name the same tensor; remove one")
@@ -53,31 +75,6 @@ def canonical(stored: Mapping[str, Stored], rename: Callable[[str], str], direct
     return tensors
 
 
-IDENTITY_WEIGHT, IDENTITY_BIAS = (
-    "multi_modal_projector.linear_2.weight",
-    "multi_modal_projector.linear_2.bias",
-)
-
-
-def check_identity(tensors: dict[str, Stored], directory: Path) -> None:
-    """llava-hf has no slot for v1.0's single linear layer: it is stored before a second one that changes nothing.
-
-    Raises:
-      InputError: the second one changes something.
-    """
-    if IDENTITY_WEIGHT not in tensors or IDENTITY_BIAS not in tensors:
-        return
-    weight, bias = tensors.pop(IDENTITY_WEIGHT), tensors.pop(IDENTITY_BIAS)
-    is_square = len(weight.shape) == 2 and weight.shape[0] == weight.shape[1]
-    values = weight.read().astype(np.float32) if is_square else np.zeros((1, 1), np.float32)
-    if not np.array_equal(values, np.eye(len(values))) or bias.read().astype(np.float32).any():
-        raise InputError(
-            f"{directory}: projector_hidden_act is linear, so {IDENTITY_WEIGHT} must be the identity, its bias zero; "
-            "they are not, and only LLaVA v1.0's one linear layer is supported in this form"
-        )
-
-
-EMBEDDINGS, OUTPUT = "language_model.model.embed_tokens.weight", "language_model.lm_head.weight"
 # How many rows of the two are compared at a time: 32 MB of a 7B model in float16.
 _ROWS = 4096
 
@@ -110,13 +107,13 @@ def _equal(one: np.ndarray, other: np.ndarray) -> bool:
     return np.array_equal(one.astype(np.float64), other.astype(np.float64), equal_nan=True)
 
 
-def check_tensors(tensors: Mapping[str, Stored], config: LlavaConfig, directory: Path) -> None:
+def check_tensors(tensors: Mapping[str, Stored], config: VlmConfig, entries: Entries, directory: Path) -> None:
     """Compares the tensors with what a model of this config needs.
 
     Raises:
       InputError: one is missing, unexpected, of another shape or holds whole numbers; up to ten of each are named.
     """
-    wanted = expected_shapes(config)
+    wanted = expected_shapes(config, entries)
     missing = sorted(wanted.keys() - tensors.keys())
     unexpected = sorted(tensors[name].name for name in tensors.keys() - wanted.keys())
     wrong = [
@@ -144,12 +141,12 @@ def check_tensors(tensors: Mapping[str, Stored], config: LlavaConfig, directory:
 
 
 @functools.lru_cache(maxsize=16)
-def expected_shapes(config: LlavaConfig) -> Mapping[str, tuple[int, ...]]:
+def expected_shapes(config: VlmConfig, entries: Entries) -> Mapping[str, tuple[int, ...]]:
     """Canonical name → shape on disk, for every tensor of the model."""
     # Layers stacked: the time is the same for any number of them.
-    ours = param_paths(nnx.state(abstract_llava(config)))
+    ours = param_paths(nnx.state(abstract_model(config)))
     shapes = {}
-    for entry in names.entries(config):
+    for entry in entries(config):
         shape = ours[entry.path].get_value().shape
         shape = shape if entry.layer is None else shape[1:]
         shapes[entry.name] = tuple(shape[entry.axes.index(i)] for i in range(len(shape)))

@@ -3,11 +3,11 @@
 import dataclasses
 from typing import Any
 
-from vigor_jax.hf.load import Checkpoint
-from vigor_jax.hf.names import Layout
+from vigor_jax.hf.family import Checkpoint
+from vigor_jax.hf.processor_files import IMAGE_TOKEN
 from vigor_jax.models.llava import LlavaConfig
 
-IMAGE_TOKEN, PAD_TOKEN = "<image>", "<pad>"
+PAD_TOKEN = "<pad>"
 VOCAB_MULTIPLE = 64  # llava-hf pads the vocabulary to a multiple of it
 
 
@@ -32,7 +32,7 @@ class Vocabulary:
         return token["id"] < self.config.text.vocab_size
 
 
-def exported_vocabulary(checkpoint: Checkpoint, layout: Layout) -> Vocabulary:
+def exported_vocabulary(checkpoint: Checkpoint, layout: str) -> Vocabulary:
     """The vocabulary of `source` in a layout.
 
     llava-hf has tokens for images and for padding, and fills its rows up to a multiple of 64. The original layout has
@@ -40,6 +40,7 @@ def exported_vocabulary(checkpoint: Checkpoint, layout: Layout) -> Vocabulary:
     kept in both; then an image token before them stays too, since ids must not move.
     """
     config, tokenizer = checkpoint.config, checkpoint.tokenizer
+    assert isinstance(config, LlavaConfig)
     image_id, rows = config.image_token_id, config.text.vocab_size
     new_tokens: dict[str, int] = {}
     pad_token, pad = tokenizer.token(tokenizer.pad_id), tokenizer.pad_id

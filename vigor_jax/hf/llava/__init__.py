@@ -1,0 +1,1 @@
+"""LLaVA's checkpoints: llava-hf for transformers, and the original layout."""

@@ -1,0 +1,89 @@
+"""What LLaVA's weights are called: canonical are the names that llava-hf checkpoints have always had on disk
+(`language_model.model.layers.0...`, `vision_tower.vision_model...`)."""
+
+import re
+from typing import Literal, TypeAlias
+
+from vigor_jax.hf.names import CONV, KEEP, KEEP_VECTOR, Entry, linear, norm, text_entries
+from vigor_jax.models.llava import LlavaConfig
+
+Layout: TypeAlias = Literal["llava-hf", "llava"]
+
+_VISION = {
+    "class_embedding": ("embeddings.class_embedding", KEEP_VECTOR),
+    "patch_embedding": ("embeddings.patch_embedding.weight", CONV),
+    "position_embedding": ("embeddings.position_embedding.weight", KEEP),
+}
+_VISION_LINEAR = {
+    **{name: f"self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "out_proj")},
+    **{name: f"mlp.{name}" for name in ("fc1", "fc2")},
+}
+_VISION |= norm("pre_layrnorm", "pre_layrnorm") | norm("post_layernorm", "post_layernorm")
+_VISION_LAYER = norm("layer_norm1", "layer_norm1") | norm("layer_norm2", "layer_norm2")
+for _ours, _theirs in _VISION_LINEAR.items():
+    _VISION_LAYER |= linear(_ours, _theirs)
+# llava-hf has no slot for v1.0's single linear layer: it is stored before a second one that changes nothing.
+IDENTITY_WEIGHT, IDENTITY_BIAS = "multi_modal_projector.linear_2.weight", "multi_modal_projector.linear_2.bias"
+
+
+def entries(config: LlavaConfig) -> list[Entry]:
+    """Every tensor of the model, one entry each; names and (path, layer) pairs are both unique."""
+    vision, text = "vision_tower.vision_model", text_entries(config.text)
+    # In this order they stand in the files of an export.
+    found = [entry for entry in text if entry.layer is None]
+    found += [Entry(f"{vision}.{name}", f"vision_tower.{path}", None, axes) for path, (name, axes) in _VISION.items()]
+    found += [entry for entry in text if entry.layer is not None]
+    for i in range(config.vision.num_layers):
+        for path, (name, axes) in _VISION_LAYER.items():
+            found.append(Entry(f"{vision}.encoder.layers.{i}.{name}", f"vision_tower.layers.{path}", i, axes))
+    for layer in ("linear_1", "linear_2") if config.projector == "mlp2x_gelu" else ("linear_1",):
+        stem = f"multi_modal_projector.{layer}"
+        found += [Entry(name, path, None, axes) for path, (name, axes) in linear(stem, stem).items()]
+    return found
+
+
+# Spellings of llava-hf checkpoints, by the version of transformers that wrote them.
+_HF_SPELLINGS = (
+    (re.compile(r"model\.(?=language_model\.|multi_modal_projector\.|vision_tower\.)"), ""),
+    (re.compile(r"lm_head\."), "language_model.lm_head."),
+    (re.compile(r"language_model\.(?!model\.|lm_head\.)"), "language_model.model."),
+    (re.compile(r"vision_tower\.(?!vision_model\.)"), "vision_tower.vision_model."),
+)
+
+
+def canonical_hf(name: str) -> str:
+    """A name in any llava-hf spelling → the canonical one; what is not recognised stays as it is."""
+    for pattern, replacement in _HF_SPELLINGS:
+        name = pattern.sub(replacement, name, count=1) if pattern.match(name) else name
+    return name
+
+
+ORIGINAL_TOWER = "model.vision_tower.vision_tower."
+
+
+def _original_prefixes(config: LlavaConfig) -> tuple[tuple[str, str], ...]:
+    """(canonical, original) beginnings of names; the longer original beginnings first."""
+    first = "model.mm_projector." if config.projector == "linear" else "model.mm_projector.0."
+    return (
+        ("vision_tower.", ORIGINAL_TOWER),
+        ("multi_modal_projector.linear_2.", "model.mm_projector.2."),
+        ("multi_modal_projector.linear_1.", first),
+        ("language_model.lm_head.", "lm_head."),
+        ("language_model.model.", "model."),
+    )
+
+
+def canonical_original(name: str, config: LlavaConfig) -> str:
+    """A name of the original LLaVA layout → the canonical one."""
+    for canonical, original in _original_prefixes(config):
+        if name.startswith(original):
+            return canonical + name.removeprefix(original)
+    return name
+
+
+def original_name(name: str, config: LlavaConfig) -> str:
+    """A canonical name → the original layout's; inverse of `canonical_original`."""
+    for canonical, original in _original_prefixes(config):
+        if name.startswith(canonical):
+            return original + name.removeprefix(canonical)
+    raise AssertionError(name)

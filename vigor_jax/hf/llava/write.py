@@ -1,0 +1,106 @@
+"""Writes LLaVA: llava-hf for transformers, or the original layout."""
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vigor_jax.hf.config import to_clip
+from vigor_jax.hf.family import Checkpoint, Export
+from vigor_jax.hf.image_settings import preprocessing_to_hf
+from vigor_jax.hf.llava.config import KNOWN_TOWERS, to_hf, to_original
+from vigor_jax.hf.llava.names import IDENTITY_BIAS, IDENTITY_WEIGHT, ORIGINAL_TOWER, original_name
+from vigor_jax.hf.llava.processor_files import write_hf_files, write_original_files
+from vigor_jax.hf.llava.vocabulary import Vocabulary, exported_vocabulary
+from vigor_jax.hf.processor_files import write_json
+from vigor_jax.hf.weights.merged import write_tensors
+from vigor_jax.hf.weights.tensor_files import TensorWriter
+from vigor_jax.json_fields import read_json
+from vigor_jax.models.llava import LlavaConfig
+
+logger = logging.getLogger(__name__)
+
+
+def write(export: Export, directory: Path | None, out: Path) -> None:
+    """Writes an export in its layout; the arguments are those of `Family.write`."""
+    checkpoint = export.checkpoint
+    if export.layout == "llava" and not checkpoint.tokenizer.restarts_after_image:
+        logger.warning(
+            "export: the original code puts a token before the text that follows an image, which the tokenizer of %s "
+            "does not: it will ask this model otherwise than it was trained; the layout llava-hf asks as trained",
+            checkpoint.directory,
+        )
+    vocabulary = exported_vocabulary(checkpoint, export.layout)
+    config = vocabulary.config
+    tensors = export.tensors(config.text.vocab_size)
+    if export.layout == "llava-hf":
+        if config.projector == "linear":
+            tensors = _with_identity(tensors, config)
+        kind = write_tensors(directory, tensors, lambda name: name, export.shard_bytes)
+        if directory is not None:
+            write_json(directory / "config.json", _hf_json(checkpoint, vocabulary, kind))
+            write_hf_files(checkpoint, vocabulary, directory, export.template)
+    else:
+        original = _write_original(export, config, tensors, directory, out)
+        if directory is not None:
+            write_json(directory / "config.json", original)
+            write_original_files(checkpoint, vocabulary, directory)
+
+
+def _with_identity(tensors: Iterator[tuple[str, np.ndarray]], config: LlavaConfig) -> Iterator[tuple[str, np.ndarray]]:
+    """v1.0's linear projector in llava-hf's two slots: itself, then a layer that changes nothing (bit-exact)."""
+    for name, value in tensors:
+        yield name, value
+        if name == "multi_modal_projector.linear_1.bias":
+            yield IDENTITY_WEIGHT, np.eye(config.text.hidden_size, dtype=value.dtype)
+            yield IDENTITY_BIAS, np.zeros(config.text.hidden_size, value.dtype)
+
+
+def _hf_json(checkpoint: Checkpoint, vocabulary: Vocabulary, kind: str) -> dict[str, Any]:
+    value = to_hf(vocabulary.config, kind, vocabulary.pad_id)
+    value["text_config"] |= {
+        "bos_token_id": checkpoint.tokenizer.bos_id,
+        "eos_token_id": checkpoint.tokenizer.eos_id,
+        "pad_token_id": vocabulary.pad_id,
+    }
+    return value
+
+
+def _write_original(
+    export: Export, config: LlavaConfig, tensors: Iterator[tuple[str, np.ndarray]], directory: Path | None, out: Path
+) -> dict[str, Any]:
+    """Weights in the original layout, and its config.json. The tower goes where the source had it: among the weights
+    if it was there, else into a directory of its own."""
+    checkpoint, shard_bytes = export.checkpoint, export.shard_bytes
+    rename = functools.partial(original_name, config=config)
+    before = read_json(checkpoint.directory / "config.json") if checkpoint.layout == "llava" else {}
+    inside = any(stored.name.startswith(ORIGINAL_TOWER) for stored in checkpoint.tensors.values())
+    tower: list[tuple[str, np.ndarray]] = []
+
+    def without_tower() -> Iterator[tuple[str, np.ndarray]]:
+        for name, value in tensors:
+            if inside or not name.startswith("vision_tower."):
+                yield name, value
+            else:
+                tower.append((name.removeprefix("vision_tower."), value))
+
+    kind = write_tensors(directory, without_tower(), rename, shard_bytes)
+    place = str(before.get("mm_vision_tower", ""))
+    if not inside and directory is not None:
+        (directory / "vision_tower").mkdir()
+        with TensorWriter(directory / "vision_tower", shard_bytes) as writer:
+            for name, value in tower:
+                writer.add(name, value)
+        write_json(directory / "vision_tower" / "config.json", to_clip(config.vision))
+        image_processor = preprocessing_to_hf(dataclasses.replace(checkpoint.preprocessing, pad=False))
+        write_json(directory / "vision_tower" / "preprocessor_config.json", image_processor)
+    trained = any(path.startswith("vision_tower.") for path in export.params)
+    if not inside and (trained or place not in KNOWN_TOWERS):
+        # The original code looks for a path that exists; ours also finds the directory beside the weights.
+        place = str((out / "vision_tower").resolve())
+    after = to_original(config, kind, place, checkpoint.preprocessing)
+    return after | {key: before[key] for key in before if key not in after}
