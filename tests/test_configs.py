@@ -1,17 +1,21 @@
 """Every shipped config parses, and what a command refuses it refuses in one line with exit code 2."""
 
+import dataclasses
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from vigor_jax import cli
+from vigor_jax import cli, train
 from vigor_jax.config import TrainConfig
+from vigor_jax.demo.config import DemoOptions, demo_config
 from vigor_jax.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+DEMO = ROOT / "vigor_jax" / "demo" / "demo.yaml"
+CONFIGS = [*sorted((ROOT / "configs").glob("*.yaml")), DEMO]
 PODS = sorted((ROOT / "configs" / "pods").glob("*.yaml"))
 
 
@@ -85,15 +89,109 @@ def test_refused_in_one_line(what):
         ("sft: {epochz: 3}", "unknown key sft.epochz; the nearest known one is sft.epochs"),
         ("trane: 3", "unknown key trane"),
         ("sft: [", "parsing"),
+        ("sft: {epochs: many}", "many"),
+        ("only words", "only words"),
     ],
 )
-def test_bad_file_is_named(tmp_path, text, message):
+@pytest.mark.parametrize(
+    "spelling", ["--config {}", "--config={}", "--config {good} --config {}", "--config {} --config {good}"]
+)
+def test_bad_file_is_named(tmp_path, text, message, spelling):
+    """However it is given, and before or after a good one."""
     path = tmp_path / "bad.yaml"
     path.write_text(text)
+    arguments = spelling.format(path, good=ROOT / "configs" / "sft.yaml").split(" ")
     with pytest.raises(InputError) as error:
-        cli.parse(TrainConfig, ["--config", str(path)], description="")
+        cli.parse(TrainConfig, arguments, description="")
+    assert str(error.value).startswith(f"{path}: ")
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_where_the_config_of_the_demo_is_now_is_said(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"there is no file configs/demo\.yaml") as error:
+        cli.parse(TrainConfig, ["--config", "configs/demo.yaml"], description="")
+    (named,) = (Path(word.rstrip(",")) for word in str(error.value).split() if word.startswith("/"))
+    assert cli.parse(TrainConfig, ["--config", str(named)], description="") == demo_config()
+
+
+SECTIONS = [field.name for field in dataclasses.fields(TrainConfig)]
+FOR_THE_DEMO = {field.name for field in dataclasses.fields(DemoOptions)}
+
+
+def options_of(section: str) -> list[str]:
+    """All options of a section, each with its value in the demo."""
+    found: list[str] = []
+
+    def add(key: str, value: object) -> None:
+        if isinstance(value, dict) and value:
+            for name, inner in value.items():
+                add(f"{key}.{name}", inner)
+        else:
+            found.append(f"--{key}={json.dumps(value)}" if not isinstance(value, str) else f"--{key}={value}")
+
+    add(section, json.loads(json.dumps(dataclasses.asdict(demo_config()), default=str))[section])
+    return found
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_the_demo_takes_whole_sections_or_none_of_them(section):
+    """An option that is none of the demo's means a run of one's own, even with the value that it has in the demo."""
+    options = options_of(section)
+    assert options
+    if section in FOR_THE_DEMO:
+        assert train.read(options) == (demo_config(), True)
+        assert all(train.read([option]) == (demo_config(), True) for option in options[:3])
+    else:
+        for option in {options[0], options[-1]} - {"--model.path=runs/demo/world/policy"}:
+            with pytest.raises(InputError, match=r"model\.path (is|are) missing") as error:
+                train.read(["--run.dir", "r", option])
+            assert "the demo runs; it takes options of run, mesh" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--sft.data", "x"],
+        ["--sft.data=x"],
+        ["--sft", "{data: x}"],
+        ["--config", "{sft: {data: x}}"],
+        ["--config", "{run: {dir: y}}"],
+        ["--config", str(ROOT / "configs" / "pods" / "v5e.yaml")],
+        ["--mesh.data", "2", "--sft.epochs", "3"],
+    ],
+)
+def test_a_run_of_ones_own_needs_a_model(arguments):
+    with pytest.raises(InputError, match=r"model\.path is missing; give --model\.path"):
+        train.read([*arguments, "--run.dir", "y"])
+    config, is_demo = train.read([*arguments, "--run.dir", "y", "--model.path", "m"])
+    assert (config.model.path, is_demo) == (Path("m"), False)
+
+
+def test_the_demo_takes_where_and_on_what_it_runs():
+    config, is_demo = train.read(["--run.dir", "x", "--run.stages", "sft", "export", "--mesh.fsdp=1"])
+    assert is_demo
+    assert (config.run.dir, config.run.stages, config.mesh.fsdp) == (Path("x"), ("sft", "export"), 1)
+    assert dataclasses.replace(config, run=demo_config().run, mesh=demo_config().mesh) == demo_config()
+    assert train.read([]) == (demo_config(), True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--run.rounds", "0"], "run.rounds: expected at least 1, got 0"),
+        (["--run.dri", "x"], "unknown key run.dri; the nearest known one is run.dir"),
+        (["--mesh.fsdp", "all"], "all"),
+        (["--model", "m"], "model has options, such as --model.path"),
+        (["stray"], "unrecognized arguments: stray"),
+    ],
+)
+def test_slips_in_the_options_of_the_demo_are_told_as_such(arguments, message):
+    with pytest.raises(InputError) as error:
+        train.read(arguments)
+    assert message in str(error.value)
+    assert "missing" not in str(error.value)
 
 
 def test_exit_codes():
@@ -106,3 +204,4 @@ def test_exit_codes():
     good = subprocess.run([*command, "--help"], capture_output=True, text=True)
     assert good.returncode == 0
     assert "--sft.learning_rate" in good.stdout
+    assert "Without a config and a model it runs the demo" in " ".join(good.stdout.split())
