@@ -4,14 +4,22 @@ import dataclasses
 import json
 import subprocess
 import sys
+import types
+import typing
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from vigor_jax import cli, train
+from vigor_jax import cli, evaluate, train
+from vigor_jax.caption import CaptionCommand
 from vigor_jax.config import TrainConfig
 from vigor_jax.demo.config import DemoOptions, demo_config
 from vigor_jax.errors import InputError
+from vigor_jax.evaluation.commands.asking import AskConfig
+from vigor_jax.export import ExportCommand
+from vigor_jax.training.train_step import SftConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "vigor_jax" / "demo" / "demo.yaml"
@@ -192,6 +200,78 @@ def test_slips_in_the_options_of_the_demo_are_told_as_such(arguments, message):
         train.read(arguments)
     assert message in str(error.value)
     assert "missing" not in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["data", "pack"])
+def test_what_only_conversations_have_is_no_option_of_the_reward_model(key):
+    """Its rows hold all the annotations of an image."""
+    assert key in {field.name for field in dataclasses.fields(SftConfig)}
+    with pytest.raises(
+        cli.UnknownKeyError, match=f"unknown key train_reward.{key}; known ones are train_reward.images"
+    ):
+        cli.parse(TrainConfig, [*BASE, f"--train_reward.{key}", "2"], description="")
+
+
+# Values of which every option takes at least one, by its type.
+VALUES: dict[Any, tuple[Any, ...]] = {
+    bool: (False, True),
+    int: (0, 1, 2, 4, 6),
+    float: (0.0, 0.5, 2.0),
+    str: ("http://localhost", "v0", "none"),
+    Path: (Path("some"), Path("other")),
+    type(None): (None,),
+}
+COMMANDS = (TrainConfig, DemoOptions, CaptionCommand, ExportCommand, AskConfig, *evaluate.COMMANDS.values())
+
+
+def schemas(schema: Any) -> Iterator[Any]:
+    """A dataclass of options and those within it."""
+    yield schema
+    for hint in typing.get_type_hints(schema).values():
+        for part in (hint, *typing.get_args(hint)):
+            if dataclasses.is_dataclass(part):
+                yield from schemas(part)
+
+
+def values(hint: Any) -> list[Any]:
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return list(parts)
+    if origin in (typing.Union, types.UnionType):
+        return [value for part in parts for value in values(part)]
+    if origin is tuple:
+        return [()] + [(value,) for value in values(parts[0])]
+    if dataclasses.is_dataclass(hint):
+        return [filled(hint)]
+    return list(VALUES.get(hint, ({}, {"some": 1.0})))
+
+
+def filled(schema: Any, **given: Any) -> Any:
+    """A config with its defaults, and values in place of those it lacks."""
+    hints = typing.get_type_hints(schema)
+    lacking = [field.name for field in dataclasses.fields(schema) if field.default is field.default_factory]
+    return schema(**{name: values(hints[name])[0] for name in lacking} | given)
+
+
+@pytest.mark.parametrize(
+    "schema", list(dict.fromkeys(one for command in COMMANDS for one in schemas(command))), ids=lambda one: one.__name__
+)
+def test_no_option_is_there_only_to_be_refused(schema):
+    """Each takes at least one other value than its default, alone or where others are given that it needs."""
+    hints = typing.get_type_hints(schema)
+    needed = {name: "some" for name, hint in hints.items() if hint == str | None}
+
+    def is_taken(**given: Any) -> bool:
+        try:
+            filled(schema, **given)
+        except InputError:
+            return False
+        return True
+
+    for name, hint in hints.items():
+        others = [value for value in values(hint) if value != getattr(filled(schema), name)]
+        is_option = not dataclasses.is_dataclass(hint)
+        assert not is_option or any(is_taken(**{name: o}) or is_taken(**needed | {name: o}) for o in others), name
 
 
 def test_exit_codes():

@@ -12,7 +12,7 @@ from vigor_jax.plan.collectives import collective_bytes
 from vigor_jax.plan.hardware import Chip
 from vigor_jax.plan.programs import Program
 from vigor_jax.training.flops import forward_flops, train_flops
-from vigor_jax.training.train_step import SftConfig
+from vigor_jax.training.train_step import TrainingConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +146,7 @@ def _size(before: str, message: str) -> int:
 
 def _flops(program: Program, model: LlavaConfig, config: Any) -> float:
     rows, tokens = program.rows, program.rows * program.tokens
-    if isinstance(config, SftConfig):
+    if isinstance(config, TrainingConfig):
         parts = ("vision_tower", "multi_modal_projector", "language_model")
         trained = frozenset(part for part in parts if part not in config.freeze)
         examples = rows * program.pack

@@ -28,7 +28,7 @@ from vigor_jax.models.llava import LlavaConfig, abstract_llava, param_paths
 from vigor_jax.parallel.sharding import BATCH, check_batch_divides, make_mesh, param_shardings, round_up_batch
 from vigor_jax.stages.train_reward import answer_loss
 from vigor_jax.training.train_step import (
-    SftConfig,
+    TrainingConfig,
     abstract_state,
     conversation_loss,
     learning_rate,
@@ -191,7 +191,7 @@ def _score(config: TrainConfig, model: LlavaConfig, mesh: Mesh, dtype: Any, rows
     return lower, _bytes_held(weights)
 
 
-def _train(config: SftConfig, model: LlavaConfig, mesh: Mesh, dtype: Any, rows: Any, loss: Any) -> Lowers:
+def _train(config: TrainingConfig, model: LlavaConfig, mesh: Mesh, dtype: Any, rows: Any, loss: Any) -> Lowers:
     trained = trained_paths(param_paths(nnx.state(abstract_llava(model))).keys(), config.freeze)
     graphdef, params, frozen = partition_params(_on_mesh(abstract_llava(model, dtype=dtype), mesh), trained)
     masters: Any = {path: jax.ShapeDtypeStruct(w.shape, jnp.float32, sharding=w.sharding) for path, w in params.items()}

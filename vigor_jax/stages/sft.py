@@ -39,6 +39,7 @@ from vigor_jax.training.train_step import (
     Loss,
     Metrics,
     SftConfig,
+    TrainingConfig,
     TrainState,
     Weights,
     abstract_state,
@@ -133,7 +134,7 @@ def sft(config: SftConfig, checkpoint: Checkpoint, run_dir: Path, mesh: Mesh, *,
 
 
 def fine_tune(
-    config: SftConfig,
+    config: TrainingConfig,
     checkpoint: Checkpoint,
     run_dir: Path,
     mesh: Mesh,
@@ -283,7 +284,7 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _fingerprint(config: SftConfig, checkpoint: Checkpoint, data: dict[str, Any], dtype: Any) -> dict[str, Any]:
+def _fingerprint(config: TrainingConfig, checkpoint: Checkpoint, data: dict[str, Any], dtype: Any) -> dict[str, Any]:
     """All that decides the numbers of a run, as JSON values."""
     settings = dataclasses.asdict(config)
     return {
@@ -337,7 +338,7 @@ def _flops(config: LlavaConfig, trained: frozenset[str], batch: Batch) -> float:
 
 
 def _open_log(
-    config: SftConfig, run_dir: Path, name: str, start: int, batches: Batches, mesh: Mesh
+    config: TrainingConfig, run_dir: Path, name: str, start: int, batches: Batches, mesh: Mesh
 ) -> contextlib.AbstractContextManager[TrainingLog | None]:
     """The log, in the one process that writes it."""
     if jax.process_index() != 0:
