@@ -16,9 +16,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from benchmarks.common import describe_machine
-from vigor_jax import cli
-from vigor_jax.config import TrainConfig
 from vigor_jax.data.records.store import read_parts
+from vigor_jax.demo.config import demo_config
 from vigor_jax.demo.scenes import Scene
 from vigor_jax.demo.scoring import score
 from vigor_jax.demo.world import WorldConfig, prepare, read_scenes
@@ -26,7 +25,6 @@ from vigor_jax.hf.load import open_checkpoint
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 from vigor_jax.records import Candidate
 from vigor_jax.stages.sample import SampleConfig, sample
-from vigor_jax.train import DEMO
 
 
 def captions(config: SampleConfig, policy: Path, records: Path, dtype: str) -> list[Candidate]:
@@ -55,7 +53,7 @@ def main() -> None:
         world = Path(name) / "world"
         prepare(world, WorldConfig(unlabelled=options.images, annotated=20, held_out=40, asked=20, mme=4))
         scenes = read_scenes(world, "unlabelled")
-        config: TrainConfig = cli.parse(TrainConfig, ["--config", str(DEMO)], description="")
+        config = demo_config()
         for seed in tqdm(range(options.repeats), unit="repeat", dynamic_ncols=True):
             sides = []
             for int8 in (False, True):

@@ -1,17 +1,29 @@
 """Every shipped config parses, and what a command refuses it refuses in one line with exit code 2."""
 
+import dataclasses
+import json
 import subprocess
 import sys
+import types
+import typing
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from vigor_jax import cli
+from vigor_jax import cli, evaluate, train
+from vigor_jax.caption import CaptionCommand
 from vigor_jax.config import TrainConfig
+from vigor_jax.demo.config import DemoOptions, demo_config
 from vigor_jax.errors import InputError
+from vigor_jax.evaluation.commands.evaluated_model import EvaluatedModelConfig
+from vigor_jax.export import ExportCommand
+from vigor_jax.training.train_step import SftConfig
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+DEMO = ROOT / "vigor_jax" / "demo" / "demo.yaml"
+CONFIGS = [*sorted((ROOT / "configs").glob("*.yaml")), DEMO]
 PODS = sorted((ROOT / "configs" / "pods").glob("*.yaml"))
 
 
@@ -85,15 +97,181 @@ def test_refused_in_one_line(what):
         ("sft: {epochz: 3}", "unknown key sft.epochz; the nearest known one is sft.epochs"),
         ("trane: 3", "unknown key trane"),
         ("sft: [", "parsing"),
+        ("sft: {epochs: many}", "many"),
+        ("only words", "only words"),
     ],
 )
-def test_bad_file_is_named(tmp_path, text, message):
+@pytest.mark.parametrize(
+    "spelling", ["--config {}", "--config={}", "--config {good} --config {}", "--config {} --config {good}"]
+)
+def test_bad_file_is_named(tmp_path, text, message, spelling):
+    """However it is given, and before or after a good one."""
     path = tmp_path / "bad.yaml"
     path.write_text(text)
+    arguments = spelling.format(path, good=ROOT / "configs" / "sft.yaml").split(" ")
     with pytest.raises(InputError) as error:
-        cli.parse(TrainConfig, ["--config", str(path)], description="")
+        cli.parse(TrainConfig, arguments, description="")
+    assert str(error.value).startswith(f"{path}: ")
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_where_the_config_of_the_demo_is_now_is_said(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"there is no file configs/demo\.yaml") as error:
+        cli.parse(TrainConfig, ["--config", "configs/demo.yaml"], description="")
+    (named,) = (Path(word.rstrip(",")) for word in str(error.value).split() if word.startswith("/"))
+    assert cli.parse(TrainConfig, ["--config", str(named)], description="") == demo_config()
+
+
+SECTIONS = [field.name for field in dataclasses.fields(TrainConfig)]
+FOR_THE_DEMO = {field.name for field in dataclasses.fields(DemoOptions)}
+
+
+def options_of(section: str) -> list[str]:
+    """All options of a section, each with its value in the demo."""
+    found: list[str] = []
+
+    def add(key: str, value: object) -> None:
+        if isinstance(value, dict) and value:
+            for name, inner in value.items():
+                add(f"{key}.{name}", inner)
+        else:
+            found.append(f"--{key}={json.dumps(value)}" if not isinstance(value, str) else f"--{key}={value}")
+
+    add(section, json.loads(json.dumps(dataclasses.asdict(demo_config()), default=str))[section])
+    return found
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_the_demo_takes_whole_sections_or_none_of_them(section):
+    """An option that is none of the demo's means a run of one's own, even with the value that it has in the demo."""
+    options = options_of(section)
+    assert options
+    if section in FOR_THE_DEMO:
+        assert train.read(options) == (demo_config(), True)
+        assert all(train.read([option]) == (demo_config(), True) for option in options[:3])
+    else:
+        for option in {options[0], options[-1]} - {"--model.path=runs/demo/world/policy"}:
+            with pytest.raises(InputError, match=r"model\.path (is|are) missing") as error:
+                train.read(["--run.dir", "r", option])
+            assert "the demo runs; it takes options of run, mesh" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--sft.data", "x"],
+        ["--sft.data=x"],
+        ["--sft", "{data: x}"],
+        ["--config", "{sft: {data: x}}"],
+        ["--config", "{run: {dir: y}}"],
+        ["--config", str(ROOT / "configs" / "pods" / "v5e.yaml")],
+        ["--mesh.data", "2", "--sft.epochs", "3"],
+    ],
+)
+def test_a_run_of_ones_own_needs_a_model(arguments):
+    with pytest.raises(InputError, match=r"model\.path is missing; give --model\.path"):
+        train.read([*arguments, "--run.dir", "y"])
+    config, is_demo = train.read([*arguments, "--run.dir", "y", "--model.path", "m"])
+    assert (config.model.path, is_demo) == (Path("m"), False)
+
+
+def test_the_demo_takes_where_and_on_what_it_runs():
+    config, is_demo = train.read(["--run.dir", "x", "--run.stages", "sft", "export", "--mesh.fsdp=1"])
+    assert is_demo
+    assert (config.run.dir, config.run.stages, config.mesh.fsdp) == (Path("x"), ("sft", "export"), 1)
+    assert dataclasses.replace(config, run=demo_config().run, mesh=demo_config().mesh) == demo_config()
+    assert train.read([]) == (demo_config(), True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--run.rounds", "0"], "run.rounds: expected at least 1, got 0"),
+        (["--run.dri", "x"], "unknown key run.dri; the nearest known one is run.dir"),
+        (["--mesh.fsdp", "all"], "all"),
+        (["--model", "m"], "model has options, such as --model.path"),
+        (["stray"], "unrecognized arguments: stray"),
+    ],
+)
+def test_slips_in_the_options_of_the_demo_are_told_as_such(arguments, message):
+    with pytest.raises(InputError) as error:
+        train.read(arguments)
+    assert message in str(error.value)
+    assert "missing" not in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["data", "pack"])
+def test_what_only_conversations_have_is_no_option_of_the_reward_model(key):
+    """Its rows hold all the annotations of an image."""
+    assert key in {field.name for field in dataclasses.fields(SftConfig)}
+    with pytest.raises(
+        cli.UnknownKeyError, match=f"unknown key train_reward.{key}; known ones are train_reward.images"
+    ):
+        cli.parse(TrainConfig, [*BASE, f"--train_reward.{key}", "2"], description="")
+
+
+# Values of which every option takes at least one, by its type.
+VALUES: dict[Any, tuple[Any, ...]] = {
+    bool: (False, True),
+    int: (0, 1, 2, 4, 6),
+    float: (0.0, 0.5, 2.0),
+    str: ("http://localhost", "v0", "none"),
+    Path: (Path("some"), Path("other")),
+    type(None): (None,),
+}
+COMMANDS = (TrainConfig, DemoOptions, CaptionCommand, ExportCommand, EvaluatedModelConfig, *evaluate.COMMANDS.values())
+
+
+def schemas(schema: Any) -> Iterator[Any]:
+    """A dataclass of options and those within it."""
+    yield schema
+    for hint in typing.get_type_hints(schema).values():
+        for part in (hint, *typing.get_args(hint)):
+            if dataclasses.is_dataclass(part):
+                yield from schemas(part)
+
+
+def values(hint: Any) -> list[Any]:
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return list(parts)
+    if origin in (typing.Union, types.UnionType):
+        return [value for part in parts for value in values(part)]
+    if origin is tuple:
+        return [()] + [(value,) for value in values(parts[0])]
+    if dataclasses.is_dataclass(hint):
+        return [filled(hint)]
+    return list(VALUES.get(hint, ({}, {"some": 1.0})))
+
+
+def filled(schema: Any, **given: Any) -> Any:
+    """A config with its defaults, and values in place of those it lacks."""
+    hints = typing.get_type_hints(schema)
+    lacking = [field.name for field in dataclasses.fields(schema) if field.default is field.default_factory]
+    return schema(**{name: values(hints[name])[0] for name in lacking} | given)
+
+
+@pytest.mark.parametrize(
+    "schema", list(dict.fromkeys(one for command in COMMANDS for one in schemas(command))), ids=lambda one: one.__name__
+)
+def test_no_option_is_there_only_to_be_refused(schema):
+    """Each takes at least one other value than its default, alone or where others are given that it needs."""
+    hints = typing.get_type_hints(schema)
+    needed = {name: "some" for name, hint in hints.items() if hint == str | None}
+
+    def is_taken(**given: Any) -> bool:
+        try:
+            filled(schema, **given)
+        except InputError:
+            return False
+        return True
+
+    for name, hint in hints.items():
+        others = [value for value in values(hint) if value != getattr(filled(schema), name)]
+        is_option = not dataclasses.is_dataclass(hint)
+        assert not is_option or any(is_taken(**{name: o}) or is_taken(**needed | {name: o}) for o in others), name
 
 
 def test_exit_codes():
@@ -106,3 +284,4 @@ def test_exit_codes():
     good = subprocess.run([*command, "--help"], capture_output=True, text=True)
     assert good.returncode == 0
     assert "--sft.learning_rate" in good.stdout
+    assert "Without a config and a model it runs the demo" in " ".join(good.stdout.split())

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from PIL import Image
 
 from tests.tiny_llava import Tiny, build_checkpoint
 from vigor_jax.errors import InputError
-from vigor_jax.evaluate import main
+from vigor_jax.evaluate import COMMANDS, WITHOUT_A_MODEL, main
 from vigor_jax.evaluation.benchmarks.pope import read_questions, write_questions
 from vigor_jax.evaluation.benchmarks.pope_build import build_questions
 
@@ -100,7 +101,7 @@ def test_answers_need_no_jax(world: Path, tmp_path: Path) -> None:
     questions = world / "random.json"
     answers = write_answers(tmp_path / "a.jsonl", ["Yes"] * len(read_questions(questions)))
     program = (
-        "import sys; from vigor_jax.evaluate import main; main(sys.argv[1:]);"
+        "import sys; from vigor_jax.evaluate import COMMANDS, WITHOUT_A_MODEL, main; main(sys.argv[1:]);"
         "print({name.split('.')[0] for name in sys.modules} & {'jax', 'torch'})"
     )
     arguments = ["pope", "--questions", questions, "--answers", answers, "--out", tmp_path / "out"]
@@ -117,12 +118,62 @@ def test_answers_need_no_jax(world: Path, tmp_path: Path) -> None:
         (["chair", "--objects", "Q", "--out", "O"], "give either --captions, or --model"),
         (["mme", "--out", "O"], "give either --results, or --data and --model"),
         (["pope", "--questionz", "Q", "--out", "O"], "nearest known one is questions"),
+        (["pope", "--questions", "Q", "--out", "O", "--modell", "M"], "nearest known one is model"),
+        (["pope", "--questions", "Q"], "out is missing; give --out"),
+        (["pope-questions", "--objects", "Q", "--out", "O", "--model", "M"], "unknown key model"),
+        (["preference", "--captions", "c", "--images", "I", "--out", "O", "--model", "M"], "unknown key model"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(arguments: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message) as error:
         main(arguments)
     assert "\n" not in str(error.value)
+
+
+GIVEN = {
+    "pope": ("questions", ["random.json"], "answers", ["a.jsonl"]),
+    "chair": ("objects", ["objects.json"], "captions", "c.jsonl"),
+    "mme": ("data", "mme", "answers", ["a.jsonl"]),
+    "captions": ("references", "r.json", "captions", "c.jsonl"),
+    "mmhal": ("questions", "q.json", "answers", "a.jsonl"),
+    "questions": ("questions", "q.json", "answers", "a.jsonl"),
+}
+MORE = {"mmhal": {"judge": {"base_url": "http://localhost:1/v1", "model": "j"}}, "questions": {"layout": "gqa"}}
+ASKING = [name for name in COMMANDS if name not in WITHOUT_A_MODEL]
+
+
+@pytest.mark.parametrize("benchmark", ASKING)
+@pytest.mark.parametrize("given", ["in a file", "with =", "apart"])
+def test_a_model_is_asked_wherever_it_is_named(world: Path, tmp_path: Path, benchmark: str, given: str) -> None:
+    """In a config file as on the command line: all come as far as opening the model, which is not there."""
+    key, value, saved, answers = GIVEN[benchmark]
+    model, config = tmp_path / "model", tmp_path / "config.yaml"
+    settings = {key: value, "out": str(tmp_path / "out"), **MORE.get(benchmark, {}), "images": str(world / "images")}
+    config.write_text(json.dumps(settings | ({"model": str(model)} if given == "in a file" else {})))
+    arguments = [benchmark, "--config", str(config)]
+    arguments += {"with =": [f"--model={model}"], "apart": ["--model", str(model)], "in a file": []}[given]
+    with pytest.raises(InputError, match=re.escape(str(model))):
+        main(arguments)
+    config.write_text(json.dumps({**json.loads(config.read_text()), saved: answers}))
+    with pytest.raises(InputError, match=f"{benchmark}: --{saved} has saved answers, and --model is asked"):
+        main(arguments)
+
+
+@pytest.mark.parametrize("benchmark", ASKING)
+def test_options_for_asking_need_a_model(tmp_path: Path, benchmark: str) -> None:
+    key, value, saved, answers = GIVEN[benchmark]
+    config = tmp_path / "config.yaml"
+    settings = {key: value, saved: answers, "out": str(tmp_path / "out"), **MORE.get(benchmark, {})}
+    config.write_text(json.dumps(settings | {"sampling": {"max_new_tokens": 8}}))
+    with pytest.raises(InputError, match=f"{benchmark}: --sampling is for asking a model, and none is given"):
+        main([benchmark, "--config", str(config)])
+
+
+@pytest.mark.parametrize("benchmark", COMMANDS)
+def test_help_lists_a_model_where_one_can_be_asked(benchmark: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        main([benchmark, "--help"])
+    assert ("--model " in capsys.readouterr().out) == (benchmark in ASKING)
 
 
 @pytest.mark.slow
@@ -145,6 +196,11 @@ def test_a_model_is_asked_and_its_answers_kept(world: Path, tmp_path: Path) -> N
     mme = run("mme", "--data", world / "mme", *asked, "--out", tmp_path / "mme")
     assert set(mme["subtasks"]) == {"existence", "color"}
     assert run("mme", "--results", tmp_path / "mme" / "results", "--out", tmp_path / "mme2") == mme
+
+    written = {"model": str(tmp_path / "model"), "images": str(world / "images"), "sampling": {"max_new_tokens": 8}}
+    (tmp_path / "config.yaml").write_text(json.dumps(written))
+    from_file = ["--config", tmp_path / "config.yaml", "--out", tmp_path / "chair2"]
+    assert run("chair", "--objects", world / "objects.json", *from_file) == chair
 
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "pope").glob("*.jsonl")}
     run("pope", "--questions", *files, *asked, "--out", tmp_path / "pope")

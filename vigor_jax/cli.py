@@ -23,8 +23,22 @@ from vigor_jax.parallel.lost_process import HEARTBEAT_TIMEOUT, is_sign_of_loss
 
 T = TypeVar("T")
 
+# Config files that are elsewhere now: name → what to say.
+_MOVED = {
+    "demo.yaml": f"; the demo's config is now in the package, {Path(__file__).parent / 'demo' / 'demo.yaml'}, and "
+    "python -m vigor_jax.train without options runs it"
+}
+
 # What TensorStore's threads raise when they end a write of a checkpoint that has failed already.
 _LATE_WRITE = "Event loop is closed"
+
+
+class UnknownKeyError(InputError):
+    """An argument, or a key of a config file, that a command does not have."""
+
+
+class MissingKeyError(InputError):
+    """An option without a default was given neither as an argument nor in a config file."""
 
 
 def parse(schema: type[T], arguments: Sequence[str] | None = None, *, description: str) -> T:
@@ -38,18 +52,46 @@ def parse(schema: type[T], arguments: Sequence[str] | None = None, *, descriptio
       description: for `--help`, which shows its first paragraph.
 
     Raises:
-      InputError: an unknown key (the known one that it resembles is named), a missing or malformed value.
+      UnknownKeyError: an unknown key; the known one that it resembles is named.
+      MissingKeyError: a key without a default is not given.
+      InputError: a malformed value, or a config file that cannot be read.
       SystemExit: after `--help`.
     """
+    return _parse(schema, arguments, jsonargparse.ArgumentParser(description=description.split("\n\n")[0]))
+
+
+def parse_if_known(schema: type[T], arguments: Sequence[str], *, with_config: bool = True) -> T | None:
+    """`parse`, or None if an argument or a key is not in the schema, so that another schema can be tried.
+
+    `--help` is in no schema here, and `--config` only `with_config`.
+
+    Raises:
+      InputError: as `parse`, except for `UnknownKeyError`.
+    """
+    parser = jsonargparse.ArgumentParser(add_help=False, print_config=None)
+    try:
+        return _parse(schema, arguments, parser, with_config=with_config)
+    except UnknownKeyError:
+        return None
+
+
+def _parse(
+    schema: type[T],
+    arguments: Sequence[str] | None,
+    parser: jsonargparse.ArgumentParser,
+    *,
+    with_config: bool = True,
+) -> T:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    parser = jsonargparse.ArgumentParser(description=description.split("\n\n")[0], exit_on_error=False)
-    parser.add_argument("--config", action=jsonargparse.ActionConfigFile, help="YAML file of the options below")
+    parser.exit_on_error = False
+    keys, files = _keys(schema), dict[str, str]()
+    if with_config:
+        parser.add_argument("--config", action=_config_file(keys, files), help="YAML file of the options below")
     parser.add_class_arguments(schema, nested_key=None, fail_untyped=True)
-    keys = _keys(schema)
     try:
         values = parser.instantiate(parser.parse_args(_bracket(arguments, keys)))
     except jsonargparse.ArgumentError as error:
-        raise InputError(_explain(str(error), keys, arguments)) from None
+        raise _explain(str(error), keys, files) from None
     return schema(**{field.name: values[field.name] for field in dataclasses.fields(schema)})  # type: ignore[arg-type]
 
 
@@ -153,19 +195,58 @@ def _is_tuple(argument: str, keys: dict[str, Any]) -> bool:
     return argument.startswith("--") and typing.get_origin(keys.get(argument[2:])) is tuple
 
 
-def _explain(message: str, keys: dict[str, Any], arguments: Sequence[str]) -> str:
-    """jsonargparse's message in one line, an unknown key with the known one that it resembles."""
+def _config_file(keys: dict[str, Any], files: dict[str, str]) -> type[jsonargparse.ActionConfigFile]:
+    """Reads a config file; adds its keys to `files`, with its name; what is wrong with it is said with its name."""
+
+    class ConfigFile(jsonargparse.ActionConfigFile):
+        def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+            try:
+                super().__call__(parser, cfg, values, option_string)
+            except (TypeError, KeyError, jsonargparse.ArgumentError) as error:
+                if "File does not exist" in str(error):
+                    moved = _MOVED.get(Path(values).name, "")
+                    raise InputError(f"--config: there is no file {values}{moved}") from None
+                raise _explain(str(error), keys, files, values) from None
+            for key in cfg.keys():  # noqa: SIM118 (dotted, which iteration would not give)
+                files.setdefault(key, values)
+
+    return ConfigFile
+
+
+def _explain(message: str, keys: dict[str, Any], files: dict[str, str], file: str = "") -> InputError:
+    """jsonargparse's message in one line, an unknown key with the known one that it resembles.
+
+    Args:
+      message: what jsonargparse says.
+      keys: all that are known.
+      files: those that config files have, with the name of the first file that has it.
+      file: the config file that is being read.
+    """
+    where = f"{file}: " if file else ""
     unknown = (
         re.search(r"Group '(?P<group>[^']+)' does not accept option '(?P<key>[^']+)'", message)
         or re.search(r"Option '(?P<key>[^']+)' is not accepted", message)
         or re.search(r"unrecognized arguments: --(?P<key>[\w.-]+)", message, re.IGNORECASE)
     )
-    if not unknown:
-        return re.sub(r"\s*\n\s*", " ", message).strip()
-    key = ".".join(filter(None, (unknown.groupdict().get("group"), unknown["key"])))
-    in_file = "unrecognized" not in message.lower() and "--config" in arguments
-    where = f"{arguments[arguments.index('--config') + 1]}: " if in_file else ""
-    return f"{where}unknown key {key}; {nearest(key, keys)} (--help lists all)"
+    if unknown:
+        key = ".".join(filter(None, (unknown.groupdict().get("group"), unknown["key"])))
+        if not file and "unrecognized" not in message.lower() and key in files:
+            where = f"{files[key]}: "
+        return UnknownKeyError(f"{where}unknown key {key}; {nearest(key, keys)} (--help lists all)")
+    if missing := re.search(r"the following arguments are required: (.+)", message):
+        names = missing[1].split(", ")
+        are = "is" if len(names) == 1 else "are"
+        options = " and ".join(f"--{name}" for name in names)
+        return MissingKeyError(
+            f"{where}{' and '.join(names)} {are} missing; give {options}, or a --config that says it"
+        )
+    section = re.search(r'Parser key "(?P<key>[^"]+)": Unable to load config', message)
+    if section and (own := [key for key in keys if key.startswith(f"{section['key']}.")]):
+        return InputError(
+            f"{where}{section['key']} has options, such as --{own[0]}; give one of them (--help lists all)"
+        )
+    line = re.sub(r"\s*\n\s*", " ", message).strip()
+    return (UnknownKeyError if line.startswith("unrecognized") else InputError)(where + line)
 
 
 def _plain(value: Any) -> Any:

@@ -10,9 +10,10 @@
     python -m vigor_jax.evaluate preference --captions base.jsonl tuned.jsonl --images DIR --out DIR
 
 Saved answers are read in the layouts of many tools (docs/evaluation.md). With `--model DIR --images DIR` instead of
-answers or captions (`--data MME_DIR` for MME), the model is asked. mmhal, preference and the layout mmvet need a judge:
-`--judge.model NAME`, any OpenAI-compatible endpoint. All answers and replies are kept in `--out`, and the same command
-again goes on where it was stopped. `metrics.json` has the figures.
+answers or captions (`--data MME_DIR` for MME), the model is asked. Options may stand in a file, too (`--config FILE`).
+mmhal, preference and the layout mmvet need a judge: `--judge.model NAME`, any OpenAI-compatible endpoint. All answers
+and replies are kept in `--out`, and the same command again goes on where it was stopped. `metrics.json` has the
+figures.
 """
 
 import dataclasses
@@ -39,6 +40,10 @@ COMMANDS: Mapping[str, type] = {
     "captions": CaptionsCommand,
     "questions": QuestionsCommand,
 }
+# Those that have no model to ask.
+WITHOUT_A_MODEL = ("pope-questions", "preference")
+# Where saved answers are, by benchmark.
+SAVED = ("answers", "captions", "results")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -51,18 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     name, *rest = arguments
     if name not in COMMANDS:
         raise InputError(f"evaluate: expected {', '.join(COMMANDS)}, got {name!r}")
-    kind, model = COMMANDS[name], None
-    if any(argument.split("=")[0] == "--model" for argument in rest):
-        # JAX is only needed to ask.
-        from vigor_jax.evaluation.commands.evaluated_model import EvaluatedModel, EvaluatedModelConfig
-
-        both = dataclasses.make_dataclass(name, [], bases=(EvaluatedModelConfig, kind), frozen=True)
-        command: Any = cli.parse(both, rest, description=kind.__doc__ or "")
-        model = EvaluatedModel(command, command.out)
-    else:
-        command = cli.parse(kind, rest, description=kind.__doc__ or "")
+    command, model = _read(name, rest)
     with naming(command.out):
-        metrics = command.metrics(model)
+        metrics = command.metrics() if name in WITHOUT_A_MODEL else command.metrics(model)
         if model is None or model.is_first:
             command.out.mkdir(parents=True, exist_ok=True)
             (command.out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
@@ -70,6 +66,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(table({name: {name: metrics}}))
         if protocol := metrics.get("protocol"):
             print(f"protocol {protocol['name']}; after each question: {protocol['suffix'] or 'nothing'}")
+
+
+def _read(name: str, arguments: Sequence[str]) -> tuple[Any, Any]:
+    """The options of a benchmark, and who asks the model if they name one."""
+    kind = COMMANDS[name]
+    description = kind.__doc__ or ""
+    if name in WITHOUT_A_MODEL:
+        return cli.parse(kind, arguments, description=description), None
+    if (command := cli.parse_if_known(kind, arguments)) is not None:
+        return command, None
+    from vigor_jax.evaluation.commands.evaluated_model import (  # JAX is only needed to ask
+        EvaluatedModel,
+        EvaluatedModelConfig,
+    )
+
+    both = dataclasses.make_dataclass(name, [], bases=(EvaluatedModelConfig, kind), frozen=True)
+    asking: Any = cli.parse(both, arguments, description=description)
+    if asking.model is None:
+        unasked = EvaluatedModelConfig()
+        options = [field.name for field in dataclasses.fields(EvaluatedModelConfig)]
+        if given := [name for name in options if getattr(asking, name) != getattr(unasked, name)]:
+            raise InputError(f"{name}: --{given[0]} is for asking a model, and none is given; add --model DIR")
+        return asking, None
+    if saved := [option for option in SAVED if getattr(asking, option, None)]:
+        raise InputError(f"{name}: --{saved[0]} has saved answers, and --model is asked for new ones; give one of them")
+    return asking, EvaluatedModel(asking, asking.out)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""The entry: reads a config and runs its stages in order; what is already done is found and left alone.
+"""Runs the stages of a config in order; what is done already is found and left alone. Without a config and a model it
+runs the demo, which takes options of run, mesh, inference_mesh and distributed, and no others.
 
     python -m vigor_jax.train --config configs/vigor_all_7b.yaml --model.path CHECKPOINT --sample.images FOLDER
-
-Without a config it runs the embedded demo.
+    python -m vigor_jax.train [--run.dir DIR]
 """
 
 import dataclasses
@@ -17,7 +17,8 @@ import jax
 from vigor_jax import cli
 from vigor_jax.config import TrainConfig
 from vigor_jax.data.records.store import join
-from vigor_jax.demo.show import show
+from vigor_jax.demo.config import DemoOptions, demo_config
+from vigor_jax.demo.show import is_evaluated, show
 from vigor_jax.demo.world import WorldConfig, prepare
 from vigor_jax.disk import describe
 from vigor_jax.errors import InputError
@@ -29,17 +30,12 @@ from vigor_jax.stages.stage import EXPORT, REWARD_MODEL
 
 logger = logging.getLogger(__name__)
 
-DEMO = Path(__file__).resolve().parents[1] / "configs" / "demo.yaml"
-
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line; see the module's docstring."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     cli.show_progress()
-    is_demo = not any(argument.split("=")[0] in ("--config", "--model.path", "-h", "--help") for argument in arguments)
-    if is_demo:
-        arguments = ["--config", str(DEMO), *arguments]
-    config = cli.parse(TrainConfig, arguments, description=__doc__ or "")
+    config, is_demo = read(arguments)
     join_processes(config.distributed)
     if config.run.compiled:
         keep_compiled(config.run.compiled)
@@ -48,11 +44,34 @@ def main(arguments: Sequence[str] | None = None) -> None:
             prepare(config.model.path.parent, WorldConfig())
         train(config)
         if is_demo:
-            show(config.run.dir, config.model.path.parent)
-            from vigor_jax.report import build_report  # needs the extra `report`
+            _show_demo(config)
 
-            page = build_report([config.run.dir], config.run.dir / "report" / "index.html")
-            print(f"report:  {page} (opens in any browser)", flush=True)
+
+def read(arguments: Sequence[str]) -> tuple[TrainConfig, bool]:
+    """What the command line asks for, and whether that is the demo: all its options are `DemoOptions`.
+
+    Raises:
+      InputError: as `cli.parse`.
+    """
+    if cli.parse_if_known(DemoOptions, arguments, with_config=False):
+        return demo_config(arguments), True
+    try:
+        return cli.parse(TrainConfig, arguments, description=__doc__ or ""), False
+    except cli.MissingKeyError as error:
+        taken = ", ".join(field.name for field in dataclasses.fields(DemoOptions))
+        raise InputError(f"{error} (without a config and a model the demo runs; it takes options of {taken})") from None
+
+
+def _show_demo(config: TrainConfig) -> None:
+    """What has come of the demo, once both models are evaluated: `run.stages` may name some stages only."""
+    last = config.run if config.run.rounds == 1 else of_round(config, config.run.rounds).run
+    if not is_evaluated(last.dir):
+        return
+    show(last.dir, config.model.path.parent, last.records)
+    from vigor_jax.report import build_report  # needs the extra `report`
+
+    page = build_report([config.run.dir], config.run.dir / "report" / "index.html")
+    print(f"report:  {page} (opens in any browser)", flush=True)
 
 
 @contextmanager

@@ -19,7 +19,6 @@ from vigor_jax.hf.load import load_llava, open_checkpoint
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 from vigor_jax.stages import sft as sft_module
 from vigor_jax.stages.sft import SftConfig, sft
-from vigor_jax.stages.train_reward import TrainRewardConfig
 from vigor_jax.training.train_step import conversation_loss, merge_params, partition_params
 
 
@@ -216,8 +215,3 @@ def test_settings_that_make_no_sense(change, message):
     with pytest.raises(InputError, match=message) as error:
         SftConfig(**change)
     assert "\n" not in str(error.value)
-
-
-def test_the_reward_model_is_not_packed(world):
-    with pytest.raises(InputError, match="pack: expected 1, got 2; the reward model's rows"):
-        TrainRewardConfig(annotations=world / "a.jsonl", images=world, pack=2)

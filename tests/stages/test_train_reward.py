@@ -357,7 +357,6 @@ def test_class_weights():
     ("change", "message"),
     [
         ({"held_out": 1.0}, "held_out: expected 0 to less than 1, got 1.0"),
-        ({"data": Path("a.json")}, "data: expected nothing, got a.json"),
         ({"annotations": None}, "annotations, images: name the file"),
         ({"batch_size": 3, "accumulate": 1, "images": Path("nowhere")}, "nowhere/0.png does not exist"),
         ({"batch_size": 512}, "rows x 6 epochs are fewer than one batch of 512; lower batch_size or held_out"),

@@ -21,6 +21,7 @@ from typing import Any, Literal, NamedTuple
 from vigor_jax import cli
 from vigor_jax.config import Stage, TrainConfig
 from vigor_jax.data.records.store import count_parts, has_part, part_metadata, read_part, read_parts, write_part
+from vigor_jax.demo.config import demo_config
 from vigor_jax.demo.scoring import reward_auc, score
 from vigor_jax.demo.world import WorldConfig, prepare, read_scenes
 from vigor_jax.inference.predictor import read_answers
@@ -29,7 +30,7 @@ from vigor_jax.records import Signal, Target, Verdict
 from vigor_jax.rewards.reward_model import Per
 from vigor_jax.stages.select import SelectConfig
 from vigor_jax.stages.stage import EVALUATION, REWARD_MODEL
-from vigor_jax.train import DEMO, keep_compiled, train
+from vigor_jax.train import keep_compiled, train
 
 logger = logging.getLogger(__name__)
 
@@ -245,7 +246,7 @@ def _labels(found: Mapping[str, Any]) -> dict[str, str]:
 
 def _config(world: Path, seed: int) -> TrainConfig:
     """The demo's, in another world."""
-    config: TrainConfig = cli.parse(TrainConfig, ["--config", str(DEMO)], description="")
+    config = demo_config()
     phrases = dataclasses.replace(config.detection.phrases, tagger=world / "tagger")
     return dataclasses.replace(
         config,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vigor_jax.data.records.store import read_parts
+from vigor_jax.data.records.store import join, read_parts
 from vigor_jax.demo.language import NUMBERS, ErrorKind, Sentence, errors, parse
 from vigor_jax.demo.scenes import Scene
 from vigor_jax.records import Candidate, Verdict
@@ -61,20 +61,20 @@ def score(captions: Iterable[tuple[str, Scene]]) -> Scores:
     )
 
 
-def reward_auc(run_dir: Path, scenes: Mapping[str, Scene]) -> dict[ErrorKind, float]:
+def reward_auc(records: str | Path, scenes: Mapping[str, Scene]) -> dict[ErrorKind, float]:
     """How well p(good) tells sentences with just one kind of error from good ones of the same form.
 
     Sentences about one thing and about several differ in how often they are wrong, and telling them apart is no
     judgement; so each is held against its own form only, and the forms' AUCs are averaged by their bad sentences.
 
     Args:
-      run_dir: with `candidates/` and `verdicts/reward_model/`, made per sentence.
+      records: a folder with `candidates/` and `verdicts/reward_model/`, made per sentence.
       scenes: by file name, of all images that there are candidates of.
     """
     scores: dict[tuple[int, ErrorKind | None], list[float]] = {}
     pairs = zip(
-        read_parts(run_dir / "candidates", Candidate),
-        read_parts(run_dir / "verdicts" / "reward_model", Verdict),
+        read_parts(join(records, "candidates"), Candidate),
+        read_parts(join(records, "verdicts", "reward_model"), Verdict),
         strict=True,
     )
     for candidate, verdict in pairs:

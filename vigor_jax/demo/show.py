@@ -21,14 +21,20 @@ ROWS = (
 )
 
 
-def show(run_dir: Path, world: Path) -> dict[str, Scores]:
+def is_evaluated(run_dir: Path) -> bool:
+    """Whether a run has captions of the models before and after, which `show` compares."""
+    return all(_captions_file(run_dir, model).is_file() for model in ("base", "tuned"))
+
+
+def show(run_dir: Path, world: Path, records: str | None = None) -> dict[str, Scores]:
     """Prints what no benchmark tells and the world's truth does, with two examples; draws a picture of some more.
 
     Writes `metrics/demo.json` and `demo.png` in the run's directory.
 
     Args:
-      run_dir: with `evaluation/`, and the candidates and verdicts of a run.
+      run_dir: with `evaluation/`.
       world: as `world.prepare` writes it.
+      records: where the run's candidates and verdicts are, if not in `run_dir`.
 
     Returns:
       Scores of "base" and "tuned".
@@ -36,7 +42,7 @@ def show(run_dir: Path, world: Path) -> dict[str, Scores]:
     scenes = read_scenes(world, "held_out")
     captions = {name: _captions(run_dir, name) for name in ("base", "tuned")}
     scores = {name: score((text, scenes[image]) for image, text in own.items()) for name, own in captions.items()}
-    aucs = reward_auc(run_dir, read_scenes(world, "unlabelled"))
+    aucs = reward_auc(records or run_dir, read_scenes(world, "unlabelled"))
     report = {"captions": {name: dataclasses.asdict(value) for name, value in scores.items()}, "reward_auc": aucs}
     (run_dir / "metrics").mkdir(exist_ok=True)
     (run_dir / "metrics" / "demo.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
@@ -70,4 +76,8 @@ def table(scores: Mapping[str, Scores]) -> str:
 
 
 def _captions(run_dir: Path, model: str) -> dict[str, str]:
-    return {line["image"]: line["text"] for line in read_answers(run_dir / EVALUATION / model / "captions.jsonl")}
+    return {line["image"]: line["text"] for line in read_answers(_captions_file(run_dir, model))}
+
+
+def _captions_file(run_dir: Path, model: str) -> Path:
+    return run_dir / EVALUATION / model / "captions.jsonl"

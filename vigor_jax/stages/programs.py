@@ -20,7 +20,7 @@ from vigor_jax.parallel.sharding import BATCH, MeshConfig, make_mesh, param_shar
 from vigor_jax.training.flops import train_flops
 from vigor_jax.training.train_step import (
     Loss,
-    SftConfig,
+    TrainingConfig,
     abstract_state,
     learning_rate,
     make_optimizer,
@@ -145,7 +145,7 @@ class Lowers(NamedTuple):
     held: int
 
 
-def update(config: SftConfig, target: Target, rows: Any, loss: Loss) -> Lowers:
+def update(config: TrainingConfig, target: Target, rows: Any, loss: Loss) -> Lowers:
     """One update of training on rows of these shapes."""
     model, mesh = target.model, target.training_mesh
     trained = trained_paths(param_paths(nnx.state(abstract_model(model))).keys(), config.freeze)
@@ -164,7 +164,7 @@ def update(config: SftConfig, target: Target, rows: Any, loss: Loss) -> Lowers:
     return Lowers(lower, bytes_held((state, frozen)))
 
 
-def update_flops(config: SftConfig, model: VlmConfig, *, examples: int, tokens: int) -> float:
+def update_flops(config: TrainingConfig, model: VlmConfig, *, examples: int, tokens: int) -> float:
     """Of one update on examples with an image each."""
     trained = frozenset(part for part in PARTS if part not in config.freeze)
     return train_flops(model, trained, rows=examples, tokens=tokens, images=examples)

@@ -29,6 +29,7 @@ from vigor_jax.training.loop import fine_tune
 from vigor_jax.training.resumption import Data, hold_places, places_file
 from vigor_jax.training.train_step import (
     SftConfig,
+    TrainingConfig,
     conversation_loss,
 )
 
@@ -160,7 +161,7 @@ class SftStage(Stage):
 
 
 def training_result(
-    name: str, config: SftConfig, data: Path | None, context: RunContext, after: tuple[str, ...], *more: Path
+    name: str, config: TrainingConfig, data: Path | None, context: RunContext, after: tuple[str, ...], *more: Path
 ) -> Result:
     """What a stage of training makes: its checkpoints, which continue where they can when `data` has changed."""
     content = {f"{name}.data": file_digest(data)} if data and data.is_file() else {}

@@ -46,7 +46,7 @@ from vigor_jax.training.checkpoint import latest_step
 from vigor_jax.training.log import keep_steps
 from vigor_jax.training.loop import fine_tune
 from vigor_jax.training.resumption import Data, hold_places
-from vigor_jax.training.train_step import SftConfig, Weights
+from vigor_jax.training.train_step import TrainingConfig, Weights
 
 logger = logging.getLogger(__name__)
 
@@ -57,8 +57,8 @@ Annotations: TypeAlias = Mapping[str, Sequence[Annotation]]
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainRewardConfig(SftConfig):
-    """Fine-tuning of the reward model: what `SftConfig` says but for `data` and `pack`, and the following.
+class TrainRewardConfig(TrainingConfig):
+    """Fine-tuning of the reward model: what `TrainingConfig` says, and the following.
 
     Attributes:
       annotations: judged descriptions, see docs/artifacts.md.
@@ -83,10 +83,6 @@ class TrainRewardConfig(SftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.data is not None:
-            raise InputError(f"data: expected nothing, got {self.data}; the reward model learns from annotations")
-        if self.pack != 1:
-            raise InputError(f"pack: expected 1, got {self.pack}; the reward model's rows hold all of an image already")
         if not 0 <= self.held_out < 1:
             raise InputError(f"held_out: expected 0 to less than 1, got {self.held_out}")
 
@@ -325,7 +321,7 @@ def _descriptions(
     ]
 
 
-def answer_loss(model: Vlm, rows: TreeRows, config: SftConfig) -> tuple[Float[Array, ""], Float[Array, ""]]:
+def answer_loss(model: Vlm, rows: TreeRows, config: TrainingConfig) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Weighted sum of the cross-entropy of the answers' tokens, and the sum of their weights.
 
     Only where an answer is learnt are there logits: a few hundred places of a row at most.

@@ -35,7 +35,7 @@ from vigor_jax.training.preemption import Preemption
 from vigor_jax.training.train_step import (
     Loss,
     Metrics,
-    SftConfig,
+    TrainingConfig,
     TrainState,
     Weights,
     abstract_state,
@@ -82,7 +82,7 @@ class _Update(NamedTuple):
 
 
 def fine_tune(
-    config: SftConfig,
+    config: TrainingConfig,
     checkpoint: Checkpoint,
     run_dir: Path,
     mesh: Mesh,
@@ -170,7 +170,7 @@ def fine_tune(
     return directory
 
 
-def _fingerprint(config: SftConfig, checkpoint: Checkpoint, data: dict[str, Any], dtype: Any) -> dict[str, Any]:
+def _fingerprint(config: TrainingConfig, checkpoint: Checkpoint, data: dict[str, Any], dtype: Any) -> dict[str, Any]:
     """All that decides the numbers of a run, as JSON values."""
     return {
         "model": dataclasses.asdict(checkpoint.config),
@@ -223,7 +223,7 @@ def _flops(config: VlmConfig, trained: frozenset[str], batch: Batch) -> float:
 
 
 def _open_log(
-    config: SftConfig, run_dir: Path, name: str, start: int, batches: Batches, mesh: Mesh
+    config: TrainingConfig, run_dir: Path, name: str, start: int, batches: Batches, mesh: Mesh
 ) -> contextlib.AbstractContextManager[TrainingLog | None]:
     """The log, in the one process that writes it."""
     if jax.process_index() != 0:

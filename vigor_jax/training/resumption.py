@@ -14,7 +14,7 @@ from vigor_jax.errors import InputError
 from vigor_jax.json_fields import Fields
 from vigor_jax.parallel.processes import is_first, same_everywhere, together
 from vigor_jax.training.checkpoint import latest_step, read_record
-from vigor_jax.training.train_step import SftConfig
+from vigor_jax.training.train_step import TrainingConfig
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,9 @@ def places_file(run_dir: Path, name: str) -> Path:
     return run_dir / "rows" / f"{name}.npy"
 
 
-def hold_places(config: SftConfig, run_dir: Path, name: str, data: Data) -> tuple[list[int] | None, dict[str, Any]]:
+def hold_places(
+    config: TrainingConfig, run_dir: Path, name: str, data: Data
+) -> tuple[list[int] | None, dict[str, Any]]:
     """Gives each row its place in the order of the run, which a run that is begun takes from the file.
 
     Args:
@@ -86,7 +88,7 @@ def hold_places(config: SftConfig, run_dir: Path, name: str, data: Data) -> tupl
     return filled, facts
 
 
-def _fill(config: SftConfig, data: Data, places: np.ndarray, start: int, where: str) -> np.ndarray:
+def _fill(config: TrainingConfig, data: Data, places: np.ndarray, start: int, where: str) -> np.ndarray:
     """`fill_places`, if no row that was learnt has another one in its place."""
     instead = "go back to that data, choose another run directory, or give --run.overwrite true to begin again"
     filled = fill_places(places, data.keys)

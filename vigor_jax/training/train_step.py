@@ -34,18 +34,16 @@ Metrics: TypeAlias = dict[str, Array]
 
 
 @dataclasses.dataclass(frozen=True)
-class SftConfig:
-    """Supervised fine-tuning; the defaults are LLaVA's and, where it speaks, ViGoR's (but for its 2 epochs).
+class TrainingConfig:
+    """Fine-tuning on any data; the defaults are LLaVA's and, where it speaks, ViGoR's (but for its 2 epochs).
 
     Attributes:
-      data: conversations in LLaVA's format.
-      images: where the images that they name are: a folder, tar shards or Parquet (docs/images.md).
+      images: where the images that the data names are: a folder, tar shards or Parquet (docs/images.md).
       skip_bad: leave rows out that cannot be trained on, with their number, rather than refuse the data.
       template: conversation format, a key of `data.text.conversation.TEMPLATES`.
       epochs: passes over the data.
       batch_size: examples an update, over all devices.
       accumulate: parts that a batch is computed in, one after the other; the update stays the same.
-      pack: examples that share a row, on the average, to spare padding; the update stays the same. 1 packs nothing.
       learning_rate: peak, reached after the warm-up, from where a cosine falls to 0.
       warmup_ratio: share of all updates in which the rate rises linearly from 0.
       weight_decay: decoupled, on everything but biases and norms.
@@ -64,14 +62,12 @@ class SftConfig:
       log_every: updates between TensorBoard points; `metrics/*.jsonl` has every update.
     """
 
-    data: Path | None = fingerprint.place(None)
     images: str | None = fingerprint.place(None)
     skip_bad: bool = fingerprint.neutral(False)
     template: str = "v1"
     epochs: int = 1
     batch_size: int = 32
     accumulate: int = fingerprint.neutral(1)
-    pack: int = fingerprint.neutral(1)
     learning_rate: float = 2e-5
     warmup_ratio: float = 0.03
     weight_decay: float = 0.0
@@ -90,7 +86,7 @@ class SftConfig:
     log_every: int = fingerprint.neutral(10)
 
     def __post_init__(self) -> None:
-        counts = ("epochs", "batch_size", "accumulate", "pack", "max_length", "bucket", "loss_chunk", "save_every")
+        counts = ("epochs", "batch_size", "accumulate", "max_length", "bucket", "loss_chunk", "save_every")
         for names, holds, expected in (
             ((*counts, "keep", "log_every"), lambda value: value >= 1, "at least 1"),
             (("learning_rate", "eps", "max_grad_norm"), lambda value: value > 0, "more than 0"),
@@ -108,6 +104,24 @@ class SftConfig:
                 f"batch_size {self.batch_size} does not divide into accumulate {self.accumulate} equal parts; "
                 "change either"
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class SftConfig(TrainingConfig):
+    """Supervised fine-tuning on conversations: what `TrainingConfig` says, and the following.
+
+    Attributes:
+      data: conversations in LLaVA's format.
+      pack: examples that share a row, on the average, to spare padding; the update stays the same. 1 packs nothing.
+    """
+
+    data: Path | None = fingerprint.place(None)
+    pack: int = fingerprint.neutral(1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pack < 1:
+            raise InputError(f"pack: expected at least 1, got {self.pack}")
         if self.batch_size % (self.accumulate * self.pack):
             raise InputError(
                 f"batch_size {self.batch_size} does not divide into accumulate {self.accumulate} parts of rows of pack "
@@ -116,7 +130,7 @@ class SftConfig:
 
 
 # (model, rows, config) → the sum of the loss over some rows, and the number (or weight) of what it is summed over.
-Loss: TypeAlias = Callable[[Vlm, Any, SftConfig], tuple[Array, Array]]
+Loss: TypeAlias = Callable[[Vlm, Any, TrainingConfig], tuple[Array, Array]]
 
 
 class TrainState(NamedTuple):
@@ -170,7 +184,7 @@ def merge_params(graphdef: nnx.GraphDef, weights: Weights) -> Vlm:
     return nnx.merge(graphdef, nnx.from_flat_state([(tuple(path.split(".")), w) for path, w in weights.items()]))
 
 
-def learning_rate(config: SftConfig, total_steps: int) -> optax.Schedule:
+def learning_rate(config: TrainingConfig, total_steps: int) -> optax.Schedule:
     """Linear warm-up, then a cosine to 0; the first update's rate is 0 if there is a warm-up, as in transformers."""
     warmup = math.ceil(config.warmup_ratio * total_steps)
 
@@ -182,7 +196,7 @@ def learning_rate(config: SftConfig, total_steps: int) -> optax.Schedule:
     return rate
 
 
-def make_optimizer(config: SftConfig, total_steps: int) -> optax.GradientTransformation:
+def make_optimizer(config: TrainingConfig, total_steps: int) -> optax.GradientTransformation:
     """AdamW after clipping by the global norm."""
 
     def decayed(params: Weights) -> dict[str, bool]:
@@ -231,7 +245,7 @@ def _first_state(params: Weights, optimizer: optax.GradientTransformation, seed:
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), jax.random.PRNGKey(seed))
 
 
-def conversation_loss(model: Vlm, rows: Rows, config: SftConfig) -> tuple[Float[Array, ""], Int32[Array, ""]]:
+def conversation_loss(model: Vlm, rows: Rows, config: TrainingConfig) -> tuple[Float[Array, ""], Int32[Array, ""]]:
     """Sum of the loss over the supervised tokens of conversations, and their number."""
     pixels = rows.pixels if rows.pixels.shape[1] else None
     hidden = model(rows.token_ids, pixels, positions=rows.positions, segment_ids=rows.segment_ids, remat=config.remat)
@@ -246,7 +260,7 @@ def make_train_step(
     abstract: TrainState,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
-    config: SftConfig,
+    config: TrainingConfig,
     compute_dtype: Any,
     loss: Loss | None = None,
 ) -> Callable[[TrainState, Weights, Any], tuple[TrainState, Metrics]]:

@@ -22,7 +22,7 @@ class EvaluatedModelConfig:
     """Which model is asked, and how.
 
     Attributes:
-      model: a llava-hf directory, or one of the original LLaVA code.
+      model: a llava-hf directory, or one of the original LLaVA code; without one, saved answers are scored.
       images: the images that the questions are about: a folder, tar shards or Parquet (docs/images.md).
       template: the conversation format that the model was trained with.
       vision_tower: directory of the CLIP tower of an original checkpoint that does not bring it.
@@ -32,7 +32,7 @@ class EvaluatedModelConfig:
       distributed: how processes find each other.
     """
 
-    model: Path
+    model: Path | None = None
     images: str | None = None
     template: Literal["v0", "llava_v0", "v1", "vicuna_v1", "llava_v1", "plain"] = "v1"
     vision_tower: Path | None = None
@@ -55,10 +55,12 @@ class EvaluatedModel:
       is_first: whether this process writes what all would write.
 
     Raises:
-      InputError: the model cannot be used, or `inference.sampler` draws more than one answer.
+      InputError: no model, or one that cannot be used, or `sampling` draws more than one answer.
     """
 
     def __init__(self, config: EvaluatedModelConfig, out: Path) -> None:
+        if config.model is None:
+            raise InputError("--model is not given; name the directory of the model that is asked")
         if config.sampling.num_candidates != 1:
             raise InputError(f"sampling.num_candidates: expected 1, got {config.sampling.num_candidates}")
         join_processes(config.distributed)

@@ -127,10 +127,8 @@ class PopeQuestionsCommand:
     at_least: int = 4
     seed: int = 0
 
-    def metrics(self, model: AnswersQuestions | None) -> Metrics:
+    def metrics(self) -> Metrics:
         """Writes the questions; the figures are their numbers."""
-        if model:
-            raise InputError("pope-questions asks no model; give its files to `pope --questions`")
         known = chair.read_objects(self.objects).objects
         able = [image for image in sorted(known) if len(known[image]) >= self.at_least]
         chosen = sorted(random.Random(self.seed).sample(able, min(self.limit or len(able), len(able))))

@@ -77,7 +77,8 @@ class PreferenceCommand:
 
     Attributes:
       out: gets `metrics.json`, and `replies.jsonl` with all that the judge said.
-      captions: a file of saved captions for each system; its name without the ending is the system's.
+      captions: a file of saved captions for each system, as `vigor_jax.caption` writes them; its name without the
+        ending is the system's.
       images: where the images are: a folder, tar shards or Parquet (docs/images.md).
       judge: who judges.
       instruction: what the descriptions were asked for with.
@@ -93,10 +94,8 @@ class PreferenceCommand:
     repeats: int = 1
     seed: int = 0
 
-    def metrics(self, model: AnswersQuestions | None) -> Metrics:
+    def metrics(self) -> Metrics:
         """Has saved descriptions ranked."""
-        if model:
-            raise InputError("preference: expected descriptions of every system in --captions; make them with caption")
         if len({path.stem for path in self.captions}) < len(self.captions):
             raise InputError("--captions: two files have the same name; systems are called by it")
         opened = open_images(self.images)
