@@ -6,7 +6,6 @@ Only lmms-eval imports this module, and lmms-eval brings torch; nothing else her
 `until` is not heeded: it adds a blank line to it unasked, which would cut long answers.
 """
 
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -44,9 +43,9 @@ class VigorJax(lmms):
     """A LLaVA checkpoint, on all devices of this process.
 
     Args:
-      pretrained: a llava-hf directory, or one of the original LLaVA code.
+      pretrained: a llava-hf directory or one of the original LLaVA code, or its name on the Hub (docs/checkpoints.md).
       template: the conversation format that the model was trained with.
-      vision_tower: directory of the CLIP tower of an original checkpoint that does not bring it.
+      vision_tower: the same of the CLIP tower of an original checkpoint that does not bring it.
       dtype: type to compute in; by default float32 if the checkpoint is stored so, else bfloat16.
       tensor: over how many devices the weights are split.
       batch_size: questions a batch; rounded up to what divides over the devices.
@@ -74,7 +73,7 @@ class VigorJax(lmms):
         self._mesh = make_mesh(MeshConfig(data=-1, fsdp=1, tensor=tensor))
         parts = self._mesh.shape["data"]
         self._batch_size, self._max_new_tokens = -(-int(batch_size) // parts) * parts, max_new_tokens
-        self._source = checkpoint = open_checkpoint(Path(pretrained), Path(vision_tower) if vision_tower else None)
+        self._source = checkpoint = open_checkpoint(pretrained, vision_tower)
         dtype = dtype or ("float32" if checkpoint.dtype == np.float32 else "bfloat16")
         self._model = load_llava(checkpoint, mesh=self._mesh, dtype=dtype, scan=stacks_inference())
         self._template = TEMPLATES[template]

@@ -20,7 +20,7 @@ from vigor_jax.data.images.preprocessing import Preprocessing
 from vigor_jax.data.text.tokenizer import Tokenizer
 from vigor_jax.errors import InputError
 from vigor_jax.hf import config as hf_config
-from vigor_jax.hf import names
+from vigor_jax.hf import hub, names
 from vigor_jax.hf.image_settings import preprocessing_from_hf
 from vigor_jax.hf.names import Layout
 from vigor_jax.hf.other_folders import describe, refuse_adapter, refuse_part, refuse_quantized, refuse_unmerged
@@ -41,13 +41,13 @@ class ModelConfig:
     """The checkpoint to begin with.
 
     Attributes:
-      path: a llava-hf directory, or one of the original LLaVA code.
-      vision_tower: directory of the CLIP tower of an original checkpoint that does not bring it.
+      path: a llava-hf directory or one of the original LLaVA code, or its name on the Hub (docs/checkpoints.md).
+      vision_tower: the same of the CLIP tower of an original checkpoint that does not bring it.
       dtype: type to compute in; what is trained is held in float32 in any case.
     """
 
-    path: Path
-    vision_tower: Path | None = None
+    path: str | Path
+    vision_tower: str | Path | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
 
 
@@ -72,6 +72,11 @@ class Checkpoint:
     tensors: Mapping[str, Stored]
 
     @property
+    def origin(self) -> str:
+        """Where it came from: its directory, or `ORG/NAME@COMMIT` if that is in the cache of the Hub."""
+        return hub.origin(self.directory)
+
+    @property
     def dtype(self) -> np.dtype:
         """The type its language model is stored in."""
         return self.tensors["language_model.model.norm.weight"].dtype
@@ -89,21 +94,23 @@ class Checkpoint:
         return total.hexdigest()
 
 
-def open_checkpoint(directory: Path, vision_tower: Path | None = None) -> Checkpoint:
-    """Opens a checkpoint directory without reading its weights.
+def open_checkpoint(name: str | Path, vision_tower: str | Path | None = None) -> Checkpoint:
+    """Opens a checkpoint without reading its weights; from the Hub, it fetches what the cache lacks.
 
     Args:
-      directory: a llava-hf directory, or one of the original LLaVA code.
-      vision_tower: directory of the CLIP tower of an original checkpoint that neither contains it nor names a path
+      name: a llava-hf directory or one of the original LLaVA code, or `ORG/NAME` or `ORG/NAME@REVISION` on the Hub.
+      vision_tower: the same of the CLIP tower of an original checkpoint that neither contains it nor names a path
         that exists here.
 
     Raises:
       InputError: a file is missing or damaged, a tensor is missing, unexpected or of another shape, or the config
-        asks for something that this model does not have.
+        asks for something that this model does not have; or the Hub does not give it.
     """
-    directory = Path(directory)
+    directory = hub.local_directory(name)
     if not directory.is_dir():
-        raise InputError(f"model: {directory} is no directory; give the directory of a LLaVA checkpoint")
+        raise InputError(
+            f"model: {directory} is no directory; give the directory of a LLaVA checkpoint, or ORG/NAME on the Hub"
+        )
     refuse_adapter(directory)
     path = directory / "config.json"
     if not exists(path) and (known := describe(directory)):
@@ -160,13 +167,20 @@ def _source(
     return Checkpoint(directory, layout, model, preprocessing, tokenizer, tensors)
 
 
-def _open_original(directory: Path, config: dict[str, Any], vision_tower: Path | None) -> Checkpoint:
+def _open_original(directory: Path, config: dict[str, Any], vision_tower: str | Path | None) -> Checkpoint:
     path = directory / "config.json"
     fields = Fields(config, path)
     if not (named := fields.text("mm_vision_tower", "")):
         raise InputError(f"{fields.place('mm_vision_tower')} is empty; name the tower, or its directory")
-    places = [vision_tower] if vision_tower else [Path(named), directory / named, directory / "vision_tower"]
+    if vision_tower:
+        places = [hub.local_directory(vision_tower)]
+    else:
+        places = [Path(named), directory / named, directory / "vision_tower"]
     tower = next((place for place in places if exists(place / "config.json")), None)
+    # As the original code does.
+    is_fetched = tower is None and not vision_tower and hub.is_snapshot(directory) and hub.is_id(named)
+    if is_fetched and named not in hf_config.KNOWN_TOWERS:
+        tower = hub.local_directory(named)
     if tower:
         vision = hf_config.vision_config(Fields.read(tower / "config.json"))
     elif named in hf_config.KNOWN_TOWERS and not vision_tower:
@@ -174,7 +188,7 @@ def _open_original(directory: Path, config: dict[str, Any], vision_tower: Path |
     else:
         raise InputError(
             f"{path}: the vision tower {str(vision_tower or named)!r} is no directory with a config.json; "
-            "give its directory as vision_tower"
+            "give its directory as vision_tower, or ORG/NAME on the Hub"
         )
     model = hf_config.from_original(config, vision, path)
 
@@ -185,10 +199,12 @@ def _open_original(directory: Path, config: dict[str, Any], vision_tower: Path |
         reader = TensorReader.open_file(projector)
         stored |= {name: Stored(reader, name) for name in reader.names() if "mm_projector" in name}
     if not any(name.startswith(names.ORIGINAL_TOWER) for name in stored):
+        if is_fetched:
+            tower = hub.local_directory(named)
         if tower is None:
             raise InputError(
                 f"{directory}: neither the weights nor a directory hold the vision tower {named!r}; "
-                "give its directory as vision_tower"
+                "give its directory as vision_tower, or ORG/NAME on the Hub"
             )
         stored |= {names.ORIGINAL_TOWER + name: tensor for name, tensor in _tower_tensors(tower).items()}
     tensors = canonical(stored, lambda name: names.canonical_original(name, model), directory)
@@ -212,6 +228,7 @@ def _open_original(directory: Path, config: dict[str, Any], vision_tower: Path |
 
 def _weights(directory: Path) -> dict[str, Stored]:
     """Every tensor of a folder's weights, by the name that it had before the model was wrapped, if it was."""
+    hub.fetch_weights(directory)
     reader = TensorReader.open(directory)
     refuse_unmerged(reader.names(), directory)
     plain, wrappers = names.unwrapped(reader.names())

@@ -28,6 +28,7 @@ from vigor_jax.data.images.preprocessing import load_image, preprocess
 from vigor_jax.data.text.conversation import TEMPLATES, encode_prompt
 from vigor_jax.disk import naming
 from vigor_jax.errors import InputError
+from vigor_jax.hf.hub import origin
 from vigor_jax.hf.load import Checkpoint, load_llava
 from vigor_jax.inference.decoder import NOT_IN_RESULTS, SamplingConfig
 from vigor_jax.inference.sampler import Completion, Request, Sampler
@@ -192,7 +193,7 @@ class Predictor:
         """What decides on the answers, by the names of the options."""
         options = {f"sampling.{name}": value for name, value in dataclasses.asdict(sampling).items()}
         return {
-            "model": str(self._source.directory.resolve()),
+            "model": origin(self._source.directory.resolve()),
             "weights": self._source.digest()[:16],
             "template": self._template,
             "dtype": self._dtype,

@@ -20,6 +20,7 @@ from vigor_jax.data.records.store import join, part_count, part_name, part_seal,
 from vigor_jax.disk import naming
 from vigor_jax.errors import InputError
 from vigor_jax.hf.export import ExportConfig
+from vigor_jax.hf.hub import local_directory
 from vigor_jax.hf.load import load_llava, open_checkpoint
 from vigor_jax.json_fields import Fields
 from vigor_jax.models.layers import stacks_inference
@@ -216,7 +217,7 @@ class Run:
         return self._opened.enter_context(stream) if isinstance(stream, AbstractContextManager) else stream
 
     def _reward_model(self) -> RewardModel:
-        directory = self.config.score.reward_model or self.dir / REWARD_MODEL
+        directory = local_directory(self.config.score.reward_model or self.dir / REWARD_MODEL)
         if not directory.is_dir():
             raise InputError(
                 f"score: there is no reward model in {directory}; run the stage train_reward, or give "

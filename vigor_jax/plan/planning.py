@@ -3,9 +3,11 @@
 import dataclasses
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from vigor_jax.config import TrainConfig
+from vigor_jax.hf.hub import origin
 from vigor_jax.models.llava import LlavaConfig
 from vigor_jax.plan.estimate import Estimate, estimate
 from vigor_jax.plan.hardware import GIB, Topology
@@ -95,7 +97,8 @@ def plan(config: TrainConfig, topology: Topology, work: Work) -> Plan:
       InputError: the pod or the mesh is not possible.
     """
     found = model_config(config.model.path)
-    named = f"{config.model.path}" if found else f"LLaVA-1.5 7B, for there is no {config.model.path}"
+    name = origin(Path(config.model.path))
+    named = name if found else f"LLaVA-1.5 7B, for there is no {name}"
     devices = topology.devices()
     estimates = compile_all(config, topology, devices)
     stages = recipe(estimates, config, work, len(devices))

@@ -86,10 +86,10 @@ class Sizes:
     example: int
 
 
-def model_config(path: Path) -> LlavaConfig | None:
+def model_config(path: str | Path) -> LlavaConfig | None:
     """Sizes of the model in a llava-hf directory; None if there is none."""
-    file = path / "config.json"
-    return from_hf(read_json(file), path) if file.is_file() else None
+    file = Path(path) / "config.json"
+    return from_hf(read_json(file), file.parent) if file.is_file() else None
 
 
 def programs(config: TrainConfig, model: LlavaConfig, devices: list[Any], sizes: Sizes) -> Iterator[Program]:

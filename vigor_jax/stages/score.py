@@ -32,11 +32,12 @@ class ScoreConfig:
 
     Attributes:
       streams: "detector", "reward_model", or one of your own as `package.module:Class` (docs/rewards.md).
-      reward_model: a reward model that was trained and exported before; by default the one that this run trains.
+      reward_model: a reward model that was trained and exported before, a directory or its name on the Hub; by default
+        the one that this run trains.
     """
 
     streams: tuple[str, ...] = ("detector",)
-    reward_model: Path | None = None
+    reward_model: str | Path | None = None
 
     def __post_init__(self) -> None:
         for name in self.streams:

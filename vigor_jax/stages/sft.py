@@ -26,6 +26,7 @@ from vigor_jax.data.batches.places import row_keys
 from vigor_jax.data.batches.trainable import Encoder, usable_examples
 from vigor_jax.data.text.conversation import TEMPLATES
 from vigor_jax.errors import InputError
+from vigor_jax.hf.hub import origin
 from vigor_jax.hf.load import Checkpoint, load_llava
 from vigor_jax.models.llava import LlavaConfig, abstract_llava, param_paths
 from vigor_jax.parallel.processes import is_first, same_everywhere, together
@@ -180,7 +181,7 @@ def fine_tune(
         del model  # its trained weights are replaced or donated below
         digest = _digest(frozen)
         if record is None:
-            record = {"base": str(checkpoint.directory.absolute()), "frozen": digest, "fingerprint": fingerprint}
+            record = {"base": origin(checkpoint.directory.absolute()), "frozen": digest, "fingerprint": fingerprint}
         elif record["frozen"] != digest:
             raise InputError(
                 f"{directory / str(start)} was trained with the frozen weights of {record['base']}, and those of "
