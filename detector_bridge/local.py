@@ -15,6 +15,7 @@ from typing import Literal, Self
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from detector_bridge import hub
 from detector_bridge.errors import DetectorError, InputError
 
 
@@ -23,7 +24,7 @@ class LocalConfig:
     """The sidecar to start.
 
     Attributes:
-      model: see `python -m detector_bridge.server --help`.
+      model: see `python -m detector_bridge.server --help`; one on the Hub is fetched here, before the sidecar starts.
       backend: "transformers" or "groundingdino".
       python: interpreter with that backend's packages; this one by default.
       options: further options of the server, such as ("--short-side", "480").
@@ -33,7 +34,7 @@ class LocalConfig:
       log: file that its log is appended to; None: a temporary one.
     """
 
-    model: Path
+    model: str | Path
     backend: Literal["transformers", "groundingdino"] = "transformers"
     python: Path = Path(sys.executable)
     options: tuple[str, ...] = ()
@@ -69,6 +70,11 @@ class LocalDetector:
         self.address = f"unix:{self._directory / 'socket'}"
         self._log = self._config.log or self._directory / "log"
         try:
+            self._model = self._config.model
+            if hub.is_id(self._model) and self._config.backend == "transformers":
+                self._model = hub.whole_model(self._model)  # it may take longer than `start_timeout`
+            elif isinstance(self._model, Path):
+                self._model = self._model.absolute()  # or the child could take it for a name on the Hub
             self._child = self._start()
             self._wait_until_serving()
         except BaseException:
@@ -103,7 +109,7 @@ class LocalDetector:
         config = self._config
         command = [
             *(str(config.python), "-m", "detector_bridge.server"),
-            *("--backend", config.backend, "--model", str(config.model), "--listen", self.address),
+            *("--backend", config.backend, "--model", str(self._model), "--listen", self.address),
             *("--exit-with", str(os.getpid()), "--grace", "5", *config.options),
         ]
         # The other interpreter need not have this package installed, only what the backend needs.

@@ -27,6 +27,7 @@ from grpc_reflection.v1alpha import reflection
 from PIL import Image
 from pythonjsonlogger.json import JsonFormatter
 
+from detector_bridge import hub
 from detector_bridge.addresses import Security, TokenInterceptor, check_address
 from detector_bridge.backends import Backend
 from detector_bridge.batching import BatchConfig, Batcher
@@ -52,9 +53,9 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     add("--backend", choices=("transformers", "groundingdino"), default="transformers")
     add(
         "--model",
-        type=Path,
         required=True,
-        help="local directory (transformers), or directory with a .pth (groundingdino)",
+        help="directory, or ORG/NAME or ORG/NAME@REVISION on the Hub (transformers); directory with a .pth "
+        "(groundingdino)",
     )
     add("--listen", default="127.0.0.1:50051", help="HOST:PORT (port 0: a free one) or unix:PATH; default %(default)s")
     add("--devices", default="auto", help="cpu, cuda:0, or several, comma-separated; auto: all GPUs, else the CPU")
@@ -89,14 +90,32 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     return found
 
 
+def find_model(name: str | Path, backend: str) -> Path:
+    """Where a model is, after fetching what the cache of the Hub lacks of it.
+
+    Raises:
+      InputError: it is neither here nor to be had.
+    """
+    if hub.is_id(name) and backend != "transformers":
+        raise InputError(
+            f"--model {name} does not exist here, and --backend {backend} reads nothing from the Hub; give a local "
+            "directory with a .pth, or use --backend transformers"
+        )
+    model = hub.local_directory(name)
+    if not model.exists():
+        raise InputError(
+            f"--model {name} does not exist; give a local directory with a GroundingDINO, or ORG/NAME on the Hub"
+        )
+    return hub.whole_model(model)
+
+
 def load_backends(options: argparse.Namespace) -> list[Backend]:
     """One replica a device; settles the batch size where none is given.
 
     Raises:
       InputError: no such device, or a model that cannot be loaded.
     """
-    if not options.model.exists():
-        raise InputError(f"--model {options.model} does not exist; give a local directory with a GroundingDINO")
+    model = find_model(options.model, options.backend)
     # Its import takes seconds: not before the arguments are known to be good.
     import torch
     import transformers
@@ -125,10 +144,10 @@ def load_backends(options: argparse.Namespace) -> list[Backend]:
         if options.backend == "transformers":
             from detector_bridge.backends.transformers import TransformersBackend
 
-            return TransformersBackend.load(options.model, device=device, dtype=dtype, **settings)
+            return TransformersBackend.load(model, device=device, dtype=dtype, **settings)
         from detector_bridge.backends.groundingdino import GroundingDinoBackend
 
-        return GroundingDinoBackend.load(options.model, device=device, dtype=dtype, **settings)
+        return GroundingDinoBackend.load(model, device=device, dtype=dtype, **settings)
 
     return [load(device) for device in devices]
 
@@ -188,7 +207,8 @@ async def serve(options: argparse.Namespace) -> None:
         await status.set(name, health_pb2.HealthCheckResponse.SERVING)
     address = options.listen if options.listen.startswith("unix:") else options.listen.rpartition(":")[0] + f":{port}"
     devices = ", ".join(backend.device for backend in backends)
-    print(f"serving {options.model.name} ({options.backend}, {devices}, {backends[0].dtype}) on {address}", flush=True)
+    served = f"{hub.short_name(backends[0].model)} ({options.backend}, {devices}, {backends[0].dtype})"
+    print(f"serving {served} on {address}", flush=True)
 
     await stop.wait()
     log.info("draining")

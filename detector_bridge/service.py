@@ -16,6 +16,7 @@ from detector_bridge import detector_pb2_grpc as pb_grpc
 from detector_bridge.backends import Backend
 from detector_bridge.batching import Batcher
 from detector_bridge.errors import InputError
+from detector_bridge.hub import short_name
 from detector_bridge.images import MAX_PIXELS, decode, formats
 from detector_bridge.metrics import Metrics
 from detector_bridge.prompts import Found, Prompt, make_prompts, normalize, read
@@ -104,7 +105,7 @@ class DetectorService(pb_grpc.DetectorServicer):
         first = self._backends[0]
         return pb.InfoReply(
             backend=first.name,
-            model=first.model.name,
+            model=short_name(first.model),
             digest=first.digest,
             devices=[backend.device for backend in self._backends],
             dtype=first.dtype,

@@ -29,7 +29,7 @@ FLOORS = (
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 MODULES = sorted((ROOT / "vigor_jax").rglob("*.py"))
 # What the trainer may use of the bridge: nothing that needs PyTorch.
-BRIDGE_PARTS = ("client", "local", "errors", "refusal", "images", "image_formats")
+BRIDGE_PARTS = ("client", "local", "errors", "refusal", "images", "image_formats", "hub")
 BRIDGE = sorted((ROOT / "detector_bridge").rglob("*.py"))
 
 

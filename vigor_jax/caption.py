@@ -27,24 +27,24 @@ class CaptionCommand:
     """Options of the command.
 
     Attributes:
-      model: a llava-hf directory, or one of the original LLaVA code.
+      model: a llava-hf directory or one of the original LLaVA code, or its name on the Hub (docs/checkpoints.md).
       images: one image; a folder, whose images are found however deep they lie; or shards (docs/images.md).
       out: JSON lines; captions that are there already are kept, and not made again.
       prompt: what is asked about each image.
       template: the conversation format that the model was trained with.
-      vision_tower: directory of the CLIP tower of an original checkpoint that does not bring it.
+      vision_tower: the same of the CLIP tower of an original checkpoint that does not bring it.
       dtype: type to compute in; by default float32 if the checkpoint is stored so, else bfloat16.
       sampling: how captions are drawn.
       mesh: how the devices are arranged; a model too large for one device is split over `tensor`.
       distributed: how processes find each other.
     """
 
-    model: Path
+    model: str | Path
     images: str
     out: Path
     prompt: str = "Describe this image in detail."
     template: Literal["v0", "llava_v0", "v1", "vicuna_v1", "llava_v1", "plain"] = "v1"
-    vision_tower: Path | None = None
+    vision_tower: str | Path | None = None
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     sampling: SamplingConfig = dataclasses.field(default_factory=lambda: SamplingConfig(num_candidates=1))
     mesh: MeshConfig = dataclasses.field(default_factory=lambda: MeshConfig(data=-1, fsdp=1))

@@ -109,7 +109,7 @@ def show_progress() -> None:
     that is not there (jax).
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
-    for library in ("absl", "httpcore", "httpx", "jax", "matplotlib", "openai"):
+    for library in ("absl", "httpcore", "httpx", "httpx2", "jax", "matplotlib", "openai"):
         logging.getLogger(library).setLevel(logging.WARNING)
 
 

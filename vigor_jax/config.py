@@ -6,6 +6,7 @@ from typing import Literal, TypeAlias
 
 from vigor_jax.errors import InputError
 from vigor_jax.hf.export import ExportConfig
+from vigor_jax.hf.hub import pinned
 from vigor_jax.hf.load import ModelConfig
 from vigor_jax.parallel.sharding import DistributedConfig, MeshConfig
 from vigor_jax.rewards.detection import DetectionConfig
@@ -84,3 +85,19 @@ class TrainConfig:
     sft: SftConfig = dataclasses.field(default_factory=SftConfig)
     export: ExportConfig = dataclasses.field(default_factory=ExportConfig)
     evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
+
+
+def with_pinned_models(config: TrainConfig) -> TrainConfig:
+    """The config with the commit of each model that is named on the Hub, so that all stages, all rounds and whoever
+    reads `config.yaml` mean the same one.
+
+    Raises:
+      InputError: one cannot be fetched and is not in the cache.
+    """
+    model, judge = config.model, config.score.reward_model
+    tower = model.vision_tower and pinned(model.vision_tower)
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(model, path=pinned(model.path), vision_tower=tower),
+        score=dataclasses.replace(config.score, reward_model=judge and pinned(judge)),
+    )

@@ -12,6 +12,7 @@ from pathlib import Path
 from vigor_jax import cli
 from vigor_jax.errors import InputError
 from vigor_jax.hf.export import ExportConfig, export_checkpoint
+from vigor_jax.hf.hub import local_directory
 from vigor_jax.hf.load import open_checkpoint
 from vigor_jax.hf.other_folders import refuse_adapter
 from vigor_jax.json_fields import Fields
@@ -25,17 +26,19 @@ class ExportCommand(ExportConfig):
     """Options of the command.
 
     Attributes:
-      checkpoint: checkpoints of a training stage, or a LLaVA checkpoint of either layout.
+      checkpoint: checkpoints of a training stage; or a LLaVA checkpoint of either layout, a directory or its name on
+        the Hub.
       out: a directory that does not exist yet or is empty.
-      base: the checkpoint that training began with, if it is no longer where it was.
-      vision_tower: directory of the CLIP tower of an original checkpoint that does not bring it.
+      base: the checkpoint that training began with, if it is no longer where it was: a directory or its name on the
+        Hub.
+      vision_tower: the same of the CLIP tower of an original checkpoint that does not bring it.
       distributed: how processes find each other.
     """
 
-    checkpoint: Path = dataclasses.field(kw_only=True)
+    checkpoint: str | Path = dataclasses.field(kw_only=True)
     out: Path = dataclasses.field(kw_only=True)
-    base: Path | None = None
-    vision_tower: Path | None = None
+    base: str | Path | None = None
+    vision_tower: str | Path | None = None
     distributed: DistributedConfig = dataclasses.field(default_factory=DistributedConfig)
 
 
@@ -44,24 +47,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     cli.show_progress()
     config = cli.parse(ExportCommand, arguments, description=__doc__ or "")
     join_processes(config.distributed)
-    if (config.checkpoint / "config.json").exists():
-        source = open_checkpoint(config.checkpoint, config.vision_tower)
+    checkpoint = local_directory(config.checkpoint)
+    if (checkpoint / "config.json").exists():
+        source = open_checkpoint(checkpoint, config.vision_tower)
         export_checkpoint(
             source, {}, config.out, layout=config.layout, dtype=config.dtype, shard_bytes=config.shard_bytes
         )
         return
-    step = latest_step(config.checkpoint)
+    step = latest_step(checkpoint)
     if step is None:
-        refuse_adapter(config.checkpoint)
+        refuse_adapter(checkpoint)
         raise InputError(
-            f"{config.checkpoint}: neither a LLaVA checkpoint (config.json) nor one of a training stage; "
+            f"{checkpoint}: neither a LLaVA checkpoint (config.json) nor one of a training stage; "
             "give runs/NAME/checkpoints/sft or a model's directory"
         )
-    record = Fields(read_record(config.checkpoint, step), config.checkpoint / str(step) / "record" / "record.json")
-    base = config.base or Path(record.text("base", "") or "unknown")
-    if not base.is_dir():
+    record = Fields(read_record(checkpoint, step), checkpoint / str(step) / "record" / "record.json")
+    base = config.base or record.text("base", "") or "unknown"
+    if not local_directory(base).is_dir():
         raise InputError(f"export: the base checkpoint {base} is not there; say where it is now with --base")
-    export(config, open_checkpoint(base, config.vision_tower), config.checkpoint, config.out, make_mesh(MeshConfig()))
+    export(config, open_checkpoint(base, config.vision_tower), checkpoint, config.out, make_mesh(MeshConfig()))
 
 
 if __name__ == "__main__":

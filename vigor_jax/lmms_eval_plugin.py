@@ -6,7 +6,6 @@ Only lmms-eval imports this module, and lmms-eval brings torch; nothing else her
 `until` is not heeded: it adds a blank line to it unasked, which would cut long answers.
 """
 
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -43,9 +42,9 @@ class VigorJax(lmms):
     """A LLaVA checkpoint, on all devices of this process.
 
     Args:
-      pretrained: a llava-hf directory, or one of the original LLaVA code.
+      pretrained: a llava-hf directory or one of the original LLaVA code, or its name on the Hub (docs/checkpoints.md).
       template: the conversation format that the model was trained with.
-      vision_tower: directory of the CLIP tower of an original checkpoint that does not bring it.
+      vision_tower: the same of the CLIP tower of an original checkpoint that does not bring it.
       dtype: type to compute in; by default float32 if the checkpoint is stored so, else bfloat16.
       tensor: over how many devices the weights are split.
       batch_size: questions a batch; rounded up to what divides over the devices.
@@ -71,7 +70,7 @@ class VigorJax(lmms):
         self._mesh = make_mesh(MeshConfig(data=-1, fsdp=1, tensor=tensor))
         parts = self._mesh.shape["data"]
         self._batch_size, self._max_new_tokens = -(-int(batch_size) // parts) * parts, max_new_tokens
-        self._source = checkpoint = open_checkpoint(Path(pretrained), Path(vision_tower) if vision_tower else None)
+        self._source = checkpoint = open_checkpoint(pretrained, vision_tower)
         self._policy = Policy(checkpoint, self._mesh, template=template, dtype=dtype)
         self._template = self._policy.template
         config = checkpoint.config

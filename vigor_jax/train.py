@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 
 from vigor_jax import cli
-from vigor_jax.config import TrainConfig
+from vigor_jax.config import TrainConfig, with_pinned_models
 from vigor_jax.data.records.store import join
 from vigor_jax.demo.config import DemoOptions, demo_config
 from vigor_jax.demo.show import is_evaluated, show
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         keep_compiled(config.run.compiled)
     with lock(config.run.dir):
         if is_demo:
-            prepare(config.model.path.parent, WorldConfig())
+            prepare(Path(config.model.path).parent, WorldConfig())
         train(config)
         if is_demo:
             _show_demo(config)
@@ -67,7 +67,7 @@ def _show_demo(config: TrainConfig) -> None:
     last = config.run if config.run.rounds == 1 else of_round(config, config.run.rounds).run
     if not is_evaluated(last.dir):
         return
-    show(last.dir, config.model.path.parent, last.records)
+    show(last.dir, Path(config.model.path).parent, last.records)
     from vigor_jax.report import build_report  # needs the extra `report`
 
     page = build_report([config.run.dir], config.run.dir / "report" / "index.html")
@@ -95,6 +95,7 @@ def lock(run_dir: Path) -> Iterator[None]:
 
 def train(config: TrainConfig) -> None:
     """Runs the stages of a config, as many rounds as it says."""
+    config = together(lambda: with_pinned_models(config))
     if config.run.rounds == 1:
         _open(config).go()
         return

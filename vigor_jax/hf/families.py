@@ -21,7 +21,7 @@ def family_of(config: Json, path: Path) -> Family:
     return FAMILIES[Fields(config, path).choice("model_type", tuple(FAMILIES), "llava")]
 
 
-def read_config(directory: Path, vision_tower: Path | None = None) -> VlmConfig:
+def read_config(directory: Path, vision_tower: str | Path | None = None) -> VlmConfig:
     """The sizes of the model in a directory, from its config.json alone.
 
     Raises:

@@ -15,6 +15,7 @@ from vigor_jax.data.text.conversation import Template
 from vigor_jax.data.text.instructions import InstructionTokenizer
 from vigor_jax.data.text.tokenizer import Tokenizer
 from vigor_jax.errors import InputError
+from vigor_jax.hf import hub
 from vigor_jax.hf.image_settings import preprocessing_from_hf
 from vigor_jax.hf.names import FINAL_NORM, Entry
 from vigor_jax.hf.processor_files import (
@@ -54,6 +55,11 @@ class Checkpoint:
     preprocessing: Preprocessing
     tokenizer: Tokenizer
     tensors: Mapping[str, Stored]
+
+    @property
+    def origin(self) -> str:
+        """Where it came from: its directory, or `ORG/NAME@COMMIT` if that is in the cache of the Hub."""
+        return hub.origin(self.directory)
 
     @property
     def dtype(self) -> np.dtype:
@@ -109,7 +115,7 @@ class Family(abc.ABC):
     layouts: ClassVar[tuple[str, ...]]
 
     @abc.abstractmethod
-    def read_config(self, config: Json, directory: Path, vision_tower: Path | None = None) -> VlmConfig:
+    def read_config(self, config: Json, directory: Path, vision_tower: str | Path | None = None) -> VlmConfig:
         """The model's sizes.
 
         Args:
@@ -134,7 +140,7 @@ class Family(abc.ABC):
         """Makes the tokens of an instruction that `encode_images` reads; None if it reads none."""
         return None
 
-    def open(self, config: Json, directory: Path, vision_tower: Path | None = None) -> Checkpoint:
+    def open(self, config: Json, directory: Path, vision_tower: str | Path | None = None) -> Checkpoint:
         """Opens a checkpoint without reading its weights; the arguments are those of `read_config`.
 
         Raises:

@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vigor_jax.errors import InputError
+from vigor_jax.hf import hub
 from vigor_jax.hf.families import family_of
 from vigor_jax.hf.family import Checkpoint as Checkpoint
 from vigor_jax.hf.names import Axes, Entry
@@ -30,31 +31,33 @@ class ModelConfig:
     """The checkpoint to begin with.
 
     Attributes:
-      path: a llava-hf directory, or one of the original LLaVA code.
-      vision_tower: directory of the CLIP tower of an original checkpoint that does not bring it.
+      path: a llava-hf directory or one of the original LLaVA code, or its name on the Hub (docs/checkpoints.md).
+      vision_tower: the same of the CLIP tower of an original checkpoint that does not bring it.
       dtype: type to compute in; what is trained is held in float32 in any case.
     """
 
-    path: Path
-    vision_tower: Path | None = None
+    path: str | Path
+    vision_tower: str | Path | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
 
 
-def open_checkpoint(directory: Path, vision_tower: Path | None = None) -> Checkpoint:
-    """Opens a checkpoint directory without reading its weights.
+def open_checkpoint(name: str | Path, vision_tower: str | Path | None = None) -> Checkpoint:
+    """Opens a checkpoint without reading its weights; from the Hub, it fetches what the cache lacks.
 
     Args:
-      directory: of a model of one of `families.FAMILIES`.
-      vision_tower: directory of the CLIP tower of an original LLaVA checkpoint that neither contains it nor names a
+      name: directory of a model of one of `families.FAMILIES`, or `ORG/NAME` or `ORG/NAME@REVISION` on the Hub.
+      vision_tower: the same of the CLIP tower of an original LLaVA checkpoint that neither contains it nor names a
         path that exists here.
 
     Raises:
       InputError: a file is missing or damaged, a tensor is missing, unexpected or of another shape, or the config
-        asks for something that this model does not have.
+        asks for something that this model does not have; or the Hub does not give it.
     """
-    directory = Path(directory)
+    directory = hub.local_directory(name)
     if not directory.is_dir():
-        raise InputError(f"model: {directory} is no directory; give the directory of a LLaVA checkpoint")
+        raise InputError(
+            f"model: {directory} is no directory; give the directory of a LLaVA checkpoint, or ORG/NAME on the Hub"
+        )
     refuse_adapter(directory)
     path = directory / "config.json"
     if not exists(path) and (known := describe(directory)):

@@ -25,6 +25,7 @@ import vigor_jax
 from vigor_jax import fingerprint
 from vigor_jax.disk import naming
 from vigor_jax.errors import InputError
+from vigor_jax.hf.hub import origin
 from vigor_jax.hf.load import Checkpoint
 from vigor_jax.inference.policy import Policy
 from vigor_jax.inference.sampler import Completion
@@ -158,7 +159,7 @@ class Predictor:
     def _settings(self, sampling: SamplingConfig) -> dict[str, Any]:
         """What decides on the answers, by the names of the options."""
         return {
-            "model": str(self._policy.checkpoint.directory.resolve()),
+            "model": origin(self._policy.checkpoint.directory.resolve()),
             "weights": self._policy.checkpoint.digest()[:16],
             "template": self._policy.template_name,
             "dtype": self._policy.dtype,

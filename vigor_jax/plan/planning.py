@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from vigor_jax.config import TrainConfig
 from vigor_jax.hf.families import read_config
+from vigor_jax.hf.hub import origin
 from vigor_jax.models.llava import LlavaConfig
 from vigor_jax.models.vlm import VlmConfig
 from vigor_jax.parallel.sharding import make_mesh
@@ -103,7 +104,8 @@ def plan(config: TrainConfig, topology: Topology, work: Work) -> Plan:
       InputError: the pod or the mesh is not possible.
     """
     found = model_config(config.model.path)
-    named = f"{config.model.path}" if found else f"LLaVA-1.5 7B, for there is no {config.model.path}"
+    name = origin(Path(config.model.path))
+    named = name if found else f"LLaVA-1.5 7B, for there is no {name}"
     devices = topology.devices()
     estimates = compile_all(config, topology, devices)
     stages = recipe(estimates, config, work, len(devices))
@@ -138,9 +140,10 @@ def compile_all(config: TrainConfig, topology: Topology, devices: list[Any]) -> 
         return list(pool.map(compile_one, programs(config, model, devices, _sizes(config, model))))
 
 
-def model_config(path: Path) -> VlmConfig | None:
+def model_config(path: str | Path) -> VlmConfig | None:
     """Sizes of the model in a checkpoint directory; None if there is none."""
-    return read_config(path) if (path / "config.json").is_file() else None
+    directory = Path(path)
+    return read_config(directory) if (directory / "config.json").is_file() else None
 
 
 def programs(config: TrainConfig, model: VlmConfig, devices: list[Any], sizes: Sizes) -> Iterator[Program]:

@@ -40,7 +40,7 @@ class DetectionConfig:
 
     Attributes:
       addresses: sidecars that serve already, HOST:PORT or unix:PATH.
-      model: instead of addresses: a GroundingDINO that a sidecar of our own serves.
+      model: instead of addresses: a GroundingDINO that a sidecar of our own serves, a directory or its name on the Hub.
       backend: of that sidecar.
       python: interpreter of that sidecar, where its packages live in another environment.
       options: further options of that sidecar, such as `--short-side 480`, each word for itself.
@@ -57,7 +57,7 @@ class DetectionConfig:
     """
 
     addresses: tuple[str, ...] = fingerprint.place(())
-    model: Path | None = fingerprint.place(None)
+    model: str | Path | None = fingerprint.place(None)
     backend: Literal["transformers", "groundingdino"] = fingerprint.neutral("transformers")
     python: Path | None = fingerprint.place(None)
     options: tuple[str, ...] = ()

@@ -15,6 +15,7 @@ from vigor_jax import fingerprint
 from vigor_jax.data.text.conversation import TEMPLATES
 from vigor_jax.errors import InputError
 from vigor_jax.hf.export import ExportConfig, export_checkpoint
+from vigor_jax.hf.hub import origin
 from vigor_jax.hf.load import Checkpoint
 from vigor_jax.json_fields import Fields, exists, read_json
 from vigor_jax.models.vlm import abstract_model, param_paths
@@ -50,7 +51,7 @@ def export(config: ExportConfig, checkpoint: Checkpoint, checkpoints: Path, out:
     freeze = trained_with.texts("freeze")
     provenance = {
         "made_by": f"vigor_jax {vigor_jax.__version__}",
-        "base": str(checkpoint.directory.resolve()),
+        "base": origin(checkpoint.directory.resolve()),
         "checkpoint": os.path.relpath(checkpoints, out),  # so that a run may be moved
         "step": step,
         "template": template,

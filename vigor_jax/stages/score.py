@@ -22,6 +22,7 @@ from vigor_jax.data.records.store import (
     parts_done,
 )
 from vigor_jax.errors import InputError
+from vigor_jax.hf.hub import local_directory
 from vigor_jax.hf.load import open_checkpoint
 from vigor_jax.inference.policy import Policy
 from vigor_jax.inference.tree_attention import answer_places
@@ -50,11 +51,12 @@ class ScoreConfig:
     Attributes:
       streams: "detector", "reward_model", or one of your own: `package.module:Class`, `file.py:Class`, or an object
         with `path` and `options` (docs/rewards.md).
-      reward_model: a reward model that was trained and exported before; by default the one that this run trains.
+      reward_model: a reward model that was trained and exported before, a directory or its name on the Hub; by default
+        the one that this run trains.
     """
 
     streams: tuple[str | StreamConfig, ...] = ("detector",)
-    reward_model: Path | None = None
+    reward_model: str | Path | None = None
 
     def __post_init__(self) -> None:
         paths = [as_config(stream).path for stream in self.streams]
@@ -197,7 +199,7 @@ class ScoreStage(Stage):
         return self._opened.enter_context(judge) if isinstance(judge, AbstractContextManager) else judge
 
     def _open_reward_model(self, context: RunContext) -> RewardModel:
-        directory = self._config.reward_model or context.dir / REWARD_MODEL
+        directory = local_directory(self._config.reward_model or context.dir / REWARD_MODEL)
         if not directory.is_dir():
             raise InputError(
                 f"score: there is no reward model in {directory}; run the stage train_reward, or give "

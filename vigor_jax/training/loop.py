@@ -24,6 +24,7 @@ from jaxtyping import Array
 from vigor_jax.data.batches.loader import Batch
 from vigor_jax.errors import InputError
 from vigor_jax.fingerprint import of
+from vigor_jax.hf.hub import origin
 from vigor_jax.hf.load import Checkpoint, load_llava
 from vigor_jax.models.vlm import VlmConfig, abstract_model, param_paths
 from vigor_jax.parallel.processes import same_everywhere
@@ -127,7 +128,7 @@ def fine_tune(
         del model  # its trained weights are replaced or donated below
         digest = _digest(frozen)
         if record is None:
-            record = {"base": str(checkpoint.directory.absolute()), "frozen": digest, "fingerprint": fingerprint}
+            record = {"base": origin(checkpoint.directory.absolute()), "frozen": digest, "fingerprint": fingerprint}
         elif record["frozen"] != digest:
             raise InputError(
                 f"{directory / str(start)} was trained with the frozen weights of {record['base']}, and those of "

@@ -22,20 +22,21 @@ class EvaluatedModelConfig:
     """Which model is asked, and how.
 
     Attributes:
-      model: a llava-hf directory, or one of the original LLaVA code; without one, saved answers are scored.
+      model: a llava-hf directory or one of the original LLaVA code, or its name on the Hub (docs/checkpoints.md);
+        without one, saved answers are scored.
       images: the images that the questions are about: a folder, tar shards or Parquet (docs/images.md).
       template: the conversation format that the model was trained with.
-      vision_tower: directory of the CLIP tower of an original checkpoint that does not bring it.
+      vision_tower: the same of the CLIP tower of an original checkpoint that does not bring it.
       dtype: type to compute in; by default float32 if the checkpoint is stored so, else bfloat16.
       sampling: how answers are drawn.
       mesh: how the devices are arranged.
       distributed: how processes find each other.
     """
 
-    model: Path | None = None
+    model: str | Path | None = None
     images: str | None = None
     template: Literal["v0", "llava_v0", "v1", "vicuna_v1", "llava_v1", "plain"] = "v1"
-    vision_tower: Path | None = None
+    vision_tower: str | Path | None = None
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     sampling: SamplingConfig = dataclasses.field(
         default_factory=lambda: SamplingConfig(num_candidates=1, temperature=0.0)

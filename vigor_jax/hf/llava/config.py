@@ -5,6 +5,7 @@ from pathlib import Path
 
 from vigor_jax.data.images.preprocessing import Preprocessing
 from vigor_jax.errors import InputError
+from vigor_jax.hf import hub
 from vigor_jax.hf.config import MAX_LAYERS, MAX_TOKENS, text_config, text_fields, to_clip, vision_config
 from vigor_jax.json_fields import Fields, Json, exists, show
 from vigor_jax.models.clip import ClipConfig
@@ -94,7 +95,7 @@ def _feature_layer(fields: Fields, key: str, vision: ClipConfig) -> int:
     return layer
 
 
-def find_tower(config: Json, directory: Path, vision_tower: Path | None) -> tuple[str, Path | None, ClipConfig]:
+def find_tower(config: Json, directory: Path, vision_tower: str | Path | None) -> tuple[str, Path | None, ClipConfig]:
     """The tower that an original checkpoint names: its name, its directory if there is one, and its sizes.
 
     Raises:
@@ -104,16 +105,26 @@ def find_tower(config: Json, directory: Path, vision_tower: Path | None) -> tupl
     fields = Fields(config, path)
     if not (named := fields.text("mm_vision_tower", "")):
         raise InputError(f"{fields.place('mm_vision_tower')} is empty; name the tower, or its directory")
-    places = [vision_tower] if vision_tower else [Path(named), directory / named, directory / "vision_tower"]
+    if vision_tower:
+        places = [hub.local_directory(vision_tower)]
+    else:
+        places = [Path(named), directory / named, directory / "vision_tower"]
     tower = next((place for place in places if exists(place / "config.json")), None)
+    if tower is None and not vision_tower and named not in KNOWN_TOWERS and is_fetched(named, directory):
+        tower = hub.local_directory(named)
     if tower:
         return named, tower, vision_config(Fields.read(tower / "config.json"))
     if named in KNOWN_TOWERS and not vision_tower:
         return named, None, KNOWN_TOWERS[named]
     raise InputError(
         f"{path}: the vision tower {str(vision_tower or named)!r} is no directory with a config.json; "
-        "give its directory as vision_tower"
+        "give its directory as vision_tower, or ORG/NAME on the Hub"
     )
+
+
+def is_fetched(named: str, directory: Path) -> bool:
+    """Whether the tower of a checkpoint that is from the Hub is looked for there, too, as the original code does."""
+    return hub.is_snapshot(directory) and hub.is_id(named)
 
 
 def to_hf(config: LlavaConfig, dtype: str, pad_token_id: int) -> Json:

@@ -9,6 +9,7 @@ import numpy as np
 from vigor_jax.data.images.preprocessing import Preprocessing
 from vigor_jax.data.text.tokenizer import Tokenizer
 from vigor_jax.errors import InputError
+from vigor_jax.hf import hub
 from vigor_jax.hf.family import Checkpoint, Export, Family
 from vigor_jax.hf.image_settings import preprocessing_from_hf
 from vigor_jax.hf.llava import config as llava_config
@@ -28,7 +29,7 @@ class LlavaFamily(Family):
 
     layouts = ("llava-hf", "llava")
 
-    def read_config(self, config: Json, directory: Path, vision_tower: Path | None = None) -> LlavaConfig:
+    def read_config(self, config: Json, directory: Path, vision_tower: str | Path | None = None) -> LlavaConfig:
         path = directory / "config.json"
         if not llava_config.is_original(config):
             return llava_config.from_hf(config, path)
@@ -41,7 +42,7 @@ class LlavaFamily(Family):
     def canonical_name(self, name: str) -> str:
         return names.canonical_hf(name)
 
-    def open(self, config: Json, directory: Path, vision_tower: Path | None = None) -> Checkpoint:
+    def open(self, config: Json, directory: Path, vision_tower: str | Path | None = None) -> Checkpoint:
         if llava_config.is_original(config):
             return self._open_original(config, directory, vision_tower)
         model = self.read_config(config, directory)
@@ -60,7 +61,7 @@ class LlavaFamily(Family):
     def write(self, export: Export, directory: Path | None, out: Path) -> None:
         write(export, directory, out)
 
-    def _open_original(self, config: Json, directory: Path, vision_tower: Path | None) -> Checkpoint:
+    def _open_original(self, config: Json, directory: Path, vision_tower: str | Path | None) -> Checkpoint:
         path = directory / "config.json"
         fields = Fields(config, path)
         named, tower, vision = llava_config.find_tower(config, directory, vision_tower)
@@ -73,10 +74,12 @@ class LlavaFamily(Family):
             reader = TensorReader.open_file(projector)
             stored |= {name: Stored(reader, name) for name in reader.names() if "mm_projector" in name}
         if not any(name.startswith(names.ORIGINAL_TOWER) for name in stored):
+            if tower is None and not vision_tower and llava_config.is_fetched(named, directory):
+                tower = hub.local_directory(named)
             if tower is None:
                 raise InputError(
                     f"{directory}: neither the weights nor a directory hold the vision tower {named!r}; "
-                    "give its directory as vision_tower"
+                    "give its directory as vision_tower, or ORG/NAME on the Hub"
                 )
             stored |= {names.ORIGINAL_TOWER + name: tensor for name, tensor in _tower_tensors(tower).items()}
         tensors = canonical(stored, lambda name: names.canonical_original(name, model), directory)

@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 
 from vigor_jax.errors import InputError, some
+from vigor_jax.hf import hub
 from vigor_jax.hf.names import EMBEDDINGS, IGNORED, OUTPUT, Entry, unwrapped
 from vigor_jax.hf.other_folders import refuse_unmerged
 from vigor_jax.hf.weights.tensor_files import TensorReader
@@ -46,6 +47,7 @@ class Stored(NamedTuple):
 
 def stored_weights(directory: Path) -> dict[str, Stored]:
     """Every tensor of a folder's weights, by the name that it had before the model was wrapped, if it was."""
+    hub.fetch_weights(directory)
     reader = TensorReader.open(directory)
     refuse_unmerged(reader.names(), directory)
     plain, wrappers = unwrapped(reader.names())
