@@ -14,8 +14,8 @@ import pytest
 import torch
 import transformers
 
+from tests.pixels import normalize
 from tests.stages.sft_world import TINY, curve, interrupt, make_world, weights
-from vigor_jax.data.images.preprocessing import normalize
 from vigor_jax.data.text.conversation import IGNORE_INDEX
 from vigor_jax.errors import InputError
 from vigor_jax.hf import names
