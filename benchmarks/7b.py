@@ -11,24 +11,21 @@ are written anew after each process. Exit code 0: all was measured; 1: something
 """
 
 # ruff: noqa: N999
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import signal
+import statistics
+import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
+from typing import Any, TypeAlias
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path = [place for place in sys.path if Path(place).resolve() != ROOT / "benchmarks"]  # it has a select.py
-
-import argparse  # noqa: E402
-import importlib.metadata  # noqa: E402
-import json  # noqa: E402
-import os  # noqa: E402
-import platform  # noqa: E402
-import signal  # noqa: E402
-import statistics  # noqa: E402
-import subprocess  # noqa: E402
-import tempfile  # noqa: E402
-import time  # noqa: E402
-from typing import Any, TypeAlias  # noqa: E402
-
 Json: TypeAlias = dict[str, Any]
 
 UNITS = {

@@ -27,9 +27,9 @@ from flax import nnx
 
 from benchmarks.common import build_peer, describe_machine, port, print_table, sizes
 from benchmarks.sft import CAPTION_LENGTHS
-from vigor_jax.data.images.preprocessing import Preprocessing, normalize
 from vigor_jax.inference.sampler import Ending, Request, Sampler
 from vigor_jax.inference.sampling_methods import SamplingConfig
+from vigor_jax.models.clip import ClipConfig, normalize
 from vigor_jax.models.llava import Llava, LlavaConfig
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 
@@ -127,7 +127,7 @@ def peer_inputs(model: torch.nn.Module, requests: list[Request], lengths: np.nda
     """The prompt that all of them share, their images, where the model is and in its type, and the lengths."""
     first = next(model.parameters())
     pixels = np.stack([request.pixels for request in requests])
-    pixel_values = normalize(pixels, Preprocessing(pixels.shape[1])).transpose(0, 3, 1, 2)
+    pixel_values = np.array(normalize(pixels, ClipConfig())).transpose(0, 3, 1, 2)
     ids, ends = (torch.tensor(values, device=first.device) for values in ([requests[0].prompt_ids], lengths))
     return ids, torch.tensor(pixel_values).to(first), ends
 

@@ -16,7 +16,7 @@ bench = importlib.import_module("benchmarks.7b")
 
 
 def run(out: Path, *options: str) -> tuple[int, dict[str, Any], str]:
-    # From elsewhere: the script finds its own package, and `benchmarks/select.py` does not stand for Python's.
+    # From elsewhere: the script finds its own package.
     command = [sys.executable, str(ROOT / "benchmarks" / "7b.py"), "--out", str(out), "--size", "tiny", *options]
     done = subprocess.run(command, cwd=out.parent, capture_output=True, text=True, timeout=600)
     assert out.is_file(), done.stderr
@@ -25,6 +25,13 @@ def run(out: Path, *options: str) -> tuple[int, dict[str, Any], str]:
 
 def side(median: float, **about: Any) -> dict[str, Any]:
     return {"median": median, "about": about}
+
+
+def test_no_benchmark_takes_the_name_of_a_module_of_python() -> None:
+    """A script's folder comes first on the path."""
+    names = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
+    assert "7b" in names
+    assert not names & sys.stdlib_module_names
 
 
 def test_recipe_and_targets_are_what_a_hand_reckons() -> None:

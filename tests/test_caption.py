@@ -14,9 +14,10 @@ import torch
 import transformers
 from PIL import Image
 
+from tests.pixels import normalize
 from tests.tiny_llava import Tiny, build_checkpoint
 from vigor_jax.caption import main
-from vigor_jax.data.images.preprocessing import find_images, load_image, normalize, preprocess
+from vigor_jax.data.images.preprocessing import find_images, load_image, preprocess
 from vigor_jax.data.text.conversation import TEMPLATES, encode_prompt
 from vigor_jax.errors import InputError
 from vigor_jax.hf.load import open_checkpoint

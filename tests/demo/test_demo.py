@@ -18,9 +18,11 @@ import pytest
 from tests.demo.run_demo import SMALL
 from tests.pipeline.loop_world import ROOT
 from vigor_jax.data.records.store import part_metadata, read_parts, write_part
-from vigor_jax.demo.compare import FALSE_ALARMS, MISSES, VARIANTS, compare, misjudge, plot, to_markdown
+from vigor_jax.demo.compare import FALSE_ALARMS, MISSES, compare, find_auc, misjudge, settings
 from vigor_jax.demo.contact_sheet import Shown, draw_sheet
 from vigor_jax.demo.drawing import draw
+from vigor_jax.demo.results import COLUMNS, Results, plot, to_markdown
+from vigor_jax.demo.variants import choose
 from vigor_jax.records import Signal, Span, Verdict
 from vigor_jax.train import keep_compiled
 
@@ -105,24 +107,39 @@ def test_control_c_anywhere_and_the_same_command_again(demo: tuple[Path, str], t
 
 @pytest.mark.slow
 def test_variants_are_compared(tmp_path: Path) -> None:
-    """One of each kind: a control, another reward model, both streams, two rounds."""
+    """One of each kind: the model before, a control, another reward model, both streams, two rounds."""
     keep_compiled(tmp_path / "compiled")
-    kinds = ("random_drop", "holistic", "all_balanced", "all_two_rounds", "at_erring")
-    variants = [variant for variant in VARIANTS if variant.name in kinds]
-    found = compare(tmp_path / "seed-3", dataclasses.replace(SMALL, seed=3), variants)
-    assert set(found) == {"base", "auc", *kinds}
-    summary = json.loads((tmp_path / "seed-3" / "all_balanced" / "summary.json").read_text())
+    sizes, directory = dataclasses.replace(SMALL, seed=3), tmp_path / "seed-3"
+    variants = choose(["base", "random_drop", "holistic", "all_balanced", "all_two_rounds", "at_erring"])
+    found = list(compare(directory, sizes, variants))
+    assert [variant for variant, _ in found] == variants
+    figures = {variant.name: own for variant, own in found}
+    columns = {column.name for column in COLUMNS}
+    assert figures["base"].keys() == columns - {"taught"}
+    assert all(own.keys() == columns for name, own in figures.items() if name != "base")
+    summary = json.loads((directory / "all_balanced" / "summary.json").read_text())
     assert summary["targets"] > 0
-    assert len({tuple(figures.values()) for name, figures in found.items() if name != "auc"}) == len(kinds) + 1
-    table = to_markdown([found, found])
+    said = {tuple(value for name, value in own.items() if "seconds" not in name) for own in figures.values()}
+    assert len(said) == len(variants)
+    assert all(own["seconds"] > 1 for own in figures.values())
+    assert figures["base"]["shared_seconds"] == 0
+    assert figures["holistic"]["shared_seconds"] > figures["all_balanced"]["shared_seconds"] > 1
+
+    results = Results(tmp_path / "results.json", settings(sizes))
+    for variant, own in found:
+        results.add(variant, 3, own)
+        results.add(variant, 4, own)
+    auc = find_auc(directory)
+    assert auc is not None
+    results.add_auc(3, auc)
+    table = to_markdown(results)
     rows = {line.split(" | ")[0][2:]: line for line in table.splitlines() if line.startswith("| ")}
-    assert set(rows) - {"---"} == {"variant", "base", *(variant.label for variant in variants)}
-    assert f"{100 * found['all_balanced']['chair_i']:.1f} ±0.0" in rows["All, balanced"]
-    plot([found, found], tmp_path / "results.png")
+    assert set(rows) - {"---"} == {"variant", *(variant.label for variant in variants)}
+    assert f"{100 * figures['all_balanced']['chair_i']:.1f} ±0.0" in rows["All, balanced"]
+    plot(results, tmp_path / "results.png")
     with PIL.Image.open(tmp_path / "results.png") as picture:
         assert picture.width > 800
-    again = compare(tmp_path / "seed-3", dataclasses.replace(SMALL, seed=3), variants)
-    assert again == found  # all of it was there
+    assert list(compare(directory, sizes, variants)) == found  # all of it was there
 
 
 def test_a_detector_that_errs_errs_alike_in_all_captions(tmp_path: Path) -> None:

@@ -197,8 +197,14 @@ def test_scores() -> None:
     assert (scores.bad, scores.absent) == (3 / 5, 1 / 5)
     assert (scores.unseen, scores.colour) == (1 / 3, 1 / 3)
     assert (scores.count, scores.place) == (0, 1 / 2)
+    assert scores.repeats == 0
     nothing = score([("", SCENE)])
-    assert np.isnan([nothing.bad, nothing.colour]).all()
+    assert np.isnan([nothing.bad, nothing.colour, nothing.repeats]).all()
+
+
+def test_repeats_are_sentences_that_the_same_caption_has_said() -> None:
+    first, second = (sentence.text for sentence in parse(TRUE)[:2])
+    assert score([(f"{first} {second} {first} {first.upper()}", SCENE), (f"{second} {first}", SCENE)]).repeats == 2 / 6
 
 
 @pytest.mark.parametrize(

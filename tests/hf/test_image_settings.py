@@ -8,8 +8,9 @@ import transformers
 from PIL import Image
 
 from tests.data.images.test_preprocessing import CLIP_PROCESSOR, LLAVA_PROCESSOR, picture
+from tests.pixels import normalize
 from tests.tiny_llava import Tiny, build_checkpoint
-from vigor_jax.data.images.preprocessing import normalize, preprocess
+from vigor_jax.data.images.preprocessing import preprocess
 from vigor_jax.errors import InputError
 from vigor_jax.hf.image_settings import preprocessing_from_hf, preprocessing_to_hf
 from vigor_jax.hf.load import open_checkpoint

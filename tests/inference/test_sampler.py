@@ -20,8 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.inference.run_sampling import CONFIG, make_requests, plain
+from tests.pixels import normalize
 from tests.tiny_llava import Tiny, build_checkpoint
-from vigor_jax.data.images.preprocessing import normalize
 from vigor_jax.errors import InputError
 from vigor_jax.hf.load import load_llava, open_checkpoint
 from vigor_jax.inference import decoder as decoding

@@ -1,6 +1,7 @@
 """Records to distributions and to what the gallery shows, against what the records say one by one."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -171,7 +172,7 @@ def test_without_candidates_there_are_no_records(tmp_path):
 
 def test_a_stream_that_is_half_scored_is_left_out(run, tmp_path, caplog):
     write_records(tmp_path, make_world(tmp_path / "images", 6), selected=False)
-    store.remove_parts(tmp_path / "verdicts" / "reward_model")
+    shutil.rmtree(tmp_path / "verdicts" / "reward_model")
     store.write_part(tmp_path / "verdicts" / "reward_model", 0, 2, [], Verdict)
     assert read_records(str(tmp_path), []).streams == ("detector",)
     assert "reward_model: has 1 parts where the candidates have 2" in caplog.text

@@ -18,9 +18,10 @@ import transformers
 from flax import nnx
 from PIL import Image
 
+from tests.pixels import normalize
 from tests.stages.sft_world import finish, spawn_python
 from tests.tiny_llava import Tiny, build_model, write_processor
-from vigor_jax.data.images.preprocessing import load_image, normalize, preprocess
+from vigor_jax.data.images.preprocessing import load_image, preprocess
 from vigor_jax.errors import InputError
 from vigor_jax.hf.load import load_llava, open_checkpoint
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vigor_jax.data.batches.examples import read_examples
+from vigor_jax.data.batches.examples import scan_examples
 from vigor_jax.data.records import store
 from vigor_jax.errors import InputError
 from vigor_jax.records import Candidate, Selection, Signal, Span, Target, Verdict
@@ -191,7 +191,7 @@ def test_targets_json_is_what_training_reads(run_dir, tmp_path):
         path = tmp_path / "images" / target.image
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (2, 2)).save(path)
-    examples = read_examples(run_dir / "targets.json", tmp_path / "images")
+    examples = scan_examples(run_dir / "targets.json", tmp_path / "images").examples
     assert [
         (example.image.relative_to(tmp_path / "images").as_posix(), [turn.text for turn in example.turns])
         for example in examples

@@ -15,8 +15,8 @@ import torch
 import transformers
 from flax import nnx
 
+from tests.pixels import normalize
 from tests.stages.sft_world import TINY, curve, interrupt, make_world, weights
-from vigor_jax.data.images.preprocessing import normalize
 from vigor_jax.data.text.conversation import IGNORE_INDEX
 from vigor_jax.errors import InputError
 from vigor_jax.hf.llava import names

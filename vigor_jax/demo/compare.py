@@ -1,165 +1,181 @@
-"""Runs every variant of the method on the demo world and compares them, with controls, over seeds.
+"""Runs variants of the method on the demo world and compares them, with controls, over seeds.
 
     python -m vigor_jax.demo.compare --seeds 3
+    python -m vigor_jax.demo.compare --variants base,all --seeds 1 --first-seed 3 --json results.json
 
 All variants of a seed share images, candidates, verdicts and reward models; only what is chosen, struck and learnt
-differs. Writes `results.md`, `results.json` and `results.png`. The same command again goes on where it was stopped.
+differs. Writes `results.md`, `results.json` and `results.png`. The same command again goes on where it was stopped, and
+a file of results that is there already gets the variants and seeds that it lacks.
 """
 
 import argparse
+import contextlib
 import dataclasses
+import functools
 import json
 import logging
-import math
+import os
 import random
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
-from typing import Any, Literal, NamedTuple
+from typing import Any, NoReturn
 
 from vigor_jax import cli
 from vigor_jax.config import Stage, TrainConfig
 from vigor_jax.data.records.store import count_parts, has_part, part_metadata, read_part, read_parts, write_part
 from vigor_jax.demo.config import demo_config
+from vigor_jax.demo.results import COLUMNS, Results, plot, to_markdown
 from vigor_jax.demo.scoring import reward_auc, score
-from vigor_jax.demo.world import WorldConfig, prepare, read_scenes
+from vigor_jax.demo.variants import VARIANTS, Variant, choose, replaced
+from vigor_jax.demo.world import VERSION, WorldConfig, prepare, read_scenes
+from vigor_jax.errors import InputError
 from vigor_jax.inference.predictor import read_answers
 from vigor_jax.pipeline.run import Run
 from vigor_jax.records import Signal, Target, Verdict
-from vigor_jax.rewards.reward_model import Per
-from vigor_jax.stages.select import SelectConfig
 from vigor_jax.stages.stage import EVALUATION, REWARD_MODEL
-from vigor_jax.train import keep_compiled, train
+from vigor_jax.train import keep_compiled, lock, train
 
 logger = logging.getLogger(__name__)
 
-Replaced = Mapping[str, Any]
-
-
-class Variant(NamedTuple):
-    """One way to make targets of the same candidates.
-
-    Attributes:
-      name: of its directory.
-      label: in the table.
-      streams: who judges.
-      select: fields of `SelectConfig` that differ from the demo's.
-      rounds: how often.
-      judged: whose verdicts: "shared"; "holistic_reward", where the reward model judges whole descriptions; or
-        "erring_detector", where the detector misses `MISSES` of what is there and finds `FALSE_ALARMS` of what is not.
-    """
-
-    name: str
-    label: str
-    streams: tuple[str, ...]
-    select: Replaced
-    rounds: int = 1
-    judged: Literal["shared", "holistic_reward", "erring_detector"] = "shared"
-
-
+COUNT = "cpu_seconds.json"
 MISSES, FALSE_ALARMS = 0.08, 0.05
-BOTH = ("detector", "reward_model")
-PLAIN, DROPPED, REFINED = {"strategy": "random", "refine": False}, {"strategy": "random_drop"}, {"strategy": "random"}
-BALANCED = {"rule": "balanced"}
-VARIANTS = (
-    Variant("random", "control: random candidate", ("detector",), PLAIN),
-    Variant("random_drop", "control: random, sentences dropped at random to the length of All", BOTH, DROPPED),
-    Variant("random_refine", "random candidate + refinement", ("detector",), REFINED),
-    Variant("rm", "RM, sentence by sentence", ("reward_model",), {"refine": False}),
-    Variant("holistic", "RM, holistic", ("reward_model",), {"refine": False}, judged="holistic_reward"),
-    Variant("at", "AT", ("detector",), {}),
-    Variant("all", "All", BOTH, {}),
-    Variant("all_balanced", "All, balanced", BOTH, {"fusion": BALANCED}),
-    Variant("all_unrefined", "All without refinement", BOTH, {"refine": False}),
-    Variant("all_two_rounds", "All, two rounds", BOTH, {}, rounds=2),
-    Variant("at_erring", "AT, detector that errs", ("detector",), {}, judged="erring_detector"),
-    Variant("all_erring", "All, detector that errs", BOTH, {}, judged="erring_detector"),
-)
-
-COLUMNS = (
-    ("CHAIR_i", "chair_i"),
-    ("C@3", "chair_first"),
-    ("CHAIR_s", "chair_s"),
-    ("recall", "recall"),
-    ("bad sentences", "bad"),
-    ("colour", "colour"),
-    ("count", "count"),
-    ("place", "place"),
-    ("any of the three", "unseen"),
-    ("words", "words"),
-    ("POPE", "pope"),
-    ("POPE adv.", "pope_adversarial"),
-    ("absent in targets", "taught"),
-)
 
 
-def main() -> None:
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as every command."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"compare: {message}; --help lists the options")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m vigor_jax.demo.compare",
         description=__doc__,
+        epilog=_listed("variants", {variant.name: variant.description for variant in VARIANTS})
+        + _listed("columns of the file", {column.name: column.description for column in COLUMNS}),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--seeds", type=int, default=3, help="how many times, each with a world of its own")
-    parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("runs/compare"))
-    options = parser.parse_args()
+    names = ",".join(variant.name for variant in VARIANTS)
+    parser.add_argument("--variants", default=names, metavar="A,B", help="which, by name; by default all")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="how many times, each in another world (3)")
+    parser.add_argument("--first-seed", type=int, default=0, metavar="K", help="the seeds are K, K + 1, and so on (0)")
+    parser.add_argument("--out", type=Path, default=Path("runs/compare"), help="folder of the runs (runs/compare)")
+    parser.add_argument("--json", type=Path, metavar="F", help="file of the results; by default OUT/results.json")
+    options = parser.parse_args(arguments)
+    variants = choose([name.strip() for name in options.variants.split(",") if name.strip()])
+    for option, least in (("seeds", 1), ("first_seed", 0)):
+        if (value := getattr(options, option)) < least:
+            raise InputError(f"--{option.replace('_', '-')}: expected at least {least}, got {value}")
     cli.show_progress()
-    options.out.mkdir(parents=True, exist_ok=True)
-    keep_compiled(options.out / "compiled")  # each variant compiles the same programs
-    seeds = range(options.first_seed, options.first_seed + options.seeds)
-    found = [compare(options.out / f"seed-{seed}", WorldConfig(seed=seed)) for seed in seeds]
-    (options.out / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    table = to_markdown(found)
-    (options.out / "results.md").write_text(table + "\n", encoding="utf-8")
-    plot(found, options.out / "results.png")
+    results = Results(options.json or options.out / "results.json", settings(WorldConfig()))
+    with lock(options.out):
+        results.write()  # now, and not after an hour, if it cannot be written
+        keep_compiled(options.out / "compiled")  # each variant compiles the same programs
+        for seed in range(options.first_seed, options.first_seed + options.seeds):
+            missing = [variant for variant in variants if not results.has(variant, seed)]
+            directory = options.out / f"seed-{seed}"
+            for variant, figures in compare(directory, WorldConfig(seed=seed), missing):
+                results.add(variant, seed, figures)
+            if missing and (auc := find_auc(directory)):
+                results.add_auc(seed, auc)
+        table = to_markdown(results)
+        (options.out / "results.md").write_text(table + "\n", encoding="utf-8")
+        plot(results, options.out / "results.png")
     print(table)
 
 
-def compare(directory: Path, sizes: WorldConfig, variants: Sequence[Variant] = VARIANTS) -> dict[str, dict[str, float]]:
+def settings(sizes: WorldConfig) -> dict[str, Any]:
+    """What decides on the figures of all variants and seeds: the sizes of the world and the demo's config."""
+    world = dataclasses.asdict(sizes) | {"version": VERSION}
+    config = dataclasses.asdict(_config(Path("world"), 0))
+    sections = {key: value for key, value in config.items() if key not in ("run", "distributed")}
+    return {"world": {key: value for key, value in world.items() if key != "seed"}} | sections
+
+
+def compare(
+    directory: Path, sizes: WorldConfig, variants: Sequence[Variant]
+) -> Iterator[tuple[Variant, dict[str, float]]]:
     """Runs variants of one seed.
 
     Args:
       directory: gets the world and a run for each variant.
       sizes: of the world; its seed is that of candidates, training and evaluation, too.
-      variants: which; the first one's run evaluates the base as well.
+      variants: which.
 
-    Returns:
-      Figures by variant, "base" among them, and column; and under "auc" the reward model's, kind by kind.
+    Yields:
+      Each variant when it is done, and its columns.
     """
-    world, shared, seed = directory / "world", directory / "shared", sizes.seed
+    if not variants:
+        return
+    world = directory / "world"
     prepare(world, sizes)
-    config = _config(world, seed)
-    judged = dataclasses.replace(
-        config.train_reward, annotations=world / "annotations.jsonl", images=str(world / "images"), seed=seed
-    )
-    first: tuple[Stage, ...] = ("train_reward", "sample", "score")
-    config = dataclasses.replace(config, train_reward=judged)
-    Run(_in(config, shared, first)).go()
-    holistic = dataclasses.replace(
-        config,
-        train_reward=dataclasses.replace(judged, per="description"),
-        reward_model=dataclasses.replace(config.reward_model, per="description"),
-        score=dataclasses.replace(config.score, streams=("reward_model",)),
-    )
-    _copy(shared, directory / "holistic_reward", ("candidates",))
-    Run(_in(holistic, directory / "holistic_reward", ("train_reward", "score"))).go()
-    _copy(shared, directory / "erring_detector", ("candidates", "verdicts/reward_model"))
-    misjudge(shared / "verdicts" / "detector", directory / "erring_detector" / "verdicts" / "detector", seed)
-
-    found: dict[str, dict[str, float]] = {}
+    config = _config(world, sizes.seed)
+    if judged := {variant.judged for variant in variants if variant.judged}:
+        _judge(config, directory, judged)
     for variant in variants:
-        logger.info("seed %d: %s", seed, variant.label)
+        logger.info("seed %d: %s", sizes.seed, variant.label)
         run_dir = directory / variant.name
-        with_base = variant is variants[0]
-        _run(variant, config, directory, run_dir, with_base=with_base)
-        if with_base:
-            found["base"] = figures(run_dir / EVALUATION / "base", world)
+        with counting(run_dir):
+            _run(variant, config, directory, run_dir)
         last = run_dir if variant.rounds == 1 else run_dir / f"round-{variant.rounds}"
-        found[variant.name] = figures(last / EVALUATION / "tuned", world) | {"taught": _taught(last, world)}
-    found["auc"] = {str(kind): value for kind, value in reward_auc(shared, read_scenes(world, "unlabelled")).items()}
-    return found
+        found = figures(last / EVALUATION / ("tuned" if "export" in variant.stages else "base"), world)
+        if "select" in variant.stages:
+            found["taught"] = _taught(last, world)
+        rests_on = {"shared", variant.judged} if variant.judged else set()
+        shared_seconds = sum(counted(directory / name) for name in rests_on)
+        yield variant, found | {"seconds": counted(run_dir), "shared_seconds": shared_seconds}
+
+
+def _judge(config: TrainConfig, directory: Path, judged: Collection[str]) -> None:
+    """Candidates, verdicts and reward models that variants share."""
+    shared, holistic, erring = (directory / name for name in ("shared", "holistic_reward", "erring_detector"))
+    with counting(shared):
+        Run(_in(config, shared, ("train_reward", "sample", "score"))).go()
+    if holistic.name in judged:
+        of_descriptions = {"train_reward.per": "description", "reward_model.per": "description"}
+        with counting(holistic):
+            _copy(shared, holistic, ("candidates",))
+            other = replaced(config, of_descriptions | {"score.streams": ("reward_model",)})
+            Run(_in(other, holistic, ("train_reward", "score"))).go()
+    if erring.name in judged:
+        with counting(erring):
+            _copy(shared, erring, ("candidates", "verdicts/reward_model"))
+            misjudge(shared / "verdicts" / "detector", erring / "verdicts" / "detector", config.sft.seed)
+
+
+@contextlib.contextmanager
+def counting(directory: Path) -> Iterator[None]:
+    """Adds the CPU seconds of the block, those of its child processes included, to the directory's count.
+
+    When a block has ended without an error, its directory is done, and what finds that out costs nothing.
+    """
+    count = _read_count(directory)
+    start, is_done = _cpu_seconds(), False
+    try:
+        yield
+        is_done = True
+    finally:
+        if not count["done"]:
+            directory.mkdir(parents=True, exist_ok=True)
+            count = {"seconds": count["seconds"] + _cpu_seconds() - start, "done": is_done}
+            (directory / COUNT).write_text(json.dumps(count) + "\n", encoding="utf-8")
+
+
+def counted(directory: Path) -> float:
+    """The CPU seconds of a directory."""
+    return _read_count(directory)["seconds"]
+
+
+def _read_count(directory: Path) -> dict[str, Any]:
+    path = directory / COUNT
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"seconds": 0.0, "done": False}
+
+
+def _cpu_seconds() -> float:
+    return sum(os.times()[:4])
 
 
 def misjudge(verdicts: Path, erring: Path, seed: int) -> None:
@@ -182,14 +198,23 @@ def misjudge(verdicts: Path, erring: Path, seed: int) -> None:
 
 
 def figures(evaluation: Path, world: Path) -> dict[str, float]:
-    """What the table has of one model."""
+    """What an evaluation says of a model, by column."""
     metrics = json.loads((evaluation / "metrics.json").read_text(encoding="utf-8"))
     scenes = read_scenes(world, "held_out")
     truth = score((line["text"], scenes[line["image"]]) for line in read_answers(evaluation / "captions.jsonl"))
-    pope = metrics["pope"]
+    chair, pope = metrics["chair"], metrics["pope"]
     return {
-        **{name: metrics["chair"][name] for name in ("chair_i", "chair_first", "chair_s", "recall", "words")},
-        **dataclasses.asdict(truth),
+        "chair_i": chair["chair_i"],
+        "c3": chair["chair_first"],
+        "chair_s": chair["chair_s"],
+        "recall": chair["recall"],
+        "bad": truth.bad,
+        "color": truth.colour,
+        "count": truth.count,
+        "place": truth.place,
+        "any": truth.unseen,
+        "words": chair["words"],
+        "repeats": truth.repeats,
         "pope": pope["mean"]["accuracy"],
         "pope_adversarial": pope["adversarial"]["accuracy"],
     }
@@ -201,71 +226,38 @@ def _taught(run_dir: Path, world: Path) -> float:
     return score((target.text, scenes[target.image]) for target in read_parts(run_dir / "targets", Target)).absent
 
 
-def to_markdown(found: Sequence[Mapping[str, Mapping[str, float]]]) -> str:
-    """Means over seeds ± standard deviations, in percent but for words."""
-    head = ["variant", *(label for label, _ in COLUMNS)]
-    lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
-    for name, label in _labels(found[0]).items():
-        cells = []
-        for _, column in COLUMNS:
-            factor = 1 if column == "words" else 100
-            values = [factor * seed[name][column] for seed in found if column in seed[name]]
-            spread = f" ±{stdev(values):.1f}" if len(values) > 1 else ""
-            cells.append(f"{fmean(values):.1f}{spread}" if values else "")
-        lines.append(f"| {label} | {' | '.join(cells)} |")
-    aucs = ", ".join(f"{kind} {fmean(seed['auc'][kind] for seed in found):.3f}" for kind in found[0]["auc"])
-    return "\n".join([*lines, "", f"AUC of the reward model within a form of sentence, kind by kind: {aucs}."])
+def find_auc(directory: Path) -> dict[str, float] | None:
+    """The reward model's AUC, kind by kind, on the candidates that the variants share; None where there are none."""
+    if not (directory / "shared").is_dir():
+        return None
+    found = reward_auc(directory / "shared", read_scenes(directory / "world", "unlabelled"))
+    return {str(kind): value for kind, value in found.items()}
 
 
-def plot(found: Sequence[Mapping[str, Mapping[str, float]]], path: Path) -> None:
-    """CHAIR_i against recall, a point for each variant and a bar of a standard deviation each way."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(11, 5.5), dpi=130)
-    colours = pyplot.get_cmap("tab20").colors
-    for number, (name, label) in enumerate(_labels(found[0]).items()):
-        points = [(100 * seed[name]["recall"], 100 * seed[name]["chair_i"]) for seed in found]
-        mean = [fmean(values) for values in zip(*points, strict=True)]
-        spread = [stdev(values) if len(points) > 1 else math.nan for values in zip(*points, strict=True)]
-        style = "s" if name == "base" or "control" in label else "o"
-        axes.errorbar(*mean, xerr=spread[0], yerr=spread[1], fmt=style, color=colours[number], label=label)
-    axes.set(xlabel="recall, %", ylabel="CHAIR_i, % (lower is better)", title="Held-out scenes, temperature 0.7")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
-    figure.tight_layout()
-    figure.savefig(path)
-    pyplot.close(figure)
-
-
-def _labels(found: Mapping[str, Any]) -> dict[str, str]:
-    return {"base": "base", **{variant.name: variant.label for variant in VARIANTS if variant.name in found}}
-
-
+@functools.cache
 def _config(world: Path, seed: int) -> TrainConfig:
     """The demo's, in another world."""
     config = demo_config()
-    phrases = dataclasses.replace(config.detection.phrases, tagger=world / "tagger")
-    return dataclasses.replace(
+    captioned = {"train_reward.annotations": world / "annotations.jsonl", "train_reward.images": str(world / "images")}
+    evaluated = {
+        "evaluate.images": str(world / "images" / "held_out"),
+        "evaluate.objects": (world / "objects.json",),
+        "evaluate.pope": tuple(world / "pope" / path.name for path in config.evaluate.pope),
+        "evaluate.mme": None,
+        "evaluate.base": False,
+    }
+    seeded = ("train_reward.seed", "sample.sampling.seed", "select.seed", "sft.seed", "evaluate.captions.seed")
+    return replaced(
         config,
-        model=dataclasses.replace(config.model, path=world / "policy"),
-        sample=dataclasses.replace(
-            config.sample,
-            images=str(world / "images" / "unlabelled"),
-            sampling=dataclasses.replace(config.sample.sampling, seed=seed),
-        ),
-        detection=dataclasses.replace(config.detection, model=world / "detector", phrases=phrases),
-        sft=dataclasses.replace(config.sft, seed=seed),
-        evaluate=dataclasses.replace(
-            config.evaluate,
-            images=str(world / "images" / "held_out"),
-            objects=(world / "objects.json",),
-            pope=tuple(world / "pope" / path.name for path in config.evaluate.pope),
-            mme=None,
-            captions=dataclasses.replace(config.evaluate.captions, seed=seed),
-        ),
+        {
+            "model.path": world / "policy",
+            "sample.images": str(world / "images" / "unlabelled"),
+            "detection.model": world / "detector",
+            "detection.phrases.tagger": world / "tagger",
+            **captioned,
+            **evaluated,
+            **dict.fromkeys(seeded, seed),
+        },
     )
 
 
@@ -274,29 +266,21 @@ def _in(config: TrainConfig, run_dir: Path, stages: Sequence[Stage], rounds: int
     return dataclasses.replace(config, run=run)
 
 
-def _run(variant: Variant, config: TrainConfig, directory: Path, run_dir: Path, *, with_base: bool) -> None:
-    """Selection, fine-tuning and evaluation of a variant, on the seed's candidates and verdicts."""
-    source, is_holistic = directory / variant.judged, variant.judged == "holistic_reward"
-    reward_model = (source if is_holistic else directory / "shared") / REWARD_MODEL
-    per: Per = "description" if is_holistic else "sentence"
-    fusion = dataclasses.replace(config.select.fusion, **variant.select.get("fusion", {}))
-    others = {name: value for name, value in variant.select.items() if name != "fusion"}
-    select: SelectConfig = dataclasses.replace(config.select, seed=config.sft.seed, fusion=fusion, **others)
-    config = dataclasses.replace(
-        config,
-        score=dataclasses.replace(config.score, streams=variant.streams, reward_model=reward_model),
-        reward_model=dataclasses.replace(config.reward_model, per=per),
-        select=select,
-        evaluate=dataclasses.replace(config.evaluate, base=with_base),
-    )
-    copied = ["candidates", *(f"verdicts/{stream}" for stream in variant.streams)]
-    last: tuple[Stage, ...] = ("select", "sft", "export", "evaluate")
+def _run(variant: Variant, config: TrainConfig, directory: Path, run_dir: Path) -> None:
+    """A variant's own stages, on the candidates and verdicts that it shares."""
+    config = replaced(config, variant.overrides)
+    first: tuple[Stage, ...] = ()
+    if variant.judged:
+        source = directory / variant.judged
+        judge = source if (source / REWARD_MODEL).is_dir() else directory / "shared"
+        config = replaced(config, {"score.reward_model": judge / REWARD_MODEL})
+        copied = ["candidates", *(f"verdicts/{stream}" for stream in config.score.streams)]
+        _copy(source, run_dir if variant.rounds == 1 else run_dir / "round-1", copied)
+        first = ("sample", "score")
     if variant.rounds == 1:
-        _copy(source, run_dir, copied)
-        Run(_in(config, run_dir, last)).go()
+        Run(_in(config, run_dir, variant.stages)).go()
     else:
-        _copy(source, run_dir / "round-1", copied)
-        train(_in(config, run_dir, ("sample", "score", *last), variant.rounds))
+        train(_in(config, run_dir, (*first, *variant.stages), variant.rounds))
 
 
 def _copy(source: Path, target: Path, names: Sequence[str]) -> None:
@@ -305,5 +289,10 @@ def _copy(source: Path, target: Path, names: Sequence[str]) -> None:
             shutil.copytree(source / name, target / name)
 
 
+def _listed(title: str, entries: Mapping[str, str]) -> str:
+    width = max(map(len, entries))
+    return "".join(f"{line}\n" for line in [f"{title}:", *(f"  {k:{width}}  {v}" for k, v in entries.items()), ""])
+
+
 if __name__ == "__main__":
-    main()
+    cli.run(main)

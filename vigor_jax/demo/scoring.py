@@ -11,6 +11,7 @@ from vigor_jax.data.records.store import join, read_parts
 from vigor_jax.demo.language import NUMBERS, ErrorKind, Sentence, errors, parse
 from vigor_jax.demo.scenes import Scene
 from vigor_jax.records import Candidate, Verdict
+from vigor_jax.rewards.repetitions import repetitions
 from vigor_jax.stages.reward_evaluation import auc
 
 KINDS: tuple[ErrorKind, ...] = ("object", "colour", "count", "place")
@@ -28,6 +29,7 @@ class Scores:
       colour: of the sentences about what is there, those with a wrong colour.
       count: of the sentences about several of what is there, those with a wrong number.
       place: of the sentences about one thing of what is there, those with a wrong place.
+      repeats: sentences that say again, word for word, what an earlier one of the caption has said.
     """
 
     bad: float
@@ -36,12 +38,14 @@ class Scores:
     colour: float
     count: float
     place: float
+    repeats: float
 
 
 def score(captions: Iterable[tuple[str, Scene]]) -> Scores:
     """Compares captions, any texts, with their scenes."""
     seen: Counter[str] = Counter()
     for text, scene in captions:
+        seen["repeated"] += len(repetitions(text))
         for sentence in parse(text):
             found = _errors(sentence, scene)
             seen["all"] += 1
@@ -58,6 +62,7 @@ def score(captions: Iterable[tuple[str, Scene]]) -> Scores:
         colour=_share(seen["colour wrong"], seen["present"]),
         count=_share(seen["count wrong"], seen["count"]),
         place=_share(seen["place wrong"], seen["place"]),
+        repeats=_share(seen["repeated"], seen["all"]),
     )
 
 

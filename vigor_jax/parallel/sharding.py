@@ -241,9 +241,9 @@ def gather_fsdp(weight: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
     return jax.lax.with_sharding_constraint(weight, partition_spec(weight.shape, axes, mesh))
 
 
-def to_global(tree: Any, mesh: Mesh, spec: P = BATCH) -> Any:
-    """Host arrays, this process's rows each, → global arrays split by `spec`."""
-    sharding = NamedSharding(mesh, spec)
+def to_global(tree: Any, mesh: Mesh) -> Any:
+    """Host arrays, this process's rows each, → global arrays split by rows."""
+    sharding = NamedSharding(mesh, BATCH)
     with jax.transfer_guard_host_to_device("allow"):  # a batch is what is meant to move
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree)
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from vigor_jax.data.batches.examples import Example, read_examples, scan_examples
+from vigor_jax.data.batches.examples import Example, scan_examples
+from vigor_jax.data.records.bad_rows import refusal
 from vigor_jax.data.text.conversation import Turn
 from vigor_jax.errors import InputError
 
@@ -27,6 +28,14 @@ def images(tmp_path: Path) -> Path:
     (folder / "dog.jpg").touch()
     (folder / "folder.jpg").mkdir()
     return folder
+
+
+def read_examples(path: Path, image_folder: Path | None) -> list[Example]:
+    """All rows, or the line that training refuses the file with."""
+    found = scan_examples(path, image_folder)
+    if found.bad:
+        raise InputError(refusal(path, found.bad, found.total))
+    return found.examples
 
 
 def write(folder: Path, content: Any, suffix: str = "json") -> Path:

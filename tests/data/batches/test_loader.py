@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.tiny_tokenizer import build_tokenizer_dir
-from vigor_jax.data.batches.examples import read_examples
+from vigor_jax.data.batches.examples import scan_examples
 from vigor_jax.data.batches.loader import Loader
 from vigor_jax.data.images.preprocessing import Preprocessing, load_image, preprocess
 from vigor_jax.data.text.conversation import IGNORE_INDEX, TEMPLATES, encode_example
@@ -45,7 +45,7 @@ def make(root: Path, tokenizer: Tokenizer, num_examples: int = 10, *, with_image
     answers = [f"There {'is a red circle and ' * (index % 5)}a cat." for index in range(num_examples)]
     path = write_data(root, answers, with_image=with_image)
     settings = {
-        "examples": read_examples(path, root),
+        "examples": scan_examples(path, root).examples,
         "data_file": path,
         "tokenizer": tokenizer,
         "template": TEMPLATES["v1"],

@@ -19,6 +19,11 @@ from vigor_jax.data.images.places import Ranges, expand, list_pattern, parse
         ("{train,val}/{0..1}.tar", ["train/0.tar", "train/1.tar", "val/0.tar", "val/1.tar"]),
         ("{a,{0..1}}.tar", ["a.tar", "0.tar", "1.tar"]),
         ("{}{x}.tar", ["{}{x}.tar"]),
+        ("{a..c}-{0..4..2}.tar", [f"{letter}-{number}.tar" for letter in "abc" for number in (0, 2, 4)]),
+        ("{a,a,{b,a}}.tar", ["a.tar", "b.tar"]),
+        ("{0..2.tar", ["{0..2.tar"]),
+        ("0..2}{a,b}.tar", ["0..2}{a,b}.tar"]),
+        (r"C:\{a,b}\.tar", [r"C:\a\.tar", r"C:\b\.tar"]),
         ("s3://b/{000..002}-*.tar", ["s3://b/000-*.tar", "s3://b/001-*.tar", "s3://b/002-*.tar"]),
     ],
 )

@@ -13,7 +13,8 @@ from PIL import Image
 from detector_bridge.images import decode
 from detector_bridge.refusal import RefusedError
 from tests.detector_bridge.test_images import png_header
-from vigor_jax.data.images.preprocessing import CLIP_MEAN, CLIP_STD, Preprocessing, load_image, normalize, preprocess
+from tests.pixels import normalize
+from vigor_jax.data.images.preprocessing import CLIP_MEAN, CLIP_STD, Preprocessing, load_image, preprocess
 from vigor_jax.errors import InputError
 
 PHOTOS = Path(__file__).resolve().parents[3] / ".." / "shared" / "data" / "photos"

@@ -228,21 +228,6 @@ def test_a_hidden_part_is_no_part(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["part-00000-of-00002.parquet"]
 
 
-def test_remove_parts_removes_nothing_else(tmp_path):
-    store.write_part(tmp_path, 0, 2, targets(1), Target)
-    (tmp_path / ".part-00001-of-00002.parquet.tmp").touch()
-    (tmp_path / "notes.txt").touch()
-    store.remove_parts(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
-    store.remove_parts(tmp_path / "nowhere")
-
-
-def test_remove_parts_of_a_remote_folder():
-    store.write_part("memory://gone", 0, 1, targets(1), Target)
-    store.remove_parts("memory://gone")
-    assert store.part_count("memory://gone") is None
-
-
 def test_equal_records_give_equal_bytes(tmp_path):
     for name in ("a", "b"):
         store.write_part(tmp_path / name, 0, 1, [VERDICT] * 100, Verdict, {"digest": "abc"})

@@ -293,7 +293,7 @@ def test_references_in_both_layouts(tmp_path):
     ]
     for content in (REFERENCES, {"images": images, "annotations": annotations, "info": {}, "licenses": []}):
         path.write_text(json.dumps(content))
-        assert captions.read_references(path) == REFERENCES
+        assert captions.read_named_references(path)[0] == REFERENCES
     for content, message in (
         ([], "got no JSON object"),
         ({}, "got none"),
@@ -305,7 +305,7 @@ def test_references_in_both_layouts(tmp_path):
     ):
         path.write_text(json.dumps(content))
         with pytest.raises(InputError, match=message):
-            captions.read_references(path)
+            captions.read_named_references(path)
 
 
 def test_captions_are_one_an_image(tmp_path, coco):

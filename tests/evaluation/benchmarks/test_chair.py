@@ -220,7 +220,9 @@ def test_files_of_objects_add_up(files, published):
     reference = chair.read_objects([files["captions"], files["instances"]], published)
     assert reference.objects == {"COCO_7.jpg": {"person", "dog"}, "COCO_9.jpg": {"skis", "person"}, "COCO_3.jpg": set()}
     assert reference.synonyms is published
-    reference = chair.read_objects(list(files.values()), published, images=["COCO_3.jpg", "x", "none"])
+    reference = chair.read_annotations(list(files.values()), published).reference(
+        published, images=["COCO_3.jpg", "x", "none"]
+    )
     assert reference.objects == {"COCO_3.jpg": {"dog"}, "x": set()}
 
 

@@ -82,7 +82,6 @@ def test_reads_every_dtype_of_safetensors(tmp_path: Path) -> None:
     reader = TensorReader.open(tmp_path)
     assert_same(reader, state())
     assert reader.files == (tmp_path / "model.safetensors",)
-    assert reader.source("conv") == tmp_path / "model.safetensors"
     assert reader.dtype("none") == ml_dtypes.bfloat16
     assert_same(TensorReader.open_file(tmp_path / "model.safetensors"), state())
 
@@ -95,7 +94,7 @@ def test_reads_shards_with_an_index(tmp_path: Path, safe: bool) -> None:
     assert len(reader.files) > 3
     assert_same(reader, tensors)
     index = json.loads(next(tmp_path.glob("*.index.json")).read_text())
-    assert {name: reader.source(name).name for name in reader.names()} == index["weight_map"]
+    assert {name: reader._tensors[name].path.name for name in reader.names()} == index["weight_map"]
 
 
 def test_takes_the_first_layout_that_is_there(tmp_path: Path) -> None:
@@ -261,23 +260,28 @@ def assert_refused(directory: Path, *fragments: str) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "fragment"),
     [
-        ('"shape":[2,2],', "", "damaged safetensors header"),
-        ("[2,2]", "[2,3]", "damaged safetensors header"),
-        ("[2,2]", "[-2,-2]", "damaged safetensors header"),
-        ("[2,2]", "[2.0,2.0]", "damaged safetensors header"),
-        ("[2,2]", "4", "damaged safetensors header"),
-        ("[0,16]", "[0]", "damaged safetensors header"),
-        ("[0,16]", "[16,0]", "damaged safetensors header"),
-        ('"F32"', '["F32"]', "damaged safetensors header"),
-        ('"F32"', '"F4"', "'a' as F4, which is not supported: convert it to BF16 or F32"),
-        ("[16,32]", "[0,16]", "a gap or an overlap at byte"),
-        ("[0,16]", "[8,24]", "a gap or an overlap at byte"),
-        (HEADER, HEADER[: HEADER.index(',"b"')] + "}", "bytes where its safetensors header says"),
-        (HEADER, f"[{HEADER}]", "damaged safetensors header"),
-        (HEADER, "{}", "bytes where its safetensors header says"),
-        (HEADER, '{"a":3}', "damaged safetensors header"),
-        (HEADER, "[" * 100_000, "damaged safetensors header"),
-        (HEADER, HEADER[:-1], "damaged safetensors header"),
+        ('"shape":[2,2],', "", "missing field `shape`"),
+        ("[2,2]", "[2,3]", "invalid shape, data type, or offset"),
+        ("[2,2]", "[-2,-2]", "integer `-2`"),
+        ("[2,2]", "[2.0,2.0]", "floating point `2.0`"),
+        ("[2,2]", "4", "integer `4`"),
+        ("[2,2]", "[4294967296,4294967296,4]", "overflow"),
+        ("[0,16]", "[0]", "invalid length 1"),
+        ("[0,16]", "[16,0]", "invalid offset for tensor `a`"),
+        ('"F32"', '["F32"]', "invalid type: sequence"),
+        ("[16,32]", "[0,16]", "invalid offset for tensor"),
+        ("[0,16]", "[8,24]", "invalid offset for tensor `a`"),
+        (
+            '"b":{"dtype":"BF16","shape":[8],"data_offsets":[16,',
+            '"a b\\n\\nc":{"dtype":"BF16","shape":[8],"data_offsets":[15,',
+            "invalid",
+        ),
+        (HEADER, HEADER[: HEADER.index(',"b"')] + "}", "file not fully covered"),
+        (HEADER, f"[{HEADER}]", "invalid type: sequence"),
+        (HEADER, "{}", "file not fully covered"),
+        (HEADER, '{"a":3}', "integer `3`"),
+        (HEADER, "[" * 100_000, "invalid JSON"),
+        (HEADER, HEADER[:-1], "invalid JSON"),
     ],
 )
 def test_refuses_a_wrong_safetensors_header(tmp_path: Path, old: str, new: str, fragment: str) -> None:
@@ -285,14 +289,32 @@ def test_refuses_a_wrong_safetensors_header(tmp_path: Path, old: str, new: str, 
     assert TensorReader.open(tmp_path).names() == ("a", "b")
     assert old in HEADER
     write_safetensors(path, HEADER.replace(old, new, 1))
-    assert_refused(tmp_path, str(path), fragment)
+    size = path.stat().st_size
+    refusal = f"{path} has {size} bytes that are no whole safetensors file ("
+    assert_refused(tmp_path, refusal, fragment, "): download it again")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "fragment"),
+    [
+        ('"F32","shape":[2,2]', '"F4","shape":[8,4]', "'a' as F4"),
+        ('"BF16","shape":[8]', '"F8_E8M0","shape":[16]', "'b' as F8_E8M0"),
+        ('"F32"', '"F17"', "a tensor as F17"),
+    ],
+)
+def test_refuses_a_type_that_numpy_does_not_have(tmp_path: Path, old: str, new: str, fragment: str) -> None:
+    assert old in HEADER
+    path = write_safetensors(tmp_path / "model.safetensors", HEADER.replace(old, new, 1))
+    assert_refused(tmp_path, f"{path} holds {fragment}, which is not supported: convert it to BF16 or F32")
 
 
 def test_refuses_a_header_length_that_no_header_has(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(struct.pack("<Q", 200_000_000))
     os.truncate(path, 300_000_000)
-    assert_refused(tmp_path, "no whole safetensors header in its 300000000 bytes: download it again")
+    assert_refused(
+        tmp_path, "has 300000000 bytes that are no whole safetensors file (header too large): download it again"
+    )
 
 
 def test_refuses_a_git_lfs_pointer(tmp_path: Path) -> None:

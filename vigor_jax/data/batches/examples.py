@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from vigor_jax.data.batches.modalities import check_media, image_name
 from vigor_jax.data.images.store import Images, open_images
-from vigor_jax.data.records.bad_rows import BadRow, bad_row, refusal
+from vigor_jax.data.records.bad_rows import BadRow, bad_row
 from vigor_jax.data.text.conversation import IMAGE_PLACEHOLDER, Turn, check_turns
 from vigor_jax.errors import InputError
 from vigor_jax.records import ImageFile
@@ -62,8 +62,8 @@ class Scan(NamedTuple):
     total: int
 
 
-def read_examples(path: Path, image_folder: str | Path | None) -> list[Example]:
-    """Reads conversations in LLaVA's format.
+def scan_examples(path: Path, image_folder: str | Path | None) -> Scan:
+    """Reads conversations in LLaVA's format, and tells the rows that cannot be used from those that can.
 
     The file is a JSON list, or JSON lines, of
     `{"id": str, "image": str, "conversations": [{"from": "human" | "gpt", "value": str}, ...]}`, `id` and `image`
@@ -74,19 +74,6 @@ def read_examples(path: Path, image_folder: str | Path | None) -> list[Example]:
         path: The file, UTF-8.
         image_folder: Where the pictures are, a folder or any other place of `open_images`; None if no example has
             one.
-
-    Raises:
-        InputError: The file cannot be read, or some of its rows could not be trained on. Names the file, and of each
-            row the line (from 1) or list index (from 0), and the id.
-    """
-    found = scan_examples(path, image_folder)
-    if found.bad:
-        raise InputError(refusal(path, found.bad, found.total))
-    return found.examples
-
-
-def scan_examples(path: Path, image_folder: str | Path | None) -> Scan:
-    """Reads as `read_examples` does, and tells the rows that cannot be used from those that can.
 
     Raises:
         InputError: There are no rows, the file is no such file, no image folder is given where one is needed, or it has

@@ -110,7 +110,7 @@ def usable_examples(
 
     Args:
         path: of conversations in LLaVA's format.
-        image_folder: as `read_examples` takes it.
+        image_folder: as `scan_examples` takes it.
         encoder: makes tokens of them.
         skip: as `settle` takes it.
         option: as `settle` takes it.

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import fsspec
+from braceexpand import braceexpand
 
 from vigor_jax.data.images.folders import FolderWalk
 from vigor_jax.errors import InputError
 
 OPTIONS = ("image", "name", "names")
 
-_BRACES = re.compile(r"\{([^{}]*)\}")
-_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 # What a store calls the state of a file, the surest first.
 _VERSIONS = ("generation", "etag", "ETag", "md5Hash", "content_md5", "mtime", "LastModified", "updated", "created")
 
@@ -168,24 +168,18 @@ def list_pattern(location: str) -> list[File]:
 
 
 def expand(pattern: str) -> list[str]:
-    """`a-{08..10}.tar` → `a-08.tar`, `a-09.tar`, `a-10.tar`; `{train,val}.tar` → `train.tar`, `val.tar`.
+    """`a-{08..10}.tar` → `a-08.tar`, `a-09.tar`, `a-10.tar`; `{train,val}.tar` → `train.tar`, `val.tar`; as in Bash.
 
     Raises:
       InputError: a range runs backwards.
     """
-    for braces in _BRACES.finditer(pattern):
-        if bounds := _RANGE.fullmatch(braces[1]):
-            low, high = bounds.groups()
-            if int(high) < int(low):
-                raise InputError(f"images: {pattern}: expected {{LOW..HIGH}}, got {braces[0]}")
-            values = [str(number).zfill(len(low)) for number in range(int(low), int(high) + 1)]
-        elif "," in braces[1]:
-            values = braces[1].split(",")
-        else:
-            continue
-        head, tail = pattern[: braces.start()], pattern[braces.end() :]
-        return list(dict.fromkeys(one for value in values for one in expand(f"{head}{value}{tail}")))
-    return [pattern]
+    for bounds in _RANGE.finditer(pattern):
+        if int(bounds[2]) < int(bounds[1]):
+            raise InputError(f"images: {pattern}: expected {{LOW..HIGH}}, got {bounds[0]}")
+    try:
+        return list(dict.fromkeys(braceexpand(pattern, escape=False)))
+    except ValueError:  # unbalanced braces, which are part of a name
+        return [pattern]
 
 
 def list_files(locations: Iterable[str]) -> list[File]:

@@ -185,22 +185,6 @@ def _resized(image: Image.Image, preprocessing: Preprocessing) -> tuple[int, int
     return (edge, new_long) if image.width <= image.height else (new_long, edge)
 
 
-def normalize(pixels: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
-    """The definition of what the model computes on the device: pixels / 255, minus the mean, over the deviation, both
-    scaled to pixels / 255.
-
-    Args:
-        pixels: uint8 [..., 3] in [0, 255].
-        preprocessing: The vision tower's settings.
-
-    Returns:
-        float32 [..., 3].
-    """
-    mean = np.asarray(preprocessing.scaled_mean, np.float32)
-    std = np.asarray(preprocessing.scaled_std, np.float32)
-    return (pixels.astype(np.float32) / np.float32(255) - mean) / std
-
-
 def _pad_to_square(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
     width, height = image.size
     side = max(width, height)

@@ -33,7 +33,6 @@ Record = TypeVar("Record")
 ROWS_PER_GROUP = 4096
 
 _PART = re.compile(r"part-(\d{5,})-of-(\d{5,})\.parquet")
-_HIDDEN_PART = re.compile(r"\.part-\d{5,}-of-\d{5,}\.parquet\.tmp")
 _NOT_METADATA = (b"ARROW:schema", seal.KEY.encode())
 
 
@@ -265,14 +264,6 @@ def part_seal(folder: str | Path, index: int, count: int) -> Seal:
     name = part_name(index, count)
     with open_part(folder, name, whole=False) as (_, found):
         return found or Seal(name)
-
-
-def remove_parts(folder: str | Path) -> None:
-    """Removes all parts, whatever their count, and what killed writers left; nothing else."""
-    system, path = _open_folder(folder)
-    for name in _names(folder):
-        if _PART.fullmatch(name) or _HIDDEN_PART.fullmatch(name):
-            system.rm_file(posixpath.join(path, name))
 
 
 @contextlib.contextmanager

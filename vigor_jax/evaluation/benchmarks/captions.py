@@ -75,17 +75,13 @@ class CaptionMetrics:
     counts: Mapping[str, np.ndarray]
 
 
-def read_references(path: Path) -> dict[str, list[str]]:
-    """Image → captions that people wrote, from `{image: [caption, ...]}` or COCO's captions (images by `file_name`).
+def read_named_references(path: Path) -> tuple[dict[str, list[str]], ImageNames]:
+    """Image → captions that people wrote, from `{image: [caption, ...]}` or COCO's captions (images by `file_name`),
+    and what the images are called besides.
 
     Raises:
         InputError: The file cannot be read or is neither.
     """
-    return read_named_references(path)[0]
-
-
-def read_named_references(path: Path) -> tuple[dict[str, list[str]], ImageNames]:
-    """As `read_references`, and what the images are called besides."""
     content = read_json(path)
     what = f"{path}: expected {{image: [caption, ...]}} or COCO's captions annotations"
     if not isinstance(content, dict):

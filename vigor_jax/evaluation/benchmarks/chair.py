@@ -124,9 +124,7 @@ class Annotations(NamedTuple):
         return Reference(present, synonyms)
 
 
-def read_objects(
-    paths: Sequence[Path], synonyms: Synonyms | None = None, *, images: Collection[str] | None = None
-) -> Reference:
+def read_objects(paths: Sequence[Path], synonyms: Synonyms | None = None) -> Reference:
     """Reads what is in images, from one file or several that add to each other.
 
     A file is `{image: [object, ...]}`, or COCO's instances (images go by their `file_name`, objects by their
@@ -136,13 +134,12 @@ def read_objects(
         paths: JSON files.
         synonyms: Maps names and captions to objects. Default: each name in the files is an object, COCO's categories
             without an instance included.
-        images: Read what concerns these only, which is faster for captions. Default: all.
 
     Raises:
         InputError: A file cannot be read or is nothing of that, or has an object that the synonyms do not know, or
             there are captions but neither synonyms nor objects.
     """
-    return read_annotations(paths, synonyms).reference(synonyms, images=images)
+    return read_annotations(paths, synonyms).reference(synonyms)
 
 
 def read_annotations(paths: Sequence[Path], synonyms: Synonyms | None = None) -> Annotations:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vigor_jax.errors import InputError
 from vigor_jax.evaluation.benchmarks.answer_letters import LETTERS
-from vigor_jax.evaluation.benchmarks.questions import CHOICE_REQUEST, ChoiceQuestion, choice_prompt
+from vigor_jax.evaluation.benchmarks.questions import ChoiceQuestion, choice_prompt
 
 # A rotated copy of question 241 is 1000241, 2000241, ... in the files that have such copies.
 ROTATION = 1_000_000
@@ -18,7 +18,7 @@ _COLUMNS = ("index", "question", "A", "B", "answer", "image")
 _SUFFIXES = {b"\xff\xd8": ".jpg", b"\x89P": ".png", b"GI": ".gif", b"RI": ".webp", b"BM": ".bmp"}
 
 
-def read_mmbench(path: Path, *, circular: bool = True, request: str = CHOICE_REQUEST) -> list[ChoiceQuestion]:
+def read_mmbench(path: Path, *, circular: bool = True) -> list[ChoiceQuestion]:
     """Reads a TSV file with answers (`mmbench_dev_*.tsv`, `MMBench_DEV_*.tsv`); those of the test split have none.
 
     Its columns: index, question, hint, A, B, C, D, answer, category, image (base64) and perhaps l2-category. A field
@@ -30,7 +30,6 @@ def read_mmbench(path: Path, *, circular: bool = True, request: str = CHOICE_REQ
         circular: All rotations of each question, in one `group`: the file's own copies, or made here where it has
             none; `questions.merge_groups` makes CircularEval's verdicts of them. Else each question once. A rotation
             goes by the id 241#1 besides, which is round 1 of LLaVA's `--all-rounds`.
-        request: What the prompt ends with; for the Chinese files LLaVA has "请直接回答选项字母。".
 
     Raises:
         InputError: The file cannot be read, has no answers or is something else.
@@ -45,14 +44,12 @@ def read_mmbench(path: Path, *, circular: bool = True, request: str = CHOICE_REQ
             raise InputError(f"{place}: expected a number under 'index', got {row['index']!r}") from error
         main, text_only = str(index % ROTATION), {**row, "image": ""}
         if index < ROTATION:
-            mains.append(_question(place, row, index, request))
+            mains.append(_question(place, row, index))
             rows[main] = place, text_only
         else:
-            copies.setdefault(main, []).append(_question(place, text_only, index, request))
+            copies.setdefault(main, []).append(_question(place, text_only, index))
     if not copies:
-        copies = {
-            question.question_id: _rotations(question, *rows[question.question_id], request) for question in mains
-        }
+        copies = {question.question_id: _rotations(question, *rows[question.question_id]) for question in mains}
     images = {question.question_id: question for question in mains}
     if gone := [main for main in copies if main not in images]:
         raise InputError(f"{path}: question {gone[0]} is only there rotated; take the file as published")
@@ -77,7 +74,7 @@ def read_mmbench(path: Path, *, circular: bool = True, request: str = CHOICE_REQ
     return found
 
 
-def _rotations(question: ChoiceQuestion, place: str, row: dict[str, str], request: str) -> list[ChoiceQuestion]:
+def _rotations(question: ChoiceQuestion, place: str, row: dict[str, str]) -> list[ChoiceQuestion]:
     """The question with its options moved by one place, by two and so on: what was B is A, and what was A is last."""
     letters = LETTERS[: len(question.options)]
     found = []
@@ -85,7 +82,7 @@ def _rotations(question: ChoiceQuestion, place: str, row: dict[str, str], reques
         moved = {letter: row[letters[number + shift - len(letters)]] for number, letter in enumerate(letters)}
         answer = letters[letters.index(question.answer) - shift]
         index = int(question.question_id) + shift * ROTATION
-        found.append(_question(place, {**row, **moved, "answer": answer}, index, request))
+        found.append(_question(place, {**row, **moved, "answer": answer}, index))
     return found
 
 
@@ -111,7 +108,7 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
         csv.field_size_limit(before)
 
 
-def _question(place: str, row: dict[str, str], index: int, request: str) -> ChoiceQuestion:
+def _question(place: str, row: dict[str, str], index: int) -> ChoiceQuestion:
     options: list[str] = []
     for letter in LETTERS:
         if _is_missing(row.get(letter)):
@@ -124,7 +121,7 @@ def _question(place: str, row: dict[str, str], index: int, request: str) -> Choi
         return ChoiceQuestion(
             question_id=str(index),
             image=name,
-            prompt=choice_prompt(question, options, request),
+            prompt=choice_prompt(question, options),
             options=tuple(options),
             answer=row["answer"],
             categories={kind: (value,) for kind, value in kinds.items() if value and not _is_missing(value)},

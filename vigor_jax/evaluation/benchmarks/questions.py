@@ -143,10 +143,10 @@ class QuestionMetrics:
     categories: dict[str, dict[str, Share]]
 
 
-def choice_prompt(question: str, options: Sequence[str], request: str = CHOICE_REQUEST) -> str:
+def choice_prompt(question: str, options: Sequence[str]) -> str:
     """The question, a line for each option ("A. a dog"), and what LLaVA-1.5 asks for: the letter alone."""
     lines = [f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False)]
-    return "\n".join((question, *lines, request))
+    return "\n".join((question, *lines, CHOICE_REQUEST))
 
 
 def short_prompt(question: str) -> str:

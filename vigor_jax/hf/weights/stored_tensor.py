@@ -5,6 +5,7 @@ offset, so a path, an offset, a dtype, a shape and strides say all there is. The
 mapped pages count as resident memory, and a walk over a 14 GB checkpoint would seem to need 14 GB.
 """
 
+import contextlib
 import math
 import mmap
 from collections.abc import Sequence
@@ -80,7 +81,12 @@ def _empty(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
     size = math.prod(shape) * dtype.itemsize
     if size < _OWN_PAGES_BYTES:
         return np.empty(shape, dtype)
-    return np.frombuffer(mmap.mmap(-1, size), np.uint8).view(dtype).reshape(shape)
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without them
+            # As NumPy's own arrays have: filling pages of 4 KiB takes three times as long.
+            pages.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(pages, np.uint8).view(dtype).reshape(shape)
 
 
 def row_major_strides(shape: Sequence[int]) -> tuple[int, ...]:

@@ -1,51 +1,23 @@
-"""Checkpoint weights on disk, without torch: reads safetensors and PyTorch files and writes safetensors.
-
-The safetensors format (a little-endian 64-bit header length, a JSON header, the data) is handled here rather
-than by its library, whose NumPy side knows no bfloat16 and which maps the whole file into memory.
-"""
+"""Checkpoint weights on disk, without torch: reads safetensors and PyTorch files and writes safetensors."""
 
 import json
 import os
 import shutil
-import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
-import ml_dtypes
 import numpy as np
 
 from vigor_jax.errors import InputError
 from vigor_jax.hf.other_folders import describe
+from vigor_jax.hf.weights.safetensors_file import DTYPE_CODES, safetensors_tensors, write_safetensors
 from vigor_jax.hf.weights.shards import read_weight_map, shards_without_index
-from vigor_jax.hf.weights.stored_tensor import StoredTensor, byte_view, damaged, row_major_strides
+from vigor_jax.hf.weights.stored_tensor import StoredTensor
 from vigor_jax.hf.weights.torch_bin import torch_tensors
 from vigor_jax.json_fields import check_file, exists
-
-_DTYPES = {
-    "BOOL": np.dtype(np.bool_),
-    "U8": np.dtype("u1"),
-    "I8": np.dtype("i1"),
-    "U16": np.dtype("<u2"),
-    "I16": np.dtype("<i2"),
-    "U32": np.dtype("<u4"),
-    "I32": np.dtype("<i4"),
-    "U64": np.dtype("<u8"),
-    "I64": np.dtype("<i8"),
-    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
-    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
-    "F16": np.dtype("<f2"),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "F32": np.dtype("<f4"),
-    "F64": np.dtype("<f8"),
-    "C64": np.dtype("<c8"),
-}
-# As in the safetensors library; a damaged length must not make us read gigabytes.
-_MAX_HEADER_BYTES = 100_000_000
-_DTYPE_CODES = {dtype: code for code, dtype in _DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -147,10 +119,6 @@ class TensorReader:
         """The dtype of a tensor, `ml_dtypes.bfloat16` for bfloat16."""
         return self._find(name).dtype
 
-    def source(self, name: str) -> Path:
-        """The file that holds a tensor."""
-        return self._find(name).path
-
     def read(self, name: str, index: tuple[slice, ...] | None = None) -> np.ndarray:
         """Reads a tensor, or a part of it, into a new array; see `StoredTensor.read`."""
         return self._find(name).read(index)
@@ -216,7 +184,7 @@ class TensorWriter:
             ValueError: the name was added before, or safetensors has no such dtype.
         """
         array = np.asarray(array, order="C")
-        if array.dtype not in _DTYPE_CODES:
+        if array.dtype not in DTYPE_CODES:
             raise ValueError(f"{name!r} has the dtype {array.dtype}, which safetensors cannot hold")
         if name in self._shard_of:
             raise ValueError(f"{name!r} was added twice")
@@ -228,7 +196,7 @@ class TensorWriter:
         self._total_bytes += array.nbytes
 
     def _write_shard(self) -> None:
-        _write_safetensors(self._partial / str(self._num_shards), self._pending)
+        write_safetensors(self._partial / str(self._num_shards), self._pending)
         self._num_shards += 1
         self._pending, self._pending_bytes = {}, 0
 
@@ -273,72 +241,9 @@ def _list_tensors(path: Path) -> dict[str, StoredTensor]:
     try:
         check_file(path)
         if path.suffix == ".safetensors":
-            return _safetensors_tensors(path)
+            return safetensors_tensors(path)
         if path.suffix in (".bin", ".pt", ".pth"):
             return torch_tensors(path)
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}): give a readable weights file") from error
+        raise InputError(f"{path} cannot be read ({error.strerror or error}): give a readable weights file") from error
     raise InputError(f"{path} is no weights file: expected the suffix .safetensors, .bin, .pt or .pth")
-
-
-def _safetensors_tensors(path: Path) -> dict[str, StoredTensor]:
-    """Lists the tensors of a safetensors file, after a check that they fill it from the header to its end."""
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        prefix = file.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
-        if 8 + length > size or length > _MAX_HEADER_BYTES:
-            raise damaged(path, f"has no whole safetensors header in its {size} bytes")
-        try:
-            header = json.loads(file.read(length))
-            header.pop("__metadata__", None)
-            tensors = {name: _stored(path, 8 + length, name, entry) for name, entry in header.items()}
-        except InputError:
-            raise
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise damaged(path, "has a damaged safetensors header") from error
-    end = 8 + length
-    for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.offset, prod(tensor.shape))):
-        if tensor.offset != end:
-            raise damaged(path, f"has a safetensors header with a gap or an overlap at byte {end}")
-        end += prod(tensor.shape) * tensor.dtype.itemsize
-    if end != size:
-        raise damaged(path, f"has {size} bytes where its safetensors header says {end}")
-    return tensors
-
-
-def _stored(path: Path, data: int, name: str, entry: Mapping[str, Any]) -> StoredTensor:
-    """One entry of a safetensors header; `data` is where the data begin in the file."""
-    shape, (begin, end) = tuple(entry["shape"]), entry["data_offsets"]
-    if entry["dtype"] not in _DTYPES:
-        raise InputError(
-            f"{path} holds {name!r} as {entry['dtype']}, which is not supported: convert it to BF16 or F32"
-        )
-    dtype = _DTYPES[entry["dtype"]]
-    if any(type(n) is not int or n < 0 for n in (begin, end, *shape)):
-        raise ValueError("lengths must be whole numbers, none negative")
-    if end - begin != prod(shape) * dtype.itemsize:
-        raise ValueError("shape and data offsets differ")
-    return StoredTensor(path, data + begin, dtype, shape, row_major_strides(shape))
-
-
-def _write_safetensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Writes one file."""
-    # The widest elements first, so that every tensor begins at a multiple of its element's size.
-    ordered = sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0]))
-    # transformers before 4.38 refuses a file whose metadata do not name a framework.
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, array in ordered:
-        begin, end = end, end + array.nbytes
-        code = _DTYPE_CODES[array.dtype]
-        header[name] = {"dtype": code, "shape": list(array.shape), "data_offsets": [begin, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with open(path, "wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for _, array in ordered:
-            file.write(byte_view(array))
-        file.flush()
-        # Before the move to its name, lest a power cut leave a file of that name without its data.
-        os.fsync(file.fileno())

@@ -1,6 +1,6 @@
 """Selection: candidates a second on one core, both passes with their reading and writing, and the peak of memory.
 
-    python -m benchmarks.select --candidates 1000000
+    python -m benchmarks.selection --candidates 1000000
 
 The candidates are made up: five an image, about seventy words each, eight signals from each of two streams, one in ten
 of a thing that is not there. Selection runs in a process of its own, so the peak is its alone, interpreter included;
@@ -86,7 +86,7 @@ def measure(folder: Path) -> None:
 
 def run(folder: Path) -> dict[str, float]:
     """`measure` in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.select", "--measure", str(folder)]
+    command = [sys.executable, "-m", "benchmarks.selection", "--measure", str(folder)]
     done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[1])
     return json.loads(done.stdout.splitlines()[-1])
 

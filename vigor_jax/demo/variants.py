@@ -1,0 +1,128 @@
+"""The variants of the method that `compare` runs, one entry each; a new one is a new entry."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
+
+from vigor_jax.config import Stage
+from vigor_jax.errors import InputError
+
+Config = TypeVar("Config")
+Judged: TypeAlias = Literal["shared", "holistic_reward", "erring_detector"]
+
+
+class Variant(NamedTuple):
+    """One way to a tuned model.
+
+    Attributes:
+      name: on the command line, in the results, and of its directory.
+      label: in the table.
+      description: one line.
+      overrides: options of the demo's config that differ, `section.key` → value.
+      stages: what is run after what the variants share.
+      judged: whose candidates and verdicts it takes: "shared"; "holistic_reward", where the reward model judges whole
+        descriptions; "erring_detector", where the detector errs (`compare.misjudge`); or None.
+      rounds: how often.
+    """
+
+    name: str
+    label: str
+    description: str
+    overrides: Mapping[str, Any]
+    stages: tuple[Stage, ...] = ("select", "sft", "export", "evaluate")
+    judged: Judged | None = "shared"
+    rounds: int = 1
+
+
+DETECTOR = {"score.streams": ("detector",)}
+BOTH = {"score.streams": ("detector", "reward_model")}
+UNREFINED = {"select.refine": False}
+REWARD_MODEL = {"score.streams": ("reward_model",)} | UNREFINED
+RANDOM = {"select.strategy": "random"}
+ERRING: Judged = "erring_detector"
+# name, label, description, overrides
+VARIANTS = (
+    Variant(
+        "base",
+        "base",
+        "the model before, without any training",
+        {"evaluate.base": True},
+        stages=("evaluate",),
+        judged=None,
+    ),
+    Variant(
+        "random",
+        "control: random candidate",
+        "trained on one of its candidates, whichever",
+        DETECTOR | RANDOM | UNREFINED,
+    ),
+    Variant(
+        "random_drop",
+        "control: random, sentences dropped at random to the length of All",
+        "as random, with as many sentences dropped as in all, whichever they are",
+        BOTH | {"select.strategy": "random_drop"},
+    ),
+    Variant(
+        "random_refine",
+        "random candidate + refinement",
+        "as random, without the sentences with something that the detector does not find",
+        DETECTOR | RANDOM,
+    ),
+    Variant("rm", "RM, sentence by sentence", "the reward model chooses by its sentences", REWARD_MODEL),
+    Variant(
+        "holistic",
+        "RM, holistic",
+        "a reward model of whole descriptions chooses",
+        REWARD_MODEL | {"reward_model.per": "description"},
+        judged="holistic_reward",
+    ),
+    Variant("at", "AT", "the detector chooses; sentences with something that it does not find are dropped", DETECTOR),
+    Variant("all", "All", "detector and reward model choose by the paper's rule; sentences are dropped as in at", BOTH),
+    Variant(
+        "all_balanced",
+        "All, balanced",
+        "as all, by the rule that also counts what is right",
+        BOTH | {"select.fusion.rule": "balanced"},
+    ),
+    Variant("all_unrefined", "All without refinement", "as all, without dropping sentences", BOTH | UNREFINED),
+    Variant(
+        "all_two_rounds", "All, two rounds", "as all, and again from the model that came out of it", BOTH, rounds=2
+    ),
+    Variant(
+        "at_erring", "AT, detector that errs", "as at, with errors in the detector's answers", DETECTOR, judged=ERRING
+    ),
+    Variant(
+        "all_erring", "All, detector that errs", "as all, with errors in the detector's answers", BOTH, judged=ERRING
+    ),
+)
+
+
+def choose(names: Sequence[str]) -> list[Variant]:
+    """Variants by their names, each once.
+
+    Raises:
+      InputError: there is no variant of that name, or no name.
+    """
+    known = {variant.name: variant for variant in VARIANTS}
+    unknown = [name for name in names if name not in known]
+    if unknown or not names:
+        wrong = f"{unknown[0]!r} is no variant" if unknown else "expected names with commas between them, got none"
+        raise InputError(f"--variants: {wrong}; known ones are {', '.join(known)}")
+    return [known[name] for name in dict.fromkeys(names)]
+
+
+def replaced(config: Config, overrides: Mapping[str, Any]) -> Config:
+    """A config with other values.
+
+    Args:
+      config: a dataclass of values and dataclasses.
+      overrides: `section.key` → value.
+    """
+    for key, value in overrides.items():
+        config = _replaced(config, key.split("."), value)
+    return config
+
+
+def _replaced(config: Any, path: Sequence[str], value: Any) -> Any:
+    name, *rest = path
+    return dataclasses.replace(config, **{name: _replaced(getattr(config, name), rest, value) if rest else value})

@@ -1,0 +1,108 @@
+"""Where the tensors of a safetensors file lie, as its library finds them, and writing such a file."""
+
+import json
+import os
+import re
+import struct
+import textwrap
+from collections.abc import Mapping
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from vigor_jax.errors import InputError
+from vigor_jax.hf.weights.stored_tensor import StoredTensor, byte_view, damaged, row_major_strides
+
+_DTYPES = {
+    "BOOL": np.dtype(np.bool_),
+    "U8": np.dtype("u1"),
+    "I8": np.dtype("i1"),
+    "U16": np.dtype("<u2"),
+    "I16": np.dtype("<i2"),
+    "U32": np.dtype("<u4"),
+    "I32": np.dtype("<i4"),
+    "U64": np.dtype("<u8"),
+    "I64": np.dtype("<i8"),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F32": np.dtype("<f4"),
+    "F64": np.dtype("<f8"),
+    "C64": np.dtype("<c8"),
+}
+DTYPE_CODES = {dtype: code for code, dtype in _DTYPES.items()}
+_UNKNOWN_DTYPE = re.compile("unknown variant `([^`]*)`")
+
+
+def safetensors_tensors(path: Path) -> dict[str, StoredTensor]:
+    """Lists the tensors of a safetensors file in the order of their data; reads none of the data.
+
+    The library reads and checks the header. The data are read by `StoredTensor`, as those of PyTorch's files are: the
+    library (0.8) reads the header again for each tensor, holds the pages of a tensor as well as its copy if it maps
+    the file, and reads a whole tensor to take some rows of it if it does not.
+
+    Raises:
+        InputError: the file is truncated or damaged, or holds a tensor of a type that NumPy does not have.
+        OSError: it cannot be read.
+    """
+    # The library checks that the tensors lie one after the other up to the end of the file, without gaps.
+    end = path.stat().st_size
+    tensors: dict[str, StoredTensor] = {}
+    try:
+        with safe_open(path, framework="numpy") as file:
+            for name in reversed(file.offset_keys()):
+                entry = file.get_slice(name)
+                code, shape = entry.get_dtype(), tuple(entry.get_shape())
+                if code not in _DTYPES:
+                    raise _unsupported(path, repr(name), code)
+                dtype = _DTYPES[code]
+                end -= prod(shape) * dtype.itemsize
+                tensors[name] = StoredTensor(path, end, dtype, shape, row_major_strides(shape))
+    except SafetensorError as error:
+        if unknown := _UNKNOWN_DTYPE.search(str(error)):
+            raise _unsupported(path, "a tensor", unknown[1]) from error
+        reason = textwrap.shorten(str(error).removeprefix("Error while deserializing header: "), 200)
+        size = path.stat().st_size
+        raise damaged(path, f"has {size} bytes that are no whole safetensors file ({reason})") from error
+    return dict(reversed(tensors.items()))
+
+
+def _unsupported(path: Path, what: str, code: str) -> InputError:
+    return InputError(f"{path} holds {what} as {code}, which is not supported: convert it to BF16 or F32")
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes one file.
+
+    Args:
+        path: the file, which must not exist.
+        tensors: C-contiguous arrays of the types in `DTYPE_CODES`.
+
+    Raises:
+        OSError: it cannot be written, or the disk is full.
+    """
+    # Not by the library: its `save_file` up to 0.7 copies all tensors, 0.8 makes files that nobody else may read, and
+    # of a full disk both raise an error without the errno that `vigor_jax.disk` explains.
+    # The widest elements first, so that every tensor begins at a multiple of its element's size.
+    ordered = sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0]))
+    # transformers before 4.38 refuses a file whose metadata do not name a framework.
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, array in ordered:
+        begin, end = end, end + array.nbytes
+        code = DTYPE_CODES[array.dtype]
+        header[name] = {"dtype": code, "shape": list(array.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for _, array in ordered:
+            file.write(byte_view(array))
+        file.flush()
+        # Before the move to its name, lest a power cut leave a file of that name without its data.
+        os.fsync(file.fileno())
