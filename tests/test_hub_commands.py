@@ -158,7 +158,7 @@ def test_a_sidecar_serves_a_model_of_the_hub(hub, machine, tmp_path):
 
 def test_plan_takes_the_sizes_and_no_weights(hub, machine, world):
     program = (
-        "import sys; from vigor_jax.hf.hub import local_directory; from vigor_jax.plan.programs import model_config;"
+        "import sys; from vigor_jax.hf.hub import local_directory; from vigor_jax.plan.planning import model_config;"
         "print(model_config(local_directory('tiny/llava')).text.hidden_size, file=sys.stderr)"
     )
     hub.forget()

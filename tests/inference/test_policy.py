@@ -15,8 +15,8 @@ import torch
 from flax import nnx
 from PIL import Image
 
+from tests.pixels import normalize
 from tests.tiny_llava import Tiny, build_checkpoint, build_model
-from vigor_jax.data.images.preprocessing import normalize
 from vigor_jax.data.text.conversation import IGNORE_INDEX, TEMPLATES, Turn, encode_example
 from vigor_jax.errors import InputError
 from vigor_jax.hf.load import open_checkpoint
