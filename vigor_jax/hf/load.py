@@ -14,6 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from vigor_jax.data.text.conversation import DEFAULT_TEMPLATE, check_template
 from vigor_jax.errors import InputError
 from vigor_jax.hf import hub
 from vigor_jax.hf.families import family_of
@@ -34,11 +35,16 @@ class ModelConfig:
       path: a llava-hf directory or one of the original LLaVA code, or its name on the Hub (docs/checkpoints.md).
       vision_tower: the same of the CLIP tower of an original checkpoint that does not bring it.
       dtype: type to compute in; what is trained is held in float32 in any case.
+      template: the conversation format that it was trained with, a key of `data.text.conversation.TEMPLATES`.
     """
 
     path: str | Path
     vision_tower: str | Path | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    template: str = DEFAULT_TEMPLATE
+
+    def __post_init__(self) -> None:
+        check_template(self.template, "model.template")
 
 
 def open_checkpoint(name: str | Path, vision_tower: str | Path | None = None) -> Checkpoint:

@@ -16,7 +16,15 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Float
 
 from vigor_jax.data.images.preprocessing import load_image, preprocess
-from vigor_jax.data.text.conversation import IMAGE_PLACEHOLDER, TEMPLATES, Turn, encode_example, encode_prompt
+from vigor_jax.data.text.conversation import (
+    DEFAULT_TEMPLATE,
+    IMAGE_PLACEHOLDER,
+    Turn,
+    check_template,
+    encode_example,
+    encode_prompt,
+    find_template,
+)
 from vigor_jax.errors import InputError
 from vigor_jax.hf.load import Checkpoint, load_llava
 from vigor_jax.inference.logprobs import collate_responses, per_token_logps
@@ -38,7 +46,7 @@ class Policy:
     Args:
       checkpoint: the checkpoint.
       mesh: all devices of all processes.
-      template: the conversation format that the model was trained with, a key of `TEMPLATES`.
+      template: the conversation format that the model was trained with, a key of `TEMPLATES`; by default LLaVA-1.5's.
       dtype: type to compute in; by default float32 if the checkpoint is stored so, else bfloat16.
       int8: hold the language model's weights in 8 bits, see `models.int8`.
 
@@ -46,7 +54,7 @@ class Policy:
       checkpoint: as given.
       mesh: as given.
       template: the conversation format.
-      template_name: as given.
+      template_name: its name.
       dtype: type to compute in.
 
     Raises:
@@ -58,19 +66,18 @@ class Policy:
         checkpoint: Checkpoint,
         mesh: Mesh,
         *,
-        template: str = "v1",
+        template: str | None = None,
         dtype: Any = None,
         int8: bool = False,
     ) -> None:
-        if template not in TEMPLATES:
-            raise InputError(f"template: expected one of {', '.join(TEMPLATES)}, got {template!r}")
+        check_template(template, "template")
         dtype = dtype or ("float32" if checkpoint.dtype == np.float32 else "bfloat16")
         if dtype == "float16" and jax.default_backend() != "gpu":
             raise InputError(
                 f"dtype float16 needs a GPU, and this is a {jax.default_backend()}; take bfloat16 or float32"
             )
         self.checkpoint, self.mesh, self.dtype = checkpoint, mesh, dtype
-        self.template_name, self.template = template, TEMPLATES[template]
+        self.template_name, self.template = template or DEFAULT_TEMPLATE, find_template(template)
         self._int8 = int8
         self._samplers: dict[SamplingConfig, Sampler] = {}  # what one has compiled, it need not compile again
         self._sizes = {

@@ -69,7 +69,7 @@ class Predictor:
       InputError: the type needs another kind of device.
     """
 
-    def __init__(self, checkpoint: Checkpoint, template: str, mesh: Mesh, *, dtype: str | None = None) -> None:
+    def __init__(self, checkpoint: Checkpoint, template: str | None, mesh: Mesh, *, dtype: str | None = None) -> None:
         self._policy = Policy(checkpoint, mesh, template=template, dtype=dtype)
 
     def answer(

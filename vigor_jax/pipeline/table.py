@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from vigor_jax.config import TrainConfig
 from vigor_jax.stages.evaluate import EvaluateStage
@@ -23,22 +24,31 @@ def make_stages(config: TrainConfig) -> dict[str, Stage]:
     Raises:
       InputError: settings of two stages contradict each other.
     """
-    images = config.sample.images
-    train_reward = dataclasses.replace(config.train_reward, images=config.train_reward.images or images)
-    sft = dataclasses.replace(config.sft, images=config.sft.images or images)
-    score = ScoreStage(config.score, config.detection, config.reward_model, images)
+    config = filled(config)
+    score = ScoreStage(config.score, config.detection, config.reward_model, config.sample.images)
     if "reward_model" in score.streams and not config.score.reward_model and "train_reward" in config.run.stages:
-        check_same_question(config.reward_model, dataclasses.asdict(train_reward), "train_reward")
+        check_same_question(config.reward_model, dataclasses.asdict(config.train_reward), "train_reward")
     stages = (
-        TrainRewardStage(train_reward),
+        TrainRewardStage(config.train_reward),
         SampleStage(config.sample, score.ahead if "score" in config.run.stages else _nothing_ahead),
         score,
         SelectStage(config.select, score.streams),
-        SftStage(sft),
+        SftStage(config.sft),
         ExportStage(config.export, of="sft"),
         EvaluateStage(config.evaluate),
     )
     return {stage.name: stage for stage in stages}
+
+
+def filled(config: TrainConfig) -> TrainConfig:
+    """The config with what stages leave open: the template is that of the model, images those that are sampled."""
+    changes: dict[str, Any] = {}
+    for name in ("train_reward", "sample", "reward_model", "sft", "evaluate"):
+        section: Any = getattr(config, name)
+        changes[name] = dataclasses.replace(section, template=section.template or config.model.template)
+    for name in ("train_reward", "sft"):
+        changes[name] = dataclasses.replace(changes[name], images=changes[name].images or config.sample.images)
+    return dataclasses.replace(config, **changes)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from vigor_jax import fingerprint
 from vigor_jax.data.batches.tree_batches import TreeRows, collate, padded_sizes
 from vigor_jax.data.batches.tree_sequences import QUESTIONS, Description, Per, Row, TreeEncoder, TreeSequence, asked
 from vigor_jax.data.images.preprocessing import Preprocessing, load_image, preprocess
-from vigor_jax.data.text.conversation import TEMPLATES
+from vigor_jax.data.text.conversation import DEFAULT_TEMPLATE, check_template, find_template
 from vigor_jax.data.text.tokenizer import Tokenizer
 from vigor_jax.errors import InputError
 from vigor_jax.inference.policy import Policy
@@ -47,7 +47,7 @@ class RewardModelConfig:
       max_length: most tokens of a row, questions included. The model's positions bound each path, not the row.
       bucket: rows are padded to multiples of it, so that few lengths are ever compiled.
       answer_tokens: most tokens of an answer.
-      template: conversation format, a key of `data.text.conversation.TEMPLATES`.
+      template: conversation format; by default `model.template`.
       question: what is asked; "" for the paper's words (for whole descriptions, those adapted).
       per: ask of every sentence, given those before it, or once of the whole description (the holistic ablation).
       badness: a sentence's penalty is 1 - p(good), p(good) = P("1") / (P("1") + P("0")); or 0 or 1, as the answer says.
@@ -57,7 +57,7 @@ class RewardModelConfig:
     max_length: int = fingerprint.neutral(2048)
     bucket: int = fingerprint.neutral(128)
     answer_tokens: int = 24
-    template: str = "v1"
+    template: str | None = None
     question: str = ""
     per: Per = "sentence"
     badness: Literal["probability", "decoded"] = "probability"
@@ -66,8 +66,7 @@ class RewardModelConfig:
         for name in ("batch_size", "max_length", "bucket", "answer_tokens"):
             if getattr(self, name) < 1:
                 raise InputError(f"reward_model.{name} must be at least 1, got {getattr(self, name)}")
-        if self.template not in TEMPLATES:
-            raise InputError(f"reward_model.template: expected one of {', '.join(TEMPLATES)}, got {self.template!r}")
+        check_template(self.template, "reward_model.template")
 
 
 @dataclasses.dataclass
@@ -114,7 +113,7 @@ class RewardModel:
     ) -> None:
         config = dataclasses.replace(config, batch_size=round_up_batch(config.batch_size, mesh))
         self._config, self._mesh, self._tokenizer, self._preprocessing = config, mesh, tokenizer, preprocessing
-        self._template = TEMPLATES[config.template]
+        self._template = find_template(config.template)
         question = config.question or QUESTIONS[config.per]
         self._encoder = TreeEncoder(
             tokenizer,
@@ -125,7 +124,8 @@ class RewardModel:
             max_length=config.max_length,
             max_position=model.config.text.max_position_embeddings - config.answer_tokens,
         )
-        self.digest = fingerprint.digest([weights_digest, fingerprint.of(config) | {"question": question}])
+        asked = {"question": question, "template": config.template or DEFAULT_TEMPLATE}
+        self.digest = fingerprint.digest([weights_digest, fingerprint.of(config) | asked])
 
         self.compilations = 0
         self._graphdef, self._weights = nnx.split(model)

@@ -13,7 +13,7 @@ from vigor_jax import fingerprint
 from vigor_jax.data.images.store import open_images
 from vigor_jax.data.records.checksum import file_digest
 from vigor_jax.data.records.store import write_atomically
-from vigor_jax.data.text.conversation import TEMPLATES
+from vigor_jax.data.text.conversation import check_template
 from vigor_jax.errors import InputError
 from vigor_jax.evaluation.benchmarks import chair, mme, pope
 from vigor_jax.evaluation.benchmarks.synonyms import Synonyms
@@ -41,7 +41,7 @@ class EvaluateConfig:
       pope: files of POPE questions.
       mme: MME's folder.
       prompt: what captions are asked for with.
-      template: the conversation format that the model was trained with.
+      template: conversation format; by default `model.template`.
       protocol: the words that POPE and MME are asked in: "paper", their own, or "llava-1.5" (docs/evaluation.md).
       limit: only so many images for CHAIR, the first by name; 0 takes all that have objects.
       base: whether the model before is asked, too.
@@ -55,7 +55,7 @@ class EvaluateConfig:
     pope: tuple[Path, ...] = ()
     mme: Path | None = None
     prompt: str = "Describe this image in detail."
-    template: str = "v1"
+    template: str | None = None
     protocol: ProtocolName = "paper"
     limit: int = 0
     base: bool = True
@@ -67,8 +67,7 @@ class EvaluateConfig:
     )
 
     def __post_init__(self) -> None:
-        if self.template not in TEMPLATES:
-            raise InputError(f"evaluate.template: expected one of {', '.join(TEMPLATES)}, got {self.template!r}")
+        check_template(self.template, "evaluate.template")
         if (self.objects or self.pope) and self.images is None:
             raise InputError("evaluate.images is not given; name the folder that objects and questions are about")
 

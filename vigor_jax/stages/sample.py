@@ -21,7 +21,7 @@ from tqdm import tqdm
 from vigor_jax import fingerprint
 from vigor_jax.data.images.store import Images, open_images
 from vigor_jax.data.records.store import join, part_count, part_metadata, parts_done, read_batches, write_part
-from vigor_jax.data.text.conversation import TEMPLATES
+from vigor_jax.data.text.conversation import check_template
 from vigor_jax.errors import InputError
 from vigor_jax.hf.load import Checkpoint
 from vigor_jax.inference.decoder import Batch, Decoder
@@ -51,7 +51,7 @@ class SampleConfig:
       images: the unlabelled images: a folder, searched however deep, tar shards or Parquet, local or remote
         (docs/images.md).
       prompts: each image is asked one of them, drawn by its name and the seed.
-      template: the conversation format that the model was trained with.
+      template: conversation format; by default `model.template`.
       images_per_part: images in one file of candidates; what a kill can lose is one file. Each starts with empty rows,
         so take at least ten times `inference.sampler.batch_size`: fewer leave rows empty while the last answers end.
       limit: only so many images, the first in their order, which in a folder is that of the names; 0 takes all.
@@ -61,15 +61,14 @@ class SampleConfig:
 
     images: str | None = fingerprint.place(None)
     prompts: tuple[str, ...] = ("Describe this image in detail.",)
-    template: str = "v1"
+    template: str | None = None
     images_per_part: int = 256
     limit: int = 0
     int8: bool = False
     sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
 
     def __post_init__(self) -> None:
-        if self.template not in TEMPLATES:
-            raise InputError(f"sample.template: expected one of {', '.join(TEMPLATES)}, got {self.template!r}")
+        check_template(self.template, "sample.template")
         if not self.prompts:
             raise InputError("sample.prompts: expected at least one, got none")
         if self.images_per_part < 1 or self.limit < 0:

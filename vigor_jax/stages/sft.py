@@ -17,7 +17,7 @@ from vigor_jax.data.batches.places import row_keys
 from vigor_jax.data.batches.trainable import Encoder, usable_examples
 from vigor_jax.data.records.checksum import check_checksum, file_digest
 from vigor_jax.data.records.store import join
-from vigor_jax.data.text.conversation import TEMPLATES
+from vigor_jax.data.text.conversation import find_template
 from vigor_jax.errors import InputError
 from vigor_jax.fingerprint import of
 from vigor_jax.hf.load import Checkpoint
@@ -95,7 +95,7 @@ def _loader(
         )
     encoding: dict[str, Any] = {
         "tokenizer": checkpoint.tokenizer,
-        "template": TEMPLATES[config.template],
+        "template": find_template(config.template),
         "image_token_id": checkpoint.config.image_token_id,
         "num_image_tokens": checkpoint.config.num_image_tokens,
         "max_length": config.max_length,

@@ -27,7 +27,7 @@ from vigor_jax.data.images.store import open_images
 from vigor_jax.data.records.annotations import scan_annotations
 from vigor_jax.data.records.bad_rows import BadRow, settle
 from vigor_jax.data.records.checksum import file_digest
-from vigor_jax.data.text.conversation import TEMPLATES
+from vigor_jax.data.text.conversation import find_template
 from vigor_jax.errors import InputError
 from vigor_jax.hf.export import ExportConfig
 from vigor_jax.hf.load import Checkpoint
@@ -175,7 +175,7 @@ def train_reward(config: TrainRewardConfig, checkpoint: Checkpoint, run_dir: Pat
 def _encoder(config: TrainRewardConfig, checkpoint: Checkpoint) -> TreeEncoder:
     return TreeEncoder(
         checkpoint.tokenizer,
-        TEMPLATES[config.template],
+        find_template(config.template),
         config.question or QUESTIONS[config.per],
         image_token_id=checkpoint.config.image_token_id,
         num_image_tokens=checkpoint.config.num_image_tokens,

@@ -22,6 +22,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from vigor_jax.data.batches.loader import Batch
+from vigor_jax.data.text.conversation import DEFAULT_TEMPLATE
 from vigor_jax.errors import InputError
 from vigor_jax.fingerprint import of
 from vigor_jax.hf.hub import origin
@@ -179,6 +180,7 @@ def _fingerprint(config: TrainingConfig, checkpoint: Checkpoint, data: dict[str,
         "tokenizer": checkpoint.tokenizer.digest(),
         "preprocessing": dataclasses.asdict(checkpoint.preprocessing),
         **of(config),
+        "template": config.template or DEFAULT_TEMPLATE,
         "data": data,
     }
 

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int32, UInt32
 
 from vigor_jax import fingerprint
 from vigor_jax.data.batches.loader import Rows
-from vigor_jax.data.text.conversation import TEMPLATES
+from vigor_jax.data.text.conversation import check_template
 from vigor_jax.errors import InputError, nearest
 from vigor_jax.models.layers import REMAT_POLICIES
 from vigor_jax.models.vlm import Vlm, param_paths
@@ -40,7 +40,7 @@ class TrainingConfig:
     Attributes:
       images: where the images that the data names are: a folder, tar shards or Parquet (docs/images.md).
       skip_bad: leave rows out that cannot be trained on, with their number, rather than refuse the data.
-      template: conversation format, a key of `data.text.conversation.TEMPLATES`.
+      template: conversation format; by default `model.template`.
       epochs: passes over the data.
       batch_size: examples an update, over all devices.
       accumulate: parts that a batch is computed in, one after the other; the update stays the same.
@@ -64,7 +64,7 @@ class TrainingConfig:
 
     images: str | None = fingerprint.place(None)
     skip_bad: bool = fingerprint.neutral(False)
-    template: str = "v1"
+    template: str | None = None
     epochs: int = 1
     batch_size: int = 32
     accumulate: int = fingerprint.neutral(1)
@@ -93,12 +93,12 @@ class TrainingConfig:
             (("weight_decay", "seed"), lambda value: value >= 0, "0 or more"),
             (("warmup_ratio",), lambda value: 0 <= value <= 1, "0 to 1"),
             (("beta1", "beta2"), lambda value: 0 <= value < 1, "0 to less than 1"),
-            (("template",), TEMPLATES.__contains__, f"one of {', '.join(TEMPLATES)}"),
             (("remat",), REMAT_POLICIES.__contains__, f"one of {', '.join(REMAT_POLICIES)}"),
         ):
             for name in names:
                 if not holds(getattr(self, name)):
                     raise InputError(f"{name}: expected {expected}, got {getattr(self, name)!r}")
+        check_template(self.template, "template")
         if self.batch_size % self.accumulate:
             raise InputError(
                 f"batch_size {self.batch_size} does not divide into accumulate {self.accumulate} equal parts; "

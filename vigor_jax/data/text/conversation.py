@@ -85,6 +85,23 @@ TEMPLATES: dict[str, Template] = {
     "plain": Template("", "", "", stop="\n"),
 }
 """By the names that LLaVA gives them; "v0" is "llava_v0" and "v1" is "vicuna_v1"."""
+DEFAULT_TEMPLATE = "v1"
+
+
+def find_template(name: str | None) -> Template:
+    """A conversation format by its name; LLaVA-1.5's where none is given."""
+    return TEMPLATES[name or DEFAULT_TEMPLATE]
+
+
+def check_template(name: str | None, option: str) -> None:
+    """Raises InputError if there is no such conversation format; none need be given.
+
+    Args:
+        name: A key of `TEMPLATES`.
+        option: What gives it, for the message.
+    """
+    if name is not None and name not in TEMPLATES:
+        raise InputError(f"{option}: expected one of {', '.join(TEMPLATES)}, got {name!r}")
 
 
 def encode_prompt(

@@ -1,0 +1,60 @@
+"""What stages take from the rest of the config where they leave it open."""
+
+import dataclasses
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from vigor_jax.config import RunConfig, Stage, TrainConfig
+from vigor_jax.errors import InputError
+from vigor_jax.hf.load import ModelConfig
+from vigor_jax.pipeline.table import filled, make_stages
+from vigor_jax.stages.sample import SampleConfig
+from vigor_jax.training.train_step import SftConfig
+
+WITH_A_TEMPLATE = ("train_reward", "sample", "reward_model", "sft", "evaluate")
+
+
+def config(**sections) -> TrainConfig:
+    return TrainConfig(RunConfig(Path("run")), **{"model": ModelConfig(Path("model")), **sections})
+
+
+def test_every_section_with_a_template_is_filled():
+    having = [
+        field.name for field in dataclasses.fields(TrainConfig) if hasattr(getattr(config(), field.name), "template")
+    ]
+    assert sorted(having) == sorted([*WITH_A_TEMPLATE, "model"])
+
+
+@pytest.mark.parametrize("template", ["v1", "llava_v1"])
+def test_the_template_is_that_of_the_model(template):
+    found = filled(config(model=ModelConfig(Path("model"), template=template)))
+    assert {getattr(found, name).template for name in WITH_A_TEMPLATE} == {template}
+
+
+def test_a_stage_may_have_its_own_template():
+    found = filled(config(sft=SftConfig(template="v0")))
+    assert (found.sft.template, found.sample.template) == ("v0", "v1")
+
+
+def test_images_are_those_that_are_sampled():
+    found = filled(config(sample=SampleConfig(images="photos"), sft=SftConfig(images="others")))
+    assert (found.train_reward.images, found.sft.images) == ("photos", "others")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ModelConfig(Path("m"), template="v2"), "model.template: expected one of v0, .* got 'v2'"),
+        (lambda: SampleConfig(template="v2"), "sample.template: expected one of"),
+        (lambda: SftConfig(template=""), "template: expected one of v0, .* got ''"),
+    ],
+)
+def test_a_template_that_does_not_exist(make, message):
+    with pytest.raises(InputError, match=message):
+        make()
+
+
+def test_the_table_has_every_stage_in_order():
+    assert tuple(make_stages(config())) == get_args(Stage)
