@@ -139,8 +139,12 @@ class VigorJax(lmms):
             np.pad(example.labels, padding, constant_values=IGNORE_INDEX),
             np.zeros((1, edge, edge, 3), np.uint8) if pixels is None else pixels[None],
         )
+        instructions = self._source.tokenizer.instruction_ids([context])
         with jax.set_mesh(self._mesh):  # every device takes the same row
-            arrays = (np.repeat(x[None], self._mesh.shape["data"], axis=0) for x in row)
+            arrays = (
+                None if x is None else np.repeat(x[None], self._mesh.shape["data"], axis=0)
+                for x in (*row, instructions)
+            )
             loss, is_greedy = self._loss(self._weights, *arrays)
         return float(loss), bool(is_greedy)
 
@@ -153,10 +157,15 @@ class VigorJax(lmms):
         return preprocess(images[0].convert("RGB"), self._source.preprocessing) if images else None
 
     def _loss_of_answer(
-        self, weights: nnx.State, token_ids: jax.Array, labels: jax.Array, pixels: jax.Array
+        self,
+        weights: nnx.State,
+        token_ids: jax.Array,
+        labels: jax.Array,
+        pixels: jax.Array,
+        instructions: jax.Array | None,
     ) -> tuple[jax.Array, jax.Array]:
         model = nnx.merge(self._graphdef, weights)
-        logits = model.language_model.logits(model(token_ids, pixels)[0, :-1])
+        logits = model.language_model.logits(model(token_ids, pixels, instructions=instructions)[0, :-1])
         targets = labels[0, 1:]
         counts = targets != IGNORE_INDEX
         logprobs = jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.maximum(targets, 0)[:, None], axis=-1)[:, 0]

@@ -110,9 +110,11 @@ class Family(abc.ABC):
 
     Attributes:
       layouts: names of its layouts, for `export.layout`.
+      files: small files next to the weights, besides config.json and the tokenizer's, that an export takes over.
     """
 
     layouts: ClassVar[tuple[str, ...]]
+    files: ClassVar[tuple[str, ...]] = SETTINGS_FILES
 
     @abc.abstractmethod
     def read_config(self, config: Json, directory: Path, vision_tower: str | Path | None = None) -> VlmConfig:
@@ -197,7 +199,7 @@ class Family(abc.ABC):
             return
         config = read_json(source.directory / "config.json")
         write_json(directory / "config.json", config | {"dtype" if "dtype" in config else "torch_dtype": kind})
-        copy_files(source.directory, directory, SETTINGS_FILES)
+        copy_files(source.directory, directory, self.files)
         write_tokenizer(source.directory, source.tokenizer, directory)
         if export.template:
             write_chat_template(export.template, source.tokenizer, image_token(source.directory), directory)

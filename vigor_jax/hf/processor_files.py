@@ -53,6 +53,7 @@ def copy_files(directory: Path, out: Path, files: tuple[str, ...]) -> None:
     """Those of the files that are there."""
     for name in files:
         if (directory / name).exists():
+            (out / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(directory / name, out / name)
 
 

@@ -46,6 +46,7 @@ class Batch:
       seeds: where each prompt's random numbers start.
       rows: where each goes, counted within the rows of its part of the mesh; one too many for what only fills up.
       pixels: one image a prompt, as `data.images.preprocessing.preprocess` gives it; None if none has one.
+      instructions: what is asked about each image, as `models.vlm.Vlm.encode_images` takes it.
     """
 
     token_ids: Int[Array, "R S"]
@@ -53,6 +54,7 @@ class Batch:
     seeds: UInt32[Array, "R 2"]
     rows: Int[Array, "R"]
     pixels: UInt8[Array, "R E E 3"] | None
+    instructions: Int[Array, "R Q"] | None = None
 
 
 def cache_lengths(max_new_tokens: int) -> list[int]:
@@ -193,7 +195,7 @@ class Decoder:
     def _run_prompts(self, weights: nnx.State, batch: Batch) -> tuple[Prefix, Float[Array, "R 1 V"]]:
         """Runs prompts: their keys and values, and the scores of what comes after them."""
         model = nnx.merge(self._graphdef, weights)
-        features = None if batch.pixels is None else model.encode_images(batch.pixels)
+        features = None if batch.pixels is None else model.encode_images(batch.pixels, batch.instructions)
         x = constrain_batch(model.embed(batch.token_ids, features))
 
         def attend(q: Array, k: Array, v: Array, _: Any) -> tuple[Array, Any]:

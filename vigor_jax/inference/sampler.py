@@ -43,7 +43,8 @@ class Request:
       prompt_ids: token ids of the whole prompt, see `data.text.conversation.encode_prompt`.
       pixels: uint8 [S, S, 3], or a function that reads them (called on another thread, and only where they are
         needed); None for a prompt of text alone.
-      prompt: the prompt's words; random choices depend on them.
+      prompt: the prompt's words; random choices depend on them, and the image's features where the model's family
+        reads them.
     """
 
     image_id: str
@@ -288,7 +289,9 @@ class _Generation:
                 image = future.result()
                 assert image.shape == pixels.shape[1:], f"{request.image_id}: {image.shape}, not {edge} pixels wide"
                 pixels[place] = image
-        return Batch(*shard_rows((token_ids, lengths, seeds, rows, pixels), self._mesh))
+        words = [taken[place][0].request.prompt if place in taken else "" for place in range(size)]
+        instructions = self._sampler._tokenizer.instruction_ids(words) if has_image else None
+        return Batch(*shard_rows((token_ids, lengths, seeds, rows, pixels, instructions), self._mesh))
 
     def _generate(self) -> None:
         """Some more tokens for all rows."""

@@ -40,7 +40,12 @@ def tree_attention(tree: Tree) -> Attend:
 def read_places(model: Vlm, rows: TreeRows, *, remat: str = "none") -> Float[Array, "B P D"]:
     """Hidden states after the tokens at `rows.places`, all suffixes in one pass."""
     hidden = model(
-        rows.token_ids, rows.pixels, positions=rows.tree.positions, attend=tree_attention(rows.tree), remat=remat
+        rows.token_ids,
+        rows.pixels,
+        instructions=rows.instructions,
+        positions=rows.tree.positions,
+        attend=tree_attention(rows.tree),
+        remat=remat,
     )
     return constrain_batch(jnp.take_along_axis(hidden, rows.places[..., None], axis=1))
 
@@ -87,7 +92,8 @@ def answer_places(
     def read(q: Array, k: Array, v: Array, _: Any) -> tuple[Array, Any]:
         return masked_attention(q, k, v, mask), (jnp.pad(k, room), jnp.pad(v, room))
 
-    x = constrain_batch(model.embed(rows.token_ids, model.encode_images(rows.pixels[:, 0])))
+    instructions = None if rows.instructions is None else rows.instructions[:, 0]
+    x = constrain_batch(model.embed(rows.token_ids, model.encode_images(rows.pixels[:, 0], instructions)))
     hidden, caches = llama(x, rows.tree.positions, read)
     logits = llama.logits(jnp.take_along_axis(hidden, rows.places[..., None], axis=1))
 

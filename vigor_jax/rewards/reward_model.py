@@ -225,7 +225,8 @@ class RewardModel:
         for row, future in images.items():
             pixels[row, 0] = future.result()
         padded = [*rows, *[None] * (size - len(rows))]
-        batch = collate(padded, *padded_sizes(rows, self._config.bucket), self._tokenizer.pad_id, pixels)
+        instructions, sizes = self._encoder.instructions(size), padded_sizes(rows, self._config.bucket)
+        batch = collate(padded, *sizes, self._tokenizer.pad_id, pixels, instructions)
         placed: TreeRows = shard_rows(batch, self._mesh)
         return placed
 

@@ -140,7 +140,7 @@ class TrainState(NamedTuple):
       step: updates done.
       params: trained weights in float32.
       opt_state: of the optimiser, sharded like the weights.
-      rng: key for what may be random in an update. Nothing in LLaVA is (no dropout), so it never advances.
+      rng: key for what may be random in an update. Nothing is (no dropout), so it never advances.
     """
 
     step: Int32[Array, ""]
@@ -248,7 +248,14 @@ def _first_state(params: Weights, optimizer: optax.GradientTransformation, seed:
 def conversation_loss(model: Vlm, rows: Rows, config: TrainingConfig) -> tuple[Float[Array, ""], Int32[Array, ""]]:
     """Sum of the loss over the supervised tokens of conversations, and their number."""
     pixels = rows.pixels if rows.pixels.shape[1] else None
-    hidden = model(rows.token_ids, pixels, positions=rows.positions, segment_ids=rows.segment_ids, remat=config.remat)
+    hidden = model(
+        rows.token_ids,
+        pixels,
+        instructions=rows.instructions,
+        positions=rows.positions,
+        segment_ids=rows.segment_ids,
+        remat=config.remat,
+    )
     labels = rows.labels
     if rows.segment_ids is not None:
         hidden, labels = supervised_first(hidden, labels)

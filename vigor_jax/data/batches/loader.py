@@ -20,6 +20,7 @@ from vigor_jax.data.batches.packing import pack, pack_tokens
 from vigor_jax.data.batches.trainable import Encoder
 from vigor_jax.data.images.preprocessing import Preprocessing, load_image, preprocess
 from vigor_jax.data.text.conversation import IGNORE_INDEX, EncodedExample, Template
+from vigor_jax.data.text.instructions import NO_TOKEN
 from vigor_jax.data.text.tokenizer import Tokenizer
 from vigor_jax.errors import InputError
 from vigor_jax.records import ImageFile
@@ -38,6 +39,7 @@ class Rows(NamedTuple):
             whole data set has an image. Of packed rows, their images in order, then black ones.
         segment_ids: of packed rows, see `data.batches.packing.PackedTokens`; None where every row is one example.
         positions: likewise.
+        instructions: the first question about each image, for a model that reads it while it looks; else None.
     """
 
     token_ids: Int32[Any, "B T"]
@@ -45,6 +47,7 @@ class Rows(NamedTuple):
     pixels: UInt8[Any, "B I S S 3"]
     segment_ids: Int32[Any, "B T"] | None = None
     positions: Int32[Any, "B T"] | None = None
+    instructions: Int32[Any, "B I Q"] | None = None
 
 
 class Batch(NamedTuple):
@@ -157,7 +160,10 @@ class Loader:
             example = examples[row]
             if example is not None and example.image is not None:
                 pixels[local, 0] = self._load(example.image, example.id)
-        return Rows(token_ids, labels, pixels)
+        asked = self._instructions(examples)
+        if asked is not None:
+            asked = asked[list(mine), None].repeat(self._num_images, axis=1)
+        return Rows(token_ids, labels, pixels, instructions=asked)
 
     def _packed(self, examples: Sequence[Example | None], encoded: Sequence[EncodedExample]) -> Rows:
         """Several examples a row."""
@@ -171,12 +177,22 @@ class Loader:
         tokens = pack_tokens(encoded, mine, packing.length, self.tokenizer.pad_id)
         size = self.preprocessing.size
         pixels = np.zeros((len(mine), self._num_images * packing.places, size, size, 3), np.uint8)
+        asked = self._instructions(examples)
+        instructions = None if asked is None else np.full((*pixels.shape[:2], asked.shape[1]), NO_TOKEN, np.int32)
         for local, row in enumerate(mine):
-            held = [example for number in row if (example := examples[number]) is not None]
-            images = [(example.image, example.id) for example in held if example.image is not None]
-            for place, (image, name) in enumerate(images):
+            held = [(number, example) for number in row if (example := examples[number]) is not None]
+            images = [(number, example.image, example.id) for number, example in held if example.image is not None]
+            for place, (number, image, name) in enumerate(images):
                 pixels[local, place] = self._load(image, name)
-        return Rows(tokens.token_ids, tokens.labels, pixels, tokens.segment_ids, tokens.positions)
+                if instructions is not None and asked is not None:
+                    instructions[local, place] = asked[number]
+        return Rows(tokens.token_ids, tokens.labels, pixels, tokens.segment_ids, tokens.positions, instructions)
+
+    def _instructions(self, examples: Sequence[Example | None]) -> Int32[np.ndarray, "N Q"] | None:
+        """What is asked about each example's image, of all processes, so that they agree on Q."""
+        return self.tokenizer.instruction_ids(
+            ["" if example is None or example.image is None else example.turns[0].text for example in examples]
+        )
 
     @cached_property
     def _num_images(self) -> int:

@@ -25,6 +25,7 @@ class TreeRows(NamedTuple):
         targets: padded with `IGNORE_INDEX`.
         weights: padded with 0.
         pixels: grey levels 0-255; I is 1.
+        instructions: the question, for a model that reads it while it looks at the image; else None.
     """
 
     token_ids: Int32[Any, "B T"]
@@ -33,10 +34,16 @@ class TreeRows(NamedTuple):
     targets: Int32[Any, "B P"]
     weights: Float32[Any, "B P"]
     pixels: UInt8[Any, "B I S S 3"]
+    instructions: Int32[Any, "B I Q"] | None = None
 
 
 def collate(
-    rows: Sequence[Row | None], length: int, num_places: int, pad_id: int, pixels: UInt8[np.ndarray, "B I S S 3"]
+    rows: Sequence[Row | None],
+    length: int,
+    num_places: int,
+    pad_id: int,
+    pixels: UInt8[np.ndarray, "B I S S 3"],
+    instructions: Int32[np.ndarray, "B I Q"] | None = None,
 ) -> TreeRows:
     """Pads rows of any lengths up to `length` tokens and `num_places` places; None is a row of padding."""
 
@@ -60,6 +67,7 @@ def collate(
         pad(lambda row: row.targets, num_places, IGNORE_INDEX),
         pad(lambda row: row.weights, num_places, 0, np.float32),
         pixels,
+        instructions,
     )
 
 
@@ -132,6 +140,8 @@ class TreeLoader:
             if sequence is not None:
                 pixels[local, 0] = preprocess(load_image(sequence.path), self.preprocessing)
         held = [encoded[row] if row < len(sequences) else None for row in mine]
-        rows = collate(held, *padded_sizes(written, self.bucket), self.pad_id, pixels)
+        rows = collate(
+            held, *padded_sizes(written, self.bucket), self.pad_id, pixels, self.encoder.instructions(len(mine))
+        )
         num_tokens = sum(len(row.token_ids) for row in written)
         return Batch(rows, tuple(sequence.image for sequence in sequences if sequence is not None), num_tokens)

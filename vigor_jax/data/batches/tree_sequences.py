@@ -157,7 +157,7 @@ class TreeEncoder:
         """
         if template.is_caption_only:
             raise InputError("template: the caption-only format asks no questions; take another one")
-        self._tokenizer, self._template = tokenizer, template
+        self._tokenizer, self._template, self._question = tokenizer, template, question
         self._max_length, self._max_position = max_length, max_position
         self.prefix = [
             *([tokenizer.bos_id] if tokenizer.adds_bos else []),
@@ -176,6 +176,11 @@ class TreeEncoder:
         """All that the model has to generate after the assistant's name, with what ends it."""
         end = [self._tokenizer.eos_id] if self._template.stop is None else []
         return self._tokenizer.encode(f" {text}{self._template.stop or ''}", prefix=False) + end
+
+    def instructions(self, num_rows: int) -> Int32[np.ndarray, "B 1 Q"] | None:
+        """The question, for each of the rows' images; None for a model that reads none while it looks."""
+        ids = self._tokenizer.instruction_ids([self._question])
+        return None if ids is None else np.repeat(ids[None], num_rows, axis=0)
 
     def sequences(self, image: str, path: ImageFile, descriptions: Sequence[Description]) -> list[TreeSequence]:
         """As few sequences as hold the descriptions in their order; a description is never cut.
