@@ -134,7 +134,7 @@ def plain_scores(model, ids, pixels, instruction):
     """Scores [T, V] by one plain forward, of few shapes, without an instruction if that is empty."""
     padded = np.pad(ids, (0, LENGTH - len(ids)))[None]
     instruction = np.pad(np.array(instruction, np.int32), (0, 16 - len(instruction)), constant_values=-1)
-    return np.asarray(forward(model, padded, pixels[None, None], instruction[None, None]))[0, : len(ids)]
+    return np.array(forward(model, padded, pixels[None, None], instruction[None, None]))[0, : len(ids)]
 
 
 def greedy(checkpoint, model, request, num_tokens):

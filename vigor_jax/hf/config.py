@@ -17,7 +17,7 @@ def text_config(fields: Fields, model_types: tuple[str, ...] = ()) -> LlamaConfi
 
     Args:
       fields: the object that holds them.
-      model_types: that are right besides "llama", where they stand among other fields.
+      model_types: that are right too, where these fields stand among those of a whole model.
     """
     fields.choice("model_type", ("llama", *model_types), "llama")
     fields.choice("hidden_act", ("silu",), "silu")

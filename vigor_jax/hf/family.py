@@ -138,6 +138,14 @@ class Family(abc.ABC):
         """A tensor's name in any spelling → the one in `entries`; what is not recognized stays as it is."""
         return name
 
+    def preprocessing(self, directory: Path, image_size: int) -> Preprocessing:
+        """What pictures go through before a tower that takes them `image_size` pixels wide.
+
+        Raises:
+          InputError: a setting that is not supported or makes no sense.
+        """
+        return preprocessing_from_hf(image_processor(directory), image_size)
+
     def instructions(self, directory: Path) -> InstructionTokenizer | None:
         """Makes the tokens of an instruction that `encode_images` reads; None if it reads none."""
         return None
@@ -153,7 +161,7 @@ class Family(abc.ABC):
         if sizes.text.tie_word_embeddings:
             tie(tensors, directory)
         check_tensors(tensors, sizes, self.entries, directory)
-        preprocessing = preprocessing_from_hf(image_processor(directory), sizes.vision.image_size)
+        preprocessing = self.preprocessing(directory, sizes.vision.image_size)
         tokenizer = Tokenizer.load(directory, whole_prompt=True)
         return self.checkpoint(directory, self.layouts[0], sizes, preprocessing, tokenizer, tensors)
 

@@ -19,11 +19,19 @@ PARTS: tuple[Part, ...] = ("vision_tower", "multi_modal_projector", "language_mo
 
 
 class VisionConfig(Protocol):
-    """What is asked of an image tower's sizes."""
+    """What is asked of an image tower's sizes: a frozen dataclass, too."""
 
     @property
     def image_size(self) -> int:
         """Side of the square pictures that it takes, in pixels."""
+
+    @property
+    def image_mean(self) -> tuple[float, float, float]:
+        """Mean of a picture's red, green and blue, of 1."""
+
+    @property
+    def image_std(self) -> tuple[float, float, float]:
+        """Their standard deviation."""
 
 
 class VlmConfig(Protocol):

@@ -17,7 +17,6 @@ from vigor_jax.hf.llava import names
 from vigor_jax.hf.llava.write import write
 from vigor_jax.hf.names import Entry
 from vigor_jax.hf.other_folders import refuse_part
-from vigor_jax.hf.processor_files import image_processor
 from vigor_jax.hf.weights.tensor_checks import Stored, canonical, check_tensors, stored_weights, tie
 from vigor_jax.hf.weights.tensor_files import TensorReader
 from vigor_jax.json_fields import Fields, Json, exists
@@ -54,7 +53,7 @@ class LlavaFamily(Family):
         if model.projector == "linear":
             _take_identity(tensors, directory)
         check_tensors(tensors, model, self.entries, directory)
-        preprocessing = preprocessing_from_hf(image_processor(directory), model.vision.image_size)
+        preprocessing = self.preprocessing(directory, model.vision.image_size)
         tokenizer = Tokenizer.load(directory, whole_prompt=True)  # a prompt is one text for its processor
         return self.checkpoint(directory, "llava-hf", model, preprocessing, tokenizer, tensors)
 

@@ -1,4 +1,4 @@
-"""The files of a LLaVA export beside its weights: tokenizer, image processor, processor and generation settings."""
+"""The files of a LLaVA export next to its weights: tokenizer, image processor, processor and generation settings."""
 
 import json
 from pathlib import Path

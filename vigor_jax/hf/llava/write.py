@@ -74,7 +74,7 @@ def _write_original(
     export: Export, config: LlavaConfig, tensors: Iterator[tuple[str, np.ndarray]], directory: Path | None, out: Path
 ) -> dict[str, Any]:
     """Weights in the original layout, and its config.json. The tower goes where the source had it: among the weights
-    if it was there, else into a directory of its own."""
+    if it was there, else into a separate directory."""
     checkpoint, shard_bytes = export.checkpoint, export.shard_bytes
     rename = functools.partial(original_name, config=config)
     before = read_json(checkpoint.directory / "config.json") if checkpoint.layout == "llava" else {}
@@ -100,7 +100,7 @@ def _write_original(
         write_json(directory / "vision_tower" / "preprocessor_config.json", image_processor)
     trained = any(path.startswith("vision_tower.") for path in export.params)
     if not inside and (trained or place not in KNOWN_TOWERS):
-        # The original code looks for a path that exists; ours also finds the directory beside the weights.
+        # The original code looks for a path that exists; ours also finds the directory next to the weights.
         place = str((out / "vision_tower").resolve())
     after = to_original(config, kind, place, checkpoint.preprocessing)
     return after | {key: before[key] for key in before if key not in after}
