@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import typing
@@ -23,6 +24,7 @@ from tests.detector_bridge.tiny_detector import write_transformers
 from tests.tiny_llava import Tiny, build_checkpoint, build_model, write_processor
 from vigor_jax.inference.responses import SamplingOptions
 from vigor_jax.inference.sampling_methods import SamplingConfig
+from vigor_jax.records import Span
 
 ROOT = Path(__file__).resolve().parents[1]
 ENTITIES = vj.PhrasesConfig(extractor="entities")
@@ -258,6 +260,9 @@ def test_what_load_refuses(tmp_path, world):
         (lambda: vj.RewardModel.load(world / "reward-model", questoin=""), "unknown option 'questoin'; the nearest"),
         (lambda: vj.Detector(), "give either addresses, of sidecars that serve, or model"),
         (lambda: vj.Detector("a:1", box_treshold=1), "Detector: unknown option 'box_treshold'; the nearest option is"),
+        (lambda: vj.Detector("a:1", timeout="long"), "Detector: .*timeout"),
+        (lambda: vj.RewardModel.load(world / "reward-model", batch_size=0), "reward_model.batch_size must be at least"),
+        (lambda: vj.RewardModel.load(world / "reward-model", per="word"), "RewardModel.load: .*per"),
         (lambda: vj.Detector("a:1").judge([b""], ["a"]), "Detector: it is not connected yet"),
         (lambda: vj.run(3), "config: expected a TrainConfig, a YAML file or a mapping, got int"),
         (lambda: vj.run({"sft": {"epochz": 2}}), "unknown key sft.epochz; the nearest known one is sft.epochs"),
@@ -266,6 +271,20 @@ def test_what_load_refuses(tmp_path, world):
         with pytest.raises(vj.InputError, match=message) as caught:
             call()
         assert "\n" not in str(caught.value)
+
+
+def test_what_an_export_says_of_its_training_is_taken(tmp_path, world):
+    for name in ("llava-1.5-7b-hf", "reward-model"):
+        shutil.copytree(world / name, tmp_path / name)
+        training = {"template": "v0", "per": "description", "question": "Is it so?", "freeze": []}
+        (tmp_path / name / "vigor_jax.json").write_text(json.dumps({"template": "v0", "training": training}))
+    assert vj.load(world / "llava-1.5-7b-hf").template_name == "v1"
+    assert vj.load(tmp_path / "llava-1.5-7b-hf").template_name == "v0"
+    assert vj.load(tmp_path / "llava-1.5-7b-hf", template="plain").template_name == "plain"
+    config = vj.RewardModel.load(tmp_path / "reward-model", batch_size=2).stream._config
+    assert (config.template, config.per, config.question) == ("v0", "description", "Is it so?")
+    config = vj.RewardModel.load(tmp_path / "reward-model", question="And so?").stream._config
+    assert (config.per, config.question) == ("description", "And so?")
 
 
 # Judges

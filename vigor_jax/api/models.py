@@ -9,8 +9,9 @@ from typing import Any, Literal, Self, TypeAlias
 
 from jax.sharding import Mesh
 
+from vigor_jax.api.options import PathLike, parsed
 from vigor_jax.data.images.given import ImageLike, image_files
-from vigor_jax.errors import InputError, nearest
+from vigor_jax.errors import InputError
 from vigor_jax.hf.load import Checkpoint, open_checkpoint
 from vigor_jax.inference.policy import Policy
 from vigor_jax.inference.responses import Response
@@ -22,8 +23,6 @@ from vigor_jax.rewards.detection import DetectionConfig, DetectorStream
 from vigor_jax.rewards.phrases import PhrasesConfig
 from vigor_jax.rewards.stream import RewardStream
 from vigor_jax.stages.export import PROVENANCE
-
-PathLike: TypeAlias = str | os.PathLike[str]
 
 
 def load(
@@ -116,12 +115,10 @@ class RewardModel:
         Raises:
           InputError: the checkpoint or a setting cannot be used.
         """
-        known = [field.name for field in dataclasses.fields(reward_model.RewardModelConfig)]
-        _check_options("RewardModel.load", settings, known)
         checkpoint = _open(model, vision_tower)
         trained = _training(checkpoint)
         learnt = {name: trained[name] for name in ("template", "question", "per") if trained.get(name) is not None}
-        config = reward_model.RewardModelConfig(**{**learnt, **settings})
+        config = parsed(reward_model.RewardModelConfig, {**learnt, **settings}, what="RewardModel.load")
         return cls(reward_model.RewardModel.of(Policy(checkpoint, _mesh(mesh), dtype=dtype), config))
 
     def judge(self, images: ImageLike | Sequence[ImageLike], responses: Texts) -> list[Judgment]:
@@ -161,15 +158,12 @@ class Detector:
         phrases: PhrasesConfig | None = None,
         **settings: Any,
     ) -> None:
-        _check_options("Detector", settings, [field.name for field in dataclasses.fields(DetectionConfig)])
-        self.stream = DetectorStream(
-            DetectionConfig(
-                addresses=(addresses,) if isinstance(addresses, str) else tuple(addresses),
-                model=None if model is None else Path(model),
-                phrases=phrases or PhrasesConfig(),
-                **settings,
-            )
-        )
+        given = {
+            "addresses": [addresses] if isinstance(addresses, str) else list(addresses),
+            "model": model,
+            "phrases": phrases or PhrasesConfig(),
+        }
+        self.stream = DetectorStream(parsed(DetectionConfig, {**given, **settings}, what="Detector"))
 
     def __enter__(self) -> Self:
         self.stream.__enter__()
@@ -206,12 +200,6 @@ def _training(checkpoint: Checkpoint) -> Mapping[str, Any]:
         return {}
     training = Fields.read(path).object("training")
     return training.values if training else {}
-
-
-def _check_options(what: str, options: Mapping[str, Any], known: Sequence[str]) -> None:
-    for name in options:
-        if name not in known:
-            raise InputError(f"{what}: unknown option {name!r}; {nearest(name, known, noun='option')}")
 
 
 def _judge(stream: RewardStream, images: ImageLike | Sequence[ImageLike], responses: Texts) -> list[Judgment]:

@@ -1,14 +1,12 @@
 """Runs, fine-tuning and export from Python."""
 
-import dataclasses
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from vigor_jax import cli
-from vigor_jax.api.models import PathLike
+from vigor_jax.api.options import PathLike, arguments_of, plain
 from vigor_jax.config import TrainConfig
 from vigor_jax.errors import InputError
 from vigor_jax.export import export_model as export
@@ -64,47 +62,11 @@ def run(config: Config | None = None, **sections: Any) -> Path:
 def _train_config(config: Config | None, sections: Mapping[str, Any]) -> TrainConfig:
     arguments: list[str] = []
     if isinstance(config, TrainConfig):
-        arguments = _arguments(TrainConfig, _plain(config))
+        arguments = arguments_of(TrainConfig, plain(config))
     elif isinstance(config, Mapping):
-        arguments = _arguments(TrainConfig, config)
+        arguments = arguments_of(TrainConfig, config)
     elif isinstance(config, str | os.PathLike):
         arguments = ["--config", os.fspath(config)]
     elif config is not None:
         raise InputError(f"config: expected a TrainConfig, a YAML file or a mapping, got {type(config).__name__}")
-    return cli.parse(TrainConfig, [*arguments, *_arguments(TrainConfig, sections)], description="")
-
-
-def _arguments(schema: Any, values: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """A mapping as options of the command line; sections may be mappings or parts of a `TrainConfig`."""
-    found: list[str] = []
-    kinds = {field.name: field.type for field in dataclasses.fields(schema)} if schema else {}
-    for key, value in values.items():
-        kind = kinds.get(key)
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            value = _plain(value)
-        if isinstance(value, Mapping) and (kind is None or dataclasses.is_dataclass(kind)):
-            found += _arguments(kind, value, f"{prefix}{key}.")
-        else:
-            found.append(f"--{prefix}{key}={_written(value)}")
-    return found
-
-
-def _written(value: Any) -> str:
-    """A value as the command line has it."""
-    if isinstance(value, str | os.PathLike):
-        return os.fspath(value)
-    plain = (
-        [os.fspath(each) if isinstance(each, os.PathLike) else each for each in value]
-        if isinstance(value, list | tuple)
-        else value
-    )
-    try:
-        return json.dumps(plain)
-    except TypeError:
-        raise InputError(f"config: {value!r} is no value of an option"[:200]) from None
-
-
-def _plain(config: Any) -> dict[str, Any]:
-    """The fields of a config, those of its parts in turn."""
-    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    return {name: _plain(value) if dataclasses.is_dataclass(value) else value for name, value in values.items()}
+    return cli.parse(TrainConfig, [*arguments, *arguments_of(TrainConfig, sections)], description="")
