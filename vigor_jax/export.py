@@ -6,8 +6,12 @@ A directory with a config.json is converted from one layout to the other.
 """
 
 import dataclasses
+import os
+import sys
+import types
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 from vigor_jax import cli
 from vigor_jax.errors import InputError
@@ -47,6 +51,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     cli.show_progress()
     config = cli.parse(ExportCommand, arguments, description=__doc__ or "")
     join_processes(config.distributed)
+    export_to(config)
+
+
+def export_to(config: ExportCommand) -> None:
+    """Writes the model to `config.out`.
+
+    Raises:
+      InputError: there is no such checkpoint, or `config.out` has something in it.
+    """
     checkpoint = local_directory(config.checkpoint)
     if (checkpoint / "config.json").exists():
         source = open_checkpoint(checkpoint, config.vision_tower)
@@ -67,6 +80,47 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise InputError(f"export: the base checkpoint {base} is not there; say where it is now with --base")
     export(config, open_checkpoint(base, config.vision_tower), checkpoint, config.out, make_mesh(MeshConfig()))
 
+
+def export_model(
+    checkpoint: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    layout: Literal["llava-hf", "llava"] | None = None,
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+    base: str | os.PathLike[str] | None = None,
+    vision_tower: str | os.PathLike[str] | None = None,
+) -> Path:
+    """Writes a model that transformers or the original LLaVA code loads.
+
+    Args:
+      checkpoint: checkpoints of a training stage, or a LLaVA checkpoint of either layout.
+      out: a directory that does not exist yet or is empty.
+      layout: by default that of the checkpoint that training began with.
+      dtype: type that the weights are stored in; by default as they were.
+      base: the checkpoint that training began with, if it is no longer where it was.
+      vision_tower: the CLIP tower of an original checkpoint that does not bring it.
+
+    Returns:
+      `out`.
+
+    Raises:
+      InputError: there is no such checkpoint, or `out` has something in it.
+    """
+    given = {"layout": layout, "dtype": dtype, "base": base, "vision_tower": vision_tower}
+    arguments = [f"--{name}={value}" for name, value in given.items() if value is not None]
+    where = [f"--checkpoint={os.fspath(checkpoint)}", f"--out={os.fspath(out)}"]
+    export_to(cli.parse(ExportCommand, [*where, *arguments], description=""))
+    return Path(out)
+
+
+class _Module(types.ModuleType):
+    """`vigor_jax.export` is this module and, in the public API, a function: the module can be called as that."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Path:
+        return export_model(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _Module
 
 if __name__ == "__main__":
     cli.run(main)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from PIL import Image
+from vigor_jax.plan.programs import model_config
 
 from tests.hf.toy_family import VOCAB_SIZE, WORDS_FILE, ToyFamily, build_toy
 from vigor_jax.data.batches.tree_batches import TreeLoader
@@ -28,7 +29,6 @@ from vigor_jax.inference.sampler import Request, Sampler, SamplingConfig
 from vigor_jax.inference.tree_attention import answer_places, read_places
 from vigor_jax.models.vlm import PARTS
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh
-from vigor_jax.plan.programs import model_config
 from vigor_jax.records import Span
 from vigor_jax.stages.export import export
 from vigor_jax.stages.sft import SftConfig, sft

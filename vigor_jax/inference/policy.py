@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import numpy as np
@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Float
 
+from vigor_jax.data.images.given import ImageLike
 from vigor_jax.data.images.preprocessing import load_image, preprocess
 from vigor_jax.data.text.conversation import (
     DEFAULT_TEMPLATE,
@@ -28,6 +29,16 @@ from vigor_jax.data.text.conversation import (
 from vigor_jax.errors import InputError
 from vigor_jax.hf.load import Checkpoint, load_llava
 from vigor_jax.inference.logprobs import collate_responses, per_token_logps
+from vigor_jax.inference.responses import (
+    Query,
+    Response,
+    ResponseLogprobs,
+    SamplingOptions,
+    check_responses,
+    pair,
+    queries,
+    sampling_config,
+)
 from vigor_jax.inference.sampler import IMAGE_READERS, Completion, Request, Sampler, check_request, read_pixels
 from vigor_jax.inference.sampling_methods import SamplingConfig
 from vigor_jax.models.int8 import quantize_decoder
@@ -139,6 +150,98 @@ class Policy:
         """
         ids = self.prompt_ids(prompt, with_image=image is not None)
         return Request(image_id, ids, None if image is None else partial(self.pixels, image), prompt)
+
+    # From Python
+
+    def generate(
+        self,
+        images: ImageLike | Sequence[ImageLike] | None,
+        prompts: str | Sequence[str],
+        **sampling: Unpack[SamplingOptions],
+    ) -> list[Response]:
+        """Responses to images: `num_candidates` (1 unless given) for each, in the order of the images.
+
+        The same image, prompt and seed give the same response, whatever else is asked.
+
+        Args:
+          images: one or a list: paths, bytes of image files, PIL images, or uint8 arrays [height, width, 3]; None for
+            prompts without images.
+          prompts: one for all images, or one for each.
+          **sampling: fields of `SamplingConfig`: `temperature`, `top_p`, `max_new_tokens`, `seed` and others.
+
+        Raises:
+          InputError: an argument cannot be used, or an image cannot be read.
+          FloatingPointError: the model's scores are not finite.
+        """
+        config, asked = sampling_config(sampling), queries(images, prompts)
+        requests = [self.request(query.name, query.image, query.prompt) for query in asked]
+        return [
+            Response(
+                index=query.index,
+                image=query.name,
+                prompt=query.prompt,
+                candidate=completion.candidate,
+                text=completion.text,
+                token_ids=completion.token_ids,
+                logprobs=tuple(completion.logprobs.tolist()),
+                mean_logprob=completion.mean_logprob,
+                finish_reason=completion.finish_reason,
+            )
+            for query, found in zip(asked, self.sample(requests, config), strict=True)
+            for completion in found
+        ]
+
+    def logprobs(
+        self,
+        images: ImageLike | Sequence[ImageLike] | None,
+        prompts: str | Sequence[str] | None,
+        responses: str | Response | Sequence[str] | Sequence[Response] | Sequence[int] | Sequence[Sequence[int]],
+        *,
+        batch_size: int = 8,
+    ) -> list[ResponseLogprobs]:
+        """How likely given responses are, token by token, in their order.
+
+        Args:
+          images: as `generate` takes them.
+          prompts: the same; None if the responses come from `generate`.
+          responses: one for each image and prompt: a string, which is taken as fine-tuning would teach it, with what
+            ends it; or token ids, which are taken as they are. Those of `generate` know their image and prompt, so
+            there may be several for an image.
+          batch_size: responses a pass; changes nothing but the last digits.
+
+        Raises:
+          InputError: an argument cannot be used, or an image cannot be read.
+          FloatingPointError: the model's scores are not finite.
+        """
+        given = check_responses(responses)
+        asked = pair(images, prompts, given)
+        ids = [self._ids(response, query) for query, response in zip(asked, given, strict=True)]
+        requests = [self.request(query.name, query.image, query.prompt) for query in asked]
+        found = self.response_logps(zip(requests, ids, strict=True), batch_size=batch_size)
+        return [
+            ResponseLogprobs(
+                index=query.index,
+                image=query.name,
+                prompt=query.prompt,
+                text=self._text(response),
+                token_ids=token_ids,
+                logprobs=tuple(logps.tolist()),
+                sum_logprob=float(logps.sum(dtype=np.float64)),
+                mean_logprob=float(logps.mean(dtype=np.float64)),
+            )
+            for query, response, token_ids, logps in zip(asked, given, ids, found, strict=True)
+        ]
+
+    def _ids(self, response: Any, query: Query) -> tuple[int, ...]:
+        if isinstance(response, str):
+            return self.response_ids(query.prompt, response, with_image=query.image is not None)
+        return tuple(map(int, response.token_ids if isinstance(response, Response) else response))
+
+    def _text(self, response: Any) -> str:
+        if isinstance(response, str | Response):
+            return response if isinstance(response, str) else response.text
+        text = self.checkpoint.tokenizer.decode(response)
+        return (text if self.template.stop is None else text.split(self.template.stop)[0]).strip()
 
     # What the model does
 

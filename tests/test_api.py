@@ -1,0 +1,487 @@
+"""The public API as a program uses it: what it gives, what it refuses, its types, and docs/api.md word by word."""
+
+import ast
+import contextlib
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import typing
+from pathlib import Path
+
+import numpy as np
+import pandas
+import pytest
+import torch
+import transformers
+from PIL import Image
+
+import vigor_jax as vj
+from tests.detector_bridge.tiny_detector import write_transformers
+from tests.tiny_llava import Tiny, build_checkpoint, build_model, write_processor
+from vigor_jax.inference.responses import SamplingOptions
+from vigor_jax.inference.sampling_methods import SamplingConfig
+from vigor_jax.records import Span
+
+ROOT = Path(__file__).resolve().parents[1]
+ENTITIES = vj.PhrasesConfig(extractor="entities")
+GREEDY = {"temperature": 0, "max_new_tokens": 8}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """The files that docs/api.md names."""
+    world = tmp_path_factory.mktemp("api")
+    build_checkpoint(world / "llava-1.5-7b-hf", Tiny())
+    write_reward_model(world / "reward-model")
+    write_transformers(world / "grounding-dino-tiny")
+    (world / "photos").mkdir()
+    rng = np.random.default_rng(0)
+    records = []
+    for i in range(2):
+        Image.fromarray(rng.integers(0, 256, (30 + i, 44, 3), np.uint8)).save(world / "photos" / f"{i}.jpg")
+        turns = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": f"A red circle, {i}."}]
+        records.append({"id": str(i), "image": f"{i}.jpg", "conversations": turns})
+    (world / "chat.json").write_text(json.dumps(records))
+    return world
+
+
+def write_reward_model(directory: Path) -> None:
+    """A random model that likes to answer 1 or 0."""
+    write_processor(directory, Tiny())
+    model = build_model(Tiny(), seed=5)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+    with torch.no_grad():
+        for token_id in [tokenizer.eos_token_id, *tokenizer.convert_tokens_to_ids(["1", "0"])]:
+            model.lm_head.weight[token_id] *= 3
+    model.save_pretrained(directory)
+
+
+@pytest.fixture(scope="module")
+def model(world):
+    return vj.load(world / "llava-1.5-7b-hf")
+
+
+@pytest.fixture(scope="module")
+def images(world):
+    return [str(world / "photos" / f"{i}.jpg") for i in range(2)]
+
+
+@pytest.fixture(scope="module")
+def responses(model, images):
+    return model.generate(images, "Describe this image.", num_candidates=3, max_new_tokens=12, seed=4)
+
+
+# Import
+
+
+def test_importing_costs_little_and_brings_no_jax():
+    program = """
+import sys, time
+before = set(sys.modules)
+start = time.perf_counter()
+import vigor_jax
+took = time.perf_counter() - start
+print(took, *({name.split(".")[0] for name in sys.modules} - {name.split(".")[0] for name in before}))
+"""
+    runs = [
+        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+        for _ in range(5)
+    ]
+    assert {name for _, *names in runs for name in names} <= {"vigor_jax", *sys.stdlib_module_names}
+    assert min(float(took) for took, *_ in runs) < 0.2
+
+
+def test_every_public_name_is_there_and_no_other():
+    for name in vj.__all__:
+        assert getattr(vj, name) is getattr(vj, name)
+        assert name in dir(vj)
+        assert getattr(vj, name).__doc__
+    assert sorted(vj.__all__) == vj.__all__
+    assert vj.__version__
+    with pytest.raises(AttributeError, match="module 'vigor_jax' has no attribute 'lod'"):
+        _ = vj.lod
+
+
+def test_the_names_for_type_checkers_are_those_that_are_imported():
+    tree = ast.parse((ROOT / "vigor_jax" / "__init__.py").read_text())
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    typed = {alias.asname: node.module for node in block.body for alias in node.names}
+    assert sorted(typed) == vj.__all__
+    assert typed | {"export": vj._PLACE["export"]} == vj._PLACE
+    for name, module in typed.items():
+        assert getattr(vj, name).__module__.startswith("vigor_jax"), module
+
+
+def test_the_module_of_the_command_is_the_function_too(tmp_path, world):
+    """Whoever imports `vigor_jax.export` puts the module in the function's place."""
+    import vigor_jax.export
+
+    out = vigor_jax.export(world / "llava-1.5-7b-hf", tmp_path / "out", layout="llava")
+    assert out == tmp_path / "out"
+    assert json.loads((out / "config.json").read_text())["model_type"].startswith("llava")
+    assert isinstance(vj.load(out), vj.Policy)
+
+
+# Responses
+
+
+def test_responses_are_a_table(responses, images):
+    table = pandas.DataFrame(responses)
+    assert [*table.columns] == [
+        "index", "image", "prompt", "candidate", "text", "token_ids", "logprobs", "mean_logprob", "finish_reason",
+    ]  # fmt: skip
+    assert table["index"].tolist() == [0, 0, 0, 1, 1, 1]
+    assert table["image"].tolist() == [images[0]] * 3 + [images[1]] * 3
+    assert table["candidate"].tolist() == [0, 1, 2] * 2
+    assert set(table["finish_reason"]) <= {"stop", "length", "repetition"}
+    for response in responses:
+        assert len(response.token_ids) == len(response.logprobs) <= 12
+        assert response.mean_logprob == pytest.approx(np.mean(response.logprobs), abs=1e-6)
+    with pytest.raises(AttributeError):
+        responses[0].text = ""
+
+
+def test_what_is_generated_does_not_depend_on_what_else_is_asked(model, images, responses):
+    alone = model.generate(images[1], "Describe this image.", num_candidates=3, max_new_tokens=12, seed=4, batch_size=1)
+    assert [r.text for r in alone] == [r.text for r in responses[3:]]
+    other = model.generate(images[1], "Describe this image.", num_candidates=3, max_new_tokens=12, seed=5)
+    assert [r.text for r in other] != [r.text for r in alone]
+
+
+def test_all_kinds_of_images_are_the_same_picture(model, tmp_path):
+    """A photograph that lies on its side by its EXIF, as a path, bytes, PIL's and NumPy's."""
+    pixels = np.random.default_rng(3).integers(0, 256, (40, 60, 3), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    path = tmp_path / "a.png"
+    upright = np.rot90(pixels, -1)
+    kinds = [path, str(path), path.read_bytes(), Image.open(path), upright, Image.fromarray(upright).convert("RGBA")]
+    found = model.generate(kinds, "What is it?", **GREEDY)
+    assert len({response.text for response in found}) == 1
+    assert len({np.round(response.mean_logprob, 4) for response in found}) == 1
+    assert [response.image for response in found[:2]] == [str(path)] * 2
+    assert all(re.fullmatch("sha256:[0-9a-f]{16}", response.image) for response in found[2:])
+    assert found[3].image == found[4].image == found[5].image
+    lying = model.generate(pixels, "What is it?", **GREEDY)[0]
+    assert np.round(lying.mean_logprob, 4) != np.round(found[0].mean_logprob, 4)
+
+
+def test_prompts_without_images_and_several_for_one_image(model, images):
+    words = ["What is a dog?", "What is a cat?"]
+    assert [r.prompt for r in model.generate(None, words, **GREEDY)] == words
+    several = model.generate(images[0], words, **GREEDY)
+    assert [(r.index, r.prompt) for r in several] == [(0, words[0]), (0, words[1])]
+    each = model.generate(images, words, **GREEDY)
+    assert [(r.index, r.prompt) for r in each] == [(0, words[0]), (1, words[1])]
+    assert each[0].text == several[0].text
+
+
+def test_logprobs_of_what_was_sampled_and_of_other_texts(model, images, responses):
+    again = model.logprobs(images, None, responses)
+    assert [*pandas.DataFrame(again).columns] == [
+        "index", "image", "prompt", "text", "token_ids", "logprobs", "sum_logprob", "mean_logprob",
+    ]  # fmt: skip
+    for score, response in zip(again, responses, strict=True):
+        assert (score.image, score.text, score.token_ids) == (response.image, response.text, response.token_ids)
+        np.testing.assert_allclose(score.logprobs, response.logprobs, rtol=0, atol=1e-4)
+        assert score.sum_logprob == pytest.approx(sum(score.logprobs), abs=1e-4)
+    ids = [response.token_ids for response in responses[::3]]
+    by_ids = model.logprobs(images, "Describe this image.", ids)
+    np.testing.assert_allclose([s.sum_logprob for s in by_ids], [s.sum_logprob for s in again[::3]], atol=1e-3)
+    assert [s.text for s in by_ids] == [r.text for r in responses[::3]]
+    texts = model.logprobs(images[0], "What?", ["A dog.", "A cat sits."])
+    assert [s.text for s in texts] == ["A dog.", "A cat sits."]
+    assert all(s.token_ids[-1] == 2 for s in texts)  # </s>
+    assert model.logprobs(images[0], "What?", "A dog.")[0].logprobs == pytest.approx(texts[0].logprobs, abs=1e-4)
+
+
+def test_the_options_are_those_of_the_config():
+    config = typing.get_type_hints(SamplingConfig)
+    assert typing.get_type_hints(SamplingOptions) == config
+
+
+REFUSED = [
+    (lambda m, i: m.generate(3, "a"), "images: expected a path, bytes of an image file, a PIL image or a uint8 array"),
+    (lambda m, i: m.generate([], "a"), "images: expected at least one, got an empty list"),
+    (lambda m, i: m.generate([i[0], 3], "a"), r"images\[1\]: expected a path, .*, got int"),
+    (lambda m, i: m.generate(np.zeros((4, 4, 3)), "a"), r"images: expected a uint8 array .*, got float64 \[4, 4, 3\]"),
+    (lambda m, i: m.generate(np.zeros((2, 4, 4, 3), np.uint8), "a"), "give a list of images"),
+    (lambda m, i: m.generate(np.zeros((0, 4, 3), np.uint8), "a"), r"got uint8 \[0, 4, 3\]"),
+    (lambda m, i: m.generate("gone.jpg", "a"), "gone.jpg: no such image"),
+    (lambda m, i: m.generate(b"no image", "a"), "sha256:.*: not a readable image"),
+    (lambda m, i: m.generate(i, ["a"]), "prompts: expected one for each image, or one for all, got 1 for 2 images"),
+    (lambda m, i: m.generate(i, []), "prompts: expected at least one, got an empty list"),
+    (lambda m, i: m.generate(i, 3), "prompts: expected a string, or a list of one for each image, got int"),
+    (lambda m, i: m.generate(i, ["a", 3]), r"prompts\[1\]: expected a string, got int"),
+    (lambda m, i: m.generate(None, "<image> a"), "comes without an image"),
+    (lambda m, i: m.generate(i, "a", temprature=1), "unknown sampling option 'temprature'; the nearest option is tem"),
+    (lambda m, i: m.generate(i, "a", top_k=1.5), "sampling.top_k: expected a whole number, got 1.5"),
+    (lambda m, i: m.generate(i, "a", top_p="1"), "sampling.top_p: expected a number, got '1'"),
+    (lambda m, i: m.generate(i, "a", seed=True), "sampling.seed: expected a whole number, got True"),
+    (lambda m, i: m.generate(i, "a", top_p=2), "sampling.top_p must be above 0 and at most 1"),
+    (lambda m, i: m.logprobs(i, "a", []), "responses: expected at least one, got an empty list"),
+    (lambda m, i: m.logprobs(i, "a", ["x"]), "expected one response for each image and prompt, got 1 for 2"),
+    (
+        lambda m, i: m.logprobs(i, "a", ["x", 2.5]),
+        r"responses\[1\]: expected a string, token ids or a Resp",
+    ),
+    (lambda m, i: m.logprobs(i, None, ["x", "y"]), "prompts: expected what the responses answer, got None"),
+    (lambda m, i: m.logprobs(i[0], "a", " "), "empty answer"),
+    (lambda m, i: m.logprobs(i[0], "a", [999]), "has the token id 999, expected 0 to 575"),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), REFUSED)
+def test_what_a_policy_refuses(model, images, call, message):
+    with pytest.raises(vj.InputError, match=message) as caught:
+        call(model, images)
+    assert "\n" not in str(caught.value)
+
+
+def test_responses_to_other_images_are_refused(model, images, responses):
+    with pytest.raises(vj.InputError, match=r"responses\[0\] is about image 0, .*0\.jpg, and the one given .*1\.jpg"):
+        model.logprobs(images[::-1], None, responses)
+    with pytest.raises(vj.InputError, match=r"responses\[0\] answers 'Describe this image\.', and the prompt given is"):
+        model.logprobs(images, "What?", responses)
+    with pytest.raises(vj.InputError, match="expected all of them to come from generate, or none"):
+        model.logprobs(images, "What?", [responses[0], "A dog."])
+
+
+def test_what_load_refuses(tmp_path, world):
+    for call, message in [
+        (lambda: vj.load(3), "model: expected the directory of a checkpoint, got int"),
+        (lambda: vj.load(tmp_path / "gone"), "is no directory"),
+        (lambda: vj.load(world / "llava-1.5-7b-hf", template="v9"), "template: expected one of"),
+        (lambda: vj.RewardModel.load(world / "reward-model", questoin=""), "unknown option 'questoin'; the nearest"),
+        (lambda: vj.Detector(), "give either addresses, of sidecars that serve, or model"),
+        (lambda: vj.Detector("a:1", box_treshold=1), "Detector: unknown option 'box_treshold'; the nearest option is"),
+        (lambda: vj.Detector("a:1", timeout="long"), "Detector: .*timeout"),
+        (lambda: vj.RewardModel.load(world / "reward-model", batch_size=0), "reward_model.batch_size must be at least"),
+        (lambda: vj.RewardModel.load(world / "reward-model", per="word"), "RewardModel.load: .*per"),
+        (lambda: vj.Detector("a:1").judge([b""], ["a"]), "Detector: it is not connected yet"),
+        (lambda: vj.run(3), "config: expected a TrainConfig, a YAML file or a mapping, got int"),
+        (lambda: vj.run({"sft": {"epochz": 2}}), "unknown key sft.epochz; the nearest known one is sft.epochs"),
+        (lambda: vj.sft(tmp_path / "gone.yaml"), "gone.yaml"),
+    ]:
+        with pytest.raises(vj.InputError, match=message) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+
+
+def test_what_an_export_says_of_its_training_is_taken(tmp_path, world):
+    for name in ("llava-1.5-7b-hf", "reward-model"):
+        shutil.copytree(world / name, tmp_path / name)
+        training = {"template": "v0", "per": "description", "question": "Is it so?", "freeze": []}
+        (tmp_path / name / "vigor_jax.json").write_text(json.dumps({"template": "v0", "training": training}))
+    assert vj.load(world / "llava-1.5-7b-hf").template_name == "v1"
+    assert vj.load(tmp_path / "llava-1.5-7b-hf").template_name == "v0"
+    assert vj.load(tmp_path / "llava-1.5-7b-hf", template="plain").template_name == "plain"
+    config = vj.RewardModel.load(tmp_path / "reward-model", batch_size=2).stream._config
+    assert (config.template, config.per, config.question) == ("v0", "description", "Is it so?")
+    config = vj.RewardModel.load(tmp_path / "reward-model", question="And so?").stream._config
+    assert (config.per, config.question) == ("description", "And so?")
+
+
+# Judges
+
+
+@pytest.fixture(scope="module")
+def judged(world, images, responses):
+    with vj.Detector(model=world / "grounding-dino-tiny", phrases=ENTITIES) as detector:
+        texts = [["A dog. Two cats and a bench.", "A bus."], "No people, and a car."]
+        by_detector = detector.judge(images, texts)
+        same = detector.judge([Image.open(images[0])], [texts[0]])
+        of_responses = detector.judge(images, responses)
+    judge = vj.RewardModel.load(world / "reward-model", batch_size=2)
+    return texts, by_detector, same, of_responses, judge.judge(images, texts), judge.judge(images, responses)
+
+
+def test_judgments_are_a_table_in_the_order_of_the_texts(judged, images, responses):
+    texts, by_detector, same, of_responses, by_model, model_of_responses = judged
+    flat = [*texts[0], texts[1]]
+    for stream, found in (("detector", by_detector), ("reward_model", by_model)):
+        table = pandas.DataFrame(found)
+        assert [*table.columns] == [
+            "index", "image", "candidate", "text", "stream", "negative", "positive", "signals",
+        ]  # fmt: skip
+        assert table["text"].tolist() == flat
+        assert table["candidate"].tolist() == [0, 1, 0]
+        assert table["image"].tolist() == [images[0]] * 2 + [images[1]]
+        assert set(table["stream"]) == {stream}
+    assert [signal.label for signal in by_detector[0].signals] == ["dog", "cat", "bench"]
+    assert [len(judgment.signals) for judgment in by_model] == [2, 1, 1]
+    assert [judgment.signals for judgment in same] == [judgment.signals for judgment in by_detector[:2]]
+    for found in (of_responses, model_of_responses):
+        assert [(j.index, j.candidate, j.text) for j in found] == [(r.index, r.candidate, r.text) for r in responses]
+
+
+def judgment(response, stream, negative, positive=0.0, *signals):
+    place = response.index, response.image, response.candidate, response.text
+    return vj.Judgment(*place, stream, negative, positive, signals or (vj.Signal("x", (), negative, positive, 0.5),))
+
+
+def made(index, candidate, text, logprob=-1.0):
+    return vj.Response(index, f"{index}.jpg", "Describe.", candidate, text, (2,), (logprob,), logprob, "stop")
+
+
+def test_fusion_is_the_papers_formula():
+    texts = [
+        made(0, 0, "A dog runs. It is red."),
+        made(0, 1, "A cat sits."),
+        made(1, 0, "A bus."),
+        made(1, 1, "A car."),
+    ]
+    bad, good = {"a": [3, 1, 0, 2], "b": [0.2, 0.6, 0.1, 0.9]}, {"a": [1, 2, 2, 5], "b": [0.8, 0.4, 0.9, 0.1]}
+    judgments = [
+        [judgment(text, name, bad[name][row], good[name][row]) for row, text in enumerate(texts)] for name in "ab"
+    ]
+    fused = vj.fuse(texts, *judgments, rule="balanced", weights={"b": 2}, gamma=0.5)
+    weights = {"a": 1, "b": 2}
+    for row, found in enumerate(fused):
+        terms = {
+            name: weights[name] * (bad[name][row] / np.var(bad[name]) - 0.5 * good[name][row] / np.var(good[name]))
+            for name in "ab"
+        }
+        assert found.terms == pytest.approx(terms)
+        assert found.penalty == pytest.approx(sum(terms.values()))
+        assert (found.index, found.candidate) == (texts[row].index, texts[row].candidate)
+    chosen = vj.choose(texts, *judgments, rule="balanced", weights={"b": 2}, gamma=0.5)
+    penalties = np.array([found.penalty for found in fused]).reshape(2, 2)
+    assert [choice.candidate for choice in chosen] == penalties.argmin(1).tolist()
+    assert [choice.penalty for choice in chosen] == pytest.approx(penalties.min(1))
+    assert [choice.text for choice in chosen] == [texts[i].text for i in penalties.argmin(1) + np.array([0, 2])]
+    assert {choice.decided_by for choice in chosen} == {"penalty"}
+    assert pandas.DataFrame(chosen)["decisive_stream"].isin(["a", "b"]).all()
+
+
+def test_a_response_without_words_is_not_chosen_and_ties_go_to_the_likelier():
+    texts = [made(0, 0, "", -0.1), made(0, 1, "A dog.", -2.0), made(1, 0, "A cat.", -2.0), made(1, 1, "A bus.", -1.0)]
+    judgments = [judgment(text, "a", bad) for text, bad in zip(texts, [0, 3, 1, 1], strict=True)]
+    chosen = vj.choose(texts, judgments)
+    assert [(choice.candidate, choice.decided_by) for choice in chosen] == [(1, "content"), (1, "logprob")]
+
+
+def test_refining_takes_out_what_is_not_there():
+    text = "A dog runs. It is red. A cat sits."
+    response = made(0, 0, text)
+    absent, bus = (vj.Signal(label, (Span(2, 5),), 1, 0, 0.1, absent=True) for label in ("dog", "bus"))
+    judgments = [judgment(response, "a", 1, 0, absent), judgment(made(0, 1, "A bus."), "a", 1, 0, bus)]
+    refined = vj.refine(response, judgments)
+    assert refined.text == "It is red. A cat sits."
+    assert [dropped.reason for dropped in refined.dropped] == ['mentions "dog", which is not there (0.10)']
+    assert vj.refine(response, judgments, drop_continuations=True).text == "A cat sits."
+    assert vj.refine(text, judgments[:1]).text == refined.text
+    (chosen,) = vj.choose([response], judgments[:1])
+    assert vj.refine(chosen, judgments).text == refined.text
+    with pytest.raises(vj.InputError, match=r"refine: a judgment is of the text 'A bus\.', expected 'A dog runs"):
+        vj.refine(text, judgments)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda r, j: vj.fuse([], j), "responses: expected what generate returned"),
+        (lambda r, j: vj.fuse(["a"], j), "responses: expected what generate returned"),
+        (lambda r, j: vj.choose(r), "judgments: expected the list of at least one judge"),
+        (lambda r, j: vj.choose(r, j[:-1]), r"judgments\[0\]: expected one of each response, in their order"),
+        (lambda r, j: vj.choose(r, j, j[::-1]), r"judgments\[1\]: expected one of each response"),
+        (lambda r, j: vj.choose(r, j, j), "expected lists of different judges, got a, a"),
+        (lambda r, j: vj.fuse(r, j, weights={"detektor": 1}), "there is no stream 'detektor'"),
+        (lambda r, j: vj.fuse(r, j, gamma=-1), "fusion.gamma: expected a finite number of 0 or more"),
+    ],
+)
+def test_what_selection_refuses(call, message):
+    texts = [made(0, 0, "A dog."), made(0, 1, "A cat.")]
+    with pytest.raises(vj.InputError, match=message):
+        call(texts, [judgment(text, "a", 1) for text in texts])
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ([], "responses: expected at least one text for each image"),
+        (["a"], "responses: expected one text or list for each image, got 1 for 2 images"),
+        (["a", 3], r"responses\[1\]: expected a text or a list of texts, got 3"),
+        (["a", []], r"responses\[1\]: expected a text or a list of texts, got \[\]"),
+        ([made(5, 0, "a")], r"responses: image 5, 5\.jpg, is not among the images"),
+    ],
+)
+def test_what_judges_refuse(world, images, texts, message):
+    judge = vj.RewardModel(None)
+    with pytest.raises(vj.InputError, match=message):
+        judge.judge(images, texts)
+
+
+def test_sentences_and_phrases():
+    text = "There is a dog on the bench. No cat!"
+    found = vj.sentences(text)
+    assert pandas.DataFrame(found).to_dict("list") == {
+        "text": ["There is a dog on the bench.", "No cat!"], "start": [0, 29], "end": [28, 36],
+    }  # fmt: skip
+    named = vj.phrases(text, ENTITIES)
+    assert [(p.text, bool(p.mentions), bool(p.denied)) for p in named] == [
+        ("dog", True, False), ("bench", True, False), ("cat", False, True),
+    ]  # fmt: skip
+
+
+# Runs, types, docs
+
+
+def test_a_config_from_anywhere_is_the_same(tmp_path):
+    from vigor_jax.api.training import _train_config
+
+    sections = {"model": {"path": "a b/model"}, "run": {"dir": str(tmp_path / "run"), "stages": ["sample", "score"]}}
+    others = {"select": {"fusion": {"weights": {"detector": 0.5}}}, "sft": {"images": None, "epochs": 3}}
+    (tmp_path / "c.yaml").write_text(json.dumps(sections))  # JSON is YAML
+    from_file = _train_config(tmp_path / "c.yaml", others)
+    assert from_file.select.fusion.weights == {"detector": 0.5}
+    assert (from_file.sft.epochs, from_file.run.stages) == (3, ("sample", "score"))
+    assert _train_config(sections, others) == from_file
+    assert _train_config(None, sections | others) == from_file
+    assert _train_config(from_file, {}) == from_file
+    assert _train_config(from_file, {"run": from_file.run, "sft": {"epochs": 4}}).sft.epochs == 4
+
+
+@pytest.mark.slow
+@pytest.mark.main
+def test_types_of_a_users_program(tmp_path):
+    """`mypy --strict` on a program that uses every public name."""
+    program = ROOT / "tests" / "api_program.py"
+    assert {f"vj.{name}" for name in vj.__all__} <= set(re.findall(r"vj\.\w+", program.read_text()))
+    command = [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", "--config-file=", str(program)]
+    environment = {**os.environ, "MYPYPATH": str(ROOT), "MYPY_CACHE_DIR": str(ROOT / ".mypy_cache")}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
+    notes = re.findall(r'Revealed type is "(.+)"', done.stdout)
+    assert "error:" not in done.stdout, done.stdout
+    expected = [
+        "vigor_jax.inference.policy.Policy",
+        "list[vigor_jax.inference.responses.Response]",
+        "tuple[float, ...]",
+        "list[vigor_jax.inference.responses.ResponseLogprobs]",
+        "list[vigor_jax.api.models.Judgment]",
+        "list[vigor_jax.api.selection.Chosen]",
+        "pathlib.Path",
+    ]
+    assert [note.replace("builtins.", "") for note in notes] == expected
+
+
+@pytest.mark.slow
+@pytest.mark.main
+def test_the_docs_run_word_by_word(world, monkeypatch):
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "api.md").read_text(), re.DOTALL | re.MULTILINE)
+    assert len(blocks) == 6
+    monkeypatch.chdir(world)
+    space, printed = {}, io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        for number, block in enumerate(blocks):
+            exec(compile(block, f"docs/api.md, block {number}", "exec"), space)
+    assert len(space["responses"]) == len(space["again"]) == len(space["found"]) == len(space["said"]) == 10
+    assert space["tuned"] == Path("runs/sft/export")
+    assert (world / "llava-tuned" / "config.json").is_file()
+    assert "decided_by" not in printed.getvalue()
+    assert "['There is a dog on the bench.', 'There is no cat.']" in printed.getvalue()

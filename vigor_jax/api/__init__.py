@@ -1,0 +1,1 @@
+"""What `import vigor_jax` gives apart from the policy itself; docs/api.md shows it at work."""

@@ -1,0 +1,256 @@
+"""Opening models, and judging what a policy says."""
+
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self, TypeAlias
+
+from jax.sharding import Mesh
+
+from vigor_jax.api.options import PathLike, parsed
+from vigor_jax.data.images.given import ImageLike, image_files
+from vigor_jax.errors import InputError
+from vigor_jax.hf.load import Checkpoint, open_checkpoint
+from vigor_jax.inference.policy import Policy
+from vigor_jax.inference.responses import Response
+from vigor_jax.json_fields import Fields, exists
+from vigor_jax.parallel.sharding import MeshConfig, make_mesh
+from vigor_jax.records import ImageFile, ScoreItem, Signal
+from vigor_jax.rewards import reward_model
+from vigor_jax.rewards.detection import DetectionConfig, DetectorStream
+from vigor_jax.rewards.phrases import PhrasesConfig
+from vigor_jax.rewards.stream import RewardStream
+from vigor_jax.stages.export import PROVENANCE
+
+
+def load(
+    model: PathLike,
+    *,
+    template: str | None = None,
+    vision_tower: PathLike | None = None,
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+    int8: bool = False,
+    mesh: Mesh | MeshConfig | None = None,
+) -> Policy:
+    """Opens a checkpoint; its weights are loaded when they are first needed.
+
+    Args:
+      model: a llava-hf checkpoint, or one of the original LLaVA code.
+      template: the conversation format that the model was trained with; by default what an export of ours says, else
+        "v1".
+      vision_tower: the CLIP tower of an original checkpoint that does not bring it.
+      dtype: type to compute in; by default float32 if the checkpoint is stored so, else bfloat16.
+      int8: hold the language model's weights in 8 bits.
+      mesh: how the devices are arranged; by default each holds all the weights and takes its part of the batch.
+
+    Raises:
+      InputError: the checkpoint cannot be used.
+    """
+    checkpoint = _open(model, vision_tower)
+    path = checkpoint.directory / PROVENANCE
+    known = Fields.read(path).text("template", None, null=True) if exists(path) else None
+    return Policy(checkpoint, _mesh(mesh), template=template or known or "v1", dtype=dtype, int8=int8)
+
+
+@dataclasses.dataclass(frozen=True)
+class Judgment:
+    """What a judge says of one response; a list of these is a table (`pandas.DataFrame(judgments)`).
+
+    Attributes:
+      index: position of the image among those given, from 0.
+      image: as in `Response`.
+      candidate: index among the responses to this image and prompt, from 0.
+      text: the response.
+      stream: who judged: "detector" or "reward_model".
+      negative: 0 or more: the penalty.
+      positive: 0 or more: what is right.
+      signals: what it says of each phrase or sentence, with its place in the text.
+    """
+
+    index: int
+    image: str
+    candidate: int
+    text: str
+    stream: str
+    negative: float
+    positive: float
+    signals: tuple[Signal, ...]
+
+
+Texts: TypeAlias = str | Response | Sequence[str] | Sequence[Response] | Sequence[Sequence[str]]
+
+
+class RewardModel:
+    """A model that says of every sentence whether it is true of the image (ViGoR, section 3.2).
+
+    Args:
+      stream: the judge itself, as the pipeline uses it.
+    """
+
+    def __init__(self, stream: reward_model.RewardModel) -> None:
+        self.stream = stream
+
+    @classmethod
+    def load(
+        cls,
+        model: PathLike,
+        *,
+        vision_tower: PathLike | None = None,
+        dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+        mesh: Mesh | MeshConfig | None = None,
+        **settings: Any,
+    ) -> Self:
+        """Opens a reward model and loads its weights.
+
+        Args:
+          model: what the stage `train_reward` exported, or any checkpoint that answers its question.
+          vision_tower: as `load` takes it.
+          dtype: as `load` takes it.
+          mesh: as `load` takes it.
+          **settings: fields of `RewardModelConfig`; `template`, `question` and `per` are by default what the model was
+            trained with.
+
+        Raises:
+          InputError: the checkpoint or a setting cannot be used.
+        """
+        checkpoint = _open(model, vision_tower)
+        trained = _training(checkpoint)
+        learnt = {name: trained[name] for name in ("template", "question", "per") if trained.get(name) is not None}
+        config = parsed(reward_model.RewardModelConfig, {**learnt, **settings}, what="RewardModel.load")
+        return cls(reward_model.RewardModel.of(Policy(checkpoint, _mesh(mesh), dtype=dtype), config))
+
+    def judge(self, images: ImageLike | Sequence[ImageLike], responses: Texts) -> list[Judgment]:
+        """Judges responses, in their order: one signal for each sentence.
+
+        Args:
+          images: as `Policy.generate` takes them.
+          responses: what `Policy.generate` returned for these images; or for each image a text, or a list of texts.
+
+        Raises:
+          InputError: an argument cannot be used, or an image cannot be read.
+        """
+        return _judge(self.stream, images, responses)
+
+
+class Detector:
+    """GroundingDINO, which looks for what a response mentions; a context manager that holds the connection.
+
+        with vigor_jax.Detector(["127.0.0.1:50051"]) as detector:
+            judgments = detector.judge(images, responses)
+
+    Args:
+      addresses: sidecars that serve already: HOST:PORT or unix:PATH, one or a list.
+      model: instead of addresses: a GroundingDINO checkpoint, which a sidecar of this process serves.
+      phrases: how phrases are found in a text.
+      **settings: further fields of `DetectionConfig`, such as `box_threshold`, `token_file` or `python`.
+
+    Raises:
+      InputError: a setting cannot be used; on entering, if the detector cannot be reached.
+    """
+
+    def __init__(
+        self,
+        addresses: str | Sequence[str] = (),
+        *,
+        model: PathLike | None = None,
+        phrases: PhrasesConfig | None = None,
+        **settings: Any,
+    ) -> None:
+        given = {
+            "addresses": [addresses] if isinstance(addresses, str) else list(addresses),
+            "model": model,
+            "phrases": phrases or PhrasesConfig(),
+        }
+        self.stream = DetectorStream(parsed(DetectionConfig, {**given, **settings}, what="Detector"))
+
+    def __enter__(self) -> Self:
+        self.stream.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stream.__exit__(kind, error, trace)
+
+    def judge(self, images: ImageLike | Sequence[ImageLike], responses: Texts) -> list[Judgment]:
+        """As `RewardModel.judge`: one signal for each phrase."""
+        if not hasattr(self.stream, "digest"):
+            raise InputError("Detector: it is not connected yet; write `with Detector(...) as detector:`")
+        return _judge(self.stream, images, responses)
+
+
+def _open(model: PathLike, vision_tower: PathLike | None) -> Checkpoint:
+    if not isinstance(model, str | os.PathLike):
+        raise InputError(f"model: expected the directory of a checkpoint, got {type(model).__name__}")
+    where: Any = os.fspath(model)
+    tower: Any = None if vision_tower is None else Path(vision_tower)
+    return open_checkpoint(where, tower)
+
+
+def _mesh(mesh: Mesh | MeshConfig | None) -> Mesh:
+    return mesh if isinstance(mesh, Mesh) else make_mesh(mesh or MeshConfig(data=-1, fsdp=1))
+
+
+def _training(checkpoint: Checkpoint) -> Mapping[str, Any]:
+    """What an export of ours says about its training; nothing of other checkpoints."""
+    path = checkpoint.directory / PROVENANCE
+    if not exists(path):
+        return {}
+    training = Fields.read(path).object("training")
+    return training.values if training else {}
+
+
+def _judge(stream: RewardStream, images: ImageLike | Sequence[ImageLike], responses: Texts) -> list[Judgment]:
+    items = list(_items(image_files(images), responses))
+    found = []
+    for (index, item), verdicts in zip(items, stream.judge(item for _, item in items), strict=True):
+        for verdict in verdicts:
+            found.append(
+                Judgment(
+                    index=index,
+                    image=item.image,
+                    candidate=verdict.candidate,
+                    text=item.texts[verdict.candidate],
+                    stream=verdict.stream,
+                    negative=verdict.negative,
+                    positive=verdict.positive,
+                    signals=verdict.signals,
+                )
+            )
+    return found
+
+
+def _items(files: Sequence[ImageFile], responses: Any) -> Iterator[tuple[int, ScoreItem]]:
+    """Images with the responses to each, as a judge takes them."""
+    if isinstance(responses, str | Response):
+        responses = [responses]
+    if not isinstance(responses, Sequence) or not responses:
+        raise InputError("responses: expected at least one text for each image, or what generate returned; got none")
+    if all(isinstance(response, Response) for response in responses):
+        for index, prompt, own in groups(responses):
+            name = own[0].image
+            if index >= len(files) or str(files[index]) != name:
+                raise InputError(f"responses: image {index}, {name}, is not among the images; give those of generate")
+            yield index, ScoreItem(name, files[index], prompt, tuple(response.text for response in own))
+        return
+    if len(responses) != len(files):
+        raise InputError(
+            f"responses: expected one text or list for each image, got {len(responses)} for {len(files)} images"
+        )
+    for index, (file, texts) in enumerate(zip(files, responses, strict=True)):
+        own_texts = (texts,) if isinstance(texts, str) else texts
+        if not isinstance(own_texts, Sequence) or not all(isinstance(text, str) for text in own_texts) or not own_texts:
+            raise InputError(f"responses[{index}]: expected a text or a list of texts, got {texts!r}"[:200])
+        yield index, ScoreItem(str(file), file, "", tuple(own_texts))
+
+
+def groups(responses: Sequence[Response]) -> list[tuple[int, str, list[Response]]]:
+    """Responses to the same image and prompt; these stand together."""
+    found: list[tuple[int, str, list[Response]]] = []
+    for response in responses:
+        if not found or response.candidate == 0 or found[-1][:2] != (response.index, response.prompt):
+            found.append((response.index, response.prompt, []))
+        found[-1][2].append(response)
+    return found

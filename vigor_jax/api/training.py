@@ -1,0 +1,72 @@
+"""Runs, fine-tuning and export from Python."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from vigor_jax import cli
+from vigor_jax.api.options import PathLike, arguments_of, plain
+from vigor_jax.config import TrainConfig
+from vigor_jax.errors import InputError
+from vigor_jax.export import export_model as export
+from vigor_jax.parallel.sharding import join_processes
+from vigor_jax.stages.stage import EXPORT
+
+__all__ = ["Config", "export", "run", "sft"]
+
+Config: TypeAlias = TrainConfig | PathLike | Mapping[str, Any]
+
+
+def sft(config: Config | None = None, **sections: Any) -> Path:
+    """Fine-tunes on conversations and exports the result; the stages `sft` and `export` of a run.
+
+    Args:
+      config: a `TrainConfig`, a YAML file, or a mapping of the same form.
+      **sections: what the config does not say, or says otherwise: `model={"path": ...}, sft={"data": ...}`.
+
+    Returns:
+      The directory of the exported model, which `load` takes.
+
+    Raises:
+      InputError: a setting or the data cannot be used.
+    """
+    stages = {**sections.get("run", {}), "stages": ("sft", "export")}
+    return run(config, **{**sections, "run": stages}) / EXPORT
+
+
+def run(config: Config | None = None, **sections: Any) -> Path:
+    """Runs the stages of a config, as `python -m vigor_jax.train --config` does; what is done already is kept.
+
+    Args:
+      config: a `TrainConfig`, a YAML file, or a mapping of the same form.
+      **sections: what the config does not say, or says otherwise: `run={"dir": ...}, sft={"epochs": 2}`.
+
+    Returns:
+      The run directory.
+
+    Raises:
+      InputError: a setting cannot be used, or a stage cannot use what it was given.
+    """
+    from vigor_jax.train import keep_compiled, lock, train  # the whole pipeline, which nothing else here needs
+
+    whole = _train_config(config, sections)
+    join_processes(whole.distributed)
+    if whole.run.compiled:
+        keep_compiled(whole.run.compiled)
+    with lock(whole.run.dir):
+        train(whole)
+    return whole.run.dir
+
+
+def _train_config(config: Config | None, sections: Mapping[str, Any]) -> TrainConfig:
+    arguments: list[str] = []
+    if isinstance(config, TrainConfig):
+        arguments = arguments_of(TrainConfig, plain(config))
+    elif isinstance(config, Mapping):
+        arguments = arguments_of(TrainConfig, config)
+    elif isinstance(config, str | os.PathLike):
+        arguments = ["--config", os.fspath(config)]
+    elif config is not None:
+        raise InputError(f"config: expected a TrainConfig, a YAML file or a mapping, got {type(config).__name__}")
+    return cli.parse(TrainConfig, [*arguments, *arguments_of(TrainConfig, sections)], description="")

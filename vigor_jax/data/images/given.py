@@ -1,0 +1,77 @@
+"""Images that a program hands over: paths, bytes, PIL's and NumPy's, as files that everything else can read."""
+
+import dataclasses
+import hashlib
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from vigor_jax.errors import InputError
+from vigor_jax.records import ImageFile
+
+ImageLike: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
+
+KINDS = "a path, bytes of an image file, a PIL image or a uint8 array [height, width, 3]"
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryImage:
+    """An image file in memory, named by what is in it.
+
+    Attributes:
+      content: the file's bytes.
+      name: the beginning of their SHA-256.
+    """
+
+    content: bytes = dataclasses.field(repr=False)
+    name: str
+
+    @classmethod
+    def of(cls, content: bytes) -> "MemoryImage":
+        return cls(content, f"sha256:{hashlib.sha256(content).hexdigest()[:16]}")
+
+    def read_bytes(self) -> bytes:
+        return self.content
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def image_files(images: ImageLike | Sequence[ImageLike]) -> list[ImageFile]:
+    """Images in their order; files are not read yet.
+
+    Raises:
+      InputError: there are none, or one is of no kind that is taken.
+    """
+    if isinstance(images, str | os.PathLike | bytes | Image.Image | np.ndarray):
+        return [_file(images, "images")]
+    if not isinstance(images, Sequence):
+        raise InputError(f"images: expected {KINDS}, or a list of these, got {type(images).__name__}")
+    if not images:
+        raise InputError("images: expected at least one, got an empty list")
+    return [_file(image, f"images[{number}]") for number, image in enumerate(images)]
+
+
+def _file(image: Any, where: str) -> ImageFile:
+    if isinstance(image, str | os.PathLike):
+        return Path(image)
+    if isinstance(image, bytes):
+        return MemoryImage.of(image)
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise InputError(
+                f"{where}: expected a uint8 array [height, width, 3], got {image.dtype} {list(image.shape)}"
+                + ("; give a list of images" if image.ndim == 4 else "")
+            )
+        image = Image.fromarray(np.ascontiguousarray(image))
+    if not isinstance(image, Image.Image):
+        raise InputError(f"{where}: expected {KINDS}, got {type(image).__name__}")
+    buffer = io.BytesIO()
+    # Upright, as the same picture is when it is read from its file; PNG loses nothing.
+    ImageOps.exif_transpose(image).convert("RGB").save(buffer, "png", compress_level=1)
+    return MemoryImage.of(buffer.getvalue())
