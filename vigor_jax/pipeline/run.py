@@ -115,7 +115,8 @@ class Run:
         config = self.config.train_reward
         config = dataclasses.replace(config, images=config.images or self.config.sample.images)
         self._begin("train_reward")
-        checkpoints = train_reward(config, self.checkpoint, self.dir, self.mesh, dtype=self.config.model.dtype)
+        dtype, reporting = self.config.model.dtype, self.config.run.reporting
+        checkpoints = train_reward(config, self.checkpoint, self.dir, self.mesh, dtype=dtype, reporting=reporting)
         export(ExportConfig(), self.checkpoint, checkpoints, self.dir / REWARD_MODEL, self.mesh)
 
     def sample(self) -> None:
@@ -185,7 +186,8 @@ class Run:
         self._begin("sft")
         images = self.config.sft.images or self.config.sample.images
         config = dataclasses.replace(self.config.sft, data=self.config.sft.data or self._targets(), images=images)
-        sft(config, self.checkpoint, self.dir, self.mesh, dtype=self.config.model.dtype)
+        reporting = self.config.run.reporting
+        sft(config, self.checkpoint, self.dir, self.mesh, dtype=self.config.model.dtype, reporting=reporting)
 
     def export(self) -> None:
         """The latest checkpoint → a directory that others load."""

@@ -36,6 +36,7 @@ from vigor_jax.training.flops import peak_flops, train_flops
 from vigor_jax.training.log import TrainingLog
 from vigor_jax.training.preemption import Preemption
 from vigor_jax.training.resumption import Data, hold_places
+from vigor_jax.training.trackers import NOWHERE, Reporting
 from vigor_jax.training.train_step import (
     Loss,
     Metrics,
@@ -103,7 +104,16 @@ class _Update(NamedTuple):
     flops: float
 
 
-def sft(config: SftConfig, checkpoint: Checkpoint, run_dir: Path, mesh: Mesh, *, dtype: Any, name: str = "sft") -> Path:
+def sft(
+    config: SftConfig,
+    checkpoint: Checkpoint,
+    run_dir: Path,
+    mesh: Mesh,
+    *,
+    dtype: Any,
+    name: str = "sft",
+    reporting: Reporting = NOWHERE,
+) -> Path:
     """Fine-tunes a checkpoint; the same call again resumes, or returns at once if all is done.
 
     Each update's loss is looked at while the next update runs, so that the devices never wait for the host. An
@@ -116,6 +126,7 @@ def sft(config: SftConfig, checkpoint: Checkpoint, run_dir: Path, mesh: Mesh, *,
       mesh: all devices of all processes.
       dtype: type to compute in; trained weights and optimiser are float32 in any case.
       name: of the stage in `run_dir`.
+      reporting: trackers that get the metrics too; changes nothing about the result.
 
     Returns:
       The directory of the checkpoints (`training.checkpoint.restore_params_only` reads the latest).
@@ -130,7 +141,7 @@ def sft(config: SftConfig, checkpoint: Checkpoint, run_dir: Path, mesh: Mesh, *,
     if filled is not None:
         examples = [loader.examples[row] if row >= 0 else None for row in filled]
         loader = dataclasses.replace(loader, examples=examples)
-    return fine_tune(config, checkpoint, run_dir, mesh, loader, facts, dtype=dtype, name=name)
+    return fine_tune(config, checkpoint, run_dir, mesh, loader, facts, dtype=dtype, name=name, reporting=reporting)
 
 
 def fine_tune(
@@ -145,6 +156,7 @@ def fine_tune(
     name: str,
     loss: Loss | None = None,
     after_update: Callable[[int, Weights], None] | None = None,
+    reporting: Reporting = NOWHERE,
 ) -> Path:
     """The loop of `sft` over any batches and any loss.
 
@@ -160,6 +172,7 @@ def fine_tune(
       loss: as `make_train_step` takes it.
       after_update: is given the number of updates done and all the weights, before a checkpoint of them is written.
         It may read the weights until it returns.
+      reporting: as `sft` takes it.
     """
     trained = trained_paths(param_paths(nnx.state(abstract_llava(checkpoint.config))).keys(), config.freeze)
     fingerprint = _fingerprint(config, checkpoint, data, dtype)
@@ -202,7 +215,11 @@ def fine_tune(
         train_step = make_train_step(graphdef, abstract, optimizer, schedule, config, dtype, loss)
         modules = frozenset(path.split(".")[0] for path in trained)
         unseen: _Update | None = None
-        with Preemption() as preemption, _open_log(config, run_dir, name, start, batches, mesh) as log:
+        shown = {**fingerprint, "base": record["base"]}
+        with (
+            Preemption() as preemption,
+            _open_log(config, run_dir, name, start, batches, mesh, reporting, shown) as log,
+        ):
             for step, batch in enumerate(batches.batches(start), start + 1):
                 state, metrics = train_step(state, frozen, to_global(batch.rows, mesh))
                 if unseen:
@@ -338,7 +355,14 @@ def _flops(config: LlavaConfig, trained: frozenset[str], batch: Batch) -> float:
 
 
 def _open_log(
-    config: SftConfig, run_dir: Path, name: str, start: int, batches: Batches, mesh: Mesh
+    config: SftConfig,
+    run_dir: Path,
+    name: str,
+    start: int,
+    batches: Batches,
+    mesh: Mesh,
+    reporting: Reporting,
+    settings: dict[str, Any],
 ) -> contextlib.AbstractContextManager[TrainingLog | None]:
     """The log, in the one process that writes it."""
     if jax.process_index() != 0:
@@ -351,4 +375,6 @@ def _open_log(
         total=batches.num_steps,
         every=config.log_every,
         peak_flops=peak and peak * mesh.size,
+        reporting=reporting,
+        settings=json.loads(json.dumps(settings, default=str)),
     )

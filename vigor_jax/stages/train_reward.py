@@ -38,6 +38,7 @@ from vigor_jax.stages.sft import file_digest, fine_tune
 from vigor_jax.training.checkpoint import latest_step
 from vigor_jax.training.log import keep_steps
 from vigor_jax.training.resumption import Data, hold_places
+from vigor_jax.training.trackers import NOWHERE, Reporting
 from vigor_jax.training.train_step import SftConfig, Weights
 
 logger = logging.getLogger(__name__)
@@ -83,7 +84,15 @@ class TrainRewardConfig(SftConfig):
             raise InputError(f"held_out: expected 0 to less than 1, got {self.held_out}")
 
 
-def train_reward(config: TrainRewardConfig, checkpoint: Checkpoint, run_dir: Path, mesh: Mesh, *, dtype: Any) -> Path:
+def train_reward(
+    config: TrainRewardConfig,
+    checkpoint: Checkpoint,
+    run_dir: Path,
+    mesh: Mesh,
+    *,
+    dtype: Any,
+    reporting: Reporting = NOWHERE,
+) -> Path:
     """Trains the reward model; the same call again resumes, or returns at once if all is done.
 
     Args:
@@ -93,6 +102,7 @@ def train_reward(config: TrainRewardConfig, checkpoint: Checkpoint, run_dir: Pat
         `metrics/reward_eval.jsonl`.
       mesh: all devices of all processes.
       dtype: type to compute in; trained weights and optimiser are float32 in any case.
+      reporting: as `stages.sft.sft`.
 
     Returns:
       The directory of the checkpoints.
@@ -164,7 +174,7 @@ def train_reward(config: TrainRewardConfig, checkpoint: Checkpoint, run_dir: Pat
     facts |= {"held_out": hashlib.sha256(repr(_contents(questions)).encode()).hexdigest()}
     return fine_tune(
         config, checkpoint, run_dir, mesh, loader, facts,
-        dtype=dtype, name=NAME, loss=answer_loss, after_update=after_update,
+        dtype=dtype, name=NAME, loss=answer_loss, after_update=after_update, reporting=reporting,
     )  # fmt: skip
 
 
