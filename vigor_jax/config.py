@@ -35,7 +35,7 @@ class RunConfig:
         paper's future work). More than one makes `dir/round-1`, `dir/round-2`, ...
       compiled: where compiled programs are kept, so that whoever goes on need not compile them again.
       overwrite: remove what a changed setting has made stale, and make it again.
-      report_to: experiment trackers that get the metrics of training too: wandb, trackio (docs/data.md).
+      report_to: experiment trackers that get the metrics of training too: wandb, trackio (docs/metrics.md).
       project: the project there; by default `WANDB_PROJECT` or `TRACKIO_PROJECT` of the environment, or vigor-jax.
       run_name: the run's name there, followed by the stage's; by default the name of `dir`.
     """
