@@ -16,6 +16,7 @@ from vigor_jax.stages.sample import SampleConfig
 from vigor_jax.stages.score import ScoreConfig
 from vigor_jax.stages.select import SelectConfig
 from vigor_jax.stages.train_reward import TrainRewardConfig
+from vigor_jax.training.trackers import Reporting, TrackerName
 from vigor_jax.training.train_step import SftConfig
 
 Stage: TypeAlias = Literal["train_reward", "sample", "score", "select", "sft", "export", "evaluate"]
@@ -34,6 +35,9 @@ class RunConfig:
         paper's future work). More than one makes `dir/round-1`, `dir/round-2`, ...
       compiled: where compiled programs are kept, so that whoever goes on need not compile them again.
       overwrite: remove what a changed setting has made stale, and make it again.
+      report_to: experiment trackers that get the metrics of training too: wandb, trackio (docs/metrics.md).
+      project: the project there; by default `WANDB_PROJECT` or `TRACKIO_PROJECT` of the environment, or vigor-jax.
+      run_name: the run's name there, followed by the stage's; by default the name of `dir`.
     """
 
     dir: Path
@@ -42,6 +46,14 @@ class RunConfig:
     rounds: int = 1
     compiled: Path | None = None
     overwrite: bool = False
+    report_to: tuple[TrackerName, ...] = ()
+    project: str | None = None
+    run_name: str | None = None
+
+    @property
+    def reporting(self) -> Reporting:
+        """The trackers."""
+        return Reporting(self.report_to, self.project, self.run_name or self.dir.resolve().name)
 
     def __post_init__(self) -> None:
         if not self.stages:

@@ -95,6 +95,7 @@ def lock(run_dir: Path) -> Iterator[None]:
 
 def train(config: TrainConfig) -> None:
     """Runs the stages of a config, as many rounds as it says."""
+    together(config.run.reporting.check_installed)
     config = together(lambda: with_pinned_models(config))
     if config.run.rounds == 1:
         _open(config).go()
@@ -126,7 +127,8 @@ def of_round(config: TrainConfig, number: int) -> TrainConfig:
     """
     run, first = config.run, config.run.dir / "round-1"
     records = run.records and join(run.records, f"round-{number}")
-    one = dataclasses.replace(run, dir=run.dir / f"round-{number}", records=records, rounds=1)
+    name = f"{run.reporting.run_name}-round-{number}"
+    one = dataclasses.replace(run, dir=run.dir / f"round-{number}", records=records, rounds=1, run_name=name)
     config = dataclasses.replace(config, run=one)
     if number == 1:
         return config

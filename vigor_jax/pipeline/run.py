@@ -44,6 +44,7 @@ class Run:
             checkpoint=open_checkpoint(config.model.path, config.model.vision_tower),
             training=config.mesh,
             inference=config.inference_mesh,
+            reporting=config.run.reporting,
         )
         check_layout(config.export.layout, self.context.checkpoint)
         self.context.training_mesh  # noqa: B018 (does it fit the devices?)

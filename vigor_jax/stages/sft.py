@@ -27,6 +27,7 @@ from vigor_jax.stages.programs import Cost, Program, Target, Work, array, update
 from vigor_jax.stages.stage import TARGETS, Progress, Result, RunContext, Stage
 from vigor_jax.training.loop import fine_tune
 from vigor_jax.training.resumption import Data, hold_places, places_file
+from vigor_jax.training.trackers import NOWHERE, Reporting
 from vigor_jax.training.train_step import (
     SftConfig,
     TrainingConfig,
@@ -36,7 +37,16 @@ from vigor_jax.training.train_step import (
 logger = logging.getLogger(__name__)
 
 
-def sft(config: SftConfig, checkpoint: Checkpoint, run_dir: Path, mesh: Mesh, *, dtype: Any, name: str = "sft") -> Path:
+def sft(
+    config: SftConfig,
+    checkpoint: Checkpoint,
+    run_dir: Path,
+    mesh: Mesh,
+    *,
+    dtype: Any,
+    name: str = "sft",
+    reporting: Reporting = NOWHERE,
+) -> Path:
     """Fine-tunes a checkpoint; the same call again resumes, or returns at once if all is done.
 
     Each update's loss is looked at while the next update runs, so that the devices never wait for the host. An
@@ -49,6 +59,7 @@ def sft(config: SftConfig, checkpoint: Checkpoint, run_dir: Path, mesh: Mesh, *,
       mesh: all devices of all processes.
       dtype: type to compute in; trained weights and optimiser are float32 in any case.
       name: of the stage in `run_dir`.
+      reporting: trackers that get the metrics too; changes nothing about the result.
 
     Returns:
       The directory of the checkpoints (`training.checkpoint.restore_params_only` reads the latest).
@@ -63,7 +74,7 @@ def sft(config: SftConfig, checkpoint: Checkpoint, run_dir: Path, mesh: Mesh, *,
     if filled is not None:
         examples = [loader.examples[row] if row >= 0 else None for row in filled]
         loader = dataclasses.replace(loader, examples=examples)
-    return fine_tune(config, checkpoint, run_dir, mesh, loader, facts, dtype=dtype, name=name)
+    return fine_tune(config, checkpoint, run_dir, mesh, loader, facts, dtype=dtype, name=name, reporting=reporting)
 
 
 def _data(config: SftConfig, checkpoint: Checkpoint, mesh: Mesh, run_dir: Path, name: str) -> tuple[Loader, Data]:
@@ -142,7 +153,8 @@ class SftStage(Stage):
     def run(self, context: RunContext, progress: Progress) -> None:
         progress.begin(self.name)
         config = dataclasses.replace(self._config, data=self._config.data or _own_targets(context))
-        sft(config, context.checkpoint, context.dir, context.training_mesh, dtype=context.dtype)
+        told: dict[str, Any] = {"dtype": context.dtype, "reporting": context.reporting}
+        sft(config, context.checkpoint, context.dir, context.training_mesh, **told)
 
     def programs(self, target: Target) -> Iterator[Program]:
         config, model, mesh = self._config, target.model, target.training_mesh

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from vigor_jax.hf.load import Checkpoint, ModelConfig
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 from vigor_jax.stages.programs import Cost, Program, Target, Work
+from vigor_jax.training.trackers import NOWHERE, Reporting
 
 # Names below the run directory.
 REWARD_MODEL, EXPORT, TARGETS, EVALUATION = "reward_model", "export", "targets.json", "evaluation"
@@ -51,6 +52,7 @@ class RunContext:
       checkpoint: it, opened.
       training: how the devices are arranged for training.
       inference: the same for sampling, scoring and asking.
+      reporting: trackers that get the metrics of training.
     """
 
     dir: Path
@@ -59,6 +61,7 @@ class RunContext:
     checkpoint: Checkpoint
     training: MeshConfig
     inference: MeshConfig
+    reporting: Reporting = NOWHERE
 
     @property
     def dtype(self) -> str:

@@ -46,6 +46,7 @@ from vigor_jax.training.checkpoint import latest_step
 from vigor_jax.training.log import keep_steps
 from vigor_jax.training.loop import fine_tune
 from vigor_jax.training.resumption import Data, hold_places
+from vigor_jax.training.trackers import NOWHERE, Reporting
 from vigor_jax.training.train_step import TrainingConfig, Weights
 
 logger = logging.getLogger(__name__)
@@ -87,7 +88,15 @@ class TrainRewardConfig(TrainingConfig):
             raise InputError(f"held_out: expected 0 to less than 1, got {self.held_out}")
 
 
-def train_reward(config: TrainRewardConfig, checkpoint: Checkpoint, run_dir: Path, mesh: Mesh, *, dtype: Any) -> Path:
+def train_reward(
+    config: TrainRewardConfig,
+    checkpoint: Checkpoint,
+    run_dir: Path,
+    mesh: Mesh,
+    *,
+    dtype: Any,
+    reporting: Reporting = NOWHERE,
+) -> Path:
     """Trains the reward model; the same call again resumes, or returns at once if all is done.
 
     Args:
@@ -97,6 +106,7 @@ def train_reward(config: TrainRewardConfig, checkpoint: Checkpoint, run_dir: Pat
         `metrics/reward_eval.jsonl`.
       mesh: all devices of all processes.
       dtype: type to compute in; trained weights and optimiser are float32 in any case.
+      reporting: as `stages.sft.sft`.
 
     Returns:
       The directory of the checkpoints.
@@ -168,7 +178,7 @@ def train_reward(config: TrainRewardConfig, checkpoint: Checkpoint, run_dir: Pat
     facts |= {"held_out": hashlib.sha256(repr(_contents(questions)).encode()).hexdigest()}
     return fine_tune(
         config, checkpoint, run_dir, mesh, loader, facts,
-        dtype=dtype, name=NAME, loss=answer_loss, after_update=after_update,
+        dtype=dtype, name=NAME, loss=answer_loss, after_update=after_update, reporting=reporting,
     )  # fmt: skip
 
 
@@ -348,7 +358,8 @@ class TrainRewardStage(Stage):
     def run(self, context: RunContext, progress: Progress) -> None:
         progress.begin(self.name)
         mesh = context.training_mesh
-        checkpoints = train_reward(self._config, context.checkpoint, context.dir, mesh, dtype=context.dtype)
+        told: dict[str, Any] = {"dtype": context.dtype, "reporting": context.reporting}
+        checkpoints = train_reward(self._config, context.checkpoint, context.dir, mesh, **told)
         export(ExportConfig(), context.checkpoint, checkpoints, context.dir / REWARD_MODEL, mesh)
 
     def programs(self, target: Target) -> Iterator[Program]:

@@ -1,17 +1,19 @@
-"""What a training stage says while it runs: a line of JSON a step, TensorBoard and a progress bar."""
+"""What a training stage says while it runs: a line of JSON a step, TensorBoard, trackers and a progress bar."""
 
+import contextlib
 import json
 import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from tensorboard.summary import Writer
 from tqdm import tqdm
 
 from vigor_jax.errors import InputError
+from vigor_jax.training.trackers import NOWHERE, Reporting, Trackers
 
 
 class TrainingLog:
@@ -22,7 +24,16 @@ class TrainingLog:
     """
 
     def __init__(
-        self, directory: Path, name: str, *, start: int, total: int, every: int, peak_flops: float | None
+        self,
+        directory: Path,
+        name: str,
+        *,
+        start: int,
+        total: int,
+        every: int,
+        peak_flops: float | None,
+        reporting: Reporting = NOWHERE,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         """Opens the files.
 
@@ -31,15 +42,19 @@ class TrainingLog:
           name: of the stage.
           start: steps done.
           total: steps in all.
-          every: TensorBoard gets every so many steps.
+          every: TensorBoard and the trackers get every so many steps.
           peak_flops: FLOP/s of all devices together, None where unknown.
+          reporting: the trackers, if any.
+          settings: of the run, for the trackers; JSON values.
         """
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / f"{name}.jsonl"
+        logged = last_step(path)
         keep_steps(path, start)
         self._name, self._every, self._peak_flops = name, every, peak_flops
         self._lines = path.open("a", encoding="utf-8")
         self._events = Writer(str(directory))  # TensorBoard itself drops the steps that a resumed run does again
+        self._trackers = Trackers(reporting, name, directory, start=start, logged=logged, settings=settings or {})
         self._bar = tqdm(total=total, initial=start, desc=name, unit="step", dynamic_ncols=True)
         self._last = time.perf_counter()
 
@@ -50,6 +65,7 @@ class TrainingLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.close()
+        self._trackers.close()
         self._events.close()
         self._lines.close()
 
@@ -76,14 +92,25 @@ class TrainingLog:
         self._bar.set_postfix(shown, refresh=False)
         self._bar.update()
         if step % self._every == 0:
-            for name, value in {**metrics, **speed}.items():
-                self._events.add_scalar(f"{self._name}/{name}", value, step=step)
+            points = {f"{self._name}/{name}": value for name, value in {**metrics, **speed}.items()}
+            for name, value in points.items():
+                self._events.add_scalar(name, value, step=step)
+            self._trackers.log(step, points)
 
     def sync(self) -> None:
         """Brings the lines to disk; before a checkpoint that counts on them."""
         self._lines.flush()
         os.fsync(self._lines.fileno())
         self._events.flush()
+
+
+def last_step(path: Path) -> int:
+    """The last step of which there is a whole line of JSON; 0 if there is none."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    for line in reversed(lines):
+        with contextlib.suppress(ValueError, LookupError, TypeError, RecursionError):
+            return int(json.loads(line)["step"])
+    return 0
 
 
 def keep_steps(path: Path, last: int) -> None:

@@ -24,7 +24,7 @@ from jaxtyping import Array
 from vigor_jax.data.batches.loader import Batch
 from vigor_jax.data.text.conversation import DEFAULT_TEMPLATE
 from vigor_jax.errors import InputError
-from vigor_jax.fingerprint import of
+from vigor_jax.fingerprint import of, plain
 from vigor_jax.hf.hub import origin
 from vigor_jax.hf.load import Checkpoint, load_llava
 from vigor_jax.models.vlm import VlmConfig, abstract_model, param_paths
@@ -34,6 +34,7 @@ from vigor_jax.training.checkpoint import Checkpoints
 from vigor_jax.training.flops import peak_flops, train_flops
 from vigor_jax.training.log import TrainingLog
 from vigor_jax.training.preemption import Preemption
+from vigor_jax.training.trackers import NOWHERE, Reporting
 from vigor_jax.training.train_step import (
     Loss,
     Metrics,
@@ -95,6 +96,7 @@ def fine_tune(
     name: str,
     loss: Loss | None = None,
     after_update: Callable[[int, Weights], None] | None = None,
+    reporting: Reporting = NOWHERE,
 ) -> Path:
     """The loop of `sft` over any batches and any loss.
 
@@ -110,6 +112,7 @@ def fine_tune(
       loss: as `make_train_step` takes it.
       after_update: is given the number of updates done and all the weights, before a checkpoint of them is written.
         It may read the weights until it returns.
+      reporting: trackers that get the metrics too; changes nothing about the result.
     """
     trained = trained_paths(param_paths(nnx.state(abstract_model(checkpoint.config))).keys(), config.freeze)
     fingerprint = _fingerprint(config, checkpoint, data, dtype)
@@ -150,7 +153,11 @@ def fine_tune(
         train_step = make_train_step(graphdef, abstract, optimizer, schedule, config, dtype, loss)
         modules = frozenset(path.split(".")[0] for path in trained)
         unseen: _Update | None = None
-        with Preemption() as preemption, _open_log(config, run_dir, name, start, batches, mesh) as log:
+        shown = {**fingerprint, "base": record["base"]}
+        with (
+            Preemption() as preemption,
+            _open_log(config, run_dir, name, start, batches, mesh, reporting, shown) as log,
+        ):
             for step, batch in enumerate(batches.batches(start), start + 1):
                 state, metrics = train_step(state, frozen, to_global(batch.rows, mesh))
                 if unseen:
@@ -226,7 +233,14 @@ def _flops(config: VlmConfig, trained: frozenset[str], batch: Batch) -> float:
 
 
 def _open_log(
-    config: TrainingConfig, run_dir: Path, name: str, start: int, batches: Batches, mesh: Mesh
+    config: TrainingConfig,
+    run_dir: Path,
+    name: str,
+    start: int,
+    batches: Batches,
+    mesh: Mesh,
+    reporting: Reporting,
+    settings: dict[str, Any],
 ) -> contextlib.AbstractContextManager[TrainingLog | None]:
     """The log, in the one process that writes it."""
     if jax.process_index() != 0:
@@ -239,4 +253,6 @@ def _open_log(
         total=batches.num_steps,
         every=config.log_every,
         peak_flops=peak and peak * mesh.size,
+        reporting=reporting,
+        settings=plain(settings),
     )
