@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 
 from vigor_jax import cli
 from vigor_jax.config import Stage, TrainConfig
-from vigor_jax.data.records.store import count_parts, has_part, part_metadata, read_part, read_parts, write_part
+from vigor_jax.data.records import store
 from vigor_jax.demo.results import COLUMNS, Results, plot, to_markdown
 from vigor_jax.demo.scoring import reward_auc, score
 from vigor_jax.demo.variants import OF_DESCRIPTIONS, VARIANTS, Variant, choose, replaced
@@ -159,7 +159,8 @@ def counting(directory: Path) -> Iterator[None]:
         if not count["done"]:
             directory.mkdir(parents=True, exist_ok=True)
             count = {"seconds": count["seconds"] + _cpu_seconds() - start, "done": is_done}
-            (directory / COUNT).write_text(json.dumps(count) + "\n", encoding="utf-8")
+            with store.write_atomically(directory / COUNT) as file:
+                file.write(json.dumps(count).encode() + b"\n")
 
 
 def counted(directory: Path) -> float:
@@ -186,13 +187,13 @@ def misjudge(verdicts: Path, erring: Path, seed: int) -> None:
             signal, negative=signal.positive, positive=signal.negative, score=1 - signal.score, absent=not signal.absent
         )
 
-    count = count_parts(verdicts)
-    for part in (part for part in range(count) if not has_part(erring, part, count)):
+    count = store.count_parts(verdicts)
+    for part in (part for part in range(count) if not store.has_part(erring, part, count)):
         records = (
             dataclasses.replace(verdict, signals=tuple(turned(verdict.image, signal) for signal in verdict.signals))
-            for verdict in read_part(verdicts, part, count, Verdict)
+            for verdict in store.read_part(verdicts, part, count, Verdict)
         )
-        write_part(erring, part, count, records, Verdict, part_metadata(verdicts))
+        store.write_part(erring, part, count, records, Verdict, store.part_metadata(verdicts))
 
 
 def figures(evaluation: Path, world: Path) -> dict[str, float]:
@@ -221,7 +222,7 @@ def figures(evaluation: Path, world: Path) -> dict[str, float]:
 def _taught(run_dir: Path, world: Path) -> float:
     """Of all sentences in a run's targets, those that name what is not there."""
     scenes = read_scenes(world, "unlabelled")
-    return score((target.text, scenes[target.image]) for target in read_parts(run_dir / "targets", Target)).absent
+    return score((target.text, scenes[target.image]) for target in store.read_parts(run_dir / "targets", Target)).absent
 
 
 def find_auc(directory: Path) -> dict[str, float] | None:
