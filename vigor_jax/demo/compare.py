@@ -23,11 +23,11 @@ from typing import Any, NoReturn
 
 from vigor_jax import cli
 from vigor_jax.config import Stage, TrainConfig
-from vigor_jax.data.records.store import count_parts, has_part, part_metadata, read_part, read_parts, write_part
+from vigor_jax.data.records import store
 from vigor_jax.demo.config import demo_config
 from vigor_jax.demo.results import COLUMNS, Results, plot, to_markdown
 from vigor_jax.demo.scoring import reward_auc, score
-from vigor_jax.demo.variants import VARIANTS, Variant, choose, replaced
+from vigor_jax.demo.variants import OF_DESCRIPTIONS, VARIANTS, Variant, choose, replaced
 from vigor_jax.demo.world import VERSION, WorldConfig, prepare, read_scenes
 from vigor_jax.errors import InputError
 from vigor_jax.inference.predictor import read_answers
@@ -135,10 +135,9 @@ def _judge(config: TrainConfig, directory: Path, judged: Collection[str]) -> Non
     with counting(shared):
         Run(_in(config, shared, ("train_reward", "sample", "score"))).go()
     if holistic.name in judged:
-        of_descriptions = {"train_reward.per": "description", "reward_model.per": "description"}
         with counting(holistic):
             _copy(shared, holistic, ("candidates",))
-            other = replaced(config, of_descriptions | {"score.streams": ("reward_model",)})
+            other = replaced(config, OF_DESCRIPTIONS | {"score.streams": ("reward_model",)})
             Run(_in(other, holistic, ("train_reward", "score"))).go()
     if erring.name in judged:
         with counting(erring):
@@ -161,7 +160,8 @@ def counting(directory: Path) -> Iterator[None]:
         if not count["done"]:
             directory.mkdir(parents=True, exist_ok=True)
             count = {"seconds": count["seconds"] + _cpu_seconds() - start, "done": is_done}
-            (directory / COUNT).write_text(json.dumps(count) + "\n", encoding="utf-8")
+            with store.write_atomically(directory / COUNT) as file:
+                file.write(json.dumps(count).encode() + b"\n")
 
 
 def counted(directory: Path) -> float:
@@ -188,13 +188,13 @@ def misjudge(verdicts: Path, erring: Path, seed: int) -> None:
             signal, negative=signal.positive, positive=signal.negative, score=1 - signal.score, absent=not signal.absent
         )
 
-    count = count_parts(verdicts)
-    for part in (part for part in range(count) if not has_part(erring, part, count)):
+    count = store.count_parts(verdicts)
+    for part in (part for part in range(count) if not store.has_part(erring, part, count)):
         records = (
             dataclasses.replace(verdict, signals=tuple(turned(verdict.image, signal) for signal in verdict.signals))
-            for verdict in read_part(verdicts, part, count, Verdict)
+            for verdict in store.read_part(verdicts, part, count, Verdict)
         )
-        write_part(erring, part, count, records, Verdict, part_metadata(verdicts))
+        store.write_part(erring, part, count, records, Verdict, store.part_metadata(verdicts))
 
 
 def figures(evaluation: Path, world: Path) -> dict[str, float]:
@@ -223,7 +223,7 @@ def figures(evaluation: Path, world: Path) -> dict[str, float]:
 def _taught(run_dir: Path, world: Path) -> float:
     """Of all sentences in a run's targets, those that name what is not there."""
     scenes = read_scenes(world, "unlabelled")
-    return score((target.text, scenes[target.image]) for target in read_parts(run_dir / "targets", Target)).absent
+    return score((target.text, scenes[target.image]) for target in store.read_parts(run_dir / "targets", Target)).absent
 
 
 def find_auc(directory: Path) -> dict[str, float] | None:
@@ -269,24 +269,29 @@ def _in(config: TrainConfig, run_dir: Path, stages: Sequence[Stage], rounds: int
 def _run(variant: Variant, config: TrainConfig, directory: Path, run_dir: Path) -> None:
     """A variant's own stages, on the candidates and verdicts that it shares."""
     config = replaced(config, variant.overrides)
-    first: tuple[Stage, ...] = ()
+    is_one = variant.rounds == 1
     if variant.judged:
-        source = directory / variant.judged
-        judge = source if (source / REWARD_MODEL).is_dir() else directory / "shared"
-        config = replaced(config, {"score.reward_model": judge / REWARD_MODEL})
-        copied = ["candidates", *(f"verdicts/{stream}" for stream in config.score.streams)]
-        _copy(source, run_dir if variant.rounds == 1 else run_dir / "round-1", copied)
-        first = ("sample", "score")
-    if variant.rounds == 1:
+        source, target = directory / variant.judged, run_dir if is_one else run_dir / "round-1"
+        streams = config.score.streams
+        _copy(source, target, ["candidates", *(f"verdicts/{stream}" for stream in streams)])
+        if "reward_model" in streams and not is_one:  # which judges in the later rounds, too
+            _copy(source if (source / REWARD_MODEL).is_dir() else directory / "shared", target, [REWARD_MODEL])
+    if is_one:
         Run(_in(config, run_dir, variant.stages)).go()
     else:
-        train(_in(config, run_dir, (*first, *variant.stages), variant.rounds))
+        judged: tuple[Stage, ...] = ("sample", "score") if variant.judged else ()
+        train(_in(config, run_dir, (*judged, *variant.stages), variant.rounds))
 
 
 def _copy(source: Path, target: Path, names: Sequence[str]) -> None:
+    """Copies folders that are not there yet, each as a whole."""
     for name in names:
         if not (target / name).exists():
-            shutil.copytree(source / name, target / name)
+            partial = target / ".partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.copytree(source / name, partial)
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            partial.rename(target / name)
 
 
 def _listed(title: str, entries: Mapping[str, str]) -> str:

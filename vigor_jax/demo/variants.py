@@ -38,6 +38,7 @@ DETECTOR = {"score.streams": ("detector",)}
 BOTH = {"score.streams": ("detector", "reward_model")}
 UNREFINED = {"select.refine": False}
 REWARD_MODEL = {"score.streams": ("reward_model",)} | UNREFINED
+OF_DESCRIPTIONS = {"train_reward.per": "description", "reward_model.per": "description"}
 RANDOM = {"select.strategy": "random"}
 ERRING: Judged = "erring_detector"
 # name, label, description, overrides
@@ -73,7 +74,7 @@ VARIANTS = (
         "holistic",
         "RM, holistic",
         "a reward model of whole descriptions chooses",
-        REWARD_MODEL | {"reward_model.per": "description"},
+        REWARD_MODEL | OF_DESCRIPTIONS,
         judged="holistic_reward",
     ),
     Variant("at", "AT", "the detector chooses; sentences with something that it does not find are dropped", DETECTOR),
