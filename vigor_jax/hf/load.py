@@ -73,7 +73,7 @@ def open_checkpoint(name: str | Path, vision_tower: str | Path | None = None) ->
     return family_of(config, path).open(config, directory, vision_tower)
 
 
-def load_llava(
+def load_model(
     checkpoint: Checkpoint,
     *,
     mesh: Mesh,

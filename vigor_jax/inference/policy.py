@@ -27,7 +27,7 @@ from vigor_jax.data.text.conversation import (
     find_template,
 )
 from vigor_jax.errors import InputError
-from vigor_jax.hf.load import Checkpoint, load_llava
+from vigor_jax.hf.load import Checkpoint, load_model
 from vigor_jax.inference.logprobs import collate_responses, per_token_logps
 from vigor_jax.inference.responses import (
     Query,
@@ -100,7 +100,7 @@ class Policy:
     @cached_property
     def model(self) -> Vlm:
         """The model, its weights on the mesh."""
-        model = load_llava(self.checkpoint, mesh=self.mesh, dtype=self.dtype, scan=stacks_inference())
+        model = load_model(self.checkpoint, mesh=self.mesh, dtype=self.dtype, scan=stacks_inference())
         return quantize_decoder(model) if self._int8 else model
 
     # Prompts and responses as tokens
