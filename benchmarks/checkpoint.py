@@ -29,8 +29,8 @@ from flax import nnx
 
 from benchmarks.common import build_peer, describe_machine, print_table, sizes
 from vigor_jax.hf.export import export_checkpoint
-from vigor_jax.hf.load import load_llava, open_checkpoint
-from vigor_jax.models.llava import param_paths
+from vigor_jax.hf.load import load_model, open_checkpoint
+from vigor_jax.models.vlm import param_paths
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 
 ROOT = Path(__file__).parents[1]
@@ -58,7 +58,7 @@ def ours(directory: Path, out: Path) -> tuple[float, float]:
     """Seconds to load and to export."""
     start = time.perf_counter()
     checkpoint = open_checkpoint(directory)
-    model = load_llava(checkpoint, mesh=make_mesh(MeshConfig()), dtype=jnp.bfloat16)
+    model = load_model(checkpoint, mesh=make_mesh(MeshConfig()), dtype=jnp.bfloat16)
     jax.block_until_ready(nnx.state(model))
     loaded = time.perf_counter()
     params = {path: each.get_value() for path, each in param_paths(nnx.state(model)).items() if FROZEN not in path}

@@ -16,7 +16,8 @@ from flax import nnx
 
 from vigor_jax.hf.llava import config as llava_config
 from vigor_jax.hf.llava import names
-from vigor_jax.models.llava import Llava, LlavaConfig, abstract_llava, param_paths
+from vigor_jax.models.llava import Llava, LlavaConfig
+from vigor_jax.models.vlm import abstract_model, param_paths
 
 CLIP_L = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
 CLIP_S = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 8, "num_attention_heads": 6}
@@ -68,7 +69,7 @@ def port(model: transformers.LlavaForConditionalGeneration, *, scan: bool = True
     config = our_config(model.config)
     weights = {names.canonical_hf(name): value for name, value in model.state_dict().items()}
     dtype = jnp.bfloat16 if next(model.parameters()).dtype == torch.bfloat16 else jnp.float32
-    graphdef, state = nnx.split(abstract_llava(config, dtype=dtype, scan=scan))
+    graphdef, state = nnx.split(abstract_model(config, dtype=dtype, scan=scan))
     stacks: dict[str, list[jax.Array]] = {}
     for entry in names.entries(config):
         value = weights[entry.name].detach().float().cpu().numpy().transpose(entry.axes)

@@ -34,7 +34,8 @@ from vigor_jax.data.batches.tree_batches import collate, padded_sizes
 from vigor_jax.inference.sampler import SamplingConfig
 from vigor_jax.models.attention import PALLAS_BLOCK
 from vigor_jax.models.layers import stacks_inference
-from vigor_jax.models.llava import Llava, LlavaConfig, abstract_llava, param_paths
+from vigor_jax.models.llava import Llava, LlavaConfig
+from vigor_jax.models.vlm import abstract_model, param_paths
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh, param_shardings
 from vigor_jax.training.flops import peak_flops, train_flops
 
@@ -109,7 +110,7 @@ def _weight(key: jax.Array, shape: tuple[int, ...], dtype: Any, ones: bool) -> j
 
 def draw(config: LlavaConfig, dtype: Any, mesh: Mesh, *, scan: bool) -> Llava:
     """Our model with random weights, each made on the device."""
-    graphdef, state = nnx.split(abstract_llava(config, dtype=dtype, scan=scan))
+    graphdef, state = nnx.split(abstract_model(config, dtype=dtype, scan=scan))
     places = param_paths(param_shardings(state, mesh))
     key = jax.random.key(0, impl="rbg")  # compiles and draws sooner than the default
     for index, (path, variable) in enumerate(param_paths(state).items()):

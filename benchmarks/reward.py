@@ -32,7 +32,8 @@ from vigor_jax.data.batches.tree_sequences import QUESTIONS, Description, Row, T
 from vigor_jax.data.text.conversation import TEMPLATES
 from vigor_jax.inference.tree_attention import Answers, answer_places
 from vigor_jax.models.attention import attention, masked_attention
-from vigor_jax.models.llava import Llava, LlavaConfig, param_paths
+from vigor_jax.models.llava import Llava, LlavaConfig
+from vigor_jax.models.vlm import param_paths
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh, to_global
 from vigor_jax.records import Span
 from vigor_jax.stages.train_reward import answer_loss

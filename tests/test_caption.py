@@ -159,7 +159,7 @@ def test_a_finished_run_loads_no_weights(world, tmp_path, monkeypatch):
     arguments = [*options(world, out), "--images", str(world / "images" / "01.jPg")]
     main(arguments)
     first = out.read_bytes()
-    monkeypatch.delattr("vigor_jax.inference.predictor.load_llava")
+    monkeypatch.delattr("vigor_jax.inference.predictor.load_model")
     main(arguments)
     assert out.read_bytes() == first
 

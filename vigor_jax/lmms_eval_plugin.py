@@ -29,7 +29,7 @@ from vigor_jax.data.text.conversation import (
     encode_prompt,
 )
 from vigor_jax.errors import InputError
-from vigor_jax.hf.load import load_llava, open_checkpoint
+from vigor_jax.hf.load import load_model, open_checkpoint
 from vigor_jax.inference.sampler import Request, Sampler, SamplingConfig
 from vigor_jax.models.layers import stacks_inference
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh
@@ -76,7 +76,7 @@ class VigorJax(lmms):
         self._batch_size, self._max_new_tokens = -(-int(batch_size) // parts) * parts, max_new_tokens
         self._source = checkpoint = open_checkpoint(Path(pretrained), Path(vision_tower) if vision_tower else None)
         dtype = dtype or ("float32" if checkpoint.dtype == np.float32 else "bfloat16")
-        self._model = load_llava(checkpoint, mesh=self._mesh, dtype=dtype, scan=stacks_inference())
+        self._model = load_model(checkpoint, mesh=self._mesh, dtype=dtype, scan=stacks_inference())
         self._template = TEMPLATES[template]
         self._samplers: dict[SamplingConfig, Sampler] = {}
         config = checkpoint.config

@@ -20,7 +20,7 @@ from tests.tiny_llava import Tiny, build_checkpoint
 from tests.tiny_tokenizer import build_tokenizer_dir
 from vigor_jax.data.images.preprocessing import preprocess
 from vigor_jax.data.text.conversation import IGNORE_INDEX, TEMPLATES, Turn, encode_example, encode_prompt
-from vigor_jax.hf.load import Checkpoint, load_llava
+from vigor_jax.hf.load import Checkpoint, load_model
 from vigor_jax.inference.sampler import Request, Sampler, SamplingConfig
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 
@@ -208,7 +208,7 @@ def job_of(out: Path, prompts: list[Asked], *, num_new_tokens: int = 0, never: l
 def greedy(checkpoint: Checkpoint, prompts: list[Asked], num_new_tokens: int) -> list[list[int]]:
     """What our model answers to the prompts that have one picture."""
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    model = load_llava(checkpoint, mesh=mesh, dtype=jnp.float32, scan=False)
+    model = load_model(checkpoint, mesh=mesh, dtype=jnp.float32, scan=False)
     config = SamplingConfig(temperature=0, max_new_tokens=num_new_tokens, num_candidates=1)
     pixels = preprocess(picture(0), checkpoint.preprocessing)
     requests = [Request("0", prompt.ids, pixels, str(index)) for index, prompt in enumerate(prompts)]

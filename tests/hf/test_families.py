@@ -22,7 +22,7 @@ from vigor_jax.data.text.conversation import IGNORE_INDEX, TEMPLATES, Turn, enco
 from vigor_jax.errors import InputError
 from vigor_jax.hf.export import ExportConfig, export_checkpoint
 from vigor_jax.hf.families import FAMILIES
-from vigor_jax.hf.load import load_llava, open_checkpoint
+from vigor_jax.hf.load import load_model, open_checkpoint
 from vigor_jax.hf.weights.tensor_files import TensorReader
 from vigor_jax.inference.sampler import Request, Sampler, SamplingConfig
 from vigor_jax.inference.tree_attention import answer_places, read_places
@@ -68,7 +68,7 @@ def mesh():
 
 @pytest.fixture(scope="module")
 def model(checkpoint, mesh):
-    return load_llava(checkpoint, mesh=mesh, dtype=jnp.float32, scan=False)
+    return load_model(checkpoint, mesh=mesh, dtype=jnp.float32, scan=False)
 
 
 @pytest.fixture(scope="module")
@@ -195,12 +195,12 @@ def test_loads_sharded(toy, checkpoint, model, mesh, pictures):
     program = f"""
 import json, jax, jax.numpy as jnp
 from pathlib import Path
-from tests.hf.test_families import FAMILIES, ToyFamily, caption, load_llava, make_mesh, MeshConfig, open_checkpoint
+from tests.hf.test_families import FAMILIES, ToyFamily, caption, load_model, make_mesh, MeshConfig, open_checkpoint
 from vigor_jax.models.vlm import nnx, param_paths
 FAMILIES["toy_vlm"] = ToyFamily()
 checkpoint = open_checkpoint(Path({str(toy[0])!r}))
 mesh = make_mesh(MeshConfig(data=1, fsdp=2, tensor=2))
-model = load_llava(checkpoint, mesh=mesh, dtype=jnp.float32, scan=False)
+model = load_model(checkpoint, mesh=mesh, dtype=jnp.float32, scan=False)
 def copies(value):
     return 4 // len(set(map(str, value.sharding.devices_indices_map(value.shape).values())))
 found = {{path: copies(weight.get_value()) for path, weight in param_paths(nnx.state(model)).items()}}

@@ -33,7 +33,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from vigor_jax.hf.load import load_llava, open_checkpoint
+from vigor_jax.hf.load import load_model, open_checkpoint
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 
 
@@ -46,7 +46,7 @@ def peak():
 jax.devices()
 before = peak()
 source, mesh = open_checkpoint(Path(sys.argv[1])), make_mesh(MeshConfig())
-model = load_llava(source, mesh=mesh, dtype=sys.argv[2], scan=sys.argv[3] == "scan")
+model = load_model(source, mesh=mesh, dtype=sys.argv[2], scan=sys.argv[3] == "scan")
 leaves = jax.tree.leaves(nnx.state(model))
 jax.block_until_ready(leaves)
 held = sum(leaf.nbytes for leaf in leaves)

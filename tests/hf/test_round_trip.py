@@ -17,8 +17,8 @@ from tests.tiny_llava import Tiny, build_checkpoint, build_model, write_processo
 from vigor_jax.errors import InputError
 from vigor_jax.hf.export import export_checkpoint
 from vigor_jax.hf.llava import names
-from vigor_jax.hf.load import load_llava, open_checkpoint
-from vigor_jax.models.llava import param_paths
+from vigor_jax.hf.load import load_model, open_checkpoint
+from vigor_jax.models.vlm import param_paths
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 
 TINY = Tiny()
@@ -29,7 +29,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 def params_of(directory: Path, *, scan: bool = True, dtype=None) -> dict:
     """Every parameter, through the device, in the type it has on disk."""
     checkpoint = open_checkpoint(directory)
-    model = load_llava(checkpoint, mesh=make_mesh(MeshConfig()), dtype=dtype or checkpoint.dtype, scan=scan)
+    model = load_model(checkpoint, mesh=make_mesh(MeshConfig()), dtype=dtype or checkpoint.dtype, scan=scan)
     return {path: variable.get_value() for path, variable in param_paths(nnx.state(model)).items()}
 
 
@@ -293,7 +293,7 @@ def test_untrained_weights_are_copied_and_trained_ones_rounded(tmp_path):
     source_dir = build_checkpoint(tmp_path / "source", TINY, dtype=torch.float16)
     checkpoint = open_checkpoint(source_dir)
     mesh = make_mesh(MeshConfig())
-    model = load_llava(checkpoint, mesh=mesh, dtype=jnp.bfloat16, master=lambda path: "norm" in path)
+    model = load_model(checkpoint, mesh=mesh, dtype=jnp.bfloat16, master=lambda path: "norm" in path)
     all_params = {path: variable.get_value() for path, variable in param_paths(nnx.state(model)).items()}
     trained = {path: value + 0.25 for path, value in all_params.items() if "language_model" in path and "norm" in path}
     assert all(value.dtype == jnp.float32 for value in trained.values())

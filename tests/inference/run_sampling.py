@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vigor_jax.hf.load import load_llava, open_checkpoint
+from vigor_jax.hf.load import load_model, open_checkpoint
 from vigor_jax.inference.sampler import Completion, Request, Sampler, SamplingConfig
 from vigor_jax.parallel.sharding import DistributedConfig, MeshConfig, join_processes, make_mesh
 
@@ -56,7 +56,7 @@ def _runs(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
     checkpoint = open_checkpoint(Path(job["model"]))
     for sizes in job["meshes"]:
         mesh = make_mesh(MeshConfig(*sizes))
-        model = load_llava(checkpoint, mesh=mesh, dtype=jnp.float32, scan=False)
+        model = load_model(checkpoint, mesh=mesh, dtype=jnp.float32, scan=False)
         read: list[str] = []
         requests = [_counted(request, read) for request in make_requests(checkpoint)]
         # A stop string makes the host send its own findings back to every device.

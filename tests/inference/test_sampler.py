@@ -23,7 +23,7 @@ from tests.inference.run_sampling import CONFIG, make_requests, plain
 from tests.tiny_llava import Tiny, build_checkpoint
 from vigor_jax.data.images.preprocessing import normalize
 from vigor_jax.errors import InputError
-from vigor_jax.hf.load import load_llava, open_checkpoint
+from vigor_jax.hf.load import load_model, open_checkpoint
 from vigor_jax.inference import decoder as decoding
 from vigor_jax.inference.decoder import Batch, Decoder, stages, truncate
 from vigor_jax.inference.kv_cache import next_logits
@@ -57,7 +57,7 @@ def mesh():
 
 @pytest.fixture(scope="module")
 def model(checkpoint, mesh):
-    return load_llava(checkpoint, mesh=mesh, dtype=jnp.float32, scan=False)
+    return load_model(checkpoint, mesh=mesh, dtype=jnp.float32, scan=False)
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def test_the_model_of_these_tests_is_not_flat(model, requests, drawn):
 
 def test_candidates_are_the_same_with_stacked_layers(checkpoint, mesh, requests, drawn):
     """As on a TPU, where every cache is one array too."""
-    stacked = load_llava(checkpoint, mesh=mesh, dtype=jnp.float32, scan=True)
+    stacked = load_model(checkpoint, mesh=mesh, dtype=jnp.float32, scan=True)
     for before, now in zip(drawn, sample(stacked, mesh, requests), strict=True):
         for left, right in zip(before, now, strict=True):
             assert (left.token_ids, left.text, left.candidate) == (right.token_ids, right.text, right.candidate)
@@ -213,7 +213,7 @@ def test_results_and_images_on_any_mesh_and_process_count(model, mesh, requests,
 @pytest.mark.parametrize("sizes", [{}, {"kv_heads": 4}, {"tied": True, "rope_theta": 500.0}], ids=str)
 def test_shared_prefix_logits_equal_a_plain_forward(checkpoint, mesh, tmp_path, sizes):
     checkpoint = open_checkpoint(build_checkpoint(tmp_path / "model", Tiny(**sizes)))
-    model = load_llava(checkpoint, mesh=mesh, dtype=jnp.float32, scan=False)
+    model = load_model(checkpoint, mesh=mesh, dtype=jnp.float32, scan=False)
     requests = make_requests(checkpoint, 2)
     config = dataclasses.replace(CONFIG, num_candidates=3, batch_size=2)
     decoder = Decoder(model, config, np.arange(576) < 509, FOREVER)
@@ -253,7 +253,7 @@ def test_logprobs_are_those_of_the_untempered_model(model, mesh, requests):
 
 
 def test_bfloat16_samples_what_its_own_forward_scores(checkpoint, mesh, requests):
-    model = load_llava(checkpoint, mesh=mesh, dtype=jnp.bfloat16, scan=False)
+    model = load_model(checkpoint, mesh=mesh, dtype=jnp.bfloat16, scan=False)
     for request, (completion, _) in zip(requests, sample(model, mesh, requests), strict=True):
         expected = teacher_forced(model, request, completion.token_ids)
         expected = np.take_along_axis(expected, np.array(completion.token_ids)[:, None], 1)[:, 0]
@@ -515,7 +515,7 @@ def test_an_unreadable_image_is_the_users_error(model, mesh, requests):
 
 
 def test_scores_that_are_not_finite_are_an_error(checkpoint, mesh, requests):
-    model = load_llava(checkpoint, mesh=mesh, dtype=jnp.float32, scan=False)
+    model = load_model(checkpoint, mesh=mesh, dtype=jnp.float32, scan=False)
     model.language_model.norm.scale[...] = jnp.full_like(model.language_model.norm.scale[...], jnp.nan)
     with pytest.raises(FloatingPointError, match=r"0\.jpg: the model's scores"):
         sample(model, mesh, requests)

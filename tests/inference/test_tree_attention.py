@@ -11,7 +11,8 @@ from vigor_jax.data.batches.tree_sequences import NONE, PADDING, Tree
 from vigor_jax.inference.tree_attention import read_places, visible
 from vigor_jax.models.clip import ClipConfig
 from vigor_jax.models.llama import LlamaConfig
-from vigor_jax.models.llava import LlavaConfig, abstract_llava, param_paths
+from vigor_jax.models.llava import LlavaConfig
+from vigor_jax.models.vlm import abstract_model, param_paths
 
 IMAGE = 99
 CONFIG = LlavaConfig(
@@ -70,7 +71,7 @@ def test_visible_are_the_ancestors(seed):
 @pytest.mark.parametrize(("scan", "remat"), [(False, "none"), pytest.param(True, "full", marks=pytest.mark.slow)])
 def test_states_and_gradients_equal_those_of_sequences(scan, remat):
     rng = np.random.default_rng(1)
-    graphdef, weights = nnx.split(abstract_llava(CONFIG, scan=scan))
+    graphdef, weights = nnx.split(abstract_model(CONFIG, scan=scan))
     for path, variable in param_paths(weights).items():
         values = rng.standard_normal(variable.get_value().shape, np.float32) * 0.08  # every layer is to matter
         variable.set_value(values + path.endswith("scale"))

@@ -11,11 +11,11 @@ from jax.sharding import NamedSharding
 
 from tests.inference.run_sampling import CONFIG, make_requests
 from tests.tiny_llava import Tiny, build_checkpoint
-from vigor_jax.hf.load import load_llava, open_checkpoint
+from vigor_jax.hf.load import load_model, open_checkpoint
 from vigor_jax.inference.sampler import Sampler
 from vigor_jax.models.int8 import quantize, quantize_decoder
 from vigor_jax.models.layers import Linear
-from vigor_jax.models.llava import abstract_llava, param_paths
+from vigor_jax.models.vlm import abstract_model, param_paths
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh, partition_spec
 
 
@@ -51,7 +51,7 @@ def test_answers_are_those_of_the_rounded_weights(tmp_path, scan):
     """Rounded by NumPy, in a model of float32; what rounding does to a trained model, docs/performance.md says."""
     checkpoint = open_checkpoint(build_checkpoint(tmp_path / "model", Tiny()))
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    model, rounded = (load_llava(checkpoint, mesh=mesh, dtype=jnp.float32, scan=scan) for _ in range(2))
+    model, rounded = (load_model(checkpoint, mesh=mesh, dtype=jnp.float32, scan=scan) for _ in range(2))
     for _, layer in nnx.iter_graph(rounded.language_model.layers):
         if isinstance(layer, Linear):
             kernel = np.asarray(layer.kernel[...], np.float64)
@@ -78,8 +78,8 @@ def test_shapes_are_those_of_the_weights(tmp_path, scan):
     """What a plan reckons with: the same types, shapes and shardings as of weights that are there."""
     checkpoint = open_checkpoint(build_checkpoint(tmp_path / "model", Tiny()))
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    real = nnx.state(quantize_decoder(load_llava(checkpoint, mesh=mesh, dtype=jnp.bfloat16, scan=scan)))
-    graphdef, state = nnx.split(abstract_llava(checkpoint.config, dtype=jnp.bfloat16, scan=scan))
+    real = nnx.state(quantize_decoder(load_model(checkpoint, mesh=mesh, dtype=jnp.bfloat16, scan=scan)))
+    graphdef, state = nnx.split(abstract_model(checkpoint.config, dtype=jnp.bfloat16, scan=scan))
     for variable in param_paths(state).values():
         value, axes = variable.get_value(), variable.get_metadata()["axes"]
         sharding = NamedSharding(mesh, partition_spec(value.shape, axes, mesh))

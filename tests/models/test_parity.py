@@ -18,7 +18,8 @@ from vigor_jax.models import layers
 from vigor_jax.models.attention import attention
 from vigor_jax.models.clip import normalize
 from vigor_jax.models.llama import rope
-from vigor_jax.models.llava import Llava, abstract_llava, param_paths
+from vigor_jax.models.llava import Llava
+from vigor_jax.models.vlm import abstract_model, param_paths
 
 TINY = Tiny()
 VARIANTS = [
@@ -47,7 +48,7 @@ def port(model, tiny: Tiny, *, scan: bool) -> Llava:
     path = "config.json"
     config = llava_config.from_hf(model.config.to_dict(), path)
     weights = {names.canonical_hf(name): value.detach().numpy() for name, value in model.state_dict().items()}
-    graphdef, state = nnx.split(abstract_llava(config, scan=scan))
+    graphdef, state = nnx.split(abstract_model(config, scan=scan))
     stacks: dict[str, list[np.ndarray]] = {}
     for entry in names.entries(config):
         path = entry.path if scan else entry.unstacked_path

@@ -22,7 +22,7 @@ from tests.stages.sft_world import finish, spawn_python
 from tests.tiny_llava import Tiny, build_model, write_processor
 from vigor_jax.data.images.preprocessing import load_image, normalize, preprocess
 from vigor_jax.errors import InputError
-from vigor_jax.hf.load import load_llava, open_checkpoint
+from vigor_jax.hf.load import load_model, open_checkpoint
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 from vigor_jax.records import ScoreItem, Span
 from vigor_jax.rewards import reward_model
@@ -84,7 +84,7 @@ def make_items(folder: Path) -> list[ScoreItem]:
 
 def make_judge(source, config=CONFIG, sizes=(1, 1, 1), *, scan=False) -> RewardModel:
     mesh = make_mesh(MeshConfig(*sizes), jax.devices()[: int(np.prod(sizes))])
-    model = load_llava(source, mesh=mesh, dtype=jnp.float32, scan=scan)
+    model = load_model(source, mesh=mesh, dtype=jnp.float32, scan=scan)
     return RewardModel(model, source.tokenizer, source.preprocessing, config, mesh, weights_digest="tiny")
 
 
@@ -178,7 +178,7 @@ def test_equals_transformers_one_by_one(verdicts, source, transformers_forward):
 
 def test_equals_our_plain_forward(verdicts, source, items):
     """The model's usual causal path, no tree in sight."""
-    model = load_llava(source, mesh=make_mesh(MeshConfig(), jax.devices()[:1]), dtype=jnp.float32, scan=False)
+    model = load_model(source, mesh=make_mesh(MeshConfig(), jax.devices()[:1]), dtype=jnp.float32, scan=False)
     graphdef, weights = nnx.split(model)
 
     @jax.jit

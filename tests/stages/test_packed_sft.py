@@ -15,7 +15,7 @@ from vigor_jax.data.batches.loader import Rows
 from vigor_jax.data.batches.packing import pack_tokens
 from vigor_jax.data.text.conversation import IGNORE_INDEX, EncodedExample
 from vigor_jax.errors import InputError
-from vigor_jax.hf.load import load_llava, open_checkpoint
+from vigor_jax.hf.load import load_model, open_checkpoint
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 from vigor_jax.stages import sft as sft_module
 from vigor_jax.stages.sft import SftConfig, sft
@@ -99,7 +99,7 @@ def test_packed_batches_hold_the_same_examples(config, checkpoint, mesh, pack):
 @pytest.fixture(scope="module")
 def losses(checkpoint, mesh):
     """Loss, supervised tokens and the gradients of all weights, the tower's too."""
-    graphdef, _, weights = partition_params(load_llava(checkpoint, mesh=mesh, dtype=jnp.float32), frozenset())
+    graphdef, _, weights = partition_params(load_model(checkpoint, mesh=mesh, dtype=jnp.float32), frozenset())
 
     def loss(weights, rows):
         return conversation_loss(merge_params(graphdef, weights), rows, SftConfig(remat="full", loss_chunk=48))

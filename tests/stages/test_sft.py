@@ -19,8 +19,9 @@ from vigor_jax.data.images.preprocessing import normalize
 from vigor_jax.data.text.conversation import IGNORE_INDEX
 from vigor_jax.errors import InputError
 from vigor_jax.hf.llava import names
-from vigor_jax.hf.load import load_llava, open_checkpoint
-from vigor_jax.models.llava import LlavaConfig, abstract_llava, param_paths
+from vigor_jax.hf.load import load_model, open_checkpoint
+from vigor_jax.models.llava import LlavaConfig
+from vigor_jax.models.vlm import abstract_model, param_paths
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 from vigor_jax.stages import sft as sft_module
 from vigor_jax.stages.sft import SftConfig, TrainingDiverged, sft
@@ -67,7 +68,7 @@ def config(world):
 
 
 def base_weights(checkpoint, mesh) -> dict[str, np.ndarray]:
-    model = load_llava(checkpoint, mesh=mesh, dtype=jnp.float32)
+    model = load_model(checkpoint, mesh=mesh, dtype=jnp.float32)
     return {path: np.asarray(value) for path, value in partition_params(model, frozenset())[2].items()}
 
 
@@ -193,7 +194,7 @@ def test_frozen_weights_keep_their_bits(config, checkpoint, mesh, tmp_path, monk
         assert (value != before[path]).any(), path
 
 
-PATHS = param_paths(sft_module.nnx.state(abstract_llava(LlavaConfig()))).keys()
+PATHS = param_paths(sft_module.nnx.state(abstract_model(LlavaConfig()))).keys()
 
 
 @pytest.mark.parametrize(
@@ -252,7 +253,7 @@ def test_settings_that_do_not_fit_the_model(config, checkpoint, mesh, tmp_path):
 def test_a_finished_run_is_left_alone(config, checkpoint, mesh, tmp_path, monkeypatch):
     directory = sft(config, checkpoint, tmp_path, mesh, dtype=jnp.float32)
     files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
-    monkeypatch.setattr(sft_module, "load_llava", None)  # it does not come to reading the weights
+    monkeypatch.setattr(sft_module, "load_model", None)  # it does not come to reading the weights
     assert sft(config, checkpoint, tmp_path, mesh, dtype=jnp.float32) == directory
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == files
     with pytest.raises(InputError, match=r"10 was made with learning_rate 0\.002, but this run has 0\.001"):
@@ -364,7 +365,7 @@ def test_divergence_stops_without_harm(config, checkpoint, mesh, tmp_path):
 
 def test_an_update_that_is_not_finite_changes_nothing(config, checkpoint, mesh):
     trained = trained_paths(PATHS, config.freeze)
-    model = load_llava(checkpoint, mesh=mesh, dtype=jnp.float32, master=trained.__contains__)
+    model = load_model(checkpoint, mesh=mesh, dtype=jnp.float32, master=trained.__contains__)
     graphdef, params, frozen = partition_params(model, trained)
     optimizer = make_optimizer(config, 10)
     abstract = abstract_state(params, optimizer, mesh)

@@ -142,7 +142,8 @@ from jax.sharding import NamedSharding
 from vigor_jax.data.batches.loader import Rows
 from vigor_jax.models.clip import ClipConfig
 from vigor_jax.models.llama import LlamaConfig
-from vigor_jax.models.llava import Llava, LlavaConfig, nnx, param_paths
+from vigor_jax.models.llava import Llava, LlavaConfig
+from vigor_jax.models.vlm import nnx, param_paths
 from vigor_jax.parallel.sharding import BATCH, MeshConfig, make_mesh, param_shardings
 from vigor_jax.training.train_step import *
 

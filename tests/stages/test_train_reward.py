@@ -23,7 +23,7 @@ from vigor_jax.data.records.annotations import read_annotations, write_annotatio
 from vigor_jax.data.text.conversation import IGNORE_INDEX, TEMPLATES, Turn, encode_example
 from vigor_jax.errors import InputError
 from vigor_jax.hf.export import ExportConfig
-from vigor_jax.hf.load import load_llava, open_checkpoint
+from vigor_jax.hf.load import load_model, open_checkpoint
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 from vigor_jax.records import AnnotatedSentence, Annotation, ScoreItem, Span
 from vigor_jax.rewards.reward_model import RewardModel, RewardModelConfig
@@ -193,7 +193,7 @@ def test_loss_and_gradient_equal_those_of_conversations(config, checkpoint, mesh
     counts = Counter(not errors for errors in all_errors(annotations, per))
     weight = class_weights(counts) if balance == "weighted" else {True: 1.0, False: 1.0}
     assert len(counts) == 2
-    model = load_llava(checkpoint, mesh=mesh, dtype=jnp.float32)
+    model = load_model(checkpoint, mesh=mesh, dtype=jnp.float32)
     trained = {path for path in partition_params(model, frozenset())[2] if not path.startswith("vision_tower")}
     graphdef, params, frozen = partition_params(model, trained)
 
@@ -285,7 +285,7 @@ def test_the_export_judges_as_the_last_evaluation_did(whole, config, checkpoint,
     """Training → Hugging Face format → the stream that scores, which finds the sentences by itself."""
     export(ExportConfig(), checkpoint, whole / "checkpoints" / "train_reward", tmp_path / "out", mesh)
     trained = open_checkpoint(tmp_path / "out")
-    model = load_llava(trained, mesh=mesh, dtype=jnp.float32, scan=False)
+    model = load_model(trained, mesh=mesh, dtype=jnp.float32, scan=False)
     judging = RewardModelConfig(batch_size=2, max_length=160, bucket=160, answer_tokens=8, question=config.question)
     judge = RewardModel(model, trained.tokenizer, trained.preprocessing, judging, mesh, weights_digest="trained")
     held_out = {image: group for image, group in grouped(config).items() if is_held_out(image, HELD_OUT)}

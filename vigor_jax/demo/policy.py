@@ -34,7 +34,8 @@ from vigor_jax.hf.processor_files import IMAGE_TOKEN, write_json
 from vigor_jax.hf.weights.tensor_files import TensorWriter
 from vigor_jax.models.clip import ClipConfig
 from vigor_jax.models.llama import LlamaConfig
-from vigor_jax.models.llava import Llava, LlavaConfig, param_paths
+from vigor_jax.models.llava import Llava, LlavaConfig
+from vigor_jax.models.vlm import param_paths
 from vigor_jax.pipeline.run import Run
 from vigor_jax.pipeline.stage_inputs import EXPORT
 from vigor_jax.stages.export import PROVENANCE

@@ -64,7 +64,7 @@ def open_checkpoint(directory: Path, vision_tower: Path | None = None) -> Checkp
     return family_of(config, path).open(config, directory, vision_tower)
 
 
-def load_llava(
+def load_model(
     checkpoint: Checkpoint,
     *,
     mesh: Mesh,

@@ -28,7 +28,7 @@ from vigor_jax.data.images.preprocessing import load_image, preprocess
 from vigor_jax.data.text.conversation import TEMPLATES, encode_prompt
 from vigor_jax.disk import naming
 from vigor_jax.errors import InputError
-from vigor_jax.hf.load import Checkpoint, load_llava
+from vigor_jax.hf.load import Checkpoint, load_model
 from vigor_jax.inference.decoder import NOT_IN_RESULTS, SamplingConfig
 from vigor_jax.inference.sampler import Completion, Request, Sampler
 from vigor_jax.json_fields import parse_json
@@ -163,7 +163,7 @@ class Predictor:
     def _complete(self, questions: Sequence[Question], sampling: SamplingConfig) -> Iterator[list[Completion]]:
         checkpoint, template = self._source, TEMPLATES[self._template]
         if self._model is None:
-            self._model = load_llava(checkpoint, mesh=self._mesh, dtype=self._dtype, scan=stacks_inference())
+            self._model = load_model(checkpoint, mesh=self._mesh, dtype=self._dtype, scan=stacks_inference())
         if sampling not in self._samplers:
             self._samplers[sampling] = Sampler(self._model, checkpoint.tokenizer, sampling, self._mesh, template.stop)
         sampler = self._samplers[sampling]

@@ -12,8 +12,6 @@ from vigor_jax.models.attention import Implementation
 from vigor_jax.models.clip import ACTIVATIONS, ClipConfig, ClipVision, normalize
 from vigor_jax.models.llama import Llama, LlamaConfig
 from vigor_jax.models.vlm import Part, Vlm
-from vigor_jax.models.vlm import abstract_model as abstract_llava  # noqa: F401 (until the renaming)
-from vigor_jax.models.vlm import param_paths as param_paths
 from vigor_jax.parallel.sharding import constrain_batch
 
 

@@ -20,7 +20,7 @@ from vigor_jax.data.records.store import join, part_count, part_name, part_seal,
 from vigor_jax.disk import naming
 from vigor_jax.errors import InputError
 from vigor_jax.hf.export import ExportConfig, check_layout
-from vigor_jax.hf.load import load_llava, open_checkpoint
+from vigor_jax.hf.load import load_model, open_checkpoint
 from vigor_jax.json_fields import Fields
 from vigor_jax.models.layers import stacks_inference
 from vigor_jax.parallel.processes import is_first
@@ -228,7 +228,7 @@ class Run:
         if (directory / PROVENANCE).exists():
             training = Fields.read(directory / PROVENANCE).object("training")
             _check_same_question(config, training.values if training else {}, str(directory))
-        model = load_llava(checkpoint, mesh=mesh, dtype=self.config.model.dtype, scan=stacks_inference())
+        model = load_model(checkpoint, mesh=mesh, dtype=self.config.model.dtype, scan=stacks_inference())
         digest = checkpoint.digest()
         return RewardModel(model, checkpoint.tokenizer, checkpoint.preprocessing, config, mesh, weights_digest=digest)
 

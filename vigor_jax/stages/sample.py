@@ -19,7 +19,7 @@ from vigor_jax.data.images.store import Images, open_images
 from vigor_jax.data.records.store import join, part_count, part_metadata, parts_done, read_batches, write_part
 from vigor_jax.data.text.conversation import TEMPLATES, encode_prompt
 from vigor_jax.errors import InputError
-from vigor_jax.hf.load import Checkpoint, load_llava
+from vigor_jax.hf.load import Checkpoint, load_model
 from vigor_jax.inference.decoder import SamplingConfig
 from vigor_jax.inference.sampler import Completion, Request, Sampler
 from vigor_jax.models.int8 import quantize_decoder
@@ -101,7 +101,7 @@ def sample(
     if not todo:
         logger.info("sample: all %d parts are there", count)
         return
-    model = load_llava(checkpoint, mesh=mesh, dtype=dtype, scan=stacks_inference())
+    model = load_model(checkpoint, mesh=mesh, dtype=dtype, scan=stacks_inference())
     if config.int8:
         model = quantize_decoder(model)
     sampler = Sampler(model, checkpoint.tokenizer, config.sampling, mesh, TEMPLATES[config.template].stop)

@@ -26,7 +26,7 @@ from vigor_jax.data.batches.places import row_keys
 from vigor_jax.data.batches.trainable import Encoder, usable_examples
 from vigor_jax.data.text.conversation import TEMPLATES
 from vigor_jax.errors import InputError
-from vigor_jax.hf.load import Checkpoint, load_llava
+from vigor_jax.hf.load import Checkpoint, load_model
 from vigor_jax.models.vlm import VlmConfig, abstract_model, param_paths
 from vigor_jax.parallel.processes import is_first, same_everywhere, together
 from vigor_jax.parallel.sharding import check_batch_divides, local_rows, to_global
@@ -175,7 +175,7 @@ def fine_tune(
         if batches.num_dropped:
             logger.warning("%s: the last %d examples fill no batch and are left out", name, batches.num_dropped)
 
-        model = load_llava(checkpoint, mesh=mesh, dtype=dtype, master=trained.__contains__)
+        model = load_model(checkpoint, mesh=mesh, dtype=dtype, master=trained.__contains__)
         graphdef, params, frozen = partition_params(model, trained)
         del model  # its trained weights are replaced or donated below
         digest = _digest(frozen)
