@@ -17,7 +17,7 @@ import dataclasses
 import itertools
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -43,6 +43,9 @@ class NoEnd:
 
     def decode(self, token_ids: np.ndarray) -> str:
         return ""
+
+    def instruction_ids(self, texts: Sequence[str]) -> None:
+        return None
 
 
 def make_requests(config: LlavaConfig, count: int) -> list[Request]:

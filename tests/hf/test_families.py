@@ -37,8 +37,8 @@ from vigor_jax.training.flops import train_flops
 
 ROOT = Path(__file__).resolve().parents[2]
 QUESTIONS = ("What is in the picture?", "Name every color", "Describe it", "")
-# [CLS] 0, [SEP] 1, [UNK] 2, then the words in their order.
 LENGTH = 192
+# [CLS] 0, [SEP] 1, [UNK] 2, then the words in their order.
 IDS = ([0, 3, 4, 5, 6, 7, 8, 1], [0, 9, 10, 11, 1], [0, 12, 13, 1], [])
 
 

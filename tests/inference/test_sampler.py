@@ -74,6 +74,9 @@ class Words:
     def decode(self, ids):
         return "".join(f" <{token_id}>" for token_id in ids if token_id != self.eos_id)
 
+    def instruction_ids(self, texts):
+        return None  # as of LLaVA
+
 
 @functools.cache
 def sampler(model, mesh, stop, config, least_room):

@@ -2,12 +2,9 @@
 (`language_model.model.layers.0...`, `vision_tower.vision_model...`)."""
 
 import re
-from typing import Literal, TypeAlias
 
 from vigor_jax.hf.names import CONV, KEEP, KEEP_VECTOR, Entry, linear, norm, text_entries
 from vigor_jax.models.llava import LlavaConfig
-
-Layout: TypeAlias = Literal["llava-hf", "llava"]
 
 _VISION = {
     "class_embedding": ("embeddings.class_embedding", KEEP_VECTOR),
