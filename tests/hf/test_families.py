@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from flax import nnx
 from PIL import Image
-from vigor_jax.plan.programs import model_config
 
 from tests.hf.toy_family import VOCAB_SIZE, WORDS_FILE, ToyFamily, build_toy
+from tests.pixels import normalize
 from vigor_jax.data.batches.tree_batches import TreeLoader
 from vigor_jax.data.batches.tree_sequences import Description, TreeEncoder
-from vigor_jax.data.images.preprocessing import load_image, normalize, preprocess
+from vigor_jax.data.images.preprocessing import load_image, preprocess
 from vigor_jax.data.text.conversation import IGNORE_INDEX, TEMPLATES, Turn, encode_example, encode_prompt
 from vigor_jax.errors import InputError
 from vigor_jax.hf.export import ExportConfig, export_checkpoint
@@ -29,6 +29,7 @@ from vigor_jax.inference.sampler import Request, Sampler, SamplingConfig
 from vigor_jax.inference.tree_attention import answer_places, read_places
 from vigor_jax.models.vlm import PARTS
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh
+from vigor_jax.plan.planning import model_config
 from vigor_jax.records import Span
 from vigor_jax.stages.export import export
 from vigor_jax.stages.sft import SftConfig, sft
