@@ -1,12 +1,14 @@
 """What every command shares: typed options from YAML and the command line, and errors in one line."""
 
 import dataclasses
+import inspect
 import itertools
 import logging
 import os
 import re
 import signal
 import sys
+import textwrap
 import threading
 import time
 import traceback
@@ -88,6 +90,9 @@ def _parse(
     if with_config:
         parser.add_argument("--config", action=_config_file(keys, files), help="YAML file of the options below")
     parser.add_class_arguments(schema, nested_key=None, fail_untyped=True)
+    meanings = _meanings(schema)
+    for action in parser._actions:
+        action.help = meanings.get(action.dest, action.help)
     try:
         values = parser.instantiate(parser.parse_args(_bracket(arguments, keys)))
     except jsonargparse.ArgumentError as error:
@@ -170,6 +175,20 @@ def _keys(schema: Any, prefix: str = "") -> dict[str, Any]:
     for field in dataclasses.fields(schema):
         key, kind = prefix + field.name, hints[field.name]
         found |= {key: kind} | (_keys(kind, f"{key}.") if dataclasses.is_dataclass(kind) else {})
+    return found
+
+
+def _meanings(schema: Any, prefix: str = "") -> dict[str, str]:
+    """What every dotted key means, from the attributes in the docstrings of the classes that declare them."""
+    hints, found = typing.get_type_hints(schema), dict[str, str]()
+    for owner in reversed(schema.__mro__):
+        _, _, attributes = inspect.cleandoc(owner.__dict__.get("__doc__") or "").partition("\nAttributes:\n")
+        section = textwrap.dedent(re.split(r"\n\n(?=\S)", attributes)[0])
+        for entry in re.finditer(r"^(\w+): ?(.*(?:\n[ \t]+.*)*)", section, re.MULTILINE):
+            found[prefix + entry[1]] = " ".join(entry[2].split()).replace("%", "%%")
+    for field in dataclasses.fields(schema):
+        if dataclasses.is_dataclass(hints[field.name]):
+            found |= _meanings(hints[field.name], f"{prefix}{field.name}.")
     return found
 
 
