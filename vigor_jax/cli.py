@@ -1,5 +1,6 @@
 """What every command shares: typed options from YAML and the command line, and errors in one line."""
 
+import argparse
 import dataclasses
 import inspect
 import itertools
@@ -33,6 +34,21 @@ _MOVED = {
 
 # What TensorStore's threads raise when they end a write of a checkpoint that has failed already.
 _LATE_WRITE = "Event loop is closed"
+
+
+class Parser(argparse.ArgumentParser):
+    """For a command with a few options of its own; the module's docstring is its description, an error is one line."""
+
+    def __init__(self, command: str, description: str | None) -> None:
+        self._command = command
+        super().__init__(
+            prog=f"python -m vigor_jax.{command}",
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{self._command}: {message} (--help lists the options)")
 
 
 class UnknownKeyError(InputError):

@@ -6,7 +6,6 @@ All variants of a seed share images, candidates, verdicts and reward models; onl
 differs. Writes `results.md`, `results.json` and `results.png`. The same command again goes on where it was stopped.
 """
 
-import argparse
 import dataclasses
 import json
 import logging
@@ -96,11 +95,7 @@ COLUMNS = (
 
 def main() -> None:
     """Runs the command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(
-        prog="python -m vigor_jax.demo.compare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = cli.Parser("demo.compare", __doc__)
     parser.add_argument("--seeds", type=int, default=3, help="how many times, each with a world of its own")
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/compare"))
@@ -306,4 +301,4 @@ def _copy(source: Path, target: Path, names: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)
