@@ -205,6 +205,8 @@ def test_a_run_on_a_read_only_disk_is_one_line(world, small, capsys):  # noqa: F
     assert "Read-only file system" in refused(arguments(world, run__dir=small / "run"), capsys)
 
 
+@pytest.mark.slow
+@pytest.mark.main
 @pytest.mark.parametrize("command", ["caption", "export", "evaluate"])
 def test_outputs_on_a_full_disk_and_below_a_file(world, small, command):  # noqa: F811
     (world / "objects.json").write_text('{"000.jpg": ["dog"]}')

@@ -4,6 +4,8 @@ Text is never searched for again once it has been analysed: spans are offsets in
 """
 
 import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 ErrorType: TypeAlias = Literal["object", "attribute", "relationship", "location", "conjecture"]
@@ -204,9 +206,11 @@ class ScoreItem(NamedTuple):
       path: the image's file, or what reads it from a shard: `path.read_bytes()`.
       prompt: what was asked.
       texts: the candidates, in their order.
+      verdicts: of the streams that the stream `needs`, by name: one for each text.
     """
 
     image: str
     path: ImageFile
     prompt: str
     texts: tuple[str, ...]
+    verdicts: Mapping[str, tuple[Verdict, ...]] = MappingProxyType({})

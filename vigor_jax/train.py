@@ -24,8 +24,9 @@ from vigor_jax.disk import describe
 from vigor_jax.errors import InputError
 from vigor_jax.parallel.processes import is_first, same_everywhere, together
 from vigor_jax.parallel.sharding import join_processes
-from vigor_jax.pipeline.run import EXPORT, REWARD_MODEL, Run
+from vigor_jax.pipeline.run import Run
 from vigor_jax.run_lock import RunLock
+from vigor_jax.stages.stage import EXPORT, REWARD_MODEL
 
 logger = logging.getLogger(__name__)
 

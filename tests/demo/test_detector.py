@@ -228,6 +228,7 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.mark.slow
 def test_the_same_seed_trains_the_same_weights(untrained: Path, tmp_path: Path) -> None:
     build_detector(tmp_path / "same", seed=7, **SIZES)
     build_detector(tmp_path / "other", seed=8, **SIZES)
@@ -269,6 +270,8 @@ def test_the_shipped_files_are_small() -> None:
     assert "license: apache-2.0" in (SHIPPED / "README.md").read_text()
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_the_shipped_detector_is_right_through_the_sidecar() -> None:
     rng = np.random.default_rng(TEST_SEED)
     scenes = [make_scene(rng) for _ in range(250)]

@@ -101,6 +101,7 @@ def test_every_word_is_one_token() -> None:
     assert tokenizer.decode(tokenizer.encode("Ein Löwe, 42 ☂.")) == "Ein Löwe, 42 ☂."  # bytes spell the rest
 
 
+@pytest.mark.slow
 def test_random_weights_depend_on_the_seed_alone(tmp_path: Path) -> None:
     tower = TowerConfig(num_scenes=60, num_steps=60, batch_size=16)
     for name, seed in (("first", 0), ("second", 0), ("other", 1)):
@@ -111,6 +112,7 @@ def test_random_weights_depend_on_the_seed_alone(tmp_path: Path) -> None:
     assert first == second != other
 
 
+@pytest.mark.slow
 def test_the_tower_learns_the_names_of_patches() -> None:
     """From chance to most of them in a few updates, while the language model stays as it is."""
     words = sorted({word for group in GROUPS for word in group})

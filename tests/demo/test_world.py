@@ -32,6 +32,8 @@ def files(directory: Path) -> list[str]:
     return sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_the_same_seed_writes_the_same_bytes(directory: Path, tmp_path: Path) -> None:
     prepare(tmp_path / "again", SMALL)
     names = files(directory)

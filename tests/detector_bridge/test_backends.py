@@ -83,6 +83,8 @@ def test_scores_of_the_tiny_model_tell_phrases_and_pictures_apart(backend, pixel
     assert np.abs(best[0] - best[1]).max() > 0.02
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_a_batch_gives_what_each_prompt_gives_alone(backend, pixels, prompts):
     image_of = [0, 0, 1, 1, 0, 1]
     batch = backend.detect(pixels, prompts * 2, image_of)

@@ -50,6 +50,8 @@ def test_the_client_needs_no_torch_no_jax_and_no_pillow():
     assert not loaded & {"torch", "jax", "transformers", "PIL", "vigor_jax", "prometheus_client"}
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_a_dead_address_is_left_out(served):
     requests = [Request(encode(picture(seed)), ("dog", "cat")) for seed in range(30)]
     for answer, alone in zip(
@@ -88,6 +90,8 @@ def test_a_missing_file_names_itself(served, tmp_path):
         ask([served.address], [Request(tmp_path / "gone.jpg", ("dog",))])
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_a_drained_server_hands_over(model):
     """SIGTERM in the middle: what it had not read is asked of the other one, and nothing is lost."""
     requests = [Request(encode(picture(seed)), ("dog",)) for seed in range(120)]
@@ -119,6 +123,8 @@ def test_blocking_client(served):
             futures[-1].result()
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_local_sidecar_is_started_again_and_ends_with_its_context(model):
     request = Request(encode(picture(0)), ("dog", "cat"))
     with LocalDetector(LocalConfig(model)) as local:
@@ -164,6 +170,8 @@ def test_local_sidecar_says_what_is_wrong(model, tmp_path):
         LocalDetector(LocalConfig(model, python=broken)).__enter__()
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_local_sidecar_that_dies_too_often_is_given_up(model, capfd):
     with LocalDetector(LocalConfig(model, restarts=0)) as local:
         os.kill(local.pid, signal.SIGKILL)

@@ -63,6 +63,8 @@ IMAGES = {
 }
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_the_server_says_what_it_reads(served, reduced):
     for running, expected in ((served, formats()), (reduced, ("JPEG", "PNG", "BMP", "GIF", "TIFF"))):
         with BlockingClient(ClientConfig((running.address,))) as client:

@@ -43,6 +43,8 @@ async def send(address: str, messages: list[bytes]) -> tuple[list[pb.DetectReply
         return replies, await call.code(), await call.details()
 
 
+@pytest.mark.slow
+@pytest.mark.main
 @pytest.mark.parametrize("before", [0, 1, 5])
 @pytest.mark.parametrize("malformed", MALFORMED.values(), ids=MALFORMED)
 def test_what_came_before_is_answered_and_the_call_ends_with_its_own_error(served, malformed, before):
@@ -54,6 +56,8 @@ def test_what_came_before_is_answered_and_the_call_ends_with_its_own_error(serve
     assert details == f"message {before + 1} of this stream is no DetectRequest: it cannot be parsed"
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_many_do_not_fill_the_server_and_leave_one_line_each_in_its_log(model):
     """Nor are other streams disturbed."""
 

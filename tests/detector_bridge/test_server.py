@@ -226,6 +226,8 @@ def test_info_health_and_reflection(served, model):
         assert {"detector_bridge.v1.Detector", "grpc.health.v1.Health"} <= names
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_a_request_whose_time_is_over_is_not_run(model):
     with sidecar(model, "--batch-size", "1") as running:
         image = encode(picture(0))
@@ -236,6 +238,8 @@ def test_a_request_whose_time_is_over_is_not_run(model):
     assert all(replies[str(i)].HasField("detections") for i in range(40))
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_a_reader_that_never_reads_stops_nobody_else(model):
     """Its requests fill the room of one stream, and no more."""
 
@@ -288,6 +292,8 @@ def metrics(port: int) -> dict[str, float]:
     return {name: float(value) for name, value in pairs}
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_sigterm_answers_what_was_read_and_ends(model):
     port = free_port()
 
@@ -360,6 +366,8 @@ def certificates(tmp_path_factory):
     return place
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_tls_with_client_certificates(model, certificates):
     pem, key, ca = (
         {name: certificates / f"{name}.{kind}" for name in ("server", "client", "stranger")}
@@ -381,6 +389,8 @@ def test_tls_with_client_certificates(model, certificates):
                 ask(address, [request], timeout=1.5, **wrong)
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_token(model, certificates):
     request = Request(encode(picture(0)), ("dog",))
     with sidecar(model, "--token-file", str(certificates / "token"), listen="0.0.0.0:0") as running:

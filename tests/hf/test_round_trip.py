@@ -146,6 +146,8 @@ def logits(directory: Path, tiny: Tiny) -> np.ndarray:
         return model(input_ids=ids, pixel_values=pixel_values).logits.numpy()
 
 
+@pytest.mark.slow
+@pytest.mark.main
 @pytest.mark.parametrize("tiny", [TINY, LINEAR, Tiny(tied=True), Tiny(kv_heads=4, full=True)])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_hf_to_jax_to_hf_is_bit_identical(tmp_path, tiny, dtype):

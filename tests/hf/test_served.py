@@ -51,6 +51,8 @@ def test_ids_of_a_base_equal_its_own_processors(checkpoint):
     assert serve(job)["text_ids"] == [prompt.ids for prompt in prompts]
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_greedy_answers_equal_ours(checkpoint, tmp_path):
     export_checkpoint(checkpoint, {}, tmp_path / "out", layout="llava-hf", dtype="float32", template=TEMPLATES["v1"])
     again = open_checkpoint(tmp_path / "out")

@@ -19,15 +19,15 @@ from hypothesis import strategies as st
 from tests.hf.test_round_trip import build_original
 from tests.test_json_fields import NO_FILES, put
 from tests.tiny_llava import Tiny, build_checkpoint, build_model
-from vigor_jax.config import RunConfig, TrainConfig
 from vigor_jax.errors import InputError
 from vigor_jax.hf.config import from_hf
 from vigor_jax.hf.load import ModelConfig, open_checkpoint
 from vigor_jax.models.clip import ClipConfig
 from vigor_jax.models.llama import LlamaConfig
 from vigor_jax.models.llava import LlavaConfig
-from vigor_jax.pipeline.run import Run
-from vigor_jax.stages.score import ScoreConfig
+from vigor_jax.rewards.detection import DetectionConfig
+from vigor_jax.rewards.reward_model import RewardModelConfig
+from vigor_jax.stages.score import ScoreConfig, ScoreStage
 
 TINY = Tiny()
 WRONG = [
@@ -207,6 +207,8 @@ def plain_config_once() -> dict[str, Any]:
     return json.loads(_KEPT[0])
 
 
+@pytest.mark.slow
+@pytest.mark.main
 @pytest.mark.timeout(2 * MANY)
 @pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json", "processor_config.json"])
 def test_a_wrong_value_in_a_file_is_one_line_or_changes_nothing(copied: Path, checkpoint: Path, name: str) -> None:
@@ -484,9 +486,7 @@ def test_an_image_token_that_is_no_text_is_refused_on_opening(copied: Path, toke
 @pytest.mark.parametrize("training", [[], "x", 8, True])
 def test_a_reward_model_whose_provenance_is_damaged_is_refused(copied: Path, training: Any) -> None:
     (copied / "vigor_jax.json").write_text(json.dumps({"training": training}))
-    config = TrainConfig(
-        run=RunConfig(dir=copied), model=ModelConfig(path=copied), score=ScoreConfig(reward_model=copied)
-    )
-    run = SimpleNamespace(config=config, dir=copied)
+    stage = ScoreStage(ScoreConfig(reward_model=copied), DetectionConfig(), RewardModelConfig(), None)
+    context: Any = SimpleNamespace(dir=copied, model=ModelConfig(path=copied), inference_mesh=None)
     with pytest.raises(InputError, match=r"vigor_jax.json: training: expected an object"):
-        Run._reward_model(run)  # type: ignore[arg-type]
+        stage._open_reward_model(context)

@@ -210,6 +210,8 @@ def test_results_and_images_on_any_mesh_and_process_count(model, mesh, requests,
             assert run["read"] == (sorted(set(own) & set(with_image)) if split else with_image)
 
 
+@pytest.mark.slow
+@pytest.mark.main
 @pytest.mark.parametrize("sizes", [{}, {"kv_heads": 4}, {"tied": True, "rope_theta": 500.0}], ids=str)
 def test_shared_prefix_logits_equal_a_plain_forward(checkpoint, mesh, tmp_path, sizes):
     checkpoint = open_checkpoint(build_checkpoint(tmp_path / "model", Tiny(**sizes)))
@@ -240,6 +242,8 @@ def test_shared_prefix_logits_equal_a_plain_forward(checkpoint, mesh, tmp_path, 
             np.testing.assert_allclose(logits[row, candidate], plainly, rtol=0, atol=1e-5 * np.abs(plainly).max())
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_logprobs_are_those_of_the_untempered_model(model, mesh, requests):
     """Whatever shapes the draw, every token reports its probability under a plain forward of prompt and answer."""
     for changes in ({}, {"temperature": 0.5, "top_k": 20, "top_p": 0.8}, {"temperature": 0.0}):
@@ -252,6 +256,8 @@ def test_logprobs_are_those_of_the_untempered_model(model, mesh, requests):
                 assert completion.mean_logprob == pytest.approx(expected.mean(), abs=1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_bfloat16_samples_what_its_own_forward_scores(checkpoint, mesh, requests):
     model = load_llava(checkpoint, mesh=mesh, dtype=jnp.bfloat16, scan=False)
     for request, (completion, _) in zip(requests, sample(model, mesh, requests), strict=True):
@@ -355,6 +361,8 @@ def test_frequencies_equal_the_probabilities(model, temperature, top_k, top_p, m
     assert statistic < degrees + 5 * np.sqrt(2 * degrees)  # five standard deviations
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_ids_that_are_no_tokens_are_never_sampled(model, mesh, requests):
     hot = {"temperature": 50.0, "num_candidates": 5}
     ids = {i for group in sample(model, mesh, requests, **hot) for c in group for i in c.token_ids}
@@ -381,6 +389,8 @@ def test_eos_ends_a_candidate(model, mesh, requests, drawn):
     assert reasons == {"stop", "length"}
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_what_has_ended_makes_room(model, mesh, requests, monkeypatch):
     """Rows that take the next request when theirs is done say what they say alone, in fewer steps than batches do."""
     many = [dataclasses.replace(requests[i % 7], image_id=f"{i}.jpg") for i in range(24)]
@@ -402,6 +412,8 @@ def test_what_has_ended_makes_room(model, mesh, requests, monkeypatch):
     assert sum(lengths) / 4 < sum(steps) < 0.9 * in_batches
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_the_models_positions_end_a_candidate(model, mesh, requests):
     """The last token stands on the model's last position, whatever company it has."""
     long = dataclasses.replace(requests[2], prompt_ids=[1, *requests[2].prompt_ids] * 100)
@@ -421,6 +433,8 @@ def test_a_stop_string_ends_a_candidate_and_is_cut(model, mesh, requests, drawn)
     assert [c.token_ids for group in others for c in group] == [c.token_ids for group in drawn[1:] for c in group]
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_repetition_ends_a_candidate(model, mesh, requests):
     """With six tokens to choose from there soon is one, after another time for each."""
     few = {"tokenizer": Words(vocab_size=6), "max_new_tokens": 40}
@@ -449,6 +463,8 @@ def test_repetition_by_its_definition(ids, n):
     assert repetition_end(np.array(ids, int), n) == brute_force_repetition(ids, n)
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_fifty_prompt_lengths_need_few_compilations(model, mesh, requests, checkpoint):
     config = dataclasses.replace(CONFIG, prompt_bucket=32, max_new_tokens=130)
     own = Sampler(model, Words(), config, mesh)

@@ -46,6 +46,8 @@ def test_a_layer_multiplies_by_what_it_stands_for():
     assert layer(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
 
 
+@pytest.mark.slow
+@pytest.mark.main
 @pytest.mark.parametrize("scan", [False, True])
 def test_answers_are_those_of_the_rounded_weights(tmp_path, scan):
     """Rounded by NumPy, in a model of float32; what rounding does to a trained model, docs/performance.md says."""

@@ -144,6 +144,7 @@ def sidecars(process) -> list[psutil.Process]:
     return [child for child in children if "detector_bridge.server" in " ".join(child.cmdline())]
 
 
+@pytest.mark.main
 def test_kills_change_no_byte(world, undisturbed, tmp_path):
     """`kill -9` at random moments of one run's life, at least one in every stage."""
     finish(start(world, loop(world, tmp_path / "timed")))

@@ -1,23 +1,21 @@
 """What a change of settings makes stale, and what is removed then."""
 
-import dataclasses
 import itertools
 import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from vigor_jax.errors import InputError
-from vigor_jax.pipeline.manifest import RunManifest, StageInputs, settings_of
+from vigor_jax.pipeline.manifest import RunManifest
+from vigor_jax.stages.stage import Result
 
 AFTER = {"sample": (), "score": ("sample",), "train": (), "select": ("sample", "score", "train"), "sft": ("select",)}
 
 
 def manifest(run_dir: Path, **settings: int) -> RunManifest:
     stages = [
-        StageInputs(name, {f"{name}.x": settings.get(name, 0)}, after, (run_dir / name, run_dir / f"{name}.json"))
+        Result(name, {f"{name}.x": settings.get(name, 0)}, after, (run_dir / name, run_dir / f"{name}.json"))
         for name, after in AFTER.items()
     ]
     return RunManifest(run_dir, stages)
@@ -79,7 +77,7 @@ def test_remove_takes_outputs_and_entries_of_the_stale_only(run_dir):
 
 
 def test_a_stage_that_no_longer_feeds_one_makes_it_stale(run_dir):
-    stages = [StageInputs("sample", {"sample.x": 0}, (), ()), StageInputs("select", {"select.x": 0}, ("sample",), ())]
+    stages = [Result("sample", {"sample.x": 0}, (), ()), Result("select", {"select.x": 0}, ("sample",), ())]
     with pytest.raises(InputError, match="made with other stages; this makes select stale"):
         RunManifest(run_dir, stages).check(("select",), overwrite=False)
 
@@ -95,29 +93,13 @@ def test_a_damaged_file_is_named(run_dir):
         manifest(run_dir).stale()
 
 
-@dataclasses.dataclass(frozen=True)
-class Inner:
-    depth: int = 1
-    folder: Path | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Outer:
-    name: str = "a"
-    many: tuple[int, ...] = (1, 2)
-    inner: Inner = dataclasses.field(default_factory=Inner)
-
-
-def test_settings_are_flat_json():
-    config = Outer(inner=Inner(folder=Path("x")))
-    assert settings_of("s", config) == {"s.name": "a", "s.many": [1, 2], "s.inner.depth": 1, "s.inner.folder": "x"}
-    assert settings_of("s", config, ("many", "folder")) == {"s.name": "a", "s.inner.depth": 1}
-
-
-@given(st.text(), st.lists(st.integers()), st.integers())
-def test_settings_survive_the_file(name, many, depth):
-    settings = settings_of("s", Outer(name, tuple(many), Inner(depth)))
-    assert json.loads(json.dumps(settings)) == settings
+@pytest.mark.parametrize("name", AFTER)
+def test_a_setting_that_a_stage_does_not_have_is_left_alone(tmp_path, name):
+    """Fine-tuning on the run's own targets has no `sft.data`; killed before the next stage, it continues."""
+    manifest(tmp_path).begin(name)
+    again = manifest(tmp_path)
+    again.leave_to_stage(name, f"{name}.data")
+    assert again.stale() == []
 
 
 def test_a_setting_may_be_left_to_its_stage_until_another_was_begun_after_it(tmp_path):

@@ -12,7 +12,8 @@ from vigor_jax.config import TrainConfig
 from vigor_jax.models.llava import LlavaConfig
 from vigor_jax.plan.estimate import estimate
 from vigor_jax.plan.hardware import TPUS
-from vigor_jax.plan.programs import Program, Sizes, programs
+from vigor_jax.plan.planning import programs
+from vigor_jax.stages.programs import Program, Sizes
 
 CHIP = TPUS["v5e"]
 LINUX_COUNTS_PEAKS = Path("/proc/self/clear_refs").exists()
@@ -27,8 +28,7 @@ def planned_and_taken(config: TrainConfig, model: LlavaConfig, sizes: Sizes) -> 
 def _planned_and_taken(config: TrainConfig, model: LlavaConfig, sizes: Sizes) -> list[tuple[str, int, int]]:
     found = []
     for program in programs(config, model, jax.devices()[:1], sizes):
-        stage = {"sft": config.sft, "train_reward": config.train_reward}.get(program.stage)
-        planned = estimate(program, model, stage, CHIP, 1).peak - program.beside
+        planned = estimate(program, CHIP, 1).peak - program.beside
         found.append((program.name, planned, _taken(program)))
     return found
 

@@ -21,14 +21,14 @@ from vigor_jax.parallel.sharding import MeshConfig
 from vigor_jax.pipeline.run import Run
 from vigor_jax.plan.estimate import Estimate, estimate
 from vigor_jax.plan.hardware import GIB, Topology
-from vigor_jax.plan.planning import Plan, plan
-from vigor_jax.plan.programs import Program, Sizes, model_config, programs
-from vigor_jax.plan.recipe import Work, recipe
+from vigor_jax.plan.planning import Plan, model_config, plan, programs
+from vigor_jax.plan.recipe import recipe
 from vigor_jax.rewards.reward_model import RewardModelConfig
-from vigor_jax.stages import sft as sft_module
+from vigor_jax.stages.programs import Program, Sizes, Work
 from vigor_jax.stages.sample import SampleConfig
 from vigor_jax.stages.score import ScoreConfig
 from vigor_jax.stages.train_reward import TrainRewardConfig
+from vigor_jax.training import loop as loop_module
 from vigor_jax.training.flops import forward_flops, train_flops
 from vigor_jax.training.train_step import SftConfig
 
@@ -67,13 +67,9 @@ def config(world):
 def found(config):
     model = model_config(config.model.path)
     return {
-        (program.stage, program.name): (program, estimate(program, model, stage_config(config, program), CHIP, 1))
+        (program.stage, program.name): (program, estimate(program, CHIP, 1))
         for program in programs(config, model, jax.devices()[:1], SIZES)
     }
-
-
-def stage_config(config, program):
-    return {"sft": config.sft, "train_reward": config.train_reward}.get(program.stage)
 
 
 def test_every_device_step_is_there(found):
@@ -105,13 +101,13 @@ def test_what_is_held_is_in_the_arguments(found, config):
     assert prefill[1].arguments == pytest.approx(decode[1].arguments, rel=0.2)
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_weights_in_8_bits_take_less(found, config):
     model = model_config(config.model.path)
     sample, run = dataclasses.replace(config.sample, int8=True), dataclasses.replace(config.run, stages=("sample",))
     small = dataclasses.replace(config, sample=sample, run=run)
-    _, decode = (
-        estimate(program, model, None, CHIP, 1) for program in programs(small, model, jax.devices()[:1], SIZES)
-    )
+    _, decode = (estimate(program, CHIP, 1) for program in programs(small, model, jax.devices()[:1], SIZES))
     text = model.text
     kernels = text.num_layers * (
         text.hidden_size * text.head_dim * 2 * (text.num_heads + text.num_kv_heads)
@@ -127,9 +123,7 @@ def test_rings_that_grow_are_there_twice(config):
     run = dataclasses.replace(config.run, stages=("sample",))
     longer = dataclasses.replace(config, run=run, sample=dataclasses.replace(config.sample, sampling=sampling))
     sizes = dataclasses.replace(SIZES, response=192)
-    _, decode, growth = (
-        estimate(program, model, None, CHIP, 1) for program in programs(longer, model, jax.devices()[:1], sizes)
-    )
+    _, decode, growth = (estimate(program, CHIP, 1) for program in programs(longer, model, jax.devices()[:1], sizes))
     text = model.text
     token = 2 * text.num_layers * 12 * text.num_kv_heads * text.head_dim * 4
     shorter = 96 * token + token  # and the latest
@@ -162,8 +156,10 @@ def test_arithmetic_and_traffic(found, config):
         assert each.mfu_bound == each.compute_seconds / each.seconds
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_update_is_the_one_that_runs(found, config, monkeypatch):
-    make, seen = sft_module.make_train_step, []
+    make, seen = loop_module.make_train_step, []
 
     def recording(*given):
         step = make(*given)
@@ -174,7 +170,7 @@ def test_update_is_the_one_that_runs(found, config, monkeypatch):
 
         return update
 
-    monkeypatch.setattr(sft_module, "make_train_step", recording)
+    monkeypatch.setattr(loop_module, "make_train_step", recording)
     Run(dataclasses.replace(config, run=dataclasses.replace(config.run, stages=("sft",)))).go()
     program, planned = found["sft", "update"]
     memory = [memory for shape, memory in seen if shape == (program.rows, program.tokens)]
@@ -277,8 +273,8 @@ def test_a_compiler_that_refuses_tells_how_much_is_missing(config, message, size
         def compile(self):
             raise jax.errors.JaxRuntimeError(message)
 
-    program = Program("sft", "update", Refused, 3 * GIB, 4, 64)
-    found = estimate(program, model_config(config.model.path), config.sft, CHIP, 4)
+    program = Program("sft", "update", Refused, 0.0, 3 * GIB, 4, 64)
+    found = estimate(program, CHIP, 4)
     assert (found.arguments, found.temporaries, found.peak) == tuple(size * GIB for size in sizes)
     assert not found.fits
 
@@ -289,7 +285,7 @@ def test_other_failures_are_not_hidden(config):
             raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
     with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
-        estimate(Program("sft", "update", Broken, GIB, 4, 64), model_config(config.model.path), config.sft, CHIP, 4)
+        estimate(Program("sft", "update", Broken, 0.0, GIB, 4, 64), CHIP, 4)
 
 
 def test_recipe(config):
@@ -329,6 +325,8 @@ def test_table_says_what_is_missing(config):
     assert "device-hours" not in planned.table()
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_whole_plan(config):
     planned = plan(config, Here("v5e:1x1", CHIP, 1), Work())
     assert planned.fits

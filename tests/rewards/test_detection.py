@@ -204,6 +204,8 @@ def test_an_unreadable_image_is_named(served, items):
         list(stream.judge(items))
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_sidecars_of_different_models_are_refused(served, tmp_path):
     with sidecar(write_transformers(tmp_path / "another", seed=1)) as running:
         both = DetectionConfig((served.address, running.address), phrases=PhrasesConfig("entities"))

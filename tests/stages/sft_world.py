@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.tiny_llava import Tiny, build_checkpoint
-from vigor_jax.stages import sft as sft_module
+from vigor_jax.training import loop as loop_module
 from vigor_jax.training.checkpoint import restore_params_only
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -89,7 +89,7 @@ class StopError(Exception):
 
 def interrupt(run: Callable[[], object], monkeypatch: pytest.MonkeyPatch, *, after: int) -> None:
     """Has a training run do `after` updates more and fall over."""
-    original = sft_module.make_train_step
+    original = loop_module.make_train_step
 
     def breaking(*args):
         step, count = original(*args), 0
@@ -104,6 +104,6 @@ def interrupt(run: Callable[[], object], monkeypatch: pytest.MonkeyPatch, *, aft
         return update
 
     with monkeypatch.context() as patch:
-        patch.setattr(sft_module, "make_train_step", breaking)
+        patch.setattr(loop_module, "make_train_step", breaking)
         with pytest.raises(StopError):
             run()

@@ -15,6 +15,7 @@ from vigor_jax.hf.load import open_checkpoint
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 from vigor_jax.stages import sft as sft_module
 from vigor_jax.stages.sft import SftConfig, sft
+from vigor_jax.training import loop as loop_module
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +112,7 @@ def spoil(records, chosen=SPOILT):
 def test_a_bad_row_ends_the_run_before_it_begins(config, checkpoint, mesh, records, tmp_path, index, monkeypatch):
     """None of them is in the first batch."""
     config.data.write_text(json.dumps(spoil(records, [index])))
-    monkeypatch.setattr(sft_module, "load_llava", None)  # it does not come to reading the weights
+    monkeypatch.setattr(loop_module, "load_llava", None)  # it does not come to reading the weights
     with pytest.raises(InputError) as caught:
         sft(config, checkpoint, tmp_path / "run", mesh, dtype=jnp.float32)
     message = str(caught.value)
@@ -203,6 +204,8 @@ def assert_same_runs(run_dir, reference):
         assert (value == expected[path]).all(), path
 
 
+@pytest.mark.slow
+@pytest.mark.main
 @pytest.mark.parametrize("named", [True, False])
 def test_rows_that_were_fixed_before_they_were_learnt(
     config, checkpoint, mesh, records, tmp_path, monkeypatch, caplog, named
@@ -275,6 +278,8 @@ def reformat(records, taken):
         record["source"] = "other"
 
 
+@pytest.mark.slow
+@pytest.mark.main
 @pytest.mark.parametrize("change", [swap, reformat])
 def test_other_bytes_with_the_same_rows(config, checkpoint, mesh, records, tmp_path, monkeypatch, change):
     """What is in which line, and keys that nobody reads, make no difference."""
@@ -371,6 +376,8 @@ def arguments(config, world, tmp_path):
     return [str(part) for name, value in options.items() for part in (f"--{name}", value)]
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_the_same_command_goes_on_after_a_bad_row_was_fixed(config, records, arguments, tmp_path, capsys, monkeypatch):
     """Refused before the first update; broken off by an image in its middle; then nothing else needs to be said."""
     good = json.dumps(records)

@@ -118,6 +118,8 @@ def assert_equal_gradients(found, expected):
         np.testing.assert_allclose(grad, expected_grads[path], atol=2e-5 * size, rtol=0, err_msg=path)
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_loss_and_all_gradients_equal_the_padded_ones(config, checkpoint, mesh, losses):
     """Every fifth example is without an image; 8 a row need more keys than a block of queries has."""
     plain, packed = batches(config, checkpoint, mesh)[0], batches(config, checkpoint, mesh, bucket=16, pack=8)[0]
@@ -148,6 +150,8 @@ def test_rows_without_any_image_beside_rows_with_some(config, checkpoint, mesh, 
     assert_equal_gradients(losses(packed), losses(plain))
 
 
+@pytest.mark.slow
+@pytest.mark.main
 @pytest.mark.parametrize("change", [{"pack": 4, "loss_chunk": 200}, {"pack": 2, "accumulate": 4}], ids=str)
 def test_a_packed_run_equals_the_padded_one(config, checkpoint, mesh, padded_run, tmp_path, change):
     sft(dataclasses.replace(config, **change), checkpoint, tmp_path, mesh, dtype=jnp.float32)

@@ -8,7 +8,8 @@ import pytest
 from vigor_jax.data.records import store
 from vigor_jax.errors import InputError
 from vigor_jax.records import Candidate, Signal, Span, Verdict
-from vigor_jax.stages.score import ScoreConfig, check_digest, score, scoring_ahead, stream_class
+from vigor_jax.stages.judging import check_digest, score, scoring_ahead
+from vigor_jax.stages.score import ScoreConfig
 
 PARTS, IMAGES_A_PART, CANDIDATES = 4, 3, 2
 
@@ -172,18 +173,6 @@ def test_remote_records(records):
     found = store.read_parts(f"{folder}/verdicts/letters", Verdict)
     assert [(verdict.image, verdict.candidate, verdict.negative) for verdict in found] == EXPECTED[:12]
     assert store.part_metadata(f"{folder}/verdicts/letters") == {"digest": "d1"}
-
-
-def test_stream_class():
-    assert stream_class("detector").name == "detector"
-    assert stream_class(f"{__name__}:Letters") is Letters
-    for spec, message in {
-        f"{__name__}:Lettters": "cannot be imported",
-        "no.such.module:X": "cannot be imported",
-        "json:loads": "is no reward stream",
-    }.items():
-        with pytest.raises(InputError, match=message):
-            stream_class(spec)
 
 
 @pytest.mark.parametrize(("streams", "message"), [(("detectr",), "expected detector"), (("detector",) * 2, "once")])

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from flax import nnx
 
 from tests.stages.sft_world import TINY, curve, interrupt, make_world, weights
 from vigor_jax.data.images.preprocessing import normalize
@@ -20,10 +21,12 @@ from vigor_jax.data.text.conversation import IGNORE_INDEX
 from vigor_jax.errors import InputError
 from vigor_jax.hf import names
 from vigor_jax.hf.load import load_llava, open_checkpoint
-from vigor_jax.models.llava import abstract_llava, param_paths
+from vigor_jax.models.llava import LlavaConfig, abstract_llava, param_paths
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 from vigor_jax.stages import sft as sft_module
-from vigor_jax.stages.sft import SftConfig, TrainingDiverged, sft
+from vigor_jax.stages.sft import SftConfig, sft
+from vigor_jax.training import loop as loop_module
+from vigor_jax.training.loop import TrainingDiverged
 from vigor_jax.training.train_step import (
     abstract_state,
     init_state,
@@ -143,6 +146,8 @@ def test_twenty_updates_equal_torch(config, checkpoint, world, mesh, tmp_path, c
     assert compared == len(trained)
 
 
+@pytest.mark.slow
+@pytest.mark.main
 @pytest.mark.parametrize("accumulate", [2, 4, 8])
 def test_accumulation_equals_the_big_batch(config, checkpoint, mesh, tmp_path, accumulate):
     """Rows differ in supervised tokens, so a mean of micro-batch means would not pass."""
@@ -163,7 +168,7 @@ def test_frozen_weights_keep_their_bits(config, checkpoint, mesh, tmp_path, monk
     """Prefix and regular expression alike; what is trained all moves, what is not is not even stored."""
     freeze = ("vision_tower", "language_model.embed_tokens", r".*\.layers\.[qk]_proj\.kernel")
     held = []
-    original = sft_module.make_train_step
+    original = loop_module.make_train_step
 
     def spy(*args):
         step = original(*args)
@@ -177,7 +182,7 @@ def test_frozen_weights_keep_their_bits(config, checkpoint, mesh, tmp_path, monk
 
         return run
 
-    monkeypatch.setattr(sft_module, "make_train_step", spy)
+    monkeypatch.setattr(loop_module, "make_train_step", spy)
     sft(dataclasses.replace(config, freeze=freeze), checkpoint, tmp_path, mesh, dtype=jnp.float32)
     before, (first, last), trained = base_weights(checkpoint, mesh), held, weights(tmp_path)
     assert first.keys() | trained.keys() == before.keys()
@@ -193,7 +198,7 @@ def test_frozen_weights_keep_their_bits(config, checkpoint, mesh, tmp_path, monk
         assert (value != before[path]).any(), path
 
 
-PATHS = param_paths(sft_module.nnx.state(abstract_llava(sft_module.LlavaConfig()))).keys()
+PATHS = param_paths(nnx.state(abstract_llava(LlavaConfig()))).keys()
 
 
 @pytest.mark.parametrize(
@@ -252,16 +257,16 @@ def test_settings_that_do_not_fit_the_model(config, checkpoint, mesh, tmp_path):
 def test_a_finished_run_is_left_alone(config, checkpoint, mesh, tmp_path, monkeypatch):
     directory = sft(config, checkpoint, tmp_path, mesh, dtype=jnp.float32)
     files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
-    monkeypatch.setattr(sft_module, "load_llava", None)  # it does not come to reading the weights
+    monkeypatch.setattr(loop_module, "load_llava", None)  # it does not come to reading the weights
     assert sft(config, checkpoint, tmp_path, mesh, dtype=jnp.float32) == directory
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == files
-    with pytest.raises(InputError, match=r"10 was made with learning_rate 0\.002, but this run has 0\.001"):
+    with pytest.raises(InputError, match=r"10 was made with learning_rate 0\.002, which is now 0\.001"):
         sft(dataclasses.replace(config, learning_rate=1e-3), checkpoint, tmp_path, mesh, dtype=jnp.float32)
 
 
 def test_updates_wait_for_nothing_from_the_host(config, checkpoint, mesh, tmp_path, monkeypatch):
     """From the first update to the last, the loop moves nothing but each batch, and asks for that."""
-    make, last = sft_module.make_train_step, 10
+    make, last = loop_module.make_train_step, 10
 
     def guarded(*given):
         step, count = make(*given), itertools.count(1)
@@ -278,7 +283,7 @@ def test_updates_wait_for_nothing_from_the_host(config, checkpoint, mesh, tmp_pa
 
         return update
 
-    monkeypatch.setattr(sft_module, "make_train_step", guarded)
+    monkeypatch.setattr(loop_module, "make_train_step", guarded)
     try:
         sft(dataclasses.replace(config, save_every=last), checkpoint, tmp_path, mesh, dtype=jnp.float32)
     finally:
@@ -306,6 +311,8 @@ def test_a_resumed_run_has_the_same_bits(config, checkpoint, mesh, tmp_path, mon
         np.testing.assert_array_equal(value, whole[path])
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_what_may_change_and_what_may_not(config, checkpoint, world, mesh, tmp_path, monkeypatch):
     interrupted(config, checkpoint, tmp_path / "run", mesh, monkeypatch, after=5)
     moved = tmp_path / "elsewhere.json"
@@ -320,7 +327,7 @@ def test_what_may_change_and_what_may_not(config, checkpoint, world, mesh, tmp_p
     ):
         with pytest.raises(InputError, match=f"was made with {key}"):
             sft(dataclasses.replace(config, **change), checkpoint, tmp_path / "run", mesh, dtype=jnp.float32)
-    with pytest.raises(InputError, match='was made with dtype "float32", but this run has "bfloat16"'):
+    with pytest.raises(InputError, match='was made with dtype "float32", which is now "bfloat16"'):
         sft(config, checkpoint, tmp_path / "run", mesh, dtype=jnp.bfloat16)
     stranger = open_checkpoint(make_world(tmp_path / "stranger", examples=1) / "model")
     stranger = dataclasses.replace(checkpoint, directory=tmp_path / "other model", tensors=poisoned(stranger.tensors))
@@ -349,6 +356,8 @@ def poisoned(tensors):
     return {**tensors, name: Changed(tensors[name])}
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_divergence_stops_without_harm(config, checkpoint, mesh, tmp_path):
     """A rate of 1e30: the first update is finite, the second's loss is not."""
     wild = dataclasses.replace(config, learning_rate=1e30, warmup_ratio=0.0, save_every=1)
@@ -362,6 +371,8 @@ def test_divergence_stops_without_harm(config, checkpoint, mesh, tmp_path):
     assert all(np.isfinite(value).all() for value in weights(tmp_path).values())
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_an_update_that_is_not_finite_changes_nothing(config, checkpoint, mesh):
     trained = trained_paths(PATHS, config.freeze)
     model = load_llava(checkpoint, mesh=mesh, dtype=jnp.float32, master=trained.__contains__)
@@ -385,6 +396,8 @@ def test_an_update_that_is_not_finite_changes_nothing(config, checkpoint, mesh):
     assert step._cache_size() == 1  # the state comes back as it went in: nothing is compiled twice
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_bfloat16(config, checkpoint, mesh, tmp_path):
     """The loss falls as in float32; trained weights and optimiser stay float32, frozen ones are bfloat16."""
     for dtype in (jnp.float32, jnp.bfloat16):
@@ -395,6 +408,8 @@ def test_bfloat16(config, checkpoint, mesh, tmp_path):
     assert all(value.dtype == np.float32 for value in weights(tmp_path / "bfloat16").values())
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_text_only_data(config, checkpoint, mesh, tmp_path):
     records = [record for record in json.loads(config.data.read_text()) if "image" not in record]
     data = tmp_path / "text.json"

@@ -224,6 +224,8 @@ def test_loss_and_gradient_equal_those_of_conversations(config, checkpoint, mesh
             assert jnp.linalg.norm(found_grads[path] - grad) <= 1e-5 * jnp.linalg.norm(grad), path
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_learns(whole, config):
     lines = evaluations(whole)
     first, last = lines[0], lines[-1]
@@ -469,6 +471,8 @@ def test_no_advice_that_the_model_cannot_take(config, checkpoint, mesh, tmp_path
         assert "raise max_length" not in str(caught.value)
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_annotations_may_change_where_nothing_was_learnt_yet(config, checkpoint, mesh, tmp_path, monkeypatch, caplog):
     """Fixed and removed rows; not where the images that are held out change, or the weights of all answers."""
     lines = config.annotations.read_text().splitlines()

@@ -93,13 +93,13 @@ def test_params_without_the_rest(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"lr": 2e-4}, r"7 was made with lr 0\.0001, but this run has 0\.0002"),
+        ({"lr": 2e-4}, r"7 was made with lr 0\.0001, which is now 0\.0002"),
         (
             {"model": {"width": 8, "means": (0.5, 0.3)}},
-            r"model\.means \[0\.5, 0\.25\], but this run has \[0\.5, 0\.3\]",
+            r"model\.means \[0\.5, 0\.25\], which is now \[0\.5, 0\.3\]",
         ),
-        ({"model": {"width": 8}}, r"model\.means \[0\.5, 0\.25\], but this run has nothing"),
-        ({"seed": 1}, "seed nothing, but this run has 1"),
+        ({"model": {"width": 8}}, r"model\.means \[0\.5, 0\.25\], which is now null"),
+        ({"seed": 1}, "seed null, which is now 1"),
         ({"lr": 1, "freeze": ()}, "with lr "),
     ],
 )

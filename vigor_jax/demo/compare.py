@@ -25,10 +25,10 @@ from vigor_jax.demo.scoring import reward_auc, score
 from vigor_jax.demo.world import WorldConfig, prepare, read_scenes
 from vigor_jax.inference.predictor import read_answers
 from vigor_jax.pipeline.run import Run
-from vigor_jax.pipeline.stage_inputs import EVALUATION, REWARD_MODEL
 from vigor_jax.records import Signal, Target, Verdict
 from vigor_jax.rewards.reward_model import Per
 from vigor_jax.stages.select import SelectConfig
+from vigor_jax.stages.stage import EVALUATION, REWARD_MODEL
 from vigor_jax.train import keep_compiled, train
 
 logger = logging.getLogger(__name__)

@@ -34,8 +34,8 @@ from vigor_jax.models.clip import ClipConfig
 from vigor_jax.models.llama import LlamaConfig
 from vigor_jax.models.llava import Llava, LlavaConfig, param_paths
 from vigor_jax.pipeline.run import Run
-from vigor_jax.pipeline.stage_inputs import EXPORT
 from vigor_jax.stages.export import PROVENANCE
+from vigor_jax.stages.stage import EXPORT
 from vigor_jax.training.train_step import SftConfig
 
 logger = logging.getLogger(__name__)

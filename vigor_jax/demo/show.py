@@ -9,7 +9,7 @@ from vigor_jax.demo.contact_sheet import Shown, draw_sheet
 from vigor_jax.demo.scoring import Scores, reward_auc, score
 from vigor_jax.demo.world import describe_truth, read_scenes
 from vigor_jax.inference.predictor import read_answers
-from vigor_jax.pipeline.stage_inputs import EVALUATION, EXPORT
+from vigor_jax.stages.stage import EVALUATION, EXPORT
 
 NUM_IN_SHEET = 8
 ROWS = (

@@ -18,6 +18,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, UInt8, UInt32
 
+from vigor_jax import fingerprint
 from vigor_jax.errors import InputError
 from vigor_jax.inference.kv_cache import Prefix, Ring, Texts, keep_split, next_logits, put_rows, specs_of, split_heads
 from vigor_jax.models.attention import attention
@@ -26,10 +27,6 @@ from vigor_jax.parallel.sharding import constrain_batch
 
 LEAST_ROOM = 64
 BITS_OF_ONE = 0x3F800000  # float32 1.0
-
-
-# Settings that change how fast candidates come and not what they say.
-NOT_IN_RESULTS = ("batch_size", "prompt_bucket")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +52,8 @@ class SamplingConfig:
     max_new_tokens: int = 512
     num_candidates: int = 5
     seed: int = 0
-    batch_size: int = 8
-    prompt_bucket: int = 64
+    batch_size: int = fingerprint.neutral(8)
+    prompt_bucket: int = fingerprint.neutral(64)
     repetition_stop: int = 0
 
     def __post_init__(self) -> None:

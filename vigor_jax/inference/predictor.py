@@ -7,7 +7,6 @@ other batches.
 """
 
 import contextlib
-import dataclasses
 import errno
 import json
 import os
@@ -24,12 +23,13 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 import vigor_jax
+from vigor_jax import fingerprint
 from vigor_jax.data.images.preprocessing import load_image, preprocess
 from vigor_jax.data.text.conversation import TEMPLATES, encode_prompt
 from vigor_jax.disk import naming
 from vigor_jax.errors import InputError
 from vigor_jax.hf.load import Checkpoint, load_llava
-from vigor_jax.inference.decoder import NOT_IN_RESULTS, SamplingConfig
+from vigor_jax.inference.decoder import SamplingConfig
 from vigor_jax.inference.sampler import Completion, Request, Sampler
 from vigor_jax.json_fields import parse_json
 from vigor_jax.models.layers import stacks_inference
@@ -190,13 +190,12 @@ class Predictor:
 
     def _settings(self, sampling: SamplingConfig) -> dict[str, Any]:
         """What decides on the answers, by the names of the options."""
-        options = {f"sampling.{name}": value for name, value in dataclasses.asdict(sampling).items()}
         return {
             "model": str(self._source.directory.resolve()),
             "weights": self._source.digest()[:16],
             "template": self._template,
             "dtype": self._dtype,
-            **{name: value for name, value in options.items() if name.split(".")[1] not in NOT_IN_RESULTS},
+            **fingerprint.of(sampling, "sampling"),
             "versions": {"vigor_jax": vigor_jax.__version__, "jax": jax.__version__},
         }
 
@@ -257,13 +256,10 @@ def _resume(out: Path, settings: Mapping[str, Any], num_candidates: int) -> set[
         raise InputError(
             f"{beside} is damaged, it should hold the settings of {out.name}; choose another --out"
         ) from None
-    changed = [
-        f"{key} {before.get(key)!r} is now {value!r}"
-        for key, value in settings.items()
-        if key not in INFORMATION and before.get(key) != value and not (key in _NEWER and key not in before)
-    ]
-    if changed:
-        raise InputError(f"{out} was written with other settings ({'; '.join(changed)}); choose another --out")
+    told = {key: value for key, value in before.items() if key in settings and key not in INFORMATION}
+    asked = {key: value for key, value in settings.items() if key not in INFORMATION | (_NEWER - before.keys())}
+    if changed := [*map(str, fingerprint.differences(told, asked))]:
+        raise InputError(f"{out} was made with {'; '.join(changed)}; choose another --out")
 
     done, end, offset = set(), 0, 0
     lines = out.read_bytes().splitlines(keepends=True)

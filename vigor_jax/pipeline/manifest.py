@@ -3,8 +3,6 @@
 `stages.json` has an entry for each stage that was begun: its settings, and fingerprints of the stages that it reads.
 """
 
-import dataclasses
-import hashlib
 import json
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -13,39 +11,10 @@ from typing import Any
 
 import fsspec
 
+from vigor_jax import fingerprint
 from vigor_jax.disk import naming
 from vigor_jax.errors import InputError
-
-
-@dataclasses.dataclass(frozen=True)
-class StageInputs:
-    """What a stage's result depends on, and where it is.
-
-    Attributes:
-      name: of the stage.
-      settings: option → value, all that decide on its result; made by `settings_of`.
-      after: names of the stages whose results it reads.
-      outputs: files and folders that it writes, local or remote.
-    """
-
-    name: str
-    settings: Mapping[str, Any]
-    after: tuple[str, ...]
-    outputs: tuple[str | Path, ...]
-
-
-def settings_of(section: str, config: Any, without: Collection[str] = ()) -> dict[str, Any]:
-    """The fields of a config dataclass as `section.field` → JSON value, those of dataclasses in it as well."""
-    settings: dict[str, Any] = {}
-    for field in dataclasses.fields(config):
-        key, value = f"{section}.{field.name}", getattr(config, field.name)
-        if field.name in without:
-            continue
-        if dataclasses.is_dataclass(value):
-            settings |= settings_of(key, value, without)
-        else:
-            settings[key] = json.loads(json.dumps(value, default=str))
-    return settings
+from vigor_jax.stages.stage import Result
 
 
 class RunManifest:
@@ -53,24 +22,24 @@ class RunManifest:
 
     Args:
       run_dir: the run directory.
-      stages: all stages that a run may have, each after those that it reads, whether they are to be run now or not.
+      results: all that a run may make, each after those that it is made of, whether they are to be made now or not.
     """
 
-    def __init__(self, run_dir: Path, stages: Sequence[StageInputs]) -> None:
+    def __init__(self, run_dir: Path, results: Sequence[Result]) -> None:
         self._path = run_dir / "stages.json"
-        self._stages = {stage.name: stage for stage in stages}
+        self._results = {result.name: result for result in results}
         self._today: dict[str, dict[str, Any]] = {}
         self._left: dict[str, str] = {}
         self._marks: dict[str, str] = {}
-        for stage in stages:
-            after = {name: self._marks[name] for name in stage.after}
-            entry = self._today[stage.name] = {"settings": dict(stage.settings), "after": after}
-            self._marks[stage.name] = hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
+        for result in results:
+            after = {name: self._marks[name] for name in result.after}
+            entry = self._today[result.name] = {"settings": dict(result.settings), "after": after}
+            self._marks[result.name] = fingerprint.digest(entry)
 
     @property
-    def stages(self) -> tuple[StageInputs, ...]:
-        """All stages, each after those that it reads."""
-        return tuple(self._stages.values())
+    def results(self) -> tuple[Result, ...]:
+        """All results, each after those that it is made of."""
+        return tuple(self._results.values())
 
     def mark(self, name: str) -> str:
         """Names the settings of today that a stage's result depends on, those of the stages before it included."""
@@ -89,8 +58,9 @@ class RunManifest:
         """Stages that were begun with other settings, or after stages that were, in their order."""
         begun = self._read()
         for name, key in self._left.items():
-            if name in begun and not begun.keys() & set(self.after(name)[1:]):
-                begun[name]["settings"][key] = self._today[name]["settings"].get(key)
+            now = self._today[name]["settings"]
+            if name in begun and key in now and not begun.keys() & set(self.after(name)[1:]):
+                begun[name]["settings"][key] = now[key]
         return [name for name, entry in self._today.items() if begun.get(name, entry) != entry]
 
     def check(self, stages: Collection[str], *, overwrite: bool) -> list[str]:
@@ -119,7 +89,7 @@ class RunManifest:
     def after(self, name: str) -> list[str]:
         """A stage and all that were made of its results."""
         found = [name]
-        for stage in self._stages.values():
+        for stage in self._results.values():
             if stage.name not in found and set(stage.after) & set(found):
                 found.append(stage.name)
         return found
@@ -127,8 +97,8 @@ class RunManifest:
     def remove(self, names: Iterable[str]) -> None:
         """Removes what stages left; the last first, so that a kill leaves nothing younger than what it is made of."""
         begun = self._read()
-        for name in reversed([name for name in self._stages if name in set(names)]):
-            for output in self._stages[name].outputs:
+        for name in reversed([name for name in self._results if name in set(names)]):
+            for output in self._results[name].outputs:
                 _remove(output)
             begun.pop(name, None)
             self._write(begun)
@@ -139,11 +109,9 @@ class RunManifest:
 
     def _changes(self, stale: Iterable[str]) -> list[str]:
         begun = self._read()
-        found = []
+        found: list[str] = []
         for name in stale:
-            before, now = begun[name]["settings"], self._today[name]["settings"]
-            keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
-            found += [f"{key} {_short(before.get(key))}, which is now {_short(now.get(key))}" for key in keys]
+            found += map(str, fingerprint.differences(begun[name]["settings"], self._today[name]["settings"]))
         return list(dict.fromkeys(found))
 
     def _read(self) -> dict[str, Any]:
@@ -171,8 +139,3 @@ def _remove(output: str | Path) -> None:
     system, path = fsspec.core.url_to_fs(str(output))
     if system.exists(path):
         system.rm(path, recursive=True)
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."

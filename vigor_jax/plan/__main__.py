@@ -42,8 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     from vigor_jax.config import TrainConfig
     from vigor_jax.plan.planning import compiler, plan
-    from vigor_jax.plan.recipe import Work
     from vigor_jax.plan.search import nearest, search
+    from vigor_jax.stages.programs import Work
 
     config: TrainConfig = cli.parse(TrainConfig, rest, description=__doc__ or "")
     work = Work(options.images, options.descriptions, options.answer)

@@ -3,16 +3,13 @@
 import dataclasses
 import re
 import time
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
-from vigor_jax.models.llava import LlavaConfig
 from vigor_jax.plan.collectives import collective_bytes
 from vigor_jax.plan.hardware import Chip
-from vigor_jax.plan.programs import Program
-from vigor_jax.training.flops import forward_flops, train_flops
-from vigor_jax.training.train_step import TrainingConfig
+from vigor_jax.stages.programs import Program
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,18 +63,15 @@ class Estimate:
         return self.compute_seconds / self.seconds if self.seconds else 0.0
 
 
-def estimate(program: Program, model: LlavaConfig, config: Any, chip: Chip, num_devices: int) -> Estimate:
+def estimate(program: Program, chip: Chip, num_devices: int) -> Estimate:
     """Compiles a program and reckons.
 
     Args:
-      program: from `programs.programs`.
-      model: sizes.
-      config: the stage's own.
+      program: of a stage.
       chip: that it was lowered for.
       num_devices: that share its rows.
     """
     started = time.monotonic()
-    steps = program.tokens if program.name == "decode" else 1
     lowered = program.lower()
     try:
         compiled = lowered.compile()
@@ -86,10 +80,10 @@ def estimate(program: Program, model: LlavaConfig, config: Any, chip: Chip, num_
         if memory is None:
             raise
     else:
-        memory, sent = _memory(compiled), collective_bytes(compiled.as_text(), default_trips=steps)
+        memory, sent = _memory(compiled), collective_bytes(compiled.as_text(), default_trips=program.steps)
     seconds = time.monotonic() - started
-    flops = _flops(program, model, config) / num_devices
-    traffic = float(memory.arguments * steps)
+    flops = program.flops / num_devices
+    traffic = float(memory.arguments * program.steps)
     memory = memory._replace(arguments=memory.arguments + program.beside, peak=memory.peak + program.beside)
     return Estimate(
         stage=program.stage,
@@ -142,14 +136,3 @@ def _size(before: str, message: str) -> int:
     """Bytes of `15.75G` behind some words; 0 if they are not there."""
     found = re.search(before + r"([\d.]+)([KMGT]?)", message)
     return int(float(found[1]) * 1024 ** " KMGT".index(found[2] or " ")) if found else 0
-
-
-def _flops(program: Program, model: LlavaConfig, config: Any) -> float:
-    rows, tokens = program.rows, program.rows * program.tokens
-    if isinstance(config, TrainingConfig):
-        parts = ("vision_tower", "multi_modal_projector", "language_model")
-        trained = frozenset(part for part in parts if part not in config.freeze)
-        examples = rows * program.pack
-        return train_flops(model, trained, rows=examples, tokens=tokens, images=examples)
-    images = 0 if program.name in ("decode", "growth") else rows
-    return forward_flops(model, rows=rows, tokens=tokens, images=images)

@@ -2,16 +2,24 @@
 
 import dataclasses
 import logging
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
+
 from vigor_jax.config import TrainConfig
+from vigor_jax.hf.config import from_hf
+from vigor_jax.json_fields import read_json
 from vigor_jax.models.llava import LlavaConfig
+from vigor_jax.parallel.sharding import make_mesh
+from vigor_jax.pipeline.table import make_stages
 from vigor_jax.plan.estimate import Estimate, estimate
 from vigor_jax.plan.hardware import GIB, Topology
-from vigor_jax.plan.programs import Program, Sizes, model_config, programs
-from vigor_jax.plan.recipe import StageTime, Work, recipe
+from vigor_jax.plan.recipe import StageTime, recipe
 from vigor_jax.plan.search import Estimator
+from vigor_jax.stages.programs import Program, Sizes, Target, Work
 
 logger = logging.getLogger(__name__)
 
@@ -121,14 +129,38 @@ def compile_all(config: TrainConfig, topology: Topology, devices: list[Any]) -> 
     model = model_config(config.model.path) or LlavaConfig()
 
     def compile_one(program: Program) -> Estimate:
-        stage_config: Any = {"sft": config.sft, "train_reward": config.train_reward}.get(program.stage)
-        made = estimate(program, model, stage_config, topology.chip, len(devices))
+        made = estimate(program, topology.chip, len(devices))
         logger.info("compiled %s, %s, in %.0f s", program.stage, program.name, made.compiled_in)
         return made
 
     # A compiler uses one core, and lets other threads of Python run.
     with ThreadPoolExecutor() as pool:
         return list(pool.map(compile_one, programs(config, model, devices, _sizes(config, model))))
+
+
+def model_config(path: Path) -> LlavaConfig | None:
+    """Sizes of the model in a llava-hf directory; None if there is none."""
+    file = path / "config.json"
+    return from_hf(read_json(file), path) if file.is_file() else None
+
+
+def programs(config: TrainConfig, model: LlavaConfig, devices: list[Any], sizes: Sizes) -> Iterator[Program]:
+    """The programs of the config's stages, in their order.
+
+    Args:
+      config: of the run.
+      model: sizes.
+      devices: to compile for.
+      sizes: of texts.
+
+    Raises:
+      InputError: a mesh does not fit the devices, or a batch the mesh.
+    """
+    target = Target(model, jnp.dtype(config.model.dtype), devices, config.mesh, config.inference_mesh, sizes)
+    make_mesh(config.mesh, devices), make_mesh(config.inference_mesh, devices)
+    stages = make_stages(config)
+    for name in config.run.stages:
+        yield from stages[name].programs(target)
 
 
 def _sizes(config: TrainConfig, model: LlavaConfig) -> Sizes:

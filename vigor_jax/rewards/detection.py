@@ -20,6 +20,7 @@ from detector_bridge.client import Answer, BlockingClient, ClientConfig, Detecti
 from detector_bridge.errors import InputError as BridgeError
 from detector_bridge.local import LocalConfig, LocalDetector
 from detector_bridge.refusal import RefusedError
+from vigor_jax import fingerprint
 from vigor_jax.errors import InputError
 from vigor_jax.records import ImageFile, ScoreItem, Signal, Span, Verdict
 from vigor_jax.rewards.language.unknown_words import UnknownWords
@@ -31,12 +32,6 @@ MAX_LETTERS = 80
 PHRASES_A_REQUEST = 500
 
 IMAGE_READERS = 4
-
-# Where the detector is and how it is reached; changes nothing about the verdicts.
-NOT_IN_VERDICTS = frozenset((
-    "addresses", "model", "backend", "python", "in_flight", "timeout", "connect_timeout", "token_file", "tls_ca",
-    "tls_cert", "tls_key", "download",
-))  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,20 +56,20 @@ class DetectionConfig:
       phrases: how noun phrases are found in captions.
     """
 
-    addresses: tuple[str, ...] = ()
-    model: Path | None = None
-    backend: Literal["transformers", "groundingdino"] = "transformers"
-    python: Path | None = None
+    addresses: tuple[str, ...] = fingerprint.place(())
+    model: Path | None = fingerprint.place(None)
+    backend: Literal["transformers", "groundingdino"] = fingerprint.neutral("transformers")
+    python: Path | None = fingerprint.place(None)
     options: tuple[str, ...] = ()
     box_threshold: float = 0.25
     text_threshold: float = 0.25
-    in_flight: int = 64
-    timeout: float = 600.0
-    connect_timeout: float = 60.0
-    token_file: Path | None = None
-    tls_ca: Path | None = None
-    tls_cert: Path | None = None
-    tls_key: Path | None = None
+    in_flight: int = fingerprint.neutral(64)
+    timeout: float = fingerprint.neutral(600.0)
+    connect_timeout: float = fingerprint.neutral(60.0)
+    token_file: Path | None = fingerprint.place(None)
+    tls_ca: Path | None = fingerprint.place(None)
+    tls_cert: Path | None = fingerprint.place(None)
+    tls_key: Path | None = fingerprint.place(None)
     phrases: PhrasesConfig = dataclasses.field(default_factory=PhrasesConfig)
 
 

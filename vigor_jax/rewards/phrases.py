@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+from vigor_jax import fingerprint
 from vigor_jax.records import Span
 from vigor_jax.rewards.claims import Phrase
 from vigor_jax.rewards.entities import EntityPhrases
@@ -54,7 +55,7 @@ class PhrasesConfig:
     non_visual: Path | None = None
     entities: Path | None = None
     tagger: Path | None = None
-    download: bool = False
+    download: bool = fingerprint.neutral(False)
 
 
 def make_phrases(config: PhrasesConfig) -> Phrases:

@@ -6,9 +6,7 @@ All sentences of all candidates of an image are judged in one pass over one row 
 
 import collections
 import dataclasses
-import hashlib
 import itertools
-import json
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Literal
@@ -20,6 +18,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from vigor_jax import fingerprint
 from vigor_jax.data.batches.tree_batches import TreeRows, collate, padded_sizes
 from vigor_jax.data.batches.tree_sequences import QUESTIONS, Description, Per, Row, TreeEncoder, TreeSequence, asked
 from vigor_jax.data.images.preprocessing import Preprocessing, load_image, preprocess
@@ -35,9 +34,6 @@ from vigor_jax.rewards.sentences import split_sentences
 
 IMAGE_READERS = 4
 BATCHES_AHEAD = 1
-
-# How much is done at a time; changes nothing about the verdicts.
-NOT_IN_DIGEST = frozenset(("batch_size", "max_length", "bucket"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,9 +52,9 @@ class RewardModelConfig:
       badness: a sentence's penalty is 1 - p(good), p(good) = P("1") / (P("1") + P("0")); or 0 or 1, as the answer says.
     """
 
-    batch_size: int = 8
-    max_length: int = 2048
-    bucket: int = 128
+    batch_size: int = fingerprint.neutral(8)
+    max_length: int = fingerprint.neutral(2048)
+    bucket: int = fingerprint.neutral(128)
     answer_tokens: int = 24
     template: str = "v1"
     question: str = ""
@@ -103,6 +99,7 @@ class RewardModel:
     """
 
     name = "reward_model"
+    uses_devices = True
 
     def __init__(
         self,
@@ -127,9 +124,7 @@ class RewardModel:
             max_length=config.max_length,
             max_position=model.config.text.max_position_embeddings - config.answer_tokens,
         )
-        settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in NOT_IN_DIGEST}
-        named = json.dumps([weights_digest, settings | {"question": question}], sort_keys=True)
-        self.digest = hashlib.sha256(named.encode()).hexdigest()
+        self.digest = fingerprint.digest([weights_digest, fingerprint.of(config) | {"question": question}])
 
         self.compilations = 0
         self._graphdef, self._weights = nnx.split(model)

@@ -16,6 +16,10 @@ class RewardStream(Protocol):
     Attributes:
       name: of the stream; its verdicts are kept in `verdicts/NAME/`.
       digest: of all that its verdicts depend on; verdicts on disk made with another one are refused.
+
+    Two more may stand in a class: `uses_devices = True` says that it computes on the devices of all processes, which
+    then judge each part together, and it is made with the keyword `mesh`; `needs = ("detector",)` names streams that
+    judge first, and whose verdicts it finds in `ScoreItem.verdicts`.
     """
 
     name: str

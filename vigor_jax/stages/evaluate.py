@@ -9,7 +9,9 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
+from vigor_jax import fingerprint
 from vigor_jax.data.images.store import open_images
+from vigor_jax.data.records.checksum import file_digest
 from vigor_jax.data.records.store import write_atomically
 from vigor_jax.data.text.conversation import TEMPLATES
 from vigor_jax.errors import InputError
@@ -18,9 +20,10 @@ from vigor_jax.evaluation.benchmarks import chair, mme, pope
 from vigor_jax.evaluation.benchmarks.synonyms import Synonyms
 from vigor_jax.evaluation.metrics import Metrics, chair_metrics, mme_metrics, pope_metrics, table, warn
 from vigor_jax.evaluation.protocols import ProtocolName, wording
-from vigor_jax.hf.load import Checkpoint
+from vigor_jax.hf.load import Checkpoint, open_checkpoint
 from vigor_jax.inference.predictor import Predictor, Question, read_answers
 from vigor_jax.records import ImageFile
+from vigor_jax.stages.stage import EVALUATION, EXPORT, Progress, Result, RunContext, Stage
 
 logger = logging.getLogger(__name__)
 
@@ -152,3 +155,26 @@ def _images(config: EvaluateConfig, names: Sequence[str]) -> dict[str, ImageFile
             "evaluate.images"
         )
     return {name: images.file(name) for name in names}
+
+
+class EvaluateStage(Stage):
+    """The model before and the model after → `evaluation/`."""
+
+    name = "evaluate"
+
+    def __init__(self, config: EvaluateConfig) -> None:
+        self._config = config
+
+    def results(self, context: RunContext) -> list[Result]:
+        config = self._config
+        files = [path for path in (*config.objects, config.synonyms, *config.pope) if path and path.is_file()]
+        content = {"evaluate.files": [file_digest(path) for path in files]}
+        settings = context.model_settings | fingerprint.of(config, self.name) | content
+        return [Result(self.name, settings, ("export",), (context.dir / EVALUATION,))]
+
+    def run(self, context: RunContext, progress: Progress) -> None:
+        progress.begin(self.name)
+        models = {"base": context.checkpoint} if self._config.base else {}
+        if (context.dir / EXPORT).is_dir():
+            models["tuned"] = open_checkpoint(context.dir / EXPORT)
+        evaluate(self._config, models, context.dir / EVALUATION, context.inference_mesh, dtype=context.dtype)

@@ -11,6 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 import vigor_jax
+from vigor_jax import fingerprint
 from vigor_jax.data.text.conversation import TEMPLATES
 from vigor_jax.errors import InputError
 from vigor_jax.hf.export import ExportConfig, export_checkpoint
@@ -18,6 +19,7 @@ from vigor_jax.hf.load import Checkpoint
 from vigor_jax.json_fields import Fields, exists, read_json
 from vigor_jax.models.llava import abstract_llava, param_paths
 from vigor_jax.parallel.sharding import param_shardings
+from vigor_jax.stages.stage import EXPORT, Progress, Result, RunContext, Stage
 from vigor_jax.training.checkpoint import latest_step, read_record, restore_params_only
 from vigor_jax.training.train_step import trained_paths
 
@@ -43,9 +45,9 @@ def export(config: ExportConfig, checkpoint: Checkpoint, checkpoints: Path, out:
     if step is None:
         raise InputError(f"export: no checkpoint in {checkpoints}; run the stage sft first")
     record = read_record(checkpoints, step)
-    fingerprint = Fields(record["fingerprint"], checkpoints / str(step) / "record" / "record.json", "fingerprint.")
-    template = fingerprint.text("template", None, null=True)
-    freeze = fingerprint.texts("freeze")
+    trained_with = Fields(record["fingerprint"], checkpoints / str(step) / "record" / "record.json", "fingerprint.")
+    template = trained_with.text("template", None, null=True)
+    freeze = trained_with.texts("freeze")
     provenance = {
         "made_by": f"vigor_jax {vigor_jax.__version__}",
         "base": str(checkpoint.directory.resolve()),
@@ -84,3 +86,25 @@ def export(config: ExportConfig, checkpoint: Checkpoint, checkpoints: Path, out:
         template=TEMPLATES.get(template or ""),
     )
     logger.info("export: step %d is in %s", step, out)
+
+
+class ExportStage(Stage):
+    """The latest checkpoint of a training stage → a directory that others load.
+
+    Args:
+      config: layout and types.
+      of: the training stage.
+    """
+
+    name = "export"
+
+    def __init__(self, config: ExportConfig, of: str) -> None:
+        self._config, self._of = config, of
+
+    def results(self, context: RunContext) -> list[Result]:
+        return [Result(self.name, fingerprint.of(self._config, self.name), (self._of,), (context.dir / EXPORT,))]
+
+    def run(self, context: RunContext, progress: Progress) -> None:
+        progress.begin(self.name)
+        checkpoints = context.dir / "checkpoints" / self._of
+        export(self._config, context.checkpoint, checkpoints, context.dir / EXPORT, context.training_mesh)

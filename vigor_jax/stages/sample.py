@@ -5,28 +5,41 @@ import hashlib
 import itertools
 import json
 import logging
-from collections.abc import Callable, Collection, Iterator
+import math
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
 from jax.sharding import Mesh
 from tqdm import tqdm
 
+from vigor_jax import fingerprint
 from vigor_jax.data.images.preprocessing import load_image, preprocess
 from vigor_jax.data.images.store import Images, open_images
 from vigor_jax.data.records.store import join, part_count, part_metadata, parts_done, read_batches, write_part
 from vigor_jax.data.text.conversation import TEMPLATES, encode_prompt
 from vigor_jax.errors import InputError
 from vigor_jax.hf.load import Checkpoint, load_llava
-from vigor_jax.inference.decoder import SamplingConfig
-from vigor_jax.inference.sampler import Completion, Request, Sampler
+from vigor_jax.inference.decoder import Batch, Decoder, SamplingConfig
+from vigor_jax.inference.sampler import Completion, Request, Sampler, refill_size
 from vigor_jax.models.int8 import quantize_decoder
 from vigor_jax.models.layers import stacks_inference
+from vigor_jax.parallel.sharding import round_up_batch
 from vigor_jax.records import Candidate, ImageFile
+from vigor_jax.stages.programs import Cost, Program, Target, Work, array, bytes_held, for_inference
+from vigor_jax.stages.stage import Progress, Result, RunContext, Stage
+from vigor_jax.training.flops import forward_flops
 
 logger = logging.getLogger(__name__)
+
+OnPart: TypeAlias = Callable[[int, int], None]
+Ahead: TypeAlias = Callable[[RunContext, Progress], AbstractContextManager[OnPart]]
 
 _NAMES_AT_A_TIME = 4096
 
@@ -47,7 +60,7 @@ class SampleConfig:
       sampling: how candidates are drawn.
     """
 
-    images: str | None = None
+    images: str | None = fingerprint.place(None)
     prompts: tuple[str, ...] = ("Describe this image in detail.",)
     template: str = "v1"
     images_per_part: int = 256
@@ -195,3 +208,89 @@ def _candidate(completion: Completion, prompt: str) -> Candidate:
         mean_logprob=completion.mean_logprob,
         finish_reason=completion.finish_reason,
     )
+
+
+class SampleStage(Stage):
+    """Images → candidates.
+
+    Args:
+      config: settings.
+      ahead: holds streams that judge parts while the next ones are sampled, and gives what takes (index, count) of a
+        part that is complete.
+    """
+
+    name = "sample"
+
+    def __init__(self, config: SampleConfig, ahead: Ahead) -> None:
+        self._config, self._ahead = config, ahead
+
+    def results(self, context: RunContext) -> list[Result]:
+        # The images are told apart by the candidates' own metadata, which can say which are gone.
+        settings = context.model_settings | fingerprint.of(self._config, self.name)
+        return [Result(self.name, settings, (), (join(context.records, "candidates"),))]
+
+    def changed(self, context: RunContext) -> str:
+        return check_images(images_of(self._config), context.records)
+
+    def run(self, context: RunContext, progress: Progress) -> None:
+        with self._ahead(context, progress) as on_part:
+            progress.begin(self.name)
+            sample(
+                self._config,
+                context.checkpoint,
+                context.records,
+                context.inference_mesh,
+                dtype=context.dtype,
+                on_part=on_part,
+                made_with=progress.mark(self.name),
+            )
+
+    def programs(self, target: Target) -> Iterator[Program]:
+        sampling, model, mesh, sizes = self._config.sampling, target.model, target.inference_mesh, target.sizes
+        sampling = dataclasses.replace(sampling, batch_size=round_up_batch(sampling.batch_size, mesh))
+        rows, room = refill_size(sampling.batch_size, mesh), min(sampling.max_new_tokens, sizes.response)
+        length = -(-sizes.prompt // sampling.prompt_bucket) * sampling.prompt_bucket
+        abstract = for_inference(model, target.dtype, mesh)
+        if self._config.int8:
+            abstract = quantize_decoder(abstract)
+        decoder = Decoder(abstract, sampling, np.ones(model.text.vocab_size, bool), eos_id=2)
+        edge = model.vision.image_size
+        batch = Batch(
+            token_ids=array(mesh, (rows, length), jnp.int32),
+            lengths=array(mesh, (rows,), jnp.int32),
+            seeds=array(mesh, (rows, 2), jnp.uint32),
+            rows=array(mesh, (rows,), jnp.int32),
+            pixels=array(mesh, (rows, edge, edge, 3), jnp.uint8),
+        )
+
+        def lowered(lower: Callable[..., Any], *given: Any) -> Callable[[], Any]:
+            def under_mesh() -> Any:
+                with jax.set_mesh(mesh):
+                    return lower(batch, *given)
+
+            return under_mesh
+
+        held = bytes_held(nnx.state(abstract))
+        with jax.set_mesh(mesh):
+            prefix, texts, ring = decoder.shapes(batch, room)
+        flops = forward_flops(model, rows=rows, tokens=rows * length, images=rows)
+        yield Program(
+            self.name, "prefill", lowered(decoder.lower_refill), flops, held, rows, length, beside=bytes_held(ring)
+        )
+        candidates = sampling.batch_size * sampling.num_candidates
+        images_only = bytes_held(nnx.state((abstract.vision_tower, abstract.multi_modal_projector)))
+        flops = forward_flops(model, rows=candidates, tokens=candidates * room, images=0)
+        decode = lowered(decoder.lower_extend, room)
+        yield Program(self.name, "decode", decode, flops, held, candidates, room, steps=room, beside=images_only)
+        if len(decoder.rooms) > 1:  # the last time that the caches grow, both are there
+            beside = held + bytes_held((prefix, texts))
+            grow = lowered(decoder.lower_grow, decoder.rooms[-2], room)
+            flops = forward_flops(model, rows=candidates, tokens=0, images=0)
+            yield Program(self.name, "growth", grow, flops, 0, candidates, 0, beside=beside)
+
+    def cost(self, work: Work, programs: Sequence[Cost]) -> tuple[int, float]:
+        prefill, decode = programs[:2]
+        calls, sampling = math.ceil(work.images / prefill.rows), self._config.sampling
+        share = min(1.0, work.answer / sampling.max_new_tokens)
+        decoding = work.images / (decode.rows / sampling.num_candidates) * decode.seconds * share
+        return calls, calls * prefill.seconds + decoding

@@ -1,29 +1,46 @@
 """Lets reward streams judge candidates: `candidates/` in, `verdicts/STREAM/` out (ViGoR, sections 3.2 and 3.3)."""
 
 import dataclasses
-import importlib
-import itertools
 import logging
-import queue
-import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
-from tqdm import tqdm
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from vigor_jax.data.images.store import Images, open_images
-from vigor_jax.data.records.store import count_parts, has_part, join, part_metadata, part_seal, read_part, write_part
+from vigor_jax import fingerprint
+from vigor_jax.data.batches.tree_batches import TreeRows
+from vigor_jax.data.records.store import (
+    join,
+    part_count,
+    parts_done,
+)
 from vigor_jax.errors import InputError
-from vigor_jax.records import Candidate, ScoreItem, Verdict
-from vigor_jax.rewards.detection import DetectorStream
-from vigor_jax.rewards.reward_model import RewardModel
+from vigor_jax.hf.load import load_llava, open_checkpoint
+from vigor_jax.inference.tree_attention import answer_places
+from vigor_jax.json_fields import Fields
+from vigor_jax.models.layers import stacks_inference
+from vigor_jax.parallel.sharding import round_up_batch
+from vigor_jax.rewards.detection import DetectionConfig, DetectorStream
+from vigor_jax.rewards.reward_model import RewardModel, RewardModelConfig
 from vigor_jax.rewards.stream import RewardStream
+from vigor_jax.stages.export import PROVENANCE
+from vigor_jax.stages.judging import check_digest, score, scoring_ahead
+from vigor_jax.stages.programs import Cost, Program, Target, Work, bytes_held, for_inference, tree_rows
+from vigor_jax.stages.stage import REWARD_MODEL, Progress, Result, RunContext, Stage
+from vigor_jax.stages.streams import StreamConfig, as_config, in_order, make_stream, needs, stream_class, uses_devices
+from vigor_jax.training.flops import forward_flops
 
 logger = logging.getLogger(__name__)
 
-OWN: dict[str, type[RewardStream]] = {stream.name: stream for stream in (DetectorStream, RewardModel)}
+# Seconds that a detector has to say who it is, where nothing else is wanted from it.
+GREETING_TIMEOUT = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,198 +48,208 @@ class ScoreConfig:
     """Who judges.
 
     Attributes:
-      streams: "detector", "reward_model", or one of your own as `package.module:Class` (docs/rewards.md).
+      streams: "detector", "reward_model", or one of your own: `package.module:Class`, `file.py:Class`, or an object
+        with `path` and `options` (docs/rewards.md).
       reward_model: a reward model that was trained and exported before; by default the one that this run trains.
     """
 
-    streams: tuple[str, ...] = ("detector",)
+    streams: tuple[str | StreamConfig, ...] = ("detector",)
     reward_model: Path | None = None
 
     def __post_init__(self) -> None:
-        for name in self.streams:
-            if name not in OWN and ":" not in name:
-                raise InputError(f"score.streams: expected {', '.join(OWN)} or package.module:Class, got {name!r}")
-        if len(set(self.streams)) < len(self.streams):
-            raise InputError(f"score.streams: expected each stream once, got {', '.join(self.streams)}")
+        paths = [as_config(stream).path for stream in self.streams]
+        if len(set(paths)) < len(paths):
+            raise InputError(f"score.streams: expected each stream once, got {', '.join(paths)}")
 
 
-def stream_class(spec: str) -> type[RewardStream]:
-    """What an entry of `score.streams` names.
-
-    Raises:
-      InputError: there is no such module, or nothing in it of that name that judges.
-    """
-    if spec in OWN:
-        return OWN[spec]
-    module, _, name = spec.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"score.streams: {spec} cannot be imported ({error}); is its folder on PYTHONPATH?") from None
-    if not (callable(getattr(found, "judge", None)) and isinstance(getattr(found, "name", None), str)):
-        raise InputError(f"score.streams: {spec} is no reward stream: it needs `name` and `judge`, see docs/rewards.md")
-    return found
-
-
-def score(
-    stream: RewardStream,
-    records: str | Path,
-    images: str | Path,
-    *,
-    process_index: int = 0,
-    process_count: int = 1,
-    together: bool = False,
-    made_with: str = "",
-) -> None:
-    """Writes the parts of `verdicts/STREAM/` that are not there.
+class ScoreStage(Stage):
+    """Candidates → verdicts of every stream, a result each.
 
     Args:
-      stream: the judge.
-      records: has `candidates/`; local or remote.
-      images: where the images are, a place of `data.images.store.open_images`.
-      process_index: of this process.
-      process_count: of all.
-      together: all processes judge each part together, as a model on the mesh must, and one of them writes it; else
-        each judges its own parts.
-      made_with: names the settings, for the parts' seals.
-
-    Raises:
-      InputError: candidates are missing, an image cannot be read, or there are verdicts of another model.
+      config: who judges.
+      detection: the detector, if it does.
+      reward_model: how the reward model judges, if it does.
+      images: where the images are.
     """
-    candidates = join(records, "candidates")
-    count = count_parts(candidates)
-    part_metadata(candidates)  # which refuses parts of several runs
-    if different := check_digest(stream, records):
-        raise InputError(different)
-    own = [index for index in range(count) if together or index % process_count == process_index]
-    folder = join(records, "verdicts", stream.name)
-    todo = [index for index in own if not has_part(folder, index, count)]
-    if not todo:
-        logger.info("score: all verdicts of %s are there", stream.name)
-        return
-    writes = {index for index in todo if index % process_count == process_index}
-    with tqdm(
-        total=len(own),
-        initial=len(own) - len(todo),
-        unit="part",
-        desc=f"score, {stream.name}",
-        dynamic_ncols=True,
-        disable=process_index != 0,
-    ) as bar:
-        for _ in _judge_parts(stream, records, open_images(images), todo, count, writes, made_with):
-            bar.update()
 
+    name = "score"
 
-@contextmanager
-def scoring_ahead(
-    stream: RewardStream,
-    records: str | Path,
-    images: str | Path,
-    *,
-    process_index: int = 0,
-    process_count: int = 1,
-    made_with: str = "",
-) -> Iterator[Callable[[int, int], None]]:
-    """Judges parts in a thread, as soon as they are named, while the accelerator samples the next ones.
+    def __init__(
+        self, config: ScoreConfig, detection: DetectionConfig, reward_model: RewardModelConfig, images: str | None
+    ) -> None:
+        self._config, self._detection, self._reward_model, self._images = config, detection, reward_model, images
+        given = [as_config(stream) for stream in config.streams]
+        self._streams = in_order(given)
+        self.streams = {stream_class(each).name: result_name(each) for each in given}
+        self._judges: dict[str, RewardStream] = {}
+        self._opened = ExitStack()
 
-    Yields a function that takes (index, count) of a complete part of `candidates/`. Leaving the context waits for
-    the parts that were named; how much of the work was hidden behind sampling is logged.
+    def results(self, context: RunContext) -> list[Result]:
+        found = []
+        for name, stream in self._streams.items():
+            is_own = name == RewardModel.name and self._config.reward_model is None
+            read = (self.streams[needed] for needed in needs(stream_class(stream)))
+            after = ("sample", *(["train_reward"] if is_own else []), *read)
+            folder = join(context.records, "verdicts", name)
+            found.append(Result(result_name(stream), self._settings(stream, context), after, (folder,)))
+        return found
 
-    Raises:
-      InputError: as `score`, when the context is left.
-    """
-    if different := check_digest(stream, records):
-        raise InputError(different)
-    folder = join(records, "verdicts", stream.name)
-    opened = open_images(images)
-    named: queue.Queue[tuple[int, int] | None] = queue.Queue()
-    busy, failures, halted = 0.0, list[BaseException](), threading.Event()
-
-    def work() -> None:
-        nonlocal busy
-        while (part := named.get()) is not None:
-            index, count = part
-            if halted.is_set() or index % process_count != process_index or has_part(folder, index, count):
+    def run(self, context: RunContext, progress: Progress) -> None:
+        for name, stream in self._streams.items():
+            if self._is_scored(name, context):
+                self._greet(name, context, progress)
+                logger.info("score: all verdicts of %s are there", name)
                 continue
-            started = time.monotonic()
-            try:
-                for _ in _judge_parts(stream, records, opened, [index], count, {index}, made_with):
-                    pass
-            except BaseException as error:  # it is raised where the context is left
-                failures.append(error)
-                halted.set()
-            busy += time.monotonic() - started
+            score(
+                self._judge(name, context, progress),
+                context.records,
+                self._image_place(),
+                together=uses_devices(stream_class(stream)),
+                made_with=progress.mark(result_name(stream)),
+                needs=needs(stream_class(stream)),
+                **context.share,
+            )
+            progress.barrier(name)  # another stream may need all its verdicts
+        self._judges.clear()
+        self.close()  # the sidecar's memory is wanted elsewhere
 
-    thread = threading.Thread(target=work, name=f"score-{stream.name}", daemon=True)
-    thread.start()
-    try:
-        yield lambda index, count: named.put((index, count))
-    except BaseException:
-        halted.set()  # who is interrupted does not want to wait for more than the part under way
-        raise
-    finally:
-        ended = time.monotonic()
-        named.put(None)
-        thread.join()
-        waited = time.monotonic() - ended
-        if busy:
-            logger.info(
-                "score: %s worked %.1f s, %.1f s of them while candidates were sampled",
-                stream.name, busy, max(0.0, busy - waited),
-            )  # fmt: skip
-    if failures:
-        raise failures[0]
+    @contextmanager
+    def ahead(self, context: RunContext, progress: Progress) -> Iterator[Callable[[int, int], None]]:
+        """Lets the streams that need no accelerator judge parts of candidates while others are sampled.
+
+        Yields what takes (index, count) of a complete part.
+        """
+        with ExitStack() as judging:
+            followers = []
+            for name, stream in self._streams.items():
+                found = stream_class(stream)
+                if uses_devices(found) or needs(found) or self._is_scored(name, context):
+                    continue
+                judge, made_with = self._judge(name, context, progress), progress.mark(result_name(stream))
+                begun = scoring_ahead(judge, context.records, self._image_place(), made_with=made_with, **context.share)
+                followers.append(judging.enter_context(begun))
+
+            def on_part(index: int, count: int) -> None:
+                for follow in followers:
+                    follow(index, count)
+
+            yield on_part
+
+    def close(self) -> None:
+        self._opened.close()
+
+    def programs(self, target: Target) -> Iterator[Program]:
+        if RewardModel.name not in self._streams:
+            return
+        config, model, mesh = self._reward_model, target.model, target.inference_mesh
+        rows = round_up_batch(config.batch_size, mesh)
+        length = min(config.max_length, target.sizes.branch_row)
+        judged = tree_rows(model, mesh, rows, length, target.sizes.sentences)
+        graphdef, weights = nnx.split(for_inference(model, target.dtype, mesh))
+
+        def answer(weights: nnx.State, rows: TreeRows, scored: jax.Array, is_answer: jax.Array) -> Any:
+            merged = nnx.merge(graphdef, weights)
+            return answer_places(merged, rows, scored, is_answer, num_tokens=config.answer_tokens, eos_id=2)
+
+        def lower() -> Any:
+            whole = NamedSharding(mesh, P())
+            scored = jax.ShapeDtypeStruct((2,), jnp.int32, sharding=whole)
+            is_answer = jax.ShapeDtypeStruct((model.text.vocab_size,), jnp.bool_, sharding=whole)
+            with jax.set_mesh(mesh):
+                return jax.jit(answer, out_shardings=whole).lower(weights, judged, scored, is_answer)
+
+        flops = forward_flops(model, rows=rows, tokens=rows * length, images=rows)
+        yield Program(self.name, "reward model", lower, flops, bytes_held(weights), rows, length)
+
+    def cost(self, work: Work, programs: Sequence[Cost]) -> tuple[int, float]:
+        calls = math.ceil(work.images / programs[0].rows)
+        return calls, calls * programs[0].seconds
+
+    def _settings(self, stream: StreamConfig, context: RunContext) -> dict[str, Any]:
+        if stream.path == DetectorStream.name:
+            return fingerprint.of(self._detection, "detection")
+        if stream.path != RewardModel.name:
+            return {f"score.streams.{stream.path}.{key}": value for key, value in stream.options.items()}
+        given = self._config.reward_model
+        judge = open_checkpoint(given, context.model.vision_tower) if given else None
+        weights, tokenizer = (judge.digest(), judge.tokenizer.digest()) if judge else (None, None)
+        judge_of = {"score.reward_model": weights, "score.reward_model.tokenizer": tokenizer}
+        return fingerprint.of(self._reward_model, "reward_model") | judge_of | {"model.dtype": context.dtype}
+
+    def _judge(self, name: str, context: RunContext, progress: Progress) -> RewardStream:
+        """The stream, opened; its verdicts on disk, if any, were made by the same."""
+        if name not in self._judges:
+            judge = self._open(self._streams[name], context)
+            self._check_digest(name, judge, context, progress)
+            progress.begin(self.streams[name])
+            self._judges[name] = judge
+        return self._judges[name]
+
+    def _open(self, stream: StreamConfig, context: RunContext) -> RewardStream:
+        judge: Any
+        if stream.path == RewardModel.name:
+            judge = self._open_reward_model(context)
+        elif stream.path == DetectorStream.name:
+            judge = DetectorStream(self._detection)
+        else:
+            given = {"mesh": context.inference_mesh} if uses_devices(stream_class(stream)) else {}
+            judge = make_stream(stream, **given)
+        return self._opened.enter_context(judge) if isinstance(judge, AbstractContextManager) else judge
+
+    def _open_reward_model(self, context: RunContext) -> RewardModel:
+        directory = self._config.reward_model or context.dir / REWARD_MODEL
+        if not directory.is_dir():
+            raise InputError(
+                f"score: there is no reward model in {directory}; run the stage train_reward, or give "
+                "score.reward_model"
+            )
+        checkpoint, mesh = open_checkpoint(directory, context.model.vision_tower), context.inference_mesh
+        if (directory / PROVENANCE).exists():
+            training = Fields.read(directory / PROVENANCE).object("training")
+            check_same_question(self._reward_model, training.values if training else {}, str(directory))
+        model = load_llava(checkpoint, mesh=mesh, dtype=context.dtype, scan=stacks_inference())
+        tokenizer, preprocessing, digest = checkpoint.tokenizer, checkpoint.preprocessing, checkpoint.digest()
+        return RewardModel(model, tokenizer, preprocessing, self._reward_model, mesh, weights_digest=digest)
+
+    def _is_scored(self, name: str, context: RunContext) -> bool:
+        count = part_count(join(context.records, "candidates"))
+        folder = join(context.records, "verdicts", name)
+        return count is not None and len(parts_done(folder, count)) == count
+
+    def _greet(self, name: str, context: RunContext, progress: Progress) -> None:
+        """Asks the detector whether it is the one that the verdicts are of; it need not be there any more."""
+        if name != DetectorStream.name:
+            return
+        stream = DetectorStream(dataclasses.replace(self._detection, connect_timeout=GREETING_TIMEOUT))
+        try:
+            self._opened.enter_context(stream)
+        except InputError as error:
+            logger.warning("score: all verdicts of the detector are there; who made them is not asked (%s)", error)
+        else:
+            self._check_digest(name, stream, context, progress)
+
+    def _check_digest(self, name: str, judge: RewardStream, context: RunContext, progress: Progress) -> None:
+        if what := check_digest(judge, context.records):
+            progress.make_again(self.streams[name], what)
+
+    def _image_place(self) -> str:
+        if self._images is None:
+            raise InputError("sample.images is not given; name the folder of images")
+        return self._images
 
 
-def check_digest(stream: RewardStream, records: str | Path) -> str:
-    """Says so if the stream's verdicts on disk were made with another model or other settings; else ""."""
-    folder = join(records, "verdicts", stream.name)
-    before = part_metadata(folder).get("digest", stream.digest)
-    if before == stream.digest:
-        return ""
-    was, now = before[:12], stream.digest[:12]
-    return f"{folder} was made with another {stream.name}: its digest was {was}, and now it is {now}"
+def result_name(stream: StreamConfig) -> str:
+    """What scoring by one stream is called among the results."""
+    return f"score.{stream.path}"
 
 
-def _judge_parts(
-    stream: RewardStream,
-    records: str | Path,
-    images: Images,
-    todo: Sequence[int],
-    count: int,
-    writes: set[int],
-    made_with: str,
-) -> Iterator[int]:
-    """Judges parts in one go, so that the stream reads ahead across their borders; yields each one's index when it
-    is done."""
-    candidates, verdicts = join(records, "candidates"), join(records, "verdicts", stream.name)
-    sizes: list[int] = []  # images in each part, known once the first of them is asked for
-
-    def items() -> Iterator[ScoreItem]:
-        for index in todo:
-            part = list(read_items(read_part(candidates, index, count, Candidate), images))
-            sizes.append(len(part))
-            yield from part
-
-    judged = stream.judge(items())
-    for position, index in enumerate(todo):
-        found = list(next(judged))
-        for _ in range(sizes[position] - 1):
-            found += next(judged)
-        if index in writes:
-            made_of = part_seal(candidates, index, count).digest
-            metadata = {"digest": stream.digest}
-            write_part(verdicts, index, count, found, Verdict, metadata, made_with=made_with, made_of=made_of)
-        yield index
-
-
-def read_items(candidates: Iterable[Candidate], images: Images) -> Iterator[ScoreItem]:
-    """The candidates of each image and prompt, which stand together.
+def check_same_question(config: RewardModelConfig, training: Mapping[str, Any], who: str) -> None:
+    """A reward model is asked what it has learned to answer.
 
     Raises:
-      InputError: an image is gone; names it.
+      InputError: it was trained to answer another question.
     """
-    for (image, prompt), group in itertools.groupby(candidates, key=lambda record: (record.image, record.prompt)):
-        if image not in images:
-            raise InputError(f"score: {images.file(image)} has candidates and is gone; put it back, or sample again")
-        yield ScoreItem(image, images.file(image), prompt, tuple(record.text for record in group))
+    for key in ("per", "question", "template"):
+        learnt, asked = training.get(key, getattr(config, key)), getattr(config, key)
+        if learnt != asked:
+            raise InputError(f"reward_model.{key} is {asked!r}, and {who} has {learnt!r}; make them the same")

@@ -16,9 +16,10 @@ from typing import Literal, Self
 import numpy as np
 import pyarrow as pa
 
+from vigor_jax import fingerprint
 from vigor_jax.data.records import store
 from vigor_jax.data.records.blocks import Block, Mentions, num_words, read_blocks, signal_sums, unpack
-from vigor_jax.data.records.checksum import write_checksum
+from vigor_jax.data.records.checksum import SUFFIX, write_checksum
 from vigor_jax.data.records.seal import Seal
 from vigor_jax.errors import InputError
 from vigor_jax.records import DecidedBy, Dropped, Selection, Signal, Span, Target, Verdict
@@ -28,6 +29,7 @@ from vigor_jax.rewards.refine import Refined, keep_sentences, refine
 from vigor_jax.rewards.sentences import split_sentences
 from vigor_jax.stages.candidate_texts import CandidateTexts, Repetitions
 from vigor_jax.stages.selection_summary import Summary, summarize
+from vigor_jax.stages.stage import TARGETS, Progress, Result, RunContext, Stage
 
 __all__ = ["OtherPartsError", "SelectConfig", "Summary", "select"]
 
@@ -182,10 +184,11 @@ def _check_settings(folder: str, metadata: Mapping[str, str]) -> dict[int, Seal]
     """The seals of the parts of a folder, which were made with these settings."""
     found, seals = store.inspect_parts(folder)
     if found and found != metadata:
-        key = min(key for key in {**found, **metadata} if found.get(key) != metadata.get(key))
+        then, now = ({key: json.loads(value) for key, value in each.items()} for each in (found, metadata))
+        what = next(fingerprint.differences(then, now))
         raise InputError(
-            f"{folder}: has parts whose {key} was {found.get(key)}, and now it is {metadata.get(key)}; go back to "
-            "that, choose another run.dir, or give --run.overwrite true to make them again"
+            f"{folder} was made with {what}; go back to that, choose another run.dir, or give --run.overwrite true to "
+            "make it again"
         )
     return seals
 
@@ -393,3 +396,46 @@ def _write_targets_json(path: str, targets: str) -> None:
             file.write(separator + b"\n" + json.dumps(example, ensure_ascii=False).encode())
             separator = b","
         file.write(b"[]\n" if separator == b"[" else b"\n]\n")
+
+
+class SelectStage(Stage):
+    """Candidates and verdicts → targets.
+
+    Args:
+      config: settings.
+      streams: name of each stream → the result that its verdicts are.
+
+    Raises:
+      InputError: the settings name streams that do not judge.
+    """
+
+    name = "select"
+
+    def __init__(self, config: SelectConfig, streams: Mapping[str, str]) -> None:
+        config.fusion.check_streams(tuple(streams))
+        self._config, self._streams = config, streams
+
+    def results(self, context: RunContext) -> list[Result]:
+        written = ("selections", "targets", TARGETS, TARGETS + SUFFIX, "summary.json")
+        outputs = tuple(store.join(context.records, name) for name in written)
+        after = ("sample", *self._streams.values())
+        return [Result(self.name, fingerprint.of(self._config, self.name), after, outputs)]
+
+    def run(self, context: RunContext, progress: Progress) -> None:
+        progress.begin(self.name)
+        try:
+            self._select(context, progress)
+        except OtherPartsError as error:
+            progress.make_again(self.name, str(error))
+            progress.begin(self.name)
+            self._select(context, progress)
+
+    def _select(self, context: RunContext, progress: Progress) -> None:
+        select(
+            self._config,
+            context.records,
+            streams=tuple(self._streams),
+            barrier=lambda: progress.barrier("targets"),
+            made_with=progress.mark(self.name),
+            **context.share,
+        )

@@ -1,106 +1,39 @@
-"""Supervised fine-tuning of LLaVA on conversations, with its authors' objective (Liu et al. 2023, section 4.2).
+"""Supervised fine-tuning of LLaVA on conversations, with its authors' objective (Liu et al. 2023, section 4.2)."""
 
-All that tells a run from its continuation is the state and the number of updates done, so a run that was killed
-and resumed ends with the same bits as one that was not. (On GPUs some sums are taken in no fixed order unless
-`XLA_FLAGS=--xla_gpu_deterministic_ops=true` is set.)
-"""
-
-import contextlib
 import dataclasses
-import hashlib
-import json
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
+import fsspec
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array
 
-from vigor_jax.data.batches.loader import Batch, Loader
+from vigor_jax.data.batches.loader import Loader, Rows
 from vigor_jax.data.batches.places import row_keys
 from vigor_jax.data.batches.trainable import Encoder, usable_examples
+from vigor_jax.data.records.checksum import check_checksum, file_digest
+from vigor_jax.data.records.store import join
 from vigor_jax.data.text.conversation import TEMPLATES
 from vigor_jax.errors import InputError
-from vigor_jax.hf.load import Checkpoint, load_llava
-from vigor_jax.models.llava import LlavaConfig, abstract_llava, param_paths
-from vigor_jax.parallel.processes import is_first, same_everywhere, together
-from vigor_jax.parallel.sharding import check_batch_divides, local_rows, to_global
-from vigor_jax.training.checkpoint import Checkpoints
-from vigor_jax.training.flops import peak_flops, train_flops
-from vigor_jax.training.log import TrainingLog
-from vigor_jax.training.preemption import Preemption
-from vigor_jax.training.resumption import Data, hold_places
+from vigor_jax.fingerprint import of
+from vigor_jax.hf.load import Checkpoint
+from vigor_jax.parallel.processes import is_first, together
+from vigor_jax.parallel.sharding import check_batch_divides, local_rows
+from vigor_jax.stages.programs import Cost, Program, Target, Work, array, update, update_flops
+from vigor_jax.stages.stage import TARGETS, Progress, Result, RunContext, Stage
+from vigor_jax.training.loop import fine_tune
+from vigor_jax.training.resumption import Data, hold_places, places_file
 from vigor_jax.training.train_step import (
-    Loss,
-    Metrics,
     SftConfig,
     TrainingConfig,
-    TrainState,
-    Weights,
-    abstract_state,
-    init_state,
-    learning_rate,
-    make_optimizer,
-    make_train_step,
-    partition_params,
-    trained_paths,
+    conversation_loss,
 )
 
 logger = logging.getLogger(__name__)
-
-# May change between a run and its continuation: where things are, how a batch is computed, how often is saved.
-NOT_IN_FINGERPRINT = frozenset(
-    (
-        "data",
-        "annotations",
-        "images",
-        "skip_bad",
-        "accumulate",
-        "pack",
-        "bucket",
-        "remat",
-        "loss_chunk",
-        "save_every",
-        "keep",
-        "log_every",
-    )
-)
-
-
-class TrainingDiverged(RuntimeError):  # noqa: N818 (what happened, as in KeyboardInterrupt)
-    """Loss or gradient stopped being finite; the message is one line, and the exit code is 1."""
-
-
-class Batches(Protocol):
-    """The data of a run, as `Loader` gives it.
-
-    Attributes:
-      num_steps: updates in all.
-      num_dropped: examples that fill no batch.
-    """
-
-    @property
-    def num_steps(self) -> int: ...
-
-    @property
-    def num_dropped(self) -> int: ...
-
-    def batches(self, start: int) -> Iterator[Batch]:
-        """The batches of steps `start`, `start` + 1, ... to the last."""
-
-
-class _Update(NamedTuple):
-    """An update whose metrics nobody has waited for yet."""
-
-    step: int
-    metrics: Metrics
-    batch: Batch
-    flops: float
 
 
 def sft(config: SftConfig, checkpoint: Checkpoint, run_dir: Path, mesh: Mesh, *, dtype: Any, name: str = "sft") -> Path:
@@ -131,97 +64,6 @@ def sft(config: SftConfig, checkpoint: Checkpoint, run_dir: Path, mesh: Mesh, *,
         examples = [loader.examples[row] if row >= 0 else None for row in filled]
         loader = dataclasses.replace(loader, examples=examples)
     return fine_tune(config, checkpoint, run_dir, mesh, loader, facts, dtype=dtype, name=name)
-
-
-def fine_tune(
-    config: TrainingConfig,
-    checkpoint: Checkpoint,
-    run_dir: Path,
-    mesh: Mesh,
-    batches: Batches,
-    data: dict[str, Any],
-    *,
-    dtype: Any,
-    name: str,
-    loss: Loss | None = None,
-    after_update: Callable[[int, Weights], None] | None = None,
-) -> Path:
-    """The loop of `sft` over any batches and any loss.
-
-    Args:
-      config: settings of the optimiser and of the loop.
-      checkpoint: the checkpoint to start from.
-      run_dir: as `sft` takes it.
-      mesh: all devices of all processes.
-      batches: the data.
-      data: names the data, for the fingerprint of the run.
-      dtype: type to compute in.
-      name: of the stage in `run_dir`.
-      loss: as `make_train_step` takes it.
-      after_update: is given the number of updates done and all the weights, before a checkpoint of them is written.
-        It may read the weights until it returns.
-    """
-    trained = trained_paths(param_paths(nnx.state(abstract_llava(checkpoint.config))).keys(), config.freeze)
-    fingerprint = _fingerprint(config, checkpoint, data, dtype)
-    places = ("data", "annotations", "images")
-    settings = {key: value for key, value in dataclasses.asdict(config).items() if key not in places}
-    same_everywhere(settings | fingerprint)
-    directory = run_dir / "checkpoints" / name
-    with Checkpoints(directory, keep=config.keep) as checkpoints, jax.set_mesh(mesh):
-        start = checkpoints.latest_step() or 0
-        record = checkpoints.record(start, fingerprint) if start else None
-        if start == batches.num_steps:
-            logger.info("%s: all %d updates are done", name, start)
-            return directory
-        if batches.num_dropped:
-            logger.warning("%s: the last %d examples fill no batch and are left out", name, batches.num_dropped)
-
-        model = load_llava(checkpoint, mesh=mesh, dtype=dtype, master=trained.__contains__)
-        graphdef, params, frozen = partition_params(model, trained)
-        del model  # its trained weights are replaced or donated below
-        digest = _digest(frozen)
-        if record is None:
-            record = {"base": str(checkpoint.directory.absolute()), "frozen": digest, "fingerprint": fingerprint}
-        elif record["frozen"] != digest:
-            raise InputError(
-                f"{directory / str(start)} was trained with the frozen weights of {record['base']}, and those of "
-                f"{checkpoint.directory} differ; go back to that model, or choose another run directory"
-            )
-        optimizer = make_optimizer(config, batches.num_steps)
-        abstract = abstract_state(params, optimizer, mesh)
-        checkpoints.check_room(abstract.params, _all_but_params(abstract))  # now rather than after hours
-        if start:
-            del params
-            params, rest = checkpoints.restore(start, abstract.params, _all_but_params(abstract))
-            state = TrainState(params=params, **rest)
-        else:
-            state = init_state(params, optimizer, mesh, config.seed)
-        del params
-
-        schedule = learning_rate(config, batches.num_steps)
-        train_step = make_train_step(graphdef, abstract, optimizer, schedule, config, dtype, loss)
-        modules = frozenset(path.split(".")[0] for path in trained)
-        unseen: _Update | None = None
-        with Preemption() as preemption, _open_log(config, run_dir, name, start, batches, mesh) as log:
-            for step, batch in enumerate(batches.batches(start), start + 1):
-                state, metrics = train_step(state, frozen, to_global(batch.rows, mesh))
-                if unseen:
-                    _look(unseen, log)
-                unseen = _Update(step, metrics, batch, _flops(checkpoint.config, modules, batch))
-                if after_update:
-                    after_update(step, state.params | frozen)
-                stop = preemption.reached(step)
-                if stop or step % config.save_every == 0 or step == batches.num_steps:
-                    seen = _look(unseen, log)  # before the save: what diverged is not to be kept
-                    unseen = None
-                    if log:
-                        log.sync()
-                    position = {"step": step, "examples": step * config.batch_size, "metrics": seen}
-                    checkpoints.save(step, state.params, _all_but_params(state), {**record, **position})
-                if stop:
-                    break
-            checkpoints.wait()
-    return directory
 
 
 def _data(config: SftConfig, checkpoint: Checkpoint, mesh: Mesh, run_dir: Path, name: str) -> tuple[Loader, Data]:
@@ -278,77 +120,65 @@ def _loader(
     )
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+class SftStage(Stage):
+    """Targets → checkpoints.
 
-
-def _fingerprint(config: TrainingConfig, checkpoint: Checkpoint, data: dict[str, Any], dtype: Any) -> dict[str, Any]:
-    """All that decides the numbers of a run, as JSON values."""
-    settings = dataclasses.asdict(config)
-    return {
-        "model": dataclasses.asdict(checkpoint.config),
-        "dtype": jnp.dtype(dtype).name,
-        "tokenizer": checkpoint.tokenizer.digest(),
-        "preprocessing": dataclasses.asdict(checkpoint.preprocessing),
-        **{name: value for name, value in settings.items() if name not in NOT_IN_FINGERPRINT},
-        "data": data,
-    }
-
-
-def _digest(weights: Weights) -> str:
-    """Of the bits of all weights, the same on every mesh: for each weight the sum of its bits as integers."""
-
-    @jax.jit
-    def sum_of_bits(x: Array) -> Array:
-        bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))
-        return jnp.sum(bits, dtype=jnp.uint32)
-
-    sums = {path: int(sum_of_bits(weight)) for path, weight in sorted(weights.items())}
-    return hashlib.sha256(json.dumps(sums).encode()).hexdigest()
-
-
-def _all_but_params(state: TrainState) -> dict[str, Any]:
-    return {name: value for name, value in state._asdict().items() if name != "params"}
-
-
-def _look(update: _Update, log: TrainingLog | None) -> dict[str, float]:
-    """Waits for an update's metrics and logs them.
-
-    Raises:
-      TrainingDiverged: they are not finite.
+    Args:
+      config: settings; `data` is by default the run's own targets.
     """
-    metrics = {name: update.metrics[name].item() for name in ("loss", "grad_norm", "learning_rate", "tokens")}
-    if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])):
-        raise TrainingDiverged(
-            f"update {update.step}: loss {metrics['loss']}, gradient norm {metrics['grad_norm']}; it was not applied "
-            "and the checkpoints before it are good; look at its examples or lower the learning rate: "
-            + ", ".join(update.batch.ids)
-        )
-    if log:
-        log.write(update.step, metrics, num_tokens=update.batch.num_tokens, flops=update.flops)
-    return metrics
+
+    name = "sft"
+
+    def __init__(self, config: SftConfig) -> None:
+        self._config = config
+
+    def results(self, context: RunContext) -> list[Result]:
+        return [
+            training_result(
+                self.name, self._config, self._config.data, context, () if self._config.data else ("select",)
+            )
+        ]
+
+    def run(self, context: RunContext, progress: Progress) -> None:
+        progress.begin(self.name)
+        config = dataclasses.replace(self._config, data=self._config.data or _own_targets(context))
+        sft(config, context.checkpoint, context.dir, context.training_mesh, dtype=context.dtype)
+
+    def programs(self, target: Target) -> Iterator[Program]:
+        config, model, mesh = self._config, target.model, target.training_mesh
+        check_batch_divides(config.batch_size, mesh, config.accumulate, config.pack)
+        rows, length = config.batch_size // config.pack, min(config.max_length, target.sizes.example) * config.pack
+        edge, ids = model.vision.image_size, array(mesh, (rows, length), jnp.int32)
+        pixels = array(mesh, (rows, config.pack, edge, edge, 3), jnp.uint8)
+        shapes = Rows(ids, ids, pixels, ids, ids) if config.pack > 1 else Rows(ids, ids, pixels)
+        flops = update_flops(config, model, examples=config.batch_size, tokens=rows * length)
+        lower, held = update(config, target, shapes, conversation_loss)
+        yield Program(self.name, "update", lower, flops, held, rows, length)
+
+    def cost(self, work: Work, programs: Sequence[Cost]) -> tuple[int, float]:
+        calls = math.ceil(work.images * self._config.epochs / self._config.batch_size)
+        return calls, calls * programs[0].seconds
 
 
-def _flops(config: LlavaConfig, trained: frozenset[str], batch: Batch) -> float:
-    examples = len(batch.ids)  # packed or not, they attend to themselves only
-    images = examples * bool(batch.rows.pixels.shape[1])
-    return train_flops(config, trained, rows=examples, tokens=batch.num_tokens, images=images)
+def training_result(
+    name: str, config: TrainingConfig, data: Path | None, context: RunContext, after: tuple[str, ...], *more: Path
+) -> Result:
+    """What a stage of training makes: its checkpoints, which continue where they can when `data` has changed."""
+    content = {f"{name}.data": file_digest(data)} if data and data.is_file() else {}
+    outputs = (context.dir / "checkpoints" / name, *more, places_file(context.dir, name))
+    settings = context.model_settings | of(config, name) | content
+    return Result(name, settings, after, outputs, judges_itself=f"{name}.data")
 
 
-def _open_log(
-    config: TrainingConfig, run_dir: Path, name: str, start: int, batches: Batches, mesh: Mesh
-) -> contextlib.AbstractContextManager[TrainingLog | None]:
-    """The log, in the one process that writes it."""
-    if jax.process_index() != 0:
-        return contextlib.nullcontext()
-    peak = peak_flops(mesh.devices.flat[0].device_kind)
-    return TrainingLog(
-        run_dir / "metrics",
-        name,
-        start=start,
-        total=batches.num_steps,
-        every=config.log_every,
-        peak_flops=peak and peak * mesh.size,
-    )
+def _own_targets(context: RunContext) -> Path:
+    """The run's own targets, as a local file."""
+    path = join(context.records, TARGETS)
+    system, inside = fsspec.core.url_to_fs(path)
+    if not system.exists(inside):
+        raise InputError(f"sft: there is no {path}; run the stage select, or give sft.data")
+    check_checksum(path, stage="select")
+    if context.records == str(context.dir):
+        return context.dir / TARGETS
+    local = context.dir / f"targets-{jax.process_index()}.json"
+    system.get_file(inside, str(local))
+    return local

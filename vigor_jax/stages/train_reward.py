@@ -8,8 +8,9 @@ from one conversation a sentence, at a fraction of the work.
 import dataclasses
 import hashlib
 import logging
+import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -18,14 +19,17 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
+from vigor_jax import fingerprint
 from vigor_jax.data.batches.places import row_keys
 from vigor_jax.data.batches.tree_batches import TreeLoader, TreeRows
 from vigor_jax.data.batches.tree_sequences import QUESTIONS, Description, Per, TreeEncoder, TreeSequence, answer, asked
 from vigor_jax.data.images.store import open_images
 from vigor_jax.data.records.annotations import scan_annotations
 from vigor_jax.data.records.bad_rows import BadRow, settle
+from vigor_jax.data.records.checksum import file_digest
 from vigor_jax.data.text.conversation import TEMPLATES
 from vigor_jax.errors import InputError
+from vigor_jax.hf.export import ExportConfig
 from vigor_jax.hf.load import Checkpoint
 from vigor_jax.inference.tree_attention import read_places
 from vigor_jax.models.llava import Llava
@@ -33,10 +37,14 @@ from vigor_jax.parallel.processes import is_first, together
 from vigor_jax.parallel.sharding import check_batch_divides, local_rows
 from vigor_jax.records import Annotation, ErrorType
 from vigor_jax.stages import reward_evaluation
+from vigor_jax.stages.export import export
+from vigor_jax.stages.programs import Cost, Program, Target, Work, tree_rows, update, update_flops
 from vigor_jax.stages.reward_evaluation import Evaluation
-from vigor_jax.stages.sft import file_digest, fine_tune
+from vigor_jax.stages.sft import training_result
+from vigor_jax.stages.stage import REWARD_MODEL, Progress, Result, RunContext, Stage
 from vigor_jax.training.checkpoint import latest_step
 from vigor_jax.training.log import keep_steps
+from vigor_jax.training.loop import fine_tune
 from vigor_jax.training.resumption import Data, hold_places
 from vigor_jax.training.train_step import TrainingConfig, Weights
 
@@ -65,7 +73,7 @@ class TrainRewardConfig(TrainingConfig):
       question: what is asked; "" for the paper's words.
     """
 
-    annotations: Path | None = None
+    annotations: Path | None = fingerprint.place(None)
     epochs: int = 5
     held_out: float = 0.05
     form: Literal["branches", "separate"] = "branches"
@@ -323,3 +331,35 @@ def answer_loss(model: Llava, rows: TreeRows, config: TrainingConfig) -> tuple[F
     # A product with one-hot rows in place of a gather leaves a split vocabulary split; what is padded has no target.
     targets = jnp.sum(logits * jax.nn.one_hot(rows.targets, logits.shape[-1]), -1)
     return jnp.sum(rows.weights * (jax.nn.logsumexp(logits, -1) - targets)), jnp.sum(rows.weights)
+
+
+class TrainRewardStage(Stage):
+    """Annotations → a reward model, as a checkpoint."""
+
+    name = NAME
+
+    def __init__(self, config: TrainRewardConfig) -> None:
+        self._config = config
+
+    def results(self, context: RunContext) -> list[Result]:
+        more = context.dir / REWARD_MODEL
+        return [training_result(self.name, self._config, self._config.annotations, context, (), more)]
+
+    def run(self, context: RunContext, progress: Progress) -> None:
+        progress.begin(self.name)
+        mesh = context.training_mesh
+        checkpoints = train_reward(self._config, context.checkpoint, context.dir, mesh, dtype=context.dtype)
+        export(ExportConfig(), context.checkpoint, checkpoints, context.dir / REWARD_MODEL, mesh)
+
+    def programs(self, target: Target) -> Iterator[Program]:
+        config, model, mesh = self._config, target.model, target.training_mesh
+        rows, length = config.batch_size, min(config.max_length, target.sizes.branch_row)
+        check_batch_divides(rows, mesh, config.accumulate)
+        shapes = tree_rows(model, mesh, rows, length, target.sizes.sentences)
+        flops = update_flops(config, model, examples=rows, tokens=rows * length)
+        lower, held = update(config, target, shapes, answer_loss)
+        yield Program(self.name, "update", lower, flops, held, rows, length)
+
+    def cost(self, work: Work, programs: Sequence[Cost]) -> tuple[int, float]:
+        calls = math.ceil(work.descriptions * self._config.epochs / programs[0].rows)
+        return calls, calls * programs[0].seconds

@@ -27,10 +27,10 @@ import orbax.checkpoint as ocp
 
 from vigor_jax.disk import check_room, no_room
 from vigor_jax.errors import InputError
+from vigor_jax.fingerprint import differences, plain
 from vigor_jax.json_fields import check_file, show
 from vigor_jax.training.bit_sums import bit_sums
 
-_ABSENT = object()
 # How TensorStore says it, now and in earlier versions.
 _OS_ERROR = re.compile(r"os_error_code='?(\d+)|OS error (\d+)")
 
@@ -115,11 +115,8 @@ class Checkpoints:
         record = read_record(self.directory, step)
         where = self.directory / str(step)
         # What JSON changes (tuples to lists) is no difference.
-        for key, saved, ours in _differences(record["fingerprint"], json.loads(json.dumps(fingerprint))):
-            raise InputError(
-                f"{where} was made with {key} {_show(saved)}, but this run has {_show(ours)}; "
-                "go back to that value, or choose another run directory"
-            )
+        for changed in differences(record["fingerprint"], plain(fingerprint)):
+            raise InputError(f"{where} was made with {changed}; go back to that value, or choose another run directory")
         return record
 
     def wait(self) -> None:
@@ -284,17 +281,3 @@ def _handlers() -> ocp.handlers.CheckpointHandlerRegistry:
     registry.add("record", ocp.args.JsonSave, record)
     registry.add("record", ocp.args.JsonRestore, record)
     return registry
-
-
-def _differences(saved: Any, ours: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Dotted keys whose values differ, in the order of `ours`, then what only `saved` has."""
-    if isinstance(saved, dict) and isinstance(ours, dict):
-        for name in [*ours, *(name for name in saved if name not in ours)]:
-            inner = f"{key}.{name}" if key else name
-            yield from _differences(saved.get(name, _ABSENT), ours.get(name, _ABSENT), inner)
-    elif saved is _ABSENT or ours is _ABSENT or saved != ours:
-        yield key, saved, ours
-
-
-def _show(value: Any) -> str:
-    return "nothing" if value is _ABSENT else json.dumps(value)

@@ -19,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int32, UInt32
 
+from vigor_jax import fingerprint
 from vigor_jax.data.batches.loader import Rows
 from vigor_jax.data.text.conversation import TEMPLATES
 from vigor_jax.errors import InputError, nearest
@@ -61,12 +62,12 @@ class TrainingConfig:
       log_every: updates between TensorBoard points; `metrics/*.jsonl` has every update.
     """
 
-    images: str | None = None
-    skip_bad: bool = False
+    images: str | None = fingerprint.place(None)
+    skip_bad: bool = fingerprint.neutral(False)
     template: str = "v1"
     epochs: int = 1
     batch_size: int = 32
-    accumulate: int = 1
+    accumulate: int = fingerprint.neutral(1)
     learning_rate: float = 2e-5
     warmup_ratio: float = 0.03
     weight_decay: float = 0.0
@@ -75,14 +76,14 @@ class TrainingConfig:
     eps: float = 1e-8
     max_grad_norm: float = 1.0
     max_length: int = 2048
-    bucket: int = 128
+    bucket: int = fingerprint.neutral(128)
     freeze: tuple[str, ...] = ("vision_tower",)
-    remat: str = "full"
-    loss_chunk: int = 128
+    remat: str = fingerprint.neutral("full")
+    loss_chunk: int = fingerprint.neutral(128)
     seed: int = 0
-    save_every: int = 500
-    keep: int = 2
-    log_every: int = 10
+    save_every: int = fingerprint.neutral(500)
+    keep: int = fingerprint.neutral(2)
+    log_every: int = fingerprint.neutral(10)
 
     def __post_init__(self) -> None:
         counts = ("epochs", "batch_size", "accumulate", "max_length", "bucket", "loss_chunk", "save_every")
@@ -114,8 +115,8 @@ class SftConfig(TrainingConfig):
       pack: examples that share a row, on the average, to spare padding; the update stays the same. 1 packs nothing.
     """
 
-    data: Path | None = None
-    pack: int = 1
+    data: Path | None = fingerprint.place(None)
+    pack: int = fingerprint.neutral(1)
 
     def __post_init__(self) -> None:
         super().__post_init__()

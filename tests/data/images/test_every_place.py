@@ -23,8 +23,8 @@ from vigor_jax.inference.sampler import SamplingConfig
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 from vigor_jax.records import Signal, Span, Verdict
 from vigor_jax.stages import sft as sft_module
+from vigor_jax.stages.judging import score
 from vigor_jax.stages.sample import SampleConfig, check_images, name_images, sample
-from vigor_jax.stages.score import score
 from vigor_jax.stages.sft import SftConfig, sft
 
 IMAGES = pictures(10)
@@ -69,6 +69,8 @@ class Sizes:
             yield [Verdict(item.image, i, self.name, (signal,)) for i in range(len(item.texts))]
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_sampling_and_scoring_write_the_same_records(world, mesh, tmp_path):
     checkpoint = open_checkpoint(world / "model")
     drawn = SamplingConfig(num_candidates=2, max_new_tokens=8, batch_size=2)

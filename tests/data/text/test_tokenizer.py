@@ -503,6 +503,8 @@ def changed_at(value: Any, place: tuple[str | int, ...], change: object) -> Any:
     return value
 
 
+@pytest.mark.slow
+@pytest.mark.main
 @pytest.mark.parametrize("name", [*SETTINGS, "tokenizer.json"])
 def test_a_wrong_value_anywhere_is_one_line_or_harmless(tmp_path: Path, name: str) -> None:
     build_tokenizer_dir(tmp_path)

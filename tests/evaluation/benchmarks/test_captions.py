@@ -174,6 +174,7 @@ def test_cap_is_that_of_the_tables_of_fisao(printed, figures):
     assert captions.cap(found) > printed + 5  # so it is not the mean of three that its text names
 
 
+@pytest.mark.slow
 def test_java_is_used_where_it_is(coco):
     if not caption_tokens.has_java():
         pytest.skip("no Java here")

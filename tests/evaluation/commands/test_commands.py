@@ -110,6 +110,8 @@ def test_preference(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "mean rank of all" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_captions(tmp_path: Path) -> None:
     references = {"a.jpg": ["a dog runs on grass", "the dog is running"], "b.jpg": ["a red car in a street"]}
     said = [{"image": "a.jpg", "text": "a dog runs on grass"}, {"image": "b.jpg", "text": "two cats"}]

@@ -44,6 +44,8 @@ def test_words_in_pieces_do_not_fill_the_log(caplog):
     assert "犬" in lines[-1]
 
 
+@pytest.mark.slow
+@pytest.mark.main
 @pytest.mark.parametrize("times", [1, 2])
 def test_the_stream_tells(tmp_path, caplog, times):
     path = tmp_path / "picture.png"

@@ -42,6 +42,12 @@ def check_checksum(path: str | Path, *, stage: str) -> None:
         )
 
 
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _sha256(path: str | Path) -> str:
     digest = hashlib.sha256()
     with fsspec.open(str(path), "rb") as file:

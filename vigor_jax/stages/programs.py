@@ -1,0 +1,209 @@
+"""The device programs of stages, lowered from shapes alone: no weights, no device that is really there."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from vigor_jax.data.batches.tree_batches import TreeRows
+from vigor_jax.data.batches.tree_sequences import Tree
+from vigor_jax.models.layers import stacks_inference
+from vigor_jax.models.llava import LlavaConfig, abstract_llava, param_paths
+from vigor_jax.parallel.sharding import BATCH, MeshConfig, make_mesh, param_shardings
+from vigor_jax.training.flops import train_flops
+from vigor_jax.training.train_step import (
+    Loss,
+    TrainingConfig,
+    abstract_state,
+    learning_rate,
+    make_optimizer,
+    make_train_step,
+    partition_params,
+    trained_paths,
+)
+
+NUM_UPDATES = 1000  # of the schedule, which changes nothing about a program's size
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """One compiled function, as it would run on each device.
+
+    Attributes:
+      stage: that runs it.
+      name: within the stage, such as "prefill".
+      lower: makes it, not yet compiled.
+      flops: of one call, over all devices; recomputation not among them.
+      held: bytes of weights and optimizer on each device.
+      rows: in its batch, over all devices.
+      tokens: in a row, or that it adds to each of `rows`.
+      steps: how often it reads its arguments in one call; decoding does for every token.
+      beside: bytes on each device that others hold while it runs.
+    """
+
+    stage: str
+    name: str
+    lower: Callable[[], Any]
+    flops: float
+    held: int
+    rows: int
+    tokens: int
+    steps: int = 1
+    beside: int = 0
+
+
+class Cost(Protocol):
+    """What one call of a program takes."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def rows(self) -> int: ...
+
+    @property
+    def seconds(self) -> float: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """How much there is to do.
+
+    Attributes:
+      images: unlabeled, to be sampled and judged.
+      descriptions: annotated, for the reward model.
+      answer: tokens of an image's longest response, on average: for so many steps it keeps its row. 150 is the mean
+        over five captions of LLaVA-13B.
+      efficiency: share of the roofline that real programs reach; the time is the roofline's, divided by it.
+    """
+
+    images: int = 25_574
+    descriptions: int = 16_000
+    answer: int = 150
+    efficiency: float = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """How long the texts are that a plan reckons with; in tokens.
+
+    Attributes:
+      prompt: system, question and image.
+      response: a sampled one, at most.
+      branch_row: a row of the reward model.
+      sentences: that a row asks about.
+      example: of fine-tuning.
+    """
+
+    prompt: int
+    response: int
+    branch_row: int
+    sentences: int
+    example: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """What programs are compiled for.
+
+    Attributes:
+      model: sizes.
+      dtype: type to compute in.
+      devices: all of them.
+      training: how they are arranged for training.
+      inference: the same for sampling and scoring.
+      sizes: of texts.
+    """
+
+    model: LlavaConfig
+    dtype: Any
+    devices: list[Any]
+    training: MeshConfig
+    inference: MeshConfig
+    sizes: Sizes
+
+    @functools.cached_property
+    def training_mesh(self) -> Mesh:
+        return make_mesh(self.training, self.devices)
+
+    @functools.cached_property
+    def inference_mesh(self) -> Mesh:
+        return make_mesh(self.inference, self.devices)
+
+
+class Lowers(NamedTuple):
+    """What makes a program, and the bytes of weights and optimizer that it finds on each device."""
+
+    lower: Callable[[], Any]
+    held: int
+
+
+def update(config: TrainingConfig, target: Target, rows: Any, loss: Loss) -> Lowers:
+    """One update of training on rows of these shapes."""
+    model, mesh = target.model, target.training_mesh
+    trained = trained_paths(param_paths(nnx.state(abstract_llava(model))).keys(), config.freeze)
+    abstract = on_mesh(abstract_llava(model, dtype=target.dtype), mesh)
+    graphdef, params, frozen = partition_params(abstract, trained)
+    masters: Any = {path: jax.ShapeDtypeStruct(w.shape, jnp.float32, sharding=w.sharding) for path, w in params.items()}
+    optimizer = make_optimizer(config, NUM_UPDATES)
+    state = abstract_state(masters, optimizer, mesh)
+
+    def lower() -> Any:
+        schedule = learning_rate(config, NUM_UPDATES)
+        step: Any = make_train_step(graphdef, state, optimizer, schedule, config, target.dtype, loss)
+        with jax.set_mesh(mesh):
+            return step.lower(state, frozen, rows)
+
+    return Lowers(lower, bytes_held((state, frozen)))
+
+
+def update_flops(config: TrainingConfig, model: LlavaConfig, *, examples: int, tokens: int) -> float:
+    """Of one update on examples with an image each."""
+    parts = ("vision_tower", "multi_modal_projector", "language_model")
+    trained = frozenset(part for part in parts if part not in config.freeze)
+    return train_flops(model, trained, rows=examples, tokens=tokens, images=examples)
+
+
+def for_inference(model: LlavaConfig, dtype: Any, mesh: Mesh) -> Any:
+    """A model's shapes, as sampling and scoring hold it."""
+    with jax.set_mesh(mesh):
+        scan = stacks_inference()
+    return on_mesh(abstract_llava(model, dtype=dtype, scan=scan), mesh)
+
+
+def on_mesh(model: Any, mesh: Mesh) -> Any:
+    """An abstract model whose weights lie where real ones would."""
+    graphdef, state = nnx.split(model)
+
+    def place(variable: nnx.Variable, sharding: nnx.Variable) -> nnx.Variable:
+        value = variable.get_value()
+        return variable.replace(jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=sharding.get_value()))
+
+    is_variable = lambda leaf: isinstance(leaf, nnx.Variable)  # noqa: E731
+    return nnx.merge(graphdef, jax.tree.map(place, state, param_shardings(state, mesh), is_leaf=is_variable))
+
+
+def array(mesh: Mesh, shape: tuple[int, ...], dtype: Any, spec: P = BATCH) -> Any:
+    """An array's shape, split over a mesh."""
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+
+
+def tree_rows(model: LlavaConfig, mesh: Mesh, rows: int, length: int, places: int) -> TreeRows:
+    """A batch of tree sequences."""
+    edge = model.vision.image_size
+    ids, at = (array(mesh, (rows, size), jnp.int32) for size in (length, places))
+    weights = array(mesh, (rows, places), jnp.float32)
+    return TreeRows(ids, Tree(ids, ids, ids, ids), at, at, weights, array(mesh, (rows, 1, edge, edge, 3), jnp.uint8))
+
+
+def bytes_held(abstract: Any) -> int:
+    """Of arrays on each device."""
+    shards = ((leaf.sharding.shard_shape(leaf.shape), leaf.dtype) for leaf in jax.tree.leaves(abstract))
+    return sum(math.prod(shape) * dtype.itemsize for shape, dtype in shards)

@@ -1,0 +1,150 @@
+"""What a stage is to the rest: its results and what they depend on, how it runs, what it compiles and what that costs.
+
+The runner, the manifest and the planner know stages by this alone (docs/extending.md adds one).
+"""
+
+import abc
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+from jax.sharding import Mesh
+
+from vigor_jax.hf.load import Checkpoint, ModelConfig
+from vigor_jax.parallel.sharding import MeshConfig, make_mesh
+from vigor_jax.stages.programs import Cost, Program, Target, Work
+
+# Names below the run directory.
+REWARD_MODEL, EXPORT, TARGETS, EVALUATION = "reward_model", "export", "targets.json", "evaluation"
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """Something that a stage makes: a stage whose result depends on other settings than it was made with is stale.
+
+    Attributes:
+      name: of the stage; scoring has a result for each stream.
+      settings: option → value, all that decide on it; made by `fingerprint.of`.
+      after: names of the results that it is made of.
+      outputs: files and folders, local or remote.
+      judges_itself: an option whose change the stage understands: it continues if it can.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    after: tuple[str, ...]
+    outputs: tuple[str | Path, ...]
+    judges_itself: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunContext:
+    """What the stages of a run share.
+
+    Attributes:
+      dir: the run directory.
+      records: where candidates, verdicts, selections and targets are; local or remote.
+      model: the config of the checkpoint that the run begins with.
+      checkpoint: it, opened.
+      training: how the devices are arranged for training.
+      inference: the same for sampling, scoring and asking.
+    """
+
+    dir: Path
+    records: str
+    model: ModelConfig
+    checkpoint: Checkpoint
+    training: MeshConfig
+    inference: MeshConfig
+
+    @property
+    def dtype(self) -> str:
+        """Type to compute in."""
+        return self.model.dtype
+
+    @functools.cached_property
+    def training_mesh(self) -> Mesh:
+        return make_mesh(self.training)
+
+    @functools.cached_property
+    def inference_mesh(self) -> Mesh:
+        return make_mesh(self.inference)
+
+    @functools.cached_property
+    def model_settings(self) -> dict[str, Any]:
+        """What results depend on of the checkpoint, whatever a stage's own settings are."""
+        return {
+            "model": self.checkpoint.digest(),
+            "model.tokenizer": self.checkpoint.tokenizer.digest(),
+            "model.dtype": self.dtype,
+        }
+
+    @property
+    def share(self) -> dict[str, int]:
+        """Which part of what is divided among processes is this one's."""
+        return {"process_index": jax.process_index(), "process_count": jax.process_count()}
+
+
+class Progress(Protocol):
+    """What a stage tells the run of its results."""
+
+    def begin(self, result: str) -> None:
+        """A result is being made, with the settings of today."""
+
+    def mark(self, result: str) -> str:
+        """Names these settings, for the seals of parts."""
+
+    def make_again(self, result: str, what: str) -> None:
+        """Removes a result, and all that was made of it, for what it was made of has changed.
+
+        Args:
+          result: its name.
+          what: what has changed.
+
+        Raises:
+          InputError: `run.overwrite` is off.
+        """
+
+    def barrier(self, name: str) -> None:
+        """Returns when all processes have come here."""
+
+
+class Stage(abc.ABC):
+    """One step of the pipeline, made of its config."""
+
+    name: str
+
+    @abc.abstractmethod
+    def results(self, context: RunContext) -> Sequence[Result]:
+        """What it makes, whether it is to be run or not."""
+
+    @abc.abstractmethod
+    def run(self, context: RunContext, progress: Progress) -> None:
+        """Makes its results, from where an earlier run of it stopped."""
+
+    def changed(self, context: RunContext) -> str:
+        """What differs between its inputs and those that its result was made of, which settings do not tell; or ""."""
+        return ""
+
+    def close(self) -> None:  # noqa: B027 (most stages hold nothing)
+        """Frees what it still holds; called once the run is over, however it ends."""
+
+    def programs(self, target: Target) -> Iterator[Program]:
+        """The device programs that it compiles, in the order of their first use.
+
+        Raises:
+          InputError: a mesh does not fit the devices, or a batch the mesh.
+        """
+        return iter(())
+
+    def cost(self, work: Work, programs: Sequence[Cost]) -> tuple[int, float]:
+        """Calls of its first program for some work, and seconds of all its programs.
+
+        Args:
+          work: how much there is to do.
+          programs: those of `programs`, with the time of one call.
+        """
+        raise NotImplementedError(f"{self.name} compiles programs, and does not say how often they run")
