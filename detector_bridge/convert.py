@@ -5,7 +5,6 @@
 The original layout is `groundingdino.pth`, a config .py and `bert-base-uncased/` with BERT's config and tokenizer.
 """
 
-import argparse
 import ast
 import json
 import shutil
@@ -23,6 +22,7 @@ from torch import Tensor
 from detector_bridge.backends.original_layout import TEXT_ENCODERS, OriginalFiles
 from detector_bridge.backends.torch_backend import first_line
 from detector_bridge.backends.transformers import read_network, weights_of
+from detector_bridge.command import Parser
 from detector_bridge.errors import InputError
 from detector_bridge.tensor_names import tensors_to_original, tensors_to_transformers
 
@@ -240,12 +240,12 @@ def original_settings(config: Any, where: Path) -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code: 2, with one line on stderr, where what was given is wrong."""
-    parser = argparse.ArgumentParser(prog="python -m detector_bridge.convert", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m detector_bridge.convert", description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, required=True, help="directory of a checkpoint, or an original .pth")
     parser.add_argument("--out", type=Path, required=True, help="new directory")
     parser.add_argument("--layout", choices=["transformers", "groundingdino"], required=True, help="what to write")
-    given = parser.parse_args(arguments)
     try:
+        given = parser.parse_args(arguments)
         (to_transformers if given.layout == "transformers" else to_original)(given.model, given.out)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

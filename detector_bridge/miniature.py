@@ -18,6 +18,7 @@ import transformers
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from detector_bridge.command import Parser, run
 from detector_bridge.miniature_loss import detection_loss
 
 LEARNING_RATE = 1.5e-3
@@ -73,7 +74,7 @@ class Batch:
 
 def main() -> None:
     """Runs the command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m detector_bridge.miniature", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
@@ -193,4 +194,4 @@ def _decoder_answers(network: Any, outputs: Any, input_ids: Tensor) -> Iterator[
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,10 +1,16 @@
 """How a command ends."""
 
+import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+
+from tests.test_packaging import commands
+
+ROOT = Path(__file__).resolve().parents[1]
 
 LOST = """
 import gc, os, signal, sys, time
@@ -78,3 +84,19 @@ def test_a_refusal_is_one_line_whatever_name_it_tells(name: str) -> None:
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert "is missing" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.main
+@pytest.mark.parametrize("command", commands(ROOT))
+def test_every_command_refuses_an_unknown_option_in_one_line(command: str, tmp_path: Path) -> None:
+    """Real processes, for what stands behind a module's main decides, too."""
+    given = ["pope"] if command == "vigor_jax.evaluate" else []
+    # A command with options that it cannot do without may name those instead.
+    run = [sys.executable, "-m", command, *given, "--no-such-option", "1"]
+    done = subprocess.run(run, capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr[-2000:]
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert "--help lists" in line
+    assert not list(tmp_path.iterdir())

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 import types
@@ -19,7 +20,6 @@ from vigor_jax.demo.config import DemoOptions, demo_config
 from vigor_jax.errors import InputError
 from vigor_jax.evaluation.commands.evaluated_model import EvaluatedModelConfig
 from vigor_jax.export import ExportCommand
-from vigor_jax.training.train_step import SftConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "vigor_jax" / "demo" / "demo.yaml"
@@ -68,6 +68,7 @@ def test_command_line_wins_over_file_and_later_over_earlier(tmp_path):
     assert config.run.dir == Path("a")
 
 
+HELPED = (TrainConfig, DemoOptions, CaptionCommand, ExportCommand, EvaluatedModelConfig)
 BASE = ["--run.dir", "r", "--model.path", "m"]
 REFUSED = {
     "unknown key": ([*BASE, "--sft.learning_rte", "3"], "unknown key sft.learning_rte; the nearest known one"),
@@ -202,14 +203,34 @@ def test_slips_in_the_options_of_the_demo_are_told_as_such(arguments, message):
     assert "missing" not in str(error.value)
 
 
-@pytest.mark.parametrize("key", ["data", "pack"])
-def test_what_only_conversations_have_is_no_option_of_the_reward_model(key):
-    """Its rows hold all the annotations of an image."""
-    assert key in {field.name for field in dataclasses.fields(SftConfig)}
-    with pytest.raises(
-        cli.UnknownKeyError, match=f"unknown key train_reward.{key}; known ones are train_reward.images"
-    ):
-        cli.parse(TrainConfig, [*BASE, f"--train_reward.{key}", "2"], description="")
+@pytest.mark.parametrize(
+    ("key", "where_it_is_one"),
+    [
+        ("train_reward.data", "sft.data"),  # the reward model learns from annotations
+        ("train_reward.pack", "sft.pack"),  # its rows hold all the annotations of an image
+        ("evaluate.captions.num_candidates", "sample.sampling.num_candidates"),  # a question has one answer
+        ("evaluate.answers.num_candidates", "sample.sampling.num_candidates"),
+    ],
+)
+def test_what_has_no_meaning_for_a_section_is_no_option_of_it(key, where_it_is_one):
+    assert cli.parse(TrainConfig, [*BASE, f"--{where_it_is_one}", "2"], description="")
+    section = key.rpartition(".")[0]
+    with pytest.raises(cli.UnknownKeyError, match=rf"unknown key {key}; known ones are {section}\.\w+, ") as error:
+        cli.parse(TrainConfig, [*BASE, f"--{key}", "2"], description="")
+    assert f"{key}," not in str(error.value)
+
+
+@pytest.mark.parametrize("command", [*HELPED, *evaluate.COMMANDS.values()], ids=lambda one: one.__name__)
+def test_help_says_what_every_option_means(command, capsys):
+    """Also those that a class inherits, and those within sections; each in the words of its docstring."""
+    with pytest.raises(SystemExit):
+        cli.parse(command, ["--help"], description="")
+    shown = re.split(r"\n  (?=--)", capsys.readouterr().out)
+    told = {entry.split()[0]: " ".join(entry.split()) for entry in shown[1:]}
+    for key, kind in cli._keys(command).items():
+        if not dataclasses.is_dataclass(kind):
+            words = re.sub(r"\((required, )?type: .*", "", told[f"--{key}"]).split()
+            assert len(words) > 3, f"--{key} {words}"
 
 
 # Values of which every option takes at least one, by its type.
@@ -221,7 +242,7 @@ VALUES: dict[Any, tuple[Any, ...]] = {
     Path: (Path("some"), Path("other")),
     type(None): (None,),
 }
-COMMANDS = (TrainConfig, DemoOptions, CaptionCommand, ExportCommand, EvaluatedModelConfig, *evaluate.COMMANDS.values())
+COMMANDS = (*HELPED, *evaluate.COMMANDS.values())
 
 
 def schemas(schema: Any) -> Iterator[Any]:
@@ -258,7 +279,8 @@ def filled(schema: Any, **given: Any) -> Any:
 )
 def test_no_option_is_there_only_to_be_refused(schema):
     """Each takes at least one other value than its default, alone or where others are given that it needs."""
-    hints = typing.get_type_hints(schema)
+    all_hints = typing.get_type_hints(schema)
+    hints = {field.name: all_hints[field.name] for field in dataclasses.fields(schema)}
     needed = {name: "some" for name, hint in hints.items() if hint == str | None}
 
     def is_taken(**given: Any) -> bool:

@@ -120,6 +120,10 @@ def test_answers_need_no_jax(world: Path, tmp_path: Path) -> None:
         (["pope", "--questionz", "Q", "--out", "O"], "nearest known one is questions"),
         (["pope", "--questions", "Q", "--out", "O", "--modell", "M"], "nearest known one is model"),
         (["pope", "--questions", "Q"], "out is missing; give --out"),
+        (
+            ["chair", "--objects", "Q", "--out", "O", "--sampling.num_candidates", "5"],
+            "unknown key sampling.num_candid",
+        ),
         (["pope-questions", "--objects", "Q", "--out", "O", "--model", "M"], "unknown key model"),
         (["preference", "--captions", "c", "--images", "I", "--out", "O", "--model", "M"], "unknown key model"),
     ],

@@ -1,12 +1,15 @@
 """What every command shares: typed options from YAML and the command line, and errors in one line."""
 
+import argparse
 import dataclasses
+import inspect
 import itertools
 import logging
 import os
 import re
 import signal
 import sys
+import textwrap
 import threading
 import time
 import traceback
@@ -31,6 +34,21 @@ _MOVED = {
 
 # What TensorStore's threads raise when they end a write of a checkpoint that has failed already.
 _LATE_WRITE = "Event loop is closed"
+
+
+class Parser(argparse.ArgumentParser):
+    """For a command with a few options of its own; the module's docstring is its description, an error is one line."""
+
+    def __init__(self, command: str, description: str | None) -> None:
+        self._command = command
+        super().__init__(
+            prog=f"python -m vigor_jax.{command}",
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{self._command}: {message} (--help lists the options)")
 
 
 class UnknownKeyError(InputError):
@@ -88,6 +106,9 @@ def _parse(
     if with_config:
         parser.add_argument("--config", action=_config_file(keys, files), help="YAML file of the options below")
     parser.add_class_arguments(schema, nested_key=None, fail_untyped=True)
+    meanings = _meanings(schema)
+    for action in parser._actions:
+        action.help = meanings.get(action.dest, action.help)
     try:
         values = parser.instantiate(parser.parse_args(_bracket(arguments, keys)))
     except jsonargparse.ArgumentError as error:
@@ -170,6 +191,20 @@ def _keys(schema: Any, prefix: str = "") -> dict[str, Any]:
     for field in dataclasses.fields(schema):
         key, kind = prefix + field.name, hints[field.name]
         found |= {key: kind} | (_keys(kind, f"{key}.") if dataclasses.is_dataclass(kind) else {})
+    return found
+
+
+def _meanings(schema: Any, prefix: str = "") -> dict[str, str]:
+    """What every dotted key means, from the attributes in the docstrings of the classes that declare them."""
+    hints, found = typing.get_type_hints(schema), dict[str, str]()
+    for owner in reversed(schema.__mro__):
+        _, _, attributes = inspect.cleandoc(owner.__dict__.get("__doc__") or "").partition("\nAttributes:\n")
+        section = textwrap.dedent(re.split(r"\n\n(?=\S)", attributes)[0])
+        for entry in re.finditer(r"^(\w+): ?(.*(?:\n[ \t]+.*)*)", section, re.MULTILINE):
+            found[prefix + entry[1]] = " ".join(entry[2].split()).replace("%", "%%")
+    for field in dataclasses.fields(schema):
+        if dataclasses.is_dataclass(hints[field.name]):
+            found |= _meanings(hints[field.name], f"{prefix}{field.name}.")
     return found
 
 

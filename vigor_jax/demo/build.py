@@ -5,7 +5,6 @@ python -m vigor_jax.demo.build detector    # half an hour on one; needs torch an
 python -m vigor_jax.demo.build tagger      # seconds
 """
 
-import argparse
 import json
 import random
 from pathlib import Path
@@ -25,9 +24,7 @@ NUM_TAGGED = 3000
 
 def main() -> None:
     """Runs the command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(
-        prog="python -m vigor_jax.demo.build", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.Parser("demo.build", __doc__)
     parser.add_argument("what", choices=("policy", "detector", "tagger"))
     parser.add_argument("--out", type=Path, help="directory of the checkpoint; by default the one that is shipped")
     parser.add_argument("--work", type=Path, default=Path("runs/demo_policy"), help="where the policy's training lives")
@@ -59,4 +56,4 @@ def build_tagger(out: Path, seed: int = 0) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -8,7 +8,6 @@ differs. Writes `results.md`, `results.json` and `results.png`. The same command
 a file of results that is there already gets the variants and seeds that it lacks.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import functools
@@ -19,7 +18,7 @@ import random
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from vigor_jax import cli
 from vigor_jax.config import Stage, TrainConfig
@@ -42,22 +41,11 @@ COUNT = "cpu_seconds.json"
 MISSES, FALSE_ALARMS = 0.08, 0.05
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, as every command."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"compare: {message}; --help lists the options")
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line; see the module's docstring."""
-    parser = _Parser(
-        prog="python -m vigor_jax.demo.compare",
-        description=__doc__,
-        epilog=_listed("variants", {variant.name: variant.description for variant in VARIANTS})
-        + _listed("columns of the file", {column.name: column.description for column in COLUMNS}),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = cli.Parser("demo.compare", __doc__)
+    parser.epilog = _listed("variants", {variant.name: variant.description for variant in VARIANTS})
+    parser.epilog += _listed("columns of the file", {column.name: column.description for column in COLUMNS})
     names = ",".join(variant.name for variant in VARIANTS)
     parser.add_argument("--variants", default=names, metavar="A,B", help="which, by name; by default all")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="how many times, each in another world (3)")

@@ -4,13 +4,14 @@ python -m vigor_jax.plan --config configs/vigor_all_7b.yaml --topology v5e:4x4
 python -m vigor_jax.plan --config configs/vigor_all_7b.yaml --topology a100-40g:8 --search
 """
 
-import argparse
 import dataclasses
 import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from vigor_jax import cli  # which brings no JAX
 
 # Which devices are here plays no part, and a GPU's own driver is not needed to compile for it.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -21,9 +22,7 @@ os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nor does one who pla
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(
-        prog="python -m vigor_jax.plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.Parser("plan", __doc__)
     parser.add_argument(
         "--topology", required=True, help="v5e:4x4, v5p:2x2x2, v6e:4x4, v4:2x2x2, a100-40g:8, h200:1, ..."
     )
@@ -41,7 +40,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.environ["XLA_FLAGS"] = " ".join(
             (os.environ.get("XLA_FLAGS", ""), "--xla_gpu_autotune_level=0", "--xla_gpu_enable_triton_gemm=false")
         )
-    from vigor_jax import cli
     from vigor_jax.config import TrainConfig
     from vigor_jax.hf.hub import local_directory
     from vigor_jax.plan.planning import compiler, plan
@@ -82,6 +80,4 @@ def _words(flags: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    from vigor_jax import cli
-
     cli.run(main)

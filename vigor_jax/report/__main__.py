@@ -5,30 +5,16 @@
 Whatever a run does not have (an evaluation, a second stream, a reward model of its own) is left out of the page.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from vigor_jax import cli
-from vigor_jax.errors import InputError
 from vigor_jax.report.build import LIMIT, build_report
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, as every command."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"report: {message}; --help lists the options")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line; see the module's docstring."""
-    parser = _Parser(
-        prog="python -m vigor_jax.report",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = cli.Parser("report", __doc__)
     parser.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN_DIR")
     parser.add_argument("--out", type=Path, help="the page; by default RUN_DIR/report/index.html, of the first run")
     parser.add_argument("--images", help="where they are (docs/images.md); by default as the run's config.yaml says")

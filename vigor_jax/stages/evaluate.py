@@ -15,13 +15,13 @@ from vigor_jax.data.records.checksum import file_digest
 from vigor_jax.data.records.store import write_atomically
 from vigor_jax.data.text.conversation import check_template
 from vigor_jax.errors import InputError
+from vigor_jax.evaluation.answer_sampling import AnswerSampling
 from vigor_jax.evaluation.benchmarks import chair, mme, pope
 from vigor_jax.evaluation.benchmarks.synonyms import Synonyms
 from vigor_jax.evaluation.metrics import Metrics, chair_metrics, mme_metrics, pope_metrics, table, warn
 from vigor_jax.evaluation.protocols import ProtocolName, wording
 from vigor_jax.hf.load import Checkpoint, open_checkpoint
 from vigor_jax.inference.predictor import Predictor, Question, read_answers
-from vigor_jax.inference.sampling_methods import SamplingConfig
 from vigor_jax.records import ImageFile
 from vigor_jax.stages.stage import EVALUATION, EXPORT, Progress, Result, RunContext, Stage
 
@@ -59,12 +59,8 @@ class EvaluateConfig:
     protocol: ProtocolName = "paper"
     limit: int = 0
     base: bool = True
-    captions: SamplingConfig = dataclasses.field(
-        default_factory=lambda: SamplingConfig(num_candidates=1, temperature=0.0)
-    )
-    answers: SamplingConfig = dataclasses.field(
-        default_factory=lambda: SamplingConfig(num_candidates=1, temperature=0.0, max_new_tokens=16)
-    )
+    captions: AnswerSampling = dataclasses.field(default_factory=AnswerSampling)
+    answers: AnswerSampling = dataclasses.field(default_factory=lambda: AnswerSampling(max_new_tokens=16))
 
     def __post_init__(self) -> None:
         check_template(self.template, "evaluate.template")

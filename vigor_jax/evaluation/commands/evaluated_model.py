@@ -10,9 +10,9 @@ import jax
 
 from vigor_jax.data.images.store import Images, open_images
 from vigor_jax.errors import InputError
+from vigor_jax.evaluation.answer_sampling import AnswerSampling
 from vigor_jax.hf.load import open_checkpoint
 from vigor_jax.inference.predictor import Predictor, Question
-from vigor_jax.inference.sampling_methods import SamplingConfig
 from vigor_jax.parallel.sharding import DistributedConfig, MeshConfig, join_processes, make_mesh
 from vigor_jax.records import ImageFile
 
@@ -38,9 +38,7 @@ class EvaluatedModelConfig:
     template: Literal["v0", "llava_v0", "v1", "vicuna_v1", "llava_v1", "plain"] = "v1"
     vision_tower: str | Path | None = None
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    sampling: SamplingConfig = dataclasses.field(
-        default_factory=lambda: SamplingConfig(num_candidates=1, temperature=0.0)
-    )
+    sampling: AnswerSampling = dataclasses.field(default_factory=AnswerSampling)
     mesh: MeshConfig = dataclasses.field(default_factory=lambda: MeshConfig(data=-1, fsdp=1))
     distributed: DistributedConfig = dataclasses.field(default_factory=DistributedConfig)
 
@@ -56,14 +54,12 @@ class EvaluatedModel:
       is_first: whether this process writes what all would write.
 
     Raises:
-      InputError: no model, or one that cannot be used, or `sampling` draws more than one answer.
+      InputError: no model is given, or one that cannot be used.
     """
 
     def __init__(self, config: EvaluatedModelConfig, out: Path) -> None:
         if config.model is None:
             raise InputError("--model is not given; name the directory of the model that is asked")
-        if config.sampling.num_candidates != 1:
-            raise InputError(f"sampling.num_candidates: expected 1, got {config.sampling.num_candidates}")
         join_processes(config.distributed)
         self._config, self._out = config, out
         checkpoint = open_checkpoint(config.model, config.vision_tower)

@@ -40,7 +40,7 @@ class JudgeConfig:
             a time-out. It waits as long as Retry-After says, up to two minutes, else longer each time.
         max_attempts: How many replies are asked for until one can be read.
         price_per_million_prompt_tokens: In any currency; None where unknown, and then there is no cost.
-        price_per_million_completion_tokens: Likewise.
+        price_per_million_completion_tokens: The same, of the judge's own tokens.
 
     Raises:
         InputError: A value is out of range.
