@@ -15,10 +15,9 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.stages.sft_world import curve, make_world
-from vigor_jax import cli
+from vigor_jax import cli, fingerprint
 from vigor_jax.config import TrainConfig
 from vigor_jax.errors import InputError
-from vigor_jax.pipeline.manifest import settings_of
 from vigor_jax.train import of_round
 from vigor_jax.training.log import TrainingLog
 from vigor_jax.training.preemption import EXIT_CODE
@@ -165,7 +164,7 @@ def test_options():
     with pytest.raises(InputError, match="neptune"):
         config("--run.report_to", "neptune")
     # Where metrics are reported decides on no result.
-    assert settings_of("sft", given.sft) == settings_of("sft", config().sft)
+    assert fingerprint.of(given.sft) == fingerprint.of(config().sft)
 
 
 @pytest.fixture(scope="module")
