@@ -23,8 +23,8 @@ from vigor_jax.demo.contact_sheet import Shown, draw_sheet
 from vigor_jax.demo.drawing import draw
 from vigor_jax.demo.results import COLUMNS, Results, plot, to_markdown
 from vigor_jax.demo.variants import choose
+from vigor_jax.pipeline.rounds import keep_compiled
 from vigor_jax.records import Signal, Span, Verdict
-from vigor_jax.train import keep_compiled
 
 STAGES = ("train_reward", "sample", "score", "select", "sft", "export", "evaluate")
 

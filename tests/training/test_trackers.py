@@ -18,7 +18,7 @@ from tests.stages.sft_world import curve, make_world
 from vigor_jax import cli, fingerprint
 from vigor_jax.config import TrainConfig
 from vigor_jax.errors import InputError
-from vigor_jax.train import of_round
+from vigor_jax.pipeline.rounds import of_round
 from vigor_jax.training.log import TrainingLog
 from vigor_jax.training.preemption import EXIT_CODE
 from vigor_jax.training.trackers import Reporting

@@ -48,14 +48,14 @@ def run(config: Config | None = None, **sections: Any) -> Path:
     Raises:
       InputError: a setting cannot be used, or a stage cannot use what it was given.
     """
-    from vigor_jax.train import keep_compiled, lock, train  # the whole pipeline, which nothing else here needs
+    from vigor_jax.pipeline.rounds import keep_compiled, lock, run_rounds  # the pipeline, which nothing else needs
 
     whole = _train_config(config, sections)
     join_processes(whole.distributed)
     if whole.run.compiled:
         keep_compiled(whole.run.compiled)
     with lock(whole.run.dir):
-        train(whole)
+        run_rounds(whole)
     return whole.run.dir
 
 

@@ -30,10 +30,10 @@ from vigor_jax.demo.variants import OF_DESCRIPTIONS, VARIANTS, Variant, choose, 
 from vigor_jax.demo.world import VERSION, WorldConfig, prepare, read_scenes
 from vigor_jax.errors import InputError
 from vigor_jax.inference.predictor import read_answers
+from vigor_jax.pipeline.rounds import keep_compiled, lock, run_rounds
 from vigor_jax.pipeline.run import Run
 from vigor_jax.records import Signal, Target, Verdict
 from vigor_jax.stages.stage import EVALUATION, REWARD_MODEL
-from vigor_jax.train import keep_compiled, lock, train
 
 logger = logging.getLogger(__name__)
 
@@ -268,7 +268,7 @@ def _run(variant: Variant, config: TrainConfig, directory: Path, run_dir: Path) 
         Run(_in(config, run_dir, variant.stages)).go()
     else:
         judged: tuple[Stage, ...] = ("sample", "score") if variant.judged else ()
-        train(_in(config, run_dir, (*judged, *variant.stages), variant.rounds))
+        run_rounds(_in(config, run_dir, (*judged, *variant.stages), variant.rounds))
 
 
 def _copy(source: Path, target: Path, names: Sequence[str]) -> None:
