@@ -407,7 +407,7 @@ BAD = {
     "no such detector": ({"detection__model": "nowhere"}, "nowhere"),
     "both": ({"detection__addresses": "127.0.0.1:1"}, "either addresses"),
     "no image folder": ({"sample__images": "nowhere"}, "nowhere"),
-    "unknown stream": ({"score__streams": "detektor"}, "expected detector, reward_model, package.module:Class or file.py"),
+    "unknown stream": ({"score__streams": "detektor"}, "expected detector, reward_model, package.module:Class"),
     "no reward model": ({"run__stages": "sample,score", "score__streams": "reward_model"}, "no reward model in"),
     "reward model of another kind": (
         {"run__stages": "train_reward,sample,score", "reward_model__per": "description"},
