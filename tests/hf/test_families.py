@@ -25,6 +25,7 @@ from vigor_jax.hf.export import ExportConfig, export_checkpoint
 from vigor_jax.hf.families import FAMILIES
 from vigor_jax.hf.load import load_model, open_checkpoint
 from vigor_jax.hf.weights.tensor_files import TensorReader
+from vigor_jax.inference.policy import Policy
 from vigor_jax.inference.sampler import Request, Sampler, SamplingConfig
 from vigor_jax.inference.tree_attention import answer_places, read_places
 from vigor_jax.models.vlm import PARTS
@@ -162,6 +163,17 @@ def test_captions_are_those_of_plain_forwards(checkpoint, model, mesh, pictures)
 
 @pytest.mark.slow
 @pytest.mark.main
+def test_logprobs_of_given_responses_are_those_of_plain_forwards(checkpoint, model, mesh, pictures):
+    requests, captions = caption(checkpoint, model, mesh, pictures)
+    policy = Policy(checkpoint, mesh, dtype="float32")
+    found = policy.response_logps(zip(requests, captions, strict=True), batch_size=4)
+    for request, response, logps in zip(requests, captions, found, strict=True):
+        ids = [*request.prompt_ids, *response]
+        scores = plain_scores(model, ids, request.pixels, IDS[QUESTIONS.index(request.prompt)]).astype(np.float64)
+        expected = (scores - np.logaddexp.reduce(scores, -1, keepdims=True))[np.arange(len(ids) - 1), ids[1:]]
+        np.testing.assert_allclose(logps, expected[-len(response) :], rtol=0, atol=1e-4)
+
+
 def test_the_reward_model_is_asked_about_features_of_its_question(checkpoint, model, pictures):
     """Two sentences in one row of a tree read like two conversations, and like none with another instruction."""
     encoder = TreeEncoder(

@@ -3,7 +3,6 @@
 import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeAlias
 
@@ -185,7 +184,7 @@ def _open(model: PathLike, vision_tower: PathLike | None) -> Checkpoint:
     if not isinstance(model, str | os.PathLike):
         raise InputError(f"model: expected the directory of a checkpoint, got {type(model).__name__}")
     where: Any = os.fspath(model)
-    tower: Any = None if vision_tower is None else Path(vision_tower)
+    tower: Any = None if vision_tower is None else os.fspath(vision_tower)
     return open_checkpoint(where, tower)
 
 

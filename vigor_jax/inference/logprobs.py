@@ -27,12 +27,14 @@ class ResponseBatch:
       response_mask: which of the R places hold a token of the response: the first ones of each row. All results have
         this shape.
       pixels: one image a row, as `data.images.preprocessing.preprocess` gives it; None if no row has one.
+      instructions: what is asked about each image, as `models.vlm.Vlm.encode_images` takes it.
     """
 
     token_ids: Int[Array, "B T"]
     prompt_lengths: Int[Array, "B"]
     response_mask: Bool[Array, "B R"]
     pixels: UInt8[Array, "B 1 E E 3"] | None
+    instructions: Int[Array, "B 1 Q"] | None = None
 
 
 def per_token_logps(model: Vlm, batch: ResponseBatch, *, remat: str = "none") -> Float[Array, "B R"]:
@@ -47,7 +49,7 @@ def per_token_logps(model: Vlm, batch: ResponseBatch, *, remat: str = "none") ->
       batch: rows.
       remat: rematerialization policy of the decoder layers, see `layers.REMAT_POLICIES`.
     """
-    hidden = model(batch.token_ids, batch.pixels, remat=remat)
+    hidden = model(batch.token_ids, batch.pixels, instructions=batch.instructions, remat=remat)
     num_rows, length = batch.response_mask.shape
     places = jnp.minimum(batch.prompt_lengths[:, None] + jnp.arange(length), batch.token_ids.shape[1] - 1)
     targets = jnp.take_along_axis(batch.token_ids, places, axis=1)
@@ -76,6 +78,7 @@ def collate_responses(
     prompts: Sequence[Sequence[int]],
     responses: Sequence[Sequence[int]],
     pixels: UInt8[np.ndarray, "B E E 3"] | None,
+    instructions: Int[np.ndarray, "B Q"] | None = None,
     *,
     num_rows: int,
     bucket: int,
@@ -86,6 +89,7 @@ def collate_responses(
       prompts: token ids of each row.
       responses: token ids of each row.
       pixels: one image for each of `num_rows`; None if no row has one.
+      instructions: what is asked about each image, for a family that reads it.
       num_rows: rows of the batch; those without prompt only fill it up.
       bucket: T and R are multiples of it, so that few shapes are ever compiled.
     """
@@ -99,5 +103,6 @@ def collate_responses(
         token_ids[row, len(prompt) : len(prompt) + len(response)] = response
         prompt_lengths[row] = len(prompt)
         response_mask[row, : len(response)] = True
-    arrays: Any = (token_ids, prompt_lengths, response_mask, None if pixels is None else pixels[:, None])
+    per_image: Any = (None if rows is None else rows[:, None] for rows in (pixels, instructions))
+    arrays: Any = (token_ids, prompt_lengths, response_mask, *per_image)
     return ResponseBatch(*arrays)

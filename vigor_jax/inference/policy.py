@@ -287,9 +287,10 @@ class Policy:
                 for request, response in zip(requests, responses, strict=True):
                     self._check_response(request, response)
                 pixels = self._read_images(requests, own_rows, num_rows, readers)
-                batch = collate_responses(
-                    [request.prompt_ids for request in requests], responses, pixels, num_rows=num_rows, bucket=bucket
-                )
+                words = [request.prompt for request in requests] + [""] * (num_rows - len(requests))
+                instructions = None if pixels is None else self.checkpoint.tokenizer.instruction_ids(words)
+                prompts = [request.prompt_ids for request in requests]
+                batch = collate_responses(prompts, responses, pixels, instructions, num_rows=num_rows, bucket=bucket)
                 with jax.set_mesh(self.mesh):
                     logps = np.asarray(self._logps(self._weights, shard_rows(batch, self.mesh)))
                 for request, response, row in zip(requests, responses, logps, strict=False):
