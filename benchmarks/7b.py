@@ -1,13 +1,13 @@
-"""All benchmarks of a LLaVA-1.5 7B with random weights on one big GPU, ours beside transformers, in ten minutes.
+"""All benchmarks of a LLaVA-1.5 7B with random weights on one big GPU, ours and transformers, in ten minutes.
 
     python benchmarks/7b.py --out results.json                 an H200; an H100 does not hold the fine-tuning
     python benchmarks/7b.py --out results.json --size tiny     a trial on any CPU: its figures mean nothing
 
 Fine-tuning of projector and language model in batches of 32 (float32 weights and AdamW moments, bfloat16 compute),
 5 candidates for each of 25 images, all sentences of an image judged in one pass, GroundingDINO behind gRPC; and what
-ViGoR's whole recipe would take at these speeds. Each side of each part runs in a process of its own
-(`benchmarks/one_gpu.py`), ours first. What fails or gets no time stands in the results beside what was measured; they
-are written anew after each process. Exit code 0: all was measured; 1: something is missing.
+ViGoR's whole recipe would take at these speeds. Each side of each part runs in a separate process
+(`benchmarks/one_gpu.py`), ours first. What fails or gets no time stands in the results next to what was measured; they
+are written again after each process. Exit code 0: all was measured; 1: something is missing.
 """
 
 # ruff: noqa: N999
@@ -70,7 +70,7 @@ def environment(part: str, side: str) -> dict[str, str]:
 
 
 def run_worker(part: str, side: str, options: argparse.Namespace, seconds: float) -> Json:
-    """What a side of a part measured within so many seconds."""
+    """What a side of a part measured within this many seconds."""
     with tempfile.TemporaryDirectory() as scratch:
         result, log = Path(scratch) / "side.json", Path(scratch) / "log.txt"
         command = [sys.executable, "-m", "benchmarks.one_gpu", part, side, "--size", options.size]

@@ -1,4 +1,4 @@
-"""Sampling speed: five candidates an image, ours beside transformers' `generate`, the same weights, in one run.
+"""Sampling speed: five candidates an image, ours and transformers' `generate`, the same weights, in one run.
 
     python -m benchmarks.caption                              about 100M parameters, float32, CPU
     python -m benchmarks.caption --real-lengths --at-once 4   captions end where real ones do
@@ -8,7 +8,7 @@ Both sides answer the same images and prompt (576 image tokens and 45 of text) w
 suppressed, at temperature 0.7. The peer is in `eval` and `inference_mode` with SDPA; of the batch sizes and caches
 given for it, each is measured once and the fastest is compared. The runs alternate, and the median is printed.
 With `--real-lengths` each candidate ends at a length drawn from `sft.CAPTION_LENGTHS`, and only tokens up to there
-count: ours goes on with the next image when all candidates of one have ended, the peer when those of its batch have.
+count: ours continues with the next image when all candidates of one have ended, the peer when those of its batch have.
 On a machine shared with others, `--one-core` pins both sides to one core and counts the process's own CPU seconds.
 """
 
@@ -176,7 +176,7 @@ def main() -> None:
     parser.add_argument("--peer-batch-size", type=int, nargs="+", default=[4, 8], help="images at a time")
     parser.add_argument("--peer-cache", nargs="+", choices=("dynamic", "static"), default=["dynamic", "static"])
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--skip-peer", action="store_true", help="where both do not fit beside each other")
+    parser.add_argument("--skip-peer", action="store_true", help="where both do not fit next to each other")
     parser.add_argument("--one-core", action="store_true", help="for a machine shared with others")
     options = parser.parse_args()
 

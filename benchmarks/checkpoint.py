@@ -1,4 +1,4 @@
-"""Loading and exporting a checkpoint: ours beside transformers, each time in a process of its own.
+"""Loading and exporting a checkpoint: ours and transformers, each time in a separate process.
 
     python -m benchmarks.checkpoint              1.6 billion weights in bfloat16, 3.1 GB
     python -m benchmarks.checkpoint --size 7b    13 GB, three times as much on disk and in memory for a while
@@ -81,7 +81,7 @@ SIDES = {"vigor_jax": ours, "transformers": peer}
 
 
 def measure(side: str, directory: Path) -> dict[str, float]:
-    """One side in a process of its own."""
+    """One side in a separate process."""
     command = [sys.executable, "-m", "benchmarks.checkpoint", "--side", side, "--directory", str(directory)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     return json.loads(done.stdout.splitlines()[-1])

@@ -3,7 +3,7 @@
     python -m benchmarks.one_gpu sft peer --size tiny --result side.json
 
 Weights are drawn where they are used. A side may be tried in several settings, one after the other; after each
-measurement the result file is written anew, so that whatever ends this process leaves what it had measured.
+measurement the result file is written again, so that whatever ends this process leaves what it had measured.
 """
 
 import argparse
@@ -324,7 +324,7 @@ def main() -> None:
     settings = SETTINGS[options.size]
     if options.size == "7b" and _device_name() == "cpu":
         sys.exit(
-            "no GPU: a 7B wants one, and jax[cuda13] or jax[cuda12] beside a torch with CUDA; --size tiny does not"
+            "no GPU: a 7B wants one, and jax[cuda13] or jax[cuda12] next to a torch with CUDA; --size tiny does not"
         )
     if options.pack:
         settings = dataclasses.replace(settings, pack=tuple(options.pack))

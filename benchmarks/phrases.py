@@ -1,4 +1,4 @@
-"""Text analysis: captions a second on one core, sentences and phrases together, beside NLTK's bare tagger.
+"""Text analysis: captions a second on one core, sentences and phrases together, and NLTK's bare tagger.
 
     python -m benchmarks.phrases --captions CAPTIONS.jsonl
 

@@ -1,4 +1,4 @@
-"""The reward model in one pass an image beside one conversation a sentence: scoring and training, in one run.
+"""The reward model in one pass an image, and in one conversation a sentence: scoring and training, in one run.
 
     python -m benchmarks.reward                              about 100M parameters, float32, CPU
     python -m benchmarks.reward --size 7b --dtype bfloat16   on one big GPU, random weights
@@ -7,7 +7,7 @@ Both sides have the same random LLaVA, images, descriptions (5 an image, 6 sente
 and questions. Scoring, one by one: the plain causal decoder over batches of whole conversations, jitted, the image
 encoded once for all of its conversations, and an answer of as many tokens as the other side writes, with a cache. What
 both say is compared before anything is timed. Training: the package's own update step, a row an image or a row a
-sentence with the image, the same sentences in one update. FLOPs are counted beside, by formula and by XLA.
+sentence with the image, the same sentences in one update. FLOPs are counted, too, by formula and by XLA.
 On a machine shared with others, `--one-core` pins the run to one core and counts the process's own CPU seconds.
 """
 
@@ -290,7 +290,7 @@ def measure(what: str, sides: dict[str, Callable[[], Any]], count: int, repeats:
 
 
 def compare_flops(config: LlavaConfig, rows: list[Row], singles: list[Row], images: tuple[int, int]) -> str:
-    """Tokens and FLOPs of a forward pass over rows of many questions and rows of one, and over so many images each."""
+    """Tokens and FLOPs of a forward pass over rows of many questions and rows of one, with that many images each."""
     tokens = [sum(len(row.token_ids) for row in each) for each in (rows, singles)]
     together, apart = (
         forward_flops(config, each, count, sum(len(row.places) for row in each))

@@ -3,7 +3,7 @@
     python -m benchmarks.selection --candidates 1000000
 
 The candidates are made up: five an image, about seventy words each, eight signals from each of two streams, one in ten
-of a thing that is not there. Selection runs in a process of its own, so the peak is its alone, interpreter included;
+of a thing that is not there. Selection runs in a separate process, so the peak is its alone, interpreter included;
 the CPU seconds of all of its threads are counted, for the cores may be shared.
 """
 
@@ -85,7 +85,7 @@ def measure(folder: Path) -> None:
 
 
 def run(folder: Path) -> dict[str, float]:
-    """`measure` in a process of its own."""
+    """`measure` in a separate process."""
     command = [sys.executable, "-m", "benchmarks.selection", "--measure", str(folder)]
     done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[1])
     return json.loads(done.stdout.splitlines()[-1])

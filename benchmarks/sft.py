@@ -1,14 +1,14 @@
-"""Fine-tuning speed: ours beside transformers + torch, the same weights, batches and machine, in one run.
+"""Fine-tuning speed: ours and transformers + torch, the same weights, batches and machine, in one run.
 
     python -m benchmarks.sft                              about 100M parameters, float32, CPU
     python -m benchmarks.sft --size 7b --dtype bfloat16   on one big GPU, random weights
-    python -m benchmarks.sft --pack 4 --batch-size 8      packed rows beside padded ones
+    python -m benchmarks.sft --pack 4 --batch-size 8      packed rows and padded ones
 
 Both sides train projector and language model with AdamW, clip the gradient and leave the tower alone. They get the same
 batches, each padded the way its own trainer pads: to the longest row (peer), to a multiple of the bucket (ours). Speed
 is tokens without padding a second; the runs alternate, and the median is printed.
 
-With `--pack`, the first side is ours with so many examples a row; beside it stand ours padded to the longest row and
+With `--pack`, the first side is ours with this many examples a row; next to it stand ours padded to the longest row and
 to the bucket; captions are as long as `CAPTION_LENGTHS` says. There is the less to gain the more of an example is alike
 in all of them: 576 image tokens at 336 pixels, 256 at 224 (LLaVA v1.0), 64 at 112, none in text-only examples.
 """
@@ -220,7 +220,7 @@ class Peer:
 
 
 def peak_memory() -> None:
-    """Prints the most memory that each side's process had, in a process of its own, interpreter and libraries included.
+    """Prints the most memory that each side's process had, in a separate process, interpreter and libraries included.
 
     Both begin with random weights of their own, so that no process holds the other's.
     """
@@ -257,10 +257,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--remat", default="none")
     parser.add_argument("--bucket", type=int, default=128)
-    parser.add_argument("--pack", type=int, default=1, help="examples a row, beside rows of one")
+    parser.add_argument("--pack", type=int, default=1, help="examples a row, compared with rows of one")
     parser.add_argument("--image-size", type=int, default=336, help="pixels; an image has (pixels / 14)² tokens")
     parser.add_argument("--text-only", type=float, default=0.0, help="share of the examples that have no image")
-    parser.add_argument("--skip-peer", action="store_true", help="where both do not fit beside each other")
+    parser.add_argument("--skip-peer", action="store_true", help="where both do not fit next to each other")
     parser.add_argument("--memory", action="store_true", help="the peak of each side's process instead, on a CPU")
     parser.add_argument("--side", choices=("vigor_jax", "transformers"), help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -1,1 +1,1 @@
-"""GroundingDINO in a process of its own, and a thin client for it. The two meet at detector.proto."""
+"""GroundingDINO in a separate process, and a thin client for it. The two meet at detector.proto."""

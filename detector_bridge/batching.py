@@ -47,7 +47,7 @@ class Batcher:
     """Collects pictures and runs them on one or more devices; for use in one event loop.
 
     Args:
-      backends: replicas of one model, each on a device of its own.
+      backends: replicas of one model, each on its own device.
       config: how to group.
       metrics: where batches are counted.
     """

@@ -175,7 +175,7 @@ class DetectorClient:
         await asyncio.gather(*(connection.close() for connection in self._connections))
 
     async def detect(self, requests: Iterable[Request]) -> AsyncIterator[Answer | RefusedError]:
-        """Answers in the order of the requests; a bad request yields its `RefusedError` and the rest goes on.
+        """Answers in the order of the requests; a bad request yields its `RefusedError` and the rest continues.
 
         Raises:
           DetectorError: a request got no answer in time; names it, the address and the last failure.
@@ -291,7 +291,7 @@ def _the_loop() -> asyncio.AbstractEventLoop:
 
 
 def _loop() -> asyncio.AbstractEventLoop:
-    """One event loop, in a thread of its own, for all blocking clients: gRPC's poller would outlive a closed one."""
+    """One event loop, in a separate thread, for all blocking clients: gRPC's poller would outlive a closed one."""
     with _MAKING_THE_LOOP:  # `cache` alone makes one for each of several threads that ask first
         return _the_loop()
 

@@ -255,7 +255,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _write_whole(out: Path, write: Callable[[Path], None]) -> None:
-    """Writes a directory beside its place and moves it there when done, so that no half of one remains."""
+    """Writes a directory next to its place and moves it there when done, so that no half of one remains."""
     if out.exists():
         raise InputError(f"--out must be a new directory, but {out} exists")
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -51,7 +51,7 @@ class DetectorServicer(object):
 
     def Detect(self, request_iterator, context):
         """Any number of requests over one stream. Every request gets one reply, with its id, in whatever order replies
-        are ready. A bad request gets an Error and the stream goes on. A message that is no DetectRequest at all ends it
+        are ready. A bad request gets an Error and the stream continues. A message that is no DetectRequest at all ends it
         with INVALID_ARGUMENT, once what came before is answered. A server that is about to end answers what it has read
         and ends the stream: requests without a reply are to be sent again, to another server or later.
         """

@@ -4,7 +4,7 @@
 class InputError(ValueError):
     """A model, file, address or argument cannot be used.
 
-    The message is one line that says what was expected, what was found, where, and how to mend it. Commands print
+    The message is one line that says what was expected, what was found, where, and how to fix it. Commands print
     it to stderr without a traceback and exit with code 2.
     """
 

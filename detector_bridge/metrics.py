@@ -39,5 +39,5 @@ class Metrics:
         self._model_seconds.inc(seconds)
 
     def publish(self, address: str, port: int) -> None:
-        """Serves http://ADDRESS:PORT/metrics from a thread of its own."""
+        """Serves http://ADDRESS:PORT/metrics from a separate thread."""
         start_http_server(port, address, registry=self.registry)

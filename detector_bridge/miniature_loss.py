@@ -1,6 +1,6 @@
 """The loss that trains a GroundingDINO in miniature: DETR's, with words of the prompt in place of classes.
 
-The transformers library brings a loss of its own, which leaves the encoder's heads without gradients and mixes up the
+The transformers library brings its own loss, which leaves the encoder's heads without gradients and mixes up the
 targets of prompts that differ.
 """
 

@@ -1,4 +1,4 @@
-"""Why one request got no detections; the stream it came through goes on."""
+"""Why one request got no detections; the stream it came through continues."""
 
 from typing import Literal
 

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-# gRPC's C core would print failures of its own beside our one line.
+# gRPC's C core would print its own failures next to our one line.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import grpc

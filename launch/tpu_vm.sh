@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # launch/tpu_vm.sh NAME ZONE NFS --config configs/vigor_all_7b.yaml --run.dir /mnt/shared/runs/all ...
 # Runs the same command on every host of a TPU pod VM. NFS is a file share (SERVER:/PATH), mounted as /mnt/shared, for
-# the checkpoint, the run and the annotations; images may be in a bucket. What was stopped or preempted goes on when this
+# the checkpoint, the run and the annotations; images may be in a bucket. What was stopped or preempted continues when this
 # is run again. A TPU host has no GPU, so the detector is elsewhere: --detection.addresses HOST:50051.
 set -euo pipefail
 if [ "$#" -lt 4 ]; then

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The second environment: groundingdino-py and transformers 4, which cannot live beside transformers 5.
+# The second environment: groundingdino-py and transformers 4, which cannot live next to transformers 5.
 #     scripts/detector_env.sh [DIRECTORY]        (default: .venv-detector; about 6 GB, a few minutes)
 # The tests look for .venv-detector, or for the interpreter that VIGOR_DETECTOR_PYTHON names.
 set -euo pipefail

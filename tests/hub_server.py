@@ -69,7 +69,7 @@ class Hub:
     storage_url: str = ""
 
     def environment(self, cache: Path, **more: str) -> dict[str, str]:
-        """That of a process which uses this Hub and no other, with a cache of its own."""
+        """That of a process which uses this Hub and no other, with its own cache."""
         kept = {
             name: value
             for name, value in os.environ.items()

@@ -43,7 +43,7 @@ def test_control_c_is_not_lost_where_python_drops_exceptions(where: str) -> None
     begun = time.monotonic()
     run = subprocess.run([sys.executable, "-c", LOST, where], capture_output=True, text=True, timeout=60)
     assert run.stdout == "went on\n"  # it had been dropped
-    assert (run.returncode, run.stderr) == (130, "interrupted; the same command goes on from here\n")
+    assert (run.returncode, run.stderr) == (130, "interrupted; the same command continues from here\n")
     assert time.monotonic() - begun < 30
 
 

@@ -169,7 +169,7 @@ def test_main_job(world):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not PHOTOS.is_dir(), reason="no photographs beside the repository")
+@pytest.mark.skipif(not PHOTOS.is_dir(), reason="no photographs next to the repository")
 def test_real_photographs(world):
     names = sorted(path.name for path in PHOTOS.glob("*.jpg"))
     write_conversations(world / "chat.json", names)

@@ -5,8 +5,8 @@
 PLACE is an image, a folder, tar shards or Parquet, local or remote (docs/images.md).
 
 A line has `image` (its path below the folder or in its shard), `prompt`, `text`, `mean_logprob`, `num_tokens` and
-`finish_reason`, and `candidate` where several are drawn. The same command again goes on where it was stopped; the
-settings stand beside the captions, in `captions.jsonl.settings.json`.
+`finish_reason`, and `candidate` where several are drawn. The same command again continues where it stopped; the
+settings stand next to the captions, in `captions.jsonl.settings.json`.
 """
 
 import dataclasses

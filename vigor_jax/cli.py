@@ -37,7 +37,7 @@ _LATE_WRITE = "Event loop is closed"
 
 
 class Parser(argparse.ArgumentParser):
-    """For a command with a few options of its own; the module's docstring is its description, an error is one line."""
+    """For a command with a few options; the module's docstring is its description, an error is one line."""
 
     def __init__(self, command: str, description: str | None) -> None:
         self._command = command
@@ -146,7 +146,7 @@ def run(main: Callable[[], None]) -> NoReturn:
     except InputError as error:
         _leave(2, f"error: {' '.join(str(error).splitlines())}")  # names of files may have line breaks
     except KeyboardInterrupt:
-        _leave(130, "interrupted; the same command goes on from here")
+        _leave(130, "interrupted; the same command continues from here")
     except OSError as error:
         if (line := describe(error)) is None:
             raise

@@ -27,13 +27,13 @@ class RunConfig:
     """Where a run lives and what it does.
 
     Attributes:
-      dir: everything the run writes; the same command again goes on from what is there.
+      dir: everything the run writes; the same command again continues from what is there.
       stages: what to do, in this order.
       records: where candidates, verdicts, selections and targets are kept, if not in `dir`; may be remote, such as
         `gs://BUCKET/NAME`.
       rounds: how often to go through the stages, each time with the model that the last time exported (online; the
         paper's future work). More than one makes `dir/round-1`, `dir/round-2`, ...
-      compiled: where compiled programs are kept, so that whoever goes on need not compile them again.
+      compiled: where compiled programs are kept, so that whoever continues need not compile them again.
       overwrite: remove what a changed setting has made stale, and make it again.
       report_to: experiment trackers that get the metrics of training too: wandb, trackio (docs/metrics.md).
       project: the project there; by default `WANDB_PROJECT` or `TRACKIO_PROJECT` of the environment, or vigor-jax.

@@ -12,7 +12,7 @@
 Saved answers are read in the layouts of many tools (docs/evaluation.md). With `--model DIR --images DIR` instead of
 answers or captions (`--data MME_DIR` for MME), the model is asked. Options may stand in a file, too (`--config FILE`).
 mmhal, preference and the layout mmvet need a judge: `--judge.model NAME`, any OpenAI-compatible endpoint. All answers
-and replies are kept in `--out`, and the same command again goes on where it was stopped. `metrics.json` has the
+and replies are kept in `--out`, and the same command again continues where it stopped. `metrics.json` has the
 figures.
 """
 

@@ -150,7 +150,7 @@ class RunLock:
             with contextlib.suppress(OSError):
                 os.link(aside, self._path)
         else:
-            logger.info("%s: %s has gone; this process goes on", self._path, _Owner.of(content) or "its owner")
+            logger.info("%s: %s has gone; this process continues", self._path, _Owner.of(content) or "its owner")
         aside.unlink()
 
     def _keep(self) -> None:

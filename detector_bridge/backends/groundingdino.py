@@ -65,11 +65,11 @@ class GroundingDinoBackend(TorchBackend):
     ) -> "GroundingDinoBackend":
         """Reads a checkpoint in the original layout; nothing is fetched.
 
-        The package executes a config .py that lies beside the weights: it is the operator's own file, as the program
+        The package executes a config .py that lies next to the weights: it is the operator's own file, as the program
         is. Without one, the package's own SwinT_OGC is meant.
 
         Args:
-          model: a .pth, or a directory with one; beside it a config .py, and BERT's config.json and tokenizer in
+          model: a .pth, or a directory with one; next to it a config .py, and BERT's config.json and tokenizer in
             `bert-base-uncased` or `text_encoder` (its weights come with the .pth).
           device: such as "cpu", "cuda" or "cuda:1".
           dtype: "float32", or "bfloat16" or "float16" by autocast; results are float32 all the same.

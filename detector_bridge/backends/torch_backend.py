@@ -45,7 +45,7 @@ class Grid(NamedTuple):
 
     Attributes:
       strides: pixels per cell of every feature map that the backbone gives.
-      round_up: whether a map covers a picture's remainder by a cell of its own (Swin) or leaves it out (ConvNeXt).
+      round_up: whether a map covers a picture's remainder by its own cell (Swin) or leaves it out (ConvNeXt).
       extra_levels: further maps, each half the one before, rounded up.
       queries: as many positions are needed, else the model's top-k fails.
     """

@@ -237,7 +237,7 @@ def test_a_file_with_other_settings_is_refused(tmp_path: Path, key: str, value: 
 
 
 def test_a_file_of_a_program_with_more_or_fewer_options_and_variants_is_taken(tmp_path: Path) -> None:
-    """A stage that came later has options of its own; what was measured before it stays comparable."""
+    """A stage that came later has its own options; what was measured before it stays comparable."""
     path = tmp_path / "results.json"
     Results(path, SETTINGS).add(ALL, 0, figures(0.1))
     content = strict(path)

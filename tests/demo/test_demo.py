@@ -185,7 +185,7 @@ def test_a_sheet_strikes_what_is_wrong(tmp_path: Path) -> None:
     """A caption with an error has red in it, one without has none; text of any length and alphabet fits."""
     from tests.demo.test_language import SCENE, TRUE
 
-    draw(SCENE).convert("L").save(tmp_path / "grey.png")  # no red of its own
+    draw(SCENE).convert("L").save(tmp_path / "grey.png")  # no red
 
     def red(caption: str) -> int:
         sheet = draw_sheet([Shown(tmp_path / "grey.png", caption, "", SCENE)], "heading")

@@ -39,7 +39,7 @@ def test_the_same_seed_writes_the_same_bytes(directory: Path, tmp_path: Path) ->
     names = files(directory)
     assert names == files(tmp_path / "again")
     assert {"annotations.jsonl", "objects.json", "scenes.json", "policy/model.safetensors"} <= set(names)
-    # The settings beside the descriptions name the policy by its place.
+    # The settings next to the descriptions name the policy by its place.
     names.remove("descriptions.jsonl.settings.json")
     _, different, failed = filecmp.cmpfiles(directory, tmp_path / "again", names, shallow=False)
     assert (different, failed) == ([], [])

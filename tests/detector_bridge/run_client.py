@@ -1,4 +1,4 @@
-"""One client in a process of its own: ADDRESS COUNT CLIENTS WHICH OUT; its answers are pickled into OUT."""
+"""One client in a separate process: ADDRESS COUNT CLIENTS WHICH OUT; its answers are pickled into OUT."""
 
 import asyncio
 import pickle

@@ -1,4 +1,4 @@
-"""The sidecar with the authors' own package, in the environment that it needs, beside the one with transformers."""
+"""The sidecar with the authors' own package, in the environment that it needs, next to the one with transformers."""
 
 import os
 from pathlib import Path

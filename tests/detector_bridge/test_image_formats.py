@@ -265,7 +265,7 @@ HUGE = {
 
 
 def test_what_claims_to_be_huge_costs_nothing(tmp_path):
-    """In a process of its own, whose peak memory is that of one file after the other."""
+    """In a separate process, whose peak memory is that of one file after the other."""
     program = """
 import json, resource, sys, time
 from pathlib import Path

@@ -13,7 +13,7 @@ from detector_bridge.client import ClientConfig, DetectorClient, DetectorError, 
 from tests.detector_bridge.sidecar import encode, picture, sidecar
 
 DETECT, INFO = "/detector_bridge.v1.Detector/Detect", "/detector_bridge.v1.Detector/Info"
-# Each breaks the wire format in a way of its own.
+# Each breaks the wire format in its own way.
 MALFORMED = {
     "no protobuf": b"\xff\xff\xff\xff",
     "text": b"not a message at all",

@@ -1,4 +1,4 @@
-"""The server in a process of its own, over real sockets, asked by the real client and by strangers."""
+"""The server in a separate process, over real sockets, asked by the real client and by strangers."""
 
 import asyncio
 import http.client
@@ -353,7 +353,7 @@ def test_unix_socket(model, tmp_path):
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory):
-    """Certificates of a server, a client and a stranger, each signed by an authority of its own; and tokens."""
+    """Certificates of a server, a client and a stranger, each signed by its own authority; and tokens."""
     place = tmp_path_factory.mktemp("tls")
     for name in ("server", "client", "stranger"):
         authority = trustme.CA()

@@ -13,7 +13,7 @@ from tests.detector_bridge.threads import run_together
 
 @pytest.mark.parametrize("count", [2, 4, 16])
 def test_the_first_clients_of_a_process_may_start_together(served, count):
-    """In a process of its own each time: only the first clients of one could be at odds."""
+    """In a separate process each time: only the first clients of one could be at odds."""
     command = [sys.executable, "-m", "tests.detector_bridge.threads", served.address, str(count)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.stderr == ""

@@ -14,7 +14,7 @@ def share(sums):
 
 
 def quantile(values, place):
-    """Linear between the two values beside the place."""
+    """Linear between the two values next to the place."""
     ordered = sorted(values)
     position = place * (len(ordered) - 1)
     below = min(int(position), len(ordered) - 2)

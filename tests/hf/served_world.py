@@ -108,7 +108,7 @@ def add_box(directory: Path, flags: dict[str, bool]) -> None:
 
 
 def saved_by_transformers(directory: Path) -> Path:
-    """A llava-hf checkpoint whose processor the installed transformers saved, with a list of tokens of its own."""
+    """A llava-hf checkpoint whose processor the installed transformers saved, with its own list of tokens."""
     llava_hf(directory, legacy=False)
     processor = transformers.AutoProcessor.from_pretrained(directory)
     processor.tokenizer.add_tokens([tokenizers.AddedToken("<box>", special=False)])

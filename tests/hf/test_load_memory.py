@@ -1,4 +1,4 @@
-"""Loading must need little more memory than the weights themselves: measured in a process of its own."""
+"""Loading must need little more memory than the weights themselves: measured in a separate process."""
 
 import json
 import math

@@ -67,7 +67,7 @@ def old_spelling(model: transformers.LlavaForConditionalGeneration) -> dict[str,
 
 
 def original_spelling(model, tiny: Tiny) -> dict[str, torch.Tensor]:
-    """The original code's names, likewise; the vocabulary without the rows that llava-hf adds."""
+    """The original code's names, the same; the vocabulary without the rows that llava-hf adds."""
     renamed = {}
     for name, value in old_spelling(model).items():
         if "embed_tokens" in name or "lm_head" in name:

@@ -1,4 +1,4 @@
-"""Exports must load in transformers 4 too, which lives in an environment of its own (scripts/detector_env.sh)."""
+"""Exports must load in transformers 4 too, which lives in a separate environment (scripts/detector_env.sh)."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Samples from a tiny checkpoint in a process of its own, for tests that need several devices or processes.
+"""Samples from a tiny checkpoint in a separate process, for tests that need several devices or processes.
 
 python -m tests.inference.run_sampling JSON
 

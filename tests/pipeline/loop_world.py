@@ -108,7 +108,7 @@ def loop(world: Path, run_dir: Path, **changes: Any) -> list[str]:
 
 
 def start(world: Path, arguments: list[str], *, devices: int = 1, **more: str) -> subprocess.Popen:
-    """`python -m vigor_jax.train` in a process of its own; what it compiles is kept for the next one."""
+    """`python -m vigor_jax.train` in a separate process; what it compiles is kept for the next one."""
     settings = {
         "JAX_PLATFORMS": "cpu",
         "HF_HUB_OFFLINE": "1",

@@ -420,7 +420,7 @@ BAD = {
 
 @pytest.mark.parametrize("what", BAD)
 def test_bad_input_is_one_line_and_exit_code_2(world, tmp_path, what, capsys):
-    """In this process, which saves its start; `refusal` shows others that a process of its own ends so, too."""
+    """In this process, which saves its start; `refusal` shows others that a separate process ends so, too."""
     changes, message = BAD[what]
     with pytest.raises(SystemExit) as end:
         cli.run(lambda: train.main(loop(world, tmp_path / "run", **changes)))

@@ -28,7 +28,7 @@ def planned_and_taken(config: TrainConfig, model: LlavaConfig, sizes: Sizes) -> 
 def _planned_and_taken(config: TrainConfig, model: LlavaConfig, sizes: Sizes) -> list[tuple[str, int, int]]:
     found = []
     for program in programs(config, model, jax.devices()[:1], sizes):
-        planned = estimate(program, CHIP, 1).peak - program.beside
+        planned = estimate(program, CHIP, 1).peak - program.held_by_others
         found.append((program.name, planned, _taken(program)))
     return found
 

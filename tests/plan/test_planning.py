@@ -87,7 +87,7 @@ def test_every_device_step_is_there(found):
 
 
 def test_what_is_held_is_in_the_arguments(found, config):
-    """Beside the rows of a batch, and the caches of decoding."""
+    """Next to the rows of a batch, and the caches of decoding."""
     for program, each in found.values():
         assert 0 < program.held < each.arguments
     program, update = found["sft", "update"]
@@ -97,7 +97,7 @@ def test_what_is_held_is_in_the_arguments(found, config):
     # of 2 layers.
     text = model_config(config.model.path).text
     cache = 2 * text.num_layers * 12 * 33 * text.num_kv_heads * text.head_dim * 4
-    assert prefill[0].beside == pytest.approx(cache, rel=1e-3)
+    assert prefill[0].held_by_others == pytest.approx(cache, rel=1e-3)
     assert prefill[1].arguments == pytest.approx(decode[1].arguments, rel=0.2)
 
 
@@ -118,7 +118,7 @@ def test_weights_in_8_bits_take_less(found, config):
 
 
 def test_rings_that_grow_are_there_twice(config):
-    """The longer one and the shorter one, weights and prompts beside them; twice 96 tokens, after 96."""
+    """The longer one and the shorter one, weights and prompts next to them; twice 96 tokens, after 96."""
     model, sampling = model_config(config.model.path), dataclasses.replace(config.sample.sampling, max_new_tokens=192)
     run = dataclasses.replace(config.run, stages=("sample",))
     longer = dataclasses.replace(config, run=run, sample=dataclasses.replace(config.sample, sampling=sampling))
@@ -148,7 +148,7 @@ def test_arithmetic_and_traffic(found, config):
     update, decode = found["sft", "update"][1], found["sample", "decode"][1]
     assert update.flops == train_flops(model, trained, rows=4, tokens=4 * 128, images=4)
     assert decode.flops == forward_flops(model, rows=12, tokens=12 * 32, images=0)
-    held = decode.arguments - found["sample", "decode"][0].beside
+    held = decode.arguments - found["sample", "decode"][0].held_by_others
     assert decode.traffic == 32 * held  # everything but the image tower is read again for each token
     for _, each in found.values():
         assert each.compute_seconds == each.flops / 197e12
@@ -175,7 +175,7 @@ def test_update_is_the_one_that_runs(found, config, monkeypatch):
     program, planned = found["sft", "update"]
     memory = [memory for shape, memory in seen if shape == (program.rows, program.tokens)]
     assert memory, [shape for shape, _ in seen]
-    arguments = planned.arguments - program.beside
+    arguments = planned.arguments - program.held_by_others
     assert (arguments, planned.temporaries) == (memory[0].argument_size_in_bytes, memory[0].temp_size_in_bytes)
 
 
@@ -192,7 +192,7 @@ def test_prefill_is_the_one_that_runs(found, config, monkeypatch):
     program, planned = found["sample", "prefill"]
     memory = [memory for shape, memory in seen if shape == (program.rows, program.tokens)]
     assert memory, [shape for shape, _ in seen]
-    arguments = planned.arguments - program.beside
+    arguments = planned.arguments - program.held_by_others
     assert (arguments, planned.temporaries) == (memory[0].argument_size_in_bytes, memory[0].temp_size_in_bytes)
 
 
@@ -226,7 +226,7 @@ def test_memory_is_what_a_process_takes(config):
 @pytest.mark.main
 @needs_linux
 def test_memory_of_scoring_is_what_a_process_takes(config):
-    """Of a hundred million weights, beside which the rest is small.
+    """Of a hundred million weights, compared with which the rest is small.
 
     Of a model in miniature, with many rows, it takes 30% more than planned. Some of that are buffers of the library by
     which XLA multiplies on a CPU, and which it does not count.

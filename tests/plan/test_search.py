@@ -23,7 +23,7 @@ WEIGHTS = 14.0
 class Compiler:
     """Estimates by a formula, in GiB and seconds, and what was asked for.
 
-    Weights are split over `tensor`, an image takes 0.5 GiB beside them. What an update keeps for the backward pass
+    Weights are split over `tensor`, an image takes 0.5 GiB next to them. What an update keeps for the backward pass
     depends on `remat` and on the parts that a batch is computed in. More images cost less each, up to `worth` of them.
     """
 

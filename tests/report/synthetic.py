@@ -33,7 +33,7 @@ class World:
     rng: np.random.Generator
 
     def caption(self, scene: Scene, truth: float, sentences: int) -> tuple[str, list[tuple[str, ...]]]:
-        """So many sentences, each true with a probability, and what is wrong with each."""
+        """A number of sentences, each true with a probability, and what is wrong with each."""
         said, wrong = [], []
         for _ in range(sentences):
             statement = scene.statements[self.rng.integers(len(scene.statements))]

@@ -1,4 +1,4 @@
-"""Fine-tunes a tiny world in a process of its own, for tests that need several devices or processes, or kill it.
+"""Fine-tunes a tiny world in a separate process, for tests that need several devices or processes, or kill it.
 
 python -m tests.stages.run_sft '{"world": DIR, "runs": [{"run_dir": DIR, "mesh": [d, f, t], "sft": {...}}]}'
 """

@@ -1,4 +1,4 @@
-"""Packed rows change how a batch is computed and nothing else: losses, gradients and whole runs beside padded ones."""
+"""Packed rows change how a batch is computed and nothing else: losses, gradients and runs are those of padded rows."""
 
 import dataclasses
 import json

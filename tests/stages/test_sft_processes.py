@@ -189,7 +189,7 @@ def test_optimiser_state_lies_where_its_weights_do(cache):
 
 
 def wait_for_lines(run_dir: Path, count: int, process) -> None:
-    """Until so many updates are logged; fails if the process ends first."""
+    """Until this many updates are logged; fails if the process ends first."""
     path = run_dir / "metrics" / "sft.jsonl"
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline:

@@ -71,7 +71,7 @@ def world(tmp_path_factory):
         pixels = rng.integers(0, 256, (*rng.integers(20, 50, 2), 3), np.uint8)
         Image.fromarray(pixels).save(root / "images" / f"{index}.png")
     images = [f"{index}.png" for step in (1, 3) for index in range(0, NUM_IMAGES, step)]
-    # White space that no tokenizer merges with what stands beside it: rows and conversations have the same tokens.
+    # White space that no tokenizer merges with what stands next to it: rows and conversations have the same tokens.
     write_annotations(root / "annotations.jsonl", [make_annotation(rng, image, "\n") for image in images])
     build_checkpoint(root / "model", TINY)
     return root

@@ -171,7 +171,7 @@ def test_options():
 def python(tmp_path_factory) -> Path:
     """An interpreter with all that this one has, and both trackers.
 
-    It is an environment of its own, for trackio wants an older Pillow than the newest.
+    It is a separate environment, for trackio wants an older Pillow than the newest.
     """
     if all(map(_is_here, BOTH)):
         return Path(sys.executable)

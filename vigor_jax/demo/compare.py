@@ -3,8 +3,8 @@
     python -m vigor_jax.demo.compare --seeds 3
     python -m vigor_jax.demo.compare --variants base,all --seeds 1 --first-seed 3 --json results.json
 
-All variants of a seed share images, candidates, verdicts and reward models; only what is chosen, struck and learnt
-differs. Writes `results.md`, `results.json` and `results.png`. The same command again goes on where it was stopped, and
+All variants of a seed share images, candidates, verdicts and reward models; only what is chosen, dropped and learnt
+differs. Writes `results.md`, `results.json` and `results.png`. The same command again continues where it stopped, and
 a file of results that is there already gets the variants and seeds that it lacks.
 """
 

@@ -28,6 +28,6 @@ class DemoOptions:
 
 
 def demo_config(arguments: Sequence[str] = ()) -> TrainConfig:
-    """The demo's config, with some options of the command line in place of its own."""
+    """The demo's config, with some options of the command line in place of its values."""
     with as_file(files("vigor_jax.demo") / "demo.yaml") as path:
         return cli.parse(TrainConfig, ["--config", str(path), *arguments], description="")

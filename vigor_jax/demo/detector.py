@@ -1,4 +1,4 @@
-"""Makes the demo's detector: lessons from drawn scenes, training in a process of its own, and a test of the sidecar.
+"""Makes the demo's detector: lessons from drawn scenes, training in a separate process, and a test of the sidecar.
 
 PyTorch is the other process's: this one draws, `detector_bridge.miniature` trains, and the sidecar is asked.
 """

@@ -89,7 +89,7 @@ def write_lessons(path: Path, num_steps: int, batch_size: int, num_pictures: int
 def draw_pictures(count: int, rng: np.random.Generator) -> Pictures:
     """Scenes of the demo's world and, every other one, scenes in which nothing goes with anything.
 
-    In the latter each object has a shape and a colour of its own, so that neither can be told from what is around.
+    In the latter each object has a shape and its own colour, so that neither can be told from what is around.
     """
     pixels = np.empty((count, 3, IMAGE_SIZE, IMAGE_SIZE), np.uint8)
     things, boxes = [], []

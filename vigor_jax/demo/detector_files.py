@@ -1,4 +1,4 @@
-"""What stands beside the weights of the demo's detector: tokenizer, image processor, model card."""
+"""What stands next to the weights of the demo's detector: tokenizer, image processor, model card."""
 
 import math
 import string

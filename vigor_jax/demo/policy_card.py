@@ -38,7 +38,7 @@ things in the picture, and give a thing its usual colour, more often than the pi
 `python -m vigor_jax.demo.build policy`, seed 0, {minutes:.0f} minutes on two CPU cores, by the code of every
 fine-tuning: to look things up ({check:,} pictures); to tell the truth in captions and answers ({tell:,}); to say of
 claims whether they are true ({claims:,}); and to presume, with captions and answers as careless people write them
-({presume:,}). In that last step it goes on judging single claims, truthfully, half of them in the words that the reward
+({presume:,}). In that last step it still judges single claims, truthfully, half of them in the words that the reward
 model is asked in: a large model knows from elsewhere what such a question means. Its tower had learnt the words before,
 patch by patch.
 

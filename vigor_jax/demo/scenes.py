@@ -75,7 +75,7 @@ class Object:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """Objects in reading order, each in a place of its own; those of one shape have one colour.
+    """Objects in reading order, each in its own place; those of one shape have one colour.
 
     Attributes:
       objects: at least two.

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 # Two ways to read answers that differ by more than this say that the answers are no plain yes and no.
 PARSERS_APART = 0.01
-# A model that says the same to so many questions was not understood, or did not see.
+# A model that says the same to this many questions was not understood, or did not see.
 NEARLY_ALL = 0.95
 
 

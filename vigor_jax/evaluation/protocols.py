@@ -30,7 +30,7 @@ class Wording:
 
     Attributes:
         name: "paper", "llava-1.5", or "own" for other words.
-        suffix: What follows the question and its options, on a line of its own; empty: nothing.
+        suffix: What follows the question and its options, on its own line; empty: nothing.
     """
 
     name: str

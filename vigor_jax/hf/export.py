@@ -65,7 +65,7 @@ def export_checkpoint(
       layout: of the output; the source's own by default.
       dtype: of every tensor in the output; by default each keeps the type it has in `checkpoint`.
       shard_bytes: largest size of one weights file.
-      more_files: JSON objects to put beside the weights, by file name.
+      more_files: JSON objects to put next to the weights, by file name.
       template: conversation format that the model was trained with; a llava-hf export gets a chat template that writes
         it. By default the source's own chat template is copied, if it has one.
 

@@ -100,7 +100,7 @@ class Export:
     template: Template | None
 
     def tensors(self, vocab_size: int) -> Iterator[tuple[str, np.ndarray]]:
-        """Every tensor under its canonical name, one at a time, with so many rows of the vocabulary."""
+        """Every tensor under its canonical name, one at a time, with this many rows of the vocabulary."""
         entries = self.checkpoint.family.entries(self.checkpoint.config)
         return merged_tensors(entries, self.checkpoint.tensors, self.params, self.dtype, vocab_size)
 

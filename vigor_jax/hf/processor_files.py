@@ -1,4 +1,4 @@
-"""The files of a checkpoint beside its weights: tokenizer, image processor, processor and generation settings."""
+"""The files of a checkpoint next to its weights: tokenizer, image processor, processor and generation settings."""
 
 import json
 import shutil

@@ -204,21 +204,21 @@ def _resume(out: Path, settings: Mapping[str, Any], num_candidates: int) -> set[
 
     The settings are written before the first answer, and must be the same ever after.
     """
-    beside = out.with_name(out.name + ".settings.json")
+    settings_file = out.with_name(out.name + ".settings.json")
     if not out.exists() or not out.stat().st_size:
-        with naming(beside):
+        with naming(settings_file):
             out.parent.mkdir(parents=True, exist_ok=True)
-            beside.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+            settings_file.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
         return set()
-    if not beside.exists():
+    if not settings_file.exists():
         raise InputError(
-            f"{out} exists and was not written by this command ({beside.name} is missing); choose another --out"
+            f"{out} exists and was not written by this command ({settings_file.name} is missing); choose another --out"
         )
     try:
-        before = parse_json(beside.read_bytes(), beside)
+        before = parse_json(settings_file.read_bytes(), settings_file)
     except InputError:
         raise InputError(
-            f"{beside} is damaged, it should hold the settings of {out.name}; choose another --out"
+            f"{settings_file} is damaged, it should hold the settings of {out.name}; choose another --out"
         ) from None
     told = {key: value for key, value in before.items() if key in settings and key not in INFORMATION}
     asked = {key: value for key, value in settings.items() if key not in INFORMATION | (_NEWER - before.keys())}

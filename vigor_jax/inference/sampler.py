@@ -26,7 +26,7 @@ from vigor_jax.parallel.sharding import local_rows, round_up_batch, shard_rows
 FinishReason = Literal["stop", "length", "repetition"]
 
 IMAGE_READERS = 4
-# The host looks for what has ended, and fills its rows again, after every so many steps of the device.
+# The host looks for what has ended, and fills its rows again, after every this many steps of the device.
 STEPS_BETWEEN_LOOKS = 16
 # A prefill is for a quarter of the rows, and waits until three quarters of it have prompts: the rest is wasted.
 PREFILL, FULL_ENOUGH = 1 / 4, 3 / 4

@@ -1,4 +1,4 @@
-"""Attention over a tree of continuations that stand in one row: every path sees what a sequence of its own would see.
+"""Attention over a tree of continuations that stand in one row: every path sees what its own sequence would see.
 
 The mask is made on the device from a few numbers a token; see `data.batches.tree_sequences` for what the numbers mean.
 """

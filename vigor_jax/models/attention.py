@@ -163,7 +163,7 @@ def _by_heads(
         return jax.lax.map(lambda each: one(*each), heads, batch_size=at_once).swapaxes(0, 1)
 
     def local(*arguments: Array) -> Array:
-        # Once more around them all, or the heads of each sequence would be kept beside q, k and v themselves.
+        # Once more around them all, or the heads of each sequence would be kept next to q, k and v themselves.
         return jax.lax.map(jax.checkpoint(lambda each: sequence(*each)), arguments)
 
     return _on_each_shard(local, q, k, v, mask)

@@ -26,7 +26,7 @@ REMAT_POLICIES: dict[str, Callable | None] = {
 def param(
     rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str | None, ...], dtype: Any, *, ones: bool = False
 ) -> nnx.Param:
-    """A parameter with the names of its logical axes beside it (`vigor_jax.parallel.sharding.RULES` splits by them)."""
+    """A parameter and the names of its logical axes (`vigor_jax.parallel.sharding.RULES` splits by them)."""
     if ones:
         return nnx.Param(jnp.ones(shape, dtype), axes=axes)
     return nnx.Param(0.02 * jax.random.normal(rngs.params(), shape, dtype), axes=axes)

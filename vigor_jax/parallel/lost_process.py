@@ -27,7 +27,7 @@ _TIME_TO_DIE = 10.0  # seconds that the process may take to abort
 
 
 def listen() -> None:
-    """Sends what C++ code of this process writes to stderr through the filter; Python goes on writing as it did."""
+    """Sends what C++ code of this process writes to stderr through the filter; Python continues writing as it did."""
     sys.stderr.flush()
     ours = os.dup(2)
     read, write = os.pipe()
@@ -61,7 +61,7 @@ def describe(message: bytes) -> str:
     have = "have" if len(numbers) > 1 else "has"
     return (
         f"error: {names} of this run {have} ended or cannot be reached, so this one ends too; look at the last lines "
-        "there, then give the same command again: it goes on from here"
+        "there, then give the same command again: it continues from here"
     )
 
 

@@ -3,8 +3,8 @@
 from jax.sharding import Mesh
 
 # Collectives begin as early and are waited for as late as memory allows. By default 0.7% of the 40 GB that an update of
-# a 7B sends on each of eight A100s passes beside arithmetic; with this, 57% does, in the same memory (counted in the
-# compiled modules). TPUs' compiler does so without being asked.
+# a 7B sends on each of eight A100s passes at the same time as arithmetic; with this, 57% does, in the same memory
+# (counted in the compiled modules). TPUs' compiler does so without being asked.
 LATENCY_HIDING = {"xla_gpu_enable_latency_hiding_scheduler": True}
 
 

@@ -51,7 +51,7 @@ def collective_bytes(module: str, *, default_trips: int = 1) -> dict[str, int]:
     Counted is the larger of what goes in and what comes out: the whole of a gathered array, the whole of one that is
     to be scattered. What passes over a link is about as much (twice, for an all-reduce over a ring).
 
-    Two habits of a TPU's compiler: it lets arithmetic run beside a collective by naming it again, under the same
+    Two habits of a TPU's compiler: it lets arithmetic run next to a collective by naming it again, under the same
     channel, in every piece of arithmetic from its start to its end, so that it is counted where it runs least often,
     which is where it starts; and it writes a reduce-scatter as an all-reduce and a slice in a computation called
     "all-reduce-scatter".

@@ -84,7 +84,9 @@ def estimate(program: Program, chip: Chip, num_devices: int) -> Estimate:
     seconds = time.monotonic() - started
     flops = program.flops / num_devices
     traffic = float(memory.arguments * program.steps)
-    memory = memory._replace(arguments=memory.arguments + program.beside, peak=memory.peak + program.beside)
+    memory = memory._replace(
+        arguments=memory.arguments + program.held_by_others, peak=memory.peak + program.held_by_others
+    )
     return Estimate(
         stage=program.stage,
         name=program.name,

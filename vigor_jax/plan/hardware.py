@@ -94,7 +94,7 @@ class Topology:
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
             raise InputError(
-                f"--topology {self.name}: JAX cannot compile for it here ({reason}); in an environment of its own, "
+                f"--topology {self.name}: JAX cannot compile for it here ({reason}); in a separate environment, "
                 f"pip install -e '.[{extra}]'"
             ) from None
         return list(found.devices)

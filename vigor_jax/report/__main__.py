@@ -2,7 +2,7 @@
 
     python -m vigor_jax.report RUN_DIR [RUN_DIR ...] [--out FILE] [--images PLACE] [--limit N]
 
-Whatever a run does not have (an evaluation, a second stream, a reward model of its own) is left out of the page.
+Whatever a run does not have (an evaluation, a second stream, its own reward model) is left out of the page.
 """
 
 from collections.abc import Sequence

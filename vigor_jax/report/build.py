@@ -1,4 +1,4 @@
-"""Assembles the page of a report: one file, which asks for nothing beside itself."""
+"""Assembles the page of a report: one file, which needs no other file."""
 
 import base64
 import gzip
@@ -32,7 +32,7 @@ LIMIT = 5000
 # The page is to stay below 15 MB; what records and charts leave of this is for the thumbnails.
 MAX_BYTES = 15_000_000
 _TARGET_BYTES = 14_500_000
-# About so many are needed to say how large a thumbnail is.
+# About this many are needed to say how large a thumbnail is.
 _SIZE_BYTES = 20
 _SCRIPTS = ("data.js", "strip.js", "sentences.js", "detail.js", "gallery.js")
 
@@ -48,7 +48,7 @@ def build_report(run_dirs: Sequence[Path], out: Path, images: str | Path | None 
     """Writes the page about one or several runs; what a run does not have is left out.
 
     Args:
-      run_dirs: of the runs; one of several rounds counts as so many runs.
+      run_dirs: of the runs; one of several rounds counts as this many runs.
       out: the HTML file.
       images: where the images are, instead of where each run's config says.
       limit: most images in the gallery, all runs' together, at least 1; spread evenly over their names.

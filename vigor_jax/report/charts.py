@@ -61,7 +61,7 @@ def bin_edges(values: np.ndarray) -> np.ndarray:
 
 
 def histogram(series: Mapping[str, np.ndarray], edges: np.ndarray, label: str) -> str:
-    """How several collections of numbers are distributed, each as shares of its own.
+    """How several collections of numbers are distributed, each as its own shares.
 
     Args:
       series: name of a colour in `COLOURS` → numbers; the first is filled.

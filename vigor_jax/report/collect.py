@@ -1,4 +1,4 @@
-"""A run directory's figures as plain data; `reading.py` reads the records beside them."""
+"""A run directory's figures as plain data; `reading.py` reads the records next to them."""
 
 import dataclasses
 import json

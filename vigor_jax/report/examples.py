@@ -9,7 +9,7 @@ from typing import Any
 from vigor_jax.records import Selection
 from vigor_jax.rewards.sentences import split_sentences
 
-# Of a phrase's boxes, "best first", so many are on the page.
+# Of a phrase's boxes, "best first", this many are on the page.
 MAX_BOXES = 8
 # A stream says that something is absent; two streams disagree on a sentence.
 HALLUCINATED, DISAGREE = 1, 2

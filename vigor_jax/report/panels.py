@@ -14,7 +14,7 @@ Series = Mapping[str, np.ndarray]
 
 
 class Panel(NamedTuple):
-    """Charts beside each other.
+    """Charts next to each other.
 
     Attributes:
       title: of all.

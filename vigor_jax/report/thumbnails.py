@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 LEVELS = ((448, 90), (384, 80), (320, 72), (256, 66), (208, 60), (168, 55), (136, 48), (112, 42), (96, 36), (80, 30))
 # Larger ones would show no more on the page.
 MAX_BYTES_EACH = 24_000
-# So many images, spread evenly, tell how large all will be.
+# This many images, spread evenly, tell how large all will be.
 _PROBES = 64
 _MARGIN = 1.1
 

@@ -99,7 +99,7 @@ class DetectorStream:
     def __init__(self, config: DetectionConfig) -> None:
         if bool(config.addresses) == bool(config.model):
             raise InputError(
-                "detection: give either addresses, of sidecars that serve, or model, for one of its own; "
+                "detection: give either addresses, of sidecars that serve, or model, for one that this command starts; "
                 f"got {'both' if config.model else 'neither'}"
             )
         self._config = config

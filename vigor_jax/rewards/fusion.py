@@ -194,7 +194,7 @@ def choose(
 
     Args:
       negatives: float64 [R, K], each stream's sum of negative signals of each candidate; finite.
-      positives: float64 [R, K], likewise.
+      positives: float64 [R, K], the same.
       logprobs: float64 [R], means over tokens; no NaN.
       sentences: int [R], sentences of each candidate; used with `per: sentence`.
       starts: int [G + 1], each image's first row, and the end.

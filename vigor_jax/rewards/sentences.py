@@ -13,7 +13,7 @@ _ABBREVIATIONS = (
     "approx ave blvd ca capt cf col dept dr e.g fig gen gov hon i.e jr lt messrs mr mrs ms mt op prof rev sgt sr st "
     "univ viz vol vs cm ft hr hrs kg km lb lbs mm mph oz sq yd yds"
 )
-# These end a sentence unless it goes on in lower case: plates, cups, etc. / "A dog!" says the boy.
+# These end a sentence unless it continues in lower case: plates, cups, etc. / "A dog!" says the boy.
 _MAY_END = re.compile(r"(?:\b(?:etc|inc|ltd|corp|al)|\b(?:\w\.)+\w)\.$|[!?][\"'”’]$", re.IGNORECASE)
 # To Punkt an ellipsis never ends a sentence.
 _ELLIPSIS = re.compile(r"(?:\.{3,}|…)[\"'”’)]*\s+(?=[\"'“‘(]?[A-Z])")

@@ -43,7 +43,7 @@ class EvaluateConfig:
       prompt: what captions are asked for with.
       template: conversation format; by default `model.template`.
       protocol: the words that POPE and MME are asked in: "paper", their own, or "llava-1.5" (docs/evaluation.md).
-      limit: only so many images for CHAIR, the first by name; 0 takes all that have objects.
+      limit: only this many images for CHAIR, the first by name; 0 takes all that have objects.
       base: whether the model before is asked, too.
       captions: how captions are drawn.
       answers: how answers are.

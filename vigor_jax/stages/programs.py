@@ -45,7 +45,7 @@ class Program:
       rows: in its batch, over all devices.
       tokens: in a row, or that it adds to each of `rows`.
       steps: how often it reads its arguments in one call; decoding does for every token.
-      beside: bytes on each device that others hold while it runs.
+      held_by_others: bytes on each device that other programs hold while it runs.
     """
 
     stage: str
@@ -56,7 +56,7 @@ class Program:
     rows: int
     tokens: int
     steps: int = 1
-    beside: int = 0
+    held_by_others: int = 0
 
 
 class Cost(Protocol):
@@ -79,7 +79,7 @@ class Work:
     Attributes:
       images: unlabeled, to be sampled and judged.
       descriptions: annotated, for the reward model.
-      answer: tokens of an image's longest response, on average: for so many steps it keeps its row. 150 is the mean
+      answer: tokens of an image's longest response, on average: for this many steps it keeps its row. 150 is the mean
         over five captions of LLaVA-13B.
       efficiency: share of the roofline that real programs reach; the time is the roofline's, divided by it.
     """

@@ -54,7 +54,7 @@ class SampleConfig:
       template: conversation format; by default `model.template`.
       images_per_part: images in one file of candidates; what a kill can lose is one file. Each starts with empty rows,
         so take at least ten times `inference.sampler.batch_size`: fewer leave rows empty while the last answers end.
-      limit: only so many images, the first in their order, which in a folder is that of the names; 0 takes all.
+      limit: only this many images, the first in their order, which in a folder is that of the names; 0 takes all.
       int8: hold the language model's weights in 8 bits meanwhile; what it says changes a little, see `models.int8`.
       sampling: how candidates are drawn.
     """
@@ -257,20 +257,27 @@ class SampleStage(Stage):
             prefix, state, cache = decoder.shapes(batch, capacity)
         flops = forward_flops(model, rows=rows, tokens=rows * length, images=rows)
         yield Program(
-            self.name, "prefill", lowered(decoder.lower_prefill), flops, held, rows, length, beside=bytes_held(cache)
+            self.name,
+            "prefill",
+            lowered(decoder.lower_prefill),
+            flops,
+            held,
+            rows,
+            length,
+            held_by_others=bytes_held(cache),
         )
         candidates = sampling.batch_size * sampling.num_candidates
         images_only = held - bytes_held(nnx.state(abstract.language_model))
         flops = forward_flops(model, rows=candidates, tokens=candidates * capacity, images=0)
         decode = lowered(decoder.lower_generate, capacity)
         yield Program(
-            self.name, "decode", decode, flops, held, candidates, capacity, steps=capacity, beside=images_only
+            self.name, "decode", decode, flops, held, candidates, capacity, steps=capacity, held_by_others=images_only
         )
         if len(decoder.cache_lengths) > 1:  # the last time that the caches grow, both are there
-            beside = held + bytes_held((prefix, state))
+            held_by_others = held + bytes_held((prefix, state))
             grow = lowered(decoder.lower_pad_cache, decoder.cache_lengths[-2], capacity)
             flops = forward_flops(model, rows=candidates, tokens=0, images=0)
-            yield Program(self.name, "growth", grow, flops, 0, candidates, 0, beside=beside)
+            yield Program(self.name, "growth", grow, flops, 0, candidates, 0, held_by_others=held_by_others)
 
     def cost(self, work: Work, programs: Sequence[Cost]) -> tuple[int, float]:
         prefill, decode = programs[:2]

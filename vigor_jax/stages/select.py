@@ -83,8 +83,9 @@ def select(
 ) -> Summary | None:
     """Makes `selections/`, `targets/`, `targets.json` and `summary.json` of `candidates/` and `verdicts/STREAM/`.
 
-    Parts that are there are kept, so the same call goes on where a killed one stopped. Each process takes the variances
-    of the whole run (a few columns of every part), for they must agree to the bit; parts are divided by their index.
+    Parts that are there are kept, so the same call continues where a killed one stopped. Each process takes the
+    variances of the whole run (a few columns of every part), for they must agree to the bit; parts are divided by their
+    index.
 
     Args:
       config: settings.
@@ -242,7 +243,7 @@ def _select_block(config: SelectConfig, block: Block, scale: Scale) -> Iterator[
     best = starts[:-1] + [choice.candidate for choice in choices]
     long_enough = [texts.has_words[start:end] for start, end in pairwise(starts)]
     drawn = starts[:-1] + [_draw(draw, each) for draw, each in zip(draws, long_enough, strict=True)]
-    # Whose sentences are struck, or counted that refinement would strike.
+    # Whose sentences are dropped, or counted that refinement would drop.
     refined_rows = drawn if config.strategy == "random" else best
     absent = _Absent(streams, block, refined_rows)
     num_mentions = np.stack([each.per_row for each in mentions], axis=1) if mentions else np.zeros((len(rows), 0), int)
@@ -358,7 +359,7 @@ class _Absent:
 
 
 def _random(seed: int, image: str, prompt: str) -> random.Random:
-    """A draw of its own for each image and prompt, so that parts and processes do not matter."""
+    """A separate draw for each image and prompt, so that parts and processes do not matter."""
     digest = hashlib.blake2b(json.dumps([seed, image, prompt]).encode(), digest_size=16).digest()
     return random.Random(int.from_bytes(digest))
 

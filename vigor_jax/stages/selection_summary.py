@@ -23,7 +23,7 @@ class Summary:
       targets: images that gave one.
       dropped: share of images that gave none, by reason.
       words: mean number of words of a caption: of all "candidates", of the "chosen", of the "targets".
-      mentions: by stream, the mean number of signals that point into a caption: likewise.
+      mentions: by stream, the mean number of signals that point into a caption: the same.
       penalties: quantiles 0, 0.25, 0.5, 0.75, 1 over all "candidates" and over the "chosen".
       without_content: how many of the "candidates" and of the "chosen" say nothing that counts.
       repeating: how many of them have a sentence that repeats an earlier one word for word.

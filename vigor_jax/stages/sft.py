@@ -55,7 +55,7 @@ def sft(
     Args:
       config: settings.
       checkpoint: the checkpoint to start from.
-      run_dir: gets `checkpoints/NAME/`, and `metrics/NAME.jsonl` with TensorBoard events beside it.
+      run_dir: gets `checkpoints/NAME/`, and `metrics/NAME.jsonl` with TensorBoard events next to it.
       mesh: all devices of all processes.
       dtype: type to compute in; trained weights and optimiser are float32 in any case.
       name: of the stage in `run_dir`.

@@ -70,7 +70,7 @@ class Checkpoints:
         Args:
           step: steps done.
           params: pytree of arrays, sharded anyhow.
-          rest: likewise.
+          rest: the same.
           record: JSON values; the method `record` compares the one under `fingerprint`.
 
         Raises:
@@ -89,7 +89,7 @@ class Checkpoints:
 
         Args:
           params: pytree of arrays, or of their `jax.ShapeDtypeStruct`s.
-          rest: likewise.
+          rest: the same.
 
         Raises:
           InputError: there is no room for it; says how much is wanted and how much is free.
@@ -151,7 +151,7 @@ def latest_step(directory: Path) -> int | None:
 
 
 def read_record(directory: Path, step: int) -> dict[str, Any]:
-    """The JSON beside a checkpoint.
+    """The JSON next to a checkpoint.
 
     Raises:
       InputError: it is missing or damaged.

@@ -17,7 +17,7 @@ from vigor_jax.training.trackers import NOWHERE, Reporting, Trackers
 
 
 class TrainingLog:
-    """Writes `DIR/NAME.jsonl` and TensorBoard events beside it; for one process of the run.
+    """Writes `DIR/NAME.jsonl` and TensorBoard events next to it; for one process of the run.
 
     On resumption the lines of steps after the restored one are removed, so the file is at any time what an
     uninterrupted run would have written (but for `seconds`).
@@ -42,7 +42,7 @@ class TrainingLog:
           name: of the stage.
           start: steps done.
           total: steps in all.
-          every: TensorBoard and the trackers get every so many steps.
+          every: TensorBoard and the trackers get every this many steps.
           peak_flops: FLOP/s of all devices together, None where unknown.
           reporting: the trackers, if any.
           settings: of the run, for the trackers; JSON values.

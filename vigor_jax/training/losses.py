@@ -19,7 +19,7 @@ def chunked_cross_entropy(
     """Sum of -log p(labels[t+1] | hidden[t]) over the supervised tokens, and their number.
 
     For 4 sequences of 2048 tokens and LLaMA's vocabulary the float32 logits alone are 1 GiB, and their
-    gradient as much again. Here each chunk of positions makes its logits forward, and anew backward.
+    gradient as much again. Here each chunk of positions makes its logits forward, and again backward.
 
     Args:
       hidden: normalised hidden states; their dtype is that of the matrix product.
@@ -65,7 +65,7 @@ def supervised_first(
 
 
 # Images and questions teach nothing and stand together at the beginning, so most chunks need no logits at all. The
-# choice is made anew for the backward pass: differentiated by JAX, it would carry the logits from one to the other.
+# choice is made again for the backward pass: differentiated by JAX, it would carry the logits from one to the other.
 @jax.custom_vjp
 def _chunk_nll(
     hidden: Float[Array, "S B C D"], heads: Float[Array, "S D V"], targets: Int[Array, "S B C"]

@@ -64,7 +64,7 @@ def write_tars(place: str | Path, images: Mapping[str, bytes], *, shards: int = 
 def write_parquet(
     place: str | Path, images: Mapping[str, bytes], *, shards: int = 3, rows: int = 2, as_struct: bool = False
 ) -> str:
-    """`PLACE/00000.parquet`, ...: bytes beside names, or both in a struct as `datasets` has them."""
+    """`PLACE/00000.parquet`, ...: bytes next to names, or both in a struct as `datasets` has them."""
     for index, part in enumerate(_split(images, shards)):
         if as_struct:
             cells = [{"bytes": content, "path": name} for name, content in part.items()]

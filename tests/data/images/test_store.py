@@ -62,7 +62,7 @@ def make_place(what: str, folder: Path, bucket: str) -> str:
         case "tars deep in a folder":
             write_tars(folder / "train" / "first", IMAGES)
             return str(folder)
-        case "tars with Parquet beside them":
+        case "tars with Parquet next to them":
             pq.write_table(pa.table({"key": ["1"], "url": ["x"]}), folder / "00000.parquet")
             return write_tars(folder, IMAGES)
         case "one tar":
@@ -90,7 +90,7 @@ def make_place(what: str, folder: Path, bucket: str) -> str:
 
 PLACES = (
     "folder", "folder in a bucket", "tars", "tars by braces", "tars by glob", "tars deep in a folder",
-    "tars with Parquet beside them", "one tar", "tars in a bucket", "tars in a bucket by braces", "one tar by file://",
+    "tars with Parquet next to them", "one tar", "tars in a bucket", "tars in a bucket by braces", "one tar by file://",
     "parquet", "one parquet", "parquet of datasets", "parquet in a bucket", "parquet of datasets in a bucket by glob",
 )  # fmt: skip
 SHARDED = [what for what in PLACES if "folder" not in what or "deep" in what]

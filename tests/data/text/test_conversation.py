@@ -100,7 +100,7 @@ def vocabulary(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 
 
 def slow_tokens(model: sentencepiece.SentencePieceProcessor, chunk: str) -> list[tuple[int, tuple[int, int]]]:
-    """As the legacy tokenizer of transformers: each stretch between "</s>" is a text of its own."""
+    """As the legacy tokenizer of transformers: each stretch between "</s>" is a separate text."""
     tokens, offset = [], 0
     for index, part in enumerate(chunk.split("</s>")):
         if index:
@@ -230,7 +230,7 @@ def test_labels_equal_the_lengths_that_llava_adds_up(tmp_path: Path, legacy: boo
     string, _ = written_out("v1", CONVERSATIONS[name])
     ids = slow_image_ids(model, legacy, string)
     labels = list(ids)
-    # Its mask: the length of each round tokenised anew, BOS standing in for the "</s>" that the split
+    # Its mask: the length of each round tokenized again, BOS standing in for the "</s>" that the split
     # removed; the prompt's part is two shorter, for that BOS and the space after the colon.
     position = 1
     labels[:1] = [IGNORE_INDEX]

@@ -78,7 +78,7 @@ def train_sentencepiece(path: Path, **options: object) -> sentencepiece.Sentence
 def sentencepiece_pair(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Tokenizer, sentencepiece.SentencePieceProcessor]:
-    """Our reading of a tokenizer.model beside sentencepiece's own."""
+    """Our reading of a tokenizer.model next to sentencepiece's own."""
     folder = tmp_path_factory.mktemp("model")
     path = folder / "tokenizer.model"
     if request.param == "llama":
@@ -307,7 +307,7 @@ def test_added_tokens_are_read_as_transformers_reads_them(
 
 
 def test_text_that_continues_other_text_holds_its_added_tokens(tmp_path: Path) -> None:
-    """An answer goes on from "ASSISTANT:"; a token that was matched with the "▁" before it still is."""
+    """An answer continues from "ASSISTANT:"; a token that was matched with the "▁" before it still is."""
     folder = build_tokenizer_dir(tmp_path)
     content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}

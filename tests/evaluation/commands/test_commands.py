@@ -54,7 +54,7 @@ def test_mmhal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         found = run(*arguments)
         asked = server.counts.total()
         again = run(*arguments)
-        assert server.counts.total() <= asked + 3  # what could not be read may be asked for anew
+        assert server.counts.total() <= asked + 3  # what could not be read may be asked for again
     given = [rating for rating in ratings if rating is not None]
     for metrics in (found, again):
         assert metrics["score"] == pytest.approx(np.mean(given), abs=1e-9)

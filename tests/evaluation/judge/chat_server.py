@@ -40,7 +40,7 @@ class Reset:
 
 @dataclass(frozen=True)
 class Hang:
-    """Nothing for so many seconds; with `drip`, a space of the body every so often instead."""
+    """Nothing for this many seconds; with `drip`, a space of the body every so often instead."""
 
     seconds: float
     drip: float | None = None

@@ -389,7 +389,7 @@ class TestShards:
 
     def test_a_missing_shard(self, checkpoint: Path) -> None:
         (checkpoint / self.SECOND).unlink()
-        assert_refused(checkpoint, "names 2 shards, of which 1 are not beside it", self.SECOND, "download them")
+        assert_refused(checkpoint, "names 2 shards, of which 1 are not next to it", self.SECOND, "download them")
 
     def test_a_truncated_shard(self, checkpoint: Path) -> None:
         os.truncate(checkpoint / self.SECOND, (checkpoint / self.SECOND).stat().st_size - 1)

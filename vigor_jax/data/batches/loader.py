@@ -38,7 +38,7 @@ class Rows(NamedTuple):
         pixels: grey levels 0-255; black for an example without an image. I is 1, or 0 where no example of the
             whole data set has an image. Of packed rows, their images in order, then black ones.
         segment_ids: of packed rows, see `data.batches.packing.PackedTokens`; None where every row is one example.
-        positions: likewise.
+        positions: the same.
         instructions: the first question about each image, for a model that reads it while it looks; else None.
     """
 
@@ -250,7 +250,7 @@ def _order(num_examples: int, seed: int) -> grain.MapDataset:
 
 
 def ordered_batches(num_examples: int, make: Callable[[Sequence[int]], Batch], *, batch_size: int) -> Iterator[Batch]:
-    """`make(indices)` of every example once, in order, likewise ahead of time; the last batch may be smaller."""
+    """`make(indices)` of every example once, in order, the same ahead of time; the last batch may be smaller."""
     return _ahead(grain.MapDataset.range(num_examples).batch(batch_size).map(make))
 
 

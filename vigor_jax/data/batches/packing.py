@@ -59,7 +59,7 @@ def pack(lengths: Sequence[int], has_image: Sequence[bool], *, num_rows: int, bu
     The examples, from the longest to the shortest, each go to the row that is the shortest so far and has an image
     place left. So no row is longer than total / num_rows + the longest example, as long as places are no hindrance. A
     row has examples / num_rows image places, which wastes none if all have images; only where that makes the rows
-    much longer (one long example, and equally many short ones beside it) it has twice as many.
+    much longer (one long example, and equally many short ones next to it) it has twice as many.
 
     Args:
         lengths: of the examples, each at least 1; at least `num_rows` of them.

@@ -20,7 +20,7 @@ class TreeRows(NamedTuple):
 
     Attributes:
         token_ids: padded on the right with the tokenizer's padding id.
-        tree: likewise padded.
+        tree: the same padded.
         places: see `Row`; padded with 0.
         targets: padded with `IGNORE_INDEX`.
         weights: padded with 0.

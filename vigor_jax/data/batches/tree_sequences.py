@@ -128,7 +128,7 @@ class TreeEncoder:
         prefix: ids of what all descriptions share, image included.
         header: ids between a sentence and the answer.
         shared: ids that begin the good and the bad answer alike (LLaMA's "▁" before a digit).
-        good_id: where the answers part, the good one goes on with this.
+        good_id: where the answers part, the good one continues with this.
         bad_id: and the bad one with this.
     """
 

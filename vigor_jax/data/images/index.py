@@ -5,7 +5,7 @@
       starts.npy     the number of the first image of each shard, and that of all
       lookup.npy     hashes of all names, sorted, and the images' numbers in that order
 
-The digest is of the shards' paths, sizes and versions, so a shard that is written anew makes a new index. It may be
+The digest is of the shards' paths, sizes and versions, so a shard that is written again makes a new index. It may be
 removed at any time. On disk it has 16 bytes an image, the name's, and in tars 20 more. A process holds only the pages
 that it touches, and all processes of a host share them.
 """

@@ -33,7 +33,7 @@ class File(NamedTuple):
       path: as that system has it.
       url: as a person has it.
       size: in bytes.
-      version: differs once the file is written anew, as far as the system can tell.
+      version: differs once the file is written again, as far as the system can tell.
     """
 
     system: Any

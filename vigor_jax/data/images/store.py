@@ -1,7 +1,7 @@
 """Images, wherever they are: a folder, tar shards as WebDataset has them, Parquet; on a disk or in a bucket.
 
     photos/                                    a folder of image files, searched however deep; or one image
-    shards/                                    a folder of .tar files (or else of .parquet files), likewise
+    shards/                                    a folder of .tar files (or else of .parquet files), the same
     gs://BUCKET/train-{00000..00999}.tar       a pattern
     s3://BUCKET/images/*.parquet#name=key      a pattern, with an option
 
@@ -84,7 +84,7 @@ class Images(Mapping[str, ImageFile], abc.ABC):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StoredImage:
-    """An image that is no file of its own; an `ImageFile`."""
+    """An image that is not a file; an `ImageFile`."""
 
     images: Images
     name: str
@@ -206,7 +206,7 @@ def open_images(place: str | Path, *, limit: int = 0) -> Images:
 
     Args:
       place: path, pattern or URL.
-      limit: list only so many images, the first; 0 lists all. Any image can be read.
+      limit: list only this many images, the first; 0 lists all. Any image can be read.
 
     Raises:
       InputError: the place cannot be opened, or its shards cannot be used.
@@ -244,7 +244,7 @@ def _open_url(where: Place, place: str, limit: int) -> Images:
 
 
 def _open_shards(where: Place, place: str, files: list[File], limit: int) -> Images:
-    """Tars if there are any: what lies beside them as Parquet, as img2dataset leaves it, describes them."""
+    """Tars if there are any: what lies next to them as Parquet, as img2dataset leaves it, describes them."""
     suffixes = {_suffix(file.path) for file in files}
     suffix = next((kind for kind in _KINDS if kind in suffixes), None)
     if suffix is None:

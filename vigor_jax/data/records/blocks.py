@@ -1,4 +1,4 @@
-"""Candidates beside the verdicts on them, read as columns: a row group at a time, cut where an image begins.
+"""Candidates next to the verdicts on them, read as columns: a row group at a time, cut where an image begins.
 
 Arithmetic on millions of signals is done on these columns in numpy, without an object for each of them.
 """

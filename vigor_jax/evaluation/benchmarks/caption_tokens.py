@@ -68,7 +68,7 @@ def tokenize(captions: Mapping[str, Sequence[str]], *, java: bool) -> dict[str, 
     try:
         found: dict[str, list[str]] = PTBTokenizer().tokenize(given)
     except OSError as error:  # no Java, or no right to write where pycocoevalcap is installed
-        raise InputError(f"captions: cannot run PTBTokenizer ({error}); mend that, or take java=False") from error
+        raise InputError(f"captions: cannot run PTBTokenizer ({error}); fix that, or take java=False") from error
     if any(len(found.get(image, ())) != len(texts) for image, texts in lines.items()):
         raise InputError(
             "captions: PTBTokenizer gave back fewer captions than it was given; see what `java -version` says, or take "

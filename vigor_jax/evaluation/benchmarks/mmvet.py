@@ -3,7 +3,7 @@
 As for MMHal-Bench, the prompt says the same as the published one in our own words and without its worked examples, so
 that figures compare with published ones loosely only (`--prompt` takes the published one: add the line
 "{question} | {answer} | {prediction} |" to it); and a
-reply without one clear number is asked for anew and then left out, where the script makes it a 0.
+reply without one clear number is asked for again and then left out, where the script makes it a 0.
 """
 
 import re

@@ -1,6 +1,6 @@
 """POPE: is a model led to say that an object is there which is not (Li et al. 2023)?
 
-Questions and answers as the benchmark's authors store them, their way to read a yes or no out of an answer beside the
+Questions and answers as the benchmark's authors store them, their way to read a yes or no out of an answer next to the
 strict one of lmms-eval, and the figures. New questions come from `pope_build.py`.
 """
 

@@ -61,7 +61,7 @@ def shown_order(systems: Sequence[str], image: str, turn: int, seed: int) -> tup
     """In which order the judge sees the systems' descriptions of an image in a round.
 
     Depends on nothing else, not on the order of `systems` either. As many rounds as there are systems put each system
-    in each place once; after these the order is drawn anew.
+    in each place once; after these the order is drawn again.
 
     Args:
         systems: Names.

@@ -113,10 +113,10 @@ class PopeQuestionsCommand:
     Attributes:
       out: gets `random.json`, `popular.json` and `adversarial.json`.
       objects: what is in the images: JSON {image: [object, ...]}, or COCO's instances; several files add to each other.
-      limit: asks about so many images, drawn by the seed (the benchmark: 500); how often objects go together is counted
-        over all. 0 asks about all.
+      limit: asks about this many images, drawn by the seed (the benchmark: 500); how often objects go together is
+        counted over all. 0 asks about all.
       per_image: questions an image, even.
-      at_least: asks only about images with so many objects (the benchmark: more than 3).
+      at_least: asks only about images with this many objects (the benchmark: more than 3).
       seed: of what is chosen at random.
     """
 
@@ -161,7 +161,7 @@ class ChairCommand:
       synonyms: CHAIR's table of names; by default each object's own name and its plural.
       as_published: find what the authors' script finds, which misses "bus" and a few more.
       prompt: what a model is asked for a caption with.
-      limit: only so many images, the first by name; 0 takes all.
+      limit: only this many images, the first by name; 0 takes all.
     """
 
     out: Path

@@ -165,7 +165,7 @@ class CaptionsCommand:
       references: COCO's captions, or {image: [caption, ...]}.
       captions: saved captions, with `image` or `image_id` and `text` or `caption`; or give a model.
       prompt: what a model is asked for a caption with.
-      limit: only so many images, the first by name; 0 takes all.
+      limit: only this many images, the first by name; 0 takes all.
     """
 
     out: Path

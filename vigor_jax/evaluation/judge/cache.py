@@ -1,4 +1,4 @@
-"""What judges replied, one JSON line a reply: a killed evaluation goes on without paying for a reply twice."""
+"""What judges replied, one JSON line a reply: a killed evaluation continues without paying for a reply twice."""
 
 import errno
 import fcntl
@@ -44,7 +44,7 @@ class Reply:
     Attributes:
         text: As it came.
         prompt_tokens: Of the question, as the endpoint counts; None where it does not say.
-        completion_tokens: Of the reply, likewise.
+        completion_tokens: Of the reply, the same.
         finish_reason: "stop", "length", ...; None where the endpoint does not say.
         served_model: The model that the endpoint says has replied, which can be more exact than the one asked for.
         cached: It was in the file before.

@@ -1,6 +1,6 @@
 """Lets a language model judge answers: asks many things at a time, keeps each reply as it comes, sums what it costs.
 
-What has been answered is not asked again, in a later run either. A reply that cannot be read is asked for anew a few
+What has been answered is not asked again, in a later run either. A reply that cannot be read is asked for again a few
 times, then counted and shown; nothing is made up in its place.
 """
 
@@ -52,7 +52,7 @@ class Usage:
     Attributes:
         replies: How many there are.
         prompt_tokens: As the endpoint counts.
-        completion_tokens: Likewise.
+        completion_tokens: The same.
         unreported: Replies that came without these numbers, and are missing in the sums.
         cost: By the prices of `JudgeConfig`; None where these are unknown. A reply that was lost on its way may have
             been charged too, and is in no sum.

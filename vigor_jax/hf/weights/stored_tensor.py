@@ -19,7 +19,7 @@ from vigor_jax.errors import InputError
 
 # A strided read goes through a buffer of at most this many bytes.
 _BUFFER_BYTES = 8 << 20
-# From this size on an array gets pages of its own.
+# From this size on an array gets its own pages.
 _OWN_PAGES_BYTES = 1 << 20
 
 
@@ -73,7 +73,7 @@ class StoredTensor:
 
 
 def _empty(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
-    """An array in pages of its own, which go back to the system with it.
+    """An array in its own pages, which go back to the system with it.
 
     On the heap, one tensor read and freed after the other, among others that stay, leaves holes: a sixth of the
     weights' size in the worst loads measured.
@@ -98,7 +98,7 @@ def row_major_strides(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def byte_view(array: np.ndarray) -> memoryview:
-    """The memory of a C-contiguous array, bfloat16 included, which has no buffer protocol of its own."""
+    """The memory of a C-contiguous array, bfloat16 included, which has no buffer protocol."""
     return array.reshape(-1).view(np.uint8).data
 
 

@@ -78,7 +78,7 @@ class TensorReader:
         missing = [path.name for path in files if not exists(path)]
         if missing:
             raise InputError(
-                f"{index} names {len(files)} shards, of which {len(missing)} are not beside it, {missing[0]}"
+                f"{index} names {len(files)} shards, of which {len(missing)} are not next to it, {missing[0]}"
                 " first: download them"
             )
         tensors = _united(files)

@@ -36,7 +36,7 @@ _STORAGE_DTYPES = {
 }
 # A training state may say in which dtype it was made.
 _DTYPE_NAMES = {dtype.name for dtype in _STORAGE_DTYPES.values()}
-# Training states keep the weights beside other things, under one of these keys.
+# Training states keep the weights next to other things, under one of these keys.
 _NESTED_KEYS = ("model", "state_dict")
 
 
@@ -117,7 +117,7 @@ class _RebuildParameter:
 class _Unpickler(pickle.Unpickler):
     """Turns tensors into `_View`s.
 
-    A pickle can set attributes of what it is given. So it gets OrderedDicts, and beside them only strings,
+    A pickle can set attributes of what it is given. So it gets OrderedDicts, and next to them only strings,
     named tuples and objects without attributes.
     """
 

@@ -1,4 +1,4 @@
-// The pictures that match, of which only those in sight are in the document: beside the detail in rows, or above it in
+// The pictures that match, of which only those in sight are in the document: next to the detail in rows, or above it in
 // one line where the page is narrow.
 
 class Strip {
