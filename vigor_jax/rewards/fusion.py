@@ -16,7 +16,7 @@ and positive signals the one that repeats fewer of its sentences wins, for repet
 
 A variance has the square of a signal's unit. So as the paper has it, `normalize: variance`, multiplying all signals by
 s leaves every choice alone, but multiplying one stream's divides its weight by s: streams that count in larger units
-weigh less. `normalize: deviation`, ours, divides by the standard deviation instead, and units do not matter at all.
+weigh less. `normalize: std`, ours, divides by the standard deviation instead, and units do not matter at all.
 """
 
 import dataclasses
