@@ -21,6 +21,7 @@ from vigor_jax.errors import InputError
 from vigor_jax.hf.families import layouts
 from vigor_jax.hf.family import Checkpoint, Export
 from vigor_jax.hf.processor_files import write_json
+from vigor_jax.parallel.processes import is_first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +95,7 @@ def check_layout(layout: str | None, checkpoint: Checkpoint) -> None:
 
 def _write(export: Export, out: Path, more_files: Mapping[str, dict[str, Any]]) -> None:
     partial = out.with_name(f".{out.name}.partial")
-    writes = jax.process_index() == 0
+    writes = is_first()
     if writes:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)

@@ -31,6 +31,7 @@ from vigor_jax.inference.policy import Policy
 from vigor_jax.inference.sampler import Completion
 from vigor_jax.inference.sampling_methods import SamplingConfig
 from vigor_jax.json_fields import parse_json
+from vigor_jax.parallel.processes import is_first
 from vigor_jax.records import ImageFile
 from vigor_jax.run_lock import RunLock
 
@@ -93,7 +94,7 @@ class Predictor:
         Raises:
           InputError: an image cannot be read, `out` was written with other settings, or another process writes it.
         """
-        with _lock(out) if jax.process_index() == 0 else contextlib.nullcontext():
+        with _lock(out) if is_first() else contextlib.nullcontext():
             self._answer(questions, out, sampling, desc=desc, settings=settings)
 
     def _answer(
@@ -105,7 +106,7 @@ class Predictor:
         desc: str,
         settings: Mapping[str, Any],
     ) -> None:
-        is_writer = jax.process_index() == 0
+        is_writer = is_first()
         done = _resume(out, {**settings, **self._settings(sampling)}, sampling.num_candidates) if is_writer else set()
         wanted = np.array([(question.image, question.prompt) not in done for question in questions], bool)
         if jax.process_count() > 1:  # only the writer need see the file

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import jax
 from jax.sharding import Mesh
 
 from vigor_jax import fingerprint
@@ -22,6 +21,7 @@ from vigor_jax.evaluation.metrics import Metrics, chair_metrics, mme_metrics, po
 from vigor_jax.evaluation.protocols import ProtocolName, wording
 from vigor_jax.hf.load import Checkpoint, open_checkpoint
 from vigor_jax.inference.predictor import Predictor, Question, read_answers
+from vigor_jax.parallel.processes import is_first
 from vigor_jax.records import ImageFile
 from vigor_jax.stages.stage import EVALUATION, EXPORT, Progress, Result, RunContext, Stage
 
@@ -99,10 +99,10 @@ def evaluate(
         if config.mme:
             metrics["mme"] = _mme(config, config.mme, predictor, folder, name)
         found[name] = metrics
-        if jax.process_index() == 0:
+        if is_first():
             with write_atomically(folder / "metrics.json") as file:
                 file.write(json.dumps(metrics, indent=1).encode() + b"\n")
-    if jax.process_index() == 0:
+    if is_first():
         lines = table(found)
         (out / "table.txt").write_text(lines + "\n", encoding="utf-8")
         print(lines, flush=True)

@@ -19,6 +19,7 @@ from vigor_jax.hf.hub import origin
 from vigor_jax.hf.load import Checkpoint
 from vigor_jax.json_fields import Fields, exists, read_json
 from vigor_jax.models.vlm import abstract_model, param_paths
+from vigor_jax.parallel.processes import is_first
 from vigor_jax.parallel.sharding import param_shardings
 from vigor_jax.stages.stage import EXPORT, Progress, Result, RunContext, Stage
 from vigor_jax.training.checkpoint import latest_step, read_record, restore_params_only
@@ -64,7 +65,7 @@ def export(config: ExportConfig, checkpoint: Checkpoint, checkpoints: Path, out:
         if before == provenance:
             logger.info("export: %s holds step %d already", out, step)
             return
-        if before.get("checkpoint") == provenance["checkpoint"] and jax.process_index() == 0:
+        if before.get("checkpoint") == provenance["checkpoint"] and is_first():
             shutil.rmtree(out)
 
     state = nnx.state(abstract_model(checkpoint.config))

@@ -29,6 +29,7 @@ from vigor_jax.inference.policy import Policy
 from vigor_jax.inference.sampler import Completion, Request, prefill_size
 from vigor_jax.inference.sampling_methods import SamplingConfig
 from vigor_jax.models.int8 import quantize_decoder
+from vigor_jax.parallel.processes import is_first
 from vigor_jax.parallel.sharding import round_up_batch
 from vigor_jax.records import Candidate
 from vigor_jax.stages.programs import Cost, Program, Target, Work, array, bytes_held, for_inference
@@ -123,7 +124,7 @@ def sample(
             yield policy.request(image, images.file(image), prompt)
 
     metadata = {"images": name_images(images)}
-    is_writer = jax.process_index() == 0
+    is_writer = is_first()
     with tqdm(
         total=len(images), initial=done_images, unit="image", desc="sample", dynamic_ncols=True, disable=not is_writer
     ) as bar:

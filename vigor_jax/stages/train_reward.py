@@ -156,7 +156,7 @@ def train_reward(
         NAME, len(taught), num_rows, balance[True], balance[False], len(held_out),
     )  # fmt: skip
     path = run_dir / "metrics" / "reward_eval.jsonl"
-    if jax.process_index() == 0:
+    if is_first():
         keep_steps(path, latest_step(run_dir / "checkpoints" / NAME) or 0)
 
     def after_update(step: int, weights: Weights) -> None:
@@ -170,7 +170,7 @@ def train_reward(
             "trained": {"good": balance[True], "bad": balance[False]},
             **evaluate(weights),
         }
-        if jax.process_index() == 0:
+        if is_first():
             reward_evaluation.append(path, metrics)
             logger.info("%s: %s", NAME, reward_evaluation.table(metrics))
 

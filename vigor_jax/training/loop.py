@@ -28,7 +28,7 @@ from vigor_jax.fingerprint import of, plain
 from vigor_jax.hf.hub import origin
 from vigor_jax.hf.load import Checkpoint, load_model
 from vigor_jax.models.vlm import VlmConfig, abstract_model, param_paths
-from vigor_jax.parallel.processes import same_everywhere
+from vigor_jax.parallel.processes import is_first, same_everywhere
 from vigor_jax.parallel.sharding import to_global
 from vigor_jax.training.checkpoint import Checkpoints
 from vigor_jax.training.flops import peak_flops, train_flops
@@ -243,7 +243,7 @@ def _open_log(
     settings: dict[str, Any],
 ) -> contextlib.AbstractContextManager[TrainingLog | None]:
     """The log, in the one process that writes it."""
-    if jax.process_index() != 0:
+    if not is_first():
         return contextlib.nullcontext()
     peak = peak_flops(mesh.devices.flat[0].device_kind)
     return TrainingLog(

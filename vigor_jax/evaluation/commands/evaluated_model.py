@@ -6,13 +6,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-import jax
-
 from vigor_jax.data.images.store import Images, open_images
 from vigor_jax.errors import InputError
 from vigor_jax.evaluation.answer_sampling import AnswerSampling
 from vigor_jax.hf.load import open_checkpoint
 from vigor_jax.inference.predictor import Predictor, Question
+from vigor_jax.parallel.processes import is_first
 from vigor_jax.parallel.sharding import DistributedConfig, MeshConfig, join_processes, make_mesh
 from vigor_jax.records import ImageFile
 
@@ -64,7 +63,7 @@ class EvaluatedModel:
         self._config, self._out = config, out
         checkpoint = open_checkpoint(config.model, config.vision_tower)
         self._predictor = Predictor(checkpoint, config.template, make_mesh(config.mesh), dtype=config.dtype)
-        self.is_first = jax.process_index() == 0
+        self.is_first = is_first()
 
     @cached_property
     def images(self) -> Images:
