@@ -24,9 +24,10 @@ from PIL import Image
 
 from benchmarks.common import commit, print_table, processor
 from detector_bridge.backends.transformers import TransformersBackend
-from detector_bridge.client import BlockingClient, ClientConfig, Request
+from detector_bridge.client import BlockingClient, ClientConfig
 from detector_bridge.images import decode
 from detector_bridge.local import LocalConfig, LocalDetector
+from detector_bridge.messages import Request
 from detector_bridge.prompts import make_prompts, read
 from tests.detector_bridge.tiny_detector import WORDS, write_transformers
 

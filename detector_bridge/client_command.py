@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from detector_bridge.client import Answer, ClientConfig, DetectorClient, Request
+from detector_bridge.client import ClientConfig, DetectorClient
 from detector_bridge.command import Parser
 from detector_bridge.errors import DetectorError, InputError
+from detector_bridge.messages import Answer, Request
 from detector_bridge.prompts import split_phrases
 from detector_bridge.refusal import RefusedError
 

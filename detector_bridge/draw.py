@@ -5,9 +5,9 @@ from pathlib import Path
 
 from PIL import ImageDraw, ImageFont
 
-from detector_bridge.client import Answer
 from detector_bridge.errors import InputError
 from detector_bridge.images import decode
+from detector_bridge.messages import Answer
 from detector_bridge.refusal import RefusedError
 
 

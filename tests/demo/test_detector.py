@@ -13,8 +13,9 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detector_bridge.client import BlockingClient, ClientConfig, Request
+from detector_bridge.client import BlockingClient, ClientConfig
 from detector_bridge.local import LocalConfig, LocalDetector
+from detector_bridge.messages import Request
 from detector_bridge.miniature import Batch, Lessons
 from detector_bridge.miniature_loss import detection_loss, focal, giou, match
 from tests.detector_bridge.sidecar import encode

@@ -5,7 +5,8 @@ import pickle
 import sys
 from pathlib import Path
 
-from detector_bridge.client import ClientConfig, DetectorClient, Request
+from detector_bridge.client import ClientConfig, DetectorClient
+from detector_bridge.messages import Request
 from tests.detector_bridge.sidecar import encode, picture
 
 SIZES = [(160, 120), (60, 60), (90, 200)]

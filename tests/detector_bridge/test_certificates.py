@@ -10,8 +10,9 @@ import pytest
 import trustme
 
 from detector_bridge.certificates import read_authorities, read_pair
-from detector_bridge.client import Answer, ClientConfig, DetectorClient, Request
+from detector_bridge.client import ClientConfig, DetectorClient
 from detector_bridge.errors import InputError
+from detector_bridge.messages import Answer, Request
 from tests.detector_bridge.sidecar import ROOT, encode, failed_start, picture, sidecar
 from tests.detector_bridge.test_server import ask
 

@@ -14,9 +14,10 @@ import numpy as np
 import psutil
 import pytest
 
-from detector_bridge.client import Answer, BlockingClient, ClientConfig, DetectorClient, DetectorError, Request
+from detector_bridge.client import BlockingClient, ClientConfig, DetectorClient, DetectorError
 from detector_bridge.errors import InputError
 from detector_bridge.local import LocalConfig, LocalDetector
+from detector_bridge.messages import Answer, Request
 from detector_bridge.refusal import RefusedError
 from tests.detector_bridge.sidecar import ROOT, encode, is_alive, picture, sidecar, wait_until
 

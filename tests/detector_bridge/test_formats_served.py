@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from detector_bridge import connection
-from detector_bridge.client import Answer, BlockingClient, ClientConfig, Request
+from detector_bridge.client import BlockingClient, ClientConfig
 from detector_bridge.images import decode, formats
+from detector_bridge.messages import Answer, Request
 from tests.detector_bridge.sidecar import ROOT, Sidecar, encode, picture, sidecar
 from tests.detector_bridge.test_client import assert_same
 from tests.detector_bridge.test_server import ask

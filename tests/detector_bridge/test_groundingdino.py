@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from detector_bridge.client import BlockingClient, ClientConfig, Request
+from detector_bridge.client import BlockingClient, ClientConfig
 from detector_bridge.convert import to_original
 from detector_bridge.local import LocalConfig, LocalDetector
+from detector_bridge.messages import Request
 from tests.detector_bridge.sidecar import ROOT, encode, picture
 from tests.detector_bridge.tiny_detector import write_transformers
 

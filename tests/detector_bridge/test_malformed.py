@@ -9,7 +9,8 @@ import grpc
 import pytest
 
 from detector_bridge import detector_pb2 as pb
-from detector_bridge.client import ClientConfig, DetectorClient, DetectorError, Request
+from detector_bridge.client import ClientConfig, DetectorClient, DetectorError
+from detector_bridge.messages import Request
 from tests.detector_bridge.sidecar import encode, picture, sidecar
 
 DETECT, INFO = "/detector_bridge.v1.Detector/Detect", "/detector_bridge.v1.Detector/Info"

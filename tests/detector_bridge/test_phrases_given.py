@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from detector_bridge import detector_pb2 as pb
 from detector_bridge.backends.transformers import TransformersBackend
-from detector_bridge.client import Answer, Request, UnknownWord
+from detector_bridge.messages import Answer, Request, UnknownWord
 from detector_bridge.prompts import split_phrases
 from tests.detector_bridge.sidecar import ROOT, encode, picture
 from tests.detector_bridge.test_server import ask

@@ -23,8 +23,9 @@ from hypothesis import strategies as st
 from detector_bridge import detector_pb2 as pb
 from detector_bridge import detector_pb2_grpc as pb_grpc
 from detector_bridge.backends.transformers import TransformersBackend
-from detector_bridge.client import Answer, ClientConfig, DetectorClient, DetectorError, Request
+from detector_bridge.client import ClientConfig, DetectorClient, DetectorError
 from detector_bridge.images import decode
+from detector_bridge.messages import Answer, Request
 from detector_bridge.prompts import make_prompts, read
 from detector_bridge.refusal import RefusedError
 from tests.detector_bridge.sidecar import ROOT, encode, failed_start, picture, sidecar, wait_until

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from detector_bridge.client import BlockingClient, ClientConfig, Request
+from detector_bridge.client import BlockingClient, ClientConfig
+from detector_bridge.messages import Request
 from tests.detector_bridge.sidecar import ROOT, encode, picture
 from tests.detector_bridge.threads import run_together
 

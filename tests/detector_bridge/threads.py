@@ -5,7 +5,8 @@ import sys
 import threading
 from collections.abc import Callable
 
-from detector_bridge.client import BlockingClient, ClientConfig, Request
+from detector_bridge.client import BlockingClient, ClientConfig
+from detector_bridge.messages import Request
 from tests.detector_bridge.sidecar import encode, picture
 
 

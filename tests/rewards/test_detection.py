@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from detector_bridge.client import BlockingClient, ClientConfig, Detection, Request
+from detector_bridge.client import BlockingClient, ClientConfig
+from detector_bridge.messages import Detection, Request
 from tests.detector_bridge.sidecar import picture, sidecar
 from tests.detector_bridge.tiny_detector import write_transformers
 from vigor_jax.errors import InputError

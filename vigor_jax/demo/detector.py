@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from detector_bridge.client import BlockingClient, ClientConfig, Request
+from detector_bridge.client import BlockingClient, ClientConfig
 from detector_bridge.local import LocalConfig, LocalDetector
+from detector_bridge.messages import Request
 from vigor_jax.demo.detector_data import Phrase, write_lessons
 from vigor_jax.demo.detector_files import write_card, write_processor
 from vigor_jax.demo.drawing import draw

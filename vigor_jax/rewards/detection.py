@@ -16,9 +16,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, NamedTuple, Self
 
-from detector_bridge.client import Answer, BlockingClient, ClientConfig, Detection, DetectorError, Request
+from detector_bridge.client import BlockingClient, ClientConfig, DetectorError
 from detector_bridge.errors import InputError as BridgeError
 from detector_bridge.local import LocalConfig, LocalDetector
+from detector_bridge.messages import Answer, Detection, Request
 from detector_bridge.refusal import RefusedError
 from vigor_jax import fingerprint
 from vigor_jax.errors import InputError

@@ -5,7 +5,7 @@ import logging
 import numpy as np
 import pytest
 
-from detector_bridge.client import Detection, UnknownWord
+from detector_bridge.messages import Detection, UnknownWord
 from tests.detector_bridge.sidecar import picture, sidecar
 from tests.detector_bridge.tiny_detector import write_transformers
 from vigor_jax.records import ScoreItem

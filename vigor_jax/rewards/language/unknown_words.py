@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterable
 
-from detector_bridge.client import Detection
+from detector_bridge.messages import Detection
 
 logger = logging.getLogger(__name__)
 
