@@ -76,6 +76,7 @@ def test_imports_point_down(path):
 def test_no_module_imports_itself_by_way_of_others():
     names = {module_name(path): path for path in (*MODULES, *BRIDGE)}
     arrows = {name: {module_of(found, names) for found in imports(path)} - {None, name} for name, path in names.items()}
+    arrows["detector_bridge.client"].remove("detector_bridge.client_command")  # which only `python -m` imports there
     while leaves := [name for name, targets in arrows.items() if not targets & arrows.keys()]:
         for name in leaves:
             del arrows[name]
