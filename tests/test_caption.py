@@ -169,9 +169,7 @@ def test_other_settings_are_refused(world, tmp_path):
     out = tmp_path / "captions.jsonl"
     arguments = [*options(world, out), "--images", str(world / "images" / "01.jPg")]
     main(arguments)
-    with pytest.raises(
-        InputError, match=r"other settings \(sampling.temperature 0.7 is now 0.5\); choose another --out"
-    ):
+    with pytest.raises(InputError, match=r"made with sampling.temperature 0.7, which is now 0.5; choose another --out"):
         main([*arguments, "--sampling.temperature", "0.5"])
     (tmp_path / "captions.jsonl.settings.json").unlink()
     with pytest.raises(InputError, match="was not written by this command"):

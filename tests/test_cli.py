@@ -1,5 +1,8 @@
 """How a command ends."""
 
+import asyncio
+import errno
+import gc
 import os
 import subprocess
 import sys
@@ -9,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.test_packaging import commands
+from vigor_jax import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -100,3 +104,21 @@ def test_every_command_refuses_an_unknown_option_in_one_line(command: str, tmp_p
     assert line.startswith("error: ")
     assert "--help lists" in line
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("error", "is_told"),
+    [(OSError(errno.ENOSPC, "No space left on device"), False), (ValueError("a defect"), True), (OSError("odd"), True)],
+)
+def test_a_write_that_was_given_up_is_told_once(error, is_told, capfd):
+    """By the command's own line, and not by asyncio once more for each of several writers."""
+    cli.show_progress()
+
+    async def give_up():
+        future = asyncio.get_running_loop().create_future()
+        future.set_exception(error)
+        del future
+        gc.collect()
+
+    asyncio.run(give_up())
+    assert ("never retrieved" in capfd.readouterr().err) is is_told

@@ -130,8 +130,15 @@ def show_progress() -> None:
     that is not there (jax).
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    logging.getLogger("asyncio").addFilter(_is_news)
     for library in ("absl", "httpcore", "httpx", "httpx2", "jax", "matplotlib", "openai"):
         logging.getLogger(library).setLevel(logging.WARNING)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Orbax gives several writes up when a disk is full, and asyncio tells of each; the command says it, once."""
+    error = record.exc_info and record.exc_info[1]
+    return not (isinstance(error, OSError) and describe(error))
 
 
 def run(main: Callable[[], None]) -> NoReturn:

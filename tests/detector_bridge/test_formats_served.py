@@ -133,7 +133,7 @@ def test_an_old_server_that_does_not_say_gets_no_avif(served, monkeypatch):
 
 def test_a_pillow_without_a_format_says_so(tmp_path):
     with site(tmp_path / "site"):
-        program = "import sys; from pathlib import Path; from vigor_jax.data.images import *\n"
+        program = "import sys; from pathlib import Path; from vigor_jax.data.images.preprocessing import *\n"
         program += "print(' '.join(SUFFIXES))\n"
         program += "try: load_image(Path(sys.argv[1]))\nexcept InputError as error: print(error)"
         path = tmp_path / "photo.avif"

@@ -52,7 +52,7 @@ def test_trainer_on_gke(objects, monkeypatch):
     )
     mounted = {mount["mountPath"] for mount in container["volumeMounts"]}
     for path in (config.run.dir, config.model.path, config.detection.token_file):
-        assert f"/{path.parts[1]}" in mounted
+        assert f"/{Path(path).parts[1]}" in mounted
 
 
 def test_detectors_on_gke(objects):

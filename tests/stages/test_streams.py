@@ -1,6 +1,7 @@
 """Streams of users: where they are, what they are given, in which order they judge."""
 
 import dataclasses
+import shutil
 from types import SimpleNamespace
 from typing import Any
 
@@ -91,6 +92,7 @@ class Told:
 
     def __init__(self) -> None:
         self.begun: list[str] = []
+        self.barriers: list[str] = []
 
     def begin(self, result: str) -> None:
         self.begun.append(result)
@@ -102,7 +104,7 @@ class Told:
         raise InputError(f"{result}: {what}")
 
     def barrier(self, name: str) -> None:
-        pass
+        self.barriers.append(name)
 
 
 def stage(context: RunContext, *streams: str | StreamConfig) -> ScoreStage:
@@ -129,6 +131,44 @@ def test_options_and_verdicts_of_others(streams, context):
     assert told.begun == [f"score.{streams}:Letters", f"score.{doubled}"]
     assert negatives(context, "letters") == 2 * [0, 0, 6]
     assert negatives(context, "doubled") == 2 * [0, 0, 12]
+
+
+def test_processes_meet_at_the_same_barriers_whatever_is_left_to_do(streams, context):
+    names = [f"{streams}:{name}" for name in ("Letters", "Doubled")]
+    first, again = Told(), Told()
+    stage(context, *names).run(context, first)
+    stage(context, *names).run(context, again)  # another process, for which nothing is left
+    assert (first.barriers, again.begun) == (again.barriers, [])
+    assert len(set(first.barriers)) == 2
+
+
+def test_a_stream_with_the_name_of_ours_is_not_taken_for_it(streams, context):
+    streams.write_text(MODULE.replace('"letters"', '"detector"').replace('"on_devices"', '"reward_model"'))
+    for name in ("Letters", "OnDevices"):
+        for _ in range(2):  # the second finds all verdicts, and asks no sidecar who made them
+            judging = stage(context, f"{streams}:{name}")
+            judging.run(context, Told())
+            assert not judging.has_reward_model
+            assert [result.after for result in judging.results(context)] == [("sample",)]
+            assert list(judging.programs(None)) == []
+
+
+def test_options_are_compared_as_json(streams, context):
+    judging = stage(context, StreamConfig(f"{streams}:Letters", {"letter": {1: (2, 3)}}))
+    (result,) = judging.results(context)
+    assert result.settings == {f"score.streams.{streams}:Letters.letter": {"1": [2, 3]}}
+    with pytest.raises(InputError, match="its options are no plain values"):
+        stage(context, StreamConfig(f"{streams}:Letters", {"letter": object()}))
+
+
+def test_verdicts_of_other_candidates_are_not_read(streams, context):
+    stage(context, f"{streams}:Letters").run(context, Told())
+    shutil.rmtree(context.dir / "candidates")
+    for part in range(2):
+        found = [Candidate(f"{part}.png", "?", i, text, (2,), -2.0, "eos") for i, text in enumerate(reversed(TEXTS))]
+        store.write_part(context.dir / "candidates", part, 2, found, Candidate)
+    with pytest.raises(InputError, match="part-00000-of-00002.* is of other candidates .* run the stage score again"):
+        stage(context, f"{streams}:Letters", f"{streams}:Doubled").run(context, Told())
 
 
 def test_only_what_waits_for_nobody_judges_ahead(streams, context):

@@ -20,7 +20,7 @@ from vigor_jax.data.batches.tree_batches import TreeLoader
 from vigor_jax.data.batches.tree_sequences import TreeEncoder, answer
 from vigor_jax.data.images.preprocessing import load_image, preprocess
 from vigor_jax.data.records.annotations import read_annotations, write_annotations
-from vigor_jax.data.text.conversation import IGNORE_INDEX, TEMPLATES, Turn, encode_example
+from vigor_jax.data.text.conversation import IGNORE_INDEX, Turn, encode_example, find_template
 from vigor_jax.errors import InputError
 from vigor_jax.hf.export import ExportConfig
 from vigor_jax.hf.load import load_model, open_checkpoint
@@ -133,7 +133,7 @@ def grouped(config) -> dict[str, list[Annotation]]:
 def make_encoder(config, checkpoint) -> TreeEncoder:
     return TreeEncoder(
         checkpoint.tokenizer,
-        TEMPLATES[config.template],
+        find_template(config.template),
         config.question,
         image_token_id=checkpoint.config.image_token_id,
         num_image_tokens=checkpoint.config.num_image_tokens,
@@ -165,7 +165,7 @@ def in_conversations(config, checkpoint, annotations, is_good):
                 said = f"<image>\n{config.question}\n{annotation.description[:end]}"
                 example = encode_example(
                     checkpoint.tokenizer,
-                    TEMPLATES[config.template],
+                    find_template(config.template),
                     (Turn("human", said), Turn("gpt", answer(errors))),
                     image_token_id=checkpoint.config.image_token_id,
                     num_image_tokens=checkpoint.config.num_image_tokens,

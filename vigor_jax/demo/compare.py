@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             directory = options.out / f"seed-{seed}"
             for variant, figures in compare(directory, WorldConfig(seed=seed), missing):
                 results.add(variant, seed, figures)
-            if missing and (auc := find_auc(directory)):
+            if any(variant.judged for variant in missing) and (auc := find_auc(directory)):
                 results.add_auc(seed, auc)
         table = to_markdown(results)
         (options.out / "results.md").write_text(table + "\n", encoding="utf-8")

@@ -83,10 +83,7 @@ class Policy:
     ) -> None:
         check_template(template, "template")
         dtype = dtype or ("float32" if checkpoint.dtype == np.float32 else "bfloat16")
-        if dtype == "float16" and jax.default_backend() != "gpu":
-            raise InputError(
-                f"dtype float16 needs a GPU, and this is a {jax.default_backend()}; take bfloat16 or float32"
-            )
+        check_dtype(dtype)
         self.checkpoint, self.mesh, self.dtype = checkpoint, mesh, dtype
         self.template_name, self.template = template or DEFAULT_TEMPLATE, find_template(template)
         self._int8 = int8
@@ -348,3 +345,9 @@ class Policy:
         for row, image in zip(rows, readers.map(read_pixels, (requests[row] for row in rows)), strict=True):
             pixels[row] = image
         return pixels
+
+
+def check_dtype(dtype: Any) -> None:
+    """Raises InputError if a type needs another kind of device."""
+    if dtype == "float16" and jax.default_backend() != "gpu":
+        raise InputError(f"dtype float16 needs a GPU, and this is a {jax.default_backend()}; take bfloat16 or float32")

@@ -17,6 +17,7 @@ from vigor_jax.disk import naming
 from vigor_jax.errors import InputError
 from vigor_jax.hf.export import check_layout
 from vigor_jax.hf.load import open_checkpoint
+from vigor_jax.inference.policy import check_dtype
 from vigor_jax.parallel.processes import is_first
 from vigor_jax.pipeline.manifest import RunManifest
 from vigor_jax.pipeline.table import make_stages
@@ -48,6 +49,7 @@ class Run:
         )
         check_layout(config.export.layout, self.context.checkpoint)
         self.context.training_mesh  # noqa: B018 (does it fit the devices?)
+        check_dtype(config.model.dtype)
         self.stages = make_stages(config)
         self._results = {name: stage.results(self.context) for name, stage in self.stages.items()}
         self.manifest = RunManifest(config.run.dir, [each for found in self._results.values() for each in found])

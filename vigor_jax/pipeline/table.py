@@ -26,7 +26,8 @@ def make_stages(config: TrainConfig) -> dict[str, Stage]:
     """
     config = filled(config)
     score = ScoreStage(config.score, config.detection, config.reward_model, config.sample.images)
-    if "reward_model" in score.streams and not config.score.reward_model and "train_reward" in config.run.stages:
+    trains_its_own = "train_reward" in config.run.stages and not config.score.reward_model
+    if score.has_reward_model and trains_its_own:
         check_same_question(config.reward_model, dataclasses.asdict(config.train_reward), "train_reward")
     stages = (
         TrainRewardStage(config.train_reward),

@@ -42,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     from vigor_jax.config import TrainConfig
     from vigor_jax.hf.hub import local_directory
+    from vigor_jax.pipeline.table import make_stages
     from vigor_jax.plan.planning import compiler, plan
     from vigor_jax.plan.search import nearest, search
     from vigor_jax.stages.programs import Work
@@ -49,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config: TrainConfig = cli.parse(TrainConfig, rest, description=__doc__ or "")
     directory = local_directory(config.model.path)  # of a model on the Hub, the sizes are enough
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, path=directory))
+    make_stages(config)  # a stream that cannot be imported is said here, not as settings that do not fit
     work = Work(options.images, options.descriptions, options.answer)
     flags: dict[str, Any] = {}
     if options.search:

@@ -17,6 +17,7 @@ from vigor_jax.data.records.store import (
     has_part,
     join,
     part_metadata,
+    part_name,
     part_seal,
     read_part,
     write_part,
@@ -188,7 +189,19 @@ def _judge_parts(
 def _with_verdicts(
     items: Sequence[ScoreItem], records: str | Path, index: int, count: int, needs: Sequence[str]
 ) -> list[ScoreItem]:
-    """The items of a part, each with the verdicts of other streams on its texts."""
+    """The items of a part, each with the verdicts of other streams on its texts.
+
+    Raises:
+      InputError: verdicts are missing, or are of other candidates.
+    """
+    candidates = part_seal(join(records, "candidates"), index, count).digest
+    for name in needs:
+        folder = join(records, "verdicts", name)
+        if part_seal(folder, index, count).made_of not in ("", candidates):
+            raise InputError(
+                f"{join(folder, part_name(index, count))} is of other candidates than those that are there; remove it "
+                "and run the stage score again"
+            )
     verdicts = {name: read_part(join(records, "verdicts", name), index, count, Verdict) for name in needs}
     return [
         item._replace(

@@ -54,7 +54,7 @@ class SampleConfig:
       prompts: each image is asked one of them, drawn by its name and the seed.
       template: conversation format; by default `model.template`.
       images_per_part: images in one file of candidates; what a kill can lose is one file. Each starts with empty rows,
-        so take at least ten times `inference.sampler.batch_size`: fewer leave rows empty while the last answers end.
+        so take at least ten times `sampling.batch_size`: fewer leave rows empty while the last answers end.
       limit: only this many images, the first in their order, which in a folder is that of the names; 0 takes all.
       int8: hold the language model's weights in 8 bits meanwhile; what it says changes a little, see `models.int8`.
       sampling: how candidates are drawn.

@@ -86,10 +86,15 @@ class ScoreStage(Stage):
         self._judges: dict[str, RewardStream] = {}
         self._opened = ExitStack()
 
+    @property
+    def has_reward_model(self) -> bool:
+        """Whether our reward model judges."""
+        return any(stream.path == RewardModel.name for stream in self._streams.values())
+
     def results(self, context: RunContext) -> list[Result]:
         found = []
         for name, stream in self._streams.items():
-            is_own = name == RewardModel.name and self._config.reward_model is None
+            is_own = stream.path == RewardModel.name and self._config.reward_model is None
             read = (self.streams[needed] for needed in needs(stream_class(stream)))
             after = ("sample", *(["train_reward"] if is_own else []), *read)
             folder = join(context.records, "verdicts", name)
@@ -101,17 +106,18 @@ class ScoreStage(Stage):
             if self._is_scored(name, context):
                 self._greet(name, context, progress)
                 logger.info("score: all verdicts of %s are there", name)
-                continue
-            score(
-                self._judge(name, context, progress),
-                context.records,
-                self._image_place(),
-                together=uses_devices(stream_class(stream)),
-                made_with=progress.mark(result_name(stream)),
-                needs=needs(stream_class(stream)),
-                **context.share,
-            )
-            progress.barrier(name)  # another stream may need all its verdicts
+            else:
+                score(
+                    self._judge(name, context, progress),
+                    context.records,
+                    self._image_place(),
+                    together=uses_devices(stream_class(stream)),
+                    made_with=progress.mark(result_name(stream)),
+                    needs=needs(stream_class(stream)),
+                    **context.share,
+                )
+            # Another stream may need all the verdicts. Also where there was nothing to do: others may have had some.
+            progress.barrier(f"score, {name}")
         self._judges.clear()
         self.close()  # the sidecar's memory is wanted elsewhere
 
@@ -141,7 +147,7 @@ class ScoreStage(Stage):
         self._opened.close()
 
     def programs(self, target: Target) -> Iterator[Program]:
-        if RewardModel.name not in self._streams:
+        if not self.has_reward_model:
             return
         config, model, mesh = self._reward_model, target.model, target.inference_mesh
         rows = round_up_batch(config.batch_size, mesh)
@@ -171,7 +177,8 @@ class ScoreStage(Stage):
         if stream.path == DetectorStream.name:
             return fingerprint.of(self._detection, "detection")
         if stream.path != RewardModel.name:
-            return {f"score.streams.{stream.path}.{key}": value for key, value in stream.options.items()}
+            options = fingerprint.plain(dict(stream.options))
+            return {f"score.streams.{stream.path}.{key}": value for key, value in options.items()}
         given = self._config.reward_model
         judge = open_checkpoint(given, context.model.vision_tower) if given else None
         weights, tokenizer = (judge.digest(), judge.tokenizer.digest()) if judge else (None, None)
@@ -219,7 +226,7 @@ class ScoreStage(Stage):
 
     def _greet(self, name: str, context: RunContext, progress: Progress) -> None:
         """Asks the detector whether it is the one that the verdicts are of; it need not be there any more."""
-        if name != DetectorStream.name:
+        if self._streams[name].path != DetectorStream.name:
             return
         stream = DetectorStream(dataclasses.replace(self._detection, connect_timeout=GREETING_TIMEOUT))
         try:

@@ -184,9 +184,8 @@ def _check_made_of(folder: str, seals: Mapping[int, Seal], made_of: str) -> None
 def _check_settings(folder: str, metadata: Mapping[str, str]) -> dict[int, Seal]:
     """The seals of the parts of a folder, which were made with these settings."""
     found, seals = store.inspect_parts(folder)
-    if found and found != metadata:
-        then, now = ({key: json.loads(value) for key, value in each.items()} for each in (found, metadata))
-        what = next(fingerprint.differences(then, now))
+    then, now = ({key: json.loads(value) for key, value in each.items()} for each in (found, metadata))
+    if found and (what := next(fingerprint.differences(then, now), None)):
         raise InputError(
             f"{folder} was made with {what}; go back to that, choose another run.dir, or give --run.overwrite true to "
             "make it again"

@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import importlib.util
 import inspect
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -42,6 +43,10 @@ def as_config(stream: str | StreamConfig) -> StreamConfig:
     module, _, name = found.path.rpartition(":")
     if found.path not in OWN and not (module and name.isidentifier()):
         raise InputError(f"score.streams: expected {_WHICH}, got {found.path!r}")
+    try:
+        json.dumps(found.options)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"score.streams: {found.path}: its options are no plain values ({error})") from None
     if found.path in OWN and found.options:
         section = {"detector": "detection"}.get(found.path, found.path)
         raise InputError(f"score.streams: {found.path} takes no options here; its settings are {section}.*")
