@@ -167,7 +167,7 @@ def test_verdicts_of_other_candidates_are_not_read(streams, context):
     for part in range(2):
         found = [Candidate(f"{part}.png", "?", i, text, (2,), -2.0, "eos") for i, text in enumerate(reversed(TEXTS))]
         store.write_part(context.dir / "candidates", part, 2, found, Candidate)
-    with pytest.raises(InputError, match="part-00000-of-00002.* is of other candidates .* run the stage score again"):
+    with pytest.raises(InputError, match=r"part-00000-of-00002.* is of other candidates .* run the stage score again"):
         stage(context, f"{streams}:Letters", f"{streams}:Doubled").run(context, Told())
 
 
