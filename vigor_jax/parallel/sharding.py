@@ -92,7 +92,7 @@ def join_processes(config: DistributedConfig) -> None:
             "distributed: coordinator is set, so num_processes and process_id are needed too, "
             f"got num_processes={config.num_processes}, process_id={config.process_id}"
         )
-    collectives = jax.config.jax_cpu_collectives_implementation
+    collectives = jax.config.values["jax_cpu_collectives_implementation"]
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         jax.distributed.initialize(
