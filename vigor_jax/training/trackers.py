@@ -76,8 +76,10 @@ def recall(reporting: Reporting, stage: str, directory: Path, *, start: int, log
     """
     file = directory / f"{stage}.trackers.json"
     before = _read(file) if start else {}
-    runs = {name: TrackerRun(run.id, max(run.logged, logged)) for name, run in before.items() if name in reporting.to}
-    runs |= {name: TrackerRun(uuid.uuid4().hex[:8], 0) for name in reporting.to if name not in runs}
+    runs = dict[str, TrackerRun]()
+    for name in reporting.to:
+        run = before.get(name)
+        runs[name] = TrackerRun(run.id, max(run.logged, logged)) if run else TrackerRun(uuid.uuid4().hex[:8], 0)
     if reporting.to:
         kept = {name: run._asdict() for name, run in (before | runs).items()}
         file.write_text(json.dumps(kept) + "\n", encoding="utf-8")
