@@ -91,7 +91,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def find_model(name: str | Path, backend: str) -> Path:
-    """Where a model is, after fetching what the cache of the Hub lacks of it.
+    """Where a model is, after fetching what the cache of the Hub lacks of it (backend `transformers`).
 
     Raises:
       InputError: it is neither here nor to be had.
@@ -106,7 +106,9 @@ def find_model(name: str | Path, backend: str) -> Path:
         raise InputError(
             f"--model {name} does not exist; give a local directory with a GroundingDINO, or ORG/NAME on the Hub"
         )
-    return hub.whole_model(model)
+    if backend == "transformers":  # another layout's weights may lie in the cache, too
+        hub.fetch_weights(model)
+    return model
 
 
 def load_backends(options: argparse.Namespace) -> list[Backend]:

@@ -2,10 +2,11 @@
 # launch/tpu_vm.sh NAME ZONE NFS --config configs/vigor_all_7b.yaml --run.dir /mnt/shared/runs/all ...
 # Runs the same command on every host of a TPU pod VM. NFS is a file share (SERVER:/PATH), mounted as /mnt/shared, for
 # the checkpoint, the run and the annotations; images may be in a bucket. What was stopped or preempted continues when this
-# is run again. A TPU host has no GPU, so the detector is elsewhere: --detection.addresses HOST:50051.
+# is run again. A TPU host has no GPU, so the detector is elsewhere: give --detection.model null and
+# --detection.addresses HOST:50051.
 set -euo pipefail
 if [ "$#" -lt 4 ]; then
-  sed -n '2,5s/^# //p' "$0" >&2
+  sed -n '2,6s/^# //p' "$0" >&2
   exit 2
 fi
 name=$1 zone=$2 share=$3

@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from detector_bridge import command
+from detector_bridge.errors import InputError as BridgeError
 from tests.test_packaging import commands
 from vigor_jax import cli
+from vigor_jax.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -88,6 +91,23 @@ def test_a_refusal_is_one_line_whatever_name_it_tells(name: str) -> None:
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert "is missing" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("make", "refusal"),
+    [
+        (lambda: cli.Parser("plan", "Plans."), InputError),
+        (lambda: command.Parser(prog="client", description="Asks."), BridgeError),
+    ],
+    ids=["vigor_jax", "detector_bridge"],
+)
+@pytest.mark.parametrize("given", [["--topo", "v5e:4x4"], ["--topo=v5e:4x4"]], ids=["apart", "joined"])
+def test_an_abbreviated_option_is_refused(make, refusal, given) -> None:
+    parser = make()
+    parser.add_argument("--topology")
+    assert parser.parse_args(["--topology", "v5e:4x4"]).topology == "v5e:4x4"
+    with pytest.raises(refusal, match=r"unrecognized arguments: --topo[ =]v5e:4x4 \(--help lists the options\)"):
+        parser.parse_args(given)
 
 
 @pytest.mark.slow

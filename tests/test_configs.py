@@ -71,6 +71,10 @@ def test_command_line_wins_over_file_and_later_over_earlier(tmp_path):
 HELPED = (TrainConfig, DemoOptions, CaptionCommand, ExportCommand, EvaluatedModelConfig)
 BASE = ["--run.dir", "r", "--model.path", "m"]
 REFUSED = {
+    "abbreviated": ([*BASE, "--sft.epoch=3"], "unknown key sft.epoch; the nearest known one is sft.epochs"),
+    "abbreviated, apart": ([*BASE, "--sft.epoch", "3"], "unknown key sft.epoch; the nearest known one is sft.epochs"),
+    "abbreviated section": ([*BASE, "--model.pa=m"], "unknown key model.pa; "),
+    "abbreviated config": ([*BASE, "--conf=x.yaml"], "unknown key conf; "),
     "unknown key": ([*BASE, "--sft.learning_rte", "3"], "unknown key sft.learning_rte; the nearest known one"),
     "unknown section": ([*BASE, "--sfft.epochs", "3"], "the nearest known one is sft.epochs"),
     "wrong type": ([*BASE, "--sft.epochs", "many"], "many"),

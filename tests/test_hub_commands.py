@@ -164,3 +164,22 @@ def test_plan_takes_the_sizes_and_no_weights(hub, machine, world):
     hub.forget()
     assert machine.run("-c", program) == str(TINY.text_width)
     assert not [file for file in hub.sent if file.endswith("safetensors")]
+
+
+def test_a_run_keeps_the_commit_of_its_detector(hub, machine, tmp_path):
+    """Where it scores, and with the backend that reads the Hub; a folder stays as it is."""
+    detector = write_transformers(tmp_path / "detector")
+    hub.repositories["tiny/detector"] = Repository({"main": detector})
+    program = (
+        "import sys; from vigor_jax import cli; from vigor_jax.config import TrainConfig, with_pinned_models;"
+        "config = cli.parse(TrainConfig, ['--run.dir', 'r', '--model.path', 'm', *sys.argv[1:]], description='');"
+        "print(with_pinned_models(config).detection.model, file=sys.stderr)"
+    )
+    scoring = ["--run.stages", "score", "--detection.model"]
+    pinned = machine.run("-c", program, *scoring, "tiny/detector")
+    assert pinned == f"tiny/detector@{commit_of(detector)}"
+    assert machine.run("-c", program, *scoring, pinned, HF_HUB_OFFLINE="1") == pinned
+    assert machine.run("-c", program, *scoring, str(detector)) == str(detector)
+    unread = ["--detection.backend", "groundingdino", "--run.stages", "score"], ["--run.stages", "sft"]
+    for given in unread:
+        assert machine.run("-c", program, *given, "--detection.model", "tiny/absent") == "tiny/absent"

@@ -139,6 +139,9 @@ def test_the_source_distribution_makes_the_same_wheel(built: tuple[Path, Path], 
     (source,) = tmp_path.iterdir()
     names = {path.relative_to(source).parts[0] for path in source.rglob("*")}
     assert {"LICENSE", "README.md", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "configs", *PACKAGES} <= names
+    for folder in ("docs", "launch", "scripts"):  # the pages, and what they say to run
+        found = {path.relative_to(source).as_posix() for path in (source / folder).rglob("*") if path.is_file()}
+        assert found == shipped(ROOT / folder)
     assert not names & {"tests", "benchmarks", "findings", "runs"}
     assert contents(call_backend(source, "build_wheel", tmp_path / "dist")) == contents(wheel)
 

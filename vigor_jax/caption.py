@@ -32,7 +32,7 @@ class CaptionCommand:
       out: JSON lines; captions that are there already are kept, and not made again.
       prompt: what is asked about each image.
       template: the conversation format that the model was trained with.
-      vision_tower: the same of the CLIP tower of an original checkpoint that does not bring it.
+      vision_tower: directory, or name on the Hub, of the CLIP tower of an original checkpoint that does not bring it.
       dtype: type to compute in; by default float32 if the checkpoint is stored so, else bfloat16.
       sampling: how captions are drawn.
       mesh: how the devices are arranged; a model too large for one device is split over `tensor`.

@@ -45,6 +45,7 @@ class Parser(argparse.ArgumentParser):
             prog=f"python -m vigor_jax.{command}",
             description=description,
             formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
         )
 
     def error(self, message: str) -> NoReturn:
@@ -75,7 +76,8 @@ def parse(schema: type[T], arguments: Sequence[str] | None = None, *, descriptio
       InputError: a malformed value, or a config file that cannot be read.
       SystemExit: after `--help`.
     """
-    return _parse(schema, arguments, jsonargparse.ArgumentParser(description=description.split("\n\n")[0]))
+    parser = jsonargparse.ArgumentParser(description=description.split("\n\n")[0], allow_abbrev=False)
+    return _parse(schema, arguments, parser)
 
 
 def parse_if_known(schema: type[T], arguments: Sequence[str], *, with_config: bool = True) -> T | None:
@@ -86,7 +88,7 @@ def parse_if_known(schema: type[T], arguments: Sequence[str], *, with_config: bo
     Raises:
       InputError: as `parse`, except for `UnknownKeyError`.
     """
-    parser = jsonargparse.ArgumentParser(add_help=False, print_config=None)
+    parser = jsonargparse.ArgumentParser(add_help=False, print_config=None, allow_abbrev=False)
     try:
         return _parse(schema, arguments, parser, with_config=with_config)
     except UnknownKeyError:

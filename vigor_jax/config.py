@@ -101,15 +101,19 @@ class TrainConfig:
 
 def with_pinned_models(config: TrainConfig) -> TrainConfig:
     """The config with the commit of each model that is named on the Hub, so that all stages, all rounds and whoever
-    reads `config.yaml` mean the same one.
+    reads `config.yaml` mean the same one. The detector counts where candidates are scored.
 
     Raises:
       InputError: one cannot be fetched and is not in the cache.
     """
-    model, judge = config.model, config.score.reward_model
+    model, judge, detection = config.model, config.score.reward_model, config.detection
+    detector = detection.model
+    if detector and detection.backend == "transformers" and "score" in config.run.stages:
+        detector = pinned(detector)
     tower = model.vision_tower and pinned(model.vision_tower)
     return dataclasses.replace(
         config,
         model=dataclasses.replace(model, path=pinned(model.path), vision_tower=tower),
         score=dataclasses.replace(config.score, reward_model=judge and pinned(judge)),
+        detection=dataclasses.replace(detection, model=detector),
     )

@@ -35,7 +35,7 @@ class ExportCommand(ExportConfig):
       out: a directory that does not exist yet or is empty.
       base: the checkpoint that training began with, if it is no longer where it was: a directory or its name on the
         Hub.
-      vision_tower: the same of the CLIP tower of an original checkpoint that does not bring it.
+      vision_tower: directory, or name on the Hub, of the CLIP tower of an original checkpoint that does not bring it.
       distributed: how processes find each other.
     """
 
@@ -98,7 +98,7 @@ def export_model(
       layout: by default that of the checkpoint that training began with.
       dtype: type that the weights are stored in; by default as they were.
       base: the checkpoint that training began with, if it is no longer where it was.
-      vision_tower: the CLIP tower of an original checkpoint that does not bring it.
+      vision_tower: directory, or name on the Hub, of the CLIP tower of an original checkpoint that does not bring it.
 
     Returns:
       `out`.

@@ -44,7 +44,7 @@ class VigorJax(lmms):
     Args:
       pretrained: a llava-hf directory or one of the original LLaVA code, or its name on the Hub (docs/checkpoints.md).
       template: the conversation format that the model was trained with.
-      vision_tower: the same of the CLIP tower of an original checkpoint that does not bring it.
+      vision_tower: directory, or name on the Hub, of the CLIP tower of an original checkpoint that does not bring it.
       dtype: type to compute in; by default float32 if the checkpoint is stored so, else bfloat16.
       tensor: over how many devices the weights are split.
       batch_size: questions a batch; rounded up to what divides over the devices.

@@ -11,7 +11,9 @@ from typing import NamedTuple
 
 import pytest
 
+from detector_bridge.errors import InputError
 from detector_bridge.hub import is_id, local_directory, origin
+from detector_bridge.server import find_model
 from tests.hub_server import Hub, Repository, commit_of, files_of, serving, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -257,3 +259,13 @@ def test_what_exists_here_is_a_path(tmp_path, monkeypatch):
     assert local_directory("tiny/model") == Path("tiny/model")
     assert origin(tmp_path / "tiny" / "model") == str(tmp_path / "tiny" / "model")
     assert files_of(tmp_path) == []
+
+
+def test_the_original_layout_in_the_cache_needs_no_weights_of_transformers(tmp_path, monkeypatch):
+    snapshot = tmp_path / "models--tiny--original" / "snapshots" / ("a" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot / "groundingdino_swint_ogc.pth").touch()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert find_model(snapshot, "groundingdino") == snapshot
+    with pytest.raises(InputError, match="its weights are not in the cache"):
+        find_model(snapshot, "transformers")

@@ -26,9 +26,9 @@ LINEAR = Tiny(linear_projector=True)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def params_of(directory: Path, *, scan: bool = True, dtype=None) -> dict:
+def params_of(directory: Path, vision_tower: Path | None = None, *, scan: bool = True, dtype=None) -> dict:
     """Every parameter, through the device, in the type it has on disk."""
-    checkpoint = open_checkpoint(directory)
+    checkpoint = open_checkpoint(directory, vision_tower)
     model = load_model(checkpoint, mesh=make_mesh(MeshConfig()), dtype=dtype or checkpoint.dtype, scan=scan)
     return {path: variable.get_value() for path, variable in param_paths(nnx.state(model)).items()}
 
@@ -439,6 +439,21 @@ def test_original_without_its_tower_is_refused(tmp_path):
     rewrite(checkpoint / "config.json", mm_use_im_start_end=True)
     with pytest.raises(InputError, match="mm_use_im_start_end"):
         open_checkpoint(checkpoint, vision_tower=checkpoint / "clip")
+
+
+def test_a_tower_that_an_export_brings_comes_before_a_given_one(tmp_path):
+    """Where it was trained; the given one is for the checkpoint that does not bring it, which a round began with."""
+    begun = build_original(tmp_path / "llava", TINY, tower_inside=False)
+    given = shutil.move(begun / "clip", tmp_path / "clip")
+    checkpoint, params = open_checkpoint(begun, given), params_of(begun, given)
+    name = next(path for path in params if path.startswith("vision_tower.") and "class_embedding" in path)
+    trained = params[name] + 1
+    out = tmp_path / "llava-export"
+    export_checkpoint(checkpoint, {name: trained}, out)
+    np.testing.assert_array_equal(params_of(out, given)[name], trained)
+    np.testing.assert_array_equal(params_of(out)[name], trained)
+    rewrite(out / "config.json", mm_vision_tower="openai/clip-vit-large-patch14")  # does not name what lies there
+    np.testing.assert_array_equal(params_of(out, given)[name], params[name])
 
 
 def test_export_refuses_a_directory_with_something_in_it(tmp_path):

@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -182,3 +183,45 @@ def test_a_step_of_several_tasks_is_joined():
     environment = JOB | STEP | {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_JOB_ID": f"{os.getpid()}"}
     tasks = [join(**environment | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}) for rank in range(2)]
     assert [ended(task)[:2] for task in tasks] == [(0, "2"), (0, "2")]
+
+
+LATE = """
+import jax
+from vigor_jax.errors import InputError
+from vigor_jax.parallel import sharding
+from vigor_jax.parallel.sharding import DistributedConfig, join_processes
+def attempt(*given):
+    try:
+        join_processes(DistributedConfig(*given))
+        print("joined", jax.process_count(), jax.distributed.is_initialized())
+    except InputError as error:
+        print(error)
+"""
+LATE_LINE = (
+    "distributed: this process used JAX before it was to join the others; call vj.run before other uses of JAX in this "
+    "process, or give distributed.enabled false to run as one"
+)
+
+
+def late(program, **environment):
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM", "OMPI"))}
+    run = subprocess.run(
+        [sys.executable, "-c", LATE + program], check=True, capture_output=True, text=True, cwd=LAUNCH.parent,
+        env=clean | {"JAX_PLATFORMS": "cpu"} | environment, timeout=120,
+    )  # fmt: skip
+    return run.stdout.splitlines()
+
+
+def test_who_has_joined_may_be_asked_again():
+    with socket.create_server(("127.0.0.1", 0)) as server_socket:
+        port = server_socket.getsockname()[1]
+    given = f"None, 'localhost:{port}', 1, 0"
+    assert late(f"attempt({given}); jax.devices(); attempt({given}); attempt()") == ["joined 1 True"] * 3
+
+
+def test_after_another_use_of_jax():
+    """A host with chips, which may be alone, runs; who was told of others does not run without them."""
+    alone = "jax.devices(); sharding.in_cluster = lambda: True; attempt(); attempt(False); attempt(True)"
+    assert late(alone) == ["joined 1 False"] * 2 + [LATE_LINE]
+    assert late("jax.devices(); attempt(None, 'localhost:1', 1, 0)") == [LATE_LINE]
+    assert late("jax.devices(); attempt()", OMPI_COMM_WORLD_SIZE="2", OMPI_COMM_WORLD_RANK="0") == [LATE_LINE]

@@ -1,12 +1,14 @@
 """Plans against programs that really run, here on one CPU."""
 
 import dataclasses
+import shutil
 import subprocess
 import sys
 
 import jax
 import pytest
 
+from tests.hf.test_round_trip import TINY, build_original
 from tests.plan.memory_taken import CHIP, LINUX_COUNTS_PEAKS, planned_and_taken
 from tests.stages.sft_world import ROOT, make_world
 from vigor_jax.config import RunConfig, TrainConfig
@@ -129,6 +131,18 @@ def test_rings_that_grow_are_there_twice(config):
     shorter = 96 * token + token  # and the latest
     assert growth.peak == pytest.approx(decode.arguments + shorter + growth.temporaries, rel=1e-3)
     assert growth.flops == 0
+
+
+def test_a_tower_that_the_checkpoint_does_not_bring_is_given(config, tmp_path):
+    original = build_original(tmp_path / "llava", TINY, tower_inside=False)
+    tower = shutil.move(original / "clip", tmp_path / "clip")
+    given = dataclasses.replace(
+        config,
+        run=dataclasses.replace(config.run, stages=("sft",)),
+        model=dataclasses.replace(config.model, path=original, vision_tower=tower),
+    )
+    assert plan(given, Here("v5e:1x1", CHIP, 1), Work()).model == str(original)
+    assert model_config(original, tower).vision.hidden_size == TINY.vision_width
 
 
 def test_batches_that_do_not_divide(config):

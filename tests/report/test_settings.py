@@ -70,3 +70,10 @@ def test_without_a_log_the_config_tells_the_day(tmp_path):
     assert read_settings({}, tmp_path)["Date"][0] in ("2023-11-14", "2023-11-15")  # wherever this runs
     (tmp_path / "log.txt").write_text("")
     assert read_settings({}, tmp_path)["Date"][0].startswith("2023-11-1")
+
+
+def test_streams_with_options_are_in_plain_words(tmp_path):
+    streams = "[detector, {path: my.py:Stream, options: {min_score: 0.5, names: [a, b], strict: true}}, {path: x:Y}]"
+    config = resolved("vigor_all_7b", "--score.streams", streams)
+    rewards = read_settings(config, tmp_path)["Rewards"]
+    assert rewards == ["detector", "my.py:Stream (min score 0.5, names a, b, strict yes)", "x:Y"]

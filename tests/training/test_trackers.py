@@ -103,6 +103,16 @@ def test_a_resumed_run_continues_the_trackers_run_without_double_steps(trackers,
     assert trackers["wandb"].opened[0]["id"] != trackers["trackio"].opened[0]["name"]
 
 
+def test_kills_between_two_checkpoints_report_no_update_twice(trackers, tmp_path):
+    """However far each process came, and whoever of the trackers was there."""
+    log(tmp_path, range(1, 8), start=0, to=("wandb",))
+    log(tmp_path, range(5, 6), start=4)
+    log(tmp_path, range(5, 7), start=4)
+    log(tmp_path, range(5, 10), start=4)
+    assert [step for step, _ in trackers["wandb"].points] == [*range(1, 10)]
+    assert [step for step, _ in trackers["trackio"].points] == [*range(5, 10)]
+
+
 def test_a_run_from_the_beginning_is_another_run(trackers, tmp_path):
     for _ in range(2):
         log(tmp_path, range(1, 4), start=0)

@@ -33,7 +33,7 @@ class ModelConfig:
 
     Attributes:
       path: a llava-hf directory or one of the original LLaVA code, or its name on the Hub (docs/checkpoints.md).
-      vision_tower: the same of the CLIP tower of an original checkpoint that does not bring it.
+      vision_tower: directory, or name on the Hub, of the CLIP tower of an original checkpoint that does not bring it.
       dtype: type to compute in; what is trained is held in float32 in any case.
       template: the conversation format that it was trained with, a key of `data.text.conversation.TEMPLATES`.
     """
@@ -52,8 +52,8 @@ def open_checkpoint(name: str | Path, vision_tower: str | Path | None = None) ->
 
     Args:
       name: directory of a model of one of `families.FAMILIES`, or `ORG/NAME` or `ORG/NAME@REVISION` on the Hub.
-      vision_tower: the same of the CLIP tower of an original LLaVA checkpoint that neither contains it nor names a
-        path that exists here.
+      vision_tower: directory, or name on the Hub, of the CLIP tower of an original LLaVA checkpoint that neither
+        contains it nor names a path that exists here.
 
     Raises:
       InputError: a file is missing or damaged, a tensor is missing, unexpected or of another shape, or the config

@@ -69,14 +69,19 @@ class DistributedConfig:
 def join_processes(config: DistributedConfig) -> None:
     """Initialises `jax.distributed`; TPU pods and SLURM are recognised, elsewhere the three flags say how.
 
+    Does nothing in a process that has joined already, nor in one that has used JAX already and is surely meant to be
+    alone.
+
     A process that is lost ends the others within `HEARTBEAT_TIMEOUT`, with one line.
 
     In a SLURM job a task has its node's GPUs if it is alone there, and one of them if there are several.
 
     Raises:
-      InputError: only some of the three flags are given, other processes cannot be found, or this one would be alone in
-        a SLURM job of several nodes.
+      InputError: only some of the three flags are given, other processes cannot be found, this one would be alone in a
+        SLURM job of several nodes, or it used JAX before it was to join others.
     """
+    if jax.distributed.is_initialized():
+        return
     enabled = config.coordinator is not None or in_cluster() if config.enabled is None else config.enabled
     if not enabled:
         if config.enabled is None:
@@ -87,6 +92,7 @@ def join_processes(config: DistributedConfig) -> None:
             "distributed: coordinator is set, so num_processes and process_id are needed too, "
             f"got num_processes={config.num_processes}, process_id={config.process_id}"
         )
+    collectives = jax.config.values["jax_cpu_collectives_implementation"]
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         jax.distributed.initialize(
@@ -102,6 +108,13 @@ def join_processes(config: DistributedConfig) -> None:
             f"distributed: cannot join the other processes ({reason}); start every process with srun, or give "
             "--distributed.coordinator, num_processes and process_id, or --distributed.enabled false to run as one"
         ) from error
+    except RuntimeError as error:  # JAX has its devices already
+        jax.config.update("jax_cpu_collectives_implementation", collectives)
+        if config.enabled or config.coordinator is not None or _has_tasks() or jax.process_count() > 1:
+            raise InputError(
+                "distributed: this process used JAX before it was to join the others; call vj.run before other uses of "
+                "JAX in this process, or give distributed.enabled false to run as one"
+            ) from error
     if jax.distributed.is_initialized():
         listen()
 
@@ -120,10 +133,15 @@ def in_cluster() -> bool:
 
     `SLURM_NTASKS` does not say it: the batch script and the shell of salloc have it too, and are one process.
     """
-    if _count("SLURM_STEP_NUM_TASKS") > 1 or _count("OMPI_COMM_WORLD_SIZE") > 1:
+    if _has_tasks():
         return True
     chips = any(Path("/dev").glob("accel[0-9]*")) or any(Path("/dev/vfio").glob("[0-9]*"))
     return chips and importlib.util.find_spec("libtpu") is not None and os.environ.get("JAX_PLATFORMS") != "cpu"
+
+
+def _has_tasks() -> bool:
+    """Whether srun or mpirun started this process as one of several."""
+    return _count("SLURM_STEP_NUM_TASKS") > 1 or _count("OMPI_COMM_WORLD_SIZE") > 1
 
 
 def _tell_of_idle_tasks() -> None:

@@ -142,17 +142,34 @@ class Run:
 
 @contextmanager
 def _log_file(path: Path) -> Iterator[None]:
-    """Appends what is logged to a file, in the one process that writes it."""
+    """Appends what is logged to a file, in the one process that writes it.
+
+    Where the program around this one lets no INFO through, the file gets ours all the same, and its own handlers get no
+    more than before.
+    """
     if not is_first():
         yield
         return
+    root, ours = logging.getLogger(), logging.getLogger("vigor_jax")
+    others, level, shown = (*root.handlers, *ours.handlers), ours.level, ours.getEffectiveLevel()
+
+    def as_before(record: logging.LogRecord) -> bool:
+        return record.levelno >= shown or not record.name.startswith(ours.name)
+
     handler = _LogFile(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(message)s"))
-    logging.getLogger().addHandler(handler)
+    root.addHandler(handler)
+    if shown > logging.INFO:
+        for other in others:
+            other.addFilter(as_before)
+        ours.setLevel(logging.INFO)
     try:
         yield
     finally:
-        logging.getLogger().removeHandler(handler)
+        ours.setLevel(level)
+        for other in others:
+            other.removeFilter(as_before)
+        root.removeHandler(handler)
         with suppress(OSError):
             handler.close()
 

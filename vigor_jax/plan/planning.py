@@ -103,7 +103,7 @@ def plan(config: TrainConfig, topology: Topology, work: Work) -> Plan:
     Raises:
       InputError: the pod or the mesh is not possible.
     """
-    found = model_config(config.model.path)
+    found = model_config(config.model.path, config.model.vision_tower)
     name = origin(Path(config.model.path))
     named = name if found else f"LLaVA-1.5 7B, for there is no {name}"
     devices = topology.devices()
@@ -128,7 +128,7 @@ def compile_all(config: TrainConfig, topology: Topology, devices: list[Any]) -> 
     Raises:
       InputError: the mesh is not possible.
     """
-    model = model_config(config.model.path) or LlavaConfig()
+    model = model_config(config.model.path, config.model.vision_tower) or LlavaConfig()
 
     def compile_one(program: Program) -> Estimate:
         made = estimate(program, topology.chip, len(devices))
@@ -140,10 +140,10 @@ def compile_all(config: TrainConfig, topology: Topology, devices: list[Any]) -> 
         return list(pool.map(compile_one, programs(config, model, devices, _sizes(config, model))))
 
 
-def model_config(path: str | Path) -> VlmConfig | None:
-    """Sizes of the model in a checkpoint directory; None if there is none."""
+def model_config(path: str | Path, vision_tower: str | Path | None = None) -> VlmConfig | None:
+    """Sizes of the model in a checkpoint directory, with a tower that it does not bring; None if there is no model."""
     directory = Path(path)
-    return read_config(directory) if (directory / "config.json").is_file() else None
+    return read_config(directory, vision_tower) if (directory / "config.json").is_file() else None
 
 
 def programs(config: TrainConfig, model: VlmConfig, devices: list[Any], sizes: Sizes) -> Iterator[Program]:

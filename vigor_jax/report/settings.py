@@ -83,8 +83,19 @@ def _lines(value: Any) -> list[str]:
     if isinstance(value, Mapping):
         return [f"{name} {each}" for name, each in value.items()]
     if isinstance(value, list):
-        return [str(each) for each in value]
+        return [_stream(each) if isinstance(each, Mapping) else str(each) for each in value]
     return [{True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)]
+
+
+def _stream(given: Mapping[str, Any]) -> str:
+    """A stream with options: `my.py:Stream (threshold 0.5, names a, b)`."""
+    options = given.get("options")
+    words = (
+        [f"{name.replace('_', ' ')} {', '.join(_lines(each))}" for name, each in options.items()]
+        if isinstance(options, Mapping)
+        else []
+    )
+    return f"{given.get('path', '')} ({', '.join(words)})" if words else str(given.get("path", ""))
 
 
 def _get(config: Any, key: str) -> Any:

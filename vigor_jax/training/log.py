@@ -13,7 +13,7 @@ from tensorboard.summary import Writer
 from tqdm import tqdm
 
 from vigor_jax.errors import InputError
-from vigor_jax.training.trackers import NOWHERE, Reporting, Trackers
+from vigor_jax.training.trackers import NOWHERE, Reporting, Trackers, recall
 
 
 class TrainingLog:
@@ -50,11 +50,12 @@ class TrainingLog:
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / f"{name}.jsonl"
         logged = last_step(path)
+        runs = recall(reporting, name, directory, start=start, logged=logged)  # before the lines of `logged` are gone
         keep_steps(path, start)
         self._name, self._every, self._peak_flops = name, every, peak_flops
         self._lines = path.open("a", encoding="utf-8")
         self._events = Writer(str(directory))  # TensorBoard itself drops the steps that a resumed run does again
-        self._trackers = Trackers(reporting, name, directory, start=start, logged=logged, settings=settings or {})
+        self._trackers = Trackers(reporting, name, directory, runs, settings or {})
         self._bar = tqdm(total=total, initial=start, desc=name, unit="step", dynamic_ncols=True)
         self._last = time.perf_counter()
 

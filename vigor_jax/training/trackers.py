@@ -10,7 +10,7 @@ import os
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from vigor_jax.errors import InputError
 
@@ -51,6 +51,41 @@ class Reporting:
 NOWHERE = Reporting()
 
 
+class TrackerRun(NamedTuple):
+    """A stage's run at a tracker.
+
+    Attributes:
+      id: its name there.
+      logged: the last update that it has: it does not get what comes before again.
+    """
+
+    id: str
+    logged: int
+
+
+def recall(reporting: Reporting, stage: str, directory: Path, *, start: int, logged: int) -> dict[str, TrackerRun]:
+    """The runs that a stage continues or begins, by tracker; keeps them in `STAGE.trackers.json`.
+
+    Args:
+      reporting: which trackers.
+      stage: is the file's name.
+      directory: has the file.
+      start: updates done. At 0 the runs are new.
+      logged: the last update whose metrics were logged before this process. If the process before this one was killed
+        before it got as far as the one before it, the file has a later update.
+    """
+    file = directory / f"{stage}.trackers.json"
+    before = _read(file) if start else {}
+    runs = dict[str, TrackerRun]()
+    for name in reporting.to:
+        run = before.get(name)
+        runs[name] = TrackerRun(run.id, max(run.logged, logged)) if run else TrackerRun(uuid.uuid4().hex[:8], 0)
+    if reporting.to:
+        kept = {name: run._asdict() for name, run in (before | runs).items()}
+        file.write_text(json.dumps(kept) + "\n", encoding="utf-8")
+    return runs
+
+
 class Trackers:
     """The trackers' runs of one stage, in the one process that reports.
 
@@ -59,28 +94,26 @@ class Trackers:
     Args:
       reporting: which ones.
       stage: is part of the runs' names.
-      directory: keeps which runs they are, in `STAGE.trackers.json`, for the stage to continue them.
-      start: updates done. At 0 the runs are new.
-      logged: the last update whose metrics were logged before this process: no tracker that has them gets them again.
+      directory: for what they write.
+      runs: what `recall` gives.
       settings: JSON values that the trackers show.
     """
 
     def __init__(
-        self, reporting: Reporting, stage: str, directory: Path, *, start: int, logged: int, settings: Mapping[str, Any]
+        self,
+        reporting: Reporting,
+        stage: str,
+        directory: Path,
+        runs: Mapping[str, TrackerRun],
+        settings: Mapping[str, Any],
     ) -> None:
         self._runs: dict[str, Any] = {}
-        self._had: dict[str, int] = {}
-        file = directory / f"{stage}.trackers.json"
-        before = _read(file) if start else {}
-        ids = {name: before.get(name) or uuid.uuid4().hex[:8] for name in reporting.to}
-        if reporting.to:
-            file.write_text(json.dumps(before | ids) + "\n", encoding="utf-8")
+        self._had = {name: run.logged for name, run in runs.items()}
         for name in reporting.to:
-            self._had[name] = logged if name in before else 0
             run_name = f"{reporting.run_name}-{stage}"
             project = reporting.project or os.environ.get(f"{name.upper()}_PROJECT") or PROJECT
             with self._surviving(name):
-                self._runs[name] = _open(name, project, run_name, ids[name], directory, dict(settings))
+                self._runs[name] = _open(name, project, run_name, runs[name].id, directory, dict(settings))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Reports the metrics of an update, by their names in TensorBoard."""
@@ -114,9 +147,9 @@ def _open(name: str, project: str, run_name: str, run_id: str, directory: Path, 
     return module.init(project=project, name=run_name, id=run_id, config=settings, resume="allow", dir=place)
 
 
-def _read(file: Path) -> dict[str, str]:
+def _read(file: Path) -> dict[str, TrackerRun]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return {name: TrackerRun(str(run["id"]), int(run["logged"])) for name, run in found.items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return {}
-    return {name: value for name, value in found.items() if isinstance(value, str)} if isinstance(found, dict) else {}

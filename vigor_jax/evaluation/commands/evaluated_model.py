@@ -25,7 +25,7 @@ class EvaluatedModelConfig:
         without one, saved answers are scored.
       images: the images that the questions are about: a folder, tar shards or Parquet (docs/images.md).
       template: the conversation format that the model was trained with.
-      vision_tower: the same of the CLIP tower of an original checkpoint that does not bring it.
+      vision_tower: directory, or name on the Hub, of the CLIP tower of an original checkpoint that does not bring it.
       dtype: type to compute in; by default float32 if the checkpoint is stored so, else bfloat16.
       sampling: how answers are drawn.
       mesh: how the devices are arranged.

@@ -98,6 +98,8 @@ def _feature_layer(fields: Fields, key: str, vision: ClipConfig) -> int:
 def find_tower(config: Json, directory: Path, vision_tower: str | Path | None) -> tuple[str, Path | None, ClipConfig]:
     """The tower that an original checkpoint names: its name, its directory if there is one, and its sizes.
 
+    One that it brings, as an export of a run that trained it does, comes before `vision_tower`.
+
     Raises:
       InputError: it is neither known nor a directory.
     """
@@ -105,10 +107,13 @@ def find_tower(config: Json, directory: Path, vision_tower: str | Path | None) -
     fields = Fields(config, path)
     if not (named := fields.text("mm_vision_tower", "")):
         raise InputError(f"{fields.place('mm_vision_tower')} is empty; name the tower, or its directory")
-    if vision_tower:
+    own = directory / "vision_tower"
+    if Path(named).name == own.name and exists(own / "config.json"):
+        places = [own]
+    elif vision_tower:
         places = [hub.local_directory(vision_tower)]
     else:
-        places = [Path(named), directory / named, directory / "vision_tower"]
+        places = [Path(named), directory / named, own]
     tower = next((place for place in places if exists(place / "config.json")), None)
     if tower is None and not vision_tower and named not in KNOWN_TOWERS and is_fetched(named, directory):
         tower = hub.local_directory(named)
