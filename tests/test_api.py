@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -24,7 +25,7 @@ from tests.detector_bridge.tiny_detector import write_transformers
 from tests.tiny_llava import Tiny, build_checkpoint, build_model, write_processor
 from vigor_jax.inference.responses import SamplingOptions
 from vigor_jax.inference.sampling_methods import SamplingConfig
-from vigor_jax.records import Span
+from vigor_jax.records import Span, Verdict
 
 ROOT = Path(__file__).resolve().parents[1]
 ENTITIES = vj.PhrasesConfig(extractor="entities")
@@ -382,6 +383,34 @@ def test_refining_takes_out_what_is_not_there():
         vj.refine(text, judgments)
 
 
+class WrongFrom:
+    """A stream that finds the first word of every text wrong."""
+
+    def judge(self, items):
+        absent = vj.Signal("it", (Span(0, 1),), 1, 0, 0.1, absent=True)
+        for item in items:
+            yield [Verdict(item.image, number, "a", (absent,)) for number in range(len(item.texts))]
+
+
+@pytest.mark.parametrize("left", [[0, 2], [1], [2, 1], [1, 2, 4, 5], [5], [0, 1, 2, 3, 4, 5]])
+def test_some_of_the_responses_are_judged_and_refined_as_all_of_them(images, left):
+    """Whichever candidates are left out before they are judged."""
+    texts = [dataclasses.replace(made(i, k, f"A {k}. It is {i}."), image=images[i]) for i in range(2) for k in range(3)]
+    some = [texts[number] for number in left]
+    found = vj.RewardModel(WrongFrom()).judge(images, iter(some))
+    assert [(j.index, j.candidate, j.text) for j in found] == [(r.index, r.candidate, r.text) for r in some]
+    for response in some:
+        assert vj.refine(response, found).text == f"It is {response.index}."
+    assert [vj.refine(best, found).text for best in vj.choose(some, found)] == [
+        f"It is {index}." for index in sorted({response.index for response in some})
+    ]
+    for response in texts:
+        if response not in some:
+            with pytest.raises(vj.InputError, match=f"none of the judgments is of candidate {response.candidate} of"):
+                vj.refine(response, found)
+    assert vj.refine(texts[0], []).text == texts[0].text
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -393,6 +422,10 @@ def test_refining_takes_out_what_is_not_there():
         (lambda r, j: vj.choose(r, j, j), "expected lists of different judges, got a, a"),
         (lambda r, j: vj.fuse(r, j, weights={"detektor": 1}), "there is no stream 'detektor'"),
         (lambda r, j: vj.fuse(r, j, gamma=-1), "fusion.gamma: expected a finite number of 0 or more"),
+        (lambda r, j: vj.fuse(r, j, rule="papre"), "fusion.rule: expected one of paper, balanced, got 'papre'"),
+        (lambda r, j: vj.fuse(r, j, normalize=2), "fusion.normalize: expected one of variance, std, got 2"),
+        (lambda r, j: vj.choose(r, j, normalize="deviation"), "fusion.normalize: .* is now called 'std'"),
+        (lambda r, j: vj.choose(r, j, per="word"), "fusion.per: expected one of caption, sentence, got 'word'"),
     ],
 )
 def test_what_selection_refuses(call, message):

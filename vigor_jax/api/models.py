@@ -204,13 +204,13 @@ def _training(checkpoint: Checkpoint) -> Mapping[str, Any]:
 def _judge(stream: RewardStream, images: ImageLike | Sequence[ImageLike], responses: Texts) -> list[Judgment]:
     items = list(_items(image_files(images), responses))
     found = []
-    for (index, item), verdicts in zip(items, stream.judge(item for _, item in items), strict=True):
+    for (index, item, candidates), verdicts in zip(items, stream.judge(item for _, item, _ in items), strict=True):
         for verdict in verdicts:
             found.append(
                 Judgment(
                     index=index,
                     image=item.image,
-                    candidate=verdict.candidate,
+                    candidate=candidates[verdict.candidate],
                     text=item.texts[verdict.candidate],
                     stream=verdict.stream,
                     negative=verdict.negative,
@@ -221,10 +221,12 @@ def _judge(stream: RewardStream, images: ImageLike | Sequence[ImageLike], respon
     return found
 
 
-def _items(files: Sequence[ImageFile], responses: Any) -> Iterator[tuple[int, ScoreItem]]:
-    """Images with the responses to each, as a judge takes them."""
+def _items(files: Sequence[ImageFile], responses: Any) -> Iterator[tuple[int, ScoreItem, Sequence[int]]]:
+    """Images with the responses to each, as a judge takes them, and which candidates these are."""
     if isinstance(responses, str | Response):
         responses = [responses]
+    if isinstance(responses, Iterator):
+        responses = list(responses)
     if not isinstance(responses, Sequence) or not responses:
         raise InputError("responses: expected at least one text for each image, or what generate returned; got none")
     if all(isinstance(response, Response) for response in responses):
@@ -232,7 +234,8 @@ def _items(files: Sequence[ImageFile], responses: Any) -> Iterator[tuple[int, Sc
             name = own[0].image
             if index >= len(files) or str(files[index]) != name:
                 raise InputError(f"responses: image {index}, {name}, is not among the images; give those of generate")
-            yield index, ScoreItem(name, files[index], prompt, tuple(response.text for response in own))
+            item = ScoreItem(name, files[index], prompt, tuple(response.text for response in own))
+            yield index, item, [response.candidate for response in own]
         return
     if len(responses) != len(files):
         raise InputError(
@@ -242,14 +245,18 @@ def _items(files: Sequence[ImageFile], responses: Any) -> Iterator[tuple[int, Sc
         own_texts = (texts,) if isinstance(texts, str) else texts
         if not isinstance(own_texts, Sequence) or not all(isinstance(text, str) for text in own_texts) or not own_texts:
             raise InputError(f"responses[{index}]: expected a text or a list of texts, got {texts!r}"[:200])
-        yield index, ScoreItem(str(file), file, "", tuple(own_texts))
+        yield index, ScoreItem(str(file), file, "", tuple(own_texts)), range(len(own_texts))
 
 
 def groups(responses: Sequence[Response]) -> list[tuple[int, str, list[Response]]]:
-    """Responses to the same image and prompt; these stand together."""
+    """Responses to the same image and prompt; these stand together, and some of the candidates may be left out."""
     found: list[tuple[int, str, list[Response]]] = []
+    known: set[int] = set()
     for response in responses:
-        if not found or response.candidate == 0 or found[-1][:2] != (response.index, response.prompt):
+        # The same question may be asked twice: then a candidate comes again.
+        if not found or response.candidate in known or found[-1][:2] != (response.index, response.prompt):
             found.append((response.index, response.prompt, []))
+            known = set()
         found[-1][2].append(response)
+        known.add(response.candidate)
     return found

@@ -177,11 +177,16 @@ def refine(
       drop_repetitions: whether a sentence that stands there already is kept once.
 
     Raises:
-      InputError: a judgment is about another text.
+      InputError: a judgment is about another text, or none is about this response.
     """
     own = list(judgments)
     if not isinstance(text, str):
         own = [j for j in judgments if (j.index, j.candidate, j.text) == (text.index, text.candidate, text.text)]
+        if judgments and not own:
+            raise InputError(
+                f"refine: none of the judgments is of candidate {text.candidate} of image {text.index}, "
+                f"{text.text[:40]!r}; give those of the same responses"
+            )
     words = text if isinstance(text, str) else text.text
     for judgment in own:
         if judgment.text != words:
