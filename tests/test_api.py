@@ -23,7 +23,9 @@ from PIL import Image
 import vigor_jax as vj
 from tests.detector_bridge.tiny_detector import write_transformers
 from tests.tiny_llava import Tiny, build_checkpoint, build_model, write_processor
-from vigor_jax.inference.responses import SamplingOptions
+from vigor_jax.data.images.given import image_files
+from vigor_jax.data.images.preprocessing import load_image
+from vigor_jax.inference.responses import SamplingOptions, queries
 from vigor_jax.inference.sampling_methods import SamplingConfig
 from vigor_jax.records import Span, Verdict
 
@@ -172,6 +174,78 @@ def test_all_kinds_of_images_are_the_same_picture(model, tmp_path):
     assert np.round(lying.mean_logprob, 4) != np.round(found[0].mean_logprob, 4)
 
 
+@pytest.mark.parametrize(
+    "mode", ["I", "I;16", "I;16B", "F", "1", "L", "LA", "P", "PA", "RGBA", "RGBX", "CMYK", "YCbCr"]
+)
+def test_a_pil_image_of_any_mode_is_the_picture_of_its_file(tmp_path, mode):
+    rng = np.random.default_rng(1)
+    wide = rng.integers(0, 2**16, (8, 9)).astype({"F": np.float32, "I": np.int32}.get(mode, np.uint16))
+    if mode == "I;16B":
+        image = Image.frombytes(mode, (9, 8), wide.astype(">u2").tobytes())
+    elif mode in ("I", "I;16", "F"):
+        image = Image.fromarray(wide / np.float32(2**16) if mode == "F" else wide)
+    else:
+        image = Image.fromarray(rng.integers(0, 256, (8, 9, 3), np.uint8)).convert("L" if mode == "LA" else "RGB")
+        image = image.convert("P").convert(mode) if mode == "PA" else image.convert(mode)
+    assert image.mode == mode
+    (found,) = image_files(image)
+    assert image.mode == mode
+    pixels = np.asarray(load_image(found))
+    assert np.ptp(pixels) > 100
+    if mode == "F":
+        wanted = np.rint(np.asarray(image) * 255)
+    elif mode.startswith("I"):
+        wanted = wide >> 8
+    else:
+        wanted = np.asarray(image.convert("RGB"))
+    np.testing.assert_array_equal(pixels, wanted[..., None].repeat(3, 2) if wanted.ndim == 2 else wanted)
+    suffix = {"F": "tiff", "I;16B": "tiff", "PA": None, "RGBX": None, "CMYK": "tiff", "YCbCr": "tiff"}.get(mode, "png")
+    if suffix:
+        image.save(tmp_path / f"a.{suffix}")
+        (in_file,) = image_files(tmp_path / f"a.{suffix}")
+        np.testing.assert_array_equal(pixels, np.asarray(load_image(in_file)))
+
+
+def test_bytes_that_can_change_are_bytes(images):
+    content = Path(images[0]).read_bytes()
+    assert image_files(bytearray(content)) == image_files([bytearray(content)]) == image_files(content)
+    assert [query.index for query in queries(bytearray(content), ["a", "b"])] == [0, 0]
+
+
+def closed(path):
+    image = Image.open(path)
+    image.close()
+    return image
+
+
+def cut_off(path):
+    content = Path(path).read_bytes()
+    return Image.open(io.BytesIO(content[: len(content) // 2]))
+
+
+def test_what_is_no_image_is_refused_before_anything_is_loaded(world, images, tmp_path):
+    model = vj.load(world / "llava-1.5-7b-hf")
+    for image, message in [
+        (str(tmp_path / "gone.jpg"), r"images\[1\]: .*gone\.jpg: no such image; check the path"),
+        (tmp_path, r"images\[1\]: .* is a folder; list its files"),
+        ("a\0b", r"images\[1\]: .*no such image"),
+        ("a" * 5000, r"images\[1\]: .*no such image"),
+        (closed(images[0]), r"images\[1\]: the PIL image cannot be read \(.+\); open it again, or give its path"),
+        (cut_off(images[0]), r"images\[1\]: the PIL image cannot be read \(.+\); open it again, or give its path"),
+        (Image.new("RGB", (0, 3)), r"images\[1\]: the image has 0 x 3 pixels; expected at least one"),
+    ]:
+        for call in (
+            lambda given: model.generate(given, "What?"),
+            lambda given: model.logprobs(given, "What?", ["a", "b"]),
+            lambda given: vj.RewardModel(None).judge(given, ["a", "b"]),
+        ):
+            with pytest.raises(vj.InputError, match=message) as caught:
+                call([images[0], image])
+            assert "\n" not in str(caught.value)
+            assert len(str(caught.value)) < 400
+    assert "model" not in vars(model)
+
+
 def test_prompts_without_images_and_several_for_one_image(model, images):
     words = ["What is a dog?", "What is a cat?"]
     assert [r.prompt for r in model.generate(None, words, **GREEDY)] == words
@@ -213,7 +287,7 @@ REFUSED = [
     (lambda m, i: m.generate(np.zeros((4, 4, 3)), "a"), r"images: expected a uint8 array .*, got float64 \[4, 4, 3\]"),
     (lambda m, i: m.generate(np.zeros((2, 4, 4, 3), np.uint8), "a"), "give a list of images"),
     (lambda m, i: m.generate(np.zeros((0, 4, 3), np.uint8), "a"), r"got uint8 \[0, 4, 3\]"),
-    (lambda m, i: m.generate("gone.jpg", "a"), "gone.jpg: no such image"),
+    (lambda m, i: m.generate("gone.jpg", "a"), "images: gone.jpg: no such image"),
     (lambda m, i: m.generate(b"no image", "a"), "sha256:.*: not a readable image"),
     (lambda m, i: m.generate(i, ["a"]), "prompts: expected one for each image, or one for all, got 1 for 2 images"),
     (lambda m, i: m.generate(i, []), "prompts: expected at least one, got an empty list"),

@@ -131,7 +131,7 @@ def queries(images: ImageLike | Sequence[ImageLike] | None, prompts: str | Seque
     if images is None:
         return [Query(number, None, prompt) for number, prompt in enumerate(words)]
     files = image_files(images)
-    is_one = not isinstance(images, Sequence) or isinstance(images, str | bytes)
+    is_one = not isinstance(images, Sequence) or isinstance(images, str | bytes | bytearray)
     if is_one:
         return [Query(0, files[0], prompt) for prompt in words]
     if isinstance(prompts, str):
