@@ -199,7 +199,9 @@ def test_a_pil_image_of_any_mode_is_the_picture_of_its_file(tmp_path, mode):
     else:
         wanted = np.asarray(image.convert("RGB"))
     np.testing.assert_array_equal(pixels, wanted[..., None].repeat(3, 2) if wanted.ndim == 2 else wanted)
-    suffix = {"F": "tiff", "I;16B": "tiff", "PA": None, "RGBX": None, "CMYK": "tiff", "YCbCr": "tiff"}.get(mode, "png")
+    suffix = {"F": "tiff", "I": "tiff", "I;16B": "tiff", "PA": None, "RGBX": None, "CMYK": "tiff", "YCbCr": "tiff"}.get(
+        mode, "png"
+    )
     if suffix:
         image.save(tmp_path / f"a.{suffix}")
         (in_file,) = image_files(tmp_path / f"a.{suffix}")
