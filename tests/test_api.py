@@ -282,6 +282,19 @@ def test_the_options_are_those_of_the_config():
     assert typing.get_type_hints(SamplingOptions) == config
 
 
+def test_logprobs_take_what_generate_returned_however_the_prompts_were_given(model, images):
+    words = ["What is it?", "What color is it?"]
+    for given in (images[0], images, None):
+        said = model.generate(given, iter(words), **GREEDY)
+        for again in (words, tuple(words), iter(words), None):
+            found = model.logprobs(given, again, said)
+            assert [(s.index, s.prompt) for s in found] == [(r.index, r.prompt) for r in said]
+        with pytest.raises(vj.InputError, match=r"answers 'What is it\?', and the prompt given is .*'Why\?'"):
+            model.logprobs(given, ["Why?", words[1]], said)
+    found = model.logprobs(images, words[0], model.generate(images, words[0], **GREEDY)[1:])
+    assert [(s.index, s.prompt) for s in found] == [(1, words[0])]
+
+
 REFUSED = [
     (lambda m, i: m.generate(3, "a"), "images: expected a path, bytes of an image file, a PIL image or a uint8 array"),
     (lambda m, i: m.generate([], "a"), "images: expected at least one, got an empty list"),
@@ -309,6 +322,14 @@ REFUSED = [
     ),
     (lambda m, i: m.logprobs(i, None, ["x", "y"]), "prompts: expected what the responses answer, got None"),
     (lambda m, i: m.logprobs(i[0], "a", " "), "empty answer"),
+    (lambda m, i: m.logprobs(i[0], "a", "x", batch_size=0), "batch_size: expected a whole number of at least 1, got 0"),
+    (lambda m, i: m.logprobs(i[0], "a", "x", batch_size=-1), "batch_size: expected .*, got -1"),
+    (lambda m, i: m.logprobs(i[0], "a", "x", batch_size="8"), "batch_size: expected .*, got '8'"),
+    (lambda m, i: m.logprobs(i[0], "a", "x", batch_size=True), "batch_size: expected .*, got True"),
+    (lambda m, i: m.logprobs(i[0], "a", [True, False]), r"responses\[0\]: expected a string, token ids or a Response"),
+    (lambda m, i: m.logprobs(i[0], "a", [[5, True]]), r"responses\[0\]: expected a string, token ids or a Response"),
+    (lambda m, i: m.generate(i, b"a"), "prompts: expected a string, or a list of one for each image, got bytes"),
+    (lambda m, i: m.generate(i, {"a": 1}), "prompts: expected a string, or a list of one for each image, got dict"),
     (lambda m, i: m.logprobs(i[0], "a", [999]), "has the token id 999, expected 0 to 575"),
 ]
 
@@ -340,7 +361,7 @@ def test_what_load_refuses(tmp_path, world):
         (lambda: vj.Detector("a:1", timeout="long"), "Detector: .*timeout"),
         (lambda: vj.RewardModel.load(world / "reward-model", batch_size=0), "reward_model.batch_size must be at least"),
         (lambda: vj.RewardModel.load(world / "reward-model", per="word"), "RewardModel.load: .*per"),
-        (lambda: vj.Detector("a:1").judge([b""], ["a"]), "Detector: it is not connected yet"),
+        (lambda: vj.Detector("a:1").judge([b""], ["a"]), "Detector: it is not connected"),
         (lambda: vj.run(3), "config: expected a TrainConfig, a YAML file or a mapping, got int"),
         (lambda: vj.run({"sft": {"epochz": 2}}), "unknown key sft.epochz; the nearest known one is sft.epochs"),
         (lambda: vj.sft(tmp_path / "gone.yaml"), "gone.yaml"),
@@ -374,6 +395,8 @@ def judged(world, images, responses):
         by_detector = detector.judge(images, texts)
         same = detector.judge([Image.open(images[0])], [texts[0]])
         of_responses = detector.judge(images, responses)
+    with pytest.raises(vj.InputError, match="Detector: it is not connected; judge inside"):
+        detector.judge(images, texts)
     judge = vj.RewardModel.load(world / "reward-model", batch_size=2)
     return texts, by_detector, same, of_responses, judge.judge(images, texts), judge.judge(images, responses)
 

@@ -146,7 +146,8 @@ class Detector:
       **settings: further fields of `DetectionConfig`, such as `box_threshold`, `token_file` or `python`.
 
     Raises:
-      InputError: a setting cannot be used; on entering, if the detector cannot be reached.
+      InputError: a setting cannot be used; on entering, if the detector cannot be reached, or what finds phrases lacks
+        its files.
     """
 
     def __init__(
@@ -162,22 +163,28 @@ class Detector:
             "model": model,
             "phrases": phrases or PhrasesConfig(),
         }
-        self.stream = DetectorStream(parsed(DetectionConfig, {**given, **settings}, what="Detector"))
+        self._config = parsed(DetectionConfig, {**given, **settings}, what="Detector")
+        self._config.check_given()
+        self._stream: DetectorStream | None = None  # while it is entered
 
     def __enter__(self) -> Self:
-        self.stream.__enter__()
+        if self._stream is not None:
+            raise InputError("Detector: it is connected already")
+        self._stream = DetectorStream(self._config).__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.stream.__exit__(kind, error, trace)
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            stream.__exit__(kind, error, trace)
 
     def judge(self, images: ImageLike | Sequence[ImageLike], responses: Texts) -> list[Judgment]:
         """As `RewardModel.judge`: one signal for each phrase."""
-        if not hasattr(self.stream, "digest"):
-            raise InputError("Detector: it is not connected yet; write `with Detector(...) as detector:`")
-        return _judge(self.stream, images, responses)
+        if self._stream is None:
+            raise InputError("Detector: it is not connected; judge inside `with Detector(...) as detector:`")
+        return _judge(self._stream, images, responses)
 
 
 def _open(model: PathLike, vision_tower: PathLike | None) -> Checkpoint:

@@ -36,6 +36,7 @@ from vigor_jax.inference.responses import (
     Response,
     ResponseLogprobs,
     SamplingOptions,
+    check_batch_size,
     check_responses,
     pair,
     queries,
@@ -180,7 +181,7 @@ class Policy:
     def generate(
         self,
         images: ImageLike | Sequence[ImageLike] | None,
-        prompts: str | Sequence[str],
+        prompts: str | Iterable[str],
         **sampling: Unpack[SamplingOptions],
     ) -> list[Response]:
         """Responses to images: `num_candidates` (1 unless given) for each, in the order of the images.
@@ -218,7 +219,7 @@ class Policy:
     def logprobs(
         self,
         images: ImageLike | Sequence[ImageLike] | None,
-        prompts: str | Sequence[str] | None,
+        prompts: str | Iterable[str] | None,
         responses: str | Response | Sequence[str] | Sequence[Response] | Sequence[int] | Sequence[Sequence[int]],
         *,
         batch_size: int = 8,
@@ -237,6 +238,7 @@ class Policy:
           InputError: an argument cannot be used, or an image cannot be read.
           FloatingPointError: the model's scores are not finite.
         """
+        batch_size = check_batch_size(batch_size)
         given = check_responses(responses)
         asked = pair(images, prompts, given)
         ids = [self._ids(response, query) for query, response in zip(asked, given, strict=True)]
