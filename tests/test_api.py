@@ -21,13 +21,18 @@ import transformers
 from PIL import Image
 
 import vigor_jax as vj
+from detector_bridge.hub import is_id
 from tests.detector_bridge.tiny_detector import write_transformers
 from tests.tiny_llava import Tiny, build_checkpoint, build_model, write_processor
+from vigor_jax import cli
+from vigor_jax.config import RunConfig, TrainConfig
 from vigor_jax.data.images.given import image_files
 from vigor_jax.data.images.preprocessing import load_image
 from vigor_jax.inference.responses import SamplingOptions, queries
 from vigor_jax.inference.sampling_methods import SamplingConfig
+from vigor_jax.pipeline import rounds as pipeline_rounds
 from vigor_jax.records import Span, Verdict
+from vigor_jax.stages.streams import StreamConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 ENTITIES = vj.PhrasesConfig(extractor="entities")
@@ -354,6 +359,17 @@ def test_what_load_refuses(tmp_path, world):
     for call, message in [
         (lambda: vj.load(3), "model: expected the directory of a checkpoint, got int"),
         (lambda: vj.load(tmp_path / "gone"), "is no directory"),
+        (lambda: vj.load(world / "llava-1.5-7b-hf", vision_tower=3), "vision_tower: expected the directory of a CLIP"),
+        (lambda: vj.load(world / "llava-1.5-7b-hf", mesh="auto"), "mesh: expected a MeshConfig or .*, got 'auto'"),
+        (lambda: vj.load(world / "llava-1.5-7b-hf", dtype="bf16"), "dtype: expected one of float32, bfloat16, float16"),
+        (lambda: vj.RewardModel.load(world / "reward-model", dtype="half"), "dtype: expected one of .*, got 'half'"),
+        (lambda: vj.RewardModel.load(world / "reward-model", mesh=[1]), r"mesh: expected .*, got \[1\]"),
+        (lambda: vj.export(None, tmp_path / "out"), "export: checkpoint: expected a path, got NoneType"),
+        (lambda: vj.export(world / "llava-1.5-7b-hf", 3), "export: out: expected a path, got int"),
+        (lambda: vj.export("a", "b", base=3), "export: base: expected a path, got int"),
+        (lambda: vj.sentences(None), "text: expected a string, got NoneType"),
+        (lambda: vj.phrases(None), "text: expected a string, got NoneType"),
+        (lambda: vj.phrases("a", {"extractor": "entities"}), "config: expected a PhrasesConfig, got dict"),
         (lambda: vj.load(world / "llava-1.5-7b-hf", template="v9"), "template: expected one of"),
         (lambda: vj.RewardModel.load(world / "reward-model", questoin=""), "unknown option 'questoin'; the nearest"),
         (lambda: vj.Detector(), "give either addresses, of sidecars that serve, or model"),
@@ -577,6 +593,65 @@ def test_a_config_from_anywhere_is_the_same(tmp_path):
     assert _train_config(None, sections | others) == from_file
     assert _train_config(from_file, {}) == from_file
     assert _train_config(from_file, {"run": from_file.run, "sft": {"epochs": 4}}).sft.epochs == 4
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "configs").glob("*.yaml")))
+def test_a_whole_config_comes_through_unchanged(name):
+    from vigor_jax.api.training import _train_config
+
+    arguments = ["--config", str(ROOT / "configs" / name), "--run.dir=runs/a", "--model.path=a/b"]
+    config = cli.parse(TrainConfig, arguments, description="")
+    assert _train_config(config, {}) == config
+    streams = "detector", StreamConfig("streams.py:Mine", {"weight": 0.5, "words": ["a", "b"], "deep": {"x": None}})
+    config = dataclasses.replace(config, score=dataclasses.replace(config.score, streams=streams))
+    assert _train_config(config, {}) == config
+    parts = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    assert _train_config(None, parts) == config
+    assert _train_config({"run": parts.pop("run")}, parts) == config
+
+
+def test_values_of_options_may_be_numpys_and_paths_are_no_names_on_the_hub(tmp_path, monkeypatch):
+    from vigor_jax.api.training import _train_config
+
+    run = {"dir": Path("runs/a"), "rounds": np.int64(2)}
+    options = {"weights": np.array([1.5, 2]), "where": Path("a/b")}
+    score = {"streams": [StreamConfig("s.py:S", options)], "reward_model": Path("org/judge")}
+    config = _train_config(
+        {"run": run, "model": {"path": Path("org/name")}}, {"sft": {"learning_rate": np.float32(0.5)}, "score": score}
+    )
+    assert (config.run.dir, config.run.rounds, config.sft.learning_rate) == (Path("runs/a"), 2, 0.5)
+    assert config.score.streams == (StreamConfig("s.py:S", {"weights": [1.5, 2.0], "where": "./a/b"}),)
+    for place in (config.model.path, config.score.reward_model):
+        assert not is_id(place)
+    assert Path(config.model.path) == Path("org/name")
+    assert is_id(_train_config({"run": run, "model": {"path": "org/name"}}, {}).model.path)
+    with pytest.raises(vj.InputError, match=r"^sft.epochs: \{1\} is no value of an option"):
+        _train_config({"run": run, "model": {"path": "a"}, "sft": {"epochs": {1}}}, {})
+
+    # What is opened: a Path that does not exist is no directory, and nothing is asked of the Hub.
+    monkeypatch.chdir(tmp_path)
+    for call in (
+        lambda path: vj.load(path),
+        lambda path: vj.RewardModel.load(path),
+        lambda path: vj.export(path, tmp_path / "out"),
+    ):
+        with pytest.raises(vj.InputError, match=r"org/name(: neither| is no directory)"):
+            call(Path("org/name"))
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_sft_returns_the_export_of_the_last_round(tmp_path, monkeypatch, rounds):
+    """Where the pipeline puts it; the docs' own run trains for real."""
+    done = []
+    monkeypatch.setattr(pipeline_rounds, "run_rounds", done.append)
+    run = RunConfig(tmp_path / "run", ("sample",), rounds=rounds)
+    for given in (run, {"dir": run.dir, "rounds": rounds}):
+        found = vj.sft(run=given, model={"path": "a"})
+        assert done[-1].run == dataclasses.replace(run, stages=("sft", "export"))
+        assert found == (run.dir if rounds == 1 else run.dir / "round-3") / "export"
+    assert vj.run(run=run, model={"path": "a"}) == run.dir
+    with pytest.raises(vj.InputError, match="run: expected a mapping or a RunConfig, got int"):
+        vj.sft(run=3)
 
 
 @pytest.mark.slow

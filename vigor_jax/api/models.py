@@ -3,8 +3,9 @@
 import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, TypeAlias
+from typing import Any, Literal, Self, TypeAlias, get_args
 
 from jax.sharding import Mesh
 
@@ -23,13 +24,15 @@ from vigor_jax.rewards.phrases import PhrasesConfig
 from vigor_jax.rewards.stream import RewardStream
 from vigor_jax.stages.export import PROVENANCE
 
+Dtype: TypeAlias = Literal["float32", "bfloat16", "float16"]
+
 
 def load(
     model: PathLike,
     *,
     template: str | None = None,
     vision_tower: PathLike | None = None,
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+    dtype: Dtype | None = None,
     int8: bool = False,
     mesh: Mesh | MeshConfig | None = None,
 ) -> Policy:
@@ -50,7 +53,7 @@ def load(
     checkpoint = _open(model, vision_tower)
     path = checkpoint.directory / PROVENANCE
     known = Fields.read(path).text("template", None, null=True) if exists(path) else None
-    return Policy(checkpoint, _mesh(mesh), template=template or known or "v1", dtype=dtype, int8=int8)
+    return Policy(checkpoint, _mesh(mesh), template=template or known or "v1", dtype=_dtype(dtype), int8=int8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +100,7 @@ class RewardModel:
         model: PathLike,
         *,
         vision_tower: PathLike | None = None,
-        dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+        dtype: Dtype | None = None,
         mesh: Mesh | MeshConfig | None = None,
         **settings: Any,
     ) -> Self:
@@ -118,7 +121,7 @@ class RewardModel:
         trained = _training(checkpoint)
         learnt = {name: trained[name] for name in ("template", "question", "per") if trained.get(name) is not None}
         config = parsed(reward_model.RewardModelConfig, {**learnt, **settings}, what="RewardModel.load")
-        return cls(reward_model.RewardModel.of(Policy(checkpoint, _mesh(mesh), dtype=dtype), config))
+        return cls(reward_model.RewardModel.of(Policy(checkpoint, _mesh(mesh), dtype=_dtype(dtype)), config))
 
     def judge(self, images: ImageLike | Sequence[ImageLike], responses: Texts) -> list[Judgment]:
         """Judges responses, in their order: one signal for each sentence.
@@ -190,12 +193,22 @@ class Detector:
 def _open(model: PathLike, vision_tower: PathLike | None) -> Checkpoint:
     if not isinstance(model, str | os.PathLike):
         raise InputError(f"model: expected the directory of a checkpoint, got {type(model).__name__}")
-    where: Any = os.fspath(model)
-    tower: Any = None if vision_tower is None else os.fspath(vision_tower)
-    return open_checkpoint(where, tower)
+    if not isinstance(vision_tower, str | os.PathLike | None):
+        raise InputError(f"vision_tower: expected the directory of a CLIP tower, got {type(vision_tower).__name__}")
+    # A name on the Hub is a str, never a Path.
+    places = [place if isinstance(place, str | None) else Path(place) for place in (model, vision_tower)]
+    return open_checkpoint(places[0] or "", places[1])
+
+
+def _dtype(dtype: Any) -> Any:
+    if dtype is not None and dtype not in get_args(Dtype):
+        raise InputError(f"dtype: expected one of {', '.join(get_args(Dtype))}, got {dtype!r}"[:200])
+    return dtype
 
 
 def _mesh(mesh: Mesh | MeshConfig | None) -> Mesh:
+    if not isinstance(mesh, Mesh | MeshConfig | None):
+        raise InputError(f"mesh: expected a MeshConfig or a jax.sharding.Mesh, got {mesh!r}"[:200])
     return mesh if isinstance(mesh, Mesh) else make_mesh(mesh or MeshConfig(data=-1, fsdp=1))
 
 
