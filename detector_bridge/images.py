@@ -80,7 +80,7 @@ def decode(source: bytes | Path | IO[bytes], max_pixels: int = MAX_PIXELS) -> Im
         with factory(stream, "") as image:
             _check_size(*image.size, max_pixels)
             image.load()
-            return _turn(image, _rgb(image))
+            return upright_rgb(image)
     except RefusedError:
         raise
     except Image.DecompressionBombError:  # some plugins look at Pillow's own limit as they read the header
@@ -88,6 +88,11 @@ def decode(source: bytes | Path | IO[bytes], max_pixels: int = MAX_PIXELS) -> Im
         raise RefusedError("IMAGE_TOO_LARGE", message) from None
     except Exception as error:  # decoders of damaged files raise whatever their format's code happens to raise
         raise RefusedError("INVALID_IMAGE", f"the {kind} image cannot be read: {_words(error)}") from None
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """The picture that `decode` makes of an image, from one that Pillow has read; that one stays as it is."""
+    return _turn(image, _rgb(image))
 
 
 def to_png(content: bytes) -> bytes:
@@ -144,7 +149,9 @@ def _rgb(image: Image.Image) -> Image.Image:
         return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8)).convert("RGB")
     if image.mode in ("La", "RGBa"):  # premultiplied: not converted in one step
         image = image.convert(image.mode.upper())
-    image.info.pop("transparency", None)  # dropped in any case, and PIL would warn of it
+    if "transparency" in image.info:  # dropped in any case, and PIL would warn of it
+        image = image.copy()
+        del image.info["transparency"]
     return image.convert("RGB")
 
 

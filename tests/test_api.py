@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -20,11 +21,18 @@ import transformers
 from PIL import Image
 
 import vigor_jax as vj
+from detector_bridge.hub import is_id
 from tests.detector_bridge.tiny_detector import write_transformers
 from tests.tiny_llava import Tiny, build_checkpoint, build_model, write_processor
-from vigor_jax.inference.responses import SamplingOptions
+from vigor_jax import cli
+from vigor_jax.config import RunConfig, TrainConfig
+from vigor_jax.data.images.given import image_files
+from vigor_jax.data.images.preprocessing import load_image
+from vigor_jax.inference.responses import SamplingOptions, queries
 from vigor_jax.inference.sampling_methods import SamplingConfig
-from vigor_jax.records import Span
+from vigor_jax.pipeline import rounds as pipeline_rounds
+from vigor_jax.records import Span, Verdict
+from vigor_jax.stages.streams import StreamConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 ENTITIES = vj.PhrasesConfig(extractor="entities")
@@ -171,6 +179,80 @@ def test_all_kinds_of_images_are_the_same_picture(model, tmp_path):
     assert np.round(lying.mean_logprob, 4) != np.round(found[0].mean_logprob, 4)
 
 
+@pytest.mark.parametrize(
+    "mode", ["I", "I;16", "I;16B", "F", "1", "L", "LA", "P", "PA", "RGBA", "RGBX", "CMYK", "YCbCr"]
+)
+def test_a_pil_image_of_any_mode_is_the_picture_of_its_file(tmp_path, mode):
+    rng = np.random.default_rng(1)
+    wide = rng.integers(0, 2**16, (8, 9)).astype({"F": np.float32, "I": np.int32}.get(mode, np.uint16))
+    if mode == "I;16B":
+        image = Image.frombytes(mode, (9, 8), wide.astype(">u2").tobytes())
+    elif mode in ("I", "I;16", "F"):
+        image = Image.fromarray(wide / np.float32(2**16) if mode == "F" else wide)
+    else:
+        image = Image.fromarray(rng.integers(0, 256, (8, 9, 3), np.uint8)).convert("L" if mode == "LA" else "RGB")
+        image = image.convert("P").convert(mode) if mode == "PA" else image.convert(mode)
+    assert image.mode == mode
+    (found,) = image_files(image)
+    assert image.mode == mode
+    pixels = np.asarray(load_image(found))
+    assert np.ptp(pixels) > 100
+    if mode == "F":
+        wanted = np.rint(np.asarray(image) * 255)
+    elif mode.startswith("I"):
+        wanted = wide >> 8
+    else:
+        wanted = np.asarray(image.convert("RGB"))
+    np.testing.assert_array_equal(pixels, wanted[..., None].repeat(3, 2) if wanted.ndim == 2 else wanted)
+    suffix = {"F": "tiff", "I": "tiff", "I;16B": "tiff", "PA": None, "RGBX": None, "CMYK": "tiff", "YCbCr": "tiff"}.get(
+        mode, "png"
+    )
+    if suffix:
+        image.save(tmp_path / f"a.{suffix}")
+        (in_file,) = image_files(tmp_path / f"a.{suffix}")
+        np.testing.assert_array_equal(pixels, np.asarray(load_image(in_file)))
+
+
+def test_bytes_that_can_change_are_bytes(images):
+    content = Path(images[0]).read_bytes()
+    assert image_files(bytearray(content)) == image_files([bytearray(content)]) == image_files(content)
+    assert [query.index for query in queries(bytearray(content), ["a", "b"])] == [0, 0]
+
+
+def closed(path):
+    image = Image.open(path)
+    image.close()
+    return image
+
+
+def cut_off(path):
+    content = Path(path).read_bytes()
+    return Image.open(io.BytesIO(content[: len(content) // 2]))
+
+
+def test_what_is_no_image_is_refused_before_anything_is_loaded(world, images, tmp_path):
+    model = vj.load(world / "llava-1.5-7b-hf")
+    for image, message in [
+        (str(tmp_path / "gone.jpg"), r"images\[1\]: .*gone\.jpg: no such image; check the path"),
+        (tmp_path, r"images\[1\]: .* is a folder; list its files"),
+        ("a\0b", r"images\[1\]: .*no such image"),
+        ("a" * 5000, r"images\[1\]: .*no such image"),
+        (closed(images[0]), r"images\[1\]: the PIL image cannot be read \(.+\); open it again, or give its path"),
+        (cut_off(images[0]), r"images\[1\]: the PIL image cannot be read \(.+\); open it again, or give its path"),
+        (Image.new("RGB", (0, 3)), r"images\[1\]: the image has 0 x 3 pixels; expected at least one"),
+    ]:
+        for call in (
+            lambda given: model.generate(given, "What?"),
+            lambda given: model.logprobs(given, "What?", ["a", "b"]),
+            lambda given: vj.RewardModel(None).judge(given, ["a", "b"]),
+        ):
+            with pytest.raises(vj.InputError, match=message) as caught:
+                call([images[0], image])
+            assert "\n" not in str(caught.value)
+            assert len(str(caught.value)) < 400
+    assert "model" not in vars(model)
+
+
 def test_prompts_without_images_and_several_for_one_image(model, images):
     words = ["What is a dog?", "What is a cat?"]
     assert [r.prompt for r in model.generate(None, words, **GREEDY)] == words
@@ -205,6 +287,19 @@ def test_the_options_are_those_of_the_config():
     assert typing.get_type_hints(SamplingOptions) == config
 
 
+def test_logprobs_take_what_generate_returned_however_the_prompts_were_given(model, images):
+    words = ["What is it?", "What color is it?"]
+    for given in (images[0], images, None):
+        said = model.generate(given, iter(words), **GREEDY)
+        for again in (words, tuple(words), iter(words), None):
+            found = model.logprobs(given, again, said)
+            assert [(s.index, s.prompt) for s in found] == [(r.index, r.prompt) for r in said]
+        with pytest.raises(vj.InputError, match=r"answers 'What is it\?', and the prompt given is .*'Why\?'"):
+            model.logprobs(given, ["Why?", words[1]], said)
+    found = model.logprobs(images, words[0], model.generate(images, words[0], **GREEDY)[1:])
+    assert [(s.index, s.prompt) for s in found] == [(1, words[0])]
+
+
 REFUSED = [
     (lambda m, i: m.generate(3, "a"), "images: expected a path, bytes of an image file, a PIL image or a uint8 array"),
     (lambda m, i: m.generate([], "a"), "images: expected at least one, got an empty list"),
@@ -212,7 +307,7 @@ REFUSED = [
     (lambda m, i: m.generate(np.zeros((4, 4, 3)), "a"), r"images: expected a uint8 array .*, got float64 \[4, 4, 3\]"),
     (lambda m, i: m.generate(np.zeros((2, 4, 4, 3), np.uint8), "a"), "give a list of images"),
     (lambda m, i: m.generate(np.zeros((0, 4, 3), np.uint8), "a"), r"got uint8 \[0, 4, 3\]"),
-    (lambda m, i: m.generate("gone.jpg", "a"), "gone.jpg: no such image"),
+    (lambda m, i: m.generate("gone.jpg", "a"), "images: gone.jpg: no such image"),
     (lambda m, i: m.generate(b"no image", "a"), "sha256:.*: not a readable image"),
     (lambda m, i: m.generate(i, ["a"]), "prompts: expected one for each image, or one for all, got 1 for 2 images"),
     (lambda m, i: m.generate(i, []), "prompts: expected at least one, got an empty list"),
@@ -232,6 +327,14 @@ REFUSED = [
     ),
     (lambda m, i: m.logprobs(i, None, ["x", "y"]), "prompts: expected what the responses answer, got None"),
     (lambda m, i: m.logprobs(i[0], "a", " "), "empty answer"),
+    (lambda m, i: m.logprobs(i[0], "a", "x", batch_size=0), "batch_size: expected a whole number of at least 1, got 0"),
+    (lambda m, i: m.logprobs(i[0], "a", "x", batch_size=-1), "batch_size: expected .*, got -1"),
+    (lambda m, i: m.logprobs(i[0], "a", "x", batch_size="8"), "batch_size: expected .*, got '8'"),
+    (lambda m, i: m.logprobs(i[0], "a", "x", batch_size=True), "batch_size: expected .*, got True"),
+    (lambda m, i: m.logprobs(i[0], "a", [True, False]), r"responses\[0\]: expected a string, token ids or a Response"),
+    (lambda m, i: m.logprobs(i[0], "a", [[5, True]]), r"responses\[0\]: expected a string, token ids or a Response"),
+    (lambda m, i: m.generate(i, b"a"), "prompts: expected a string, or a list of one for each image, got bytes"),
+    (lambda m, i: m.generate(i, {"a": 1}), "prompts: expected a string, or a list of one for each image, got dict"),
     (lambda m, i: m.logprobs(i[0], "a", [999]), "has the token id 999, expected 0 to 575"),
 ]
 
@@ -256,6 +359,17 @@ def test_what_load_refuses(tmp_path, world):
     for call, message in [
         (lambda: vj.load(3), "model: expected the directory of a checkpoint, got int"),
         (lambda: vj.load(tmp_path / "gone"), "is no directory"),
+        (lambda: vj.load(world / "llava-1.5-7b-hf", vision_tower=3), "vision_tower: expected the directory of a CLIP"),
+        (lambda: vj.load(world / "llava-1.5-7b-hf", mesh="auto"), "mesh: expected a MeshConfig or .*, got 'auto'"),
+        (lambda: vj.load(world / "llava-1.5-7b-hf", dtype="bf16"), "dtype: expected one of float32, bfloat16, float16"),
+        (lambda: vj.RewardModel.load(world / "reward-model", dtype="half"), "dtype: expected one of .*, got 'half'"),
+        (lambda: vj.RewardModel.load(world / "reward-model", mesh=[1]), r"mesh: expected .*, got \[1\]"),
+        (lambda: vj.export(None, tmp_path / "out"), "export: checkpoint: expected a path, got NoneType"),
+        (lambda: vj.export(world / "llava-1.5-7b-hf", 3), "export: out: expected a path, got int"),
+        (lambda: vj.export("a", "b", base=3), "export: base: expected a path, got int"),
+        (lambda: vj.sentences(None), "text: expected a string, got NoneType"),
+        (lambda: vj.phrases(None), "text: expected a string, got NoneType"),
+        (lambda: vj.phrases("a", {"extractor": "entities"}), "config: expected a PhrasesConfig, got dict"),
         (lambda: vj.load(world / "llava-1.5-7b-hf", template="v9"), "template: expected one of"),
         (lambda: vj.RewardModel.load(world / "reward-model", questoin=""), "unknown option 'questoin'; the nearest"),
         (lambda: vj.Detector(), "give either addresses, of sidecars that serve, or model"),
@@ -263,7 +377,7 @@ def test_what_load_refuses(tmp_path, world):
         (lambda: vj.Detector("a:1", timeout="long"), "Detector: .*timeout"),
         (lambda: vj.RewardModel.load(world / "reward-model", batch_size=0), "reward_model.batch_size must be at least"),
         (lambda: vj.RewardModel.load(world / "reward-model", per="word"), "RewardModel.load: .*per"),
-        (lambda: vj.Detector("a:1").judge([b""], ["a"]), "Detector: it is not connected yet"),
+        (lambda: vj.Detector("a:1").judge([b""], ["a"]), "Detector: it is not connected"),
         (lambda: vj.run(3), "config: expected a TrainConfig, a YAML file or a mapping, got int"),
         (lambda: vj.run({"sft": {"epochz": 2}}), "unknown key sft.epochz; the nearest known one is sft.epochs"),
         (lambda: vj.sft(tmp_path / "gone.yaml"), "gone.yaml"),
@@ -297,6 +411,8 @@ def judged(world, images, responses):
         by_detector = detector.judge(images, texts)
         same = detector.judge([Image.open(images[0])], [texts[0]])
         of_responses = detector.judge(images, responses)
+    with pytest.raises(vj.InputError, match="Detector: it is not connected; judge inside"):
+        detector.judge(images, texts)
     judge = vj.RewardModel.load(world / "reward-model", batch_size=2)
     return texts, by_detector, same, of_responses, judge.judge(images, texts), judge.judge(images, responses)
 
@@ -382,6 +498,34 @@ def test_refining_takes_out_what_is_not_there():
         vj.refine(text, judgments)
 
 
+class WrongFrom:
+    """A stream that finds the first word of every text wrong."""
+
+    def judge(self, items):
+        absent = vj.Signal("it", (Span(0, 1),), 1, 0, 0.1, absent=True)
+        for item in items:
+            yield [Verdict(item.image, number, "a", (absent,)) for number in range(len(item.texts))]
+
+
+@pytest.mark.parametrize("left", [[0, 2], [1], [2, 1], [1, 2, 4, 5], [5], [0, 1, 2, 3, 4, 5]])
+def test_some_of_the_responses_are_judged_and_refined_as_all_of_them(images, left):
+    """Whichever candidates are left out before they are judged."""
+    texts = [dataclasses.replace(made(i, k, f"A {k}. It is {i}."), image=images[i]) for i in range(2) for k in range(3)]
+    some = [texts[number] for number in left]
+    found = vj.RewardModel(WrongFrom()).judge(images, iter(some))
+    assert [(j.index, j.candidate, j.text) for j in found] == [(r.index, r.candidate, r.text) for r in some]
+    for response in some:
+        assert vj.refine(response, found).text == f"It is {response.index}."
+    assert [vj.refine(best, found).text for best in vj.choose(some, found)] == [
+        f"It is {index}." for index in sorted({response.index for response in some})
+    ]
+    for response in texts:
+        if response not in some:
+            with pytest.raises(vj.InputError, match=f"none of the judgments is of candidate {response.candidate} of"):
+                vj.refine(response, found)
+    assert vj.refine(texts[0], []).text == texts[0].text
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -393,6 +537,10 @@ def test_refining_takes_out_what_is_not_there():
         (lambda r, j: vj.choose(r, j, j), "expected lists of different judges, got a, a"),
         (lambda r, j: vj.fuse(r, j, weights={"detektor": 1}), "there is no stream 'detektor'"),
         (lambda r, j: vj.fuse(r, j, gamma=-1), "fusion.gamma: expected a finite number of 0 or more"),
+        (lambda r, j: vj.fuse(r, j, rule="papre"), "fusion.rule: expected one of paper, balanced, got 'papre'"),
+        (lambda r, j: vj.fuse(r, j, normalize=2), "fusion.normalize: expected one of variance, std, got 2"),
+        (lambda r, j: vj.choose(r, j, normalize="deviation"), "fusion.normalize: .* is now called 'std'"),
+        (lambda r, j: vj.choose(r, j, per="word"), "fusion.per: expected one of caption, sentence, got 'word'"),
     ],
 )
 def test_what_selection_refuses(call, message):
@@ -445,6 +593,65 @@ def test_a_config_from_anywhere_is_the_same(tmp_path):
     assert _train_config(None, sections | others) == from_file
     assert _train_config(from_file, {}) == from_file
     assert _train_config(from_file, {"run": from_file.run, "sft": {"epochs": 4}}).sft.epochs == 4
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "configs").glob("*.yaml")))
+def test_a_whole_config_comes_through_unchanged(name):
+    from vigor_jax.api.training import _train_config
+
+    arguments = ["--config", str(ROOT / "configs" / name), "--run.dir=runs/a", "--model.path=a/b"]
+    config = cli.parse(TrainConfig, arguments, description="")
+    assert _train_config(config, {}) == config
+    streams = "detector", StreamConfig("streams.py:Mine", {"weight": 0.5, "words": ["a", "b"], "deep": {"x": None}})
+    config = dataclasses.replace(config, score=dataclasses.replace(config.score, streams=streams))
+    assert _train_config(config, {}) == config
+    parts = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    assert _train_config(None, parts) == config
+    assert _train_config({"run": parts.pop("run")}, parts) == config
+
+
+def test_values_of_options_may_be_numpys_and_paths_are_no_names_on_the_hub(tmp_path, monkeypatch):
+    from vigor_jax.api.training import _train_config
+
+    run = {"dir": Path("runs/a"), "rounds": np.int64(2)}
+    options = {"weights": np.array([1.5, 2]), "where": Path("a/b")}
+    score = {"streams": [StreamConfig("s.py:S", options)], "reward_model": Path("org/judge")}
+    config = _train_config(
+        {"run": run, "model": {"path": Path("org/name")}}, {"sft": {"learning_rate": np.float32(0.5)}, "score": score}
+    )
+    assert (config.run.dir, config.run.rounds, config.sft.learning_rate) == (Path("runs/a"), 2, 0.5)
+    assert config.score.streams == (StreamConfig("s.py:S", {"weights": [1.5, 2.0], "where": "./a/b"}),)
+    for place in (config.model.path, config.score.reward_model):
+        assert not is_id(place)
+    assert Path(config.model.path) == Path("org/name")
+    assert is_id(_train_config({"run": run, "model": {"path": "org/name"}}, {}).model.path)
+    with pytest.raises(vj.InputError, match=r"^sft.epochs: \{1\} is no value of an option"):
+        _train_config({"run": run, "model": {"path": "a"}, "sft": {"epochs": {1}}}, {})
+
+    # What is opened: a Path that does not exist is no directory, and nothing is asked of the Hub.
+    monkeypatch.chdir(tmp_path)
+    for call in (
+        lambda path: vj.load(path),
+        lambda path: vj.RewardModel.load(path),
+        lambda path: vj.export(path, tmp_path / "out"),
+    ):
+        with pytest.raises(vj.InputError, match=r"org/name(: neither| is no directory)"):
+            call(Path("org/name"))
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_sft_returns_the_export_of_the_last_round(tmp_path, monkeypatch, rounds):
+    """Where the pipeline puts it; the docs' own run trains for real."""
+    done = []
+    monkeypatch.setattr(pipeline_rounds, "run_rounds", done.append)
+    run = RunConfig(tmp_path / "run", ("sample",), rounds=rounds)
+    for given in (run, {"dir": run.dir, "rounds": rounds}):
+        found = vj.sft(run=given, model={"path": "a"})
+        assert done[-1].run == dataclasses.replace(run, stages=("sft", "export"))
+        assert found == (run.dir if rounds == 1 else run.dir / "round-3") / "export"
+    assert vj.run(run=run, model={"path": "a"}) == run.dir
+    with pytest.raises(vj.InputError, match="run: expected a mapping or a RunConfig, got int"):
+        vj.sft(run=3)
 
 
 @pytest.mark.slow

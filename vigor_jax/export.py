@@ -106,10 +106,15 @@ def export_model(
     Raises:
       InputError: there is no such checkpoint, or `out` has something in it.
     """
-    given = {"layout": layout, "dtype": dtype, "base": base, "vision_tower": vision_tower}
+    given: dict[str, str | None] = {"layout": layout, "dtype": dtype}
+    places = {"checkpoint": checkpoint, "out": out, "base": base, "vision_tower": vision_tower}
+    for name, place in places.items():
+        if not isinstance(place, str | os.PathLike) and (place is not None or name in ("checkpoint", "out")):
+            raise InputError(f"export: {name}: expected a path, got {type(place).__name__}")
+        # A name on the Hub is a str, never a Path, and never begins with a dot.
+        given[name] = place if isinstance(place, str | None) else os.path.join(".", place)
     arguments = [f"--{name}={value}" for name, value in given.items() if value is not None]
-    where = [f"--checkpoint={os.fspath(checkpoint)}", f"--out={os.fspath(out)}"]
-    export_to(cli.parse(ExportCommand, [*where, *arguments], description=""))
+    export_to(cli.parse(ExportCommand, arguments, description=""))
     return Path(out)
 
 

@@ -2,10 +2,14 @@
 
 import dataclasses
 import functools
+import gc
 import json
 import os
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +23,12 @@ from tests.pixels import normalize
 from tests.tiny_llava import Tiny, build_checkpoint, build_model
 from vigor_jax.data.text.conversation import IGNORE_INDEX, TEMPLATES, Turn, encode_example
 from vigor_jax.errors import InputError
-from vigor_jax.hf.load import open_checkpoint
+from vigor_jax.hf.load import load_model, open_checkpoint
 from vigor_jax.inference import logprobs
+from vigor_jax.inference import policy as policy_module
 from vigor_jax.inference.logprobs import collate_responses, per_token_logps
 from vigor_jax.inference.policy import Policy
+from vigor_jax.inference.sampler import Sampler
 from vigor_jax.inference.sampling_methods import SamplingConfig
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 
@@ -214,6 +220,79 @@ def test_nothing_is_loaded_before_it_is_needed(world, mesh):
     policy.request("a", world / "gone.png", "What?")
     policy.response_ids("What?", "That.")
     assert "model" not in vars(policy)
+
+
+def test_another_seed_draws_other_tokens_and_compiles_nothing(world, mesh):
+    policy = Policy(open_checkpoint(world / "model"), mesh)
+    requests = [policy.request(f"{i}", None, prompt) for i, prompt in enumerate(PROMPTS)]
+    sampling = dataclasses.replace(SAMPLING, max_new_tokens=8)
+    drawn, compiled = {}, []
+    for seed in (3, 4, 3, 5):
+        found = policy.sample(requests, dataclasses.replace(sampling, seed=seed))
+        ids = [[completion.token_ids for completion in group] for group in found]
+        assert drawn.setdefault(seed, ids) == ids
+        (sampler,) = policy._samplers.values()
+        compiled.append(dict(sampler.compilations))
+    assert compiled[0]["prefill"]
+    assert compiled == [compiled[0]] * 4
+    assert len({str(ids) for ids in drawn.values()}) == 3
+    checkpoint, config = policy.checkpoint, dataclasses.replace(sampling, seed=4)
+    alone = Sampler(policy.model, checkpoint.tokenizer, config, mesh, policy.template.stop).generate(requests)
+    assert [[completion.token_ids for completion in group] for group in alone] == drawn[4]
+
+
+def held():
+    """Bytes of all arrays on the devices."""
+    return sum(array.nbytes for array in jax.live_arrays())
+
+
+def test_a_policy_that_nobody_holds_gives_its_memory_back(world, mesh):
+    gc.collect()
+    before = held()
+    policy = Policy(open_checkpoint(world / "model"), mesh)
+    pairs = pairs_of(policy, world)[:2]
+    list(policy.response_logps(pairs))
+    size = held() - before
+    assert size > 100_000
+    gc.disable()
+    try:
+        del policy, pairs
+        assert held() - before < size / 20  # at once: there are no cycles
+    finally:
+        gc.enable()
+    # A sampler has cycles, which are looked for before other weights are loaded.
+    policy = Policy(open_checkpoint(world / "model"), mesh)
+    list(policy.sample([policy.request("a", None, "What?")], SAMPLING))
+    del policy
+    other = Policy(open_checkpoint(world / "model"), mesh)
+    assert other.model
+    assert held() - before < 1.1 * size
+
+
+def test_threads_that_come_first_together_load_the_weights_once(world, mesh, monkeypatch):
+    loaded = []
+
+    def slowly(*args, **kwargs):
+        time.sleep(0.2)
+        loaded.append(load_model(*args, **kwargs))
+        return loaded[-1]
+
+    monkeypatch.setattr(policy_module, "load_model", slowly)
+    policy = Policy(open_checkpoint(world / "model"), mesh)
+    pairs = pairs_of(policy, world)[:1]
+    start = threading.Barrier(8)
+
+    def ask(number):
+        start.wait()
+        if number % 2:
+            return next(policy.response_logps(pairs)).tolist()
+        return policy.model
+
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(ask, range(8)))
+    assert len(loaded) == 1
+    assert all(model is loaded[0] for model in found[::2])
+    assert all(logps == found[1] for logps in found[1::2])
 
 
 @pytest.mark.parametrize(

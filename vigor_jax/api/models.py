@@ -3,8 +3,9 @@
 import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, TypeAlias
+from typing import Any, Literal, Self, TypeAlias, get_args
 
 from jax.sharding import Mesh
 
@@ -23,13 +24,15 @@ from vigor_jax.rewards.phrases import PhrasesConfig
 from vigor_jax.rewards.stream import RewardStream
 from vigor_jax.stages.export import PROVENANCE
 
+Dtype: TypeAlias = Literal["float32", "bfloat16", "float16"]
+
 
 def load(
     model: PathLike,
     *,
     template: str | None = None,
     vision_tower: PathLike | None = None,
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+    dtype: Dtype | None = None,
     int8: bool = False,
     mesh: Mesh | MeshConfig | None = None,
 ) -> Policy:
@@ -50,7 +53,7 @@ def load(
     checkpoint = _open(model, vision_tower)
     path = checkpoint.directory / PROVENANCE
     known = Fields.read(path).text("template", None, null=True) if exists(path) else None
-    return Policy(checkpoint, _mesh(mesh), template=template or known or "v1", dtype=dtype, int8=int8)
+    return Policy(checkpoint, _mesh(mesh), template=template or known or "v1", dtype=_dtype(dtype), int8=int8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +100,7 @@ class RewardModel:
         model: PathLike,
         *,
         vision_tower: PathLike | None = None,
-        dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+        dtype: Dtype | None = None,
         mesh: Mesh | MeshConfig | None = None,
         **settings: Any,
     ) -> Self:
@@ -118,7 +121,7 @@ class RewardModel:
         trained = _training(checkpoint)
         learnt = {name: trained[name] for name in ("template", "question", "per") if trained.get(name) is not None}
         config = parsed(reward_model.RewardModelConfig, {**learnt, **settings}, what="RewardModel.load")
-        return cls(reward_model.RewardModel.of(Policy(checkpoint, _mesh(mesh), dtype=dtype), config))
+        return cls(reward_model.RewardModel.of(Policy(checkpoint, _mesh(mesh), dtype=_dtype(dtype)), config))
 
     def judge(self, images: ImageLike | Sequence[ImageLike], responses: Texts) -> list[Judgment]:
         """Judges responses, in their order: one signal for each sentence.
@@ -146,7 +149,8 @@ class Detector:
       **settings: further fields of `DetectionConfig`, such as `box_threshold`, `token_file` or `python`.
 
     Raises:
-      InputError: a setting cannot be used; on entering, if the detector cannot be reached.
+      InputError: a setting cannot be used; on entering, if the detector cannot be reached, or what finds phrases lacks
+        its files.
     """
 
     def __init__(
@@ -162,33 +166,49 @@ class Detector:
             "model": model,
             "phrases": phrases or PhrasesConfig(),
         }
-        self.stream = DetectorStream(parsed(DetectionConfig, {**given, **settings}, what="Detector"))
+        self._config = parsed(DetectionConfig, {**given, **settings}, what="Detector")
+        self._config.check_given()
+        self._stream: DetectorStream | None = None  # while it is entered
 
     def __enter__(self) -> Self:
-        self.stream.__enter__()
+        if self._stream is not None:
+            raise InputError("Detector: it is connected already")
+        self._stream = DetectorStream(self._config).__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.stream.__exit__(kind, error, trace)
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            stream.__exit__(kind, error, trace)
 
     def judge(self, images: ImageLike | Sequence[ImageLike], responses: Texts) -> list[Judgment]:
         """As `RewardModel.judge`: one signal for each phrase."""
-        if not hasattr(self.stream, "digest"):
-            raise InputError("Detector: it is not connected yet; write `with Detector(...) as detector:`")
-        return _judge(self.stream, images, responses)
+        if self._stream is None:
+            raise InputError("Detector: it is not connected; judge inside `with Detector(...) as detector:`")
+        return _judge(self._stream, images, responses)
 
 
 def _open(model: PathLike, vision_tower: PathLike | None) -> Checkpoint:
     if not isinstance(model, str | os.PathLike):
         raise InputError(f"model: expected the directory of a checkpoint, got {type(model).__name__}")
-    where: Any = os.fspath(model)
-    tower: Any = None if vision_tower is None else os.fspath(vision_tower)
-    return open_checkpoint(where, tower)
+    if not isinstance(vision_tower, str | os.PathLike | None):
+        raise InputError(f"vision_tower: expected the directory of a CLIP tower, got {type(vision_tower).__name__}")
+    # A name on the Hub is a str, never a Path.
+    places = [place if isinstance(place, str | None) else Path(place) for place in (model, vision_tower)]
+    return open_checkpoint(places[0] or "", places[1])
+
+
+def _dtype(dtype: Any) -> Any:
+    if dtype is not None and dtype not in get_args(Dtype):
+        raise InputError(f"dtype: expected one of {', '.join(get_args(Dtype))}, got {dtype!r}"[:200])
+    return dtype
 
 
 def _mesh(mesh: Mesh | MeshConfig | None) -> Mesh:
+    if not isinstance(mesh, Mesh | MeshConfig | None):
+        raise InputError(f"mesh: expected a MeshConfig or a jax.sharding.Mesh, got {mesh!r}"[:200])
     return mesh if isinstance(mesh, Mesh) else make_mesh(mesh or MeshConfig(data=-1, fsdp=1))
 
 
@@ -204,13 +224,13 @@ def _training(checkpoint: Checkpoint) -> Mapping[str, Any]:
 def _judge(stream: RewardStream, images: ImageLike | Sequence[ImageLike], responses: Texts) -> list[Judgment]:
     items = list(_items(image_files(images), responses))
     found = []
-    for (index, item), verdicts in zip(items, stream.judge(item for _, item in items), strict=True):
+    for (index, item, candidates), verdicts in zip(items, stream.judge(item for _, item, _ in items), strict=True):
         for verdict in verdicts:
             found.append(
                 Judgment(
                     index=index,
                     image=item.image,
-                    candidate=verdict.candidate,
+                    candidate=candidates[verdict.candidate],
                     text=item.texts[verdict.candidate],
                     stream=verdict.stream,
                     negative=verdict.negative,
@@ -221,10 +241,12 @@ def _judge(stream: RewardStream, images: ImageLike | Sequence[ImageLike], respon
     return found
 
 
-def _items(files: Sequence[ImageFile], responses: Any) -> Iterator[tuple[int, ScoreItem]]:
-    """Images with the responses to each, as a judge takes them."""
+def _items(files: Sequence[ImageFile], responses: Any) -> Iterator[tuple[int, ScoreItem, Sequence[int]]]:
+    """Images with the responses to each, as a judge takes them, and which candidates these are."""
     if isinstance(responses, str | Response):
         responses = [responses]
+    if isinstance(responses, Iterator):
+        responses = list(responses)
     if not isinstance(responses, Sequence) or not responses:
         raise InputError("responses: expected at least one text for each image, or what generate returned; got none")
     if all(isinstance(response, Response) for response in responses):
@@ -232,7 +254,8 @@ def _items(files: Sequence[ImageFile], responses: Any) -> Iterator[tuple[int, Sc
             name = own[0].image
             if index >= len(files) or str(files[index]) != name:
                 raise InputError(f"responses: image {index}, {name}, is not among the images; give those of generate")
-            yield index, ScoreItem(name, files[index], prompt, tuple(response.text for response in own))
+            item = ScoreItem(name, files[index], prompt, tuple(response.text for response in own))
+            yield index, item, [response.candidate for response in own]
         return
     if len(responses) != len(files):
         raise InputError(
@@ -242,14 +265,18 @@ def _items(files: Sequence[ImageFile], responses: Any) -> Iterator[tuple[int, Sc
         own_texts = (texts,) if isinstance(texts, str) else texts
         if not isinstance(own_texts, Sequence) or not all(isinstance(text, str) for text in own_texts) or not own_texts:
             raise InputError(f"responses[{index}]: expected a text or a list of texts, got {texts!r}"[:200])
-        yield index, ScoreItem(str(file), file, "", tuple(own_texts))
+        yield index, ScoreItem(str(file), file, "", tuple(own_texts)), range(len(own_texts))
 
 
 def groups(responses: Sequence[Response]) -> list[tuple[int, str, list[Response]]]:
-    """Responses to the same image and prompt; these stand together."""
+    """Responses to the same image and prompt; these stand together, and some of the candidates may be left out."""
     found: list[tuple[int, str, list[Response]]] = []
+    known: set[int] = set()
     for response in responses:
-        if not found or response.candidate == 0 or found[-1][:2] != (response.index, response.prompt):
+        # The same question may be asked twice: then a candidate comes again.
+        if not found or response.candidate in known or found[-1][:2] != (response.index, response.prompt):
             found.append((response.index, response.prompt, []))
+            known = set()
         found[-1][2].append(response)
+        known.add(response.candidate)
     return found

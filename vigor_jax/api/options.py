@@ -6,6 +6,8 @@ import os
 from collections.abc import Mapping
 from typing import Any, TypeAlias, TypeVar
 
+import numpy as np
+
 from vigor_jax import cli
 from vigor_jax.errors import InputError, nearest
 
@@ -45,23 +47,31 @@ def arguments_of(schema: Any, values: Mapping[str, Any], prefix: str = "") -> li
         if isinstance(value, Mapping) and (kind is None or dataclasses.is_dataclass(kind)):
             found += arguments_of(kind, value, f"{prefix}{key}.")
         else:
-            found.append(f"--{prefix}{key}={_written(value)}")
+            found.append(f"--{prefix}{key}={_written(value, prefix + key)}")
     return found
 
 
-def _written(value: Any) -> str:
-    """A value as the command line has it."""
-    if isinstance(value, str | os.PathLike):
-        return os.fspath(value)
-    plain = (
-        [os.fspath(each) if isinstance(each, os.PathLike) else each for each in value]
-        if isinstance(value, list | tuple)
-        else value
-    )
-    try:
-        return json.dumps(plain)
-    except TypeError:
-        raise InputError(f"config: {value!r} is no value of an option"[:200]) from None
+def _written(value: Any, name: str) -> str:
+    """The value of an option as the command line has it."""
+    value = _value(value, name)
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _value(value: Any, name: str) -> Any:
+    """A value of what JSON has."""
+    if isinstance(value, os.PathLike):
+        return os.path.join(".", value)  # a name on the Hub never begins so
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = plain(value)
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): _value(each, name) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_value(each, name) for each in value]
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    raise InputError(f"{name}: {value!r} is no value of an option"[:200])
 
 
 def plain(config: Any) -> dict[str, Any]:

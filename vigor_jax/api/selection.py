@@ -33,6 +33,7 @@ class Sentence:
 
 def sentences(text: str) -> list[Sentence]:
     """The sentences of a text, in order, without the white space around them."""
+    _check_text(text)
     return [Sentence(text[start:end], start, end) for start, end in split_sentences(text)]
 
 
@@ -46,7 +47,15 @@ def phrases(text: str, config: PhrasesConfig | None = None) -> list[Phrase]:
     Raises:
       InputError: the tagger's data or a list of words is missing.
     """
+    _check_text(text)
+    if not isinstance(config, PhrasesConfig | None):
+        raise InputError(f"config: expected a PhrasesConfig, got {type(config).__name__}; PhrasesConfig(...) makes one")
     return _extractor(config or PhrasesConfig())(text, split_sentences(text))
+
+
+def _check_text(text: Any) -> None:
+    if not isinstance(text, str):
+        raise InputError(f"text: expected a string, got {type(text).__name__}")
 
 
 @functools.cache
@@ -177,11 +186,16 @@ def refine(
       drop_repetitions: whether a sentence that stands there already is kept once.
 
     Raises:
-      InputError: a judgment is about another text.
+      InputError: a judgment is about another text, or none is about this response.
     """
     own = list(judgments)
     if not isinstance(text, str):
         own = [j for j in judgments if (j.index, j.candidate, j.text) == (text.index, text.candidate, text.text)]
+        if judgments and not own:
+            raise InputError(
+                f"refine: none of the judgments is of candidate {text.candidate} of image {text.index}, "
+                f"{text.text[:40]!r}; give those of the same responses"
+            )
     words = text if isinstance(text, str) else text.text
     for judgment in own:
         if judgment.text != words:

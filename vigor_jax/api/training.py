@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 from vigor_jax import cli
 from vigor_jax.api.options import PathLike, arguments_of, plain
-from vigor_jax.config import TrainConfig
+from vigor_jax.config import RunConfig, TrainConfig
 from vigor_jax.errors import InputError
 from vigor_jax.export import export_model as export
 from vigor_jax.parallel.sharding import join_processes
@@ -26,13 +26,21 @@ def sft(config: Config | None = None, **sections: Any) -> Path:
       **sections: what the config does not say, or says otherwise: `model={"path": ...}, sft={"data": ...}`.
 
     Returns:
-      The directory of the exported model, which `load` takes.
+      The directory of the exported model, which `load` takes; of several rounds, the last one's.
 
     Raises:
       InputError: a setting or the data cannot be used.
     """
-    stages = {**sections.get("run", {}), "stages": ("sft", "export")}
-    return run(config, **{**sections, "run": stages}) / EXPORT
+    from vigor_jax.pipeline.rounds import of_round
+
+    given = sections.get("run", {})
+    if not isinstance(given, Mapping | RunConfig):
+        raise InputError(f"run: expected a mapping or a RunConfig, got {type(given).__name__}")
+    own = given if isinstance(given, Mapping) else plain(given)
+    whole = _train_config(config, {**sections, "run": {**own, "stages": ("sft", "export")}})
+    _run(whole)
+    last = whole if whole.run.rounds == 1 else of_round(whole, whole.run.rounds)
+    return last.run.dir / EXPORT
 
 
 def run(config: Config | None = None, **sections: Any) -> Path:
@@ -48,15 +56,19 @@ def run(config: Config | None = None, **sections: Any) -> Path:
     Raises:
       InputError: a setting cannot be used, or a stage cannot use what it was given.
     """
+    whole = _train_config(config, sections)
+    _run(whole)
+    return whole.run.dir
+
+
+def _run(whole: TrainConfig) -> None:
     from vigor_jax.pipeline.rounds import keep_compiled, lock, run_rounds  # the pipeline, which nothing else needs
 
-    whole = _train_config(config, sections)
     join_processes(whole.distributed)
     if whole.run.compiled:
         keep_compiled(whole.run.compiled)
     with lock(whole.run.dir):
         run_rounds(whole)
-    return whole.run.dir
 
 
 def _train_config(config: Config | None, sections: Mapping[str, Any]) -> TrainConfig:

@@ -1,12 +1,14 @@
 """The policy: an opened checkpoint that writes responses to images, and says how likely given ones are."""
 
-import functools
+import dataclasses
+import gc
 import itertools
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
-from typing import Any, Unpack
+from typing import Any, TypeVar, Unpack
 
 import jax
 import numpy as np
@@ -34,6 +36,7 @@ from vigor_jax.inference.responses import (
     Response,
     ResponseLogprobs,
     SamplingOptions,
+    check_batch_size,
     check_responses,
     pair,
     queries,
@@ -49,6 +52,18 @@ from vigor_jax.records import ImageFile
 
 # Prompts whose tokens are kept: a run asks few, a benchmark asks many once.
 _PROMPTS_KEPT = 1024
+
+T = TypeVar("T")
+
+
+class _once(cached_property[T]):  # noqa: N801, as `cached_property`
+    """A `cached_property` of a `Policy` that is computed once, however many threads want it first."""
+
+    def __get__(self, policy: Any, owner: type[Any] | None = None) -> Any:
+        if policy is None:
+            return self
+        with policy._lock:
+            return super().__get__(policy, owner)
 
 
 class Policy:
@@ -87,16 +102,18 @@ class Policy:
         self.checkpoint, self.mesh, self.dtype = checkpoint, mesh, dtype
         self.template_name, self.template = template or DEFAULT_TEMPLATE, find_template(template)
         self._int8 = int8
+        self._lock = threading.RLock()  # around all that is made when it is first needed
         self._samplers: dict[SamplingConfig, Sampler] = {}  # what one has compiled, it need not compile again
+        self._prompts: dict[tuple[str, bool], tuple[int, ...]] = {}
         self._sizes = {
             "image_token_id": checkpoint.config.image_token_id,
             "num_image_tokens": checkpoint.config.num_image_tokens,
         }
-        self._encode = functools.lru_cache(_PROMPTS_KEPT)(self._encode_prompt)
 
-    @cached_property
+    @_once
     def model(self) -> Vlm:
         """The model, its weights on the mesh."""
+        gc.collect()  # samplers and reward models that nobody holds any longer hold their weights in cycles
         model = load_model(self.checkpoint, mesh=self.mesh, dtype=self.dtype, scan=stacks_inference())
         return quantize_decoder(model) if self._int8 else model
 
@@ -108,7 +125,15 @@ class Policy:
         Raises:
           InputError: the prompt places an image and there is none, or the template cannot ask without one.
         """
-        return self._encode(prompt, with_image)
+        asked = prompt, with_image
+        with self._lock:
+            if asked not in self._prompts:
+                if len(self._prompts) >= _PROMPTS_KEPT:
+                    self._prompts.clear()
+                tokenizer = self.checkpoint.tokenizer
+                ids = encode_prompt(tokenizer, self.template, prompt, with_image=with_image, **self._sizes)
+                self._prompts[asked] = tuple(ids)
+            return self._prompts[asked]
 
     def response_ids(self, prompt: str, response: str, *, with_image: bool = True) -> tuple[int, ...]:
         """Token ids of a response as fine-tuning teaches it: with the space before it and what ends it.
@@ -153,7 +178,7 @@ class Policy:
     def generate(
         self,
         images: ImageLike | Sequence[ImageLike] | None,
-        prompts: str | Sequence[str],
+        prompts: str | Iterable[str],
         **sampling: Unpack[SamplingOptions],
     ) -> list[Response]:
         """Responses to images: `num_candidates` (1 unless given) for each, in the order of the images.
@@ -191,7 +216,7 @@ class Policy:
     def logprobs(
         self,
         images: ImageLike | Sequence[ImageLike] | None,
-        prompts: str | Sequence[str] | None,
+        prompts: str | Iterable[str] | None,
         responses: str | Response | Sequence[str] | Sequence[Response] | Sequence[int] | Sequence[Sequence[int]],
         *,
         batch_size: int = 8,
@@ -210,6 +235,7 @@ class Policy:
           InputError: an argument cannot be used, or an image cannot be read.
           FloatingPointError: the model's scores are not finite.
         """
+        batch_size = check_batch_size(batch_size)
         given = check_responses(responses)
         asked = pair(images, prompts, given)
         ids = [self._ids(response, query) for query, response in zip(asked, given, strict=True)]
@@ -251,11 +277,14 @@ class Policy:
           InputError: a prompt is too long or an image cannot be read.
           FloatingPointError: the model's scores are not finite.
         """
-        if sampling not in self._samplers:
-            self._samplers[sampling] = Sampler(
-                self.model, self.checkpoint.tokenizer, sampling, self.mesh, self.template.stop
-            )
-        return self._samplers[sampling].generate(requests)
+        compiled = dataclasses.replace(sampling, seed=0)  # the host alone needs the seed
+        with self._lock:
+            if compiled not in self._samplers:
+                self._samplers[compiled] = Sampler(
+                    self.model, self.checkpoint.tokenizer, compiled, self.mesh, self.template.stop
+                )
+            sampler = self._samplers[compiled]
+        return sampler.generate(requests, seed=sampling.seed)
 
     def response_logps(
         self, pairs: Iterable[tuple[Request, Sequence[int]]], *, batch_size: int = 8, bucket: int = 64
@@ -297,7 +326,7 @@ class Policy:
                         )
                     yield row[: len(response)]
 
-    @cached_property
+    @_once
     def _graphdef_and_weights(self) -> tuple[nnx.GraphDef, nnx.State]:
         graphdef, weights = nnx.split(self.model)
         return graphdef, weights
@@ -306,15 +335,11 @@ class Policy:
     def _weights(self) -> nnx.State:
         return self._graphdef_and_weights[1]
 
-    @cached_property
+    @_once
     def _logps(self) -> Any:
         graphdef = self._graphdef_and_weights[0]
         whole = NamedSharding(self.mesh, P())
         return jax.jit(lambda weights, batch: per_token_logps(nnx.merge(graphdef, weights), batch), out_shardings=whole)
-
-    def _encode_prompt(self, prompt: str, with_image: bool) -> tuple[int, ...]:
-        tokenizer = self.checkpoint.tokenizer
-        return tuple(encode_prompt(tokenizer, self.template, prompt, with_image=with_image, **self._sizes))
 
     def _check_response(self, request: Request, response: Sequence[int]) -> None:
         config = self.checkpoint.config

@@ -114,13 +114,24 @@ def sampling_config(options: Mapping[str, Any]) -> SamplingConfig:
     return SamplingConfig(**{"num_candidates": 1, **{name: kinds[name](value) for name, value in options.items()}})
 
 
-def queries(images: ImageLike | Sequence[ImageLike] | None, prompts: str | Sequence[str]) -> list[Query]:
+def check_batch_size(batch_size: Any) -> int:
+    """A number of rows.
+
+    Raises:
+      InputError: it is none.
+    """
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:
+        raise InputError(f"batch_size: expected a whole number of at least 1, got {batch_size!r}"[:200])
+    return int(batch_size)
+
+
+def queries(images: ImageLike | Sequence[ImageLike] | None, prompts: str | Iterable[str]) -> list[Query]:
     """Images with prompts: one prompt for all images or one each; one image that is no list stands for all prompts.
 
     Raises:
       InputError: there are none, their numbers differ, or one is of a wrong type.
     """
-    if not isinstance(prompts, str) and not (isinstance(prompts, Sequence) and not isinstance(prompts, bytes)):
+    if not isinstance(prompts, Iterable) or isinstance(prompts, bytes | bytearray | Mapping):
         raise InputError(f"prompts: expected a string, or a list of one for each image, got {type(prompts).__name__}")
     words = [prompts] if isinstance(prompts, str) else list(prompts)
     for number, prompt in enumerate(words):
@@ -131,7 +142,7 @@ def queries(images: ImageLike | Sequence[ImageLike] | None, prompts: str | Seque
     if images is None:
         return [Query(number, None, prompt) for number, prompt in enumerate(words)]
     files = image_files(images)
-    is_one = not isinstance(images, Sequence) or isinstance(images, str | bytes)
+    is_one = not isinstance(images, Sequence) or isinstance(images, str | bytes | bytearray)
     if is_one:
         return [Query(0, files[0], prompt) for prompt in words]
     if isinstance(prompts, str):
@@ -165,7 +176,7 @@ def check_responses(responses: Any) -> list[Any]:
 
 
 def pair(
-    images: ImageLike | Sequence[ImageLike] | None, prompts: str | Sequence[str] | None, responses: Sequence[Any]
+    images: ImageLike | Sequence[ImageLike] | None, prompts: str | Iterable[str] | None, responses: Sequence[Any]
 ) -> list[Query]:
     """What each response answers: a `Response` says itself which image and prompt, the others are in their order.
 
@@ -187,11 +198,17 @@ def pair(
     if len(sampled) != len(responses):
         raise InputError("responses: expected all of them to come from generate, or none; got some")
     files = [] if images is None else image_files(images)
+    if isinstance(prompts, str):  # of all, also where the responses are to several prompts without images
+        asked = {response.index: {prompts} for response in sampled}
+    else:
+        asked = {}
+        for query in [] if prompts is None else queries(images, prompts):
+            asked.setdefault(query.index, set()).add(query.prompt)
     found = []
     for number, response in enumerate(sampled):
-        given = prompts if isinstance(prompts, str) or prompts is None else prompts[response.index : response.index + 1]
-        if given is not None and given not in (response.prompt, [response.prompt], (response.prompt,)):
-            raise InputError(f"responses[{number}] answers {response.prompt!r}, and the prompt given is {given!r}")
+        if prompts is not None and response.prompt not in (given := asked.get(response.index, set())):
+            one = " or ".join(map(repr, sorted(given))) or "none"
+            raise InputError(f"responses[{number}] answers {response.prompt!r}, and the prompt given is {one}")
         image = files[response.index] if response.index < len(files) else None
         if (str(image) if image else "") != response.image:
             raise InputError(
@@ -208,5 +225,5 @@ def _are_ids(response: Any) -> bool:
     return (
         isinstance(response, list | tuple)
         and bool(response)
-        and all(isinstance(token_id, int | np.integer) for token_id in response)
+        and all(isinstance(token_id, int | np.integer) and not isinstance(token_id, bool) for token_id in response)
     )

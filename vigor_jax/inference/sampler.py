@@ -129,19 +129,24 @@ class Sampler:
         """How often each part was compiled so far; a long run should stand still here."""
         return self._decoder.compilations
 
-    def generate(self, requests: Iterable[Request]) -> Iterator[list[Completion]]:
+    def generate(self, requests: Iterable[Request], *, seed: int | None = None) -> Iterator[list[Completion]]:
         """Completions of each request, in the order of the requests, which are read as they are needed.
 
         With several processes, each gives the same requests and gets all the results, but reads the pixels of its own
         parts' requests only: each part of the mesh takes its turn.
+
+        Args:
+          requests: what is asked.
+          seed: instead of that of the config; another one compiles nothing.
 
         Raises:
           InputError: a prompt is empty, too long, or has not as many image tokens as its image has features.
           FloatingPointError: the model's scores are not finite.
         """
         readers = ThreadPoolExecutor(IMAGE_READERS, "read-image")
+        seed = self._config.seed if seed is None else seed
         try:
-            yield from _Generation(self, iter(requests), readers).run()
+            yield from _Generation(self, iter(requests), readers, seed).run()
         finally:
             readers.shutdown(cancel_futures=True)
 
@@ -200,8 +205,8 @@ class _Generation:
     Rows of a part of the mesh stand together, and have a queue of their own.
     """
 
-    def __init__(self, sampler: Sampler, requests: Iterator[Request], readers: ThreadPoolExecutor) -> None:
-        self._sampler, self._requests, self._readers = sampler, requests, readers
+    def __init__(self, sampler: Sampler, requests: Iterator[Request], readers: ThreadPoolExecutor, seed: int) -> None:
+        self._sampler, self._requests, self._readers, self._seed = sampler, requests, readers, seed
         self._config, self._decoder, self._mesh = sampler._config, sampler._decoder, sampler._mesh
         self._num_taken = self._num_given = 0
         self._waiting: list[collections.deque[tuple[_Row, Future | None]]] = [
@@ -284,7 +289,7 @@ class _Generation:
             request = row.request
             lengths[place] = len(request.prompt_ids)
             token_ids[place, : lengths[place]] = request.prompt_ids
-            seeds[place] = stream_seed(self._config.seed, request)
+            seeds[place] = stream_seed(self._seed, request)
             if pixels is not None and future is not None:
                 image = future.result()
                 assert image.shape == pixels.shape[1:], f"{request.image_id}: {image.shape}, not {edge} pixels wide"

@@ -73,6 +73,14 @@ class DetectionConfig:
     tls_key: Path | None = fingerprint.place(None)
     phrases: PhrasesConfig = dataclasses.field(default_factory=PhrasesConfig)
 
+    def check_given(self) -> None:
+        """Raises InputError if no detector is given, or two."""
+        if bool(self.addresses) == bool(self.model):
+            raise InputError(
+                "detection: give either addresses, of sidecars that serve, or model, for one that this command starts; "
+                f"got {'both' if self.model else 'neither'}"
+            )
+
 
 class _Asked(NamedTuple):
     """An item under way: the phrases of each text, and the answers to come."""
@@ -98,11 +106,7 @@ class DetectorStream:
     digest: str
 
     def __init__(self, config: DetectionConfig) -> None:
-        if bool(config.addresses) == bool(config.model):
-            raise InputError(
-                "detection: give either addresses, of sidecars that serve, or model, for one that this command starts; "
-                f"got {'both' if config.model else 'neither'}"
-            )
+        config.check_given()
         self._config = config
         self._phrases = make_phrases(config.phrases)
         self._unknown = UnknownWords()

@@ -24,7 +24,7 @@ import itertools
 import logging
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, Self
+from typing import Literal, NamedTuple, Self, TypeAlias, get_args
 
 import numpy as np
 
@@ -36,6 +36,11 @@ logger = logging.getLogger(__name__)
 # Penalties this close, relative to the terms that they are sums of, are equal. A caption's signals are tens of numbers
 # whose sums are exact to some 1e-14; terms that differ because the signals do, differ by far more.
 TIE = 1e-12
+
+Rule: TypeAlias = Literal["paper", "balanced"]
+Normalize: TypeAlias = Literal["variance", "std"]
+Per: TypeAlias = Literal["caption", "sentence"]
+_WORDS = {"rule": get_args(Rule), "normalize": get_args(Normalize), "per": get_args(Per)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,13 +56,18 @@ class FusionConfig:
         What has no sentence is divided by 1: its sums are 0, and its penalty too.
     """
 
-    rule: Literal["paper", "balanced"] = "paper"
+    rule: Rule = "paper"
     weights: dict[str, float] = dataclasses.field(default_factory=dict)
     gamma: float = 1.0
-    normalize: Literal["variance", "std"] = "variance"
-    per: Literal["caption", "sentence"] = "caption"
+    normalize: Normalize = "variance"
+    per: Per = "caption"
 
     def __post_init__(self) -> None:
+        if self.normalize == "deviation":
+            raise InputError("fusion.normalize: what was called 'deviation' is now called 'std'")
+        for name, known in _WORDS.items():
+            if getattr(self, name) not in known:
+                raise InputError(f"fusion.{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}")
         numbers = {"gamma": self.gamma} | {f"weights.{name}": weight for name, weight in self.weights.items()}
         for key, value in numbers.items():
             if not (math.isfinite(value) and value >= 0):

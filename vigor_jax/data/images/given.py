@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from detector_bridge.images import upright_rgb
 from vigor_jax.errors import InputError
 from vigor_jax.records import ImageFile
 
-ImageLike: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
+ImageLike: TypeAlias = str | os.PathLike[str] | bytes | bytearray | Image.Image | np.ndarray
 
 KINDS = "a path, bytes of an image file, a PIL image or a uint8 array [height, width, 3]"
 
@@ -43,12 +44,12 @@ class MemoryImage:
 
 
 def image_files(images: ImageLike | Sequence[ImageLike]) -> list[ImageFile]:
-    """Images in their order; files are not read yet.
+    """Images in their order; files are not read yet, but all of them are there.
 
     Raises:
-      InputError: there are none, or one is of no kind that is taken.
+      InputError: there are none, one is of no kind that is taken, or there is no such file.
     """
-    if isinstance(images, str | os.PathLike | bytes | Image.Image | np.ndarray):
+    if isinstance(images, str | os.PathLike | bytes | bytearray | Image.Image | np.ndarray):
         return [_file(images, "images")]
     if not isinstance(images, Sequence):
         raise InputError(f"images: expected {KINDS}, or a list of these, got {type(images).__name__}")
@@ -59,9 +60,9 @@ def image_files(images: ImageLike | Sequence[ImageLike]) -> list[ImageFile]:
 
 def _file(image: Any, where: str) -> ImageFile:
     if isinstance(image, str | os.PathLike):
-        return Path(image)
-    if isinstance(image, bytes):
-        return MemoryImage.of(image)
+        return _path(image, where)
+    if isinstance(image, bytes | bytearray):
+        return MemoryImage.of(bytes(image))
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise InputError(
@@ -71,7 +72,25 @@ def _file(image: Any, where: str) -> ImageFile:
         image = Image.fromarray(np.ascontiguousarray(image))
     if not isinstance(image, Image.Image):
         raise InputError(f"{where}: expected {KINDS}, got {type(image).__name__}")
+    if not all(image.size):
+        raise InputError(f"{where}: the image has {image.width} x {image.height} pixels; expected at least one")
     buffer = io.BytesIO()
-    # Upright, as the same picture is when it is read from its file; PNG loses nothing.
-    ImageOps.exif_transpose(image).convert("RGB").save(buffer, "png", compress_level=1)
+    try:  # as the same picture is when it is read from its file; PNG loses nothing
+        upright_rgb(image).save(buffer, "png", compress_level=1)
+    except Exception as error:  # closed, cut off, or damaged: whatever the format's code happens to raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{where}: the PIL image cannot be read ({reason}); open it again, or give its path") from None
     return MemoryImage.of(buffer.getvalue())
+
+
+def _path(image: Any, where: str) -> Path:
+    path = Path(image)
+    try:
+        is_file, is_folder = path.is_file(), path.is_dir()
+    except (OSError, ValueError) as error:  # a name that is too long, or has a NUL
+        raise InputError(f"{where}: no such image, {str(image)[:80]!r} ({error})"[:300]) from None
+    if is_folder:
+        raise InputError(f"{where}: {path} is a folder; list its files")
+    if not is_file:
+        raise InputError(f"{where}: {path}: no such image; check the path")
+    return path
