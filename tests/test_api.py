@@ -568,7 +568,9 @@ def test_what_selection_refuses(call, message):
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        ([], "responses: expected at least one text for each image"),
+        ([], "responses: expected at least one text for each image, .*; got none"),
+        (iter([]), "responses: expected at least one text for each image, .*; got none"),
+        (None, "responses: expected at least one text for each image, .*; got NoneType"),
         (["a"], "responses: expected one text or list for each image, got 1 for 2 images"),
         (["a", 3], r"responses\[1\]: expected a text or a list of texts, got 3"),
         (["a", []], r"responses\[1\]: expected a text or a list of texts, got \[\]"),

@@ -248,7 +248,8 @@ def _items(files: Sequence[GivenImage], responses: Any) -> Iterator[tuple[int, S
     if isinstance(responses, Iterator):
         responses = list(responses)
     if not isinstance(responses, Sequence) or not responses:
-        raise InputError("responses: expected at least one text for each image, or what generate returned; got none")
+        got = "none" if isinstance(responses, Sequence) else type(responses).__name__
+        raise InputError(f"responses: expected at least one text for each image, or what generate returned; got {got}")
     if all(isinstance(response, Response) for response in responses):
         for index, prompt, own in groups(responses):
             name = own[0].image
