@@ -193,7 +193,7 @@ def test_a_pil_image_of_any_mode_is_the_picture_of_its_file(tmp_path, mode):
         image = Image.fromarray(rng.integers(0, 256, (8, 9, 3), np.uint8)).convert("L" if mode == "LA" else "RGB")
         image = image.convert("P").convert(mode) if mode == "PA" else image.convert(mode)
     assert image.mode == mode
-    (found,) = image_files(image)
+    ((found, _),) = image_files(image)
     assert image.mode == mode
     pixels = np.asarray(load_image(found))
     assert np.ptp(pixels) > 100
@@ -209,7 +209,7 @@ def test_a_pil_image_of_any_mode_is_the_picture_of_its_file(tmp_path, mode):
     )
     if suffix:
         image.save(tmp_path / f"a.{suffix}")
-        (in_file,) = image_files(tmp_path / f"a.{suffix}")
+        ((in_file, _),) = image_files(tmp_path / f"a.{suffix}")
         np.testing.assert_array_equal(pixels, np.asarray(load_image(in_file)))
 
 
@@ -251,6 +251,22 @@ def test_what_is_no_image_is_refused_before_anything_is_loaded(world, images, tm
             assert "\n" not in str(caught.value)
             assert len(str(caught.value)) < 400
     assert "model" not in vars(model)
+
+
+def test_a_path_stays_as_it_was_given(world, model, monkeypatch):
+    """And is the same image however it is written."""
+    monkeypatch.chdir(world / "photos")
+    names = ["./0.jpg", "0.jpg", "../photos//1.jpg"]
+    said = model.generate(names, "What is it?", seed=3, max_new_tokens=8)
+    assert [response.image for response in said] == names
+    assert said[0].text == said[1].text
+    assert [s.image for s in model.logprobs(names, "What is it?", said)] == names
+    other = ["0.jpg", Path("0.jpg"), "../photos/1.jpg"]
+    assert [s.image for s in model.logprobs(other, None, said)] == ["0.jpg", "0.jpg", "../photos/1.jpg"]
+    judge = vj.RewardModel(WrongFrom())
+    for given in (names, other):
+        assert [judgment.image for judgment in judge.judge(given, said)] == names
+    assert [judgment.image for judgment in judge.judge(names, ["a"] * 3)] == names
 
 
 def test_prompts_without_images_and_several_for_one_image(model, images):
@@ -552,7 +568,9 @@ def test_what_selection_refuses(call, message):
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        ([], "responses: expected at least one text for each image"),
+        ([], "responses: expected at least one text for each image, .*; got none"),
+        (iter([]), "responses: expected at least one text for each image, .*; got none"),
+        (None, "responses: expected at least one text for each image, .*; got NoneType"),
         (["a"], "responses: expected one text or list for each image, got 1 for 2 images"),
         (["a", 3], r"responses\[1\]: expected a text or a list of texts, got 3"),
         (["a", []], r"responses\[1\]: expected a text or a list of texts, got \[\]"),

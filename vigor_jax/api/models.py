@@ -10,14 +10,14 @@ from typing import Any, Literal, Self, TypeAlias, get_args
 from jax.sharding import Mesh
 
 from vigor_jax.api.options import PathLike, parsed
-from vigor_jax.data.images.given import ImageLike, image_files
+from vigor_jax.data.images.given import GivenImage, ImageLike, image_files
 from vigor_jax.errors import InputError
 from vigor_jax.hf.load import Checkpoint, open_checkpoint
 from vigor_jax.inference.policy import Policy
 from vigor_jax.inference.responses import Response
 from vigor_jax.json_fields import Fields, exists
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh
-from vigor_jax.records import ImageFile, ScoreItem, Signal
+from vigor_jax.records import ScoreItem, Signal
 from vigor_jax.rewards import reward_model
 from vigor_jax.rewards.detection import DetectionConfig, DetectorStream
 from vigor_jax.rewards.phrases import PhrasesConfig
@@ -241,20 +241,21 @@ def _judge(stream: RewardStream, images: ImageLike | Sequence[ImageLike], respon
     return found
 
 
-def _items(files: Sequence[ImageFile], responses: Any) -> Iterator[tuple[int, ScoreItem, Sequence[int]]]:
+def _items(files: Sequence[GivenImage], responses: Any) -> Iterator[tuple[int, ScoreItem, Sequence[int]]]:
     """Images with the responses to each, as a judge takes them, and which candidates these are."""
     if isinstance(responses, str | Response):
         responses = [responses]
     if isinstance(responses, Iterator):
         responses = list(responses)
     if not isinstance(responses, Sequence) or not responses:
-        raise InputError("responses: expected at least one text for each image, or what generate returned; got none")
+        got = "none" if isinstance(responses, Sequence) else type(responses).__name__
+        raise InputError(f"responses: expected at least one text for each image, or what generate returned; got {got}")
     if all(isinstance(response, Response) for response in responses):
         for index, prompt, own in groups(responses):
             name = own[0].image
-            if index >= len(files) or str(files[index]) != name:
+            if index >= len(files) or not files[index].is_called(name):
                 raise InputError(f"responses: image {index}, {name}, is not among the images; give those of generate")
-            item = ScoreItem(name, files[index], prompt, tuple(response.text for response in own))
+            item = ScoreItem(name, files[index].file, prompt, tuple(response.text for response in own))
             yield index, item, [response.candidate for response in own]
         return
     if len(responses) != len(files):
@@ -265,7 +266,7 @@ def _items(files: Sequence[ImageFile], responses: Any) -> Iterator[tuple[int, Sc
         own_texts = (texts,) if isinstance(texts, str) else texts
         if not isinstance(own_texts, Sequence) or not all(isinstance(text, str) for text in own_texts) or not own_texts:
             raise InputError(f"responses[{index}]: expected a text or a list of texts, got {texts!r}"[:200])
-        yield index, ScoreItem(str(file), file, "", tuple(own_texts)), range(len(own_texts))
+        yield index, ScoreItem(file.name, file.file, "", tuple(own_texts)), range(len(own_texts))
 
 
 def groups(responses: Sequence[Response]) -> list[tuple[int, str, list[Response]]]:

@@ -196,7 +196,7 @@ class Policy:
           FloatingPointError: the model's scores are not finite.
         """
         config, asked = sampling_config(sampling), queries(images, prompts)
-        requests = [self.request(query.name, query.image, query.prompt) for query in asked]
+        requests = [self.request(query.image_id, query.image, query.prompt) for query in asked]
         return [
             Response(
                 index=query.index,
@@ -239,7 +239,7 @@ class Policy:
         given = check_responses(responses)
         asked = pair(images, prompts, given)
         ids = [self._ids(response, query) for query, response in zip(asked, given, strict=True)]
-        requests = [self.request(query.name, query.image, query.prompt) for query in asked]
+        requests = [self.request(query.image_id, query.image, query.prompt) for query in asked]
         found = self.response_logps(zip(requests, ids, strict=True), batch_size=batch_size)
         return [
             ResponseLogprobs(

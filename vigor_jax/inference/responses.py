@@ -6,7 +6,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from vigor_jax.data.images.given import ImageLike, image_files
+from vigor_jax.data.images.given import GivenImage, ImageLike, image_files
 from vigor_jax.errors import InputError, nearest
 from vigor_jax.inference.sampling_methods import SamplingConfig
 from vigor_jax.records import ImageFile
@@ -84,17 +84,27 @@ class Query:
 
     Attributes:
       index: position of the image among those given, or of the prompt where there are no images.
-      image: the image.
+      given: the image.
       prompt: the words.
     """
 
     index: int
-    image: ImageFile | None
+    given: GivenImage | None
     prompt: str
 
     @property
+    def image(self) -> ImageFile | None:
+        return self.given and self.given.file
+
+    @property
     def name(self) -> str:
-        return "" if self.image is None else str(self.image)
+        """The image's name as it was given."""
+        return self.given.name if self.given else ""
+
+    @property
+    def image_id(self) -> str:
+        """What random choices depend on, however a path is written."""
+        return str(self.given.file) if self.given else ""
 
 
 def sampling_config(options: Mapping[str, Any]) -> SamplingConfig:
@@ -210,10 +220,10 @@ def pair(
             one = " or ".join(map(repr, sorted(given))) or "none"
             raise InputError(f"responses[{number}] answers {response.prompt!r}, and the prompt given is {one}")
         image = files[response.index] if response.index < len(files) else None
-        if (str(image) if image else "") != response.image:
+        if not (image.is_called(response.image) if image else not response.image):
             raise InputError(
                 f"responses[{number}] is about image {response.index}, {response.image or 'none'}, and the one given "
-                f"is {image or 'none'}; give the images that it was generated from"
+                f"is {image.name if image else 'none'}; give the images that it was generated from"
             )
         found.append(Query(response.index, image, response.prompt))
     return found

@@ -6,7 +6,7 @@ import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -43,7 +43,23 @@ class MemoryImage:
         return self.name
 
 
-def image_files(images: ImageLike | Sequence[ImageLike]) -> list[ImageFile]:
+class GivenImage(NamedTuple):
+    """An image that was handed over.
+
+    Attributes:
+      file: which reads it.
+      name: its path as it was given, or `sha256:...`.
+    """
+
+    file: ImageFile
+    name: str
+
+    def is_called(self, name: str) -> bool:
+        """Whether a name is one of this image: `./0.jpg` and `0.jpg` are the same."""
+        return bool(name) and Path(name) == Path(self.name)
+
+
+def image_files(images: ImageLike | Sequence[ImageLike]) -> list[GivenImage]:
     """Images in their order; files are not read yet, but all of them are there.
 
     Raises:
@@ -58,11 +74,11 @@ def image_files(images: ImageLike | Sequence[ImageLike]) -> list[ImageFile]:
     return [_file(image, f"images[{number}]") for number, image in enumerate(images)]
 
 
-def _file(image: Any, where: str) -> ImageFile:
+def _file(image: Any, where: str) -> GivenImage:
     if isinstance(image, str | os.PathLike):
-        return _path(image, where)
+        return GivenImage(_path(image, where), os.fspath(image))
     if isinstance(image, bytes | bytearray):
-        return MemoryImage.of(bytes(image))
+        return _in_memory(bytes(image))
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise InputError(
@@ -80,7 +96,12 @@ def _file(image: Any, where: str) -> ImageFile:
     except Exception as error:  # closed, cut off, or damaged: whatever the format's code happens to raise
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{where}: the PIL image cannot be read ({reason}); open it again, or give its path") from None
-    return MemoryImage.of(buffer.getvalue())
+    return _in_memory(buffer.getvalue())
+
+
+def _in_memory(content: bytes) -> GivenImage:
+    file = MemoryImage.of(content)
+    return GivenImage(file, file.name)
 
 
 def _path(image: Any, where: str) -> Path:
