@@ -39,10 +39,10 @@ def load(
     """Opens a checkpoint; its weights are loaded when they are first needed.
 
     Args:
-      model: a llava-hf checkpoint, or one of the original LLaVA code.
+      model: directory of a checkpoint, or its name on the Hub (docs/checkpoints.md).
       template: the conversation format that the model was trained with; by default what an export of ours says, else
         "v1".
-      vision_tower: the CLIP tower of an original checkpoint that does not bring it.
+      vision_tower: directory, or name on the Hub, of the CLIP tower of an original checkpoint that does not bring it.
       dtype: type to compute in; by default float32 if the checkpoint is stored so, else bfloat16.
       int8: hold the language model's weights in 8 bits.
       mesh: how the devices are arranged; by default each holds all the weights and takes its part of the batch.
