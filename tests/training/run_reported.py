@@ -21,7 +21,8 @@ def train(job: dict) -> None:
     from vigor_jax import cli
     from vigor_jax.hf.load import open_checkpoint
     from vigor_jax.parallel.sharding import MeshConfig, make_mesh
-    from vigor_jax.stages import sft as module
+    from vigor_jax.stages.sft import SftConfig, sft
+    from vigor_jax.training import loop as module
     from vigor_jax.training.trackers import Reporting
 
     original = module.make_train_step
@@ -42,7 +43,7 @@ def train(job: dict) -> None:
     module.make_train_step = killing
     cli.show_progress()
     world = Path(job["world"])
-    config = module.SftConfig(
+    config = SftConfig(
         data=world / "data.json",
         images=str(world / "images"),
         batch_size=4,
@@ -54,9 +55,7 @@ def train(job: dict) -> None:
     )
     reporting = Reporting(tuple(job["to"]), "tiny", "few")
     checkpoint = open_checkpoint(world / "model")
-    module.sft(
-        config, checkpoint, Path(job["run_dir"]), make_mesh(MeshConfig()), dtype=jnp.float32, reporting=reporting
-    )
+    sft(config, checkpoint, Path(job["run_dir"]), make_mesh(MeshConfig()), dtype=jnp.float32, reporting=reporting)
     assert {"wandb", "trackio"} & sys.modules.keys() <= set(job["to"])
 
 
