@@ -148,5 +148,5 @@ def test_kept_answers_are_read_back(
 def test_another_protocol_in_the_same_folder_is_refused(model: Path, files: Path, tmp_path: Path) -> None:
     asked = ["--model", model, "--images", files / "images", "--sampling.max_new_tokens", 4, "--out", tmp_path]
     run("pope", "--questions", files / "random.json", *asked)
-    with pytest.raises(ValueError, match=r"protocol 'paper' is now 'llava-1\.5'"):
+    with pytest.raises(ValueError, match=r'protocol "paper", which is now "llava-1\.5"; choose another --out'):
         run("pope", "--questions", files / "random.json", *LLAVA, *asked)
