@@ -60,6 +60,10 @@ class Words:
     """A tokenizer of a token for every four letters, about as many as LLaMA's."""
 
     bos_id, eos_id, pad_id = 1, EOS, 0
+    adds_bos, restarts_after_image = True, True
+
+    def instruction_ids(self, texts: list[str]) -> None:
+        """None: LLaVA reads no instructions."""
 
     def encode(self, text: str, *, prefix: bool = True) -> list[int]:
         pieces = [word[i : i + 4] for word in text.split() for i in range(0, len(word), 4)]
