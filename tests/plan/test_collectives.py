@@ -135,7 +135,7 @@ ENTRY %main (w: bf16[8,16], g: bf16[64,8]) -> bf16[8,16] {
 
 
 def test_reads_the_trips_of_tpu_loops_from_their_counters():
-    """Layers from 0 to 5 by 1; in each a ring from 1 to 7 by 2, beside which the gathering of that layer goes on."""
+    """Layers from 0 to 5 by 1; in each a ring from 1 to 7 by 2, during which that layer is gathered."""
     known = TPU.replace("@LAYERS@", "5")
     assert collective_bytes(known, default_trips=100) == {"all-gather": 5 * 1024, "reduce-scatter": 5 * 1024}
     ring = known.replace("channel_id=8, dimensions={0}\n  ROOT %done.2", "channel_id=9, dimensions={0}\n  ROOT %done.2")

@@ -48,7 +48,7 @@ def spawn(job: dict[str, Any], *, devices: int, cache: Path) -> subprocess.Popen
 
 
 def spawn_python(arguments: list[str], *, devices: int, cache: Path) -> subprocess.Popen:
-    """Starts Python on so many CPU devices; what it compiles is kept in `cache` for the next process."""
+    """Starts Python on this many CPU devices; what it compiles is kept in `cache` for the next process."""
     settings = {
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "JAX_PLATFORMS": "cpu",

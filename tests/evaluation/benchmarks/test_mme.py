@@ -129,13 +129,13 @@ def test_results_survive_their_file(pairs, tmp_path_factory):
 
 def make_benchmark(folder):
     """One subtask in each of the two layouts."""
-    beside, apart = folder / "color", folder / "posters"
+    with_answers, apart = folder / "color", folder / "posters"
     (apart / "images").mkdir(parents=True)
     (apart / "questions_answers_YN").mkdir()
-    beside.mkdir()
+    with_answers.mkdir()
     for name in ("b", "a"):
-        (beside / f"{name}.txt").write_text(f"Is {name} red? Please answer yes or no.\tYes\nIs it blue?\tNo")
-        (beside / f"{name}.jpg").touch()
+        (with_answers / f"{name}.txt").write_text(f"Is {name} red? Please answer yes or no.\tYes\nIs it blue?\tNo")
+        (with_answers / f"{name}.jpg").touch()
     (apart / "images" / "tt1.png").touch()
     (apart / "questions_answers_YN" / "tt1.txt").write_text("Is this film old?\tNo\r\nNew?\tYes\r\n\r\n")
     (folder / "eval_tool").mkdir()
