@@ -675,11 +675,16 @@ def test_sft_returns_the_export_of_the_last_round(tmp_path, monkeypatch, rounds)
 @pytest.mark.slow
 @pytest.mark.main
 def test_types_of_a_users_program(tmp_path):
-    """`mypy --strict` on a program that uses every public name."""
+    """`mypy --strict` on a program that uses every public name, which finds the package as an installed one is found:
+    what is wrong inside it, or in what it stands on, is not the program's."""
     program = ROOT / "tests" / "api_program.py"
     assert {f"vj.{name}" for name in vj.__all__} <= set(re.findall(r"vj\.\w+", program.read_text()))
-    command = [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", "--config-file=", str(program)]
-    environment = {**os.environ, "MYPYPATH": str(ROOT), "MYPY_CACHE_DIR": str(ROOT / ".mypy_cache")}
+    config = tmp_path / "mypy.ini"
+    config.write_text("[mypy]\nstrict = true\nfollow_imports = silent\nfollow_imports_for_stubs = true\n")
+    command = [sys.executable, "-m", "mypy", f"--config-file={config}", str(program)]
+    # Without PYTHONPATH, whose folders mypy takes for installed packages.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"MYPYPATH": str(ROOT), "MYPY_CACHE_DIR": str(ROOT / ".mypy_cache")}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
     notes = re.findall(r'Revealed type is "(.+)"', done.stdout)
     assert "error:" not in done.stdout, done.stdout
