@@ -26,7 +26,7 @@ class Prompt(NamedTuple):
 
     Attributes:
       tokens: [CLS] phrase . phrase . ... [SEP]
-      spans: normalised phrase → first token and the one after its last.
+      spans: normalized phrase → first token and the one after its last.
     """
 
     tokens: list[int]
@@ -74,7 +74,7 @@ def make_prompts(phrases: Sequence[str], tokenize: Callable[[str], list[int]], m
 
     Args:
       phrases: as the client wrote them.
-      tokenize: token ids of a normalised phrase, without special tokens.
+      tokenize: token ids of a normalized phrase, without special tokens.
       max_tokens: longest prompt, [CLS] and [SEP] included.
 
     Raises:

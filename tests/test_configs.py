@@ -46,7 +46,7 @@ def test_pods_are_added_to_a_config(pod):
     both = cli.parse(TrainConfig, ["--config", path, "--config", str(pod)], description="")
     assert both.inference_mesh.tensor == 4
     assert both.sample.images == alone.sample.images
-    assert both.sft == alone.sft  # what is learnt does not depend on the pod
+    assert both.sft == alone.sft  # what is learned does not depend on the pod
 
 
 def test_dump_reads_back(tmp_path):
@@ -157,7 +157,7 @@ def test_the_demo_takes_whole_sections_or_none_of_them(section):
         assert train.read(options) == (demo_config(), True)
         assert all(train.read([option]) == (demo_config(), True) for option in options[:3])
     else:
-        for option in {options[0], options[-1]} - {"--model.path=runs/demo/world/policy"}:
+        for option in {options[0], options[-1]} - {"--model.path=runs/demo/data/policy"}:
             with pytest.raises(InputError, match=r"model\.path (is|are) missing") as error:
                 train.read(["--run.dir", "r", option])
             assert "the demo runs; it takes options of run, mesh" in str(error.value)

@@ -73,7 +73,7 @@ class TrainConfig:
       inference_mesh: how they are for sampling and scoring: by default each holds all the weights.
       distributed: how processes find each other.
       train_reward: fine-tuning of the reward model.
-      sample: candidates of unlabelled images.
+      sample: candidates of unlabeled images.
       score: who judges them.
       detection: the detector, if it does.
       reward_model: how the reward model judges, if it does.

@@ -14,8 +14,8 @@ from pathlib import Path
 from vigor_jax import cli
 from vigor_jax.config import TrainConfig
 from vigor_jax.demo.config import DemoOptions, demo_config
+from vigor_jax.demo.dataset import DemoDataConfig, prepare
 from vigor_jax.demo.show import is_evaluated, show
-from vigor_jax.demo.world import WorldConfig, prepare
 from vigor_jax.errors import InputError
 from vigor_jax.parallel.sharding import join_processes
 from vigor_jax.pipeline.rounds import keep_compiled, lock, of_round, run_rounds
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         keep_compiled(config.run.compiled)
     with lock(config.run.dir):
         if is_demo:
-            prepare(Path(config.model.path).parent, WorldConfig())
+            prepare(Path(config.model.path).parent, DemoDataConfig())
         run_rounds(config)
         if is_demo:
             _show_demo(config)

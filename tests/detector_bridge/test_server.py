@@ -109,7 +109,7 @@ def test_thresholds_of_a_request(served, model):
 
 def test_long_lists_are_split_and_merged(served, model):
     """Each phrase is answered as in a prompt of its chunk; more phrases than one prompt holds change none before."""
-    words = [f"{colour} {thing}" for colour in ("red", "green", "blue", "old") for thing in PHRASES[:6] * 4]
+    words = [f"{color} {thing}" for color in ("red", "green", "blue", "old") for thing in PHRASES[:6] * 4]
     many = tuple(f"{phrase} {i}" for i, phrase in enumerate(words))
     image = encode(picture(4))
     (answer,) = ask(served.address, [Request(image, many)])

@@ -242,7 +242,7 @@ def test_memory_is_what_a_process_takes(config):
 def test_memory_of_scoring_is_what_a_process_takes(config):
     """Of a hundred million weights, compared with which the rest is small.
 
-    Of a model in miniature, with many rows, it takes 30% more than planned. Some of that are buffers of the library by
+    Of a small model, with many rows, it takes 30% more than planned. Some of that are buffers of the library by
     which XLA multiplies on a CPU, and which it does not count.
     """
     vision = ClipConfig(hidden_size=384, intermediate_size=1536, num_layers=8, num_heads=6)

@@ -10,7 +10,7 @@ import numpy as np
 from vigor_jax.data.records import store
 from vigor_jax.demo.drawing import box_xyxy, draw
 from vigor_jax.demo.language import errors, plural, say
-from vigor_jax.demo.scenes import COLOURS, IMAGE_SIZE, PLACES, SHAPES, Scene, Statement, make_scene
+from vigor_jax.demo.scenes import COLORS, IMAGE_SIZE, PLACES, SHAPES, Scene, Statement, make_scene
 from vigor_jax.evaluation.benchmarks.chair import Reference, judge
 from vigor_jax.evaluation.benchmarks.mme import MmeQuestion
 from vigor_jax.evaluation.benchmarks.pope import PopeQuestion
@@ -22,7 +22,7 @@ from vigor_jax.stages.reward_evaluation import evaluate
 from vigor_jax.stages.select import SelectConfig, select
 
 PROMPT = "Describe this image in detail."
-KINDS = {"object": "object", "colour": "attribute", "count": "attribute", "place": "location"}
+KINDS = {"object": "object", "color": "attribute", "count": "attribute", "place": "location"}
 
 
 @dataclasses.dataclass
@@ -40,7 +40,7 @@ class World:
             if self.rng.random() > truth:
                 statement = Statement(
                     str(self.rng.choice(SHAPES)),
-                    str(self.rng.choice(COLOURS)),
+                    str(self.rng.choice(COLORS)),
                     1,
                     str(self.rng.choice(PLACES)),
                 )

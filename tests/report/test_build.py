@@ -278,7 +278,7 @@ def test_the_command_refuses_in_one_line():
     assert err == "error: report: nowhere is no directory; name a run's, such as runs/demo\n"
 
 
-@pytest.mark.parametrize("arguments", [[], [".", "--limit", "many"], [".", "--colour", "red"], [".", "--limit", "0"]])
+@pytest.mark.parametrize("arguments", [[], [".", "--limit", "many"], [".", "--color", "red"], [".", "--limit", "0"]])
 def test_wrong_options(arguments):
     with pytest.raises(InputError, match=r"^report: [^\n]+$"):
         main(arguments)

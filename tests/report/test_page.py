@@ -93,8 +93,8 @@ def shown(page):
 
 
 def is_dark(page):
-    colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
-    return max(map(int, re.findall(r"\d+", colour)[:3])) < 128
+    color = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    return max(map(int, re.findall(r"\d+", color)[:3])) < 128
 
 
 def count(selections, wanted):

@@ -184,7 +184,7 @@ def test_nothing_but_bad_rows(config, checkpoint, mesh, records, tmp_path):
 
 
 def begin(config, checkpoint, mesh, records, run_dir, monkeypatch):
-    """Three updates, of which the first two are kept; returns the rows in the order in which they are learnt."""
+    """Three updates, of which the first two are kept; returns the rows in the order in which they are learned."""
     config.data.write_text(json.dumps(records))
     interrupt(lambda: sft(config, checkpoint, run_dir, mesh, dtype=jnp.float32), monkeypatch, after=3)
     batches = sft_module._loader(config, checkpoint, mesh).batches()
@@ -207,7 +207,7 @@ def assert_same_runs(run_dir, reference):
 @pytest.mark.slow
 @pytest.mark.main
 @pytest.mark.parametrize("named", [True, False])
-def test_rows_that_were_fixed_before_they_were_learnt(
+def test_rows_that_were_fixed_before_they_were_learned(
     config, checkpoint, mesh, records, tmp_path, monkeypatch, caplog, named
 ):
     """Bit for bit as if they had been so from the beginning; also where only their places tell which they are."""
@@ -223,10 +223,10 @@ def test_rows_that_were_fixed_before_they_were_learnt(
     assert_same_runs(tmp_path / "run", tmp_path / "whole")
 
 
-def test_rows_that_were_removed_before_they_were_learnt(
+def test_rows_that_were_removed_before_they_were_learned(
     config, checkpoint, mesh, records, tmp_path, monkeypatch, caplog
 ):
-    """What is left is learnt when it would have been; a run that is killed once more still knows the empty places."""
+    """What is left is learned when it would have been; a run that is killed once more still knows the empty places."""
     taken = begin(config, checkpoint, mesh, records, tmp_path / "run", monkeypatch)
     removed = {taken[17], taken[18], taken[33]}
     left = [record for index, record in enumerate(records) if index not in removed]
@@ -249,7 +249,7 @@ def test_rows_that_were_removed_before_they_were_learnt(
     assert [set(ids) for ids in seen] == first
     assert len(curve(tmp_path / "run")) == 5
     config.data.write_text(json.dumps(left[1:]))
-    with pytest.raises(InputError, match=r"rows that were learnt already: its row .* was removed"):
+    with pytest.raises(InputError, match=r"rows that were learned already: its row .* was removed"):
         sft(config, checkpoint, tmp_path / "run", mesh, dtype=jnp.float32)
 
 
@@ -292,14 +292,14 @@ def test_other_bytes_with_the_same_rows(config, checkpoint, mesh, records, tmp_p
     assert_same_runs(tmp_path / "run", tmp_path / "whole")
 
 
-def fix_learnt(records, taken):
+def fix_learned(records, taken):
     fix(records[taken[15]])
-    return rf"in 1 rows that were learnt already: index {taken[15]} \(id 'example-{taken[15]}'\) was changed"
+    return rf"in 1 rows that were learned already: index {taken[15]} \(id 'example-{taken[15]}'\) was changed"
 
 
-def remove_learnt(records, taken):
+def remove_learned(records, taken):
     del records[taken[0]]
-    return rf"in 1 rows that were learnt already: its row {taken[0]} \(from 0\) was removed"
+    return rf"in 1 rows that were learned already: its row {taken[0]} \(from 0\) was removed"
 
 
 def add(records, taken):
@@ -314,7 +314,7 @@ def remove_a_batch(records, taken):
     return "too many rows were removed: update 4 has none left"
 
 
-@pytest.mark.parametrize("change", [fix_learnt, remove_learnt, add, remove_a_batch])
+@pytest.mark.parametrize("change", [fix_learned, remove_learned, add, remove_a_batch])
 def test_what_a_run_cannot_go_on_with(config, checkpoint, mesh, records, tmp_path, monkeypatch, change):
     taken = begin(config, checkpoint, mesh, records, tmp_path / "run", monkeypatch)
     original = config.data.read_bytes()
@@ -329,13 +329,13 @@ def test_what_a_run_cannot_go_on_with(config, checkpoint, mesh, records, tmp_pat
     assert len(curve(tmp_path / "run")) == 5
 
 
-def test_all_has_been_learnt_in_a_second_epoch(config, checkpoint, mesh, records, tmp_path, monkeypatch):
+def test_all_has_been_learned_in_a_second_epoch(config, checkpoint, mesh, records, tmp_path, monkeypatch):
     config = dataclasses.replace(config, epochs=2)
     config.data.write_text(json.dumps(records))
     interrupt(lambda: sft(config, checkpoint, tmp_path / "run", mesh, dtype=jnp.float32), monkeypatch, after=7)
     fix(records[7])
     config.data.write_text(json.dumps(records))
-    with pytest.raises(InputError, match="in 1 rows that were learnt already: index 7"):
+    with pytest.raises(InputError, match="in 1 rows that were learned already: index 7"):
         sft(config, checkpoint, tmp_path / "run", mesh, dtype=jnp.float32)
 
 

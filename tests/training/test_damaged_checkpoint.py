@@ -227,7 +227,7 @@ def test_a_command_prints_one_line(directory: Path, how: str) -> None:
 
 
 def test_make_state_is_read_back_with_sums(tmp_path: Path) -> None:
-    """An optimiser's state has tuples and empty nodes in it."""
+    """An optimizer's state has tuples and empty nodes in it."""
     params, rest = make_state()
     save(tmp_path)
     sums = json.loads((tmp_path / "7" / "sums" / "sums").read_text())

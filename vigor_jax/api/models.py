@@ -119,8 +119,8 @@ class RewardModel:
         """
         checkpoint = _open(model, vision_tower)
         trained = _training(checkpoint)
-        learnt = {name: trained[name] for name in ("template", "question", "per") if trained.get(name) is not None}
-        config = parsed(reward_model.RewardModelConfig, {**learnt, **settings}, what="RewardModel.load")
+        learned = {name: trained[name] for name in ("template", "question", "per") if trained.get(name) is not None}
+        config = parsed(reward_model.RewardModelConfig, {**learned, **settings}, what="RewardModel.load")
         return cls(reward_model.RewardModel.of(Policy(checkpoint, _mesh(mesh), dtype=_dtype(dtype)), config))
 
     def judge(self, images: ImageLike | Sequence[ImageLike], responses: Texts) -> list[Judgment]:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vigor_jax.demo.contact_sheet import Shown, draw_sheet
+from vigor_jax.demo.dataset import describe_truth, read_scenes
 from vigor_jax.demo.scoring import Scores, reward_auc, score
-from vigor_jax.demo.world import describe_truth, read_scenes
 from vigor_jax.inference.predictor import read_answers
 from vigor_jax.stages.stage import EVALUATION, EXPORT
 
@@ -15,7 +15,7 @@ NUM_IN_SHEET = 8
 ROWS = (
     ("sentences with an error", "bad"),
     ("  of those about what is there", "unseen"),
-    ("  with a wrong colour", "colour"),
+    ("  with a wrong color", "color"),
     ("  with a wrong number", "count"),
     ("  with a wrong place", "place"),
 )
@@ -26,28 +26,28 @@ def is_evaluated(run_dir: Path) -> bool:
     return all(_captions_file(run_dir, model).is_file() for model in ("base", "tuned"))
 
 
-def show(run_dir: Path, world: Path, records: str | None = None) -> dict[str, Scores]:
-    """Prints what no benchmark tells and the world's truth does, with two examples; draws a picture of some more.
+def show(run_dir: Path, data: Path, records: str | None = None) -> dict[str, Scores]:
+    """Prints what no benchmark tells and the truth of the scenes does, with two examples; draws a picture of some more.
 
     Writes `metrics/demo.json` and `demo.png` in the run's directory.
 
     Args:
       run_dir: with `evaluation/`.
-      world: as `world.prepare` writes it.
+      data: as `dataset.prepare` writes it.
       records: where the run's candidates and verdicts are, if not in `run_dir`.
 
     Returns:
       Scores of "base" and "tuned".
     """
-    scenes = read_scenes(world, "held_out")
+    scenes = read_scenes(data, "held_out")
     captions = {name: _captions(run_dir, name) for name in ("base", "tuned")}
     scores = {name: score((text, scenes[image]) for image, text in own.items()) for name, own in captions.items()}
-    aucs = reward_auc(records or run_dir, read_scenes(world, "unlabelled"))
+    aucs = reward_auc(records or run_dir, read_scenes(data, "unlabeled"))
     report = {"captions": {name: dataclasses.asdict(value) for name, value in scores.items()}, "reward_auc": aucs}
     (run_dir / "metrics").mkdir(exist_ok=True)
     (run_dir / "metrics" / "demo.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
-    images = world / "images" / "held_out"
+    images = data / "images" / "held_out"
     shown = [
         Shown(images / image, captions["base"][image], captions["tuned"][image], scenes[image])
         for image in sorted(captions["base"])[:NUM_IN_SHEET]

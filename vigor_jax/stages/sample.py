@@ -49,7 +49,7 @@ class SampleConfig:
     """What is sampled.
 
     Attributes:
-      images: the unlabelled images: a folder, searched however deep, tar shards or Parquet, local or remote
+      images: the unlabeled images: a folder, searched however deep, tar shards or Parquet, local or remote
         (docs/images.md).
       prompts: each image is asked one of them, drawn by its name and the seed.
       template: conversation format; by default `model.template`.

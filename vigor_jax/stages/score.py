@@ -258,6 +258,6 @@ def check_same_question(config: RewardModelConfig, training: Mapping[str, Any], 
       InputError: it was trained to answer another question.
     """
     for key in ("per", "question", "template"):
-        learnt, asked = training.get(key, getattr(config, key)), getattr(config, key)
-        if learnt != asked:
-            raise InputError(f"reward_model.{key} is {asked!r}, and {who} has {learnt!r}; make them the same")
+        learned, asked = training.get(key, getattr(config, key)), getattr(config, key)
+        if learned != asked:
+            raise InputError(f"reward_model.{key} is {asked!r}, and {who} has {learned!r}; make them the same")

@@ -53,7 +53,7 @@ logger = logging.getLogger(__name__)
 
 NAME = "train_reward"
 
-# Image → judgements of the descriptions of it.
+# Image → judgments of the descriptions of it.
 Annotations: TypeAlias = Mapping[str, Sequence[Annotation]]
 
 
@@ -105,7 +105,7 @@ def train_reward(
       run_dir: gets `checkpoints/train_reward/`, `metrics/train_reward.jsonl` and, with a line for each evaluation,
         `metrics/reward_eval.jsonl`.
       mesh: all devices of all processes.
-      dtype: type to compute in; trained weights and optimiser are float32 in any case.
+      dtype: type to compute in; trained weights and optimizer are float32 in any case.
       reporting: as `stages.sft.sft`.
 
     Returns:
@@ -195,7 +195,7 @@ def _encoder(config: TrainRewardConfig, checkpoint: Checkpoint) -> TreeEncoder:
 
 
 def _read(config: TrainRewardConfig, encoder: TreeEncoder, run_dir: Path) -> dict[str, list[Annotation]]:
-    """The annotations that have sentences, by their images; those that cannot be learnt are left out or refused."""
+    """The annotations that have sentences, by their images; those that cannot be learned are left out or refused."""
     path, images = config.annotations or Path(), open_images(config.images or ".")
     found = list(scan_annotations(path))
     bad = [row for _, row in found if isinstance(row, BadRow)]
@@ -334,7 +334,7 @@ def _descriptions(
 def answer_loss(model: Vlm, rows: TreeRows, config: TrainingConfig) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Weighted sum of the cross-entropy of the answers' tokens, and the sum of their weights.
 
-    Only where an answer is learnt are there logits: a few hundred places of a row at most.
+    Only where an answer is learned are there logits: a few hundred places of a row at most.
     """
     hidden = read_places(model, rows, remat=config.remat)
     logits = model.language_model.logits(hidden)

@@ -1,6 +1,6 @@
 """Checkpoints of a training stage: written in the background, complete or absent, readable on any mesh.
 
-`DIR/STEP/` holds the trained weights (`params`), what else a run needs to go on (`rest`: optimiser state, RNG
+`DIR/STEP/` holds the trained weights (`params`), what else a run needs to go on (`rest`: optimizer state, RNG
 key), `record/record.json`: position in the data, fingerprint of the run, last metrics; and `sums/sums`, by which
 reading finds damage that Orbax does not (most of it: its files have no checksums of the numbers). A step is written
 under a temporary name and renamed when all of it is there, so after a kill the one before it is the latest.
@@ -163,7 +163,7 @@ def read_record(directory: Path, step: int) -> dict[str, Any]:
 
 
 def restore_params_only(directory: Path, abstract: Any = None, step: int | None = None) -> Any:
-    """The trained weights of a checkpoint, without the optimiser state or any knowledge of it.
+    """The trained weights of a checkpoint, without the optimizer state or any knowledge of it.
 
     Args:
       directory: what `Checkpoints` was given.

@@ -202,5 +202,5 @@ def test_questions_come_in_pairs():
     for questions in ([first], [first, other], [first, second, other]):
         with pytest.raises(InputError, match="two questions after one another about each image"):
             mme.score({"OCR": questions})
-    with pytest.raises(InputError, match="got 'colour'"):
-        mme.score({"colour": [first, second]})
+    with pytest.raises(InputError, match="got 'hue'"):
+        mme.score({"hue": [first, second]})

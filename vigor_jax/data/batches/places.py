@@ -3,7 +3,7 @@
 The order of a run is a permutation of places, one for each row that it began with. A row that was fixed since keeps its
 place, and the place of one that was removed stays empty, so the batches of all other rows stay what they were: the run
 ends as one would that had the fixed rows, and empty places, from the beginning. That holds as long as no batch with a
-changed place was learnt, and as long as no row was added.
+changed place was learned, and as long as no row was added.
 """
 
 import hashlib
@@ -105,7 +105,7 @@ def _match(
     return sorted(unplaced)
 
 
-def learnt_places(num_places: int, seed: int, count: int) -> set[int]:
+def learned_places(num_places: int, seed: int, count: int) -> set[int]:
     """The places of the first `count` examples of a run."""
     return set(batch_indices(num_places, seed, range(min(count, num_places))))
 

@@ -107,7 +107,7 @@ class Row:
         tree: int32 [T] each.
         places: int32 [P], the tokens after which the model is read: the last one before an answer can be told good or
             bad, one a question; or, to train on, the token before each one of the answers.
-        targets: int32 [P], the tokens to be learnt there; `IGNORE_INDEX` in questions.
+        targets: int32 [P], the tokens to be learned there; `IGNORE_INDEX` in questions.
         weights: float32 [P].
     """
 
@@ -121,7 +121,7 @@ class Row:
 class TreeEncoder:
     """Writes sequences as rows of tokens.
 
-    Each sentence is tokenised on its own, with the white space before it, so that the ids of sentences 1..k are the
+    Each sentence is tokenized on its own, with the white space before it, so that the ids of sentences 1..k are the
     beginning of the ids of the whole text.
 
     Attributes:
@@ -233,13 +233,13 @@ class TreeEncoder:
                 if sentence not in description.asked:
                     continue
                 question = description.asked.index(sentence)
-                learnt = self._learnt(sequence, description, question)
-                writer.add([*self.header, *(learnt[:-1] or self.shared)], position, index, question)
+                learned = self._learned(sequence, description, question)
+                writer.add([*self.header, *(learned[:-1] or self.shared)], position, index, question)
                 weight = 1.0 if description.weights is None else description.weights[question]
-                writer.read(learnt or [IGNORE_INDEX], weight)
+                writer.read(learned or [IGNORE_INDEX], weight)
         return writer.finish()
 
-    def _learnt(self, sequence: TreeSequence, description: Description, question: int) -> list[int]:
+    def _learned(self, sequence: TreeSequence, description: Description, question: int) -> list[int]:
         """Ids of the right answer; none where there is only a question."""
         if description.answers is None:
             return []
