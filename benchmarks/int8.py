@@ -19,8 +19,8 @@ from benchmarks.common import describe_machine
 from vigor_jax.data.records.store import read_parts
 from vigor_jax.demo.config import demo_config
 from vigor_jax.demo.dataset import DemoDataConfig, prepare, read_scenes
+from vigor_jax.demo.metrics import compute_metrics
 from vigor_jax.demo.scenes import Scene
-from vigor_jax.demo.scoring import score
 from vigor_jax.hf.load import open_checkpoint
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 from vigor_jax.records import Candidate
@@ -35,7 +35,7 @@ def captions(config: SampleConfig, policy: Path, records: Path, dtype: str) -> l
 
 def shares(found: list[Candidate], scenes: dict[str, Scene]) -> dict[str, float]:
     """In percent, but for the words of a caption."""
-    truth = score((candidate.text, scenes[candidate.image]) for candidate in found)
+    truth = compute_metrics((candidate.text, scenes[candidate.image]) for candidate in found)
     words = statistics.fmean(len(candidate.text.split()) for candidate in found)
     wrong = {"absent": truth.absent, "color, count, place": truth.unseen, "any error": truth.bad}
     return {name: 100 * share for name, share in wrong.items()} | {"words": words}

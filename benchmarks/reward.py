@@ -150,10 +150,10 @@ def one_by_one(
     positions = jnp.broadcast_to(jnp.arange(room), token_ids.shape)
     pad = ((0, 0), (0, num_tokens - 1), (0, 0), (0, 0))
 
-    def read(q: jax.Array, k: jax.Array, v: jax.Array, _: Any) -> tuple[jax.Array, Any]:
+    def attend_and_keep(q: jax.Array, k: jax.Array, v: jax.Array, _: Any) -> tuple[jax.Array, Any]:
         return attention(q, k, v, causal=True), (jnp.pad(k, pad), jnp.pad(v, pad))
 
-    hidden, caches = llama(model.embed(token_ids, features), positions, read)
+    hidden, caches = llama(model.embed(token_ids, features), positions, attend_and_keep)
     logits = llama.logits(jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1))
     first, found = logits, []
     for step in range(num_tokens):

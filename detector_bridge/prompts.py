@@ -105,14 +105,14 @@ def make_prompts(phrases: Sequence[str], tokenize: Callable[[str], list[int]], m
     return [*prompts, Prompt([CLS, *tokens, SEP], spans)]
 
 
-def read(
+def find_phrases(
     spans: Mapping[str, tuple[int, int]],
     tokens: np.ndarray,
     boxes_xyxy: np.ndarray,
     box_threshold: float,
     text_threshold: float,
 ) -> dict[str, Found]:
-    """Reads the phrases of one prompt from the model's answer.
+    """Finds the phrases of one prompt in the model's answer.
 
     A box's score for a phrase is the mean over the phrase's tokens, as in GroundingDINO's evaluation on COCO; for a
     phrase of one token it is the score that the model's own tools print. A box is kept for a phrase if its best

@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line; see the module's docstring."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     cli.show_progress()
-    config, is_demo = read(arguments)
+    config, is_demo = parse_arguments(arguments)
     join_processes(config.distributed)
     if config.run.compiled:
         keep_compiled(config.run.compiled)
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             _show_demo(config)
 
 
-def read(arguments: Sequence[str]) -> tuple[TrainConfig, bool]:
+def parse_arguments(arguments: Sequence[str]) -> tuple[TrainConfig, bool]:
     """What the command line asks for, and whether that is the demo: all its options are `DemoOptions`.
 
     Raises:

@@ -10,7 +10,7 @@ import pytest
 
 from vigor_jax.data.records.annotations import read_annotations
 from vigor_jax.demo import dataset
-from vigor_jax.demo.dataset import DemoDataConfig, judge, prepare, read_scenes
+from vigor_jax.demo.dataset import DemoDataConfig, annotate_caption, prepare, read_scenes
 from vigor_jax.demo.drawing import draw
 from vigor_jax.demo.language import errors, parse
 from vigor_jax.demo.scenes import SHAPES, make_scene
@@ -100,7 +100,7 @@ def test_judgments_are_the_truth(directory: Path) -> None:
     names = {"object": "object", "color": "attribute", "count": "attribute", "place": "location"}
     for annotation in read_annotations(directory / "annotations.jsonl"):
         scene = scenes[Path(annotation.image).name]
-        careful = judge(annotation.image, annotation.description, scene, 0.0, np.random.default_rng(0))
+        careful = annotate_caption(annotation.image, annotation.description, scene, 0.0, np.random.default_rng(0))
         found = [sentence.errors for sentence in careful.sentences]
         truths = [
             errors(sentence.statement, scene) if sentence.statement else None
@@ -113,11 +113,13 @@ def test_judgments_are_the_truth(directory: Path) -> None:
 def test_annotators_are_wrong_as_often_as_they_should_be() -> None:
     text = "There are two stars in red. A moon in blue is at the top. A ring in green is on the left."
     scene = make_scene(np.random.default_rng(0))
-    true = [not sentence.errors for sentence in judge("a", text, scene, 0.0, np.random.default_rng(0)).sentences]
+    true = [
+        not sentence.errors for sentence in annotate_caption("a", text, scene, 0.0, np.random.default_rng(0)).sentences
+    ]
     rng = np.random.default_rng(1)
     wrong = [
         bool(sentence.errors) == is_true
         for _ in range(1000)
-        for sentence, is_true in zip(judge("a", text, scene, 0.2, rng).sentences, true, strict=True)
+        for sentence, is_true in zip(annotate_caption("a", text, scene, 0.2, rng).sentences, true, strict=True)
     ]
     assert np.mean(wrong) == pytest.approx(0.2, abs=0.025)

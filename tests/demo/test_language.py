@@ -7,8 +7,8 @@ import pytest
 
 from vigor_jax.demo.build import build_tagger
 from vigor_jax.demo.language import PLURAL, SINGULAR, article, errors, inventory, parse, plural, question, say
+from vigor_jax.demo.metrics import compute_metrics, mark
 from vigor_jax.demo.scenes import COLORS, PARTNER, PLACES, SHAPES, Object, Scene, Statement, make_scene
-from vigor_jax.demo.scoring import mark, score
 from vigor_jax.demo.teaching import CAREFUL, CARELESS, choose_absent, describe, pose, quiz
 from vigor_jax.rewards.phrases import NounPhrases
 from vigor_jax.rewards.sentences import split_sentences
@@ -189,7 +189,7 @@ def test_the_tagger_finds_the_demos_nouns(tmp_path) -> None:
 
 
 def test_scores() -> None:
-    scores = score(
+    scores = compute_metrics(
         [(TRUE, SCENE), ("A star in green is at the top. A circle in red is at the top. Hearts in blue, three", SCENE)]
     )
     # Of five sentences, two right, one about a circle, one without an end; of the three about what is there, one wrong,
@@ -198,13 +198,16 @@ def test_scores() -> None:
     assert (scores.unseen, scores.color) == (1 / 3, 1 / 3)
     assert (scores.count, scores.place) == (0, 1 / 2)
     assert scores.repeats == 0
-    nothing = score([("", SCENE)])
+    nothing = compute_metrics([("", SCENE)])
     assert np.isnan([nothing.bad, nothing.color, nothing.repeats]).all()
 
 
 def test_repeats_are_sentences_that_the_same_caption_has_said() -> None:
     first, second = (sentence.text for sentence in parse(TRUE)[:2])
-    assert score([(f"{first} {second} {first} {first.upper()}", SCENE), (f"{second} {first}", SCENE)]).repeats == 2 / 6
+    assert (
+        compute_metrics([(f"{first} {second} {first} {first.upper()}", SCENE), (f"{second} {first}", SCENE)]).repeats
+        == 2 / 6
+    )
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from detector_bridge.backends.transformers import TransformersBackend
 from detector_bridge.client import ClientConfig, DetectorClient, DetectorError
 from detector_bridge.images import decode
 from detector_bridge.messages import Answer, Request
-from detector_bridge.prompts import make_prompts, read
+from detector_bridge.prompts import find_phrases, make_prompts
 from detector_bridge.refusal import RefusedError
 from tests.detector_bridge.sidecar import ROOT, encode, failed_start, picture, sidecar, wait_until
 from tests.detector_bridge.test_images import png_header
@@ -49,7 +49,7 @@ def directly(model, image: bytes, phrases, box_threshold=0.25, text_threshold=0.
     pixels, found = backend.prepare(decode(image, 10**8)), {}
     for prompt in make_prompts(phrases, backend.tokenize, backend.max_tokens):
         scores = backend.detect(pixels[None], [prompt.tokens], [0])
-        found |= read(prompt.spans, scores.tokens[0], scores.boxes_xyxy[0], box_threshold, text_threshold)
+        found |= find_phrases(prompt.spans, scores.tokens[0], scores.boxes_xyxy[0], box_threshold, text_threshold)
     return found
 
 

@@ -11,7 +11,7 @@ from vigor_jax.data.records import store
 from vigor_jax.demo.drawing import box_xyxy, draw
 from vigor_jax.demo.language import errors, plural, say
 from vigor_jax.demo.scenes import COLORS, IMAGE_SIZE, PLACES, SHAPES, Scene, Statement, make_scene
-from vigor_jax.evaluation.benchmarks.chair import Reference, judge
+from vigor_jax.evaluation.benchmarks.chair import Reference, check_caption
 from vigor_jax.evaluation.benchmarks.mme import MmeQuestion
 from vigor_jax.evaluation.benchmarks.pope import PopeQuestion
 from vigor_jax.evaluation.benchmarks.synonyms import Synonyms
@@ -161,7 +161,7 @@ def write_evaluation(run_dir: Path, world: World, model: str, truth: float) -> N
         ]
     }
     metrics = {
-        "chair": chair_metrics([judge(name, text, reference) for name, text in captions.items()]),
+        "chair": chair_metrics([check_caption(name, text, reference) for name, text in captions.items()]),
         "pope": pope_metrics(splits),
         "mme": mme_metrics(mme),
     }

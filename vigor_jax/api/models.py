@@ -58,14 +58,14 @@ def load(
 
 @dataclasses.dataclass(frozen=True)
 class Judgment:
-    """What a judge says of one response; a list of these is a table (`pandas.DataFrame(judgments)`).
+    """What a reward stream says of one response; a list of these is a table (`pandas.DataFrame(judgments)`).
 
     Attributes:
       index: position of the image among those given, from 0.
       image: as in `Response`.
       candidate: index among the responses to this image and prompt, from 0.
       text: the response.
-      stream: who judged: "detector" or "reward_model".
+      stream: which one judged: "detector" or "reward_model".
       negative: 0 or more: the penalty.
       positive: 0 or more: what is right.
       signals: what it says of each phrase or sentence, with its place in the text.
@@ -88,7 +88,7 @@ class RewardModel:
     """A model that says of every sentence whether it is true of the image (ViGoR, section 3.2).
 
     Args:
-      stream: the judge itself, as the pipeline uses it.
+      stream: the reward stream itself, as the pipeline uses it.
     """
 
     def __init__(self, stream: reward_model.RewardModel) -> None:
@@ -242,7 +242,7 @@ def _judge(stream: RewardStream, images: ImageLike | Sequence[ImageLike], respon
 
 
 def _items(files: Sequence[GivenImage], responses: Any) -> Iterator[tuple[int, ScoreItem, Sequence[int]]]:
-    """Images with the responses to each, as a judge takes them, and which candidates these are."""
+    """Images with the responses to each, as a reward stream takes them, and which candidates these are."""
     if isinstance(responses, str | Response):
         responses = [responses]
     if isinstance(responses, Iterator):

@@ -25,8 +25,8 @@ from vigor_jax.config import Stage, TrainConfig
 from vigor_jax.data.records import store
 from vigor_jax.demo.config import demo_config
 from vigor_jax.demo.dataset import VERSION, DemoDataConfig, prepare, read_scenes
+from vigor_jax.demo.metrics import compute_metrics, reward_auc
 from vigor_jax.demo.results import COLUMNS, Results, plot, to_markdown
-from vigor_jax.demo.scoring import reward_auc, score
 from vigor_jax.demo.variants import OF_DESCRIPTIONS, VARIANTS, Variant, choose, replaced
 from vigor_jax.errors import InputError
 from vigor_jax.inference.predictor import read_answers
@@ -102,7 +102,7 @@ def compare(
     prepare(data, sizes)
     config = _config(data, sizes.seed)
     if judged := {variant.judged for variant in variants if variant.judged}:
-        _judge(config, directory, judged)
+        _make_shared(config, directory, judged)
     for variant in variants:
         logger.info("seed %d: %s", sizes.seed, variant.label)
         run_dir = directory / variant.name
@@ -117,7 +117,7 @@ def compare(
         yield variant, found | {"seconds": counted(run_dir), "shared_seconds": shared_seconds}
 
 
-def _judge(config: TrainConfig, directory: Path, judged: Collection[str]) -> None:
+def _make_shared(config: TrainConfig, directory: Path, judged: Collection[str]) -> None:
     """Candidates, verdicts and reward models that variants share."""
     shared, holistic, erring = (directory / name for name in ("shared", "holistic_reward", "erring_detector"))
     with counting(shared):
@@ -189,7 +189,9 @@ def figures(evaluation: Path, data: Path) -> dict[str, float]:
     """What an evaluation says of a model, by column."""
     metrics = json.loads((evaluation / "metrics.json").read_text(encoding="utf-8"))
     scenes = read_scenes(data, "held_out")
-    truth = score((line["text"], scenes[line["image"]]) for line in read_answers(evaluation / "captions.jsonl"))
+    truth = compute_metrics(
+        (line["text"], scenes[line["image"]]) for line in read_answers(evaluation / "captions.jsonl")
+    )
     chair, pope = metrics["chair"], metrics["pope"]
     return {
         "chair_i": chair["chair_i"],
@@ -211,7 +213,9 @@ def figures(evaluation: Path, data: Path) -> dict[str, float]:
 def _taught(run_dir: Path, data: Path) -> float:
     """Of all sentences in a run's targets, those that name what is not there."""
     scenes = read_scenes(data, "unlabeled")
-    return score((target.text, scenes[target.image]) for target in store.read_parts(run_dir / "targets", Target)).absent
+    return compute_metrics(
+        (target.text, scenes[target.image]) for target in store.read_parts(run_dir / "targets", Target)
+    ).absent
 
 
 def find_auc(directory: Path) -> dict[str, float] | None:

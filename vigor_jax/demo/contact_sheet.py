@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
+from vigor_jax.demo.metrics import mark
 from vigor_jax.demo.scenes import Scene
-from vigor_jax.demo.scoring import mark
 
 COLUMNS = 2
 PICTURE = 256

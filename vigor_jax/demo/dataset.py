@@ -130,15 +130,15 @@ def annotate(directory: Path, scenes: Mapping[str, Scene], config: DemoDataConfi
     predictor.answer(questions, out, dataclasses.replace(ANNOTATED, seed=config.seed), desc="describing annotated")
     rng = np.random.default_rng([config.seed, 200])
     annotations = (
-        judge(line["image"], line["text"], scenes[line["image"]], config.careless_annotators, rng)
+        annotate_caption(line["image"], line["text"], scenes[line["image"]], config.careless_annotators, rng)
         for line in read_answers(out)
         if line["text"]
     )
     write_annotations(directory / "annotations.jsonl", annotations)
 
 
-def judge(image: str, text: str, scene: Scene, careless: float, rng: np.random.Generator) -> Annotation:
-    """Judges a description as an annotator would: the truth, but for a share of mistakes."""
+def annotate_caption(image: str, text: str, scene: Scene, careless: float, rng: np.random.Generator) -> Annotation:
+    """Annotates a caption as a person would: the truth, but for a share of mistakes."""
     sentences = []
     for span in split_sentences(text):
         (sentence, *_) = language.parse(text[slice(*span)])

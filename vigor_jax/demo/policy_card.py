@@ -7,8 +7,8 @@ import numpy as np
 
 from vigor_jax.demo import language
 from vigor_jax.demo.drawing import draw
+from vigor_jax.demo.metrics import CaptionMetrics, compute_metrics
 from vigor_jax.demo.scenes import SHAPES, Scene, make_scene
-from vigor_jax.demo.scoring import Scores, score
 from vigor_jax.evaluation.benchmarks import chair
 from vigor_jax.evaluation.benchmarks.chair import ChairMetrics, Reference
 from vigor_jax.evaluation.benchmarks.synonyms import Synonyms
@@ -71,9 +71,9 @@ def write_card(directory: Path, control: Path, *, minutes: float, steps: dict[st
         ("objects that are not there, of those mentioned", [metrics.chair_i for metrics, _ in found]),
         ("captions that mention one", [metrics.chair_s for metrics, _ in found]),
         ("shapes mentioned, of those there", [metrics.recall for metrics, _ in found]),
-        ("wrong color", [scores.color for _, scores in found]),
-        ("wrong number", [scores.count for _, scores in found]),
-        ("wrong place", [scores.place for _, scores in found]),
+        ("wrong color", [own.color for _, own in found]),
+        ("wrong number", [own.count for _, own in found]),
+        ("wrong place", [own.place for _, own in found]),
     ]
     lines = [f"| {label} | {' | '.join(f'{value:.1%}' for value in values)} |" for label, values in rows]
     lines.append(f"| words | {' | '.join(f'{metrics.words:.1f}' for metrics, _ in found)} |")
@@ -85,7 +85,7 @@ def write_card(directory: Path, control: Path, *, minutes: float, steps: dict[st
     (directory / "README.md").write_text(text, encoding="utf-8")
 
 
-def measure(model: Path, scenes: list[Scene], temperature: float) -> tuple[ChairMetrics, Scores]:
+def measure(model: Path, scenes: list[Scene], temperature: float) -> tuple[ChairMetrics, CaptionMetrics]:
     """CHAIR, and the truth sentence by sentence, of a model's captions.
 
     Args:
@@ -106,5 +106,5 @@ def measure(model: Path, scenes: list[Scene], temperature: float) -> tuple[Chair
         texts = [line["text"] for line in read_answers(Path(folder) / "captions.jsonl")]
     present = {path.name: frozenset(o.shape for o in scene.objects) for path, scene in zip(paths, scenes, strict=True)}
     reference = Reference(present, Synonyms.identity(SHAPES))
-    judged = [chair.judge(path.name, text, reference) for path, text in zip(paths, texts, strict=True)]
-    return chair.score(judged), score(zip(texts, scenes, strict=True))
+    checked = [chair.check_caption(path.name, text, reference) for path, text in zip(paths, texts, strict=True)]
+    return chair.compute_metrics(checked), compute_metrics(zip(texts, scenes, strict=True))

@@ -42,7 +42,7 @@ from vigor_jax.inference.responses import (
     queries,
     sampling_config,
 )
-from vigor_jax.inference.sampler import IMAGE_READERS, Completion, Request, Sampler, check_request, read_pixels
+from vigor_jax.inference.sampler import IMAGE_READERS, Completion, Request, Sampler, check_request, pixels_of
 from vigor_jax.inference.sampling_methods import SamplingConfig
 from vigor_jax.models.int8 import quantize_decoder
 from vigor_jax.models.layers import stacks_inference
@@ -367,7 +367,7 @@ class Policy:
         edge = self.checkpoint.config.vision.image_size
         pixels = np.zeros((num_rows, edge, edge, 3), np.uint8)
         rows = [row for row, request in enumerate(requests) if row in own_rows and request.pixels is not None]
-        for row, image in zip(rows, readers.map(read_pixels, (requests[row] for row in rows)), strict=True):
+        for row, image in zip(rows, readers.map(pixels_of, (requests[row] for row in rows)), strict=True):
             pixels[row] = image
         return pixels
 

@@ -246,7 +246,7 @@ class _Generation:
             check_request(request, sampler._model)
             part = self._num_taken % sampler._num_parts
             reads = part in sampler._own_parts and request.pixels is not None
-            image = self._readers.submit(read_pixels, request) if reads else None
+            image = self._readers.submit(pixels_of, request) if reads else None
             row = _Row(self._num_taken, request, sampler._limit(request), [None] * self._config.num_candidates)
             self._waiting[part].append((row, image))
             self._num_taken += 1
@@ -385,6 +385,6 @@ def repetition_end(token_ids: np.ndarray, n: int) -> int | None:
     return 2 * n + int(repeats.argmax()) if repeats.any() else None
 
 
-def read_pixels(request: Request) -> np.ndarray:
+def pixels_of(request: Request) -> np.ndarray:
     """The image of a request that has one, uint8 [S, S, 3]."""
     return request.pixels() if callable(request.pixels) else np.asarray(request.pixels)

@@ -168,7 +168,7 @@ def _judge_parts(
 
     def items() -> Iterator[ScoreItem]:
         for index in todo:
-            part = list(read_items(read_part(candidates, index, count, Candidate), images))
+            part = list(score_items(read_part(candidates, index, count, Candidate), images))
             if needs:
                 part = _with_verdicts(part, records, index, count, needs)
             sizes.append(len(part))
@@ -211,7 +211,7 @@ def _with_verdicts(
     ]
 
 
-def read_items(candidates: Iterable[Candidate], images: Images) -> Iterator[ScoreItem]:
+def score_items(candidates: Iterable[Candidate], images: Images) -> Iterator[ScoreItem]:
     """The candidates of each image and prompt, which stand together.
 
     Raises:

@@ -179,7 +179,7 @@ def training_result(
     content = {f"{name}.data": file_digest(data)} if data and data.is_file() else {}
     outputs = (context.dir / "checkpoints" / name, *more, places_file(context.dir, name))
     settings = context.model_settings | of(config, name) | content
-    return Result(name, settings, after, outputs, judges_itself=f"{name}.data")
+    return Result(name, settings, after, outputs, checks_itself=f"{name}.data")
 
 
 def _own_targets(context: RunContext) -> Path:

@@ -31,7 +31,7 @@ from vigor_jax.data.text.conversation import find_template
 from vigor_jax.errors import InputError
 from vigor_jax.hf.export import ExportConfig
 from vigor_jax.hf.load import Checkpoint
-from vigor_jax.inference.tree_attention import read_places
+from vigor_jax.inference.tree_attention import hidden_states_at
 from vigor_jax.models.vlm import Vlm
 from vigor_jax.parallel.processes import is_first, together
 from vigor_jax.parallel.sharding import check_batch_divides, local_rows
@@ -336,7 +336,7 @@ def answer_loss(model: Vlm, rows: TreeRows, config: TrainingConfig) -> tuple[Flo
 
     Only where an answer is learned are there logits: a few hundred places of a row at most.
     """
-    hidden = read_places(model, rows, remat=config.remat)
+    hidden = hidden_states_at(model, rows, remat=config.remat)
     logits = model.language_model.logits(hidden)
     # A product with one-hot rows in place of a gather leaves a split vocabulary split; what is padded has no target.
     targets = jnp.sum(logits * jax.nn.one_hot(rows.targets, logits.shape[-1]), -1)

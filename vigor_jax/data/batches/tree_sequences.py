@@ -236,7 +236,7 @@ class TreeEncoder:
                 learned = self._learned(sequence, description, question)
                 writer.add([*self.header, *(learned[:-1] or self.shared)], position, index, question)
                 weight = 1.0 if description.weights is None else description.weights[question]
-                writer.read(learned or [IGNORE_INDEX], weight)
+                writer.supervise(learned or [IGNORE_INDEX], weight)
         return writer.finish()
 
     def _learned(self, sequence: TreeSequence, description: Description, question: int) -> list[int]:
@@ -280,7 +280,7 @@ class _RowWriter:
 
     def __init__(self) -> None:
         self._tokens: list[tuple[int, int, int, int, int]] = []
-        self._read: list[tuple[int, int, float]] = []
+        self._supervised: list[tuple[int, int, float]] = []
 
     def add(self, ids: Sequence[int], position: int, candidate: int, sentence: int) -> None:
         for offset, token_id in enumerate(ids):
@@ -288,14 +288,14 @@ class _RowWriter:
             limit = here + 1 if sentence == NONE else position
             self._tokens.append((token_id, here, candidate, sentence, limit))
 
-    def read(self, targets: Sequence[int], weight: float) -> None:
+    def supervise(self, targets: Sequence[int], weight: float) -> None:
         """The last `len(targets)` tokens are those after which `targets` come."""
         first = len(self._tokens) - len(targets)
-        self._read += [(first + i, target, weight) for i, target in enumerate(targets)]
+        self._supervised += [(first + i, target, weight) for i, target in enumerate(targets)]
 
     def finish(self) -> Row:
         token_ids, positions, candidates, sentences, limits = np.asarray(self._tokens, np.int32).T
-        places, targets, weights = zip(*self._read, strict=True)
+        places, targets, weights = zip(*self._supervised, strict=True)
         return Row(
             token_ids,
             Tree(positions, candidates, sentences, limits),

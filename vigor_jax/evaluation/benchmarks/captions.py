@@ -106,7 +106,7 @@ def read_named_references(path: Path) -> tuple[dict[str, list[str]], ImageNames]
     return references, ImageNames(references, {number: name for number, name in ids.items() if name in references})
 
 
-def score(
+def compute_metrics(
     captions: Mapping[str, str],
     references: Mapping[str, Sequence[str]],
     *,

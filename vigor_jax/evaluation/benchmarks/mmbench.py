@@ -28,7 +28,7 @@ def read_mmbench(path: Path, *, circular: bool = True) -> list[ChoiceQuestion]:
     Args:
         path: The file.
         circular: All rotations of each question, in one `group`: the file's own copies, or made here where it has
-            none; `questions.merge_groups` makes CircularEval's verdicts of them. Else each question once. A rotation
+            none; `questions.merge_groups` makes CircularEval's outcomes of them. Else each question once. A rotation
             goes by the id 241#1 besides, which is round 1 of LLaVA's `--all-rounds`.
 
     Raises:

@@ -235,7 +235,7 @@ def rates(counts: np.ndarray) -> dict[str, np.ndarray]:
     return {"accuracy": ratio(right, questions)}
 
 
-def score(outcomes: Sequence[Outcome]) -> QuestionMetrics:
+def compute_metrics(outcomes: Sequence[Outcome]) -> QuestionMetrics:
     """The figures.
 
     Raises:

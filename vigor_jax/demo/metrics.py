@@ -18,7 +18,7 @@ KINDS: tuple[ErrorKind, ...] = ("object", "color", "count", "place")
 
 
 @dataclasses.dataclass(frozen=True)
-class Scores:
+class CaptionMetrics:
     """Shares from 0 to 1; NaN where there is nothing to take a share of.
 
     Attributes:
@@ -41,7 +41,7 @@ class Scores:
     repeats: float
 
 
-def score(captions: Iterable[tuple[str, Scene]]) -> Scores:
+def compute_metrics(captions: Iterable[tuple[str, Scene]]) -> CaptionMetrics:
     """Compares captions, any texts, with their scenes."""
     seen: Counter[str] = Counter()
     for text, scene in captions:
@@ -55,7 +55,7 @@ def score(captions: Iterable[tuple[str, Scene]]) -> Scores:
                 continue
             form = "place" if sentence.statement.number == 1 else "count"
             seen.update(["present", form, *(["unseen"] if found else []), *(f"{kind} wrong" for kind in found)])
-    return Scores(
+    return CaptionMetrics(
         bad=_share(seen["bad"], seen["all"]),
         absent=_share(seen["absent"], seen["all"]),
         unseen=_share(seen["unseen"], seen["present"]),
