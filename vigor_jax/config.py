@@ -27,7 +27,7 @@ class RunConfig:
     """Where a run lives and what it does.
 
     Attributes:
-      dir: everything the run writes; the same command again continues from what is there.
+      dir: everything the run writes; the same command again continues from what it finds.
       stages: what to do, in this order.
       records: where candidates, verdicts, selections and targets are kept, if not in `dir`; may be remote, such as
         `gs://BUCKET/NAME`.

@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _parse(name: str, arguments: Sequence[str]) -> tuple[Any, Any]:
-    """The options of a benchmark, and who asks the model if they name one."""
+    """The options of a benchmark, and what asks the model if they name one."""
     kind = COMMANDS[name]
     description = kind.__doc__ or ""
     if name in WITHOUT_A_MODEL:

@@ -111,7 +111,7 @@ def test_phrases_hold_no_special_tokens(backend):
     assert backend.tokenize("") == []
 
 
-def test_phrases_are_tokenised_by_several_threads(backend):
+def test_phrases_are_tokenized_by_several_threads(backend):
     texts = [f"dog {i}" for i in range(50)]
     expected, wrong = [backend.tokenize(text) for text in texts], []
 

@@ -135,7 +135,7 @@ def test_long_lists_are_split_and_merged(served, model):
         (Request(encode(picture(0)), ("dog",), float("nan")), "INVALID_THRESHOLD", "nan"),
     ],
 )
-def test_a_bad_request_is_refused_and_the_stream_goes_on(served, request_, code, named):
+def test_a_bad_request_is_refused_and_the_stream_continues(served, request_, code, named):
     good = Request(encode(picture(5)), PHRASES)
     before, refused, after = ask(served.address, [good, request_, good])
     assert isinstance(refused, RefusedError)

@@ -1,4 +1,4 @@
-"""The mask against ancestors found by following parents; states and gradients against sequences of their own."""
+"""The mask against ancestors found by following parents; states and gradients against separate sequences."""
 
 import jax
 import jax.numpy as jnp

@@ -95,7 +95,7 @@ def test_what_is_held_is_in_the_arguments(found, config):
     program, update = found["sft", "update"]
     assert program.held > 0.9 * update.arguments
     prefill, decode = found["sample", "prefill"], found["sample", "decode"]
-    # Prompts are read while the rings of all rows are there: 12 candidates, 32 tokens and the latest, keys and values
+    # Prompts are read while the KV caches of all rows exist: 12 candidates, 32 tokens and the latest, keys and values
     # of 2 layers.
     text = model_config(config.model.path).text
     cache = 2 * text.num_layers * 12 * 33 * text.num_kv_heads * text.head_dim * 4

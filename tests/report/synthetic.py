@@ -76,7 +76,7 @@ def write_records(
       run_dir: gets them.
       world: whose images they describe.
       candidates: of each image.
-      streams: who judges.
+      streams: which ones judge.
       texts: (image, candidate) → a caption to take in place of a made one.
       parts: of each folder.
       sentences: of each caption, about.

@@ -1,4 +1,4 @@
-"""Charts that are part of a page: its colors, nothing of their own that could leak out, names as text."""
+"""Charts that are part of a page: its colors, nothing that could leak out, names as text."""
 
 import re
 import xml.etree.ElementTree as ET

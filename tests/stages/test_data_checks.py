@@ -90,7 +90,7 @@ def spoil_medium(record):
     record["conversations"][0]["value"] = "What is in the picture?"
 
 
-SPOILT = {
+SPOILED = {
     1: (spoil_question, "the first answer starts after"),
     3: (spoil_question_before_image, "which leaves nothing to learn"),
     8: (spoil_later_image, "the images end at token"),
@@ -102,13 +102,13 @@ SPOILT = {
 }
 
 
-def spoil(records, chosen=SPOILT):
+def spoil(records, chosen=SPOILED):
     for index in chosen:
-        SPOILT[index][0](records[index])
+        SPOILED[index][0](records[index])
     return records
 
 
-@pytest.mark.parametrize("index", SPOILT)
+@pytest.mark.parametrize("index", SPOILED)
 def test_a_bad_row_ends_the_run_before_it_begins(config, checkpoint, mesh, records, tmp_path, index, monkeypatch):
     """None of them is in the first batch."""
     config.data.write_text(json.dumps(spoil(records, [index])))
@@ -117,7 +117,7 @@ def test_a_bad_row_ends_the_run_before_it_begins(config, checkpoint, mesh, recor
         sft(config, checkpoint, tmp_path / "run", mesh, dtype=jnp.float32)
     message = str(caught.value)
     assert message.startswith(f"{config.data}, index {index} (id 'example-{index}'): ")
-    assert SPOILT[index][1] in message
+    assert SPOILED[index][1] in message
     assert message.endswith("; fix them, or give --sft.skip_bad true to leave them out")
     assert "\n" not in message
 
@@ -127,8 +127,8 @@ def test_all_bad_rows_are_told_at_once(config, checkpoint, mesh, records, tmp_pa
     with pytest.raises(InputError) as caught:
         sft(config, checkpoint, tmp_path / "run", mesh, dtype=jnp.float32)
     message = str(caught.value)
-    assert f"{len(SPOILT)} of 40 rows cannot be trained on; fix them, or give --sft.skip_bad true" in message
-    for index, (_, reason) in SPOILT.items():
+    assert f"{len(SPOILED)} of 40 rows cannot be trained on; fix them, or give --sft.skip_bad true" in message
+    for index, (_, reason) in SPOILED.items():
         assert f"index {index} (id 'example-{index}'): " in message
         assert reason in message
     assert not (tmp_path / "run" / "bad_rows.jsonl").exists()
@@ -159,15 +159,15 @@ def test_advice_stays_within_the_models_positions(config, checkpoint, mesh, reco
 
 def test_bad_rows_are_left_out_if_they_may_be(config, checkpoint, mesh, records, tmp_path, caplog):
     """The run equals one on the file without them, which is what was asked for."""
-    good = [record for index, record in enumerate(records) if index not in SPOILT]
+    good = [record for index, record in enumerate(records) if index not in SPOILED]
     config.data.write_text(json.dumps(good))
     sft(config, checkpoint, tmp_path / "good", mesh, dtype=jnp.float32)
     config.data.write_text(json.dumps(spoil(records)))
     caplog.clear()
     sft(dataclasses.replace(config, skip_bad=True), checkpoint, tmp_path / "run", mesh, dtype=jnp.float32)
-    assert f"{len(SPOILT)} of 40 rows cannot be trained on and are left out, as --sft.skip_bad says" in caplog.text
+    assert f"{len(SPOILED)} of 40 rows cannot be trained on and are left out, as --sft.skip_bad says" in caplog.text
     lines = (tmp_path / "run" / "bad_rows.jsonl").read_text().splitlines()
-    assert [json.loads(line)["row"] for line in lines] == list(SPOILT)
+    assert [json.loads(line)["row"] for line in lines] == list(SPOILED)
     assert curve(tmp_path / "run") == curve(tmp_path / "good")
     assert len(curve(tmp_path / "run")) == 4
 
@@ -180,7 +180,7 @@ def test_nothing_but_bad_rows(config, checkpoint, mesh, records, tmp_path):
         sft(dataclasses.replace(config, skip_bad=True), checkpoint, tmp_path / "run", mesh, dtype=jnp.float32)
 
 
-# ---- going on with other data
+# ---- continuing with other data
 
 
 def begin(config, checkpoint, mesh, records, run_dir, monkeypatch):
@@ -315,7 +315,7 @@ def remove_a_batch(records, taken):
 
 
 @pytest.mark.parametrize("change", [fix_learned, remove_learned, add, remove_a_batch])
-def test_what_a_run_cannot_go_on_with(config, checkpoint, mesh, records, tmp_path, monkeypatch, change):
+def test_what_a_run_cannot_continue_with(config, checkpoint, mesh, records, tmp_path, monkeypatch, change):
     taken = begin(config, checkpoint, mesh, records, tmp_path / "run", monkeypatch)
     original = config.data.read_bytes()
     message = change(records, taken)
@@ -378,7 +378,7 @@ def arguments(config, world, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.main
-def test_the_same_command_goes_on_after_a_bad_row_was_fixed(config, records, arguments, tmp_path, capsys, monkeypatch):
+def test_the_same_command_continues_after_a_bad_row_is_fixed(config, records, arguments, tmp_path, capsys, monkeypatch):
     """Refused before the first update; broken off by an image in its middle; then nothing else needs to be said."""
     good = json.dumps(records)
     config.data.write_text(json.dumps(spoil(records, [1])))

@@ -81,7 +81,7 @@ class Judgment:
     signals: tuple[Signal, ...]
 
 
-Texts: TypeAlias = str | Response | Sequence[str] | Sequence[Response] | Sequence[Sequence[str]]
+ResponsesLike: TypeAlias = str | Response | Sequence[str] | Sequence[Response] | Sequence[Sequence[str]]
 
 
 class RewardModel:
@@ -123,7 +123,7 @@ class RewardModel:
         config = parsed(reward_model.RewardModelConfig, {**learned, **settings}, what="RewardModel.load")
         return cls(reward_model.RewardModel.of(Policy(checkpoint, _mesh(mesh), dtype=_dtype(dtype)), config))
 
-    def judge(self, images: ImageLike | Sequence[ImageLike], responses: Texts) -> list[Judgment]:
+    def judge(self, images: ImageLike | Sequence[ImageLike], responses: ResponsesLike) -> list[Judgment]:
         """Judges responses, in their order: one signal for each sentence.
 
         Args:
@@ -183,7 +183,7 @@ class Detector:
         if stream is not None:
             stream.__exit__(kind, error, trace)
 
-    def judge(self, images: ImageLike | Sequence[ImageLike], responses: Texts) -> list[Judgment]:
+    def judge(self, images: ImageLike | Sequence[ImageLike], responses: ResponsesLike) -> list[Judgment]:
         """As `RewardModel.judge`: one signal for each phrase."""
         if self._stream is None:
             raise InputError("Detector: it is not connected; judge inside `with Detector(...) as detector:`")
@@ -221,7 +221,7 @@ def _training(checkpoint: Checkpoint) -> Mapping[str, Any]:
     return training.values if training else {}
 
 
-def _judge(stream: RewardStream, images: ImageLike | Sequence[ImageLike], responses: Texts) -> list[Judgment]:
+def _judge(stream: RewardStream, images: ImageLike | Sequence[ImageLike], responses: ResponsesLike) -> list[Judgment]:
     items = list(_items(image_files(images), responses))
     found = []
     for (index, item, candidates), verdicts in zip(items, stream.judge(item for _, item, _ in items), strict=True):

@@ -5,7 +5,7 @@
 
 All variants of a seed share images, candidates, verdicts and reward models; only what is chosen, dropped and learned
 differs. Writes `results.md`, `results.json` and `results.png`. The same command again continues where it stopped, and
-a file of results that is there already gets the variants and seeds that it lacks.
+an existing file of results gets the variants and seeds that it lacks.
 """
 
 import contextlib

@@ -66,7 +66,7 @@ class DemoDataConfig:
 def prepare(directory: Path, config: DemoDataConfig) -> None:
     """Writes the demo's data; does nothing where they are written already.
 
-    The directory appears under its name when all of it is there: `images/SPLIT/`, `scenes.json` (image → scene),
+    The directory appears under its name when it is complete: `images/SPLIT/`, `scenes.json` (image → scene),
     `objects.json` (held-out image → shapes), `annotations.jsonl`, `pope/*.json`, `mme/`, and the checkpoints `policy/`,
     `detector/` and `tagger/`. Everything depends on the seed alone, and a scene on its number, not on how many there
     are.

@@ -199,7 +199,10 @@ def _take(step: Step, model: Path, work: Path, seed: list[int]) -> Path:
             beta2=0.98,
             max_length=384,
             bucket=32,
-            freeze=("vision_tower", "multi_modal_projector"),  # they have learned; who knows nothing yet spoils it
+            freeze=(
+                "vision_tower",
+                "multi_modal_projector",
+            ),  # they have learned; an untrained part spoils it
             remat="none",
             save_every=100,
             keep=1,

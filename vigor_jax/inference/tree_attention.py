@@ -87,10 +87,10 @@ def answer_places(
     llama, length = model.language_model, rows.token_ids.shape[1]
     num_places, is_real = rows.places.shape[1], rows.weights > 0
     mask = visible(rows.tree, rows.tree)
-    room = ((0, 0), (0, num_places * (num_tokens - 1)), (0, 0), (0, 0))
+    widths = ((0, 0), (0, num_places * (num_tokens - 1)), (0, 0), (0, 0))
 
     def attend_and_keep(q: Array, k: Array, v: Array, _: Any) -> tuple[Array, Any]:
-        return masked_attention(q, k, v, mask), (jnp.pad(k, room), jnp.pad(v, room))
+        return masked_attention(q, k, v, mask), (jnp.pad(k, widths), jnp.pad(v, widths))
 
     instructions = None if rows.instructions is None else rows.instructions[:, 0]
     x = constrain_batch(model.embed(rows.token_ids, model.encode_images(rows.pixels[:, 0], instructions)))

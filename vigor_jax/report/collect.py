@@ -63,7 +63,7 @@ class Row:
       unit: how it is written.
       better: which direction is good; "" where neither is.
       cells: by model.
-      change: tuned - base, None unless both are there.
+      change: tuned - base, None unless both exist.
       verdict: "better" or "worse" where the two intervals do not overlap, else "".
     """
 

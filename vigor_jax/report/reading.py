@@ -146,7 +146,7 @@ def _streams(folder: str) -> list[str]:
 
 
 def _is_complete(folder: str, count: int) -> bool:
-    """Whether all parts are there; a stage that was stopped halfway is left out, and said so."""
+    """Whether all parts exist; a stage that was stopped halfway is left out, and said so."""
     found = store.part_count(folder)
     if found is None:
         return False

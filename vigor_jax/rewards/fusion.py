@@ -225,7 +225,7 @@ def choose(
 
     choices = []
     for start, end in itertools.pairwise(starts.tolist()):
-        own, own_rows, good_ones = penalties[start:end], tuple(rows[start:end]), goodness[start:end]
+        own, own_terms, good_ones = penalties[start:end], tuple(rows[start:end]), goodness[start:end]
         decided_by: DecidedBy = "only"
         best, decisive = 0, ""
         if len(own) > 1:
@@ -233,9 +233,9 @@ def choose(
             others = contents[start:end], again[start:end], likelihoods[start:end]
             best, next_best, decided_by = _Ranking(own, good_ones, *others, *ties).best_two()
             if decided_by == "penalty":
-                in_favor = [worse - better for worse, better in zip(own_rows[next_best], own_rows[best], strict=True)]
+                in_favor = [worse - better for worse, better in zip(own_terms[next_best], own_terms[best], strict=True)]
                 decisive = scale.streams[in_favor.index(max(in_favor))]
-        choices.append(Choice(best, decided_by, decisive, tuple(own), own_rows))
+        choices.append(Choice(best, decided_by, decisive, tuple(own), own_terms))
     return choices
 
 

@@ -40,7 +40,7 @@ from vigor_jax.training.flops import forward_flops
 
 logger = logging.getLogger(__name__)
 
-# Seconds that a detector has to say who it is, where nothing else is wanted from it.
+# Seconds that a detector has to say which one it is, where nothing else is wanted from it.
 GREETING_TIMEOUT = 10.0
 
 

@@ -79,7 +79,7 @@ def hold_places(
         now[:, 0] = np.where(filled >= 0, data.keys[filled, 0], np.uint64(EMPTY))
         now[filled >= 0, 1] = data.keys[filled[filled >= 0], 1]
         changed = int((now[:, 0] != places[:, 0]).sum())
-        logger.warning("%s: %d rows of %s have changed that were not learned yet; going on", name, changed, data.path)
+        logger.warning("%s: %d rows of %s have changed that were not learned yet; continuing", name, changed, data.path)
         return filled.tolist(), facts, now
 
     filled, facts, now = together(compare)

@@ -144,7 +144,7 @@ def test_padding_color_and_place() -> None:
     assert pixels[0, 0].tolist() == [122, 116, 104]
 
 
-def test_normalisation_by_hand() -> None:
+def test_normalization_by_hand() -> None:
     preprocessing = Preprocessing(size=1)
     pixels = np.array([[[0, 128, 255]]], np.uint8)
     expected = [(value / 255 - m) / s for value, m, s in zip((0, 128, 255), CLIP_MEAN, CLIP_STD, strict=True)]

@@ -173,7 +173,7 @@ def test_the_reason_of_a_failure_is_told(tmp_path, answer, reason):
         Judge(config(server, timeout=0.5, max_retries=0), tmp_path / "c.jsonl").ask_all(ask(1), parse)
 
 
-def test_malformed_replies_are_asked_for_anew_then_kept_and_shown(tmp_path):
+def test_malformed_replies_are_asked_for_again_then_kept_and_shown(tmp_path):
     def respond(text, before):
         return Say(f"bad {before}") if text == "q1" else good(text, before)
 
@@ -197,7 +197,7 @@ def test_a_defect_of_the_parser_is_not_taken_for_a_malformed_reply(tmp_path):
         Judge(config(server), tmp_path / "c.jsonl").ask_all(ask(1), int)
 
 
-def test_goes_on_after_a_kill_without_asking_again(tmp_path):
+def test_continues_after_a_kill_without_asking_again(tmp_path):
     num, cache = 60, tmp_path / "c.jsonl"
     with ChatServer(lambda text, before: Say(f"reply to {text}", delay=0.04)) as server:
         command = [sys.executable, "-m", "tests.evaluation.judge.run_judge", server.url, str(cache), str(num)]

@@ -32,7 +32,7 @@ def _digest(name: str) -> int:
 
 
 def read_places(path: Path) -> UInt64[np.ndarray, "N 2"] | None:
-    """What `write_places` wrote; None if nothing is there.
+    """What `write_places` wrote; None if the file does not exist.
 
     Raises:
         InputError: the file is damaged.
@@ -45,7 +45,7 @@ def read_places(path: Path) -> UInt64[np.ndarray, "N 2"] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path}: damaged ({error}); remove it, and go on with the data that the run has") from error
+        raise InputError(f"{path}: damaged ({error}); remove it, and keep the data that the run has") from error
 
 
 def write_places(path: Path, keys: UInt64[np.ndarray, "N 2"]) -> None:

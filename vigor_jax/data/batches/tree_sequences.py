@@ -189,14 +189,14 @@ class TreeEncoder:
             InputError: a description is too long on its own.
         """
         sequences: list[TreeSequence] = []
-        room = 0
+        free = 0
         for description in descriptions:
             length = self.length(image, description)
-            if length > room:
+            if length > free:
                 sequences.append(TreeSequence(image, path, ()))
-                room = self._max_length - len(self.prefix)
+                free = self._max_length - len(self.prefix)
             sequences[-1] = sequences[-1]._replace(descriptions=(*sequences[-1].descriptions, description))
-            room -= length
+            free -= length
         return sequences
 
     def length(self, image: str, description: Description) -> int:

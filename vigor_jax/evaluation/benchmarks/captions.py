@@ -77,7 +77,7 @@ class CaptionMetrics:
 
 def read_named_references(path: Path) -> tuple[dict[str, list[str]], ImageNames]:
     """Image → captions that people wrote, from `{image: [caption, ...]}` or COCO's captions (images by `file_name`),
-    and what the images are called besides.
+    and the images' other names.
 
     Raises:
         InputError: The file cannot be read or is neither.

@@ -102,7 +102,7 @@ class PopeCommand:
 
 
 def told(words: Wording, extra: int) -> Metrics:
-    """What is to be known of the questions and answers besides the figures."""
+    """What is to be known of the questions and answers, in addition to the figures."""
     return {"protocol": words.stored(), **({"extra_answers": extra} if extra else {})}
 
 

@@ -30,7 +30,7 @@ class MmhalCommand:
     Attributes:
       out: gets `metrics.json`, and `replies.jsonl` with all that the judge said.
       questions: the benchmark's file.
-      judge: who judges.
+      judge: the model that judges.
       answers: saved answers; or give a model.
       prompt: a file with the words that the judge is asked in, such as the published ones; by default our own.
       system: name of the model, which the judge's replies are kept under.
@@ -80,7 +80,7 @@ class PreferenceCommand:
       captions: a file of saved captions for each system, as `vigor_jax.caption` writes them; its name without the
         ending is the system's.
       images: where the images are: a folder, tar shards or Parquet (docs/images.md).
-      judge: who judges.
+      judge: the model that judges.
       instruction: what the descriptions were asked for with.
       repeats: how often each image is judged, each time in another order.
       seed: of the orders.

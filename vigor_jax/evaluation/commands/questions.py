@@ -51,12 +51,12 @@ class QuestionsCommand:
       split: which of ScienceQA's splits.
       part: of SEED-Bench "image", "video" (a frame of each) or "all"; of ScienceQA "image", the questions with an
         image, or "all".
-      circular: whether MMBench's options are rotated, and only who is right each time is right.
+      circular: whether MMBench's options are rotated, and an answer counts only if it is right each time.
       answers: saved answers; or give a model.
       protocol: the words that a model is asked in: "llava-1.5" adds its request for a letter or a short answer,
         "paper" nothing.
       prompt_suffix: other words that follow each question, such as LLaVA's request in Chinese.
-      judge: who judges MM-Vet.
+      judge: the model that judges MM-Vet.
       prompt: a file with the words that the judge is asked in, such as the published ones; by default our own.
       system: name of the model, which the judge's replies are kept under.
     """

@@ -18,7 +18,7 @@ from vigor_jax.records import ImageFile
 # The key or the model is wrong. Not 403: some endpoints say it about a single question.
 _REFUSALS = (401, 404)
 _IMAGE_TYPES = ("image/jpeg", "image/png", "image/webp", "image/gif")
-# Seconds. The client honours a Retry-After of up to two minutes.
+# Seconds. The client honors a Retry-After of up to two minutes.
 _LONGEST_WAIT = 120.0
 
 

@@ -71,8 +71,8 @@ class NounPhrases:
           marks with "-" is cut from both ends of a compound instead: "beach scene" is "beach".
         - Groups and measures are in that list: "a group of people" is "person".
         - The last word goes to the singular; "people", "persons" and "individuals" are all "person".
-        - Capitalised proper nouns are left out, for no detector knows "Delta"; the first word of a sentence is read
-          as if it were not capitalised.
+        - Capitalized proper nouns are left out, for no detector knows "Delta"; the first word of a sentence is read
+          as if it were not capitalized.
         - Words in -ing are nouns only if `nouns.txt` has them.
         - Where a tagger errs by what surrounds a word, `readings.py` corrects it.
 
