@@ -46,11 +46,11 @@ class DemoDataConfig:
 
     Attributes:
       unlabeled: scenes to sample and to learn from.
-      annotated: scenes whose captions are judged, two captions each.
+      annotated: scenes whose captions are annotated, two captions each.
       held_out: scenes to be tested on.
       asked: of those, the scenes that POPE asks about.
       mme: scenes in each of MME's subtasks.
-      careless_annotators: share of sentences that are judged wrongly.
+      careless_annotators: share of sentences that are annotated wrongly.
       seed: of everything.
     """
 
@@ -119,7 +119,7 @@ def draw_split(folder: Path, split: str, count: int, seed: int) -> Iterator[tupl
 
 
 def annotate(directory: Path, scenes: Mapping[str, Scene], config: DemoDataConfig) -> None:
-    """Lets the policy describe scenes and judges every sentence, now and then wrongly; writes `annotations.jsonl`."""
+    """Lets the policy describe scenes and annotates every sentence, now and then wrongly, in `annotations.jsonl`."""
     predictor = Predictor(open_checkpoint(directory / "policy"), "v1", make_mesh(MeshConfig(data=-1, fsdp=1)))
     prompts = language.PROMPTS
     questions = [
