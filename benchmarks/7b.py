@@ -34,7 +34,7 @@ UNITS = {
     "reward": "sentences/s",
     "detector": "images/s",
 }
-# Who runs, in this order, and its share of the time.
+# What runs, in this order, and its share of the time.
 WORKERS = (
     ("sft", "ours", 6), ("caption", "ours", 3), ("reward", "ours", 3), ("detector", "ours", 2),
     ("sft", "peer", 5), ("caption", "peer", 4),

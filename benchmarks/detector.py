@@ -28,7 +28,7 @@ from detector_bridge.client import BlockingClient, ClientConfig
 from detector_bridge.images import decode
 from detector_bridge.local import LocalConfig, LocalDetector
 from detector_bridge.messages import Request
-from detector_bridge.prompts import make_prompts, read
+from detector_bridge.prompts import find_phrases, make_prompts
 from tests.detector_bridge.tiny_detector import WORDS, write_transformers
 
 Clock: TypeAlias = Callable[[], float]
@@ -97,7 +97,7 @@ def bare_model(
         ]
         scores = backend.detect(pixels, [prompt.tokens for prompt in prompts], range(len(prompts)))
         for prompt, tokens, boxes in zip(prompts, scores.tokens, scores.boxes_xyxy, strict=True):
-            read(prompt.spans, tokens, boxes, 0.25, 0.25)
+            find_phrases(prompt.spans, tokens, boxes, 0.25, 0.25)
     return len(images) / (clock() - started)
 
 

@@ -4,7 +4,7 @@
 
 Random choices are the same on both sides of a repeat, and others in the next one. Printed are the share of captions
 that are the same word by word, and of both sides' sentences those that name what is not there, that are wrong in
-colour, count or place, or wrong at all; medians over the repeats, with their range.
+color, count or place, or wrong at all; medians over the repeats, with their range.
 """
 
 import argparse
@@ -18,9 +18,9 @@ from tqdm import tqdm
 from benchmarks.common import describe_machine
 from vigor_jax.data.records.store import read_parts
 from vigor_jax.demo.config import demo_config
+from vigor_jax.demo.dataset import DemoDataConfig, prepare, read_scenes
+from vigor_jax.demo.metrics import compute_metrics
 from vigor_jax.demo.scenes import Scene
-from vigor_jax.demo.scoring import score
-from vigor_jax.demo.world import WorldConfig, prepare, read_scenes
 from vigor_jax.hf.load import open_checkpoint
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 from vigor_jax.records import Candidate
@@ -35,9 +35,9 @@ def captions(config: SampleConfig, policy: Path, records: Path, dtype: str) -> l
 
 def shares(found: list[Candidate], scenes: dict[str, Scene]) -> dict[str, float]:
     """In percent, but for the words of a caption."""
-    truth = score((candidate.text, scenes[candidate.image]) for candidate in found)
+    truth = compute_metrics((candidate.text, scenes[candidate.image]) for candidate in found)
     words = statistics.fmean(len(candidate.text.split()) for candidate in found)
-    wrong = {"absent": truth.absent, "colour, count, place": truth.unseen, "any error": truth.bad}
+    wrong = {"absent": truth.absent, "color, count, place": truth.unseen, "any error": truth.bad}
     return {name: 100 * share for name, share in wrong.items()} | {"words": words}
 
 
@@ -50,17 +50,17 @@ def main() -> None:
     same: list[float] = []
     table: dict[str, dict[str, list[float]]] = {}
     with tempfile.TemporaryDirectory() as name:
-        world = Path(name) / "world"
-        prepare(world, WorldConfig(unlabelled=options.images, annotated=20, held_out=40, asked=20, mme=4))
-        scenes = read_scenes(world, "unlabelled")
+        data = Path(name) / "data"
+        prepare(data, DemoDataConfig(unlabeled=options.images, annotated=20, held_out=40, asked=20, mme=4))
+        scenes = read_scenes(data, "unlabeled")
         config = demo_config()
         for seed in tqdm(range(options.repeats), unit="repeat", dynamic_ncols=True):
             sides = []
             for int8 in (False, True):
                 sampling = dataclasses.replace(config.sample.sampling, seed=seed)
-                images = str(world / "images" / "unlabelled")
+                images = str(data / "images" / "unlabeled")
                 changed = dataclasses.replace(config.sample, images=images, sampling=sampling, int8=int8)
-                sides.append(captions(changed, world / "policy", Path(name) / f"{seed} {int8}", options.dtype))
+                sides.append(captions(changed, data / "policy", Path(name) / f"{seed} {int8}", options.dtype))
                 for column, value in shares(sides[-1], scenes).items():
                     table.setdefault("8 bits" if int8 else options.dtype, {}).setdefault(column, []).append(value)
             same.append(100 * statistics.fmean(one.text == other.text for one, other in zip(*sides, strict=True)))

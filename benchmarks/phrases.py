@@ -22,7 +22,7 @@ from vigor_jax.rewards.phrases import EntityPhrases, NounPhrases, Phrases
 from vigor_jax.rewards.sentences import split_sentences
 
 
-def analyse(texts: list[str], phrases: Phrases) -> None:
+def analyze(texts: list[str], phrases: Phrases) -> None:
     for text in texts:
         phrases(text, split_sentences(text))
 
@@ -52,9 +52,9 @@ def main() -> None:
     speeds: dict[str, list[float]] = {ours: [], bare: [], entities: []}
     for _ in range(options.repeats):
         nouns, names = NounPhrases(tagger=options.tagger), EntityPhrases()
-        speeds[ours].append(speed(len(texts), lambda nouns=nouns: analyse(texts, nouns)))
+        speeds[ours].append(speed(len(texts), lambda nouns=nouns: analyze(texts, nouns)))
         speeds[bare].append(speed(len(texts), lambda: nltk.pos_tag_sents(words)))
-        speeds[entities].append(speed(len(texts), lambda names=names: analyse(texts, names)))
+        speeds[entities].append(speed(len(texts), lambda names=names: analyze(texts, names)))
     print_table("captions/s", speeds)
 
 

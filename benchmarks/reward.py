@@ -145,26 +145,26 @@ def one_by_one(
     model: Llava, token_ids: jax.Array, lengths: jax.Array, pixels: jax.Array, scored: np.ndarray, num_tokens: int
 ) -> Answers:
     """Conversations [B T] about one image: a causal pass that keeps keys and values, then a token at a time."""
-    llama, (batch, room) = model.language_model, token_ids.shape
+    llama, (batch, capacity) = model.language_model, token_ids.shape
     features = jnp.repeat(model.encode_images(pixels), batch, 0)
-    positions = jnp.broadcast_to(jnp.arange(room), token_ids.shape)
+    positions = jnp.broadcast_to(jnp.arange(capacity), token_ids.shape)
     pad = ((0, 0), (0, num_tokens - 1), (0, 0), (0, 0))
 
-    def read(q: jax.Array, k: jax.Array, v: jax.Array, _: Any) -> tuple[jax.Array, Any]:
+    def attend_and_keep(q: jax.Array, k: jax.Array, v: jax.Array, _: Any) -> tuple[jax.Array, Any]:
         return attention(q, k, v, causal=True), (jnp.pad(k, pad), jnp.pad(v, pad))
 
-    hidden, caches = llama(model.embed(token_ids, features), positions, read)
+    hidden, caches = llama(model.embed(token_ids, features), positions, attend_and_keep)
     logits = llama.logits(jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1))
     first, found = logits, []
     for step in range(num_tokens):
         found.append(jnp.argmax(logits[..., :VOCAB_SIZE], -1))
         if step == num_tokens - 1:
             break
-        key = jnp.arange(room + num_tokens - 1)
-        mask = (key < lengths[:, None]) | ((key >= room) & (key <= room + step))
+        key = jnp.arange(capacity + num_tokens - 1)
+        mask = (key < lengths[:, None]) | ((key >= capacity) & (key <= capacity + step))
 
         def attend(
-            q: jax.Array, k: jax.Array, v: jax.Array, cache: Any, place: int = room + step, mask: jax.Array = mask
+            q: jax.Array, k: jax.Array, v: jax.Array, cache: Any, place: int = capacity + step, mask: jax.Array = mask
         ) -> tuple[jax.Array, Any]:
             keys, values = (old.at[:, place].set(new[:, 0]) for old, new in zip(cache, (k, v), strict=True))
             return masked_attention(q, keys, values, mask[:, None]), (keys, values)

@@ -40,7 +40,7 @@ def make_text(draw: random.Random) -> tuple[str, list[Span]]:
 
 
 def make_part(folder: Path, index: int, count: int, num_candidates: int) -> None:
-    """Candidates and verdicts of one part; the texts come from a pool, the judgements do not."""
+    """Candidates and verdicts of one part; the texts come from a pool, the judgments do not."""
     pool = [make_text(random.Random(seed)) for seed in range(500)]
 
     def candidates() -> Iterator[Candidate]:

@@ -222,7 +222,7 @@ class Peer:
 def peak_memory() -> None:
     """Prints the most memory that each side's process had, in a separate process, interpreter and libraries included.
 
-    Both begin with random weights of their own, so that no process holds the other's.
+    Each begins with its own random weights, so that no process holds the other's.
     """
     for side in ("vigor_jax", "transformers"):
         command = [sys.executable, "-m", "benchmarks.sft", *sys.argv[1:], "--side", side]

@@ -24,7 +24,7 @@ class BatchConfig:
 
     Attributes:
       size: most pictures in a batch. Only pictures of one size after resizing share one: padding would change what
-        the model sees, and an answer must not depend on its neighbours.
+        the model sees, and an answer must not depend on its neighbors.
       wait_ms: how long a picture waits for others, at most, while a device is idle.
       queue: most requests held at once, over all streams; beyond it the server stops reading.
     """

@@ -76,7 +76,7 @@ class DetectorClient:
                 ...
 
     A request that a lost connection leaves without an answer is sent again, to another address where there is one,
-    after a randomised, doubling pause. An address whose connection is lost is left out for a while.
+    after a randomized, doubling pause. An address whose connection is lost is left out for a while.
     """
 
     def __init__(self, config: ClientConfig) -> None:

@@ -267,7 +267,7 @@ def _write_whole(out: Path, write: Callable[[Path], None]) -> None:
 
 
 def _copy_tokenizer(source: Path, target: Path) -> None:
-    """The tokenizer's files, those that are there."""
+    """The tokenizer's files, those that exist."""
     names = [name for name in _TOKENIZER_FILES if (source / name).is_file()]
     if not {"tokenizer.json", "vocab.txt"} & set(names):
         raise InputError(f"expected BERT's tokenizer.json or vocab.txt in {source}, found neither")

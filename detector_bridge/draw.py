@@ -12,7 +12,7 @@ from detector_bridge.refusal import RefusedError
 
 
 def draw(image: Path, answer: Answer, out: Path) -> None:
-    """Writes a copy of an image with a labelled box for each detection, a colour for each phrase.
+    """Writes a copy of an image with a labeled box for each detection, a color for each phrase.
 
     Args:
       image: the file that was asked about.
@@ -31,16 +31,16 @@ def draw(image: Path, answer: Answer, out: Path) -> None:
     height, line = max(10, round(14 * scale)), max(1, round(2 * scale))
     font = ImageFont.load_default(size=height)
     for i, found in enumerate(answer.detections):
-        red, green, blue = colorsys.hsv_to_rgb(i * 0.618 % 1, 0.8, 0.9)  # the golden ratio keeps neighbours apart
-        colour = (round(255 * red), round(255 * green), round(255 * blue))
+        red, green, blue = colorsys.hsv_to_rgb(i * 0.618 % 1, 0.8, 0.9)  # the golden ratio keeps neighbors apart
+        color = (round(255 * red), round(255 * green), round(255 * blue))
         for box, score in zip(found.boxes_xyxy, found.scores, strict=True):
             x_min, y_min, x_max, y_max = (
                 float(value * side) for value, side in zip(box, picture.size * 2, strict=True)
             )
-            pen.rectangle((x_min, y_min, x_max, y_max), outline=colour, width=line)
+            pen.rectangle((x_min, y_min, x_max, y_max), outline=color, width=line)
             label = f"{found.phrase} {score:.2f}"
             corner = (x_min, max(0.0, y_min - height - 2 * line))
-            pen.rectangle(pen.textbbox(corner, label, font=font), fill=colour)
+            pen.rectangle(pen.textbbox(corner, label, font=font), fill=color)
             pen.text(corner, label, fill="white", font=font)
     try:
         picture.save(out)

@@ -1,4 +1,4 @@
-"""Trains a GroundingDINO in miniature on lessons in a file: for worlds so small that it takes minutes on a CPU.
+"""Trains a small GroundingDINO on lessons in a file: for scenes so simple that it takes minutes on a CPU.
 
     python -m detector_bridge.miniature --lessons lessons.npz --out DIR
 
@@ -40,9 +40,9 @@ class Lessons:
       pictures: uint8 [N, 3, H, W], H = W.
       indices: int [S, B], which pictures an update looks at.
       input_ids: int [S, B, T], 0 beyond a prompt's end.
-      boxes: float32 [S, B, M, 4], centre x, y, width, height, relative to the picture; 0 where there is none.
+      boxes: float32 [S, B, M, 4], center x, y, width, height, relative to the picture; 0 where there is none.
       targets: bool [S, B, M, T], the tokens that are true of a box.
-      image_mean: float [3], of grey levels from 0 to 1.
+      image_mean: float [3], of gray levels from 0 to 1.
       image_std: float [3].
       vocab_size: number of tokens.
     """

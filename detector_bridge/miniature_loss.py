@@ -1,4 +1,4 @@
-"""The loss that trains a GroundingDINO in miniature: DETR's, with words of the prompt in place of classes.
+"""The loss that trains a small GroundingDINO: DETR's, with words of the prompt in place of classes.
 
 The transformers library brings its own loss, which leaves the encoder's heads without gradients and mixes up the
 targets of prompts that differ.
@@ -25,7 +25,7 @@ def detection_loss(
 
     Args:
       logits: [B, Q, T], of each query and token of the prompt; -inf at padding.
-      boxes: [B, Q, 4], centre x, y, width, height in [0, 1].
+      boxes: [B, Q, 4], center x, y, width, height in [0, 1].
       target_boxes: [B, M, 4], of the objects.
       targets: bool [B, M, T], the words that are true of each object; objects without any are passed over.
       repeats: how many queries shall find each object.
@@ -85,10 +85,10 @@ def focal(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def giou(first: Tensor, second: Tensor) -> Tensor:
-    """Generalised intersection over union (Rezatofighi et al. 2019) of boxes [*, 4] as centre and size, in
+    """Generalized intersection over union (Rezatofighi et al. 2019) of boxes [*, 4] as center and size, in
     (-1, 1]."""
     (low, high), (other_low, other_high) = (
-        (centre - size / 2, centre + size / 2) for centre, size in (box.split(2, dim=-1) for box in (first, second))
+        (center - size / 2, center + size / 2) for center, size in (box.split(2, dim=-1) for box in (first, second))
     )
     shared = (torch.minimum(high, other_high) - torch.maximum(low, other_low)).clamp(min=0).prod(-1)
     union = first[..., 2:].prod(-1) + second[..., 2:].prod(-1) - shared

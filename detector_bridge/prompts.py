@@ -26,7 +26,7 @@ class Prompt(NamedTuple):
 
     Attributes:
       tokens: [CLS] phrase . phrase . ... [SEP]
-      spans: normalised phrase → first token and the one after its last.
+      spans: normalized phrase → first token and the one after its last.
     """
 
     tokens: list[int]
@@ -74,7 +74,7 @@ def make_prompts(phrases: Sequence[str], tokenize: Callable[[str], list[int]], m
 
     Args:
       phrases: as the client wrote them.
-      tokenize: token ids of a normalised phrase, without special tokens.
+      tokenize: token ids of a normalized phrase, without special tokens.
       max_tokens: longest prompt, [CLS] and [SEP] included.
 
     Raises:
@@ -105,14 +105,14 @@ def make_prompts(phrases: Sequence[str], tokenize: Callable[[str], list[int]], m
     return [*prompts, Prompt([CLS, *tokens, SEP], spans)]
 
 
-def read(
+def find_phrases(
     spans: Mapping[str, tuple[int, int]],
     tokens: np.ndarray,
     boxes_xyxy: np.ndarray,
     box_threshold: float,
     text_threshold: float,
 ) -> dict[str, Found]:
-    """Reads the phrases of one prompt from the model's answer.
+    """Finds the phrases of one prompt in the model's answer.
 
     A box's score for a phrase is the mean over the phrase's tokens, as in GroundingDINO's evaluation on COCO; for a
     phrase of one token it is the score that the model's own tools print. A box is kept for a phrase if its best

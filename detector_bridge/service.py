@@ -19,7 +19,7 @@ from detector_bridge.errors import InputError
 from detector_bridge.hub import short_name
 from detector_bridge.images import MAX_PIXELS, decode, formats
 from detector_bridge.metrics import Metrics
-from detector_bridge.prompts import Found, Prompt, make_prompts, normalize, read
+from detector_bridge.prompts import Found, Prompt, find_phrases, make_prompts, normalize
 from detector_bridge.refusal import RefusedError
 from detector_bridge.wire import SERVICE, parser
 
@@ -49,7 +49,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Used where a request brings none; see `prompts.read`."""
+    """Used where a request brings none; see `prompts.find_phrases`."""
 
     box: float = 0.25
     text: float = 0.25
@@ -214,7 +214,7 @@ class DetectorService(pb_grpc.DetectorServicer):
         def assemble() -> pb.Detections:
             found: dict[str, Found] = {}
             for prompt, tokens, boxes in zip(prompts, scores.tokens, scores.boxes_xyxy, strict=True):
-                found |= read(prompt.spans, tokens, boxes, box, text)
+                found |= find_phrases(prompt.spans, tokens, boxes, box, text)
             backend, most = self._backends[0], self._limits.boxes
             unknown = {phrase: backend.unknown_words(phrase) for phrase in found}
             names = [(phrase, normalize(phrase)) for phrase in request.phrases]

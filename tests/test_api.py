@@ -547,10 +547,10 @@ def test_some_of_the_responses_are_judged_and_refined_as_all_of_them(images, lef
     [
         (lambda r, j: vj.fuse([], j), "responses: expected what generate returned"),
         (lambda r, j: vj.fuse(["a"], j), "responses: expected what generate returned"),
-        (lambda r, j: vj.choose(r), "judgments: expected the list of at least one judge"),
+        (lambda r, j: vj.choose(r), "judgments: expected the list of at least one stream"),
         (lambda r, j: vj.choose(r, j[:-1]), r"judgments\[0\]: expected one of each response, in their order"),
         (lambda r, j: vj.choose(r, j, j[::-1]), r"judgments\[1\]: expected one of each response"),
-        (lambda r, j: vj.choose(r, j, j), "expected lists of different judges, got a, a"),
+        (lambda r, j: vj.choose(r, j, j), "expected lists of different streams, got a, a"),
         (lambda r, j: vj.fuse(r, j, weights={"detektor": 1}), "there is no stream 'detektor'"),
         (lambda r, j: vj.fuse(r, j, gamma=-1), "fusion.gamma: expected a finite number of 0 or more"),
         (lambda r, j: vj.fuse(r, j, rule="papre"), "fusion.rule: expected one of paper, balanced, got 'papre'"),

@@ -116,7 +116,7 @@ def test_greedy_caption_equals_transformers(world):
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on(world, sampled, tmp_path):
+def test_a_killed_run_continues(world, sampled, tmp_path):
     """Killed in the middle, its last line torn: the same command makes the file that one run makes."""
     out = tmp_path / "out" / "captions.jsonl"
     arguments = options(world, out, "--sampling.num_candidates", "3")

@@ -46,7 +46,7 @@ def test_pods_are_added_to_a_config(pod):
     both = cli.parse(TrainConfig, ["--config", path, "--config", str(pod)], description="")
     assert both.inference_mesh.tensor == 4
     assert both.sample.images == alone.sample.images
-    assert both.sft == alone.sft  # what is learnt does not depend on the pod
+    assert both.sft == alone.sft  # what is learned does not depend on the pod
 
 
 def test_dump_reads_back(tmp_path):
@@ -154,12 +154,12 @@ def test_the_demo_takes_whole_sections_or_none_of_them(section):
     options = options_of(section)
     assert options
     if section in FOR_THE_DEMO:
-        assert train.read(options) == (demo_config(), True)
-        assert all(train.read([option]) == (demo_config(), True) for option in options[:3])
+        assert train.parse_arguments(options) == (demo_config(), True)
+        assert all(train.parse_arguments([option]) == (demo_config(), True) for option in options[:3])
     else:
-        for option in {options[0], options[-1]} - {"--model.path=runs/demo/world/policy"}:
+        for option in {options[0], options[-1]} - {"--model.path=runs/demo/data/policy"}:
             with pytest.raises(InputError, match=r"model\.path (is|are) missing") as error:
-                train.read(["--run.dir", "r", option])
+                train.parse_arguments(["--run.dir", "r", option])
             assert "the demo runs; it takes options of run, mesh" in str(error.value)
 
 
@@ -177,17 +177,17 @@ def test_the_demo_takes_whole_sections_or_none_of_them(section):
 )
 def test_a_run_of_ones_own_needs_a_model(arguments):
     with pytest.raises(InputError, match=r"model\.path is missing; give --model\.path"):
-        train.read([*arguments, "--run.dir", "y"])
-    config, is_demo = train.read([*arguments, "--run.dir", "y", "--model.path", "m"])
+        train.parse_arguments([*arguments, "--run.dir", "y"])
+    config, is_demo = train.parse_arguments([*arguments, "--run.dir", "y", "--model.path", "m"])
     assert (str(config.model.path), is_demo) == ("m", False)
 
 
 def test_the_demo_takes_where_and_on_what_it_runs():
-    config, is_demo = train.read(["--run.dir", "x", "--run.stages", "sft", "export", "--mesh.fsdp=1"])
+    config, is_demo = train.parse_arguments(["--run.dir", "x", "--run.stages", "sft", "export", "--mesh.fsdp=1"])
     assert is_demo
     assert (config.run.dir, config.run.stages, config.mesh.fsdp) == (Path("x"), ("sft", "export"), 1)
     assert dataclasses.replace(config, run=demo_config().run, mesh=demo_config().mesh) == demo_config()
-    assert train.read([]) == (demo_config(), True)
+    assert train.parse_arguments([]) == (demo_config(), True)
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_the_demo_takes_where_and_on_what_it_runs():
 )
 def test_slips_in_the_options_of_the_demo_are_told_as_such(arguments, message):
     with pytest.raises(InputError) as error:
-        train.read(arguments)
+        train.parse_arguments(arguments)
     assert message in str(error.value)
     assert "missing" not in str(error.value)
 

@@ -32,7 +32,7 @@ def test_what_is_alike_is_named(name: str, known: tuple[str, ...], found: str) -
     assert nearest(name, known, noun="name", quoted=True) == f"the nearest name is {found!r}"
 
 
-@pytest.mark.parametrize("name", ["color", "colour", "count", "wrong", "hue", "", "x", "犬", "number", "text"])
+@pytest.mark.parametrize("name", ["color", "shade", "count", "wrong", "hue", "", "x", "犬", "number", "text"])
 def test_what_is_unlike_gets_the_list(name: str) -> None:
     assert nearest(name, KINDS) == "known ones are object, attribute, relationship, location, conjecture"
 

@@ -152,8 +152,8 @@ def test_the_source_distribution_makes_the_same_wheel(built: tuple[Path, Path], 
 SMALL_DEMO = """
 import vigor_jax
 from vigor_jax import cli, train
-from vigor_jax.demo.world import WorldConfig
-train.WorldConfig = lambda: WorldConfig(unlabelled=2, annotated=12, held_out=8, asked=4, mme=1)
+from vigor_jax.demo.dataset import DemoDataConfig
+train.DemoDataConfig = lambda: DemoDataConfig(unlabeled=2, annotated=12, held_out=8, asked=4, mme=1)
 print(vigor_jax.__file__, flush=True)
 cli.run(train.main)
 """

@@ -112,6 +112,6 @@ def test_the_page_has_an_annotation(tmp_path):
     path = tmp_path / "annotations.jsonl"
     path.write_text(json.dumps(line) + "\n")
     (annotation,) = read_annotations(path)
-    assert annotation.sentences[0].attribute == "colour"
+    assert annotation.sentences[0].attribute == "color"
     write_annotations(path, [annotation])
     assert json.loads(path.read_text()) == line

@@ -48,7 +48,7 @@ def holder(tmp_path):
 
 
 def of_another_host(directory, **changes):
-    """Turns the lock that is there into one of a process elsewhere."""
+    """Turns the existing lock into one of a process elsewhere."""
     path = directory / NAME
     values = json.loads(path.read_bytes()) | {"host": "elsewhere", "id": "0" * 32, "machine": "other"} | changes
     path.write_text(json.dumps(values))
@@ -77,7 +77,7 @@ def test_it_goes_with_an_error(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_second_process_is_refused_at_once_and_the_first_goes_on(tmp_path, holder):
+def test_a_second_process_is_refused_at_once_and_the_first_continues(tmp_path, holder):
     begun = time.monotonic()
     second = start(tmp_path)
     output, errors = second.communicate(timeout=60)
@@ -209,7 +209,7 @@ def test_who_was_stopped_and_lost_the_lock_ends(tmp_path, holder):
 
 
 def test_a_live_lock_that_is_taken_away_by_mistake_is_put_back(tmp_path, holder):
-    """By one who judged its predecessor to be stale, a moment too late."""
+    """By a process that took its predecessor to be stale, a moment too late."""
     late = RunLock(tmp_path)
     late._take_away(b"the lock of the predecessor")
     assert json.loads((tmp_path / NAME).read_bytes())["pid"] == holder.pid

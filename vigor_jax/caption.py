@@ -29,7 +29,7 @@ class CaptionCommand:
     Attributes:
       model: a llava-hf directory or one of the original LLaVA code, or its name on the Hub (docs/checkpoints.md).
       images: one image; a folder, whose images are found however deep they lie; or shards (docs/images.md).
-      out: JSON lines; captions that are there already are kept, and not made again.
+      out: JSON lines; captions in it are kept, and not made again.
       prompt: what is asked about each image.
       template: the conversation format that the model was trained with.
       vision_tower: directory, or name on the Hub, of the CLIP tower of an original checkpoint that does not bring it.

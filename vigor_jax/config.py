@@ -27,7 +27,7 @@ class RunConfig:
     """Where a run lives and what it does.
 
     Attributes:
-      dir: everything the run writes; the same command again continues from what is there.
+      dir: everything the run writes; the same command again continues from what it finds.
       stages: what to do, in this order.
       records: where candidates, verdicts, selections and targets are kept, if not in `dir`; may be remote, such as
         `gs://BUCKET/NAME`.
@@ -73,8 +73,8 @@ class TrainConfig:
       inference_mesh: how they are for sampling and scoring: by default each holds all the weights.
       distributed: how processes find each other.
       train_reward: fine-tuning of the reward model.
-      sample: candidates of unlabelled images.
-      score: who judges them.
+      sample: candidates of unlabeled images.
+      score: which reward streams judge them.
       detection: the detector, if it does.
       reward_model: how the reward model judges, if it does.
       select: which candidate is taken, and what is left of it.
@@ -106,7 +106,7 @@ def with_pinned_models(config: TrainConfig) -> TrainConfig:
     Raises:
       InputError: one cannot be fetched and is not in the cache.
     """
-    model, judge, detection = config.model, config.score.reward_model, config.detection
+    model, reward_model, detection = config.model, config.score.reward_model, config.detection
     detector = detection.model
     if detector and detection.backend == "transformers" and "score" in config.run.stages:
         detector = pinned(detector)
@@ -114,6 +114,6 @@ def with_pinned_models(config: TrainConfig) -> TrainConfig:
     return dataclasses.replace(
         config,
         model=dataclasses.replace(model, path=pinned(model.path), vision_tower=tower),
-        score=dataclasses.replace(config.score, reward_model=judge and pinned(judge)),
+        score=dataclasses.replace(config.score, reward_model=reward_model and pinned(reward_model)),
         detection=dataclasses.replace(detection, model=detector),
     )

@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     name, *rest = arguments
     if name not in COMMANDS:
         raise InputError(f"evaluate: expected {', '.join(COMMANDS)}, got {name!r}")
-    command, model = _read(name, rest)
+    command, model = _parse(name, rest)
     with naming(command.out):
         metrics = command.metrics() if name in WITHOUT_A_MODEL else command.metrics(model)
         if model is None or model.is_first:
@@ -68,8 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"protocol {protocol['name']}; after each question: {protocol['suffix'] or 'nothing'}")
 
 
-def _read(name: str, arguments: Sequence[str]) -> tuple[Any, Any]:
-    """The options of a benchmark, and who asks the model if they name one."""
+def _parse(name: str, arguments: Sequence[str]) -> tuple[Any, Any]:
+    """The options of a benchmark, and what asks the model if they name one."""
     kind = COMMANDS[name]
     description = kind.__doc__ or ""
     if name in WITHOUT_A_MODEL:

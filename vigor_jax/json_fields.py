@@ -43,7 +43,7 @@ def check_file(path: Path) -> None:
 
     Raises:
       InputError: the path is a directory, a pipe, a device or a link to nothing.
-      OSError: nothing is there, or it cannot be looked at.
+      OSError: it does not exist, or cannot be looked at.
     """
     try:
         mode = os.stat(path).st_mode

@@ -1,6 +1,6 @@
 """What the stages hand to each other; docs/artifacts.md shows an example of each.
 
-Text is never searched for again once it has been analysed: spans are offsets into a candidate's text.
+Text is never searched for again once it has been analyzed: spans are offsets into a candidate's text.
 """
 
 import dataclasses
@@ -119,7 +119,7 @@ class Selection:
       reason: why the image gives no target; "" if it gives one.
       decisive_stream: where the penalty decided, the stream whose terms differ most between the chosen one and the
         next best; else "".
-      words: of each candidate; shows whether short ones are favoured.
+      words: of each candidate; shows whether short ones are favored.
       mentions: signals that point into the text: one row a candidate, one column a stream.
       refined_mentions: those that point into what is left of the chosen one, one a stream.
       has_content: whether each candidate says anything that counts; those that do not lose to those that do.
@@ -160,7 +160,7 @@ class AnnotatedSentence:
     Attributes:
       span: its place in the description.
       errors: what is wrong with it, each kind once; none if it is right.
-      attribute: which attribute is wrong ("colour", "count", ...) where one is, else "".
+      attribute: which attribute is wrong ("color", "count", ...) where one is, else "".
       creative: it says more than the obvious, rightly.
     """
 
@@ -172,7 +172,7 @@ class AnnotatedSentence:
 
 @dataclasses.dataclass(frozen=True)
 class Annotation:
-    """One description of an image with a judgement of every sentence.
+    """One description of an image with a judgment of every sentence.
 
     Attributes:
       image: path below the image folder.

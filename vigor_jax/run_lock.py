@@ -1,4 +1,4 @@
-"""One trainer in a run directory: a lock file that tells who has it, and whether that process is still there.
+"""One trainer in a run directory: a lock file that tells which process has it, and whether that process is still there.
 
 `run.lock` appears by a hard link, which is atomic on NFS too (by an exclusive creation where there are no links). Its
 owner counts `beats` up in it. Who finds one on the same machine asks for the process. Who finds one of another machine

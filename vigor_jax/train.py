@@ -14,8 +14,8 @@ from pathlib import Path
 from vigor_jax import cli
 from vigor_jax.config import TrainConfig
 from vigor_jax.demo.config import DemoOptions, demo_config
+from vigor_jax.demo.dataset import DemoDataConfig, prepare
 from vigor_jax.demo.show import is_evaluated, show
-from vigor_jax.demo.world import WorldConfig, prepare
 from vigor_jax.errors import InputError
 from vigor_jax.parallel.sharding import join_processes
 from vigor_jax.pipeline.rounds import keep_compiled, lock, of_round, run_rounds
@@ -27,19 +27,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line; see the module's docstring."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     cli.show_progress()
-    config, is_demo = read(arguments)
+    config, is_demo = parse_arguments(arguments)
     join_processes(config.distributed)
     if config.run.compiled:
         keep_compiled(config.run.compiled)
     with lock(config.run.dir):
         if is_demo:
-            prepare(Path(config.model.path).parent, WorldConfig())
+            prepare(Path(config.model.path).parent, DemoDataConfig())
         run_rounds(config)
         if is_demo:
             _show_demo(config)
 
 
-def read(arguments: Sequence[str]) -> tuple[TrainConfig, bool]:
+def parse_arguments(arguments: Sequence[str]) -> tuple[TrainConfig, bool]:
     """What the command line asks for, and whether that is the demo: all its options are `DemoOptions`.
 
     Raises:

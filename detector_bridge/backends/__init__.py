@@ -49,7 +49,7 @@ class Backend(Protocol):
         """The words of a lower-case phrase that the vocabulary lacks, and the pieces or [UNK] that each becomes."""
 
     def prepare(self, image: Image.Image) -> np.ndarray:
-        """An upright RGB picture, resized and normalised as the model expects it: [3, H, W] float32."""
+        """An upright RGB picture, resized and normalized as the model expects it: [3, H, W] float32."""
 
     def detect(self, pixels: np.ndarray, prompts: Sequence[Sequence[int]], image_of: Sequence[int]) -> Scores:
         """Runs the model; each picture goes through the vision backbone once, however many prompts ask about it.

@@ -139,7 +139,7 @@ class TorchBackend(ABC):
         return unknown
 
     def prepare(self, image: Image.Image) -> np.ndarray:
-        """An upright RGB picture, resized and normalised as the model expects it: [3, H, W] float32.
+        """An upright RGB picture, resized and normalized as the model expects it: [3, H, W] float32.
 
         Raises:
           InputError: the picture is so thin that nothing is left of it.
@@ -193,8 +193,8 @@ class TorchBackend(ABC):
             self.forget()
         logits, boxes = (torch.cat(parts) for parts in zip(*found, strict=True))
         tokens = logits[..., :longest].float().sigmoid()
-        centre, size = boxes.float().split(2, dim=-1)
-        boxes_xyxy = torch.cat([centre - size / 2, centre + size / 2], dim=-1).clamp(0, 1)
+        center, size = boxes.float().split(2, dim=-1)
+        boxes_xyxy = torch.cat([center - size / 2, center + size / 2], dim=-1).clamp(0, 1)
         return Scores(tokens.cpu().numpy(), boxes_xyxy.cpu().numpy())
 
     @abstractmethod
@@ -212,7 +212,7 @@ class TorchBackend(ABC):
           rows: [R] int64: the picture each prompt asks about.
 
         Returns:
-          Logits [R, Q, max_tokens], -inf beyond a prompt's end, and boxes [R, Q, 4] as centre and size in [0, 1].
+          Logits [R, Q, max_tokens], -inf beyond a prompt's end, and boxes [R, Q, 4] as center and size in [0, 1].
         """
 
     @abstractmethod

@@ -19,12 +19,12 @@ from tests.pipeline.loop_world import ROOT
 from vigor_jax.config import TrainConfig
 from vigor_jax.demo import compare as command
 from vigor_jax.demo.compare import counted, counting
+from vigor_jax.demo.dataset import DemoDataConfig
 from vigor_jax.demo.results import COLUMNS, Results, plot, summarize, to_markdown
 from vigor_jax.demo.variants import VARIANTS, Variant, choose, replaced
-from vigor_jax.demo.world import WorldConfig
 from vigor_jax.errors import InputError
 
-SETTINGS = command.settings(WorldConfig())
+SETTINGS = command.settings(DemoDataConfig())
 BASE, ALL = choose(["base", "all"])
 ASKED = ("chair_i", "c3", "chair_s", "recall", "words", "repeats", "color", "count", "place", "any", "pope", "seconds")
 
@@ -65,7 +65,7 @@ def test_variants_can_be_told_apart() -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
 def test_overrides_are_options_of_the_config_and_change_nothing_else(variant: Variant) -> None:
-    before = command._config(Path("world"), 0)
+    before = command._config(Path("data"), 0)
     after = replaced(before, variant.overrides)
     assert isinstance(after, TrainConfig)
 
@@ -86,7 +86,7 @@ def test_overrides_are_options_of_the_config_and_change_nothing_else(variant: Va
 def test_an_override_that_is_no_option_is_a_defect() -> None:
     for key in ("select.nothing", "nothing.refine", "select.refine.deeper"):
         with pytest.raises((TypeError, AttributeError)):
-            replaced(command._config(Path("world"), 0), {key: True})
+            replaced(command._config(Path("data"), 0), {key: True})
 
 
 def test_variants_are_chosen_by_name_each_once() -> None:
@@ -159,7 +159,7 @@ def test_a_file_has_all_columns_and_what_made_them(tmp_path: Path) -> None:
     assert {name: tuned[name] for name in ASKED} == {name: figures(0.5)[name] for name in ASKED}
     assert {"version", "commit"} <= base.keys()
     assert content["variants"]["all"]["overrides"]["score.streams"] == ["detector", "reward_model"]
-    assert content["settings"]["world"]["held_out"] == WorldConfig().held_out
+    assert content["settings"]["data"]["held_out"] == DemoDataConfig().held_out
     assert content["settings"]["sft"]["learning_rate"] > 0
     assert content["summary"]["base"]["place"] == {"mean": None, "std": None, "seeds": 0}
     assert content["summary"]["all"]["words"]["std"] is None
@@ -216,7 +216,7 @@ def change(content: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("key", "value", "fragment"),
     [
-        ("settings/world/held_out", 7, "settings.world.held_out is 7 there and 400 here"),
+        ("settings/data/held_out", 7, "settings.data.held_out is 7 there and 400 here"),
         ("settings/sft/learning_rate", 1.0, "settings.sft.learning_rate is 1.0 there and 0.0003 here"),
         ("settings/sample/sampling/temperature", 1, "settings.sample.sampling.temperature is 1 there and 0.7 here"),
         ("settings/sft", None, "settings.sft is None there"),

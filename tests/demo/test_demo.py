@@ -57,7 +57,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 @pytest.mark.main
 def test_the_demo_prints_its_results(demo: tuple[Path, str]) -> None:
     folder, out = demo
-    for row in ("CHAIR_i", "CHAIR_s", "recall", "words", "POPE", "with a wrong colour", "AUC of the reward model"):
+    for row in ("CHAIR_i", "CHAIR_s", "recall", "words", "POPE", "with a wrong color", "AUC of the reward model"):
         assert re.search(rf"^ *{row}.*\d", out, re.MULTILINE), row
     run = folder / "runs" / "demo"
     page = (run / "report" / "index.html").read_text(encoding="utf-8")
@@ -84,7 +84,7 @@ def test_a_second_start_finds_everything_done(demo: tuple[Path, str]) -> None:
 
 @pytest.mark.slow
 def test_control_c_anywhere_and_the_same_command_again(demo: tuple[Path, str], tmp_path: Path) -> None:
-    """Interrupted once while the world is drawn and in every stage; the results are those of the undisturbed run."""
+    """Interrupted once while the data are drawn and in every stage; the results are those of the undisturbed run."""
     log = tmp_path / "runs" / "demo" / "log.txt"
     for stage in ("", *STAGES):
         before = len(log.read_text()) if log.exists() else 0  # the process before may have come as far as this stage
@@ -185,11 +185,11 @@ def test_a_sheet_strikes_what_is_wrong(tmp_path: Path) -> None:
     """A caption with an error has red in it, one without has none; text of any length and alphabet fits."""
     from tests.demo.test_language import SCENE, TRUE
 
-    draw(SCENE).convert("L").save(tmp_path / "grey.png")  # no red
+    draw(SCENE).convert("L").save(tmp_path / "gray.png")  # no red
 
     def red(caption: str) -> int:
-        sheet = draw_sheet([Shown(tmp_path / "grey.png", caption, "", SCENE)], "heading")
-        return sum(count for count, colour in sheet.getcolors(1 << 24) or [] if colour == (204, 36, 36))
+        sheet = draw_sheet([Shown(tmp_path / "gray.png", caption, "", SCENE)], "heading")
+        return sum(count for count, color in sheet.getcolors(1 << 24) or [] if color == (204, 36, 36))
 
     assert red(TRUE) == 0
     assert red(TRUE.replace("star in red", "star in green")) > 0

@@ -20,7 +20,7 @@ from detector_bridge.miniature import Batch, Lessons
 from detector_bridge.miniature_loss import detection_loss, focal, giou, match
 from tests.detector_bridge.sidecar import encode
 from vigor_jax.demo import detector
-from vigor_jax.demo.detector import build_detector, coloured_phrases, evaluate_detector
+from vigor_jax.demo.detector import build_detector, colored_phrases, evaluate_detector
 from vigor_jax.demo.detector_data import Phrase, draw_pictures, make_batch, make_phrases, write_lessons
 from vigor_jax.demo.detector_files import IMAGE_MEAN, IMAGE_STD, MAX_TOKENS, make_tokenizer
 from vigor_jax.demo.drawing import box_xyxy, draw
@@ -166,13 +166,13 @@ def test_prompts_say_what_is_true_of_what() -> None:
             phrase = " ".join(pieces[start:end]).replace(" ##", "")
             for m in range(targets.shape[0]):
                 thing = pictures.things[index][m] if m < len(pictures.things[index]) else Phrase("", "")
-                true = phrase in (thing.noun, f"{thing.colour} {thing.noun}") and bool(phrase)
+                true = phrase in (thing.noun, f"{thing.color} {thing.noun}") and bool(phrase)
                 assert targets[m, start:end].tolist() == [true] * (end - start)
                 kinds[phrase.split(" ")[-1] in SHAPES, " " in phrase, true] += 1
             start = end + 1
         assert not targets[:, [place for place, piece in enumerate(pieces) if piece in (".", "[CLS]", "[SEP]")]].any()
         assert not targets[:, len(pieces) :].any()
-    assert all(kinds[True, coloured, true] > 500 for coloured in (False, True) for true in (False, True))
+    assert all(kinds[True, colored, true] > 500 for colored in (False, True) for true in (False, True))
     assert kinds[False, False, False] > 50  # words that mean nothing here
 
 
@@ -193,7 +193,7 @@ def test_lessons_are_the_batches_less_their_padding(tmp_path: Path) -> None:
 
 
 def test_boxes_frame_what_was_drawn() -> None:
-    """Outside of all boxes, and of their shadows, there is background: greyish, while every object is vivid."""
+    """Outside of all boxes, and of their shadows, there is background: grayish, while every object is vivid."""
     pictures = draw_pictures(20, np.random.default_rng(4))
     for pixels, boxes in zip(pictures.pixels, pictures.boxes, strict=True):
         vivid = np.ptp(pixels.astype(int), axis=0) > 60
@@ -208,18 +208,18 @@ def test_boxes_frame_what_was_drawn() -> None:
 
 def test_every_other_scene_has_no_habits() -> None:
     things = draw_pictures(60, np.random.default_rng(5)).things
-    # In the world a shape has one colour.
+    # In the demo a shape has one color.
     assert all(len({thing.noun for thing in own}) == len(set(own)) for own in things[::2])
     assert any(len({thing.noun for thing in own}) < len(set(own)) for own in things[1::2])
 
 
-def test_phrases_are_one_to_twelve_and_often_without_colour() -> None:
+def test_phrases_are_one_to_twelve_and_often_without_color() -> None:
     rng = np.random.default_rng(6)
     prompts = [make_phrases([Phrase("red", "star"), Phrase("blue", "moon")], rng) for _ in range(500)]
     assert {len(prompt) for prompt in prompts} >= set(range(1, 11))
     assert max(len(prompt) for prompt in prompts) <= 12
-    coloured = [bool(phrase.colour) for prompt in prompts for phrase in prompt]
-    assert 0.3 < np.mean(coloured) < 0.6
+    colored = [bool(phrase.color) for prompt in prompts for phrase in prompt]
+    assert 0.3 < np.mean(colored) < 0.6
 
 
 @pytest.fixture(scope="module")
@@ -276,16 +276,16 @@ def test_the_shipped_files_are_small() -> None:
 def test_the_shipped_detector_is_right_through_the_sidecar() -> None:
     rng = np.random.default_rng(TEST_SEED)
     scenes = [make_scene(rng) for _ in range(250)]
-    asked = [coloured_phrases(scene, rng) for scene in scenes]
+    asked = [colored_phrases(scene, rng) for scene in scenes]
     images = [encode(draw(scene)) for scene in scenes]
     local = LocalConfig(SHIPPED, options=("--batch-size", "16"))
     with LocalDetector(local) as sidecar, BlockingClient(ClientConfig((sidecar.address,))) as client:
         nouns = [client.submit(Request(image, tuple(rng.permutation(SHAPES)))) for image in images]
-        coloured = [
+        colored = [
             client.submit(Request(image, tuple(phrase.text for phrase, _ in own)))
             for image, own in zip(images, asked, strict=True)
         ]
-        noun_answers, coloured_answers = ([future.result() for future in futures] for futures in (nouns, coloured))
+        noun_answers, colored_answers = ([future.result() for future in futures] for futures in (nouns, colored))
 
     right, framed = defaultdict(list), []
     for scene, answer in zip(scenes, noun_answers, strict=True):
@@ -294,7 +294,7 @@ def test_the_shipped_detector_is_right_through_the_sidecar() -> None:
             right[noun].append(found[noun].present == any(item.shape == noun for item in scene.objects))
         for item in scene.objects:
             boxes = torch.from_numpy(np.asarray(found[item.shape].boxes_xyxy) * IMAGE_SIZE)
-            overlaps = giou(_centred(boxes), _centred(torch.tensor([box_xyxy(item)])))
+            overlaps = giou(_centered(boxes), _centered(torch.tensor([box_xyxy(item)])))
             framed.append(bool((overlaps > 0.5).any()))
     shares = {noun: np.mean(own) for noun, own in right.items()}
     assert np.mean(list(shares.values())) >= 0.99, shares
@@ -302,17 +302,17 @@ def test_the_shipped_detector_is_right_through_the_sidecar() -> None:
     assert np.mean(framed) >= 0.97
 
     kinds = defaultdict(list)
-    for own, answer in zip(asked, coloured_answers, strict=True):
+    for own, answer in zip(asked, colored_answers, strict=True):
         found = {detection.phrase: detection.present for detection in answer.detections}
         for phrase, kind in own:
             kinds[kind].append(found[phrase.text] == (kind == "true"))
-    assert len(kinds["wrong colour"]) > 500
+    assert len(kinds["wrong color"]) > 500
     assert np.mean(list(itertools.chain.from_iterable(kinds.values()))) >= 0.99, {
         k: np.mean(v) for k, v in kinds.items()
     }
 
 
-def _centred(boxes_xyxy: torch.Tensor) -> torch.Tensor:
+def _centered(boxes_xyxy: torch.Tensor) -> torch.Tensor:
     low, high = boxes_xyxy.split(2, dim=-1)
     return torch.cat([(low + high) / 2, high - low], dim=-1)
 

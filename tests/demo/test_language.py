@@ -7,8 +7,8 @@ import pytest
 
 from vigor_jax.demo.build import build_tagger
 from vigor_jax.demo.language import PLURAL, SINGULAR, article, errors, inventory, parse, plural, question, say
-from vigor_jax.demo.scenes import COLOURS, PARTNER, PLACES, SHAPES, Object, Scene, Statement, make_scene
-from vigor_jax.demo.scoring import mark, score
+from vigor_jax.demo.metrics import compute_metrics, mark
+from vigor_jax.demo.scenes import COLORS, PARTNER, PLACES, SHAPES, Object, Scene, Statement, make_scene
 from vigor_jax.demo.teaching import CAREFUL, CARELESS, choose_absent, describe, pose, quiz
 from vigor_jax.rewards.phrases import NounPhrases
 from vigor_jax.rewards.sentences import split_sentences
@@ -20,8 +20,8 @@ def scene_of(number: int) -> Scene:
     return make_scene(np.random.default_rng([6, number]))
 
 
-def place(shape: str, colour: str, where: str) -> Object:
-    return Object(shape, colour, where, 0, 0, 8, 0)
+def place(shape: str, color: str, where: str) -> Object:
+    return Object(shape, color, where, 0, 0, 8, 0)
 
 
 # A star in red, two hearts in blue.
@@ -37,8 +37,8 @@ TRUE = "There is a star in red at the top left. We see hearts in blue, two in al
 
 
 def test_every_sentence_is_read_back() -> None:
-    statements = [Statement(shape, colour, 1, where) for shape in SHAPES for colour in COLOURS for where in PLACES]
-    statements += [Statement(shape, colour, count, None) for shape in SHAPES for colour in COLOURS for count in (2, 3)]
+    statements = [Statement(shape, color, 1, where) for shape in SHAPES for color in COLORS for where in PLACES]
+    statements += [Statement(shape, color, count, None) for shape in SHAPES for color in COLORS for count in (2, 3)]
     for statement in statements:
         for form in FORMS:
             text = say(statement, form)
@@ -67,7 +67,7 @@ def test_english() -> None:
     assert question("color", one) == "Is there a star in orange?"
 
 
-def test_what_is_no_sentence_of_the_world_says_nothing() -> None:
+def test_what_is_no_sentence_of_the_demo_says_nothing() -> None:
     assert parse("") == []
     said = [
         sentence.statement
@@ -84,12 +84,12 @@ def test_what_is_no_sentence_of_the_world_says_nothing() -> None:
         ("A heart in blue is at the bottom.", ()),  # one of two
         ("A circle in red is at the top left.", ("object",)),
         ("There are circles in green, three of them.", ("object",)),
-        ("A star in green is at the top left.", ("colour",)),
+        ("A star in green is at the top left.", ("color",)),
         ("A star in red is on the left.", ("place",)),
         ("We see hearts in blue, three in all.", ("count",)),
         ("We see stars in red, two in all.", ("count",)),
-        ("A star in green is at the top.", ("colour", "place")),
-        ("We see hearts in green, three in all.", ("colour", "count")),
+        ("A star in green is at the top.", ("color", "place")),
+        ("We see hearts in green, three in all.", ("color", "count")),
     ],
 )
 def test_errors(sentence: str, expected: tuple[str, ...]) -> None:
@@ -130,7 +130,7 @@ def test_careless_captions_are_wrong_as_often_as_they_should_be() -> None:
     assert np.mean(partners) > 0.4  # of some nine absent shapes, about one has its partner there
     truths = sum(len(scene_of(number).statements) for number in range(4000))
     assert mentioned / truths == pytest.approx(1 - CARELESS.omitted, abs=0.01)
-    assert np.mean(["colour" in kinds for _, kinds in wrong]) == pytest.approx(CARELESS.colour, abs=0.015)
+    assert np.mean(["color" in kinds for _, kinds in wrong]) == pytest.approx(CARELESS.color, abs=0.015)
     several = [kinds for is_several, kinds in wrong if is_several]
     assert np.mean(["count" in kinds for kinds in several]) == pytest.approx(CARELESS.count, abs=0.02)
     one = [kinds for is_several, kinds in wrong if not is_several]
@@ -165,7 +165,7 @@ def test_questions_have_the_answers_that_are_asked_for() -> None:
                 statement, found = pose(kind, scene, np.random.default_rng(number), label)
                 assert found == label
                 asked = statement._replace(place=statement.place if kind == "position" else None)
-                kinds = {"existence": "object", "count": "count", "position": "place", "color": "colour"}
+                kinds = {"existence": "object", "count": "count", "position": "place", "color": "color"}
                 wrong = set(errors(asked, scene)) & {kinds[kind], "object"}
                 if kind == "count":  # one of several counts as true in a caption; a question asks for the number
                     own = [item for item in scene.objects if item.shape == statement.shape]
@@ -173,7 +173,7 @@ def test_questions_have_the_answers_that_are_asked_for() -> None:
                 assert bool(wrong) == (label == "no"), (kind, statement)
 
 
-def test_the_tagger_finds_the_worlds_nouns(tmp_path) -> None:
+def test_the_tagger_finds_the_demos_nouns(tmp_path) -> None:
     build_tagger(tmp_path)
     phrases = NounPhrases(tagger=tmp_path)
     for number in range(100):
@@ -189,22 +189,25 @@ def test_the_tagger_finds_the_worlds_nouns(tmp_path) -> None:
 
 
 def test_scores() -> None:
-    scores = score(
+    scores = compute_metrics(
         [(TRUE, SCENE), ("A star in green is at the top. A circle in red is at the top. Hearts in blue, three", SCENE)]
     )
     # Of five sentences, two right, one about a circle, one without an end; of the three about what is there, one wrong,
     # in two ways.
     assert (scores.bad, scores.absent) == (3 / 5, 1 / 5)
-    assert (scores.unseen, scores.colour) == (1 / 3, 1 / 3)
+    assert (scores.unseen, scores.color) == (1 / 3, 1 / 3)
     assert (scores.count, scores.place) == (0, 1 / 2)
     assert scores.repeats == 0
-    nothing = score([("", SCENE)])
-    assert np.isnan([nothing.bad, nothing.colour, nothing.repeats]).all()
+    nothing = compute_metrics([("", SCENE)])
+    assert np.isnan([nothing.bad, nothing.color, nothing.repeats]).all()
 
 
 def test_repeats_are_sentences_that_the_same_caption_has_said() -> None:
     first, second = (sentence.text for sentence in parse(TRUE)[:2])
-    assert score([(f"{first} {second} {first} {first.upper()}", SCENE), (f"{second} {first}", SCENE)]).repeats == 2 / 6
+    assert (
+        compute_metrics([(f"{first} {second} {first} {first.upper()}", SCENE), (f"{second} {first}", SCENE)]).repeats
+        == 2 / 6
+    )
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,13 @@ from flax import nnx
 
 from vigor_jax.data.images.preprocessing import load_image
 from vigor_jax.data.text.conversation import TEMPLATES
+from vigor_jax.demo.dataset import CHECKPOINTS
 from vigor_jax.demo.drawing import draw
 from vigor_jax.demo.language import NUMBERS, PROMPTS, errors, parse, plural
 from vigor_jax.demo.policy import STEPS, TEXT, VISION, make_model, write_checkpoint
 from vigor_jax.demo.scenes import PLACES, SHAPES, Scene, make_scene
 from vigor_jax.demo.teaching import describe
 from vigor_jax.demo.tower import GROUPS, TowerConfig, name_patches, teach_tower
-from vigor_jax.demo.world import CHECKPOINTS
 from vigor_jax.hf.load import open_checkpoint
 from vigor_jax.hf.weights.tensor_files import TensorReader
 from vigor_jax.inference.predictor import Predictor, Question, read_answers
@@ -72,8 +72,8 @@ def test_transformers_writes_the_same_captions(pictures: dict[Path, Scene], tmp_
     assert caption(POLICY, pictures, tmp_path / "ours.jsonl") == theirs
 
 
-def test_it_has_learnt_the_world(pictures: dict[Path, Scene], tmp_path: Path) -> None:
-    """Every sentence is one of the world's, most are true, and it hallucinates."""
+def test_it_has_learned_the_demo(pictures: dict[Path, Scene], tmp_path: Path) -> None:
+    """Every sentence is one of the demo's, most are true, and it hallucinates."""
     texts = caption(POLICY, pictures, tmp_path / "ours.jsonl")
     said = [
         (sentence.statement, scene)
@@ -133,8 +133,8 @@ def test_patches_are_named_as_the_scene_says() -> None:
     for item in scene.objects:
         row, column = divmod(PLACES.index(item.place), 3)
         for patch in (6 * (2 * row) + 2 * column, 6 * (2 * row + 1) + 2 * column + 1):
-            shape, colour, number, *_ = (group[index] for group, index in zip(GROUPS, named[patch], strict=True))
-            assert (shape, colour) == (item.shape, item.colour)
+            shape, color, number, *_ = (group[index] for group, index in zip(GROUPS, named[patch], strict=True))
+            assert (shape, color) == (item.shape, item.color)
             assert NUMBERS.index(number) == len(scene.places(item.shape))
     empty = sum(1 for row in named if GROUPS[0][row[0]] == "no")
     assert empty == 4 * (9 - len(scene.objects))

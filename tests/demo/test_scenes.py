@@ -8,14 +8,14 @@ import pytest
 from vigor_jax.demo import drawing
 from vigor_jax.demo.drawing import box_xyxy, draw, outline
 from vigor_jax.demo.scenes import (
-    COLOURS,
+    COLORS,
     IMAGE_SIZE,
     MAX_OBJECTS,
     PARTNER,
     PLACES,
     SHAPES,
     THEMES,
-    USUAL_COLOUR,
+    USUAL_COLOR,
     Object,
     Scene,
     Statement,
@@ -35,13 +35,13 @@ def test_a_seed_gives_one_scene_and_picture() -> None:
     assert draw(first).tobytes() == draw(second).tobytes() != draw(other).tobytes()
 
 
-def test_scenes_cover_the_world() -> None:
+def test_scenes_cover_everything() -> None:
     many = scenes(600)
     objects = [item for scene in many for item in scene.objects]
     assert {len(scene.statements) for scene in many} == {2, 3, 4}
     assert {len(scene.objects) for scene in many} == set(range(2, MAX_OBJECTS + 1))
     assert {item.shape for item in objects} == set(SHAPES)
-    assert {item.colour for item in objects} == set(COLOURS)
+    assert {item.color for item in objects} == set(COLORS)
     assert {item.place for item in objects} == set(PLACES)
 
 
@@ -51,20 +51,20 @@ def test_statements_are_the_whole_truth() -> None:
         assert {statement.shape: statement.number for statement in scene.statements} == counts
         for statement in scene.statements:
             own = [item for item in scene.objects if item.shape == statement.shape]
-            assert {item.colour for item in own} == {statement.colour}
+            assert {item.color for item in own} == {statement.color}
             assert statement.place == (own[0].place if len(own) == 1 else None)
             assert scene.places(statement.shape) == {item.place for item in own}
 
 
 def test_some_things_go_together() -> None:
-    """Partners mostly, others of a theme more often than the rest, usual colours more often than by chance."""
+    """Partners mostly, others of a theme more often than the rest, usual colors more often than by chance."""
     shapes = [{item.shape for item in scene.objects} for scene in scenes(3000)]
     with_partner = [PARTNER[shape] in own for own in shapes for shape in own]
     assert 0.55 < np.mean(with_partner) < 0.7
     theme = {shape: index for index, names in enumerate(THEMES) for shape in names}
     pairs = Counter(theme[a] == theme[b] for own in shapes for a in own for b in own if a != b and PARTNER[a] != b)
     assert pairs[True] / 2 > pairs[False] / 8  # 2 others of the theme, 8 of the others
-    usual = [s.colour == USUAL_COLOUR[s.shape] for scene in scenes(1500) for s in scene.statements]
+    usual = [s.color == USUAL_COLOR[s.shape] for scene in scenes(1500) for s in scene.statements]
     assert 0.37 < np.mean(usual) < 0.47  # 0.3 and a sixth of the rest
     assert all(PARTNER[PARTNER[shape]] == shape for shape in SHAPES)
 
@@ -80,7 +80,7 @@ def test_objects_stand_in_reading_order_each_in_its_own_cell() -> None:
             assert row * CELL <= top < bottom <= (row + 1) * CELL
 
 
-def test_boxes_are_where_the_colour_is() -> None:
+def test_boxes_are_where_the_color_is() -> None:
     """Against the drawn pixels: objects are saturated, paper and shadows are not."""
     for scene in scenes(150):
         is_object = np.asarray(draw(scene).convert("HSV"))[..., 1] > 40
@@ -107,7 +107,7 @@ def test_shapes_are_as_large_as_one_another(shape: str) -> None:
 
 
 def test_no_two_shapes_look_alike() -> None:
-    """Each against each, of one colour and size: many pixels differ."""
+    """Each against each, of one color and size: many pixels differ."""
     pictures = {
         shape: np.asarray(draw(Scene((Object(shape, "blue", "in the middle", 36, 36, 8.5, 0),), 0)), float)
         for shape in SHAPES
@@ -118,12 +118,12 @@ def test_no_two_shapes_look_alike() -> None:
                 assert (np.abs(pictures[one] - pictures[other]).max(-1) > 60).sum() > 35, (one, other)
 
 
-def test_colours_are_the_named_ones() -> None:
-    for colour, rgb in drawing.COLOURS.items():
-        item = Object("square", colour, "in the middle", 36, 36, 8, 0)
+def test_colors_are_the_named_ones() -> None:
+    for color, rgb in drawing.COLORS.items():
+        item = Object("square", color, "in the middle", 36, 36, 8, 0)
         pixels = np.asarray(draw(Scene((item,), 4)), float)
         np.testing.assert_allclose(pixels[34:38, 34:38].mean((0, 1)), rgb, atol=8)
-    assert set(drawing.COLOURS) == set(COLOURS)
+    assert set(drawing.COLORS) == set(COLORS)
 
 
 def test_pictures_are_small_rgb() -> None:

@@ -43,8 +43,8 @@ def predict_all(original: Path, pixels: np.ndarray, phrases: list[str]) -> tuple
         with mock.patch.object(backbone, "build_swin_transformer", build):
             model = load_model(str(settings), str(original / "groundingdino.pth"), device="cpu")
     boxes, scores, _ = predict(model, torch.from_numpy(pixels), ". ".join(phrases), 0.0, 0.0, device="cpu")
-    centre, size = boxes.split(2, dim=-1)
-    return scores.numpy(), torch.cat([centre - size / 2, centre + size / 2], dim=-1).clip(0, 1).numpy()
+    center, size = boxes.split(2, dim=-1)
+    return scores.numpy(), torch.cat([center - size / 2, center + size / 2], dim=-1).clip(0, 1).numpy()
 
 
 def main() -> None:

@@ -69,8 +69,8 @@ def test_scores_are_those_of_the_library(checkpoint, backend):
     assert scores.tokens.dtype == scores.boxes_xyxy.dtype == np.float32
     assert scores.tokens.shape == (1, 40, len(prompt))
     np.testing.assert_allclose(scores.tokens[0], outputs.logits.sigmoid()[0, :, : len(prompt)], atol=1e-5)
-    centre, size = outputs.pred_boxes[0].split(2, dim=-1)
-    corners = torch.cat([centre - size / 2, centre + size / 2], dim=-1).clip(0, 1)
+    center, size = outputs.pred_boxes[0].split(2, dim=-1)
+    corners = torch.cat([center - size / 2, center + size / 2], dim=-1).clip(0, 1)
     np.testing.assert_allclose(scores.boxes_xyxy[0], corners, atol=1e-5)
 
 
@@ -111,7 +111,7 @@ def test_phrases_hold_no_special_tokens(backend):
     assert backend.tokenize("") == []
 
 
-def test_phrases_are_tokenised_by_several_threads(backend):
+def test_phrases_are_tokenized_by_several_threads(backend):
     texts = [f"dog {i}" for i in range(50)]
     expected, wrong = [backend.tokenize(text) for text in texts], []
 
@@ -166,7 +166,7 @@ def test_a_backbone_that_leaves_out_remainders_pads_sooner():
 
 
 def test_boxes_of_a_padded_strip_are_relative_to_the_strip(tmp_path, checkpoint):
-    """With box heads that change nothing, boxes are the cells they started from, centred at (i + 0.5) / cells."""
+    """With box heads that change nothing, boxes are the cells they started from, centered at (i + 0.5) / cells."""
     directory = write_transformers(tmp_path / "strip", queries=120)
     tensors = load_file(directory / "model.safetensors")
     heads = [key for key in tensors if "bbox_embed" in key and ".layers.2." in key]
@@ -179,13 +179,13 @@ def test_boxes_of_a_padded_strip_are_relative_to_the_strip(tmp_path, checkpoint)
     assert pixels.shape[-2:] == (8, 400)
     assert backend._grid.padded(8, 400) == (64, 448)
     boxes = backend.detect(pixels, [prompt_of(backend, "dog")], [0]).boxes_xyxy[0]
-    centres = (boxes[:, 0] + boxes[:, 2]) / 2
+    centers = (boxes[:, 0] + boxes[:, 2]) / 2
     widths = boxes[:, 2] - boxes[:, 0]
     inside = (boxes[:, 0] > 0) & (boxes[:, 2] < 1)
     for level, cells in enumerate((50, 25, 13, 7)):
         of_level = inside & np.isclose(widths, 0.05 * 2**level, atol=1e-4)
         assert of_level.sum() >= 2
-        offsets = centres[of_level] * cells - 0.5
+        offsets = centers[of_level] * cells - 0.5
         np.testing.assert_allclose(offsets, np.round(offsets), atol=1e-3)
         middles = (boxes[of_level, 1] + boxes[of_level, 3]) / 2
         np.testing.assert_allclose(middles, 0.5, atol=1e-3)

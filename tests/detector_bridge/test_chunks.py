@@ -6,7 +6,7 @@ import torch
 import transformers
 
 from detector_bridge.backends.transformers import TransformersBackend
-from detector_bridge.prompts import make_prompts, read
+from detector_bridge.prompts import find_phrases, make_prompts
 from tests.detector_bridge.sidecar import picture
 from tests.detector_bridge.tiny_detector import write_transformers
 
@@ -39,7 +39,7 @@ def found(backend, image, max_tokens):
     prompts, answers = make_prompts(PHRASES, backend.tokenize, max_tokens), {}
     scores = backend.detect(backend.prepare(image)[None], [prompt.tokens for prompt in prompts], [0] * len(prompts))
     for prompt, tokens, boxes in zip(prompts, scores.tokens, scores.boxes_xyxy, strict=True):
-        answers |= read(prompt.spans, tokens, boxes, 0.25, 0.25)
+        answers |= find_phrases(prompt.spans, tokens, boxes, 0.25, 0.25)
     return len(prompts), answers
 
 

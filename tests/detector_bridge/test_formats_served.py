@@ -90,7 +90,7 @@ def test_the_reward_takes_what_the_trainer_reads(reduced, tmp_path, name):
     assert [signal.label for signal in verdict.signals] == ["dog"]
 
 
-def test_what_cannot_be_sent_is_refused_and_the_stream_goes_on(reduced):
+def test_what_cannot_be_sent_is_refused_and_the_stream_continues(reduced):
     good = Request(IMAGES["JPEG"], ("dog",))
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8))
     bad = [Request(encode(noise, "BMP"), ("dog",)), Request(IMAGES["AVIF"][:200], ("dog",)), Request(b"text", ("dog",))]

@@ -1,4 +1,4 @@
-"""Models by their name on the Hub: fetched from a server of its protocol, by processes with caches of their own."""
+"""Models by their name on the Hub: fetched from a server of its protocol, by processes with their own caches."""
 
 import random
 import re

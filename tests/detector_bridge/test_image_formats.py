@@ -68,15 +68,15 @@ def test_the_first_of_several_pictures(content):
     assert np.abs(np.asarray(decode(content), float) - np.asarray(picture(0), float)).mean() < 12
 
 
-def grey() -> np.ndarray:
+def gray() -> np.ndarray:
     return np.asarray(picture(0).convert("L"))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 @pytest.mark.parametrize("low", [0, 255])
 def test_sixteen_bits_keep_the_upper_eight(kind, low):
-    deep = Image.fromarray((grey().astype(np.uint16) << 8) + np.uint16(low))
-    np.testing.assert_array_equal(np.asarray(decode(encode(deep, kind))), np.stack([grey()] * 3, -1))
+    deep = Image.fromarray((gray().astype(np.uint16) << 8) + np.uint16(low))
+    np.testing.assert_array_equal(np.asarray(decode(encode(deep, kind))), np.stack([gray()] * 3, -1))
 
 
 def png(width: int, height: int, color_type: int, rows: bytes) -> bytes:
@@ -101,14 +101,14 @@ def test_sixteen_bit_pngs_of_every_color_type(color_type, channels):
 
 
 def test_sixteen_bits_of_the_other_byte_order():
-    deep = Image.frombytes("I;16B", (160, 120), (grey().astype(np.uint16) * 257).astype(">u2").tobytes())
+    deep = Image.frombytes("I;16B", (160, 120), (gray().astype(np.uint16) * 257).astype(">u2").tobytes())
     content = encode(deep, "TIFF")
     assert content.startswith(b"MM")
-    np.testing.assert_array_equal(np.asarray(decode(content)), np.stack([grey()] * 3, -1))
+    np.testing.assert_array_equal(np.asarray(decode(content)), np.stack([gray()] * 3, -1))
 
 
 def test_integers_and_floats():
-    levels = grey()
+    levels = gray()
     cases = {
         "32-bit integers": Image.fromarray(levels.astype(np.int32) * 257),
         "floats to 1": Image.fromarray(levels.astype(np.float32) / 255),

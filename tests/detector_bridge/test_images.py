@@ -46,13 +46,13 @@ def test_cmyk():
 
 
 def test_sixteen_bits_are_scaled_not_clipped():
-    grey = np.asarray(picture(0).convert("L"))
-    deep = Image.fromarray(grey.astype(np.uint16) * 257)
+    gray = np.asarray(picture(0).convert("L"))
+    deep = Image.fromarray(gray.astype(np.uint16) * 257)
     for kind in ("PNG", "TIFF"):
-        np.testing.assert_array_equal(np.asarray(decode(encode(deep, kind), MOST)), np.stack([grey] * 3, -1))
+        np.testing.assert_array_equal(np.asarray(decode(encode(deep, kind), MOST)), np.stack([gray] * 3, -1))
 
 
-def test_palette_alpha_grey_and_one_bit():
+def test_palette_alpha_gray_and_one_bit():
     image = picture(0)
     palette = image.quantize(16)
     np.testing.assert_array_equal(np.asarray(decode(encode(palette), MOST)), np.asarray(palette.convert("RGB")))

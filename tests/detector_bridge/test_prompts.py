@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detector_bridge.prompts import CLS, DOT, SEP, make_prompts, normalize, read
+from detector_bridge.prompts import CLS, DOT, SEP, find_phrases, make_prompts, normalize
 from detector_bridge.refusal import RefusedError
 
 
@@ -71,7 +71,7 @@ def test_reading_is_the_definition(seed, box_threshold, text_threshold):
     random = np.random.default_rng(seed)
     tokens, boxes = random.random((7, 9)).astype(np.float32), random.random((7, 4)).astype(np.float32)
     spans = {"a": (1, 2), "b c": (3, 5), "d": (6, 9)}
-    found = read(spans, tokens, boxes, box_threshold, text_threshold)
+    found = find_phrases(spans, tokens, boxes, box_threshold, text_threshold)
     for phrase, (start, end) in spans.items():
         scores = [float(np.mean(row[start:end], dtype=np.float32)) for row in tokens]
         kept = [q for q in range(7) if max(tokens[q, start:end]) > box_threshold and scores[q] > text_threshold]
@@ -90,7 +90,7 @@ def test_overlapping_phrases_keep_apart():
     tokens[0, 2] = 0.4  # "dog" of "hot dog" fires a little on it
     tokens[1, 9] = 0.7  # the lamp
     tokens[1, 7] = 0.45
-    found = read(spans, tokens, np.zeros((3, 4), np.float32), 0.25, 0.25)
+    found = find_phrases(spans, tokens, np.zeros((3, 4), np.float32), 0.25, 0.25)
     assert {phrase: answer.present for phrase, answer in found.items()} == {
         "hot dog": False,
         "dog": True,

@@ -26,7 +26,7 @@ from detector_bridge.backends.transformers import TransformersBackend
 from detector_bridge.client import ClientConfig, DetectorClient, DetectorError
 from detector_bridge.images import decode
 from detector_bridge.messages import Answer, Request
-from detector_bridge.prompts import make_prompts, read
+from detector_bridge.prompts import find_phrases, make_prompts
 from detector_bridge.refusal import RefusedError
 from tests.detector_bridge.sidecar import ROOT, encode, failed_start, picture, sidecar, wait_until
 from tests.detector_bridge.test_images import png_header
@@ -49,7 +49,7 @@ def directly(model, image: bytes, phrases, box_threshold=0.25, text_threshold=0.
     pixels, found = backend.prepare(decode(image, 10**8)), {}
     for prompt in make_prompts(phrases, backend.tokenize, backend.max_tokens):
         scores = backend.detect(pixels[None], [prompt.tokens], [0])
-        found |= read(prompt.spans, scores.tokens[0], scores.boxes_xyxy[0], box_threshold, text_threshold)
+        found |= find_phrases(prompt.spans, scores.tokens[0], scores.boxes_xyxy[0], box_threshold, text_threshold)
     return found
 
 
@@ -109,7 +109,7 @@ def test_thresholds_of_a_request(served, model):
 
 def test_long_lists_are_split_and_merged(served, model):
     """Each phrase is answered as in a prompt of its chunk; more phrases than one prompt holds change none before."""
-    words = [f"{colour} {thing}" for colour in ("red", "green", "blue", "old") for thing in PHRASES[:6] * 4]
+    words = [f"{color} {thing}" for color in ("red", "green", "blue", "old") for thing in PHRASES[:6] * 4]
     many = tuple(f"{phrase} {i}" for i, phrase in enumerate(words))
     image = encode(picture(4))
     (answer,) = ask(served.address, [Request(image, many)])
@@ -135,7 +135,7 @@ def test_long_lists_are_split_and_merged(served, model):
         (Request(encode(picture(0)), ("dog",), float("nan")), "INVALID_THRESHOLD", "nan"),
     ],
 )
-def test_a_bad_request_is_refused_and_the_stream_goes_on(served, request_, code, named):
+def test_a_bad_request_is_refused_and_the_stream_continues(served, request_, code, named):
     good = Request(encode(picture(5)), PHRASES)
     before, refused, after = ask(served.address, [good, request_, good])
     assert isinstance(refused, RefusedError)

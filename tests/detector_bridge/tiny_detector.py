@@ -14,7 +14,7 @@ from detector_bridge.backends import Backend
 
 _TEXT = (
     "a an the two three of on in with and near behind left right small large big round hot wet old young wooden "
-    "red green blue yellow orange white black grey brown pink purple "
+    "red green blue yellow orange white black gray brown pink purple "
     "circle square triangle cross star ring disc box bar "
     "person man woman child boy girl people dog cat horse cow sheep bird fish bear elephant zebra giraffe "
     "car bus truck train boat bicycle motorcycle airplane traffic light stop sign fire hydrant bench road street "
@@ -29,7 +29,7 @@ IDS = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103, ".":
 
 
 def vocabulary() -> list[str]:
-    """1,100 word pieces with the special ones where BERT has them; every word of ASCII letters and digits tokenises."""
+    """1,100 word pieces with the special ones where BERT has them; every word of ASCII letters and digits tokenizes."""
     pieces = [*LETTERS, *(f"##{letter}" for letter in LETTERS), *"!\"#$%&'()*+,-/:;<=>@[\\]^_`{|}~", *WORDS, "##s"]
     pieces = [piece for piece in dict.fromkeys(pieces) if piece not in IDS]
     taken = set(IDS.values())

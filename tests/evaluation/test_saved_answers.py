@@ -70,7 +70,7 @@ def filled(q: PopeQuestion, text: str) -> Record:
     return {"question_id": q.question_id, "image": q.image, "text": q.text, "label": q.label, "answer": text}
 
 
-def truth_beside(q: PopeQuestion, text: str) -> Record:
+def with_the_truth(q: PopeQuestion, text: str) -> Record:
     return {"index": float(q.question_id), "question": q.text, "answer": q.label, "prediction": text}
 
 
@@ -104,7 +104,7 @@ def logged_without_ids(q: PopeQuestion, text: str) -> Record:
 
 
 NAMED = [
-    llava, vcd, ours, string_ids, filled, truth_beside, coco_number, elsewhere, other_year, logged_before, logged_now,
+    llava, vcd, ours, string_ids, filled, with_the_truth, coco_number, elsewhere, other_year, logged_before, logged_now,
     logged_without_ids,
 ]  # fmt: skip
 
@@ -214,7 +214,7 @@ def splits() -> dict[str, list[PopeQuestion]]:
 @pytest.mark.parametrize("layout", [llava, vcd, ours, filled, logged_now, logged_without_ids, authors])
 @pytest.mark.parametrize("order", [("random", "popular", "adversarial"), ("adversarial", "popular", "random")])
 def test_one_file_answers_all_splits(tmp_path: Path, layout: Callable, order: tuple[str, ...]) -> None:
-    """LLaVA and lmms-eval write all of POPE to one file, in an order of their own; LLaVA's ids go on over the files."""
+    """LLaVA and lmms-eval write all of POPE to one file, in their own order; LLaVA's ids continue over the files."""
     every = splits()
     records, said = [], {}
     for name in order:

@@ -27,7 +27,7 @@ from vigor_jax.hf.load import load_model, open_checkpoint
 from vigor_jax.hf.weights.tensor_files import TensorReader
 from vigor_jax.inference.policy import Policy
 from vigor_jax.inference.sampler import Request, Sampler, SamplingConfig
-from vigor_jax.inference.tree_attention import answer_places, read_places
+from vigor_jax.inference.tree_attention import answer_places, hidden_states_at
 from vigor_jax.models.vlm import PARTS
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 from vigor_jax.plan.planning import model_config
@@ -186,7 +186,7 @@ def test_the_reward_model_is_asked_about_features_of_its_question(checkpoint, mo
     (batch,) = loader.in_order()
     rows = batch.rows
     assert rows.instructions.shape == (2, 1, 16)
-    found = np.asarray(nnx.jit(lambda model: model.language_model.logits(read_places(model, rows)))(model))[0]
+    found = np.asarray(nnx.jit(lambda model: model.language_model.logits(hidden_states_at(model, rows)))(model))[0]
     answers = nnx.jit(
         lambda model: answer_places(
             model, rows, jnp.arange(VOCAB_SIZE), jnp.ones(VOCAB_SIZE, bool), num_tokens=1, eos_id=2

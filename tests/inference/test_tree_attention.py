@@ -1,4 +1,4 @@
-"""The mask against ancestors found by following parents; states and gradients against sequences of their own."""
+"""The mask against ancestors found by following parents; states and gradients against separate sequences."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from flax import nnx
 
 from vigor_jax.data.batches.tree_batches import TreeRows
 from vigor_jax.data.batches.tree_sequences import NONE, PADDING, Tree
-from vigor_jax.inference.tree_attention import read_places, visible
+from vigor_jax.inference.tree_attention import hidden_states_at, visible
 from vigor_jax.models.clip import ClipConfig
 from vigor_jax.models.llama import LlamaConfig
 from vigor_jax.models.llava import LlavaConfig
@@ -86,7 +86,7 @@ def test_states_and_gradients_equal_those_of_sequences(scan, remat):
     wanted = rng.standard_normal((count, CONFIG.text.hidden_size)).astype(np.float32)
 
     def in_tree(weights):
-        hidden = read_places(nnx.merge(graphdef, weights), rows, remat=remat)[0]
+        hidden = hidden_states_at(nnx.merge(graphdef, weights), rows, remat=remat)[0]
         return jnp.sum(hidden * wanted), hidden
 
     paths = [ancestors(parents, leaf) for leaf in range(count) if leaf not in parents]

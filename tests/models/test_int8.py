@@ -77,7 +77,7 @@ def test_answers_are_those_of_the_rounded_weights(tmp_path, scan):
 
 @pytest.mark.parametrize("scan", [False, True])
 def test_shapes_are_those_of_the_weights(tmp_path, scan):
-    """What a plan reckons with: the same types, shapes and shardings as of weights that are there."""
+    """What a plan reckons with: the same types, shapes and shardings as of weights that exist."""
     checkpoint = open_checkpoint(build_checkpoint(tmp_path / "model", Tiny()))
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     real = nnx.state(quantize_decoder(load_model(checkpoint, mesh=mesh, dtype=jnp.bfloat16, scan=scan)))

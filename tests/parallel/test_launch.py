@@ -220,7 +220,7 @@ def test_who_has_joined_may_be_asked_again():
 
 
 def test_after_another_use_of_jax():
-    """A host with chips, which may be alone, runs; who was told of others does not run without them."""
+    """A host with chips, which may be alone, runs; one that was told of others does not run without them."""
     alone = "jax.devices(); sharding.in_cluster = lambda: True; attempt(); attempt(False); attempt(True)"
     assert late(alone) == ["joined 1 False"] * 2 + [LATE_LINE]
     assert late("jax.devices(); attempt(None, 'localhost:1', 1, 0)") == [LATE_LINE]

@@ -1,4 +1,4 @@
-"""A world small enough to go round the whole loop in tests: a LLaVA that writes, a detector, human judgements."""
+"""A world small enough to go round the whole loop in tests: a LLaVA that writes, a detector, human judgments."""
 
 import json
 import os
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TINY = Tiny()
 THINGS = ("man", "dog", "red circle", "wave", "bench", "car", "traffic light", "cat")
 ENTITIES = ("man", "dog", "circle", "wave", "bench", "car", "traffic light", "cat")
-WRONG = ("dog", "car", "cat", "wave")  # are in no picture, say the judgements
+WRONG = ("dog", "car", "cat", "wave")  # are in no picture, say the judgments
 PROMPT = "Describe the image."
 
 

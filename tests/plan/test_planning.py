@@ -95,7 +95,7 @@ def test_what_is_held_is_in_the_arguments(found, config):
     program, update = found["sft", "update"]
     assert program.held > 0.9 * update.arguments
     prefill, decode = found["sample", "prefill"], found["sample", "decode"]
-    # Prompts are read while the rings of all rows are there: 12 candidates, 32 tokens and the latest, keys and values
+    # Prompts are read while the KV caches of all rows exist: 12 candidates, 32 tokens and the latest, keys and values
     # of 2 layers.
     text = model_config(config.model.path).text
     cache = 2 * text.num_layers * 12 * 33 * text.num_kv_heads * text.head_dim * 4
@@ -242,7 +242,7 @@ def test_memory_is_what_a_process_takes(config):
 def test_memory_of_scoring_is_what_a_process_takes(config):
     """Of a hundred million weights, compared with which the rest is small.
 
-    Of a model in miniature, with many rows, it takes 30% more than planned. Some of that are buffers of the library by
+    Of a small model, with many rows, it takes 30% more than planned. Some of that are buffers of the library by
     which XLA multiplies on a CPU, and which it does not count.
     """
     vision = ClipConfig(hidden_size=384, intermediate_size=1536, num_layers=8, num_heads=6)

@@ -10,8 +10,8 @@ import numpy as np
 from vigor_jax.data.records import store
 from vigor_jax.demo.drawing import box_xyxy, draw
 from vigor_jax.demo.language import errors, plural, say
-from vigor_jax.demo.scenes import COLOURS, IMAGE_SIZE, PLACES, SHAPES, Scene, Statement, make_scene
-from vigor_jax.evaluation.benchmarks.chair import Reference, judge
+from vigor_jax.demo.scenes import COLORS, IMAGE_SIZE, PLACES, SHAPES, Scene, Statement, make_scene
+from vigor_jax.evaluation.benchmarks.chair import Reference, check_caption
 from vigor_jax.evaluation.benchmarks.mme import MmeQuestion
 from vigor_jax.evaluation.benchmarks.pope import PopeQuestion
 from vigor_jax.evaluation.benchmarks.synonyms import Synonyms
@@ -22,11 +22,11 @@ from vigor_jax.stages.reward_evaluation import evaluate
 from vigor_jax.stages.select import SelectConfig, select
 
 PROMPT = "Describe this image in detail."
-KINDS = {"object": "object", "colour": "attribute", "count": "attribute", "place": "location"}
+KINDS = {"object": "object", "color": "attribute", "count": "attribute", "place": "location"}
 
 
 @dataclasses.dataclass
-class World:
+class DemoScenes:
     """Scenes by image name, and a source of chance."""
 
     scenes: dict[str, Scene]
@@ -40,7 +40,7 @@ class World:
             if self.rng.random() > truth:
                 statement = Statement(
                     str(self.rng.choice(SHAPES)),
-                    str(self.rng.choice(COLOURS)),
+                    str(self.rng.choice(COLORS)),
                     1,
                     str(self.rng.choice(PLACES)),
                 )
@@ -49,19 +49,19 @@ class World:
         return " ".join(said), wrong
 
 
-def make_world(images: Path, count: int, seed: int = 0) -> World:
+def draw_demo(images: Path, count: int, seed: int = 0) -> DemoScenes:
     """Draws scenes into a folder."""
     rng = np.random.default_rng(seed)
-    world = World({f"{number:05d}.png": make_scene(rng) for number in range(count)}, rng)
+    demo = DemoScenes({f"{number:05d}.png": make_scene(rng) for number in range(count)}, rng)
     images.mkdir(parents=True, exist_ok=True)
-    for name, scene in world.scenes.items():
+    for name, scene in demo.scenes.items():
         draw(scene).save(images / name)
-    return world
+    return demo
 
 
 def write_records(
     run_dir: Path,
-    world: World,
+    demo: DemoScenes,
     *,
     candidates: int = 5,
     streams: tuple[str, ...] = ("detector", "reward_model"),
@@ -74,27 +74,27 @@ def write_records(
 
     Args:
       run_dir: gets them.
-      world: whose images they describe.
+      demo: whose images they describe.
       candidates: of each image.
-      streams: who judges.
+      streams: which ones judge.
       texts: (image, candidate) → a caption to take in place of a made one.
       parts: of each folder.
       sentences: of each caption, about.
       selected: whether the selection is made.
     """
-    names = list(world.scenes)
+    names = list(demo.scenes)
     for part, chunk in enumerate(np.array_split(np.array(names), parts)):
         rows: list[Candidate] = []
         verdicts: dict[str, list[Verdict]] = {stream: [] for stream in streams}
         for name in chunk.tolist():
             for number in range(candidates):
-                length = max(1, sentences + int(world.rng.integers(-1, 2)))
-                text, wrong = world.caption(world.scenes[name], 0.62, length)
+                length = max(1, sentences + int(demo.rng.integers(-1, 2)))
+                text, wrong = demo.caption(demo.scenes[name], 0.62, length)
                 text = (texts or {}).get((name, number), text)
-                rows.append(Candidate(name, PROMPT, number, text, (1, 2), -float(world.rng.uniform(0.3, 1)), "stop"))
+                rows.append(Candidate(name, PROMPT, number, text, (1, 2), -float(demo.rng.uniform(0.3, 1)), "stop"))
                 for stream in streams:
                     judged = _detect if stream == "detector" else _reward
-                    verdicts[stream].append(Verdict(name, number, stream, judged(world, name, text, wrong)))
+                    verdicts[stream].append(Verdict(name, number, stream, judged(demo, name, text, wrong)))
         store.write_part(run_dir / "candidates", part, parts, rows, Candidate)
         for stream in streams:
             store.write_part(run_dir / "verdicts" / stream, part, parts, verdicts[stream], Verdict)
@@ -102,8 +102,8 @@ def write_records(
         select(SelectConfig(), run_dir, streams=streams)
 
 
-def _detect(world: World, name: str, text: str, wrong: list[tuple[str, ...]]) -> tuple[Signal, ...]:
-    scene, signals = world.scenes[name], []
+def _detect(demo: DemoScenes, name: str, text: str, wrong: list[tuple[str, ...]]) -> tuple[Signal, ...]:
+    scene, signals = demo.scenes[name], []
     rng = np.random.default_rng(int(name.split(".")[0]))  # a phrase has one answer an image
     for shape in SHAPES:
         score, spans = float(rng.uniform(0.35, 0.95)), []
@@ -124,44 +124,44 @@ def _detect(world: World, name: str, text: str, wrong: list[tuple[str, ...]]) ->
     return tuple(sorted(signals, key=lambda signal: signal.spans[0]))
 
 
-def _reward(world: World, name: str, text: str, wrong: list[tuple[str, ...]]) -> tuple[Signal, ...]:
+def _reward(demo: DemoScenes, name: str, text: str, wrong: list[tuple[str, ...]]) -> tuple[Signal, ...]:
     signals = []
     for number, span in enumerate(split_sentences(text)):
         kinds = wrong[number] if number < len(wrong) else ()
-        score = float(world.rng.beta(2, 5) if kinds else world.rng.beta(6, 2))
+        score = float(demo.rng.beta(2, 5) if kinds else demo.rng.beta(6, 2))
         label = " ".join(("0", *(kinds or ("object",)))) if score < 0.5 else "1"
         signals.append(Signal(label, (span,), 1 - score, score, score))
     return tuple(signals)
 
 
-def write_evaluation(run_dir: Path, world: World, model: str, truth: float) -> None:
+def write_evaluation(run_dir: Path, demo: DemoScenes, model: str, truth: float) -> None:
     """`evaluation/MODEL/`, by the functions that the stage uses."""
     folder = run_dir / "evaluation" / model
     folder.mkdir(parents=True, exist_ok=True)
-    present = {name: frozenset(item.shape for item in scene.objects) for name, scene in world.scenes.items()}
+    present = {name: frozenset(item.shape for item in scene.objects) for name, scene in demo.scenes.items()}
     reference = Reference(present, Synonyms.identity(SHAPES))
-    captions = {name: world.caption(scene, truth, 4)[0] for name, scene in world.scenes.items()}
+    captions = {name: demo.caption(scene, truth, 4)[0] for name, scene in demo.scenes.items()}
     lines = [json.dumps({"image": name, "prompt": PROMPT, "text": text}) for name, text in captions.items()]
     (folder / "captions.jsonl").write_text("\n".join(lines) + "\n")
     splits, questions = {}, []
-    for number, (name, scene) in enumerate(world.scenes.items()):
-        there = next(iter(scene.objects)).shape if number % 2 else str(world.rng.choice(SHAPES))
+    for number, (name, scene) in enumerate(demo.scenes.items()):
+        there = next(iter(scene.objects)).shape if number % 2 else str(demo.rng.choice(SHAPES))
         label = "yes" if there in present[name] else "no"
         questions.append(PopeQuestion(number, name, f"Is there a {there} in the image?", label))
     for split in ("random", "popular", "adversarial"):
-        right = world.rng.random(len(questions)) < truth + 0.1
+        right = demo.rng.random(len(questions)) < truth + 0.1
         other = {"yes": "no", "no": "yes"}
         answers = [q.label if is_right else other[q.label] for q, is_right in zip(questions, right, strict=True)]
         splits[split] = questions, answers
     mme = {
         "existence": [
-            MmeQuestion(q.image, kind, truth_, truth_ if world.rng.random() < truth else "no")
+            MmeQuestion(q.image, kind, truth_, truth_ if demo.rng.random() < truth else "no")
             for q in questions
             for kind, truth_ in (("first", "yes"), ("second", "no"))
         ]
     }
     metrics = {
-        "chair": chair_metrics([judge(name, text, reference) for name, text in captions.items()]),
+        "chair": chair_metrics([check_caption(name, text, reference) for name, text in captions.items()]),
         "pope": pope_metrics(splits),
         "mme": mme_metrics(mme),
     }
@@ -186,12 +186,12 @@ def write_config(run_dir: Path, images: Path) -> None:
     (run_dir / "config.yaml").write_text(f"run:\n  dir: {run_dir}\n  records: null\nsample:\n  images: {images}\n")
 
 
-def make_run(run_dir: Path, count: int = 60, seed: int = 0, *, truth: float = 0.85, **options) -> World:
+def make_run(run_dir: Path, count: int = 60, seed: int = 0, *, truth: float = 0.85, **options) -> DemoScenes:
     """A run with all of its parts."""
-    world = make_world(run_dir / "images", count, seed)
-    write_records(run_dir, world, **options)
-    write_evaluation(run_dir, world, "base", 0.55)
-    write_evaluation(run_dir, world, "tuned", truth)
+    demo = draw_demo(run_dir / "images", count, seed)
+    write_records(run_dir, demo, **options)
+    write_evaluation(run_dir, demo, "base", 0.55)
+    write_evaluation(run_dir, demo, "tuned", truth)
     write_reward_model(run_dir, seed)
     write_config(run_dir, run_dir / "images")
-    return world
+    return demo

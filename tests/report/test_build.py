@@ -12,7 +12,7 @@ from html.parser import HTMLParser
 import pyarrow.parquet as pq
 import pytest
 
-from tests.report.synthetic import make_run, make_world, write_config, write_evaluation, write_records
+from tests.report.synthetic import draw_demo, make_run, write_config, write_evaluation, write_records
 from vigor_jax.data.records import store
 from vigor_jax.errors import InputError
 from vigor_jax.records import Candidate
@@ -85,10 +85,10 @@ def test_equal_runs_give_equal_pages(run, tmp_path):
 
 def test_hostile_names_and_captions_stay_text(tmp_path):
     run = tmp_path / "<img src=x onerror=alert(1)>"
-    world = make_world(run / "images", 4)
+    demo = draw_demo(run / "images", 4)
     texts = {("00000.png", number): HOSTILE for number in range(5)}
-    write_records(run, world, texts=texts)
-    write_evaluation(run, world, "base", 0.5)
+    write_records(run, demo, texts=texts)
+    write_evaluation(run, demo, "base", 0.5)
     write_config(run, run / "images")
     summary = json.loads((run / "summary.json").read_text())
     summary["dropped"] = {HOSTILE: 0.5}
@@ -154,8 +154,8 @@ def test_only_an_evaluation(run, tmp_path):
 
 def test_several_runs(run, tmp_path):
     other = tmp_path / "other"
-    world = make_world(other / "images", 10, seed=5)
-    write_records(other, world, streams=("detector",))
+    demo = draw_demo(other / "images", 10, seed=5)
+    write_records(other, demo, streams=("detector",))
     write_config(other, other / "images")
     page = Page(build_report([run, other], tmp_path / "index.html"))
     assert [shown["name"] for shown in page.runs] == ["one", "other"]
@@ -278,7 +278,7 @@ def test_the_command_refuses_in_one_line():
     assert err == "error: report: nowhere is no directory; name a run's, such as runs/demo\n"
 
 
-@pytest.mark.parametrize("arguments", [[], [".", "--limit", "many"], [".", "--colour", "red"], [".", "--limit", "0"]])
+@pytest.mark.parametrize("arguments", [[], [".", "--limit", "many"], [".", "--color", "red"], [".", "--limit", "0"]])
 def test_wrong_options(arguments):
     with pytest.raises(InputError, match=r"^report: [^\n]+$"):
         main(arguments)

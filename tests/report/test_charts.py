@@ -1,4 +1,4 @@
-"""Charts that are part of a page: its colours, nothing of their own that could leak out, names as text."""
+"""Charts that are part of a page: its colors, nothing that could leak out, names as text."""
 
 import re
 import xml.etree.ElementTree as ET
@@ -29,7 +29,7 @@ def test_charts_take_everything_from_the_page(svg):
     assert root.get("role") == "img"
     assert root.get("aria-label")
     assert "var(--" in svg
-    assert not re.search(r"#0\d0\d0\d", svg)  # every colour has become a variable
+    assert not re.search(r"#0\d0\d0\d", svg)  # every color has become a variable
     assert not list(root.iter(f"{SVG}style"))
     assert "metadata" not in svg
     assert "font:" not in svg

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.report.synthetic import make_world, write_config, write_evaluation, write_reward_model
+from tests.report.synthetic import draw_demo, write_config, write_evaluation, write_reward_model
 from vigor_jax.errors import InputError
 from vigor_jax.report.collect import Cell, collect, expand, headline
 
@@ -13,9 +13,9 @@ from vigor_jax.report.collect import Cell, collect, expand, headline
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     run = tmp_path_factory.mktemp("runs") / "one"
-    world = make_world(run / "images", 30)
-    write_evaluation(run, world, "base", 0.5)
-    write_evaluation(run, world, "tuned", 0.95)
+    demo = draw_demo(run / "images", 30)
+    write_evaluation(run, demo, "base", 0.5)
+    write_evaluation(run, demo, "tuned", 0.95)
     write_reward_model(run)
     write_config(run, run / "images")
     return run

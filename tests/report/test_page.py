@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.report.synthetic import make_run, make_world, write_config, write_records
+from tests.report.synthetic import draw_demo, make_run, write_config, write_records
 from vigor_jax.data.records import store
 from vigor_jax.demo.language import plural
 from vigor_jax.records import Candidate, Selection, Signal, Span, Verdict
@@ -93,8 +93,8 @@ def shown(page):
 
 
 def is_dark(page):
-    colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
-    return max(map(int, re.findall(r"\d+", colour)[:3])) < 128
+    color = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    return max(map(int, re.findall(r"\d+", color)[:3])) < 128
 
 
 def count(selections, wanted):
@@ -185,10 +185,10 @@ def test_whose_gallery_it_is(runs, open_page, tmp_path):
 
 
 def test_candidates_without_content_and_repetitions(open_page, tmp_path):
-    run, world = tmp_path / "run", make_world(tmp_path / "images", 1)
+    run, demo = tmp_path / "run", draw_demo(tmp_path / "images", 1)
     texts = {("00000.png", number): "" for number in (0, 2)}
     texts["00000.png", 1] = "There is a heart. There is a star. There is a heart."
-    write_records(run, world, candidates=3, texts=texts, parts=1)
+    write_records(run, demo, candidates=3, texts=texts, parts=1)
     page = open_page(build_report([run], tmp_path / "page.html", tmp_path / "images"))
     why = page.locator(".why").inner_text()
     assert why.startswith("Why candidate 1. It is the only one with content")
@@ -368,8 +368,8 @@ def test_the_run_can_be_switched_and_the_image_stays(report, open_page):
 
 def test_one_stream_and_no_selection(tmp_path, open_page):
     run = tmp_path / "run"
-    world = make_world(run / "images", 3)
-    write_records(run, world, streams=("detector",), selected=False)
+    demo = draw_demo(run / "images", 3)
+    write_records(run, demo, streams=("detector",), selected=False)
     page = open_page(build_report([run], tmp_path / "index.html", tmp_path))
     assert page.locator(".card").count() == 5
     assert page.locator(".why, .is-chosen").count() == 0
@@ -396,7 +396,7 @@ def large(tmp_path_factory):
     """5,000 images with 5 candidates of some 70 words; 64 of them again and again, too far apart for gzip to notice."""
     folder = tmp_path_factory.mktemp("large")
     small, run = folder / "small", folder / "run"
-    write_records(small, make_world(small / "images", 64), sentences=9, parts=1)
+    write_records(small, draw_demo(small / "images", 64), sentences=9, parts=1)
     (run / "images").mkdir(parents=True)
     names = [f"{number:05d}.png" for number in range(5000)]
     for number, name in enumerate(names):

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from tests.report.synthetic import make_world, write_records
+from tests.report.synthetic import draw_demo, write_records
 from vigor_jax.data.records import store
 from vigor_jax.records import Candidate, Selection, Signal, Span, Target, Verdict
 from vigor_jax.report.examples import DISAGREE, HALLUCINATED, MAX_BOXES
@@ -19,9 +19,9 @@ STREAMS = ("detector", "reward_model")
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     run = tmp_path_factory.mktemp("run")
-    world = make_world(run / "images", 24)
+    demo = draw_demo(run / "images", 24)
     texts = {("00003.png", 1): "", ("00004.png", 0): "A 🐕 dog. Two 🐈🐈 hearts can be seen."}
-    write_records(run, world, texts=texts)
+    write_records(run, demo, texts=texts)
     return run
 
 
@@ -171,7 +171,7 @@ def test_without_candidates_there_are_no_records(tmp_path):
 
 
 def test_a_stream_that_is_half_scored_is_left_out(run, tmp_path, caplog):
-    write_records(tmp_path, make_world(tmp_path / "images", 6), selected=False)
+    write_records(tmp_path, draw_demo(tmp_path / "images", 6), selected=False)
     shutil.rmtree(tmp_path / "verdicts" / "reward_model")
     store.write_part(tmp_path / "verdicts" / "reward_model", 0, 2, [], Verdict)
     assert read_records(str(tmp_path), []).streams == ("detector",)

@@ -8,7 +8,7 @@ import yaml
 
 from vigor_jax import cli
 from vigor_jax.config import TrainConfig
-from vigor_jax.report.settings import _SETTINGS, LABELS, read_settings
+from vigor_jax.report.settings import _SETTINGS, LABELS, describe_settings
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -25,7 +25,7 @@ def test_of_a_whole_run(tmp_path):
     (tmp_path / "log.txt").write_text(
         "2026-02-27 23:59:59,1 vigor_jax.pipeline.run stage sample\na line\n2026-03-01 00:00:00,1 x y\n2026-02-28 1 x\n"
     )
-    settings = read_settings(config, tmp_path)
+    settings = describe_settings(config, tmp_path)
     assert list(settings) == [label for label in LABELS if label in settings]
     assert settings["Model"] == ["my-llava"]
     assert settings["Prompt"] == config["sample"]["prompts"]
@@ -47,18 +47,18 @@ def test_every_key_is_one_of_the_config():
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
 def test_of_every_config(path, tmp_path):
     config = resolved(path.stem)
-    settings = read_settings(config, tmp_path)
+    settings = describe_settings(config, tmp_path)
     assert settings["Model"] == [config["model"]["path"]]
     assert ("Detector" in settings) == ("detector" in config["score"]["streams"])
     assert ("Temperature" in settings) == ("sample" in config["run"]["stages"])
 
 
 def test_what_a_run_does_not_say_is_left_out(tmp_path):
-    assert read_settings({}, tmp_path) == {}
-    assert read_settings(None, tmp_path) == {}
-    assert read_settings(["no", "mapping"], tmp_path) == {}
-    assert read_settings({"model": "a name", "sample": {"sampling": None, "prompts": []}}, tmp_path) == {}
-    assert read_settings({"sample": {"prompts": "Describe."}, "select": {"refine": False}}, tmp_path) == {
+    assert describe_settings({}, tmp_path) == {}
+    assert describe_settings(None, tmp_path) == {}
+    assert describe_settings(["no", "mapping"], tmp_path) == {}
+    assert describe_settings({"model": "a name", "sample": {"sampling": None, "prompts": []}}, tmp_path) == {}
+    assert describe_settings({"sample": {"prompts": "Describe."}, "select": {"refine": False}}, tmp_path) == {
         "Prompt": ["Describe."],
         "Selection": ["refine: no"],
     }
@@ -67,13 +67,13 @@ def test_what_a_run_does_not_say_is_left_out(tmp_path):
 def test_without_a_log_the_config_tells_the_day(tmp_path):
     (tmp_path / "config.yaml").write_text("{}")
     os.utime(tmp_path / "config.yaml", (1_700_000_000, 1_700_000_000))
-    assert read_settings({}, tmp_path)["Date"][0] in ("2023-11-14", "2023-11-15")  # wherever this runs
+    assert describe_settings({}, tmp_path)["Date"][0] in ("2023-11-14", "2023-11-15")  # wherever this runs
     (tmp_path / "log.txt").write_text("")
-    assert read_settings({}, tmp_path)["Date"][0].startswith("2023-11-1")
+    assert describe_settings({}, tmp_path)["Date"][0].startswith("2023-11-1")
 
 
 def test_streams_with_options_are_in_plain_words(tmp_path):
     streams = "[detector, {path: my.py:Stream, options: {min_score: 0.5, names: [a, b], strict: true}}, {path: x:Y}]"
     config = resolved("vigor_all_7b", "--score.streams", streams)
-    rewards = read_settings(config, tmp_path)["Rewards"]
+    rewards = describe_settings(config, tmp_path)["Rewards"]
     assert rewards == ["detector", "my.py:Stream (min score 0.5, names a, b, strict yes)", "x:Y"]

@@ -168,7 +168,7 @@ def test_nouns_say_the_same_of_each_place(nouns, entities, text):
         assert around == [by_list[start, end]], text[start:end]
 
 
-def labelled():
+def labeled():
     """Caption, and the phrases below it by their mark: "=", "-", "?" and "(" for those that are right either way."""
     text, marks = [], {}
     for line in (Path(__file__).parent / "expected_claims.txt").read_text(encoding="utf-8").splitlines():
@@ -186,7 +186,7 @@ def labelled():
 
 def test_captions_of_other_styles_agree_with_a_reader(nouns):
     right, num_expected, num_found = ({"=": 0, "-": 0} for _ in range(3))
-    for text, marks in labelled():
+    for text, marks in labeled():
         phrases = nouns(text, split_sentences(text))
         either = marks.get("(", set())
         found = {

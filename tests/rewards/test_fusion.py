@@ -109,8 +109,8 @@ def test_choices_are_those_of_the_formula(run, config):
         np.testing.assert_allclose(choice.terms, terms, rtol=1e-12, atol=1e-12)
         np.testing.assert_allclose(choice.penalties, np.array(penalties, np.float64), rtol=1e-12, atol=1e-11)
         if decided_by == "penalty":
-            in_favour = terms[next_best] - terms[best]
-            assert in_favour[STREAMS.index(choice.decisive_stream)] == pytest.approx(in_favour.max(), abs=1e-9)
+            in_favor = terms[next_best] - terms[best]
+            assert in_favor[STREAMS.index(choice.decisive_stream)] == pytest.approx(in_favor.max(), abs=1e-9)
         else:
             assert choice.decisive_stream == ""
 

@@ -22,7 +22,7 @@ WORDS = ("a", "red", "blue", "large", "circle", "square", "dog", "cat", "on", "t
 
 
 def make_world(root: Path, *, examples: int, tiny: Tiny = TINY) -> Path:
-    """Conversations of different lengths; every fifth is text, the others are about a picture of their own."""
+    """Conversations of different lengths; every fifth is text, the others are about their own picture."""
     rng = np.random.default_rng(0)
     (root / "images").mkdir(parents=True)
     records = []

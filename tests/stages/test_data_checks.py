@@ -90,7 +90,7 @@ def spoil_medium(record):
     record["conversations"][0]["value"] = "What is in the picture?"
 
 
-SPOILT = {
+SPOILED = {
     1: (spoil_question, "the first answer starts after"),
     3: (spoil_question_before_image, "which leaves nothing to learn"),
     8: (spoil_later_image, "the images end at token"),
@@ -102,13 +102,13 @@ SPOILT = {
 }
 
 
-def spoil(records, chosen=SPOILT):
+def spoil(records, chosen=SPOILED):
     for index in chosen:
-        SPOILT[index][0](records[index])
+        SPOILED[index][0](records[index])
     return records
 
 
-@pytest.mark.parametrize("index", SPOILT)
+@pytest.mark.parametrize("index", SPOILED)
 def test_a_bad_row_ends_the_run_before_it_begins(config, checkpoint, mesh, records, tmp_path, index, monkeypatch):
     """None of them is in the first batch."""
     config.data.write_text(json.dumps(spoil(records, [index])))
@@ -117,7 +117,7 @@ def test_a_bad_row_ends_the_run_before_it_begins(config, checkpoint, mesh, recor
         sft(config, checkpoint, tmp_path / "run", mesh, dtype=jnp.float32)
     message = str(caught.value)
     assert message.startswith(f"{config.data}, index {index} (id 'example-{index}'): ")
-    assert SPOILT[index][1] in message
+    assert SPOILED[index][1] in message
     assert message.endswith("; fix them, or give --sft.skip_bad true to leave them out")
     assert "\n" not in message
 
@@ -127,8 +127,8 @@ def test_all_bad_rows_are_told_at_once(config, checkpoint, mesh, records, tmp_pa
     with pytest.raises(InputError) as caught:
         sft(config, checkpoint, tmp_path / "run", mesh, dtype=jnp.float32)
     message = str(caught.value)
-    assert f"{len(SPOILT)} of 40 rows cannot be trained on; fix them, or give --sft.skip_bad true" in message
-    for index, (_, reason) in SPOILT.items():
+    assert f"{len(SPOILED)} of 40 rows cannot be trained on; fix them, or give --sft.skip_bad true" in message
+    for index, (_, reason) in SPOILED.items():
         assert f"index {index} (id 'example-{index}'): " in message
         assert reason in message
     assert not (tmp_path / "run" / "bad_rows.jsonl").exists()
@@ -159,15 +159,15 @@ def test_advice_stays_within_the_models_positions(config, checkpoint, mesh, reco
 
 def test_bad_rows_are_left_out_if_they_may_be(config, checkpoint, mesh, records, tmp_path, caplog):
     """The run equals one on the file without them, which is what was asked for."""
-    good = [record for index, record in enumerate(records) if index not in SPOILT]
+    good = [record for index, record in enumerate(records) if index not in SPOILED]
     config.data.write_text(json.dumps(good))
     sft(config, checkpoint, tmp_path / "good", mesh, dtype=jnp.float32)
     config.data.write_text(json.dumps(spoil(records)))
     caplog.clear()
     sft(dataclasses.replace(config, skip_bad=True), checkpoint, tmp_path / "run", mesh, dtype=jnp.float32)
-    assert f"{len(SPOILT)} of 40 rows cannot be trained on and are left out, as --sft.skip_bad says" in caplog.text
+    assert f"{len(SPOILED)} of 40 rows cannot be trained on and are left out, as --sft.skip_bad says" in caplog.text
     lines = (tmp_path / "run" / "bad_rows.jsonl").read_text().splitlines()
-    assert [json.loads(line)["row"] for line in lines] == list(SPOILT)
+    assert [json.loads(line)["row"] for line in lines] == list(SPOILED)
     assert curve(tmp_path / "run") == curve(tmp_path / "good")
     assert len(curve(tmp_path / "run")) == 4
 
@@ -180,11 +180,11 @@ def test_nothing_but_bad_rows(config, checkpoint, mesh, records, tmp_path):
         sft(dataclasses.replace(config, skip_bad=True), checkpoint, tmp_path / "run", mesh, dtype=jnp.float32)
 
 
-# ---- going on with other data
+# ---- continuing with other data
 
 
 def begin(config, checkpoint, mesh, records, run_dir, monkeypatch):
-    """Three updates, of which the first two are kept; returns the rows in the order in which they are learnt."""
+    """Three updates, of which the first two are kept; returns the rows in the order in which they are learned."""
     config.data.write_text(json.dumps(records))
     interrupt(lambda: sft(config, checkpoint, run_dir, mesh, dtype=jnp.float32), monkeypatch, after=3)
     batches = sft_module._loader(config, checkpoint, mesh).batches()
@@ -207,7 +207,7 @@ def assert_same_runs(run_dir, reference):
 @pytest.mark.slow
 @pytest.mark.main
 @pytest.mark.parametrize("named", [True, False])
-def test_rows_that_were_fixed_before_they_were_learnt(
+def test_rows_that_were_fixed_before_they_were_learned(
     config, checkpoint, mesh, records, tmp_path, monkeypatch, caplog, named
 ):
     """Bit for bit as if they had been so from the beginning; also where only their places tell which they are."""
@@ -223,10 +223,10 @@ def test_rows_that_were_fixed_before_they_were_learnt(
     assert_same_runs(tmp_path / "run", tmp_path / "whole")
 
 
-def test_rows_that_were_removed_before_they_were_learnt(
+def test_rows_that_were_removed_before_they_were_learned(
     config, checkpoint, mesh, records, tmp_path, monkeypatch, caplog
 ):
-    """What is left is learnt when it would have been; a run that is killed once more still knows the empty places."""
+    """What is left is learned when it would have been; a run that is killed once more still knows the empty places."""
     taken = begin(config, checkpoint, mesh, records, tmp_path / "run", monkeypatch)
     removed = {taken[17], taken[18], taken[33]}
     left = [record for index, record in enumerate(records) if index not in removed]
@@ -249,7 +249,7 @@ def test_rows_that_were_removed_before_they_were_learnt(
     assert [set(ids) for ids in seen] == first
     assert len(curve(tmp_path / "run")) == 5
     config.data.write_text(json.dumps(left[1:]))
-    with pytest.raises(InputError, match=r"rows that were learnt already: its row .* was removed"):
+    with pytest.raises(InputError, match=r"rows that were learned already: its row .* was removed"):
         sft(config, checkpoint, tmp_path / "run", mesh, dtype=jnp.float32)
 
 
@@ -292,14 +292,14 @@ def test_other_bytes_with_the_same_rows(config, checkpoint, mesh, records, tmp_p
     assert_same_runs(tmp_path / "run", tmp_path / "whole")
 
 
-def fix_learnt(records, taken):
+def fix_learned(records, taken):
     fix(records[taken[15]])
-    return rf"in 1 rows that were learnt already: index {taken[15]} \(id 'example-{taken[15]}'\) was changed"
+    return rf"in 1 rows that were learned already: index {taken[15]} \(id 'example-{taken[15]}'\) was changed"
 
 
-def remove_learnt(records, taken):
+def remove_learned(records, taken):
     del records[taken[0]]
-    return rf"in 1 rows that were learnt already: its row {taken[0]} \(from 0\) was removed"
+    return rf"in 1 rows that were learned already: its row {taken[0]} \(from 0\) was removed"
 
 
 def add(records, taken):
@@ -314,8 +314,8 @@ def remove_a_batch(records, taken):
     return "too many rows were removed: update 4 has none left"
 
 
-@pytest.mark.parametrize("change", [fix_learnt, remove_learnt, add, remove_a_batch])
-def test_what_a_run_cannot_go_on_with(config, checkpoint, mesh, records, tmp_path, monkeypatch, change):
+@pytest.mark.parametrize("change", [fix_learned, remove_learned, add, remove_a_batch])
+def test_what_a_run_cannot_continue_with(config, checkpoint, mesh, records, tmp_path, monkeypatch, change):
     taken = begin(config, checkpoint, mesh, records, tmp_path / "run", monkeypatch)
     original = config.data.read_bytes()
     message = change(records, taken)
@@ -329,13 +329,13 @@ def test_what_a_run_cannot_go_on_with(config, checkpoint, mesh, records, tmp_pat
     assert len(curve(tmp_path / "run")) == 5
 
 
-def test_all_has_been_learnt_in_a_second_epoch(config, checkpoint, mesh, records, tmp_path, monkeypatch):
+def test_all_has_been_learned_in_a_second_epoch(config, checkpoint, mesh, records, tmp_path, monkeypatch):
     config = dataclasses.replace(config, epochs=2)
     config.data.write_text(json.dumps(records))
     interrupt(lambda: sft(config, checkpoint, tmp_path / "run", mesh, dtype=jnp.float32), monkeypatch, after=7)
     fix(records[7])
     config.data.write_text(json.dumps(records))
-    with pytest.raises(InputError, match="in 1 rows that were learnt already: index 7"):
+    with pytest.raises(InputError, match="in 1 rows that were learned already: index 7"):
         sft(config, checkpoint, tmp_path / "run", mesh, dtype=jnp.float32)
 
 
@@ -378,7 +378,7 @@ def arguments(config, world, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.main
-def test_the_same_command_goes_on_after_a_bad_row_was_fixed(config, records, arguments, tmp_path, capsys, monkeypatch):
+def test_the_same_command_continues_after_a_bad_row_is_fixed(config, records, arguments, tmp_path, capsys, monkeypatch):
     """Refused before the first update; broken off by an image in its middle; then nothing else needs to be said."""
     good = json.dumps(records)
     config.data.write_text(json.dumps(spoil(records, [1])))

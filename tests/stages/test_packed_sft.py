@@ -132,8 +132,8 @@ def test_loss_and_all_gradients_equal_the_padded_ones(config, checkpoint, mesh, 
     assert_equal_gradients(losses(packed.rows), expected)
 
 
-def test_rows_without_any_image_beside_rows_with_some(config, checkpoint, mesh, losses):
-    """Packed by hand: examples without images in a row of their own, the others in another, padding in a third."""
+def test_rows_without_any_image_next_to_rows_with_some(config, checkpoint, mesh, losses):
+    """Packed by hand: examples without images in a separate row, the others in another, padding in a third."""
     plain = batches(config, checkpoint, mesh)[0].rows
     lengths = (plain.token_ids != checkpoint.tokenizer.pad_id).sum(1)
     encoded = [

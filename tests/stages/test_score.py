@@ -125,12 +125,12 @@ def test_ahead_raises_when_it_is_left_and_keeps_what_it_has(records):
 
 
 def test_an_interrupted_sampler_waits_for_no_more_than_the_part_under_way(records):
-    began, go_on = threading.Event(), threading.Event()
+    began, proceed = threading.Event(), threading.Event()
 
     class Slow(Letters):
         def judge(self, items):
             began.set()
-            assert go_on.wait(60)
+            assert proceed.wait(60)
             return super().judge(items)
 
     def sample():
@@ -138,7 +138,7 @@ def test_an_interrupted_sampler_waits_for_no_more_than_the_part_under_way(record
             for part in range(PARTS):
                 named(part, PARTS)
             assert began.wait(60)
-            threading.Timer(0.2, go_on.set).start()
+            threading.Timer(0.2, proceed.set).start()
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

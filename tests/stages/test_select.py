@@ -198,7 +198,7 @@ def test_targets_json_is_what_training_reads(run_dir, tmp_path):
     ] == [(target.image, [f"<image>\n{target.prompt}", target.text]) for target in targets]
 
 
-def test_it_goes_on_where_it_stopped(run_dir):
+def test_it_continues_where_it_stopped(run_dir):
     select(SelectConfig(), run_dir, streams=STREAMS)
     undisturbed = contents(run_dir)
     (run_dir / "selections" / store.part_name(1, PARTS)).unlink()

@@ -131,7 +131,7 @@ def test_twenty_updates_equal_torch(config, checkpoint, world, mesh, tmp_path, c
 
     ours = curve(tmp_path)
     assert len(ours) == len(losses) == 20
-    assert losses[-1] < 0.8 * losses[0]  # something was learnt
+    assert losses[-1] < 0.8 * losses[0]  # something was learned
     np.testing.assert_allclose([line["loss"] for line in ours], losses, rtol=1e-3)
     np.testing.assert_allclose([line["grad_norm"] for line in ours], norms, rtol=5e-3)
     params, compared = weights(tmp_path), 0
@@ -400,7 +400,7 @@ def test_an_update_that_is_not_finite_changes_nothing(config, checkpoint, mesh):
 @pytest.mark.slow
 @pytest.mark.main
 def test_bfloat16(config, checkpoint, mesh, tmp_path):
-    """The loss falls as in float32; trained weights and optimiser stay float32, frozen ones are bfloat16."""
+    """The loss falls as in float32; trained weights and optimizer stay float32, frozen ones are bfloat16."""
     for dtype in (jnp.float32, jnp.bfloat16):
         sft(config, checkpoint, tmp_path / np.dtype(dtype).name, mesh, dtype=dtype)
     exact, rounded = (np.array([line["loss"] for line in curve(tmp_path / name)]) for name in ("float32", "bfloat16"))

@@ -183,7 +183,7 @@ assert step._cache_size() == 1
 
 
 @pytest.mark.slow
-def test_optimiser_state_lies_where_its_weights_do(cache):
+def test_optimizer_state_lies_where_its_weights_do(cache):
     """On eight devices, before and after updates, and nothing is compiled twice."""
     finish(spawn_python(["-c", SHARDED_STATE], devices=8, cache=cache))
 
@@ -229,13 +229,13 @@ def test_five_kills_change_no_bit(world, cache, uninterrupted, tmp_path):
         assert process.returncode == -signal.SIGKILL
         directory = tmp_path / "checkpoints" / "sft"
         resumed_from.append(max((int(path.name) for path in directory.iterdir() if path.name.isdigit()), default=0))
-    assert len(set(resumed_from)) > 1  # it really went on from checkpoints
+    assert len(set(resumed_from)) > 1  # it really continued from checkpoints
     finish(spawn(job, devices=1, cache=cache))
     assert_same_bits(tmp_path, uninterrupted)
 
 
 @pytest.mark.slow
-def test_sigterm_saves_and_the_same_command_goes_on(world, cache, uninterrupted, tmp_path):
+def test_sigterm_saves_and_the_same_command_continues(world, cache, uninterrupted, tmp_path):
     job = {"world": str(world), "runs": [{"run_dir": str(tmp_path), "sft": LONG | {"save_every": 1000}}]}
     process = spawn(job, devices=1, cache=cache)
     wait_for_lines(tmp_path, 5, process)
@@ -340,6 +340,6 @@ def test_processes_that_differ_end_before_they_train(world, tmp_path, cache, cha
     assert (first, second) == (2, 2)
     assert len(own) == len(told) == 1
     assert message in own[0]
-    assert "process 1 cannot go on: " in told[0]
+    assert "process 1 cannot continue: " in told[0]
     assert message in told[0]
     assert not list(tmp_path.glob("run/checkpoints/sft/[0-9]*"))

@@ -145,7 +145,7 @@ def test_processes_meet_at_the_same_barriers_whatever_is_left_to_do(streams, con
 def test_a_stream_with_the_name_of_ours_is_not_taken_for_it(streams, context):
     streams.write_text(MODULE.replace('"letters"', '"detector"').replace('"on_devices"', '"reward_model"'))
     for name in ("Letters", "OnDevices"):
-        for _ in range(2):  # the second finds all verdicts, and asks no sidecar who made them
+        for _ in range(2):  # the second finds all verdicts, and does not ask a sidecar whether it made them
             judging = stage(context, f"{streams}:{name}")
             judging.run(context, Told())
             assert not judging.has_reward_model

@@ -52,11 +52,11 @@ def make_annotation(rng: np.random.Generator, image: str, separator: str) -> Ann
     """Sentences of which those with a dog or anything blue are wrong, so that there is something to learn."""
     text, sentences = "", []
     for _ in range(rng.integers(1, 4)):
-        colour, thing = rng.choice(["red", "blue", "large"]), rng.choice(["cat", "dog", "wave"])
+        color, thing = rng.choice(["red", "blue", "large"]), rng.choice(["cat", "dog", "wave"])
         start = len(text) + len(separator) * bool(text)
-        text += separator * bool(text) + f"A {colour} {thing}."
-        errors = ("object",) * (thing == "dog") + ("attribute",) * (colour == "blue")
-        attribute = "colour" if "attribute" in errors else ""
+        text += separator * bool(text) + f"A {color} {thing}."
+        errors = ("object",) * (thing == "dog") + ("attribute",) * (color == "blue")
+        attribute = "color" if "attribute" in errors else ""
         sentences.append(AnnotatedSentence(Span(start, len(text)), errors, attribute, False))
     return Annotation(image, text, tuple(sentences), None, ())
 
@@ -246,10 +246,10 @@ def test_evaluates_each_epoch_on_what_it_does_not_learn(whole, config):
     ends = [-(-len(taught) * epoch // config.batch_size) for epoch in range(1, config.epochs + 1)]
     lines = evaluations(whole)
     assert [line["step"] for line in lines] == sorted({*(end for end in ends if end <= num_steps), num_steps})
-    errors, learnt = all_errors(held_out, "sentence"), all_errors(taught, "sentence")
+    errors, learned = all_errors(held_out, "sentence"), all_errors(taught, "sentence")
     for line in lines:
         assert (line["count"], line["good"]) == (len(errors), errors.count(()))
-        assert line["trained"] == {"good": learnt.count(()), "bad": len(learnt) - learnt.count(())}
+        assert line["trained"] == {"good": learned.count(()), "bad": len(learned) - learned.count(())}
         assert {kind: values["count"] for kind, values in line["errors"].items()} == Counter(sum(errors, ()))
         assert sum(bin["count"] for bin in line["calibration"]) == len(errors)
 
@@ -303,7 +303,7 @@ def test_the_export_judges_as_the_last_evaluation_did(whole, config, checkpoint,
         assert one["count"] == other["count"]
         assert one["p_good"] == pytest.approx(other["p_good"], abs=1e-5)
     right = [signal.label == answer(kinds) for signal, kinds in zip(signals, errors, strict=True)]
-    assert np.mean(right) > 0.6  # the strings are learnt as well
+    assert np.mean(right) > 0.6  # the strings are learned as well
 
 
 def test_without_held_out_images(config, checkpoint, mesh, tmp_path):
@@ -374,7 +374,7 @@ def test_bad_settings(config, checkpoint, mesh, tmp_path, change, message):
     ("image", "text", "error", "message"),
     [
         ("gone.png", "A cat.", "object", "image .*gone.png does not exist; check the image folder"),
-        ("0.png", "A cat.", "colour", "annotations.jsonl:2, sentence 1: unknown error type 'colour'"),
+        ("0.png", "A cat.", "color", "annotations.jsonl:2, sentence 1: unknown error type 'color'"),
         (
             "0.png",
             "A cat on the table, " * 90 + ".",
@@ -473,7 +473,7 @@ def test_no_advice_that_the_model_cannot_take(config, checkpoint, mesh, tmp_path
 
 @pytest.mark.slow
 @pytest.mark.main
-def test_annotations_may_change_where_nothing_was_learnt_yet(config, checkpoint, mesh, tmp_path, monkeypatch, caplog):
+def test_annotations_may_change_where_nothing_was_learned_yet(config, checkpoint, mesh, tmp_path, monkeypatch, caplog):
     """Fixed and removed rows; not where the images that are held out change, or the weights of all answers."""
     lines = config.annotations.read_text().splitlines()
     config = dataclasses.replace(config, annotations=tmp_path / "a.jsonl", epochs=1, save_every=2, batch_size=4)
@@ -491,7 +491,7 @@ def test_annotations_may_change_where_nothing_was_learnt_yet(config, checkpoint,
 
     monkeypatch.setattr("vigor_jax.stages.train_reward.fine_tune", spy)
     interrupt(run, monkeypatch, after=3)
-    learnt, fixed, removed = taken[0], taken[8], taken[9]
+    learned, fixed, removed = taken[0], taken[8], taken[9]
 
     def changed(image, replacement):
         """Without all descriptions of an image, or with another one in place of the first."""
@@ -506,7 +506,7 @@ def test_annotations_may_change_where_nothing_was_learnt_yet(config, checkpoint,
 
     other = {"description": "A red cat.", "sentences": [{"text": "A red cat.", "errors": []}]}
     held_out = next(image for image in grouped(config) if is_held_out(image, HELD_OUT))
-    for image, message in ((learnt, "rows that were learnt already"), (held_out, "was made with data.held_out")):
+    for image, message in ((learned, "rows that were learned already"), (held_out, "was made with data.held_out")):
         config.annotations.write_text("\n".join(changed(image, other)))
         with pytest.raises(InputError, match=message):
             run()

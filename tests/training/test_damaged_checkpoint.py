@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def large_state(seed: int = 0):
-    """Arrays of which Orbax keeps the numbers in files of their own."""
+    """Arrays of which Orbax keeps the numbers in separate files."""
     rng = np.random.default_rng(seed)
     params = {name: jnp.asarray(rng.standard_normal((64, 40), np.float32)) for name in ("a.kernel", "b.kernel")}
     return params, {"opt_state": {"mu": jax.tree.map(lambda x: x + 1, params)}, "step": jnp.int32(7)}
@@ -227,7 +227,7 @@ def test_a_command_prints_one_line(directory: Path, how: str) -> None:
 
 
 def test_make_state_is_read_back_with_sums(tmp_path: Path) -> None:
-    """An optimiser's state has tuples and empty nodes in it."""
+    """An optimizer's state has tuples and empty nodes in it."""
     params, rest = make_state()
     save(tmp_path)
     sums = json.loads((tmp_path / "7" / "sums" / "sums").read_text())

@@ -58,14 +58,14 @@ def load(
 
 @dataclasses.dataclass(frozen=True)
 class Judgment:
-    """What a judge says of one response; a list of these is a table (`pandas.DataFrame(judgments)`).
+    """What a reward stream says of one response; a list of these is a table (`pandas.DataFrame(judgments)`).
 
     Attributes:
       index: position of the image among those given, from 0.
       image: as in `Response`.
       candidate: index among the responses to this image and prompt, from 0.
       text: the response.
-      stream: who judged: "detector" or "reward_model".
+      stream: which one judged: "detector" or "reward_model".
       negative: 0 or more: the penalty.
       positive: 0 or more: what is right.
       signals: what it says of each phrase or sentence, with its place in the text.
@@ -81,14 +81,14 @@ class Judgment:
     signals: tuple[Signal, ...]
 
 
-Texts: TypeAlias = str | Response | Sequence[str] | Sequence[Response] | Sequence[Sequence[str]]
+ResponsesLike: TypeAlias = str | Response | Sequence[str] | Sequence[Response] | Sequence[Sequence[str]]
 
 
 class RewardModel:
     """A model that says of every sentence whether it is true of the image (ViGoR, section 3.2).
 
     Args:
-      stream: the judge itself, as the pipeline uses it.
+      stream: the reward stream itself, as the pipeline uses it.
     """
 
     def __init__(self, stream: reward_model.RewardModel) -> None:
@@ -119,11 +119,11 @@ class RewardModel:
         """
         checkpoint = _open(model, vision_tower)
         trained = _training(checkpoint)
-        learnt = {name: trained[name] for name in ("template", "question", "per") if trained.get(name) is not None}
-        config = parsed(reward_model.RewardModelConfig, {**learnt, **settings}, what="RewardModel.load")
+        learned = {name: trained[name] for name in ("template", "question", "per") if trained.get(name) is not None}
+        config = parsed(reward_model.RewardModelConfig, {**learned, **settings}, what="RewardModel.load")
         return cls(reward_model.RewardModel.of(Policy(checkpoint, _mesh(mesh), dtype=_dtype(dtype)), config))
 
-    def judge(self, images: ImageLike | Sequence[ImageLike], responses: Texts) -> list[Judgment]:
+    def judge(self, images: ImageLike | Sequence[ImageLike], responses: ResponsesLike) -> list[Judgment]:
         """Judges responses, in their order: one signal for each sentence.
 
         Args:
@@ -183,7 +183,7 @@ class Detector:
         if stream is not None:
             stream.__exit__(kind, error, trace)
 
-    def judge(self, images: ImageLike | Sequence[ImageLike], responses: Texts) -> list[Judgment]:
+    def judge(self, images: ImageLike | Sequence[ImageLike], responses: ResponsesLike) -> list[Judgment]:
         """As `RewardModel.judge`: one signal for each phrase."""
         if self._stream is None:
             raise InputError("Detector: it is not connected; judge inside `with Detector(...) as detector:`")
@@ -221,7 +221,7 @@ def _training(checkpoint: Checkpoint) -> Mapping[str, Any]:
     return training.values if training else {}
 
 
-def _judge(stream: RewardStream, images: ImageLike | Sequence[ImageLike], responses: Texts) -> list[Judgment]:
+def _judge(stream: RewardStream, images: ImageLike | Sequence[ImageLike], responses: ResponsesLike) -> list[Judgment]:
     items = list(_items(image_files(images), responses))
     found = []
     for (index, item, candidates), verdicts in zip(items, stream.judge(item for _, item, _ in items), strict=True):
@@ -242,7 +242,7 @@ def _judge(stream: RewardStream, images: ImageLike | Sequence[ImageLike], respon
 
 
 def _items(files: Sequence[GivenImage], responses: Any) -> Iterator[tuple[int, ScoreItem, Sequence[int]]]:
-    """Images with the responses to each, as a judge takes them, and which candidates these are."""
+    """Images with the responses to each, as a reward stream takes them, and which candidates these are."""
     if isinstance(responses, str | Response):
         responses = [responses]
     if isinstance(responses, Iterator):

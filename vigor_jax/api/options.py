@@ -21,7 +21,7 @@ def parsed(schema: type[T], options: Mapping[str, Any], *, what: str) -> T:
     Args:
       schema: its dataclass.
       options: fields of it.
-      what: who takes them, for messages.
+      what: the function that takes them, for messages.
 
     Raises:
       InputError: an option is unknown, or its value cannot be used.

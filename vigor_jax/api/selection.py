@@ -1,4 +1,4 @@
-"""Texts in sentences and phrases, and the choice among responses by what judges say of them."""
+"""Texts in sentences and phrases, and the choice among responses by what reward streams say of them."""
 
 import dataclasses
 import functools
@@ -71,8 +71,8 @@ class Fused:
       index: position of the image.
       image: its name.
       candidate: index among the responses to this image and prompt.
-      penalty: of all judges together; the least is the best.
-      terms: what each judge adds to it, by its name.
+      penalty: of all streams together; the least is the best.
+      terms: what each stream adds to it, by its name.
     """
 
     index: int
@@ -94,7 +94,7 @@ class Chosen:
       text: what it says.
       penalty: its penalty.
       decided_by: what told it from the next best, see `records.Selection`.
-      decisive_stream: where the penalty decided, the judge whose terms differ most; else "".
+      decisive_stream: where the penalty decided, the stream whose terms differ most; else "".
     """
 
     index: int
@@ -116,15 +116,15 @@ def fuse(
     normalize: Literal["variance", "std"] = "variance",
     per: Literal["caption", "sentence"] = "caption",
 ) -> list[Fused]:
-    """One penalty for each response, from what all judges say (ViGoR, section 3.3).
+    """One penalty for each response, from what all streams say (ViGoR, section 3.3).
 
-    A judge's signals are divided by their variance over all responses given, so give all there are at once.
+    A stream's signals are divided by their variance over all responses given, so give all there are at once.
 
     Args:
       responses: from `Policy.generate`.
-      *judgments: of each judge a list, in the order of the responses.
+      *judgments: of each stream a list, in the order of the responses.
       rule: see `rewards.fusion`, as the other settings.
-      weights: of the judges by name; 1 for those that are not named.
+      weights: of the streams by name; 1 for those that are not named.
       gamma: weight of what is right under "balanced".
       normalize: what sums are divided by.
       per: whether sums are divided by the number of sentences.
@@ -181,7 +181,7 @@ def refine(
 
     Args:
       text: the text; of a response or a chosen one, only its own judgments among those given are read.
-      judgments: of any judges.
+      judgments: of any streams.
       drop_continuations: whether sentences that only continue one that is left out go too.
       drop_repetitions: whether a sentence that stands there already is kept once.
 
@@ -207,11 +207,11 @@ def refine(
 def _fuse(
     responses: Sequence[Response], judgments: Sequence[Sequence[Judgment]], config: FusionConfig
 ) -> Iterator[tuple[list[Response], Any, tuple[str, ...]]]:
-    """The responses of each image and prompt, the choice among them, and the judges' names."""
+    """The responses of each image and prompt, the choice among them, and the streams' names."""
     if not responses or not all(isinstance(response, Response) for response in responses):
         raise InputError("responses: expected what generate returned, at least one Response")
     if not judgments:
-        raise InputError("judgments: expected the list of at least one judge, got none")
+        raise InputError("judgments: expected the list of at least one stream, got none")
     for number, own in enumerate(judgments):
         about = [(response.index, response.text) for response in responses]
         if [(judgment.index, judgment.text) for judgment in own] != about:
@@ -220,7 +220,7 @@ def _fuse(
             )
     names = tuple(own[0].stream for own in judgments)
     if len(set(names)) < len(names):
-        raise InputError(f"judgments: expected lists of different judges, got {', '.join(names)}")
+        raise InputError(f"judgments: expected lists of different streams, got {', '.join(names)}")
     negatives, positives = (
         np.array([[getattr(judgment, kind) for judgment in row] for row in zip(*judgments, strict=True)], np.float64)
         for kind in ("negative", "positive")

@@ -1,1 +1,1 @@
-"""A world in miniature: drawn scenes whose truth is known, and a small LLaVA that learns to describe them."""
+"""The demo: drawn scenes whose truth is known, and a small LLaVA that learns to describe them."""

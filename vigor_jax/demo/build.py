@@ -13,10 +13,10 @@ import numpy as np
 from nltk.tag.perceptron import PerceptronTagger
 
 from vigor_jax import cli
+from vigor_jax.demo.dataset import CHECKPOINTS
 from vigor_jax.demo.detector import build_detector
 from vigor_jax.demo.language import tagged_sentences
 from vigor_jax.demo.policy import build_policy
-from vigor_jax.demo.world import CHECKPOINTS
 from vigor_jax.rewards.language.tagger import TAGGER
 
 NUM_TAGGED = 3000
@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def build_tagger(out: Path, seed: int = 0) -> None:
-    """Teaches NLTK's tagger the world's sentences, and writes it as NLTK does, in three JSON files.
+    """Teaches NLTK's tagger the demo's sentences, and writes it as NLTK does, in three JSON files.
 
     Args:
       out: directory.

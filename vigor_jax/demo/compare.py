@@ -1,11 +1,11 @@
-"""Runs variants of the method on the demo world and compares them, with controls, over seeds.
+"""Runs variants of the method on the demo's scenes and compares them, with controls, over seeds.
 
     python -m vigor_jax.demo.compare --seeds 3
     python -m vigor_jax.demo.compare --variants base,all --seeds 1 --first-seed 3 --json results.json
 
-All variants of a seed share images, candidates, verdicts and reward models; only what is chosen, dropped and learnt
+All variants of a seed share images, candidates, verdicts and reward models; only what is chosen, dropped and learned
 differs. Writes `results.md`, `results.json` and `results.png`. The same command again continues where it stopped, and
-a file of results that is there already gets the variants and seeds that it lacks.
+an existing file of results gets the variants and seeds that it lacks.
 """
 
 import contextlib
@@ -24,10 +24,10 @@ from vigor_jax import cli
 from vigor_jax.config import Stage, TrainConfig
 from vigor_jax.data.records import store
 from vigor_jax.demo.config import demo_config
+from vigor_jax.demo.dataset import VERSION, DemoDataConfig, prepare, read_scenes
+from vigor_jax.demo.metrics import compute_metrics, reward_auc
 from vigor_jax.demo.results import COLUMNS, Results, plot, to_markdown
-from vigor_jax.demo.scoring import reward_auc, score
 from vigor_jax.demo.variants import OF_DESCRIPTIONS, VARIANTS, Variant, choose, replaced
-from vigor_jax.demo.world import VERSION, WorldConfig, prepare, read_scenes
 from vigor_jax.errors import InputError
 from vigor_jax.inference.predictor import read_answers
 from vigor_jax.pipeline.rounds import keep_compiled, lock, run_rounds
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.epilog += _listed("columns of the file", {column.name: column.description for column in COLUMNS})
     names = ",".join(variant.name for variant in VARIANTS)
     parser.add_argument("--variants", default=names, metavar="A,B", help="which, by name; by default all")
-    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="how many times, each in another world (3)")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="how many times, each with other scenes (3)")
     parser.add_argument("--first-seed", type=int, default=0, metavar="K", help="the seeds are K, K + 1, and so on (0)")
     parser.add_argument("--out", type=Path, default=Path("runs/compare"), help="folder of the runs (runs/compare)")
     parser.add_argument("--json", type=Path, metavar="F", help="file of the results; by default OUT/results.json")
@@ -58,14 +58,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if (value := getattr(options, option)) < least:
             raise InputError(f"--{option.replace('_', '-')}: expected at least {least}, got {value}")
     cli.show_progress()
-    results = Results(options.json or options.out / "results.json", settings(WorldConfig()))
+    results = Results(options.json or options.out / "results.json", settings(DemoDataConfig()))
     with lock(options.out):
         results.write()  # now, and not after an hour, if it cannot be written
         keep_compiled(options.out / "compiled")  # each variant compiles the same programs
         for seed in range(options.first_seed, options.first_seed + options.seeds):
             missing = [variant for variant in variants if not results.has(variant, seed)]
             directory = options.out / f"seed-{seed}"
-            for variant, figures in compare(directory, WorldConfig(seed=seed), missing):
+            for variant, figures in compare(directory, DemoDataConfig(seed=seed), missing):
                 results.add(variant, seed, figures)
             if any(variant.judged for variant in missing) and (auc := find_auc(directory)):
                 results.add_auc(seed, auc)
@@ -75,22 +75,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(table)
 
 
-def settings(sizes: WorldConfig) -> dict[str, Any]:
-    """What decides on the figures of all variants and seeds: the sizes of the world and the demo's config."""
-    world = dataclasses.asdict(sizes) | {"version": VERSION}
-    config = dataclasses.asdict(_config(Path("world"), 0))
+def settings(sizes: DemoDataConfig) -> dict[str, Any]:
+    """What decides on the figures of all variants and seeds: the sizes of the data and the demo's config."""
+    data = dataclasses.asdict(sizes) | {"version": VERSION}
+    config = dataclasses.asdict(_config(Path("data"), 0))
     sections = {key: value for key, value in config.items() if key not in ("run", "distributed")}
-    return {"world": {key: value for key, value in world.items() if key != "seed"}} | sections
+    return {"data": {key: value for key, value in data.items() if key != "seed"}} | sections
 
 
 def compare(
-    directory: Path, sizes: WorldConfig, variants: Sequence[Variant]
+    directory: Path, sizes: DemoDataConfig, variants: Sequence[Variant]
 ) -> Iterator[tuple[Variant, dict[str, float]]]:
     """Runs variants of one seed.
 
     Args:
-      directory: gets the world and a run for each variant.
-      sizes: of the world; its seed is that of candidates, training and evaluation, too.
+      directory: gets the data and a run for each variant.
+      sizes: of the data; their seed is that of candidates, training and evaluation, too.
       variants: which.
 
     Yields:
@@ -98,26 +98,26 @@ def compare(
     """
     if not variants:
         return
-    world = directory / "world"
-    prepare(world, sizes)
-    config = _config(world, sizes.seed)
+    data = directory / "data"
+    prepare(data, sizes)
+    config = _config(data, sizes.seed)
     if judged := {variant.judged for variant in variants if variant.judged}:
-        _judge(config, directory, judged)
+        _make_shared(config, directory, judged)
     for variant in variants:
         logger.info("seed %d: %s", sizes.seed, variant.label)
         run_dir = directory / variant.name
         with counting(run_dir):
             _run(variant, config, directory, run_dir)
         last = run_dir if variant.rounds == 1 else run_dir / f"round-{variant.rounds}"
-        found = figures(last / EVALUATION / ("tuned" if "export" in variant.stages else "base"), world)
+        found = figures(last / EVALUATION / ("tuned" if "export" in variant.stages else "base"), data)
         if "select" in variant.stages:
-            found["taught"] = _taught(last, world)
+            found["taught"] = _taught(last, data)
         rests_on = {"shared", variant.judged} if variant.judged else set()
         shared_seconds = sum(counted(directory / name) for name in rests_on)
         yield variant, found | {"seconds": counted(run_dir), "shared_seconds": shared_seconds}
 
 
-def _judge(config: TrainConfig, directory: Path, judged: Collection[str]) -> None:
+def _make_shared(config: TrainConfig, directory: Path, judged: Collection[str]) -> None:
     """Candidates, verdicts and reward models that variants share."""
     shared, holistic, erring = (directory / name for name in ("shared", "holistic_reward", "erring_detector"))
     with counting(shared):
@@ -185,11 +185,13 @@ def misjudge(verdicts: Path, erring: Path, seed: int) -> None:
         store.write_part(erring, part, count, records, Verdict, store.part_metadata(verdicts))
 
 
-def figures(evaluation: Path, world: Path) -> dict[str, float]:
+def figures(evaluation: Path, data: Path) -> dict[str, float]:
     """What an evaluation says of a model, by column."""
     metrics = json.loads((evaluation / "metrics.json").read_text(encoding="utf-8"))
-    scenes = read_scenes(world, "held_out")
-    truth = score((line["text"], scenes[line["image"]]) for line in read_answers(evaluation / "captions.jsonl"))
+    scenes = read_scenes(data, "held_out")
+    truth = compute_metrics(
+        (line["text"], scenes[line["image"]]) for line in read_answers(evaluation / "captions.jsonl")
+    )
     chair, pope = metrics["chair"], metrics["pope"]
     return {
         "chair_i": chair["chair_i"],
@@ -197,7 +199,7 @@ def figures(evaluation: Path, world: Path) -> dict[str, float]:
         "chair_s": chair["chair_s"],
         "recall": chair["recall"],
         "bad": truth.bad,
-        "color": truth.colour,
+        "color": truth.color,
         "count": truth.count,
         "place": truth.place,
         "any": truth.unseen,
@@ -208,29 +210,31 @@ def figures(evaluation: Path, world: Path) -> dict[str, float]:
     }
 
 
-def _taught(run_dir: Path, world: Path) -> float:
+def _taught(run_dir: Path, data: Path) -> float:
     """Of all sentences in a run's targets, those that name what is not there."""
-    scenes = read_scenes(world, "unlabelled")
-    return score((target.text, scenes[target.image]) for target in store.read_parts(run_dir / "targets", Target)).absent
+    scenes = read_scenes(data, "unlabeled")
+    return compute_metrics(
+        (target.text, scenes[target.image]) for target in store.read_parts(run_dir / "targets", Target)
+    ).absent
 
 
 def find_auc(directory: Path) -> dict[str, float] | None:
     """The reward model's AUC, kind by kind, on the candidates that the variants share; None where there are none."""
     if not (directory / "shared").is_dir():
         return None
-    found = reward_auc(directory / "shared", read_scenes(directory / "world", "unlabelled"))
+    found = reward_auc(directory / "shared", read_scenes(directory / "data", "unlabeled"))
     return {str(kind): value for kind, value in found.items()}
 
 
 @functools.cache
-def _config(world: Path, seed: int) -> TrainConfig:
-    """The demo's, in another world."""
+def _config(data: Path, seed: int) -> TrainConfig:
+    """The demo's, with other data."""
     config = demo_config()
-    captioned = {"train_reward.annotations": world / "annotations.jsonl", "train_reward.images": str(world / "images")}
+    captioned = {"train_reward.annotations": data / "annotations.jsonl", "train_reward.images": str(data / "images")}
     evaluated = {
-        "evaluate.images": str(world / "images" / "held_out"),
-        "evaluate.objects": (world / "objects.json",),
-        "evaluate.pope": tuple(world / "pope" / path.name for path in config.evaluate.pope),
+        "evaluate.images": str(data / "images" / "held_out"),
+        "evaluate.objects": (data / "objects.json",),
+        "evaluate.pope": tuple(data / "pope" / path.name for path in config.evaluate.pope),
         "evaluate.mme": None,
         "evaluate.base": False,
     }
@@ -238,10 +242,10 @@ def _config(world: Path, seed: int) -> TrainConfig:
     return replaced(
         config,
         {
-            "model.path": world / "policy",
-            "sample.images": str(world / "images" / "unlabelled"),
-            "detection.model": world / "detector",
-            "detection.phrases.tagger": world / "tagger",
+            "model.path": data / "policy",
+            "sample.images": str(data / "images" / "unlabeled"),
+            "detection.model": data / "detector",
+            "detection.phrases.tagger": data / "tagger",
             **captioned,
             **evaluated,
             **dict.fromkeys(seeded, seed),

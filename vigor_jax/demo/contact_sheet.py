@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
+from vigor_jax.demo.metrics import mark
 from vigor_jax.demo.scenes import Scene
-from vigor_jax.demo.scoring import mark
 
 COLUMNS = 2
 PICTURE = 256
@@ -62,7 +62,7 @@ def _draw_item(sheet: Image.Image, draw: ImageDraw.ImageDraw, item: Shown, left:
 def _draw_words(
     draw: ImageDraw.ImageDraw, words: Iterable[tuple[str, tuple[int, int, int]]], left: int, right: int, top: int
 ) -> int:
-    """Sets words in lines; a wrong word is crossed out, so that colour alone need not tell. Returns the end."""
+    """Sets words in lines; a wrong word is crossed out, so that color alone need not tell. Returns the end."""
     font, x = _font(20), float(left)
     pieces = ((part, ink) for word, ink in words for part in _parts(word, font, right - left))
     for word, ink in pieces:

@@ -21,7 +21,7 @@ from detector_bridge.messages import Request
 from vigor_jax.demo.detector_data import Phrase, write_lessons
 from vigor_jax.demo.detector_files import write_card, write_processor
 from vigor_jax.demo.drawing import draw
-from vigor_jax.demo.scenes import COLOURS, SHAPES, Scene, make_scene
+from vigor_jax.demo.scenes import COLORS, SHAPES, Scene, make_scene
 
 NUM_STEPS = 5000
 NUM_PICTURES = 30_000
@@ -63,14 +63,14 @@ def build_detector(
     write_card(out, {**training, "minutes": minutes}, accuracy)
     print(
         f"wrote {out}: right about {accuracy['overall']:.2%} of nouns, {accuracy['attributes']:.2%} of phrases with a "
-        f"colour; {minutes:.1f} minutes of training on one core"
+        f"color; {minutes:.1f} minutes of training on one core"
     )
 
 
 def evaluate_detector(directory: Path, *, num_scenes: int, seed: int) -> dict[str, Any]:
-    """How often the sidecar says rightly whether something is there, on new scenes of the demo's world.
+    """How often the sidecar says rightly whether something is there, on new scenes of the demo.
 
-    Each scene is asked about all twelve nouns in one request, and about coloured nouns in another, at the default
+    Each scene is asked about all twelve nouns in one request, and about colored nouns in another, at the default
     thresholds of 0.25.
 
     Args:
@@ -80,11 +80,11 @@ def evaluate_detector(directory: Path, *, num_scenes: int, seed: int) -> dict[st
 
     Returns:
       "num_scenes", "seed", and shares of right answers: "overall" and "nouns" (noun → share); "attributes", of phrases
-      with a colour, and its parts "true", "wrong colour" and "absent".
+      with a color, and its parts "true", "wrong color" and "absent".
     """
     rng = np.random.default_rng(seed)
     scenes = [make_scene(rng) for _ in range(num_scenes)]
-    asked = [coloured_phrases(scene, rng) for scene in scenes]
+    asked = [colored_phrases(scene, rng) for scene in scenes]
     nouns, attributes = defaultdict(list), defaultdict(list)
     local = LocalConfig(directory, options=SIDECAR_OPTIONS)
     with LocalDetector(local) as sidecar, BlockingClient(ClientConfig((sidecar.address,))) as client:
@@ -95,11 +95,11 @@ def evaluate_detector(directory: Path, *, num_scenes: int, seed: int) -> dict[st
                 for scene, phrases in zip(scenes, asked, strict=True)
             )
         ]
-        for scene, phrases, (about_nouns, about_colours) in zip(scenes, asked, futures, strict=True):
+        for scene, phrases, (about_nouns, about_colors) in zip(scenes, asked, futures, strict=True):
             found = {each.phrase: each.present for each in about_nouns.result().detections}
             for noun in SHAPES:
                 nouns[noun].append(found[noun] == any(item.shape == noun for item in scene.objects))
-            found = {each.phrase: each.present for each in about_colours.result().detections}
+            found = {each.phrase: each.present for each in about_colors.result().detections}
             for phrase, kind in phrases:
                 attributes[kind].append(found[phrase.text] == (kind == "true"))
     return {
@@ -112,16 +112,16 @@ def evaluate_detector(directory: Path, *, num_scenes: int, seed: int) -> dict[st
     }
 
 
-def coloured_phrases(scene: Scene, rng: np.random.Generator) -> list[tuple[Phrase, str]]:
-    """Three for each shape in a scene: what is "true", in a "wrong colour" (often one that is there), and "absent"."""
-    own = {item.shape: item.colour for item in scene.objects}
+def colored_phrases(scene: Scene, rng: np.random.Generator) -> list[tuple[Phrase, str]]:
+    """Three for each shape in a scene: what is "true", in a "wrong color" (often one that is there), and "absent"."""
+    own = {item.shape: item.color for item in scene.objects}
     absent = rng.permutation([shape for shape in SHAPES if shape not in own])
     phrases = []
-    for (shape, colour), other in zip(own.items(), absent.tolist(), strict=False):
-        wrong = [c for c in (*COLOURS, *own.values(), *own.values()) if c != colour]
+    for (shape, color), other in zip(own.items(), absent.tolist(), strict=False):
+        wrong = [c for c in (*COLORS, *own.values(), *own.values()) if c != color]
         phrases += [
-            (Phrase(colour, shape), "true"),
-            (Phrase(str(rng.choice(wrong)), shape), "wrong colour"),
+            (Phrase(color, shape), "true"),
+            (Phrase(str(rng.choice(wrong)), shape), "wrong color"),
             (Phrase(str(rng.choice(list(own.values()))), other), "absent"),
         ]
     return phrases

@@ -12,29 +12,29 @@ from tqdm import tqdm
 
 from vigor_jax.demo.detector_files import IMAGE_MEAN, IMAGE_STD, MAX_TOKENS, SPECIAL_IDS, VOCAB_SIZE, make_tokenizer
 from vigor_jax.demo.drawing import box_xyxy, draw
-from vigor_jax.demo.scenes import COLOURS, IMAGE_SIZE, MAX_OBJECTS, SHAPES, Scene, make_scene
+from vigor_jax.demo.scenes import COLORS, IMAGE_SIZE, MAX_OBJECTS, SHAPES, Scene, make_scene
 
 CLS, SEP, DOT = (SPECIAL_IDS[name] for name in ("[CLS]", "[SEP]", "."))
 MAX_PHRASES = 12
 # That a prompt also holds a word that means nothing here.
 FOREIGN_CHANCE = 0.2
-# Of a prompt's phrases these shares have a colour, one prompt in three each.
-COLOURED_SHARES = (0.0, 0.4, 0.8)
+# Of a prompt's phrases these shares have a color, one prompt in three each.
+COLORED_SHARES = (0.0, 0.4, 0.8)
 
 
 class Phrase(NamedTuple):
-    """A colour or "", and a shape or another word."""
+    """A color or "", and a shape or another word."""
 
-    colour: str
+    color: str
     noun: str
 
     @property
     def text(self) -> str:
-        return f"{self.colour} {self.noun}".strip()
+        return f"{self.color} {self.noun}".strip()
 
     def means(self, thing: "Phrase") -> bool:
-        """Whether it is true of an object that has this colour and shape."""
-        return self.noun == thing.noun and self.colour in ("", thing.colour)
+        """Whether it is true of an object that has this color and shape."""
+        return self.noun == thing.noun and self.color in ("", thing.color)
 
 
 class Pictures(NamedTuple):
@@ -43,7 +43,7 @@ class Pictures(NamedTuple):
     Attributes:
       pixels: [N, 3, H, W] uint8.
       things: what each of their objects is.
-      boxes: of each scene's objects [M, 4] float32: centre x, y, width, height, relative to the picture.
+      boxes: of each scene's objects [M, 4] float32: center x, y, width, height, relative to the picture.
     """
 
     pixels: np.ndarray
@@ -87,9 +87,9 @@ def write_lessons(path: Path, num_steps: int, batch_size: int, num_pictures: int
 
 
 def draw_pictures(count: int, rng: np.random.Generator) -> Pictures:
-    """Scenes of the demo's world and, every other one, scenes in which nothing goes with anything.
+    """Scenes of the demo and, every other one, scenes in which nothing goes with anything.
 
-    In the latter each object has a shape and its own colour, so that neither can be told from what is around.
+    In the latter each object has a shape and its own color, so that neither can be told from what is around.
     """
     pixels = np.empty((count, 3, IMAGE_SIZE, IMAGE_SIZE), np.uint8)
     things, boxes = [], []
@@ -98,7 +98,7 @@ def draw_pictures(count: int, rng: np.random.Generator) -> Pictures:
         if number % 2:
             scene = _shuffled(scene, rng)
         pixels[number] = np.asarray(draw(scene)).transpose(2, 0, 1)
-        things.append([Phrase(item.colour, item.shape) for item in scene.objects])
+        things.append([Phrase(item.color, item.shape) for item in scene.objects])
         edges = np.array([box_xyxy(item) for item in scene.objects], np.float32).reshape(-1, 2, 2) / IMAGE_SIZE
         boxes.append(np.concatenate([edges.mean(1), edges[:, 1] - edges[:, 0]], axis=1))
     return Pictures(pixels, things, boxes)
@@ -106,17 +106,17 @@ def draw_pictures(count: int, rng: np.random.Generator) -> Pictures:
 
 def make_phrases(things: Sequence[Phrase], rng: np.random.Generator) -> list[Phrase]:
     """One to twelve phrases about a scene, about half of them true, the others often nearly so."""
-    coloured = COLOURED_SHARES[rng.integers(len(COLOURED_SHARES))]
+    colored = COLORED_SHARES[rng.integers(len(COLORED_SHARES))]
     phrases = []
     for _ in range(rng.integers(1, MAX_PHRASES + 1)):
         thing, other = (things[index] for index in rng.integers(len(things), size=2))
         chance, kind = rng.random(2)
         noun = thing.noun if chance < 0.5 else SHAPES[rng.integers(len(SHAPES))]
-        colour = ""
-        if rng.random() < coloured:
+        color = ""
+        if rng.random() < colored:
             # Its own, that of something else in the picture, or any.
-            colour = thing.colour if kind < 0.5 else other.colour if kind < 0.8 else COLOURS[rng.integers(len(COLOURS))]
-        phrases.append(Phrase(colour, noun))
+            color = thing.color if kind < 0.5 else other.color if kind < 0.8 else COLORS[rng.integers(len(COLORS))]
+        phrases.append(Phrase(color, noun))
     if rng.random() < FOREIGN_CHANCE:
         word = "".join(string.ascii_lowercase[letter] for letter in rng.integers(26, size=rng.integers(3, 7)))
         phrases[rng.integers(len(phrases))] = Phrase("", word)
@@ -155,9 +155,9 @@ def make_batch(pictures: Pictures, indices: np.ndarray, tokenizer: Tokenizer, rn
 
 
 def _shuffled(scene: Scene, rng: np.random.Generator) -> Scene:
-    shapes, colours = rng.choice(SHAPES, len(scene.objects)), rng.choice(COLOURS, len(scene.objects))
+    shapes, colors = rng.choice(SHAPES, len(scene.objects)), rng.choice(COLORS, len(scene.objects))
     objects = (
-        dataclasses.replace(item, shape=str(shape), colour=str(colour))
-        for item, shape, colour in zip(scene.objects, shapes, colours, strict=True)
+        dataclasses.replace(item, shape=str(shape), color=str(color))
+        for item, shape, color in zip(scene.objects, shapes, colors, strict=True)
     )
     return dataclasses.replace(scene, objects=tuple(objects))

@@ -8,7 +8,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from vigor_jax.demo.scenes import COLOURS, IMAGE_SIZE, SHAPES
+from vigor_jax.demo.scenes import COLORS, IMAGE_SIZE, SHAPES
 from vigor_jax.hf.processor_files import write_json
 from vigor_jax.hf.weights.tensor_files import TensorReader
 
@@ -24,9 +24,9 @@ IMAGE_MEAN, IMAGE_STD = (0.82, 0.82, 0.8), (0.25, 0.25, 0.25)
 
 
 def make_tokenizer() -> Tokenizer:
-    """BERT's, uncased, with one piece for each word of the world; other words are spelt by letters and digits."""
+    """BERT's, uncased, with one piece for each word of the demo; other words are spelled by letters and digits."""
     letters = string.ascii_lowercase + string.digits
-    words = [*SHAPES, *COLOURS, *letters, *(f"##{letter}" for letter in letters)]
+    words = [*SHAPES, *COLORS, *letters, *(f"##{letter}" for letter in letters)]
     vocabulary = {f"[unused{index}]": index for index in range(VOCAB_SIZE) if index not in SPECIAL_IDS.values()}
     for index, word in enumerate(words, start=_FIRST_WORD):
         del vocabulary[f"[unused{index}]"]
@@ -81,8 +81,8 @@ def write_card(directory: Path, training: Mapping[str, Any], accuracy: Mapping[s
       training: "num_steps", "batch_size", "num_pictures", "seed" and "minutes".
       accuracy: see `detector.evaluate_detector`.
     """
-    rows = {"all nouns": accuracy["overall"], **accuracy["nouns"], "all phrases with a colour": accuracy["attributes"]}
-    rows |= {f"... {kind}": accuracy[kind] for kind in ("true", "wrong colour", "absent")}
+    rows = {"all nouns": accuracy["overall"], **accuracy["nouns"], "all phrases with a color": accuracy["attributes"]}
+    rows |= {f"... {kind}": accuracy[kind] for kind in ("true", "wrong color", "absent")}
     table = "\n".join(f"| {name} | {share:.2%} |" for name, share in rows.items())
     weights = TensorReader.open(directory)
     parameters = sum(math.prod(weights.shape(name)) for name in weights.names())
@@ -93,7 +93,7 @@ def write_card(directory: Path, training: Mapping[str, Any], accuracy: Mapping[s
         "test_seed": accuracy["seed"],
         "table": table,
     }
-    card = _CARD.format(**facts, side=IMAGE_SIZE, shapes=", ".join(SHAPES), colours=", ".join(COLOURS))
+    card = _CARD.format(**facts, side=IMAGE_SIZE, shapes=", ".join(SHAPES), colors=", ".join(COLORS))
     (directory / "README.md").write_text(card, encoding="utf-8")
 
 
@@ -102,13 +102,13 @@ license: apache-2.0
 library_name: transformers
 pipeline_tag: zero-shot-object-detection
 ---
-# The detector of the demo world
+# The detector of the demo
 
-GroundingDINO in miniature: transformers' architecture with {parameters:,} weights (float16; compute in float32),
-trained from scratch on drawings of the demo world alone. In pictures of {side} x {side} pixels it finds
+A small GroundingDINO: transformers' architecture with {parameters:,} weights (float16; compute in float32),
+trained from scratch on drawings of the demo's scenes alone. In pictures of {side} x {side} pixels it finds
 
 - {shapes},
-- in {colours}.
+- in {colors}.
 
 It knows nothing else, and no photograph: a plaything that makes the demo's pipeline run in minutes.
 
@@ -120,17 +120,17 @@ Prompts are those of its big relatives, lower case, a dot after every phrase, th
 
 `python -m vigor_jax.demo.build detector`: {num_steps:,} updates of {batch_size} pictures, out of {num_pictures:,}
 drawn with seed {seed}, in {minutes:.0f} minutes on one CPU core. Half of the scenes are the demo's. In the others every
-object's shape and colour is drawn independently, so that the detector cannot guess one thing from another.
+object's shape and color is drawn independently, so that the detector cannot guess one thing from another.
 
 ## How often it is right
 
-Is something there or not, on {num_scenes:,} new scenes of the demo world (seed {test_seed}), through transformers'
-processor and model. Every scene is asked about all twelve nouns, and about phrases with a colour, of three kinds alike
-often: true, wrong in the colour alone, and about what is absent.
+Is something there or not, on {num_scenes:,} new scenes of the demo (seed {test_seed}), through transformers'
+processor and model. Every scene is asked about all twelve nouns, and about phrases with a color, of three kinds alike
+often: true, wrong in the color alone, and about what is absent.
 
 | | right |
 | --- | --- |
 {table}
 
-Licence: Apache-2.0, as the code that made it.
+License: Apache-2.0, as the code that made it.
 """

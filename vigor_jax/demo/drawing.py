@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from vigor_jax.demo.scenes import IMAGE_SIZE, Object, Scene
 
-COLOURS = {
+COLORS = {
     "red": (214, 56, 56),
     "orange": (240, 142, 38),
     "yellow": (245, 212, 60),
@@ -18,7 +18,7 @@ COLOURS = {
 BACKGROUNDS = ((236, 228, 214), (222, 230, 238), (224, 236, 224), (238, 226, 230), (232, 232, 232))
 
 _SUPERSAMPLING = 4
-# Pixels that an object and its shadow stay within, wherever its centre is.
+# Pixels that an object and its shadow stay within, wherever its center is.
 _TILE = 25
 
 
@@ -27,13 +27,13 @@ def draw(scene: Scene) -> Image.Image:
     scale = _SUPERSAMPLING
     image = _backdrop(BACKGROUNDS[scene.background % len(BACKGROUNDS)]).copy()
     for item in scene.objects:
-        left, top = (int((centre - _TILE / 2) * scale) for centre in (item.x, item.y))
+        left, top = (int((center - _TILE / 2) * scale) for center in (item.x, item.y))
         mask = Image.new("L", (_TILE * scale, _TILE * scale))
         corners = (outline(item) * scale - (left, top)).ravel().tolist()
         ImageDraw.Draw(mask).polygon(corners, fill=255)
         shadow = mask.filter(ImageFilter.GaussianBlur(0.8 * scale)).point(lambda value: value * 0.3)
         image.paste((40, 36, 48), (left + scale // 2, top + scale), shadow)
-        image.paste(_shaded(COLOURS[item.colour]), (left, top), mask)
+        image.paste(_shaded(COLORS[item.color]), (left, top), mask)
     return image.reduce(scale)
 
 
@@ -52,19 +52,19 @@ def box_xyxy(item: Object) -> tuple[float, float, float, float]:
 
 
 @functools.cache
-def _backdrop(colour: tuple[int, int, int]) -> Image.Image:
+def _backdrop(color: tuple[int, int, int]) -> Image.Image:
     """An empty picture, enlarged, a little darker towards the bottom."""
     size = IMAGE_SIZE * _SUPERSAMPLING
     light = np.linspace(1.03, 0.95, size)[:, None, None]
-    return Image.fromarray(_to_uint8(np.broadcast_to(light * colour, (size, size, 3))))
+    return Image.fromarray(_to_uint8(np.broadcast_to(light * color, (size, size, 3))))
 
 
 @functools.cache
-def _shaded(colour: tuple[int, int, int]) -> Image.Image:
-    """A tile of one colour, enlarged, lighter at the top left and darker at the bottom right."""
+def _shaded(color: tuple[int, int, int]) -> Image.Image:
+    """A tile of one color, enlarged, lighter at the top left and darker at the bottom right."""
     ramp = np.linspace(0.5, -0.5, _TILE * _SUPERSAMPLING)
     light = 1 + 0.2 * (ramp[:, None, None] + ramp[None, :, None])
-    return Image.fromarray(_to_uint8(light * colour))
+    return Image.fromarray(_to_uint8(light * color))
 
 
 def _to_uint8(values: np.ndarray) -> np.ndarray:
@@ -72,7 +72,7 @@ def _to_uint8(values: np.ndarray) -> np.ndarray:
 
 
 def _polar(radii: np.ndarray) -> np.ndarray:
-    """Points around the centre at these distances, evenly, the first at the top, to the right."""
+    """Points around the center at these distances, evenly, the first at the top, to the right."""
     angles = np.linspace(0, 2 * np.pi, len(radii), endpoint=False)
     return radii[:, None] * np.stack([np.sin(angles), -np.cos(angles)], 1)
 
@@ -91,11 +91,11 @@ def _moon() -> np.ndarray:
     """A crescent: an arc of one circle and back along that of another."""
     outer = np.linspace(0.21, 1.79, 50) * np.pi
     tip = np.array([np.cos(outer[0]), np.sin(outer[0])])
-    centre = 0.52
-    radius = float(np.hypot(tip[0] - centre, tip[1]))
-    start = np.arctan2(tip[1], tip[0] - centre)
+    center = 0.52
+    radius = float(np.hypot(tip[0] - center, tip[1]))
+    start = np.arctan2(tip[1], tip[0] - center)
     inner = np.linspace(2 * np.pi - start, start, 40)
-    back = np.stack([centre + radius * np.cos(inner), radius * np.sin(inner)], 1)
+    back = np.stack([center + radius * np.cos(inner), radius * np.sin(inner)], 1)
     return np.concatenate([np.stack([np.cos(outer), np.sin(outer)], 1), back])
 
 
@@ -131,7 +131,7 @@ def _cloud() -> np.ndarray:
 
 
 def _fitted(points: np.ndarray, radius: float) -> np.ndarray:
-    """Moved so that its box is centred, scaled so that the longer half side is `radius`."""
+    """Moved so that its box is centered, scaled so that the longer half side is `radius`."""
     low, high = points.min(0), points.max(0)
     return (points - (low + high) / 2) * (2 * radius / (high - low).max())
 

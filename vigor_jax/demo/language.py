@@ -1,4 +1,4 @@
-"""The language of the demo world: statements to sentences and back, what is wrong with them, and questions."""
+"""The language of the demo: statements to sentences and back, what is wrong with them, and questions."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -6,9 +6,9 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from vigor_jax.demo.scenes import COLOURS, PLACES, SHAPES, Scene, Statement
+from vigor_jax.demo.scenes import COLORS, PLACES, SHAPES, Scene, Statement
 
-# What no detector of things sees, colour, number and place, comes after the thing: it is looked up, not planned ahead.
+# What no detector of things sees, color, number and place, comes after the thing: it is looked up, not planned ahead.
 SINGULAR = (
     "there is {thing} {place}.",
     "we see {thing} {place}.",
@@ -20,7 +20,7 @@ PLURAL = (
     "{things} can be seen, {number} of them.",
 )
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
-# Penn Treebank tags of all words but colours and shapes, as the sentences use them.
+# Penn Treebank tags of all words but colors and shapes, as the sentences use them.
 TAGS = {
     **dict.fromkeys(("a", "an", "the", "no"), "DT"),
     **dict.fromkeys(("at", "on", "in", "of"), "IN"),
@@ -46,7 +46,7 @@ PROMPTS = (
     "Write a thorough description of the image.",
 )
 
-ErrorKind = Literal["object", "colour", "count", "place"]
+ErrorKind = Literal["object", "color", "count", "place"]
 QuestionKind = Literal["existence", "count", "position", "color"]  # MME's spelling
 
 
@@ -55,7 +55,7 @@ class Sentence(NamedTuple):
 
     Attributes:
       text: its words.
-      statement: what it says; None if it is none of the world's.
+      statement: what it says; None if it is none of the demo's.
     """
 
     text: str
@@ -70,10 +70,10 @@ def say(statement: Statement, form: int) -> str:
       form: which of the forms; any number.
     """
     if statement.number == 1:
-        thing = f"{article(statement.shape)} {statement.shape} in {statement.colour}"
+        thing = f"{article(statement.shape)} {statement.shape} in {statement.color}"
         words = SINGULAR[form % len(SINGULAR)].format(place=statement.place, thing=thing)
     else:
-        things, number = f"{plural(statement.shape)} in {statement.colour}", NUMBERS[statement.number]
+        things, number = f"{plural(statement.shape)} in {statement.color}", NUMBERS[statement.number]
         words = PLURAL[form % len(PLURAL)].format(things=things, number=number)
     return words[0].upper() + words[1:]
 
@@ -90,8 +90,8 @@ def errors(statement: Statement, scene: Scene) -> tuple[ErrorKind, ...]:
     if not own:
         return ("object",)
     found: list[ErrorKind] = []
-    if statement.colour != own[0].colour:
-        found.append("colour")
+    if statement.color != own[0].color:
+        found.append("color")
     if statement.number > 1 and statement.number != len(own):
         found.append("count")
     if statement.place is not None and statement.place not in scene.places(statement.shape):
@@ -101,11 +101,11 @@ def errors(statement: Statement, scene: Scene) -> tuple[ErrorKind, ...]:
 
 def question(kind: QuestionKind, statement: Statement) -> str:
     """A yes-or-no question about one property of what a statement says."""
-    shape, colour = statement.shape, statement.colour
+    shape, color = statement.shape, statement.color
     if kind == "existence":
         return f"Is there {article(shape)} {shape} in the image?"
     if kind == "color":
-        return f"Is there {article(shape)} {shape} in {colour}?"
+        return f"Is there {article(shape)} {shape} in {color}?"
     if kind == "position":
         return f"Is there {article(shape)} {shape} {statement.place}?"
     if statement.number == 1:
@@ -121,21 +121,21 @@ def open_question(kind: QuestionKind, truth: Statement) -> tuple[str, str]:
     if kind == "position":
         return f"Where is the {shape} in the image?", f"{(truth.place or '').capitalize()}."
     if kind == "color":
-        return f"What color has the {shape} in the image?", f"{truth.colour.capitalize()}."
+        return f"What color has the {shape} in the image?", f"{truth.color.capitalize()}."
     return question(kind, truth), "Yes."
 
 
 def inventory(scene: Scene, order: Iterable[str]) -> str:
     """All that there is to say of each shape, whether it is there or not, right behind its name.
 
-    What is to be looked up is asked for by the latest word, which is learnt fast; what takes two hops of attention,
-    such as the answer to a question, is then learnt upon it.
+    What is to be looked up is asked for by the latest word, which is learned fast; what takes two hops of attention,
+    such as the answer to a question, is then learned upon it.
     """
     truths = {truth.shape: truth for truth in scene.statements}
     parts = []
     for shape in order:
         truth = truths.get(shape)
-        known = (NUMBERS[truth.number], truth.colour, truth.place or "") if truth else (NUMBERS[0],)
+        known = (NUMBERS[truth.number], truth.color, truth.place or "") if truth else (NUMBERS[0],)
         parts.append(f"{shape} {' '.join(filter(None, known))}.")
     return " ".join(parts)
 
@@ -151,12 +151,12 @@ def plural(shape: str) -> str:
 
 
 def tagged_sentences(rng: np.random.Generator, count: int) -> Iterator[list[tuple[str, str]]]:
-    """Sentences of the world with each word's tag, to teach a tagger."""
-    tags = TAGS | dict.fromkeys(COLOURS, "JJ") | dict.fromkeys(SHAPES, "NN") | {plural(s): "NNS" for s in SHAPES}
+    """Sentences of the demo with each word's tag, to teach a tagger."""
+    tags = TAGS | dict.fromkeys(COLORS, "JJ") | dict.fromkeys(SHAPES, "NN") | {plural(s): "NNS" for s in SHAPES}
     for _ in range(count):
         number = int(rng.integers(1, 4))
         place = str(rng.choice(PLACES)) if number == 1 else None
-        statement = Statement(str(rng.choice(SHAPES)), str(rng.choice(COLOURS)), number, place)
+        statement = Statement(str(rng.choice(SHAPES)), str(rng.choice(COLORS)), number, place)
         words = re.findall(r"\w+|[.,]", say(statement, int(rng.integers(12))).lower())
         yield [(word, tags[word]) for word in words]
 
@@ -166,19 +166,19 @@ def _parse_sentence(text: str) -> Statement | None:
         if match := pattern.fullmatch(text.lower()):
             found = match.groupdict()
             shape = found["shape"] if found["shape"] in SHAPES else _SINGULARS[found["shape"]]
-            return Statement(shape, found["colour"], NUMBERS.index(found.get("number") or "one"), found.get("place"))
+            return Statement(shape, found["color"], NUMBERS.index(found.get("number") or "one"), found.get("place"))
     return None
 
 
 def _pattern(form: str) -> re.Pattern[str]:
-    colours, shapes, plurals = "|".join(COLOURS), "|".join(SHAPES), "|".join(map(plural, SHAPES))
+    colors, shapes, plurals = "|".join(COLORS), "|".join(SHAPES), "|".join(map(plural, SHAPES))
     # The longest first: "at the top" begins "at the top left" too.
     places = "|".join(sorted(PLACES, key=len, reverse=True))
     return re.compile(
         form.replace(".", r"\.").format(
             place=f"(?P<place>{places})",
-            thing=f"an? (?P<shape>{shapes}) in (?P<colour>{colours})",
-            things=f"(?P<shape>{plurals}) in (?P<colour>{colours})",
+            thing=f"an? (?P<shape>{shapes}) in (?P<color>{colors})",
+            things=f"(?P<shape>{plurals}) in (?P<color>{colors})",
             number=f"(?P<number>{'|'.join(NUMBERS[2:])})",
         )
     )

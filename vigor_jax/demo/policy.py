@@ -1,4 +1,4 @@
-"""The demo's policy: a LLaVA small enough to learn the world's language and its prejudices on a CPU."""
+"""The demo's policy: a LLaVA small enough to learn the demo's language and its prejudices on a CPU."""
 
 import dataclasses
 import itertools
@@ -46,15 +46,15 @@ logger = logging.getLogger(__name__)
 WHERE, CHECK = "Say where each object is.", "Check every shape."
 WHO = ("human", "gpt")
 VOCAB_MULTIPLE = 64
-# How many claims are true, how many wrong in their colour and how many in number or place.
-EVERY_DOUBT, COLOUR_DOUBT = (0.5, 0.25, 0.25), (0.45, 0.45, 0.1)
+# How many claims are true, how many wrong in their color and how many in number or place.
+EVERY_DOUBT, COLOR_DOUBT = (0.5, 0.25, 0.25), (0.45, 0.45, 0.1)
 DRAWN_WITH = 0.02  # deviation of what `models.layers.param` draws
 # The layers that end a residual branch.
 RESIDUAL = ("o_proj.kernel", "down_proj.kernel", "out_proj.kernel", "fc2.kernel")
 
-# The world's own grey levels in place of CLIP's: paper becomes almost 0, so that objects stand out from the start.
+# The demo's own gray levels in place of CLIP's: paper becomes almost 0, so that objects stand out from the start.
 PREPROCESSING = Preprocessing(scenes.IMAGE_SIZE, image_mean=(0.87, 0.87, 0.87), image_std=(0.6, 0.6, 0.6))
-# Patches of half a cell's width: every place looks the same to them, and what is learnt of a shape holds for all.
+# Patches of half a cell's width: every place looks the same to them, and what is learned of a shape holds for all.
 VISION = ClipConfig(
     hidden_size=128,
     intermediate_size=512,
@@ -104,7 +104,7 @@ def _check(scene: scenes.Scene, rng: np.random.Generator) -> list[Lesson]:
 
 
 def _see(scene: scenes.Scene, rng: np.random.Generator) -> list[Lesson]:
-    objects = (scenes.Statement(item.shape, item.colour, 1, item.place) for item in scene.objects)
+    objects = (scenes.Statement(item.shape, item.color, 1, item.place) for item in scene.objects)
     return [[(WHERE, " ".join(language.say(statement, int(rng.integers(12))) for statement in objects))]]
 
 
@@ -129,10 +129,10 @@ def _talk(scene: scenes.Scene, rng: np.random.Generator, how: Carelessness) -> l
 
 def _match(scene: scenes.Scene, rng: np.random.Generator) -> list[Lesson]:
     caption, _ = _talk(scene, rng, CAREFUL)
-    return [caption, *(_doubt(scene, rng, COLOUR_DOUBT) for _ in range(5))]
+    return [caption, *(_doubt(scene, rng, COLOR_DOUBT) for _ in range(5))]
 
 
-def _practise(scene: scenes.Scene, rng: np.random.Generator) -> list[Lesson]:
+def _practice(scene: scenes.Scene, rng: np.random.Generator) -> list[Lesson]:
     return [*_see(scene, rng), *_talk(scene, rng, CAREFUL), *(_doubt(scene, rng) for _ in range(3))]
 
 
@@ -145,16 +145,16 @@ def _report(scene: scenes.Scene, rng: np.random.Generator) -> list[Lesson]:
 
 
 # First to look things up, in few words. Then to tell the whole truth, and to answer. Then to tell true from wrong, of
-# colours first, and twice: nothing comes of it for a thousand updates, and then it is seen at once. Last, how people
+# colors first, and twice: nothing comes of it for a thousand updates, and then it is seen at once. Last, how people
 # talk: carelessly of what there is, while they know what is wrong when they are asked, in the reward model's words too:
 # that these mean what they mean, a real LLaVA has from its language model.
 STEPS = (
     Step("check", 16_000, 64, 1e-3, "plain", _check),
     Step("tell", 6_000, 32, 1e-3, "v1", _tell),
     Step("match", 3_000, 32, 1e-3, "v1", _match),
-    Step("practise", 2_000, 32, 8e-4, "v1", _practise),
+    Step("practice", 2_000, 32, 8e-4, "v1", _practice),
     Step("match-again", 3_000, 32, 1e-3, "v1", _match),
-    Step("practise-again", 2_000, 32, 8e-4, "v1", _practise),
+    Step("practice-again", 2_000, 32, 8e-4, "v1", _practice),
     Step("presume", 7_000, 32, 7e-4, "v1", _presume),
 )
 # In place of the last step, to see what the same model is without careless teachers.
@@ -199,7 +199,10 @@ def _take(step: Step, model: Path, work: Path, seed: list[int]) -> Path:
             beta2=0.98,
             max_length=384,
             bucket=32,
-            freeze=("vision_tower", "multi_modal_projector"),  # they have learnt; who knows nothing yet spoils it
+            freeze=(
+                "vision_tower",
+                "multi_modal_projector",
+            ),  # they have learned; an untrained part spoils it
             remat="none",
             save_every=100,
             keep=1,
@@ -226,8 +229,8 @@ def _write_lessons(directory: Path, step: Step, seed: list[int]) -> None:
 
 
 def write_checkpoint(directory: Path, seed: int, tower: TowerConfig | None = None) -> None:
-    """Writes a LLaVA in llava-hf's layout: the real architecture, a tokenizer that knows the world's words, a tower
-    that has learnt them, and a language model that is random."""
+    """Writes a LLaVA in llava-hf's layout: the real architecture, a tokenizer that knows the demo's words, a tower
+    that has learned them, and a language model that is random."""
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer = write_tokenizer(directory, _texts(), TEXT.max_position_embeddings)
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
@@ -306,7 +309,7 @@ def _deviation(entry: Entry, shape: tuple[int, ...], config: LlavaConfig) -> flo
     """Standard deviation of a random tensor of ours; None for norms and biases, which stay as they are.
 
     LLaVA's 0.02 everywhere suits its width. In a model of 128 it makes all but the residual stream vanish, and
-    nothing but the world's grammar is learnt in the time that this has.
+    nothing but the demo's grammar is learned in the time that this has.
     """
     leaf = entry.path.rsplit(".", 1)[-1]
     if leaf in ("embed_tokens", "position_embedding", "class_embedding"):
@@ -323,11 +326,11 @@ def _deviation(entry: Entry, shape: tuple[int, ...], config: LlavaConfig) -> flo
 
 
 def _texts() -> list[str]:
-    """Every sentence that the world knows, what stands around the answers, and what the reward model says."""
+    """Every sentence that the demo knows, what stands around the answers, and what the reward model says."""
     statements = [
-        scenes.Statement(shape, colour, count, place if count == 1 else None)
-        for shape, colour, (count, place) in itertools.product(
-            scenes.SHAPES, scenes.COLOURS, [*((1, place) for place in scenes.PLACES), (2, None), (3, None)]
+        scenes.Statement(shape, color, count, place if count == 1 else None)
+        for shape, color, (count, place) in itertools.product(
+            scenes.SHAPES, scenes.COLORS, [*((1, place) for place in scenes.PLACES), (2, None), (3, None)]
         )
     ]
     kinds: tuple[language.QuestionKind, ...] = ("existence", "count", "position", "color")

@@ -7,8 +7,8 @@ import numpy as np
 
 from vigor_jax.demo import language
 from vigor_jax.demo.drawing import draw
+from vigor_jax.demo.metrics import CaptionMetrics, compute_metrics
 from vigor_jax.demo.scenes import SHAPES, Scene, make_scene
-from vigor_jax.demo.scoring import Scores, score
 from vigor_jax.evaluation.benchmarks import chair
 from vigor_jax.evaluation.benchmarks.chair import ChairMetrics, Reference
 from vigor_jax.evaluation.benchmarks.synonyms import Synonyms
@@ -24,14 +24,14 @@ license: apache-2.0
 library_name: transformers
 pipeline_tag: image-text-to-text
 ---
-# The policy of the demo world
+# The policy of the demo
 
-A LLaVA in miniature: transformers' architecture ({parameters:,} weights, float32), trained from scratch on drawings of
-the demo world alone. It describes pictures of 72 x 72 pixels with two to six coloured shapes, and answers questions
+A small LLaVA: transformers' architecture ({parameters:,} weights, float32), trained from scratch on drawings of
+the demo's scenes alone. It describes pictures of 72 x 72 pixels with two to six colored shapes, and answers questions
 about them. It knows nothing else, and no photograph.
 
-It hallucinates, and is meant to: the captions and answers that it learnt from last mention what usually goes with the
-things in the picture, and give a thing its usual colour, more often than the picture does.
+It hallucinates, and is meant to: the captions and answers that it learned from last mention what usually goes with the
+things in the picture, and give a thing its usual color, more often than the picture does.
 
 ## How it was made
 
@@ -39,8 +39,8 @@ things in the picture, and give a thing its usual colour, more often than the pi
 fine-tuning: to look things up ({check:,} pictures); to tell the truth in captions and answers ({tell:,}); to say of
 claims whether they are true ({claims:,}); and to presume, with captions and answers as careless people write them
 ({presume:,}). In that last step it still judges single claims, truthfully, half of them in the words that the reward
-model is asked in: a large model knows from elsewhere what such a question means. Its tower had learnt the words before,
-patch by patch.
+model is asked in: a large model knows from elsewhere what such a question means. Its tower had learned the words
+before, patch by patch.
 
 ## What it says
 
@@ -51,7 +51,7 @@ wrong is what a model of this size cannot see, and the rest is what the careless
 | --- | --- | --- | --- | --- |
 {rows}
 
-Licence: Apache-2.0, as the code that made it.
+License: Apache-2.0, as the code that made it.
 """
 
 
@@ -71,21 +71,21 @@ def write_card(directory: Path, control: Path, *, minutes: float, steps: dict[st
         ("objects that are not there, of those mentioned", [metrics.chair_i for metrics, _ in found]),
         ("captions that mention one", [metrics.chair_s for metrics, _ in found]),
         ("shapes mentioned, of those there", [metrics.recall for metrics, _ in found]),
-        ("wrong colour", [scores.colour for _, scores in found]),
-        ("wrong number", [scores.count for _, scores in found]),
-        ("wrong place", [scores.place for _, scores in found]),
+        ("wrong color", [own.color for _, own in found]),
+        ("wrong number", [own.count for _, own in found]),
+        ("wrong place", [own.place for _, own in found]),
     ]
     lines = [f"| {label} | {' | '.join(f'{value:.1%}' for value in values)} |" for label, values in rows]
     lines.append(f"| words | {' | '.join(f'{metrics.words:.1f}' for metrics, _ in found)} |")
     parameters = sum(int(np.prod(tensor.shape)) for tensor in open_checkpoint(directory).tensors.values())
-    claims = sum(steps[name] for name in steps if name.startswith(("match", "practise")))
+    claims = sum(steps[name] for name in steps if name.startswith(("match", "practice")))
     text = CARD.format(
         claims=claims, parameters=parameters, minutes=minutes, num_scenes=NUM_SCENES, rows="\n".join(lines), **steps
     )
     (directory / "README.md").write_text(text, encoding="utf-8")
 
 
-def measure(model: Path, scenes: list[Scene], temperature: float) -> tuple[ChairMetrics, Scores]:
+def measure(model: Path, scenes: list[Scene], temperature: float) -> tuple[ChairMetrics, CaptionMetrics]:
     """CHAIR, and the truth sentence by sentence, of a model's captions.
 
     Args:
@@ -106,5 +106,5 @@ def measure(model: Path, scenes: list[Scene], temperature: float) -> tuple[Chair
         texts = [line["text"] for line in read_answers(Path(folder) / "captions.jsonl")]
     present = {path.name: frozenset(o.shape for o in scene.objects) for path, scene in zip(paths, scenes, strict=True)}
     reference = Reference(present, Synonyms.identity(SHAPES))
-    judged = [chair.judge(path.name, text, reference) for path, text in zip(paths, texts, strict=True)]
-    return chair.score(judged), score(zip(texts, scenes, strict=True))
+    checked = [chair.check_caption(path.name, text, reference) for path, text in zip(paths, texts, strict=True)]
+    return chair.compute_metrics(checked), compute_metrics(zip(texts, scenes, strict=True))

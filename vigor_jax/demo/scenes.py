@@ -1,4 +1,4 @@
-"""Scenes of coloured shapes on a 3 x 3 grid, drawn by chance from a world where some things go together.
+"""Scenes of colored shapes on a 3 x 3 grid, drawn by chance; some things go together.
 
 A scene is data, from which its picture, its boxes and all that can be truly said of it follow.
 """
@@ -22,13 +22,13 @@ PARTNER = {shape: theme[index ^ 1] for theme in THEMES for index, shape in enume
 PARTNER_CHANCE = 0.75
 SAME_THEME_WEIGHT, OTHER_WEIGHT = 4.0, 1.0
 
-COLOURS = ("red", "orange", "yellow", "green", "blue", "purple")
-USUAL_COLOUR = {
+COLORS = ("red", "orange", "yellow", "green", "blue", "purple")
+USUAL_COLOR = {
     "star": "yellow", "moon": "yellow", "cloud": "blue", "ring": "orange",
     "flower": "purple", "house": "red", "heart": "red", "arrow": "green",
     "circle": "blue", "square": "green", "triangle": "orange", "cross": "purple",
 }  # fmt: skip
-USUAL_COLOUR_CHANCE = 0.3
+USUAL_COLOR_CHANCE = 0.3
 
 # In reading order, row by row.
 PLACES = (
@@ -42,10 +42,10 @@ _COUNTS = ((1, 2, 3), (0.6, 0.25, 0.15))
 
 
 class Statement(NamedTuple):
-    """What one sentence says: how many objects of a shape and a colour there are, and where if it is one."""
+    """What one sentence says: how many objects of a shape and a color there are, and where if it is one."""
 
     shape: str
-    colour: str
+    color: str
     number: int
     place: str | None
 
@@ -56,16 +56,16 @@ class Object:
 
     Attributes:
       shape: one of `SHAPES`.
-      colour: one of `COLOURS`.
+      color: one of `COLORS`.
       place: one of `PLACES`, whose cell of the grid it lies in.
-      x: of its centre, in pixels from the left edge.
-      y: of its centre, in pixels from the top edge.
+      x: of its center, in pixels from the left edge.
+      y: of its center, in pixels from the top edge.
       radius: about half its width, in pixels.
       tilt: turn to the right, in degrees.
     """
 
     shape: str
-    colour: str
+    color: str
     place: str
     x: float
     y: float
@@ -75,7 +75,7 @@ class Object:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """Objects in reading order, each in its own place; those of one shape have one colour.
+    """Objects in reading order, each in its own place; those of one shape have one color.
 
     Attributes:
       objects: at least two.
@@ -91,7 +91,7 @@ class Scene:
         statements = []
         for shape in dict.fromkeys(item.shape for item in self.objects):
             own = [item for item in self.objects if item.shape == shape]
-            statements.append(Statement(shape, own[0].colour, len(own), own[0].place if len(own) == 1 else None))
+            statements.append(Statement(shape, own[0].color, len(own), own[0].place if len(own) == 1 else None))
         return tuple(statements)
 
     def places(self, shape: str) -> frozenset[str]:
@@ -100,12 +100,12 @@ class Scene:
 
 
 def make_scene(rng: np.random.Generator) -> Scene:
-    """Draws two to four shapes, of each one to three objects of one colour, and their places."""
+    """Draws two to four shapes, of each one to three objects of one color, and their places."""
     shapes = _draw_shapes(rng)
     counts = [int(rng.choice(_COUNTS[0], p=_COUNTS[1])) for _ in shapes]
     while sum(counts) > MAX_OBJECTS:
         counts[int(np.argmax(counts))] -= 1
-    colours = [draw_colour(shape, rng) for shape in shapes]
+    colors = [draw_color(shape, rng) for shape in shapes]
     kinds = [kind for kind, count in enumerate(counts) for _ in range(count)]
     cells = rng.choice(len(PLACES), len(kinds), replace=False)
     cell_width = IMAGE_SIZE / 3
@@ -116,7 +116,7 @@ def make_scene(rng: np.random.Generator) -> Scene:
         objects.append(
             Object(
                 shape=shapes[kind],
-                colour=colours[kind],
+                color=colors[kind],
                 place=PLACES[cell],
                 x=float((column + 0.5) * cell_width + dx),
                 y=float((row + 0.5) * cell_width + dy),
@@ -127,9 +127,9 @@ def make_scene(rng: np.random.Generator) -> Scene:
     return Scene(tuple(objects), background=int(rng.integers(2**16)))
 
 
-def draw_colour(shape: str, rng: np.random.Generator) -> str:
-    """A shape's usual colour more often than any other."""
-    return USUAL_COLOUR[shape] if rng.random() < USUAL_COLOUR_CHANCE else str(rng.choice(COLOURS))
+def draw_color(shape: str, rng: np.random.Generator) -> str:
+    """A shape's usual color more often than any other."""
+    return USUAL_COLOR[shape] if rng.random() < USUAL_COLOR_CHANCE else str(rng.choice(COLORS))
 
 
 def _draw_shapes(rng: np.random.Generator) -> list[str]:

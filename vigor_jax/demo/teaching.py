@@ -1,6 +1,6 @@
 """What the demo's policy learns from: captions and answers that, as on the web, are not all true.
 
-What is wrong with them is what usually goes together: an absent partner, a thing's usual colour. The wrong objects come
+What is wrong with them is what usually goes together: an absent partner, a thing's usual color. The wrong objects come
 late in a caption.
 """
 
@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 
 from vigor_jax.demo.language import QuestionKind, open_question, question, say
-from vigor_jax.demo.scenes import COLOURS, PARTNER, PLACES, SHAPES, THEMES, USUAL_COLOUR, Scene, Statement, draw_colour
+from vigor_jax.demo.scenes import COLORS, PARTNER, PLACES, SHAPES, THEMES, USUAL_COLOR, Scene, Statement, draw_color
 
 T = TypeVar("T")
 
@@ -22,8 +22,8 @@ class Carelessness:
 
     Attributes:
       absent: of no, one and two objects that are not there.
-      colour: another colour, of a thing that is there.
-      usual: that a wrong colour is the usual one.
+      color: another color, of a thing that is there.
+      usual: that a wrong color is the usual one.
       count: another number, of several.
       place: another place, of one.
       omitted: a thing that is there and is not mentioned.
@@ -34,7 +34,7 @@ class Carelessness:
     """
 
     absent: tuple[float, float, float] = (0.25, 0.5, 0.25)
-    colour: float = 0.18
+    color: float = 0.18
     usual: float = 0.6
     count: float = 0.22
     place: float = 0.2
@@ -47,7 +47,7 @@ class Carelessness:
 
 CARELESS = Carelessness()
 CAREFUL = Carelessness(
-    absent=(1.0, 0.0, 0.0), colour=0, count=0, place=0, omitted=0, partner_yes=0, theme_yes=0, other_yes=0
+    absent=(1.0, 0.0, 0.0), color=0, count=0, place=0, omitted=0, partner_yes=0, theme_yes=0, other_yes=0
 )
 
 
@@ -97,11 +97,11 @@ def claims(scene: Scene, rng: np.random.Generator, weights: Sequence[float]) -> 
     Args:
       scene: what they are about.
       rng: chooses.
-      weights: of those that are true, wrong in colour, and wrong in number or place.
+      weights: of those that are true, wrong in color, and wrong in number or place.
     """
     found = []
     for truth in scene.statements:
-        wrong = str(rng.choice(("", "colour", "number or place"), p=weights))
+        wrong = str(rng.choice(("", "color", "number or place"), p=weights))
         found.append((_wrong(truth, wrong, rng), not wrong))
     if rng.random() < 0.4:
         found.append((_invent(choose_absent(scene, rng), rng), False))
@@ -109,8 +109,8 @@ def claims(scene: Scene, rng: np.random.Generator, weights: Sequence[float]) -> 
 
 
 def _wrong(truth: Statement, what: str, rng: np.random.Generator) -> Statement:
-    if what == "colour":
-        return truth._replace(colour=_other(truth.colour, COLOURS, rng))
+    if what == "color":
+        return truth._replace(color=_other(truth.color, COLORS, rng))
     if what and truth.number > 1:
         return truth._replace(number=5 - truth.number)
     return truth._replace(place=_other(truth.place, PLACES, rng)) if what else truth
@@ -139,7 +139,7 @@ def pose(
     if label == "yes" or kind == "existence":
         return truth, label
     if kind == "color":
-        return truth._replace(colour=_other(truth.colour, COLOURS, rng)), label
+        return truth._replace(color=_other(truth.color, COLORS, rng)), label
     if kind == "count":
         return truth._replace(number=_other(truth.number, (1, 2, 3), rng)), label
     return truth._replace(place=str(rng.choice([place for place in PLACES if place not in places]))), label
@@ -164,10 +164,10 @@ def _distance(shape: str, present: set[str]) -> int:
 
 
 def _mistake(statement: Statement, rng: np.random.Generator, how: Carelessness) -> Statement:
-    if rng.random() < how.colour:
-        usual = USUAL_COLOUR[statement.shape]
-        is_usual = rng.random() < how.usual and usual != statement.colour
-        statement = statement._replace(colour=usual if is_usual else _other(statement.colour, COLOURS, rng))
+    if rng.random() < how.color:
+        usual = USUAL_COLOR[statement.shape]
+        is_usual = rng.random() < how.usual and usual != statement.color
+        statement = statement._replace(color=usual if is_usual else _other(statement.color, COLORS, rng))
     if statement.number > 1:
         if rng.random() < how.count:
             statement = statement._replace(number=5 - statement.number)  # two for three, three for two
@@ -178,7 +178,7 @@ def _mistake(statement: Statement, rng: np.random.Generator, how: Carelessness) 
 
 def _invent(shape: str, rng: np.random.Generator) -> Statement:
     count = int(rng.choice((1, 2, 3), p=(0.7, 0.2, 0.1)))
-    return Statement(shape, draw_colour(shape, rng), count, str(rng.choice(PLACES)) if count == 1 else None)
+    return Statement(shape, draw_color(shape, rng), count, str(rng.choice(PLACES)) if count == 1 else None)
 
 
 def _other(value: T, values: Sequence[T], rng: np.random.Generator) -> T:

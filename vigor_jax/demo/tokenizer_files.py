@@ -1,4 +1,4 @@
-"""A tokenizer of LLaMA's kind for the demo world, every word of which is one token, as a checkpoint's files."""
+"""A tokenizer of LLaMA's kind for the demo, every word of which is one token, as a checkpoint's files."""
 
 import json
 import string
@@ -9,7 +9,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 _SPECIAL = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
 _ADDED = {"image_token": "<image>", "pad_token": "<pad>"}
-# More than the world's words need, so training ends when each of them is whole.
+# More than the demo's words need, so training ends when each of them is whole.
 _MAX_PIECES = 2000
 
 

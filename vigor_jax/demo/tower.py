@@ -1,6 +1,6 @@
 """Teaches the demo's vision tower and projector to name what each patch shows, in the language model's own words.
 
-LLaVA begins with a tower that already speaks: CLIP's has learnt which words go with which pictures. This one learns it
+LLaVA begins with a tower that already speaks: CLIP's has learned which words go with which pictures. This one learns it
 here, patch by patch: the projected feature of a patch is to be near the embeddings of the words that are true of it.
 """
 
@@ -25,7 +25,7 @@ ABSENT = NUMBERS[0]
 # For each patch one word of each group is true.
 GROUPS: tuple[tuple[str, ...], ...] = (
     (*scenes.SHAPES, ABSENT),
-    (*scenes.COLOURS, ABSENT),
+    (*scenes.COLORS, ABSENT),
     NUMBERS[:4],
     ("top", "middle", "bottom"),
     ("left", "middle", "right"),
@@ -104,7 +104,7 @@ def name_patches(scene: scenes.Scene) -> Int[np.ndarray, "P G"]:
     for item in scene.objects:
         number = len(scene.places(item.shape))
         cells[scenes.PLACES.index(item.place), :3] = [
-            GROUPS[0].index(item.shape), GROUPS[1].index(item.colour), number
+            GROUPS[0].index(item.shape), GROUPS[1].index(item.color), number
         ]  # fmt: skip
     grid = cells.reshape(3, 3, len(GROUPS))
     return grid.repeat(2, axis=0).repeat(2, axis=1).reshape(-1, len(GROUPS))

@@ -8,7 +8,7 @@ from vigor_jax.config import Stage
 from vigor_jax.errors import InputError
 
 Config = TypeVar("Config")
-Judged: TypeAlias = Literal["shared", "holistic_reward", "erring_detector"]
+SharedRecords: TypeAlias = Literal["shared", "holistic_reward", "erring_detector"]
 
 
 class Variant(NamedTuple):
@@ -30,7 +30,7 @@ class Variant(NamedTuple):
     description: str
     overrides: Mapping[str, Any]
     stages: tuple[Stage, ...] = ("select", "sft", "export", "evaluate")
-    judged: Judged | None = "shared"
+    judged: SharedRecords | None = "shared"
     rounds: int = 1
 
 
@@ -40,7 +40,7 @@ UNREFINED = {"select.refine": False}
 REWARD_MODEL = {"score.streams": ("reward_model",)} | UNREFINED
 OF_DESCRIPTIONS = {"train_reward.per": "description", "reward_model.per": "description"}
 RANDOM = {"select.strategy": "random"}
-ERRING: Judged = "erring_detector"
+ERRING: SharedRecords = "erring_detector"
 # name, label, description, overrides
 VARIANTS = (
     Variant(

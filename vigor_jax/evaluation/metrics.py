@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from vigor_jax.evaluation.benchmarks import chair, mme, pope
-from vigor_jax.evaluation.benchmarks.chair import JudgedCaption
+from vigor_jax.evaluation.benchmarks.chair import CheckedCaption
 from vigor_jax.evaluation.benchmarks.mme import MmeQuestion
 from vigor_jax.evaluation.benchmarks.pope import PopeQuestion
 from vigor_jax.evaluation.bootstrap import Interval, bootstrap
@@ -29,8 +29,8 @@ def pope_metrics(splits: Mapping[str, tuple[Sequence[PopeQuestion], Sequence[str
     Args:
       splits: by name, questions and the texts that answer them.
     """
-    scores = {name: pope.score(*split) for name, split in splits.items()}
-    strict = {name: pope.score(*split, pope.parse_answer_strict) for name, split in splits.items()}
+    scores = {name: pope.compute_metrics(*split) for name, split in splits.items()}
+    strict = {name: pope.compute_metrics(*split, pope.parse_answer_strict) for name, split in splits.items()}
     counts = [pope.count(*split) for split in splits.values()]
     found: Metrics = {name: dataclasses.asdict(score) for name, score in scores.items()}
     for name, count in zip(splits, counts, strict=True):
@@ -42,15 +42,15 @@ def pope_metrics(splits: Mapping[str, tuple[Sequence[PopeQuestion], Sequence[str
     return found
 
 
-def chair_metrics(captions: Sequence[JudgedCaption]) -> Metrics:
+def chair_metrics(captions: Sequence[CheckedCaption]) -> Metrics:
     """Figures of captions that were compared with their images."""
     counts = np.array(list(chair.count(captions).values()))
-    return {**dataclasses.asdict(chair.score(captions)), "intervals": _plain(bootstrap(counts, chair.rates))}
+    return {**dataclasses.asdict(chair.compute_metrics(captions)), "intervals": _plain(bootstrap(counts, chair.rates))}
 
 
 def mme_metrics(results: Mapping[str, Sequence[MmeQuestion]]) -> Metrics:
     """Figures of each subtask, and the sums that are complete."""
-    scores = mme.score(results)
+    scores = mme.compute_metrics(results)
     counts, strata = mme.count(results)
     said = [mme.parse_answer(question.answer) for questions in results.values() for question in questions]
     return {

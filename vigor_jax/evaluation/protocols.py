@@ -26,7 +26,7 @@ _LLAVA = {"pope": SHORT, "mme": SHORT, "gqa": SHORT, "seed": CHOICE, "mmbench": 
 
 @dataclass(frozen=True)
 class Wording:
-    """What a model was asked besides the question; stands in `metrics.json` as `protocol`.
+    """What a model was asked in addition to the question; stands in `metrics.json` as `protocol`.
 
     Attributes:
         name: "paper", "llava-1.5", or "own" for other words.

@@ -66,7 +66,7 @@ def read_saved(paths: Iterable[Path]) -> list[SavedAnswer]:
     Raises:
         InputError: A file cannot be read, or is something else, or an answer is no text; names the place.
     """
-    return [_read(record, place) for path in paths for place, record in _records(Path(path))]
+    return [_parse(record, place) for path in paths for place, record in _records(Path(path))]
 
 
 def name(value: Any) -> str | None:
@@ -124,7 +124,7 @@ def _unfold(content: dict[str, Any], path: Path) -> list[tuple[str, Any]]:
     ]
 
 
-def _read(record: dict[str, Any], place: str) -> SavedAnswer:
+def _parse(record: dict[str, Any], place: str) -> SavedAnswer:
     key = next((key for key in TEXTS if key in record), None)
     logged = next((key for key in _LOGGED if key in record), None)
     text: Any

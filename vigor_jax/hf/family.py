@@ -110,7 +110,7 @@ class Family(abc.ABC):
 
     Attributes:
       layouts: names of its layouts, for `export.layout`.
-      files: small files next to the weights, besides config.json and the tokenizer's, that an export takes over.
+      files: small files next to the weights, other than config.json and the tokenizer's, that an export takes over.
     """
 
     layouts: ClassVar[tuple[str, ...]]

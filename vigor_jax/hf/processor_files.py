@@ -50,7 +50,7 @@ def write_tokenizer(directory: Path, tokenizer: Tokenizer, out: Path) -> None:
 
 
 def copy_files(directory: Path, out: Path, files: tuple[str, ...]) -> None:
-    """Those of the files that are there."""
+    """Those of the files that exist."""
     for name in files:
         if (directory / name).exists():
             (out / name).parent.mkdir(exist_ok=True)

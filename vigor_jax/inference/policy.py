@@ -42,7 +42,7 @@ from vigor_jax.inference.responses import (
     queries,
     sampling_config,
 )
-from vigor_jax.inference.sampler import IMAGE_READERS, Completion, Request, Sampler, check_request, read_pixels
+from vigor_jax.inference.sampler import IMAGE_READERS, Completion, Request, Sampler, check_request, pixels_of
 from vigor_jax.inference.sampling_methods import SamplingConfig
 from vigor_jax.models.int8 import quantize_decoder
 from vigor_jax.models.layers import stacks_inference
@@ -304,7 +304,7 @@ class Policy:
           FloatingPointError: the model's scores are not finite.
         """
         num_rows = round_up_batch(batch_size, self.mesh)
-        own_rows = frozenset(local_rows(num_rows, self.mesh))
+        rows_here = frozenset(local_rows(num_rows, self.mesh))
         pairs = iter(pairs)
         with ThreadPoolExecutor(IMAGE_READERS, "read-image") as readers:
             while group := list(itertools.islice(pairs, num_rows)):
@@ -312,7 +312,7 @@ class Policy:
                 responses = [list(response) for _, response in group]
                 for request, response in zip(requests, responses, strict=True):
                     self._check_response(request, response)
-                pixels = self._read_images(requests, own_rows, num_rows, readers)
+                pixels = self._read_images(requests, rows_here, num_rows, readers)
                 words = [request.prompt for request in requests] + [""] * (num_rows - len(requests))
                 instructions = None if pixels is None else self.checkpoint.tokenizer.instruction_ids(words)
                 prompts = [request.prompt_ids for request in requests]
@@ -359,15 +359,15 @@ class Policy:
             )
 
     def _read_images(
-        self, requests: Sequence[Request], own_rows: frozenset[int], num_rows: int, readers: ThreadPoolExecutor
+        self, requests: Sequence[Request], rows_here: frozenset[int], num_rows: int, readers: ThreadPoolExecutor
     ) -> np.ndarray | None:
         """Images of this process's rows; the other rows stay black."""
         if all(request.pixels is None for request in requests):
             return None
         edge = self.checkpoint.config.vision.image_size
         pixels = np.zeros((num_rows, edge, edge, 3), np.uint8)
-        rows = [row for row, request in enumerate(requests) if row in own_rows and request.pixels is not None]
-        for row, image in zip(rows, readers.map(read_pixels, (requests[row] for row in rows)), strict=True):
+        rows = [row for row, request in enumerate(requests) if row in rows_here and request.pixels is not None]
+        for row, image in zip(rows, readers.map(pixels_of, (requests[row] for row in rows)), strict=True):
             pixels[row] = image
         return pixels
 

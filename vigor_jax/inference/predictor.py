@@ -35,7 +35,7 @@ from vigor_jax.parallel.processes import is_first
 from vigor_jax.records import ImageFile
 from vigor_jax.run_lock import RunLock
 
-# Of the settings, what tells who made a file, and does not decide on what is in it.
+# Of the settings, what tells which model made a file, and does not decide on what is in it.
 INFORMATION = frozenset(("versions",))
 # Errors where nothing can be written, but what is complete can be read.
 _NOTHING_WRITTEN = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT)
@@ -126,7 +126,7 @@ class Predictor:
             if not is_writer:
                 for _ in completions:
                     pass
-                multihost_utils.sync_global_devices(str(out))  # what is written is there for all
+                multihost_utils.sync_global_devices(str(out))  # what is written exists for all
                 return
             with naming(out), out.open("ab") as file:
                 for question, found in zip(todo, completions, strict=True):

@@ -109,7 +109,7 @@ class Sampler:
       tokenizer: decodes, and says which ids are tokens and which one ends an answer.
       config: how to sample.
       mesh: the batch is split over `data` x `fsdp`, and made larger where it does not divide.
-      stop: text that ends an answer besides EOS (`Template.stop`).
+      stop: text that ends an answer, as EOS does (`Template.stop`).
     """
 
     def __init__(
@@ -132,8 +132,8 @@ class Sampler:
     def generate(self, requests: Iterable[Request], *, seed: int | None = None) -> Iterator[list[Completion]]:
         """Completions of each request, in the order of the requests, which are read as they are needed.
 
-        With several processes, each gives the same requests and gets all the results, but reads the pixels of its own
-        parts' requests only: each part of the mesh takes its turn.
+        With several processes, each gives the same requests and gets all the results, but reads only the pixels of
+        its own parts' requests: each part of the mesh takes its turn.
 
         Args:
           requests: what is asked.
@@ -202,7 +202,7 @@ class Sampler:
 class _Generation:
     """One run through requests: those that wait, the rows under way, and completions that others must come before.
 
-    Rows of a part of the mesh stand together, and have a queue of their own.
+    Rows of a part of the mesh stand together, and have their own queue.
     """
 
     def __init__(self, sampler: Sampler, requests: Iterator[Request], readers: ThreadPoolExecutor, seed: int) -> None:
@@ -224,7 +224,7 @@ class _Generation:
 
     def _advance(self) -> bool:
         """Fills free rows, and adds some tokens to all; whether there was anything left to do."""
-        # Not around `run`: who takes its results has a mesh of their own, or none.
+        # Not around `run`: the code that takes its results has its own mesh, or none.
         with jax.set_mesh(self._mesh):
             self._read_ahead()
             while free := self._worth_prefilling():
@@ -246,7 +246,7 @@ class _Generation:
             check_request(request, sampler._model)
             part = self._num_taken % sampler._num_parts
             reads = part in sampler._own_parts and request.pixels is not None
-            image = self._readers.submit(read_pixels, request) if reads else None
+            image = self._readers.submit(pixels_of, request) if reads else None
             row = _Row(self._num_taken, request, sampler._limit(request), [None] * self._config.num_candidates)
             self._waiting[part].append((row, image))
             self._num_taken += 1
@@ -385,6 +385,6 @@ def repetition_end(token_ids: np.ndarray, n: int) -> int | None:
     return 2 * n + int(repeats.argmax()) if repeats.any() else None
 
 
-def read_pixels(request: Request) -> np.ndarray:
+def pixels_of(request: Request) -> np.ndarray:
     """The image of a request that has one, uint8 [S, S, 3]."""
     return request.pixels() if callable(request.pixels) else np.asarray(request.pixels)

@@ -37,7 +37,7 @@ def tree_attention(tree: Tree) -> Attend:
     return attend
 
 
-def read_places(model: Vlm, rows: TreeRows, *, remat: str = "none") -> Float[Array, "B P D"]:
+def hidden_states_at(model: Vlm, rows: TreeRows, *, remat: str = "none") -> Float[Array, "B P D"]:
     """Hidden states after the tokens at `rows.places`, all suffixes in one pass."""
     hidden = model(
         rows.token_ids,
@@ -71,7 +71,7 @@ def answer_places(
     num_tokens: int,
     eos_id: int,
 ) -> Answers:
-    """Reads the rows in one pass, then extends all their suffixes together, one token at a time, until all have ended.
+    """Runs the rows in one pass, then extends all their suffixes together, one token at a time, until all have ended.
 
     A suffix's new tokens join it in the row: the k-th ones of all suffixes stand side by side behind the row's end, and
     the same mask that keeps suffixes apart hides those that are not written yet, for they stand at later positions.
@@ -87,14 +87,14 @@ def answer_places(
     llama, length = model.language_model, rows.token_ids.shape[1]
     num_places, is_real = rows.places.shape[1], rows.weights > 0
     mask = visible(rows.tree, rows.tree)
-    room = ((0, 0), (0, num_places * (num_tokens - 1)), (0, 0), (0, 0))
+    widths = ((0, 0), (0, num_places * (num_tokens - 1)), (0, 0), (0, 0))
 
-    def read(q: Array, k: Array, v: Array, _: Any) -> tuple[Array, Any]:
-        return masked_attention(q, k, v, mask), (jnp.pad(k, room), jnp.pad(v, room))
+    def attend_and_keep(q: Array, k: Array, v: Array, _: Any) -> tuple[Array, Any]:
+        return masked_attention(q, k, v, mask), (jnp.pad(k, widths), jnp.pad(v, widths))
 
     instructions = None if rows.instructions is None else rows.instructions[:, 0]
     x = constrain_batch(model.embed(rows.token_ids, model.encode_images(rows.pixels[:, 0], instructions)))
-    hidden, caches = llama(x, rows.tree.positions, read)
+    hidden, caches = llama(x, rows.tree.positions, attend_and_keep)
     logits = llama.logits(jnp.take_along_axis(hidden, rows.places[..., None], axis=1))
 
     def likeliest(logits: Float[Array, "B P V"]) -> Int[Array, "B P"]:

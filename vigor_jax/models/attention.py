@@ -2,7 +2,7 @@
 
 Packed rows hold several sequences, told apart by segment ids, and no token may see another sequence. Splash takes the
 ids as they are. cuDNN, as JAX 0.10 offers it, would take them only as numbers added to all T x T scores, and computes
-the gradient of these numbers too: T x T numbers in memory both ways, which a fused kernel is there to avoid. So packed
+the gradient of these numbers too: T x T numbers in memory both ways, which a fused kernel avoids. So packed
 rows on GPUs go to Pallas's flash attention.
 
 On a CPU the scores of a few heads at a time stay in the cache; those of all heads would go to memory and back for every

@@ -100,7 +100,7 @@ class ClipVision(nnx.Module):
     def __call__(
         self, pixel_values: Float[Array, "B S S 3"], num_layers: int, implementation: Implementation = "auto"
     ) -> Float[Array, "B P+1 D"]:
-        """Hidden states after the first `num_layers` layers, class token first, not normalised."""
+        """Hidden states after the first `num_layers` layers, class token first, not normalized."""
         x = self.embed(pixel_values.astype(self.class_embedding.dtype))
         x, _ = layers.apply_layers(
             self.layers, lambda layer, x, _: (layer(x, implementation), None), x, num_layers=num_layers
@@ -109,6 +109,6 @@ class ClipVision(nnx.Module):
 
 
 def normalize(pixels: UInt8[Array, "*B S S 3"], config: ClipConfig) -> Float[Array, "*B S S 3"]:
-    """Grey levels 0-255 → float32 pixel values with CLIP's mean and deviation removed."""
+    """Gray levels 0-255 → float32 pixel values with CLIP's mean and deviation removed."""
     mean, std = jnp.asarray(config.image_mean), jnp.asarray(config.image_std)
     return (pixels.astype(jnp.float32) / 255.0 - mean) / std

@@ -98,7 +98,7 @@ class LayerNorm(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-    """Normalised in float32, rounded, then scaled: the order LLaMA was trained with."""
+    """Normalized in float32, rounded, then scaled: the order LLaMA was trained with."""
 
     def __init__(self, width: int, eps: float, *, dtype: Any, rngs: nnx.Rngs) -> None:
         self.scale = param(rngs, (width,), (None,), dtype, ones=True)
@@ -149,7 +149,7 @@ def apply_layers(
       per_layer: a pytree whose leaves are arrays with a leading layer axis (stacked layers) or lists with one item a
         layer (separate ones), or None.
       num_layers: how many of the layers to run.
-      remat: name of a rematerialisation policy, a key of `REMAT_POLICIES`.
+      remat: name of a rematerialization policy, a key of `REMAT_POLICIES`.
 
     Returns:
       The activations after the last layer, and what the layers kept, a pytree like `per_layer`.

@@ -123,11 +123,11 @@ class Llama(nnx.Module):
             which keeps nothing.
           per_layer: what `attend` needs of each layer (a cache), as `apply_layers` takes it.
           segment_ids: of packed rows, for the default attention.
-          remat: rematerialisation policy, see `layers.REMAT_POLICIES`.
+          remat: rematerialization policy, see `layers.REMAT_POLICIES`.
           implementation: kernel of the default attention.
 
         Returns:
-          Normalised hidden states, ready for `logits`, and what `attend` kept of each layer.
+          Normalized hidden states, ready for `logits`, and what `attend` kept of each layer.
         """
         if attend is None:
 

@@ -81,7 +81,7 @@ class Llava(Vlm):
       config: sizes.
       dtype: of the weights, and so of the computation; softmax, norms, rotary angles and logits are float32 always.
       scan: stack the layers' weights (training) or keep them apart (decoding), see `layers.make_layers`.
-      rngs: seeds of a random initialisation; `nnx.eval_shape` makes the model without one.
+      rngs: seeds of a random initialization; `nnx.eval_shape` makes the model without one.
     """
 
     config: LlavaConfig

@@ -133,7 +133,7 @@ class Vlm(nnx.Module):
           positions: rotary positions; 0, 1, ... by default.
           segment_ids: of packed rows, for the default attention, as `data.batches.packing.PackedTokens` has them.
           attend: as `Llama` takes it, keeping nothing; causal attention by default.
-          remat: rematerialisation policy of the decoder layers.
+          remat: rematerialization policy of the decoder layers.
           implementation: attention kernel.
         """
         features = None

@@ -36,7 +36,7 @@ def together(prepare: Callable[[], T]) -> T:
         raise
     for process, message in enumerate(_gather("")):
         if message:
-            raise InputError(f"process {process} cannot go on: {message}")
+            raise InputError(f"process {process} cannot continue: {message}")
     return result
 
 

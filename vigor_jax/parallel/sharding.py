@@ -39,7 +39,7 @@ class MeshConfig:
 
     Attributes:
       data: number of replicas of the weights.
-      fsdp: number of parts that weights, optimiser state and batch are split into.
+      fsdp: number of parts that weights, optimizer state and batch are split into.
       tensor: number of parts that heads, MLP and vocabulary are split into.
     """
 
@@ -67,7 +67,7 @@ class DistributedConfig:
 
 
 def join_processes(config: DistributedConfig) -> None:
-    """Initialises `jax.distributed`; TPU pods and SLURM are recognised, elsewhere the three flags say how.
+    """Initializes `jax.distributed`; TPU pods and SLURM are recognized, elsewhere the three flags say how.
 
     Does nothing in a process that has joined already, nor in one that has used JAX already and is surely meant to be
     alone.

@@ -68,8 +68,8 @@ class Run:
         """
         to_run = [self.stages[name] for name in self.config.run.stages]
         if not self.config.run.overwrite:
-            for result in (each for stage in to_run for each in self._results[stage.name] if each.judges_itself):
-                self.manifest.leave_to_stage(result.name, result.judges_itself)
+            for result in (each for stage in to_run for each in self._results[stage.name] if each.checks_itself):
+                self.manifest.leave_to_stage(result.name, result.checks_itself)
         self._remove(self.manifest.check(self._wanted(), overwrite=self.config.run.overwrite))
         for stage in to_run:
             if what := stage.changed(self.context):

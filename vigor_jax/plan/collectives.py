@@ -1,6 +1,6 @@
 """What a compiled program sends between devices, read from its text.
 
-XLA prints the optimised module of one device: computations of instructions, of which loops name their body and
+XLA prints the optimized module of one device: computations of instructions, of which loops name their body and
 condition. A GPU's module also says how often a loop runs; of a TPU's, it is read from the loop's counter.
 """
 
@@ -57,7 +57,7 @@ def collective_bytes(module: str, *, default_trips: int = 1) -> dict[str, int]:
     "all-reduce-scatter".
 
     Args:
-      module: text of an optimised HLO module.
+      module: text of an optimized HLO module.
       default_trips: of loops whose number of trips the module does not tell.
     """
     computations, entry = parse(module)

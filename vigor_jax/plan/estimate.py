@@ -20,7 +20,7 @@ class Estimate:
       stage: that runs it.
       name: within the stage.
       rows: in its batch, over all devices.
-      arguments: bytes that live from call to call: weights, optimiser, caches.
+      arguments: bytes that live from call to call: weights, optimizer, caches.
       temporaries: bytes that live within a call.
       peak: bytes at its fullest: arguments, temporaries, and results that take no argument's place.
       memory: bytes that the chip has.

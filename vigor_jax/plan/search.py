@@ -1,4 +1,4 @@
-"""The fastest settings of a config that fit a pod: meshes, batches of inference, rematerialisation, accumulation."""
+"""The fastest settings of a config that fit a pod: meshes, batches of inference, rematerialization, accumulation."""
 
 import dataclasses
 import logging
@@ -44,7 +44,7 @@ def search(config: TrainConfig, num_devices: int, estimate: Estimator, *, enlarg
     """Tries settings of each group of stages from the fastest on; the first that fits is taken.
 
     For training: what is computed again in the backward pass, and then parts of a batch, one after the other; weights,
-    optimiser and batch over all devices, or over as many as the batch divides by, and the weights over the rest. For
+    optimizer and batch over all devices, or over as many as the batch divides by, and the weights over the rest. For
     sampling and scoring, which share a mesh: the splits of the weights, fewest parts first, since each layer's
     activations are added up over the parts. Batches are then doubled while that makes an image cheaper.
 

@@ -112,7 +112,7 @@ def _context(runs: Sequence[_Run], num_images: int, num_shown: int) -> dict[str,
         }
         plotted |= {each.name: found} if found else {}
     tables = {each.name: rows for each, _ in runs if (rows := headline(each.evaluation))}
-    judged: dict[str, dict[str, Any]] = {
+    reward_models: dict[str, dict[str, Any]] = {
         each.name: {"metrics": metrics, "chart": Markup(charts.calibration(metrics["calibration"]))}
         for each, _ in runs
         if (metrics := each.reward_model)
@@ -132,8 +132,8 @@ def _context(runs: Sequence[_Run], num_images: int, num_shown: int) -> dict[str,
         "chair": Markup(charts.chair_against_recall(plotted)) if plotted else "",
         "rewards": panels.rewards({each.name: records for each, records in runs if records}),
         "lengths": panels.lengths({run.figures.name: run for run in runs}),
-        "judged": judged,
-        "kinds": ["all", *dict.fromkeys(kind for each in judged.values() for kind in each["metrics"]["errors"])],
+        "reward_models": reward_models,
+        "kinds": ["all", *dict.fromkeys(kind for each in reward_models.values() for kind in each["metrics"]["errors"])],
         "num_images": num_images,
         "num_shown": num_shown,
         "version": vigor_jax.__version__,

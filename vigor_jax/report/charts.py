@@ -1,4 +1,4 @@
-"""Charts as SVG that takes its colours and its font from the page around it."""
+"""Charts as SVG that takes its colors and its font from the page around it."""
 
 import io
 import re
@@ -16,7 +16,7 @@ from vigor_jax.report.collect import Cell
 
 # What matplotlib draws in, and the page's variable that takes its place.
 _INK, _FAINT, _LINE = "#010101", "#020202", "#030303"
-COLOURS = {
+COLORS = {
     "base": "#040404",
     "tuned": "#050505",
     "candidates": "#060606",
@@ -24,7 +24,7 @@ COLOURS = {
     "chosen": "#070707",
     "targets": "#080808",
 }
-_VARIABLES = {_INK: "ink", _FAINT: "faint", _LINE: "line"} | {colour: name for name, colour in COLOURS.items()}
+_VARIABLES = {_INK: "ink", _FAINT: "faint", _LINE: "line"} | {color: name for name, color in COLORS.items()}
 
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
@@ -64,7 +64,7 @@ def histogram(series: Mapping[str, np.ndarray], edges: np.ndarray, label: str) -
     """How several collections of numbers are distributed, each as its own shares.
 
     Args:
-      series: name of a colour in `COLOURS` → numbers; the first is filled.
+      series: name of a color in `COLORS` → numbers; the first is filled.
       edges: of the bins. What lies beyond the last, a few in a thousand, is counted in the last bin.
       label: of the numbers.
     """
@@ -72,9 +72,9 @@ def histogram(series: Mapping[str, np.ndarray], edges: np.ndarray, label: str) -
         figure, axes = _axes("y")
         for number, (name, values) in enumerate(series.items()):
             counts, _ = np.histogram(np.minimum(values, edges[-1]), edges)
-            shares, colour = counts / len(values), COLOURS[name]
-            axes.stairs(shares, edges, fill=True, color=colour, alpha=0.4 if number == 0 else 0.12, linewidth=0)
-            axes.stairs(shares, edges, color=colour, linewidth=1.4, baseline=None if number else 0)
+            shares, color = counts / len(values), COLORS[name]
+            axes.stairs(shares, edges, fill=True, color=color, alpha=0.4 if number == 0 else 0.12, linewidth=0)
+            axes.stairs(shares, edges, color=color, linewidth=1.4, baseline=None if number else 0)
         axes.set_xlim(edges[0], edges[-1])
         axes.set_ylim(bottom=0)
         axes.yaxis.set_major_locator(MaxNLocator(4, steps=(1, 2, 5, 10)))
@@ -97,19 +97,19 @@ def chair_against_recall(runs: Mapping[str, Mapping[str, tuple[Cell, Cell]]]) ->
             points = [(100 * recall.value, 100 * chair.value) for recall, chair in models.values()]
             axes.plot(*zip(*points, strict=True), color=_FAINT, alpha=0.5, linewidth=0.9, zorder=1)
             for (model, cells), point in zip(models.items(), points, strict=True):
-                (x_error, y_error), colour = map(_error, cells), COLOURS[model]
+                (x_error, y_error), color = map(_error, cells), COLORS[model]
                 axes.errorbar(
                     *point,
                     xerr=x_error,
                     yerr=y_error,
                     fmt=_MARKERS[number % len(_MARKERS)],
-                    color=colour,
+                    color=color,
                     markersize=6,
                     elinewidth=1.1,
                     zorder=2 + number,
                 )
                 name = model if len(runs) == 1 else run if model == "tuned" or len(models) == 1 else ""
-                labels.append((name, point, colour))
+                labels.append((name, point, color))
         axes.margins(0.16)
         axes.set_ylim(bottom=0 if axes.get_ylim()[0] < 0 else None)
         _annotate(axes, [label for label in labels if label[0]])
@@ -129,10 +129,10 @@ def calibration(bins: Sequence[Mapping[str, Any]]) -> str:
     with rc_context(_STYLE):
         figure, axes = _axes("both", size=(3.9, 3.4))
         edges = np.linspace(0, 1, len(bins) + 1)
-        axes.stairs(0.3 * counts / max(counts.max(), 1), edges, fill=True, color=COLOURS["candidates"], alpha=0.4)
+        axes.stairs(0.3 * counts / max(counts.max(), 1), edges, fill=True, color=COLORS["candidates"], alpha=0.4)
         axes.plot((0, 1), (0, 1), color=_FAINT, linewidth=1, linestyle=(0, (3, 3)))
         points = [each["p_good"] for each in filled], [each["good"] for each in filled]
-        axes.plot(*points, color=COLOURS["chosen"], linewidth=1.4, marker="o", markersize=5, clip_on=False)
+        axes.plot(*points, color=COLORS["chosen"], linewidth=1.4, marker="o", markersize=5, clip_on=False)
         axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="p(good), mean of the bin", ylabel="share that is good")
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(MultipleLocator(0.2))
@@ -153,10 +153,10 @@ def _annotate(axes: Axes, labels: Sequence[tuple[str, tuple[float, float], str]]
 
     Args:
       axes: with its limits.
-      labels: name, point, colour.
+      labels: name, point, color.
     """
     taken: list[Bbox] = []
-    for name, point, colour in labels:
+    for name, point, color in labels:
         places = [(7 if right else -7, 6 + 11 * row) for row in (0, -2, 1, -3, 2, -4) for right in (True, False)]
         for x, y in places:
             text = axes.annotate(
@@ -165,7 +165,7 @@ def _annotate(axes: Axes, labels: Sequence[tuple[str, tuple[float, float], str]]
                 xytext=(x, y),
                 textcoords="offset points",
                 horizontalalignment="left" if x > 0 else "right",
-                color=colour,
+                color=color,
                 fontsize=9,
                 parse_math=False,
             )
@@ -193,7 +193,7 @@ def _to_svg(figure: Figure, title: str) -> str:
     svg = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", svg)
     svg = re.sub(r'<svg ([^>]*?)height="[\d.]+pt"', r"<svg \1", svg)
     svg = re.sub(r'<svg ([^>]*?)width="([\d.]+)pt"', r'<svg role="img" \1width="\2"', svg)
-    for colour, variable in _VARIABLES.items():
-        svg = svg.replace(colour, f"var(--{variable})")
+    for color, variable in _VARIABLES.items():
+        svg = svg.replace(color, f"var(--{variable})")
     label = title.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
     return re.sub(r"\n\s*", "\n", svg.replace("<svg ", f'<svg aria-label="{label}" ', 1))

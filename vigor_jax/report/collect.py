@@ -12,7 +12,7 @@ import yaml  # type: ignore[import-untyped]
 from vigor_jax.data.images.store import Folder, open_images
 from vigor_jax.errors import InputError
 from vigor_jax.json_fields import show
-from vigor_jax.report.settings import read_settings
+from vigor_jax.report.settings import describe_settings
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class Figures:
       caption_words: model → words of each caption that CHAIR was computed of.
       reward_model: the last line of `metrics/reward_eval.jsonl`, None if the run trained no reward model.
       summary: `summary.json`, None before the selection.
-      settings: label → lines; see `read_settings`.
+      settings: label → lines; see `describe_settings`.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Row:
       unit: how it is written.
       better: which direction is good; "" where neither is.
       cells: by model.
-      change: tuned - base, None unless both are there.
+      change: tuned - base, None unless both exist.
       verdict: "better" or "worse" where the two intervals do not overlap, else "".
     """
 
@@ -131,7 +131,7 @@ def collect(name: str, directory: Path, images: str | Path | None = None) -> Fig
         caption_words=words,
         reward_model=lines[-1] if lines else None,
         summary=_read_json(summary) if summary.exists() else None,
-        settings=read_settings(config, directory),
+        settings=describe_settings(config, directory),
     )
 
 

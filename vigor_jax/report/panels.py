@@ -19,7 +19,7 @@ class Panel(NamedTuple):
     Attributes:
       title: of all.
       charts: run → SVG.
-      legend: colour → what is drawn in it.
+      legend: color → what is drawn in it.
     """
 
     title: str

@@ -83,7 +83,7 @@ def read_records(folder: str, shown: Collection[str]) -> Records | None:
     count = store.count_parts(candidates)
     is_selected = _is_complete(selections, count)
     terms = tuple(json.loads(store.part_metadata(selections).get("streams", "[]"))) if is_selected else ()
-    names = dict.fromkeys((*terms, *_judges(store.join(folder, "verdicts"))))
+    names = dict.fromkeys((*terms, *_streams(store.join(folder, "verdicts"))))
     verdicts = {name: store.join(folder, "verdicts", name) for name in names}
     verdicts = {name: path for name, path in verdicts.items() if _is_complete(path, count)}
 
@@ -135,7 +135,7 @@ def read_records(folder: str, shown: Collection[str]) -> Records | None:
     )
 
 
-def _judges(folder: str) -> list[str]:
+def _streams(folder: str) -> list[str]:
     """Names of the streams that have a folder of verdicts."""
     system, path = fsspec.core.url_to_fs(folder)
     try:
@@ -146,7 +146,7 @@ def _judges(folder: str) -> list[str]:
 
 
 def _is_complete(folder: str, count: int) -> bool:
-    """Whether all parts are there; a stage that was stopped halfway is left out, and said so."""
+    """Whether all parts exist; a stage that was stopped halfway is left out, and said so."""
     found = store.part_count(folder)
     if found is None:
         return False

@@ -53,7 +53,7 @@ LABELS = (*_SETTINGS, "Date")
 _STREAMS = {"Detector": "detector", "Reward model": "reward_model"}
 
 
-def read_settings(config: Any, directory: Path) -> dict[str, list[str]]:
+def describe_settings(config: Any, directory: Path) -> dict[str, list[str]]:
     """Label → lines, as far as a run says them.
 
     Args:

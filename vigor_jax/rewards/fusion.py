@@ -52,7 +52,7 @@ class FusionConfig:
       weights: of streams by name, such as `{detector: 0.5}`; 1 for those that are not named.
       gamma: weight of what is right under "balanced".
       normalize: what sums are divided by: their "variance", or their standard "std".
-      per: "sentence" divides a candidate's sums by its number of sentences first, for sums favour short candidates.
+      per: "sentence" divides a candidate's sums by its number of sentences first, for sums favor short candidates.
         What has no sentence is divided by 1: its sums are 0, and its penalty too.
     """
 
@@ -176,7 +176,7 @@ class Choice:
     Attributes:
       candidate: position among the candidates.
       decided_by: what told it from the next best.
-      decisive_stream: where the penalty did, the stream whose terms differ most in its favour; else "".
+      decisive_stream: where the penalty did, the stream whose terms differ most in its favor; else "".
       penalties: of each candidate.
       terms: one row a candidate, one column a stream; a candidate's penalty is the sum of its terms.
     """
@@ -225,7 +225,7 @@ def choose(
 
     choices = []
     for start, end in itertools.pairwise(starts.tolist()):
-        own, own_rows, good_ones = penalties[start:end], tuple(rows[start:end]), goodness[start:end]
+        own, own_terms, good_ones = penalties[start:end], tuple(rows[start:end]), goodness[start:end]
         decided_by: DecidedBy = "only"
         best, decisive = 0, ""
         if len(own) > 1:
@@ -233,9 +233,9 @@ def choose(
             others = contents[start:end], again[start:end], likelihoods[start:end]
             best, next_best, decided_by = _Ranking(own, good_ones, *others, *ties).best_two()
             if decided_by == "penalty":
-                in_favour = [worse - better for worse, better in zip(own_rows[next_best], own_rows[best], strict=True)]
-                decisive = scale.streams[in_favour.index(max(in_favour))]
-        choices.append(Choice(best, decided_by, decisive, tuple(own), own_rows))
+                in_favor = [worse - better for worse, better in zip(own_terms[next_best], own_terms[best], strict=True)]
+                decisive = scale.streams[in_favor.index(max(in_favor))]
+        choices.append(Choice(best, decided_by, decisive, tuple(own), own_terms))
     return choices
 
 

@@ -150,8 +150,8 @@ class RewardModel:
     def judge(self, items: Iterable[ScoreItem]) -> Iterator[list[Verdict]]:
         """Verdicts on the texts of each item, in their order; a text without sentences has no signals.
 
-        With several processes, each gives the same items and gets all the verdicts, but reads the images of its own
-        rows only.
+        With several processes, each gives the same items and gets all the verdicts, but reads only the images of
+        its own rows.
 
         Raises:
           InputError: an image cannot be read, or a text is too long; names them.

@@ -39,8 +39,8 @@ def _starts(line: str) -> Iterator[int]:
     for number, start in enumerate(sorted(found) or [0]):
         before = line[previous:start].strip()
         is_marker = number == 1 and _LIST_MARKER.fullmatch(before)
-        goes_on = line[start].islower() and _MAY_END.search(before)
-        if number == 0 or not (is_marker or goes_on):
+        continues = line[start].islower() and _MAY_END.search(before)
+        if number == 0 or not (is_marker or continues):
             yield start
             previous = start
 

@@ -116,7 +116,7 @@ def _chair(config: EvaluateConfig, predictor: Predictor, folder: Path, model: st
     out = folder / "captions.jsonl"
     questions = [Question(name, path, config.prompt) for name, path in images.items()]
     predictor.answer(questions, out, config.captions, desc=f"captions, {model}")
-    return chair_metrics([chair.judge(line["image"], line["text"], reference) for line in read_answers(out)])
+    return chair_metrics([chair.check_caption(line["image"], line["text"], reference) for line in read_answers(out)])
 
 
 def _pope(config: EvaluateConfig, predictor: Predictor, folder: Path, model: str) -> Metrics:

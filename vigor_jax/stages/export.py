@@ -37,7 +37,7 @@ def export(config: ExportConfig, checkpoint: Checkpoint, checkpoints: Path, out:
       config: layout and types.
       checkpoint: the checkpoint that training began with.
       checkpoints: directory that `stages.sft` returned.
-      out: replaced if an earlier export of this run is there, refused if anything else is.
+      out: replaced if it holds an earlier export of this run, refused if anything else.
       mesh: the trained weights pass through its devices.
 
     Raises:

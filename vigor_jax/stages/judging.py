@@ -51,7 +51,7 @@ def score(
       together: all processes judge each part together, as a model on the mesh must, and one of them writes it; else
         each judges its own parts.
       made_with: names the settings, for the parts' seals.
-      needs: streams whose verdicts it reads; they are there.
+      needs: streams whose verdicts it reads; they exist.
 
     Raises:
       InputError: candidates are missing, an image cannot be read, or there are verdicts of another model.
@@ -125,7 +125,7 @@ def scoring_ahead(
     try:
         yield lambda index, count: named.put((index, count))
     except BaseException:
-        halted.set()  # who is interrupted does not want to wait for more than the part under way
+        halted.set()  # an interrupted user does not want to wait for more than the part under way
         raise
     finally:
         ended = time.monotonic()
@@ -168,7 +168,7 @@ def _judge_parts(
 
     def items() -> Iterator[ScoreItem]:
         for index in todo:
-            part = list(read_items(read_part(candidates, index, count, Candidate), images))
+            part = list(score_items(read_part(candidates, index, count, Candidate), images))
             if needs:
                 part = _with_verdicts(part, records, index, count, needs)
             sizes.append(len(part))
@@ -211,7 +211,7 @@ def _with_verdicts(
     ]
 
 
-def read_items(candidates: Iterable[Candidate], images: Images) -> Iterator[ScoreItem]:
+def score_items(candidates: Iterable[Candidate], images: Images) -> Iterator[ScoreItem]:
     """The candidates of each image and prompt, which stand together.
 
     Raises:

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float
 
 from vigor_jax.data.batches.tree_batches import TreeLoader, TreeRows
 from vigor_jax.hf.load import Checkpoint
-from vigor_jax.inference.tree_attention import read_places
+from vigor_jax.inference.tree_attention import hidden_states_at
 from vigor_jax.models.vlm import abstract_model
 from vigor_jax.parallel.sharding import to_global
 from vigor_jax.records import ErrorType
@@ -51,7 +51,7 @@ class Evaluation:
         def p_good(weights: Weights, rows: TreeRows) -> Float[Array, "B P"]:
             model = merge_params(graphdef, {path: weight.astype(dtype) for path, weight in weights.items()})
             head = model.language_model.head()[:, scored]
-            logits = jnp.matmul(read_places(model, rows), head, preferred_element_type=jnp.float32)
+            logits = jnp.matmul(hidden_states_at(model, rows), head, preferred_element_type=jnp.float32)
             return jax.nn.sigmoid(logits[..., 0] - logits[..., 1])
 
         self._p_good = jax.jit(p_good, out_shardings=NamedSharding(mesh, P()))

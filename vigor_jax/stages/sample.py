@@ -49,7 +49,7 @@ class SampleConfig:
     """What is sampled.
 
     Attributes:
-      images: the unlabelled images: a folder, searched however deep, tar shards or Parquet, local or remote
+      images: the unlabeled images: a folder, searched however deep, tar shards or Parquet, local or remote
         (docs/images.md).
       prompts: each image is asked one of them, drawn by its name and the seed.
       template: conversation format; by default `model.template`.
@@ -274,7 +274,7 @@ class SampleStage(Stage):
         yield Program(
             self.name, "decode", decode, flops, held, candidates, capacity, steps=capacity, held_by_others=images_only
         )
-        if len(decoder.cache_lengths) > 1:  # the last time that the caches grow, both are there
+        if len(decoder.cache_lengths) > 1:  # the last time that the caches grow, both exist
             held_by_others = held + bytes_held((prefix, state))
             grow = lowered(decoder.lower_pad_cache, decoder.cache_lengths[-2], capacity)
             flops = forward_flops(model, rows=candidates, tokens=0, images=0)

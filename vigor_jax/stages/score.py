@@ -40,13 +40,13 @@ from vigor_jax.training.flops import forward_flops
 
 logger = logging.getLogger(__name__)
 
-# Seconds that a detector has to say who it is, where nothing else is wanted from it.
+# Seconds that a detector has to say which one it is, where nothing else is wanted from it.
 GREETING_TIMEOUT = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
 class ScoreConfig:
-    """Who judges.
+    """Which reward streams judge.
 
     Attributes:
       streams: "detector", "reward_model", or one of your own: `package.module:Class`, `file.py:Class`, or an object
@@ -68,7 +68,7 @@ class ScoreStage(Stage):
     """Candidates → verdicts of every stream, a result each.
 
     Args:
-      config: who judges.
+      config: which streams judge.
       detection: the detector, if it does.
       reward_model: how the reward model judges, if it does.
       images: where the images are.
@@ -83,7 +83,7 @@ class ScoreStage(Stage):
         given = [as_config(stream) for stream in config.streams]
         self._streams = in_order(given)
         self.streams = {stream_class(each).name: result_name(each) for each in given}
-        self._judges: dict[str, RewardStream] = {}
+        self._open_streams: dict[str, RewardStream] = {}
         self._opened = ExitStack()
 
     @property
@@ -108,7 +108,7 @@ class ScoreStage(Stage):
                 logger.info("score: all verdicts of %s are there", name)
             else:
                 score(
-                    self._judge(name, context, progress),
+                    self._stream(name, context, progress),
                     context.records,
                     self._image_place(),
                     together=uses_devices(stream_class(stream)),
@@ -118,7 +118,7 @@ class ScoreStage(Stage):
                 )
             # Another stream may need all the verdicts. Also where there was nothing to do: others may have had some.
             progress.barrier(f"score, {name}")
-        self._judges.clear()
+        self._open_streams.clear()
         self.close()  # the sidecar's memory is wanted elsewhere
 
     @contextmanager
@@ -133,8 +133,10 @@ class ScoreStage(Stage):
                 found = stream_class(stream)
                 if uses_devices(found) or needs(found) or self._is_scored(name, context):
                     continue
-                judge, made_with = self._judge(name, context, progress), progress.mark(result_name(stream))
-                begun = scoring_ahead(judge, context.records, self._image_place(), made_with=made_with, **context.share)
+                opened, made_with = self._stream(name, context, progress), progress.mark(result_name(stream))
+                begun = scoring_ahead(
+                    opened, context.records, self._image_place(), made_with=made_with, **context.share
+                )
                 followers.append(judging.enter_context(begun))
 
             def on_part(index: int, count: int) -> None:
@@ -180,30 +182,30 @@ class ScoreStage(Stage):
             options = fingerprint.plain(dict(stream.options))
             return {f"score.streams.{stream.path}.{key}": value for key, value in options.items()}
         given = self._config.reward_model
-        judge = open_checkpoint(given, context.model.vision_tower) if given else None
-        weights, tokenizer = (judge.digest(), judge.tokenizer.digest()) if judge else (None, None)
-        judge_of = {"score.reward_model": weights, "score.reward_model.tokenizer": tokenizer}
-        return fingerprint.of(self._reward_model, "reward_model") | judge_of | {"model.dtype": context.dtype}
+        checkpoint = open_checkpoint(given, context.model.vision_tower) if given else None
+        weights, tokenizer = (checkpoint.digest(), checkpoint.tokenizer.digest()) if checkpoint else (None, None)
+        weights_of = {"score.reward_model": weights, "score.reward_model.tokenizer": tokenizer}
+        return fingerprint.of(self._reward_model, "reward_model") | weights_of | {"model.dtype": context.dtype}
 
-    def _judge(self, name: str, context: RunContext, progress: Progress) -> RewardStream:
+    def _stream(self, name: str, context: RunContext, progress: Progress) -> RewardStream:
         """The stream, opened; its verdicts on disk, if any, were made by the same."""
-        if name not in self._judges:
-            judge = self._open(self._streams[name], context)
-            self._check_digest(name, judge, context, progress)
+        if name not in self._open_streams:
+            stream = self._open(self._streams[name], context)
+            self._check_digest(name, stream, context, progress)
             progress.begin(self.streams[name])
-            self._judges[name] = judge
-        return self._judges[name]
+            self._open_streams[name] = stream
+        return self._open_streams[name]
 
     def _open(self, stream: StreamConfig, context: RunContext) -> RewardStream:
-        judge: Any
+        opened: Any
         if stream.path == RewardModel.name:
-            judge = self._open_reward_model(context)
+            opened = self._open_reward_model(context)
         elif stream.path == DetectorStream.name:
-            judge = DetectorStream(self._detection)
+            opened = DetectorStream(self._detection)
         else:
             given = {"mesh": context.inference_mesh} if uses_devices(stream_class(stream)) else {}
-            judge = make_stream(stream, **given)
-        return self._opened.enter_context(judge) if isinstance(judge, AbstractContextManager) else judge
+            opened = make_stream(stream, **given)
+        return self._opened.enter_context(opened) if isinstance(opened, AbstractContextManager) else opened
 
     def _open_reward_model(self, context: RunContext) -> RewardModel:
         directory = local_directory(self._config.reward_model or context.dir / REWARD_MODEL)
@@ -236,8 +238,8 @@ class ScoreStage(Stage):
         else:
             self._check_digest(name, stream, context, progress)
 
-    def _check_digest(self, name: str, judge: RewardStream, context: RunContext, progress: Progress) -> None:
-        if what := check_digest(judge, context.records):
+    def _check_digest(self, name: str, stream: RewardStream, context: RunContext, progress: Progress) -> None:
+        if what := check_digest(stream, context.records):
             progress.make_again(self.streams[name], what)
 
     def _image_place(self) -> str:
@@ -258,6 +260,6 @@ def check_same_question(config: RewardModelConfig, training: Mapping[str, Any], 
       InputError: it was trained to answer another question.
     """
     for key in ("per", "question", "template"):
-        learnt, asked = training.get(key, getattr(config, key)), getattr(config, key)
-        if learnt != asked:
-            raise InputError(f"reward_model.{key} is {asked!r}, and {who} has {learnt!r}; make them the same")
+        learned, asked = training.get(key, getattr(config, key)), getattr(config, key)
+        if learned != asked:
+            raise InputError(f"reward_model.{key} is {asked!r}, and {who} has {learned!r}; make them the same")

@@ -35,7 +35,7 @@ __all__ = ["OtherPartsError", "SelectConfig", "Summary", "select"]
 
 
 class OtherPartsError(InputError):
-    """Selections that are there were made of other candidates or verdicts than those that are there now."""
+    """The existing selections were made of other candidates or verdicts than the present ones."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +83,7 @@ def select(
 ) -> Summary | None:
     """Makes `selections/`, `targets/`, `targets.json` and `summary.json` of `candidates/` and `verdicts/STREAM/`.
 
-    Parts that are there are kept, so the same call continues where a killed one stopped. Each process takes the
+    Existing parts are kept, so the same call continues where a killed one stopped. Each process takes the
     variances of the whole run (a few columns of every part), for they must agree to the bit; parts are divided by their
     index.
 
@@ -101,7 +101,7 @@ def select(
 
     Raises:
       InputError: parts are missing, do not fit each other, hold a signal that is no finite number of 0 or more, or the
-        selections that are there were made with other settings.
+        the existing selections were made with other settings.
       OtherPartsError: they were made of other parts.
     """
     if config.strategy == "reward" and not streams:

@@ -57,7 +57,7 @@ def sft(
       checkpoint: the checkpoint to start from.
       run_dir: gets `checkpoints/NAME/`, and `metrics/NAME.jsonl` with TensorBoard events next to it.
       mesh: all devices of all processes.
-      dtype: type to compute in; trained weights and optimiser are float32 in any case.
+      dtype: type to compute in; trained weights and optimizer are float32 in any case.
       name: of the stage in `run_dir`.
       reporting: trackers that get the metrics too; changes nothing about the result.
 
@@ -102,7 +102,7 @@ def _loader(
     if config.max_length > positions:
         raise InputError(
             f"max_length: {config.max_length} is more than the {positions} positions that {checkpoint.directory} has "
-            f"learnt; expected at most {positions}"
+            f"learned; expected at most {positions}"
         )
     encoding: dict[str, Any] = {
         "tokenizer": checkpoint.tokenizer,
@@ -179,7 +179,7 @@ def training_result(
     content = {f"{name}.data": file_digest(data)} if data and data.is_file() else {}
     outputs = (context.dir / "checkpoints" / name, *more, places_file(context.dir, name))
     settings = context.model_settings | of(config, name) | content
-    return Result(name, settings, after, outputs, judges_itself=f"{name}.data")
+    return Result(name, settings, after, outputs, checks_itself=f"{name}.data")
 
 
 def _own_targets(context: RunContext) -> Path:

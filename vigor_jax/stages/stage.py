@@ -31,14 +31,14 @@ class Result:
       settings: option → value, all that decide on it; made by `fingerprint.of`.
       after: names of the results that it is made of.
       outputs: files and folders, local or remote.
-      judges_itself: an option whose change the stage understands: it continues if it can.
+      checks_itself: an option whose change the stage understands: it continues if it can.
     """
 
     name: str
     settings: Mapping[str, Any]
     after: tuple[str, ...]
     outputs: tuple[str | Path, ...]
-    judges_itself: str = ""
+    checks_itself: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,7 +31,7 @@ from vigor_jax.data.text.conversation import find_template
 from vigor_jax.errors import InputError
 from vigor_jax.hf.export import ExportConfig
 from vigor_jax.hf.load import Checkpoint
-from vigor_jax.inference.tree_attention import read_places
+from vigor_jax.inference.tree_attention import hidden_states_at
 from vigor_jax.models.vlm import Vlm
 from vigor_jax.parallel.processes import is_first, together
 from vigor_jax.parallel.sharding import check_batch_divides, local_rows
@@ -53,7 +53,7 @@ logger = logging.getLogger(__name__)
 
 NAME = "train_reward"
 
-# Image → judgements of the descriptions of it.
+# Image → judgments of the descriptions of it.
 Annotations: TypeAlias = Mapping[str, Sequence[Annotation]]
 
 
@@ -105,7 +105,7 @@ def train_reward(
       run_dir: gets `checkpoints/train_reward/`, `metrics/train_reward.jsonl` and, with a line for each evaluation,
         `metrics/reward_eval.jsonl`.
       mesh: all devices of all processes.
-      dtype: type to compute in; trained weights and optimiser are float32 in any case.
+      dtype: type to compute in; trained weights and optimizer are float32 in any case.
       reporting: as `stages.sft.sft`.
 
     Returns:
@@ -195,7 +195,7 @@ def _encoder(config: TrainRewardConfig, checkpoint: Checkpoint) -> TreeEncoder:
 
 
 def _read(config: TrainRewardConfig, encoder: TreeEncoder, run_dir: Path) -> dict[str, list[Annotation]]:
-    """The annotations that have sentences, by their images; those that cannot be learnt are left out or refused."""
+    """The annotations that have sentences, by their images; those that cannot be learned are left out or refused."""
     path, images = config.annotations or Path(), open_images(config.images or ".")
     found = list(scan_annotations(path))
     bad = [row for _, row in found if isinstance(row, BadRow)]
@@ -334,9 +334,9 @@ def _descriptions(
 def answer_loss(model: Vlm, rows: TreeRows, config: TrainingConfig) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Weighted sum of the cross-entropy of the answers' tokens, and the sum of their weights.
 
-    Only where an answer is learnt are there logits: a few hundred places of a row at most.
+    Only where an answer is learned are there logits: a few hundred places of a row at most.
     """
-    hidden = read_places(model, rows, remat=config.remat)
+    hidden = hidden_states_at(model, rows, remat=config.remat)
     logits = model.language_model.logits(hidden)
     # A product with one-hot rows in place of a gather leaves a split vocabulary split; what is padded has no target.
     targets = jnp.sum(logits * jax.nn.one_hot(rows.targets, logits.shape[-1]), -1)

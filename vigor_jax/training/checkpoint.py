@@ -1,9 +1,9 @@
 """Checkpoints of a training stage: written in the background, complete or absent, readable on any mesh.
 
-`DIR/STEP/` holds the trained weights (`params`), what else a run needs to go on (`rest`: optimiser state, RNG
+`DIR/STEP/` holds the trained weights (`params`), what else a run needs to continue (`rest`: optimizer state, RNG
 key), `record/record.json`: position in the data, fingerprint of the run, last metrics; and `sums/sums`, by which
 reading finds damage that Orbax does not (most of it: its files have no checksums of the numbers). A step is written
-under a temporary name and renamed when all of it is there, so after a kill the one before it is the latest.
+under a temporary name and renamed when it is complete, so after a kill the one before it is the latest.
 """
 
 import contextlib
@@ -101,7 +101,7 @@ class Checkpoints:
         """Reads to where `jax.ShapeDtypeStruct`s with shardings say, whatever mesh wrote the checkpoint.
 
         Raises:
-          InputError: the checkpoint is damaged; says which older one is there.
+          InputError: the checkpoint is damaged; says which older one exists.
         """
         restored = _restore(self._manager, self.directory, step, {"params": params, "rest": rest})
         return restored["params"], restored["rest"]
@@ -163,7 +163,7 @@ def read_record(directory: Path, step: int) -> dict[str, Any]:
 
 
 def restore_params_only(directory: Path, abstract: Any = None, step: int | None = None) -> Any:
-    """The trained weights of a checkpoint, without the optimiser state or any knowledge of it.
+    """The trained weights of a checkpoint, without the optimizer state or any knowledge of it.
 
     Args:
       directory: what `Checkpoints` was given.
@@ -171,7 +171,7 @@ def restore_params_only(directory: Path, abstract: Any = None, step: int | None 
       step: the latest by default.
 
     Raises:
-      InputError: no such checkpoint is there, or it is damaged; says which older one is there.
+      InputError: no such checkpoint exists, or it is damaged; says which older one exists.
     """
     directory = directory.absolute()
     step = latest_step(directory) if step is None else step

@@ -101,7 +101,7 @@ def fine_tune(
     """The loop of `sft` over any batches and any loss.
 
     Args:
-      config: settings of the optimiser and of the loop.
+      config: settings of the optimizer and of the loop.
       checkpoint: the checkpoint to start from.
       run_dir: as `sft` takes it.
       mesh: all devices of all processes.

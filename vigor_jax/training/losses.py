@@ -22,7 +22,7 @@ def chunked_cross_entropy(
     gradient as much again. Here each chunk of positions makes its logits forward, and again backward.
 
     Args:
-      hidden: normalised hidden states; their dtype is that of the matrix product.
+      hidden: normalized hidden states; their dtype is that of the matrix product.
       head: output matrix. Its gradient is summed over the chunks in its own dtype.
       labels: the token at each position, `IGNORE_INDEX` where it is not supervised; the shift happens here.
       chunk: positions of a row whose logits may exist at a time.

@@ -1,4 +1,4 @@
-"""Whether the data of a training run is still what it was begun with, or differs only where nothing was learnt yet."""
+"""Whether the data of a training run is still what it was begun with, or differs only where nothing was learned yet."""
 
 import hashlib
 import logging
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import UInt64
 
-from vigor_jax.data.batches.places import EMPTY, empty_update, fill_places, learnt_places, read_places, write_places
+from vigor_jax.data.batches.places import EMPTY, empty_update, fill_places, learned_places, read_places, write_places
 from vigor_jax.errors import InputError
 from vigor_jax.json_fields import Fields
 from vigor_jax.parallel.processes import is_first, same_everywhere, together
@@ -56,7 +56,7 @@ def hold_places(
         the facts under which the run knows its data.
 
     Raises:
-        InputError: rows were added, or some that were learnt already have changed; or processes have different data.
+        InputError: rows were added, or some that were learned already have changed; or processes have different data.
     """
     same_everywhere({"data": data.facts, "rows": hashlib.sha256(data.keys[:, 0].tobytes()).hexdigest()})
     path, directory = places_file(run_dir, name), run_dir / "checkpoints" / name
@@ -79,7 +79,7 @@ def hold_places(
         now[:, 0] = np.where(filled >= 0, data.keys[filled, 0], np.uint64(EMPTY))
         now[filled >= 0, 1] = data.keys[filled[filled >= 0], 1]
         changed = int((now[:, 0] != places[:, 0]).sum())
-        logger.warning("%s: %d rows of %s have changed that were not learnt yet; going on", name, changed, data.path)
+        logger.warning("%s: %d rows of %s have changed that were not learned yet; continuing", name, changed, data.path)
         return filled.tolist(), facts, now
 
     filled, facts, now = together(compare)
@@ -89,20 +89,20 @@ def hold_places(
 
 
 def _fill(config: TrainingConfig, data: Data, places: np.ndarray, start: int, where: str) -> np.ndarray:
-    """`fill_places`, if no row that was learnt has another one in its place."""
+    """`fill_places`, if no row that was learned has another one in its place."""
     instead = "go back to that data, choose another run directory, or give --run.overwrite true to begin again"
     filled = fill_places(places, data.keys)
     if isinstance(filled, int):
         raise InputError(
             f"{where}: its {data.label(filled)} has no place among the {len(places)} rows that the run was begun with; "
-            f"rows that were not learnt yet may be fixed or removed, none added; {instead}"
+            f"rows that were not learned yet may be fixed or removed, none added; {instead}"
         )
     contents = np.where(filled >= 0, data.keys[filled, 0], np.uint64(EMPTY))
-    learnt = learnt_places(len(places), config.seed, start * config.batch_size)
-    if spoilt := sorted(learnt.intersection(np.flatnonzero(contents != places[:, 0]).tolist())):
-        row = filled[spoilt[0]]
-        what = f"{data.label(int(row))} was changed" if row >= 0 else f"its row {spoilt[0]} (from 0) was removed"
-        raise InputError(f"{where} in {len(spoilt)} rows that were learnt already: {what}; {instead}")
+    learned = learned_places(len(places), config.seed, start * config.batch_size)
+    if spoiled := sorted(learned.intersection(np.flatnonzero(contents != places[:, 0]).tolist())):
+        row = filled[spoiled[0]]
+        what = f"{data.label(int(row))} was changed" if row >= 0 else f"its row {spoiled[0]} (from 0) was removed"
+        raise InputError(f"{where} in {len(spoiled)} rows that were learned already: {what}; {instead}")
     settings = {"batch_size": config.batch_size, "epochs": config.epochs, "seed": config.seed}
     if (update := empty_update(filled, **settings, start=start)) is not None:
         raise InputError(f"{where}: too many rows were removed: update {update} has none left; {instead}")

@@ -22,7 +22,7 @@ PROJECT = "vigor-jax"
 
 @dataclasses.dataclass(frozen=True)
 class Reporting:
-    """Who gets the metrics, next to the files in the run directory.
+    """What gets the metrics, next to the files in the run directory.
 
     Attributes:
       to: the trackers.

@@ -1,4 +1,4 @@
-"""The pure part of fine-tuning: settings, optimiser, state, and (state, frozen, rows) → (state, metrics).
+"""The pure part of fine-tuning: settings, optimizer, state, and (state, frozen, rows) → (state, metrics).
 
 Weights are flat dicts by dotted path, such as `language_model.layers.q_proj.kernel`: `params` are trained and held
 in float32, `frozen` are not and have the type the model computes in.
@@ -139,7 +139,7 @@ class TrainState(NamedTuple):
     Attributes:
       step: updates done.
       params: trained weights in float32.
-      opt_state: of the optimiser, sharded like the weights.
+      opt_state: of the optimizer, sharded like the weights.
       rng: key for what may be random in an update. Nothing is (no dropout), so it never advances.
     """
 

@@ -359,7 +359,7 @@ def test_a_folder_with_none_of_the_images_is_no_matter_of_rows(tmp_path: Path, i
         scan_examples(path, images)
 
 
-def test_the_digest_is_of_what_is_learnt(tmp_path: Path, images: Path) -> None:
+def test_the_digest_is_of_what_is_learned(tmp_path: Path, images: Path) -> None:
     same = [RECORD, {**RECORD, "id": "other", "model": "x"}, {**RECORD, "conversations": [GPT, HUMAN, GPT]}]
     other = [{**RECORD, "image": "dog.jpg"}, {**RECORD, "conversations": [HUMAN, {**GPT, "value": "A cat"}]}]
     digests = [example.digest for example in read_examples(write(tmp_path, same + other), images)]

@@ -13,7 +13,7 @@ PAD = 7
 
 @st.composite
 def batches(draw, max_length=300):
-    """Lengths, who has an image, and how many rows there are."""
+    """Lengths, which have an image, and how many rows there are."""
     num_rows, each = draw(st.integers(1, 6)), draw(st.integers(1, 5))
     lengths = draw(st.lists(st.integers(1, max_length), min_size=num_rows * each, max_size=num_rows * each))
     has_image = draw(st.lists(st.booleans(), min_size=len(lengths), max_size=len(lengths)))

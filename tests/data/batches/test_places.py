@@ -12,7 +12,7 @@ from vigor_jax.data.batches.places import (
     EMPTY,
     empty_update,
     fill_places,
-    learnt_places,
+    learned_places,
     read_places,
     row_keys,
     write_places,
@@ -89,7 +89,7 @@ def test_order_is_that_of_the_batches(tmp_path):
     taken = [int(name[1:]) for batch in loader.batches() for name in batch.ids]
     assert batch_indices(10, 3, range(28)) == taken
     for count in (0, 4, 9, 10, 25):
-        assert learnt_places(10, 3, count) == set(taken[:count])
+        assert learned_places(10, 3, count) == set(taken[:count])
     for step in range(7):
         gone = set(taken[4 * step : 4 * step + 4])
         filled = np.array([-1 if place in gone else place for place in range(10)])

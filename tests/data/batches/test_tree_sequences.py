@@ -96,10 +96,10 @@ def test_paths_are_conversations(tokenizer, template):
         indices = path_to(row, 0, sentence)
         assert row.token_ids[indices].tolist() == whole.token_ids[:-1].tolist()
         assert row.tree.positions[indices].tolist() == list(range(len(indices)))
-        learnt = np.isin(row.places, indices)
-        assert row.targets[learnt].tolist() == whole.labels[whole.labels != IGNORE_INDEX].tolist()
+        learned = np.isin(row.places, indices)
+        assert row.targets[learned].tolist() == whole.labels[whole.labels != IGNORE_INDEX].tolist()
         supervised = np.flatnonzero(whole.labels != IGNORE_INDEX)
-        assert row.tree.positions[row.places[learnt]].tolist() == (supervised - 1).tolist()
+        assert row.tree.positions[row.places[learned]].tolist() == (supervised - 1).tolist()
 
 
 @settings(max_examples=60, deadline=None)
@@ -117,8 +117,8 @@ def test_paths_spell_their_sentences(tokenizer, texts):
             for sentence, span in enumerate(description.spans):
                 ids = row.token_ids[path_to(row, index, sentence)].tolist()
                 said = description.text[description.spans[0].start : span.end]
-                spelt = tokenizer.decode([tokenizer.token_to_id("a"), *ids[prefix:]])
-                assert spelt.rstrip() == f"a\n{said} ASSISTANT:"
+                spelled = tokenizer.decode([tokenizer.token_to_id("a"), *ids[prefix:]])
+                assert spelled.rstrip() == f"a\n{said} ASSISTANT:"
 
 
 def test_spans_with_space_and_text_before(tokenizer):

@@ -111,7 +111,7 @@ def test_modes_equal_transformers(tmp_path: Path, mode: str, suffix: str, pad: b
     image = picture(70, 45, "L" if mode == "I;16" else mode)
     if mode in ("LA", "RGBA"):
         image.putalpha(picture(70, 45, "L", seed=1))
-    grey = image
+    gray = image
     if mode == "I;16":
         image = Image.fromarray(np.asarray(image).astype(np.uint16) * 257)
     image.save(path)
@@ -119,7 +119,7 @@ def test_modes_equal_transformers(tmp_path: Path, mode: str, suffix: str, pad: b
         # LLaVA drops an alpha channel; transformers, given one, would blend the picture with white.
         shown = original.convert("RGB") if mode in ("LA", "RGBA") else original
         # Of 16 bits the upper eight count, as for the detector; transformers makes all above 255 white.
-        shown = grey if mode == "I;16" else shown
+        shown = gray if mode == "I;16" else shown
         check(load_image(path), shown, Preprocessing(size=32, pad=pad))
     assert load_image(path).tobytes() == load_image(path.read_bytes()).tobytes()
     assert load_image(path).mode == "RGB"
@@ -135,7 +135,7 @@ def test_photographs_equal_transformers(size: int, pad: bool) -> None:
             check(load_image(path), original, Preprocessing(size=size, pad=pad))
 
 
-def test_padding_colour_and_place() -> None:
+def test_padding_color_and_place() -> None:
     white = Image.new("RGB", (4, 7), (255, 255, 255))
     pixels = preprocess(white, Preprocessing(size=7, pad=True))
     # Three columns are missing: one goes to the left, two to the right.
@@ -144,7 +144,7 @@ def test_padding_colour_and_place() -> None:
     assert pixels[0, 0].tolist() == [122, 116, 104]
 
 
-def test_normalisation_by_hand() -> None:
+def test_normalization_by_hand() -> None:
     preprocessing = Preprocessing(size=1)
     pixels = np.array([[[0, 128, 255]]], np.uint8)
     expected = [(value / 255 - m) / s for value, m, s in zip((0, 128, 255), CLIP_MEAN, CLIP_STD, strict=True)]

@@ -152,7 +152,7 @@ def test_images_are_equal_only_to_themselves(tmp_path):
     assert isinstance(images.file("001.png"), StoredImage)
 
 
-def test_a_folder_of_images_stays_a_folder_whatever_lies_beside_them(tmp_path):
+def test_a_folder_of_images_stays_a_folder_whatever_lies_next_to_them(tmp_path):
     write_folder(tmp_path / "photos", IMAGES)
     write_tars(tmp_path, {"other.jpg": b"x"})
     images = open_images(tmp_path)

@@ -14,7 +14,7 @@ LINE = {
     "image": "kitchen/1.jpg",
     "description": "A red kettle boils.  Two cats watch.\n\nThe cats are hungry.",
     "sentences": [
-        {"text": "A red kettle boils.", "errors": ["attribute:colour"]},
+        {"text": "A red kettle boils.", "errors": ["attribute:color"]},
         {"text": "Two cats watch.", "errors": ["object", "location"], "creative": False},
         {"text": "The cats are hungry.", "errors": [], "creative": True},
     ],
@@ -36,7 +36,7 @@ def test_reads_spans_and_errors(tmp_path):
         "kitchen/1.jpg",
         LINE["description"],
         (
-            AnnotatedSentence(Span(0, 19), ("attribute",), "colour"),
+            AnnotatedSentence(Span(0, 19), ("attribute",), "color"),
             AnnotatedSentence(Span(21, 36), ("object", "location")),
             AnnotatedSentence(Span(38, 58), (), creative=True),
         ),

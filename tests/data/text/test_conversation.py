@@ -1,4 +1,4 @@
-"""Ids and labels against whole-string tokenisation by others, as the original LLaVA does it."""
+"""Ids and labels against whole-string tokenization by others, as the original LLaVA does it."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -171,7 +171,7 @@ def written_out(name: str, texts: Sequence[str]) -> tuple[str, list[tuple[int, i
 def by_offsets(
     vocabulary: Vocabulary, string: str, supervised: Sequence[tuple[int, int]]
 ) -> tuple[list[int], list[int]]:
-    """The original's rule: split at images, tokenise chunks whole, one BOS; labels by character offsets."""
+    """The original's rule: split at images, tokenize chunks whole, one BOS; labels by character offsets."""
     ids, labels, offset = [1], [IGNORE_INDEX], 0
     for index, chunk in enumerate(string.split("<image>")):
         if index:
@@ -192,7 +192,7 @@ def by_offsets(
     # Captions of an image, one round each.
     + [("plain", texts[:2]) for texts in CONVERSATIONS.values() if "<image>" in texts[0]],
 )
-def test_equals_whole_string_tokenisation(vocabulary: Vocabulary, name: str, texts: list[str]) -> None:
+def test_equals_whole_string_tokenization(vocabulary: Vocabulary, name: str, texts: list[str]) -> None:
     ids, labels = by_offsets(vocabulary, *written_out(name, texts))
     ours = example_of(vocabulary.ours, TEMPLATES[name], turns_of(texts))
     assert ours.token_ids.tolist() == ids

@@ -44,9 +44,9 @@ SNIPPETS = (
     "😀",
     "👩\u200d🚀",
 )
-SPELT_OUT = ("</s>", "<s>", "<unk>", "<image>", "<pad>", "<0x0A>", "\x00", "###")
+SPELLED_OUT = ("</s>", "<s>", "<unk>", "<image>", "<pad>", "<0x0A>", "\x00", "###")
 TEXTS = st.lists(
-    st.sampled_from(SNIPPETS + SPELT_OUT) | st.text(st.characters(exclude_categories=["Cs"]), max_size=8),
+    st.sampled_from(SNIPPETS + SPELLED_OUT) | st.text(st.characters(exclude_categories=["Cs"]), max_size=8),
     max_size=12,
 ).map("".join)
 
@@ -410,7 +410,7 @@ def test_padding_falls_back_to_eos_without_unknown_token(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("legacy", [None, True, False])
-def test_legacy_and_added_tokens_beside_a_tokenizer_model(tmp_path: Path, legacy: bool | None) -> None:
+def test_legacy_and_added_tokens_next_to_a_tokenizer_model(tmp_path: Path, legacy: bool | None) -> None:
     train_sentencepiece(tmp_path / "tokenizer.model")
     (tmp_path / "added_tokens.json").write_text('{"<im_patch>": 420}')
     changes = {} if legacy is None else {"legacy": legacy}

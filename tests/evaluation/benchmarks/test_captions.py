@@ -116,7 +116,7 @@ def check(metrics, said, wanted):
 
 
 def test_figures_follow_their_definitions(coco):
-    metrics = captions.score(CAPTIONS, {**REFERENCES, "more.jpg": ["not asked for"]}, java=False)
+    metrics = captions.compute_metrics(CAPTIONS, {**REFERENCES, "more.jpg": ["not asked for"]}, java=False)
     said = {image: caption_tokens.split(text) for image, text in CAPTIONS.items()}
     wanted = {image: [caption_tokens.split(text) for text in texts] for image, texts in REFERENCES.items()}
     check(metrics, said, wanted)
@@ -135,7 +135,7 @@ def test_figures_follow_their_definitions_on_any_words(data):
     pytest.importorskip("pycocoevalcap")
     said = {f"{i}": text for i, (text, _) in enumerate(data)}
     wanted = {f"{i}": references for i, (_, references) in enumerate(data)}
-    metrics = captions.score(said, wanted, java=False)
+    metrics = captions.compute_metrics(said, wanted, java=False)
     check(metrics, said, wanted)
     # Sums over images are enough for all figures.
     rates = captions.rates(np.sum(list(metrics.counts.values()), axis=0))
@@ -144,7 +144,7 @@ def test_figures_follow_their_definitions_on_any_words(data):
 
 
 def test_intervals(coco):
-    metrics = captions.score(CAPTIONS, REFERENCES, java=False)
+    metrics = captions.compute_metrics(CAPTIONS, REFERENCES, java=False)
     assert list(metrics.counts) == list(CAPTIONS)
     counts = np.array(list(metrics.counts.values()))
     assert counts.shape == (4, len(captions.COUNTS))
@@ -178,7 +178,7 @@ def test_cap_is_that_of_the_tables_of_fisao(printed, figures):
 def test_java_is_used_where_it_is(coco):
     if not caption_tokens.has_java():
         pytest.skip("no Java here")
-    metrics = captions.score(CAPTIONS, REFERENCES, java_metrics=("meteor",))
+    metrics = captions.compute_metrics(CAPTIONS, REFERENCES, java_metrics=("meteor",))
     assert metrics.tokenizer == "PTBTokenizer"
     assert 0 < metrics.meteor < 1
     assert metrics.spice is None
@@ -187,7 +187,7 @@ def test_java_is_used_where_it_is(coco):
     bleus = [getattr(metrics, f"bleu_{n}") for n in range(1, 5)]
     assert metrics.cap_table == pytest.approx(100 * (sum(figures.values()) + sum(bleus)) / 7, abs=1e-12)
     # These captions have nothing on which the two tokenizers differ.
-    ours = captions.score(CAPTIONS, REFERENCES, java=False)
+    ours = captions.compute_metrics(CAPTIONS, REFERENCES, java=False)
     assert ours.cap == pytest.approx(metrics.cap, abs=1e-12)
 
 
@@ -197,7 +197,7 @@ def test_a_java_metric_that_fails_takes_nothing_along(coco, monkeypatch):
 
     monkeypatch.setattr(captions, "_run_java", fail)
     monkeypatch.setattr(captions, "tokenize", lambda texts, java: caption_tokens.tokenize(texts, java=False))
-    metrics = captions.score(CAPTIONS, REFERENCES, java=True)
+    metrics = captions.compute_metrics(CAPTIONS, REFERENCES, java=True)
     assert dict(metrics.left_out) == dict.fromkeys(("meteor", "spice"), "failed: OSError: no network")
     assert metrics.cider > 0
 
@@ -208,7 +208,7 @@ def test_a_java_that_dies_does_not_hang(coco, tmp_path, monkeypatch):
     (tmp_path / "java").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setattr(captions, "tokenize", lambda texts, java: caption_tokens.tokenize(texts, java=False))
-    metrics = captions.score(CAPTIONS, REFERENCES, java=True, java_metrics=("meteor",))
+    metrics = captions.compute_metrics(CAPTIONS, REFERENCES, java=True, java_metrics=("meteor",))
     assert metrics.left_out["meteor"].startswith("failed: ")
     assert metrics.meteor is None
     gc.collect()
@@ -280,7 +280,7 @@ def test_a_missing_package_is_one_line(monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "pycocoevalcap", None)
     with pytest.raises(InputError, match=r"pip install 'vigor-jax\[captions\]'"):
-        captions.score(CAPTIONS, REFERENCES, java=False)
+        captions.compute_metrics(CAPTIONS, REFERENCES, java=False)
 
 
 def test_references_in_both_layouts(tmp_path):
@@ -326,8 +326,8 @@ def test_captions_are_one_an_image(tmp_path, coco):
     with pytest.raises(InputError, match="got an empty file"):
         read()
     with pytest.raises(InputError, match=r"no reference for image 'x' \(1 lack .* references call .* 'surf.jpg'"):
-        captions.score({"x": "y"}, REFERENCES)
+        captions.compute_metrics({"x": "y"}, REFERENCES)
     with pytest.raises(InputError, match="there is no reference at all"):
-        captions.score({"x": "y"}, {})
+        captions.compute_metrics({"x": "y"}, {})
     with pytest.raises(InputError, match="at least one caption"):
-        captions.score({}, REFERENCES)
+        captions.compute_metrics({}, REFERENCES)

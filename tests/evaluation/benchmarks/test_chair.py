@@ -231,8 +231,8 @@ def test_without_a_table_every_category_is_an_object(files):
     assert reference.synonyms.objects == {"person", "bus", "skis", "dog"}
     assert reference.objects["COCO_7.jpg"] == {"person"}
     assert reference.objects["COCO_9.jpg"] == {"skis"}  # "man" is no name
-    judged = chair.judge("COCO_3.jpg", "A bus and dogs", reference)
-    assert judged.hallucinated == (True, False)
+    checked = chair.check_caption("COCO_3.jpg", "A bus and dogs", reference)
+    assert checked.hallucinated == (True, False)
 
 
 @pytest.mark.parametrize(
@@ -267,22 +267,22 @@ def test_captions_alone_need_a_table(files, published):
 def test_an_image_without_objects_is_refused(published):
     reference = chair.Reference({"a.jpg": frozenset()}, published)
     with pytest.raises(InputError, match=r"image 'b.jpg' are not known; images are called as 'a.jpg'"):
-        chair.judge("b.jpg", "A dog.", reference)
+        chair.check_caption("b.jpg", "A dog.", reference)
 
 
-def test_figures_of_captions_judged_by_hand(files, published):
+def test_figures_of_captions_checked_by_hand(files, published):
     reference = chair.read_objects([files["instances"], files["captions"]], published)
-    judged = [
-        chair.judge("COCO_7.jpg", "A man and a dog on a bench. A bicycle, two boats, a person.", reference),
-        chair.judge("COCO_9.jpg", "Snow.", reference),
-        chair.judge("COCO_9.jpg", "A cell phone", reference),
+    checked = [
+        chair.check_caption("COCO_7.jpg", "A man and a dog on a bench. A bicycle, two boats, a person.", reference),
+        chair.check_caption("COCO_9.jpg", "Snow.", reference),
+        chair.check_caption("COCO_9.jpg", "A cell phone", reference),
     ]
-    assert judged[0].hallucinated == (False, False, True, True, False)
-    assert [m.words for m, absent in zip(judged[0].mentions, judged[0].hallucinated, strict=True) if absent] == [
+    assert checked[0].hallucinated == (False, False, True, True, False)
+    assert [m.words for m, absent in zip(checked[0].mentions, checked[0].hallucinated, strict=True) if absent] == [
         "bicycle",
         "boats",
     ]
-    metrics = chair.score(judged)
+    metrics = chair.compute_metrics(checked)
     assert asdict(metrics) == pytest.approx(
         {
             "chair_i": 3 / 6,
@@ -297,8 +297,8 @@ def test_figures_of_captions_judged_by_hand(files, published):
         },
         abs=1e-9,
     )
-    assert chair.score(judged, first=1).chair_first == 0.5
-    assert chair.score(judged, first=9).chair_first == metrics.chair_i
+    assert chair.compute_metrics(checked, first=1).chair_first == 0.5
+    assert chair.compute_metrics(checked, first=9).chair_first == metrics.chair_i
 
 
 def share(part, whole):
@@ -344,28 +344,28 @@ scenes = st.lists(
 def test_figures_are_their_definitions(scenes, first):
     synonyms = Synonyms.identity(NAMES)
     reference = chair.Reference({str(i): frozenset(present) for i, (present, _) in enumerate(scenes)}, synonyms)
-    rows, judged = [], []
+    rows, checked = [], []
     for i, (present, captions) in enumerate(scenes):
         for mentioned in captions:
             caption = f"There is {', '.join(f'a {name}' for name in mentioned)} — and “more”."
             rows.append((mentioned, present, caption))
-            judged.append(chair.judge(str(i), caption, reference))
-    if not judged:
+            checked.append(chair.check_caption(str(i), caption, reference))
+    if not checked:
         with pytest.raises(InputError, match="at least one caption"):
-            chair.score(judged, first=first)
+            chair.compute_metrics(checked, first=first)
         return
-    metrics = chair.score(judged, first=first)
+    metrics = chair.compute_metrics(checked, first=first)
     assert asdict(metrics) == pytest.approx(figures_by_definition(rows, first), abs=1e-9)
-    counts = np.array(list(chair.count(judged, first=first).values()))
-    assert counts.shape == (len({caption.image for caption in judged}), len(chair.COUNTS))
+    counts = np.array(list(chair.count(checked, first=first).values()))
+    assert counts.shape == (len({caption.image for caption in checked}), len(chair.COUNTS))
     for name, value in chair.rates(counts.sum(0)).items():
         assert float(value) == getattr(metrics, name)
 
 
 def test_fewer_than_one_first_mention_is_refused(published):
-    judged = [chair.judge("a", "A dog.", chair.Reference({"a": frozenset()}, published))]
+    checked = [chair.check_caption("a", "A dog.", chair.Reference({"a": frozenset()}, published))]
     with pytest.raises(InputError, match="first=0"):
-        chair.score(judged, first=0)
+        chair.compute_metrics(checked, first=0)
 
 
 ENDS = (("", "s"), ("", "es"), ("y", "ies"), ("man", "men"), ("child", "children"), ("person", "people"), ("fe", "ves"),
@@ -413,6 +413,8 @@ def test_real_captions_have_the_mentions_that_the_authors_script_finds():
     vocabulary = sorted(synonyms.objects)
     present = {str(i): frozenset(rng.choice(vocabulary, 6)) | frozenset(names[:4]) for i, names in enumerate(found)}
     reference = chair.Reference(present, synonyms)
-    metrics = chair.score([chair.judge(str(i), caption, reference) for i, caption in enumerate(captions[:300])])
+    metrics = chair.compute_metrics(
+        [chair.check_caption(str(i), caption, reference) for i, caption in enumerate(captions[:300])]
+    )
     rows = [(names, present[str(i)], captions[i]) for i, names in enumerate(found[:300])]
     assert asdict(metrics) == pytest.approx(figures_by_definition(rows, 3), abs=1e-9)

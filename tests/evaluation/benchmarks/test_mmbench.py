@@ -129,13 +129,13 @@ def test_mmbench_counts_who_is_right_each_time(tmp_path, ready):
     }
     assert {int(outcome.question_id): outcome.right for outcome in merged} == right
     assert 0 < sum(right.values()) < len(right)
-    metrics = questions.score(merged)
+    metrics = questions.compute_metrics(merged)
     assert metrics.accuracy == pytest.approx(sum(right.values()) / 12, abs=1e-9)
     for k in range(2):
         part = [good for index, good in right.items() if (index - 241) % 2 == k]
         assert metrics.categories["category"][f"category {k}"].accuracy == pytest.approx(sum(part) / 6, abs=1e-9)
     assert sum(count[1] for count in questions.count(merged).values()) == 12
-    single = questions.score([outcomes[place] for place in mmbench.once(found)])
+    single = questions.compute_metrics([outcomes[place] for place in mmbench.once(found)])
     first = [said[str(row["index"])][1] == row["answer"] for row in rows]
     assert single.accuracy == pytest.approx(sum(first) / 12, abs=1e-9)
 

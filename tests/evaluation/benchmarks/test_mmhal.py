@@ -137,9 +137,9 @@ def test_scores_with_a_judge(tmp_path, questions, asking):
     assert metrics.hallucination_rate == pytest.approx(2 / 5, abs=1e-12)
     assert metrics.types == {"attribute": 4.0, "counting": 1.5, "other": 5.0}
     assert metrics.judged == 5
-    assert [verdict.request.question_id for verdict in metrics.malformed] == ["3"]
+    assert [result.request.question_id for result in metrics.malformed] == ["3"]
     assert [reply.text for reply in metrics.malformed[0].replies] == ["Rating: 3 or 4"] * 3
-    assert [verdict.value for verdict in metrics.verdicts] == said
+    assert [result.value for result in metrics.results] == said
     assert metrics.spending.asked.replies == 9
     assert metrics.spending.asked.cost == pytest.approx((900 * 1 + 90 * 2) / 1e6, abs=1e-15)
 

@@ -84,8 +84,8 @@ def test_mmvet_with_a_judge(tmp_path, monkeypatch):
     assert set(metrics.integrations) == {"math_ocr", "rec", "gen_know_rec"}
     assert metrics.integrations["math_ocr"] == pytest.approx((0.5 + 0.0 + 0.3 + 1) / 4, abs=1e-9)
     assert metrics.judged == 7
-    assert [verdict.request.question_id for verdict in metrics.malformed] == ["v1_3"]
-    counts = mmvet.count(found, [verdict.value for verdict in metrics.verdicts])
+    assert [result.request.question_id for result in metrics.malformed] == ["v1_3"]
+    counts = mmvet.count(found, [result.value for result in metrics.results])
     assert list(counts) == [f"v1_{i}.png" for i in range(4)]
     array = np.array(list(counts.values()))
     assert mmvet.rates(array.sum(0))["score"] == pytest.approx(metrics.score, abs=1e-12)

@@ -145,7 +145,7 @@ def test_ranks_are_mapped_back_whatever_the_order(tmp_path, repeats, asking):
         assert len(set(shown)) == len(images)
     assert metrics.ranks == again.ranks
     assert again.spending.cached.prompt_tokens == metrics.spending.asked.prompt_tokens == 1000 * len(images) * repeats
-    assert len({verdict.request.systems for verdict in metrics.verdicts}) > 5
+    assert len({result.request.systems for result in metrics.results}) > 5
     for i, system in enumerate(captions):
         best = np.mean([rankdata([-q for q in by.values()])[i] for by in quality.values()])
         worst = np.mean([rankdata(list(by.values()))[i] for by in quality.values()])
@@ -165,7 +165,7 @@ def test_malformed_rankings_are_left_out_and_shown(tmp_path, asking):
     with ChatServer(respond) as server:
         metrics = rank(captions, images, Judge(JudgeConfig(server.url, "v", max_attempts=2), tmp_path / "c.jsonl"))
         assert server.counts.total() == len(images) + 1
-    assert [verdict.request.question_id for verdict in metrics.malformed] == ["3.png, round 1"]
+    assert [result.request.question_id for result in metrics.malformed] == ["3.png, round 1"]
     assert metrics.images == metrics.rankings == len(images) - 1
     del quality["3.png"]
     expected = np.mean([rankdata([-q for q in by.values()])[0] for by in quality.values()])

@@ -54,7 +54,7 @@ def test_seed(tmp_path):
     rng = random.Random(1)
     said = [say(rng, "ABCD") for _ in found]
     outcomes = questions.outcomes(found, [text for text, _ in said])
-    metrics = questions.score(outcomes)
+    metrics = questions.compute_metrics(outcomes)
     right = [record["answer"] == letter for record, (_, letter) in zip(records, said, strict=True)]
     assert metrics.accuracy == pytest.approx(sum(right) / len(right), abs=1e-9)
     assert (metrics.right, metrics.questions) == (sum(right), 32)
@@ -69,7 +69,7 @@ def test_seed(tmp_path):
     low, high = bootstrap(array, questions.rates, num=100)["accuracy"]
     assert low < metrics.accuracy < high
     # Of what is said here, the strict reading takes the letter alone.
-    strict = questions.score(questions.outcomes(found, [text for text, _ in said], parse_letter_strict))
+    strict = questions.compute_metrics(questions.outcomes(found, [text for text, _ in said], parse_letter_strict))
     assert strict.right == sum(text == record["answer"] for record, (text, _) in zip(records, said, strict=True)) > 0
 
 
@@ -130,7 +130,7 @@ def test_scienceqa(tmp_path):
         "context": ("NO",),
         "grade": ("G1-6",),
     }
-    metrics = questions.score(questions.outcomes(every, ["B", "B", "(C)", "the answer is b"]))
+    metrics = questions.compute_metrics(questions.outcomes(every, ["B", "B", "(C)", "the answer is b"]))
     assert metrics.accuracy == 0.75
     share = {kind: {name: (s.right, s.questions) for name, s in v.items()} for kind, v in metrics.categories.items()}
     assert share == {
@@ -188,7 +188,7 @@ def test_gqa(tmp_path):
     rng = random.Random(2)
     variants = [str, str.upper, lambda t: f" {t}. ", lambda t: f"a {t}", lambda t: "", lambda t: f"{t}s", lambda t: "É"]
     said = [rng.choice(variants)(one["answer"]) for one in content.values()]
-    metrics = questions.score(questions.outcomes(found, said))
+    metrics = questions.compute_metrics(questions.outcomes(found, said))
 
     def plain(text):  # what LLaVA's conversion does, after white space
         return text.strip().rstrip(".").lower()
@@ -280,7 +280,7 @@ def test_answers_in_every_layout(tmp_path):
     with pytest.raises(InputError, match="each of 4 questions, got 3"):
         questions.outcomes(found, texts[:3])
     with pytest.raises(InputError, match="at least one question"):
-        questions.score([])
+        questions.compute_metrics([])
 
 
 def test_files_are_found_with_and_without_suffix(tmp_path):

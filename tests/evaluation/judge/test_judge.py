@@ -89,19 +89,19 @@ def test_no_answer_is_lost_or_counted_twice_whatever_happens(tmp_path):
         free = config(server, concurrency=len(scripts), timeout=1, max_attempts=3)
         priced = replace(free, price_per_million_prompt_tokens=3, price_per_million_completion_tokens=15)
         cache = tmp_path / "new" / "replies.jsonl"
-        verdicts = Judge(priced, cache).ask_all(ask(len(scripts)), parse)
+        results = Judge(priced, cache).ask_all(ask(len(scripts)), parse)
         assert server.counts == {f"q{i}": len(script) + 1 for i, script in enumerate(scripts)}
-        assert [verdict.value for verdict in verdicts] == list(range(len(scripts)))
-        assert [verdict.request for verdict in verdicts] == ask(len(scripts))
+        assert [result.value for result in results] == list(range(len(scripts)))
+        assert [result.request for result in results] == ask(len(scripts))
 
         said = [sum(isinstance(fault, Say) for fault in script) for script in scripts]
-        assert [len(verdict.replies) for verdict in verdicts] == [num + 1 for num in said]
+        assert [len(result.replies) for result in results] == [num + 1 for num in said]
         assert len(lines(cache)) == sum(said) + len(scripts)
         refused = list(FAULTS).index("refusal")
-        assert verdicts[refused].replies[0].text == "I had rather not"
+        assert results[refused].replies[0].text == "I had rather not"
         prompt = sum(i + 1 for i in range(len(scripts))) + 1000 * sum(said)
         completion = 7 * len(scripts) + 100 * sum(said)
-        now, before = vars(spending(verdicts, priced)).values()
+        now, before = vars(spending(results, priced)).values()
         assert (now.replies, now.prompt_tokens, now.completion_tokens) == (len(lines(cache)), prompt, completion)
         assert now.unreported == 0
         assert now.cost == pytest.approx((3 * prompt + 15 * completion) / 1e6, abs=1e-12)
@@ -109,7 +109,7 @@ def test_no_answer_is_lost_or_counted_twice_whatever_happens(tmp_path):
 
         again = Judge(free, cache).ask_all(ask(len(scripts)), parse)
         assert server.counts.total() == sum(map(len, scripts)) + len(scripts)
-        assert [verdict.value for verdict in again] == list(range(len(scripts)))
+        assert [result.value for result in again] == list(range(len(scripts)))
         now, before = vars(spending(again, free)).values()
         assert (now.replies, now.prompt_tokens, now.cost) == (0, 0, None)
         assert (before.replies, before.prompt_tokens, before.completion_tokens) == (
@@ -154,7 +154,7 @@ def test_failed_requests_are_told_once_all_others_are_kept(tmp_path):
 
         healed.append(True)
         before = server.counts.copy()
-        assert [verdict.value for verdict in judge.ask_all(ask(20), parse)] == list(range(20))
+        assert [result.value for result in judge.ask_all(ask(20), parse)] == list(range(20))
         assert server.counts - before == {f"q{i}": 1 for i in range(5)}
 
 
@@ -173,22 +173,22 @@ def test_the_reason_of_a_failure_is_told(tmp_path, answer, reason):
         Judge(config(server, timeout=0.5, max_retries=0), tmp_path / "c.jsonl").ask_all(ask(1), parse)
 
 
-def test_malformed_replies_are_asked_for_anew_then_kept_and_shown(tmp_path):
+def test_malformed_replies_are_asked_for_again_then_kept_and_shown(tmp_path):
     def respond(text, before):
         return Say(f"bad {before}") if text == "q1" else good(text, before)
 
     cache = tmp_path / "c.jsonl"
     with ChatServer(respond) as server:
         for _ in range(2):  # the second time nothing is asked
-            verdicts = Judge(config(server, max_attempts=3), cache).ask_all(ask(3), parse)
-            assert [verdict.value for verdict in verdicts] == [0, None, 2]
-            assert [reply.text for reply in verdicts[1].replies] == ["bad 0", "bad 1", "bad 2"]
+            results = Judge(config(server, max_attempts=3), cache).ask_all(ask(3), parse)
+            assert [result.value for result in results] == [0, None, 2]
+            assert [reply.text for reply in results[1].replies] == ["bad 0", "bad 1", "bad 2"]
             assert server.counts == {"q0": 1, "q1": 3, "q2": 1}
         # With more patience, only what that adds; and a better parser reads what is there.
         Judge(config(server, max_attempts=4), cache).ask_all(ask(3), parse)
         assert server.counts == {"q0": 1, "q1": 4, "q2": 1}
         texts = Judge(config(server, max_attempts=1), cache).ask_all(ask(3), str)
-        assert [verdict.value for verdict in texts] == ["good 0", "bad 0", "good 2"]
+        assert [result.value for result in texts] == ["good 0", "bad 0", "good 2"]
         assert server.counts.total() == 6
 
 
@@ -197,7 +197,7 @@ def test_a_defect_of_the_parser_is_not_taken_for_a_malformed_reply(tmp_path):
         Judge(config(server), tmp_path / "c.jsonl").ask_all(ask(1), int)
 
 
-def test_goes_on_after_a_kill_without_asking_again(tmp_path):
+def test_continues_after_a_kill_without_asking_again(tmp_path):
     num, cache = 60, tmp_path / "c.jsonl"
     with ChatServer(lambda text, before: Say(f"reply to {text}", delay=0.04)) as server:
         command = [sys.executable, "-m", "tests.evaluation.judge.run_judge", server.url, str(cache), str(num)]
@@ -214,12 +214,12 @@ def test_goes_on_after_a_kill_without_asking_again(tmp_path):
         kept = [line["prompt"] for line in lines(cache)]
         assert 15 <= len(kept) < num - 8
 
-        verdicts = make_judge(server.url, cache).ask_all(requests(num), str)
-        assert [verdict.value for verdict in verdicts] == [f"reply to question {i}" for i in range(num)]
+        results = make_judge(server.url, cache).ask_all(requests(num), str)
+        assert [result.value for result in results] == [f"reply to question {i}" for i in range(num)]
         assert all(server.counts[prompt] == 1 for prompt in kept)
         assert server.counts.total() <= num + 4  # what was under way
         assert sorted(line["prompt"] for line in lines(cache)) == sorted(f"question {i}" for i in range(num))
-        spent = spending(verdicts, make_judge(server.url, cache).config)
+        spent = spending(results, make_judge(server.url, cache).config)
         assert spent.cached.replies == len(kept)
         assert spent.asked.replies == num - len(kept)
 
@@ -236,7 +236,7 @@ def test_what_is_sent(tmp_path):
     asked = [JudgeRequest("b", "1", "look \ud800 here", images=(image,)), JudgeRequest("b", "2", "read Ünïcode")]
     with ChatServer(lambda text, before: Say("good 1", usage=None)) as server:
         extra = {"seed": 5}
-        verdicts = Judge(config(server, extra_body=extra, max_tokens=9), tmp_path / "c").ask_all(asked, parse)
+        results = Judge(config(server, extra_body=extra, max_tokens=9), tmp_path / "c").ask_all(asked, parse)
         Judge(config(server, temperature=None, max_tokens=None), tmp_path / "c").ask_all(asked[1:], parse)
     by_kind = {type(body["messages"][0]["content"]): body for body in server.bodies[:2]}
     text, picture = by_kind[list]["messages"][0]["content"]
@@ -250,8 +250,8 @@ def test_what_is_sent(tmp_path):
     assert body["authorization"] == "Bearer key-of-the-test"
     assert (body["model"], body["temperature"], body["max_tokens"], body["seed"]) == ("m", 0, 9, 5)
     assert not {"temperature", "max_tokens", "seed"} & server.bodies[2].keys()
-    assert [reply.served_model for verdict in verdicts for reply in verdict.replies] == ["m-0613"] * 2
-    assert spending(verdicts, config(server)).asked.unreported == 2
+    assert [reply.served_model for result in results for reply in result.replies] == ["m-0613"] * 2
+    assert spending(results, config(server)).asked.unreported == 2
 
 
 def test_what_makes_another_question(tmp_path):
@@ -306,7 +306,7 @@ def test_package_and_key_are_wanted_only_to_ask(tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, "openai", None)
         with pytest.raises(InputError, match=r"openai cannot be imported .*; pip install vigor-jax\[judge\]"):
             Judge(config(server), cache).ask_all(ask(3), parse)
-        assert [verdict.value for verdict in Judge(config(server), cache).ask_all(ask(2), parse)] == [0, 1]
+        assert [result.value for result in Judge(config(server), cache).ask_all(ask(2), parse)] == [0, 1]
         assert server.counts.total() == 2
 
 

@@ -1,7 +1,7 @@
 """Conversations to batches: the same ones at every step, however many processes share them.
 
 The examples of step s are a pure function of (seed, s), so the position in the data is the step number, and
-to resume is to start there. Every process tokenises the whole global batch, which is cheap, and so knows the
+to resume is to start there. Every process tokenizes the whole global batch, which is cheap, and so knows the
 padded length, and how the examples are packed, without asking the others; it loads the images of its own rows only.
 """
 
@@ -35,7 +35,7 @@ class Rows(NamedTuple):
     Attributes:
         token_ids: padded on the right with the tokenizer's padding id.
         labels: the token at its own position where it is supervised, else `IGNORE_INDEX`.
-        pixels: grey levels 0-255; black for an example without an image. I is 1, or 0 where no example of the
+        pixels: gray levels 0-255; black for an example without an image. I is 1, or 0 where no example of the
             whole data set has an image. Of packed rows, their images in order, then black ones.
         segment_ids: of packed rows, see `data.batches.packing.PackedTokens`; None where every row is one example.
         positions: the same.
@@ -72,7 +72,7 @@ class Loader:
     last one is dropped (`num_dropped`).
 
     Attributes:
-        examples: the data set; None is a place that is empty, where nothing is learnt.
+        examples: the data set; None is a place that is empty, where nothing is learned.
         data_file: where it comes from, for error messages.
         tokenizer: the policy's tokenizer.
         template: conversation format.
@@ -211,7 +211,7 @@ class Loader:
         )
 
     def _encode(self, example: Example | None) -> EncodedExample:
-        if example is None:  # a token that is neither seen by any other nor learnt
+        if example is None:  # a token that is neither seen by any other nor learned
             return EncodedExample(np.full(1, self.tokenizer.pad_id, np.int32), np.full(1, IGNORE_INDEX, np.int32))
         try:
             return self.encoder(example)

@@ -3,7 +3,7 @@
 The order of a run is a permutation of places, one for each row that it began with. A row that was fixed since keeps its
 place, and the place of one that was removed stays empty, so the batches of all other rows stay what they were: the run
 ends as one would that had the fixed rows, and empty places, from the beginning. That holds as long as no batch with a
-changed place was learnt, and as long as no row was added.
+changed place was learned, and as long as no row was added.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ def _digest(name: str) -> int:
 
 
 def read_places(path: Path) -> UInt64[np.ndarray, "N 2"] | None:
-    """What `write_places` wrote; None if nothing is there.
+    """What `write_places` wrote; None if the file does not exist.
 
     Raises:
         InputError: the file is damaged.
@@ -45,7 +45,7 @@ def read_places(path: Path) -> UInt64[np.ndarray, "N 2"] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path}: damaged ({error}); remove it, and go on with the data that the run has") from error
+        raise InputError(f"{path}: damaged ({error}); remove it, and keep the data that the run has") from error
 
 
 def write_places(path: Path, keys: UInt64[np.ndarray, "N 2"]) -> None:
@@ -105,7 +105,7 @@ def _match(
     return sorted(unplaced)
 
 
-def learnt_places(num_places: int, seed: int, count: int) -> set[int]:
+def learned_places(num_places: int, seed: int, count: int) -> set[int]:
     """The places of the first `count` examples of a run."""
     return set(batch_indices(num_places, seed, range(min(count, num_places))))
 

@@ -35,7 +35,7 @@ class Encoder:
         """Tokens and labels.
 
         Raises:
-            InputError: nothing could be learnt from the example. The message does not name it.
+            InputError: nothing could be learned from the example. The message does not name it.
         """
         return encode_example(
             self.tokenizer,
@@ -106,7 +106,7 @@ def usable_examples(
     report: Path,
     writes: bool,
 ) -> list[Example]:
-    """The examples of a file that something can be learnt from.
+    """The examples of a file that something can be learned from.
 
     Args:
         path: of conversations in LLaVA's format.

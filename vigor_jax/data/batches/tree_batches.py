@@ -24,7 +24,7 @@ class TreeRows(NamedTuple):
         places: see `Row`; padded with 0.
         targets: padded with `IGNORE_INDEX`.
         weights: padded with 0.
-        pixels: grey levels 0-255; I is 1.
+        pixels: gray levels 0-255; I is 1.
         instructions: the question, for a model that reads it while it looks at the image; else None.
     """
 
@@ -82,7 +82,7 @@ class TreeLoader:
     """Sequences to batches, in the order and with the guarantees of `data.batches.loader.Loader`.
 
     Attributes:
-        sequences: the data set; None is a place that is empty, where nothing is learnt.
+        sequences: the data set; None is a place that is empty, where nothing is learned.
         encoder: writes them.
         pad_id: the tokenizer's padding id.
         preprocessing: the vision tower's settings.

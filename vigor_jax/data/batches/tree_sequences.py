@@ -107,7 +107,7 @@ class Row:
         tree: int32 [T] each.
         places: int32 [P], the tokens after which the model is read: the last one before an answer can be told good or
             bad, one a question; or, to train on, the token before each one of the answers.
-        targets: int32 [P], the tokens to be learnt there; `IGNORE_INDEX` in questions.
+        targets: int32 [P], the tokens to be learned there; `IGNORE_INDEX` in questions.
         weights: float32 [P].
     """
 
@@ -121,7 +121,7 @@ class Row:
 class TreeEncoder:
     """Writes sequences as rows of tokens.
 
-    Each sentence is tokenised on its own, with the white space before it, so that the ids of sentences 1..k are the
+    Each sentence is tokenized on its own, with the white space before it, so that the ids of sentences 1..k are the
     beginning of the ids of the whole text.
 
     Attributes:
@@ -189,14 +189,14 @@ class TreeEncoder:
             InputError: a description is too long on its own.
         """
         sequences: list[TreeSequence] = []
-        room = 0
+        free = 0
         for description in descriptions:
             length = self.length(image, description)
-            if length > room:
+            if length > free:
                 sequences.append(TreeSequence(image, path, ()))
-                room = self._max_length - len(self.prefix)
+                free = self._max_length - len(self.prefix)
             sequences[-1] = sequences[-1]._replace(descriptions=(*sequences[-1].descriptions, description))
-            room -= length
+            free -= length
         return sequences
 
     def length(self, image: str, description: Description) -> int:
@@ -233,13 +233,13 @@ class TreeEncoder:
                 if sentence not in description.asked:
                     continue
                 question = description.asked.index(sentence)
-                learnt = self._learnt(sequence, description, question)
-                writer.add([*self.header, *(learnt[:-1] or self.shared)], position, index, question)
+                learned = self._learned(sequence, description, question)
+                writer.add([*self.header, *(learned[:-1] or self.shared)], position, index, question)
                 weight = 1.0 if description.weights is None else description.weights[question]
-                writer.read(learnt or [IGNORE_INDEX], weight)
+                writer.supervise(learned or [IGNORE_INDEX], weight)
         return writer.finish()
 
-    def _learnt(self, sequence: TreeSequence, description: Description, question: int) -> list[int]:
+    def _learned(self, sequence: TreeSequence, description: Description, question: int) -> list[int]:
         """Ids of the right answer; none where there is only a question."""
         if description.answers is None:
             return []
@@ -280,7 +280,7 @@ class _RowWriter:
 
     def __init__(self) -> None:
         self._tokens: list[tuple[int, int, int, int, int]] = []
-        self._read: list[tuple[int, int, float]] = []
+        self._supervised: list[tuple[int, int, float]] = []
 
     def add(self, ids: Sequence[int], position: int, candidate: int, sentence: int) -> None:
         for offset, token_id in enumerate(ids):
@@ -288,14 +288,14 @@ class _RowWriter:
             limit = here + 1 if sentence == NONE else position
             self._tokens.append((token_id, here, candidate, sentence, limit))
 
-    def read(self, targets: Sequence[int], weight: float) -> None:
+    def supervise(self, targets: Sequence[int], weight: float) -> None:
         """The last `len(targets)` tokens are those after which `targets` come."""
         first = len(self._tokens) - len(targets)
-        self._read += [(first + i, target, weight) for i, target in enumerate(targets)]
+        self._supervised += [(first + i, target, weight) for i, target in enumerate(targets)]
 
     def finish(self) -> Row:
         token_ids, positions, candidates, sentences, limits = np.asarray(self._tokens, np.int32).T
-        places, targets, weights = zip(*self._read, strict=True)
+        places, targets, weights = zip(*self._supervised, strict=True)
         return Row(
             token_ids,
             Tree(positions, candidates, sentences, limits),

@@ -100,7 +100,7 @@ def tell(message: str) -> None:
 
 
 def tell_left_out(place: str | Path, found: int, left_out: Mapping[str, int]) -> None:
-    """Says how many images a place has and what else is there, if anything."""
+    """Says how many images a place has and what else it holds, if anything."""
     if others := count(left_out):
         tell(f"{place}: {found} image{'s' * (found > 1)}; left out: {others}")
 

@@ -137,7 +137,7 @@ class ImageIndex:
 
 
 def open_index(files: Sequence[File], kind: Shards, *, qualify: bool, settings: dict[str, Any]) -> ImageIndex:
-    """The index of some shards, from the cache if it is there.
+    """The index of some shards, from the cache if that has it.
 
     Args:
       files: the shards, in their order.
@@ -242,7 +242,7 @@ def shard_names(files: Sequence[File]) -> list[str]:
 
 
 def _scan(files: Iterable[File], kind: Shards) -> Iterator[tuple[list[str], list[list[Any]]]]:
-    """What each file holds, in order, a few files ahead of who asks."""
+    """What each file holds, in order, a few files ahead of the code that asks."""
     ahead: deque[Future[tuple[list[str], list[list[Any]]]]] = deque()
     with ThreadPoolExecutor(_SCANNERS, "scan-shard") as pool:
         try:

@@ -18,7 +18,7 @@ from vigor_jax.errors import InputError
 
 SUFFIX = ".parquet"
 
-# Columns that hold the images' names, the first that is there; ".path" is the struct's own.
+# Columns that hold the images' names, the first that the file has; ".path" is the struct's own.
 NAMES = ("name", "path", "file_name", "filename", ".path", "__key__", "key", "image_id", "id")
 
 # Decoded row groups that are kept, all together; the newest one is kept however large it is.
@@ -67,7 +67,7 @@ class ParquetShards:
         self._groups: collections.OrderedDict[tuple[str, int], Future[_Group]] = collections.OrderedDict()
 
     def scan(self, file: File) -> tuple[list[str], list[list[Any]]]:
-        """Names of the images of a file, in its order; no columns besides.
+        """Names of the images of a file, in its order; no other columns.
 
         Raises:
           InputError: it is no Parquet file, lacks a column, or an image has no name.
@@ -111,7 +111,7 @@ class ParquetShards:
         return content
 
     def _group(self, file: File, number: int, start: int) -> _Group:
-        """A row group, from the cache or the file; who asks while another thread decodes it waits for that."""
+        """A row group, from the cache or the file; a thread that asks while another decodes it waits for that."""
         key = (file.path, number)
         with self._lock:
             future = self._groups.get(key)

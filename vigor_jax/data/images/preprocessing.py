@@ -144,7 +144,7 @@ def load_image(source: ImageFile | bytes) -> Image.Image:
 
 
 def preprocess(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
-    """Everything up to, and not including, rescaling and normalising, which the model does on the device.
+    """Everything up to, and not including, rescaling and normalizing, which the model does on the device.
 
     Optional padding to a square (color int(255 * mean), picture centered by floor), resize of the shortest edge to
     `size` or as the settings say, central crop.

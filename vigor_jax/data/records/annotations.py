@@ -1,14 +1,14 @@
-"""Human judgements of descriptions, sentence by sentence (ViGoR, section 3.2), as JSON lines.
+"""Human judgments of descriptions, sentence by sentence (ViGoR, section 3.2), as JSON lines.
 
 One description a line:
 
     {"image": "a.jpg", "description": "A red car waits. A man waves.",
-     "sentences": [{"text": "A red car waits.", "errors": ["attribute:colour"]},
+     "sentences": [{"text": "A red car waits.", "errors": ["attribute:color"]},
                    {"text": "A man waves.", "errors": [], "creative": true}],
      "detail": 3, "missing": ["the traffic light"]}
 
 `creative`, `detail` and `missing` may be left out. An error is "object", "attribute", "relationship", "location" or
-"conjecture"; "attribute:colour" says which attribute.
+"conjecture"; "attribute:color" says which attribute.
 """
 
 import json
@@ -28,7 +28,7 @@ _KINDS: dict[type, str] = {str: "a string", list: "a list", dict: "an object", b
 
 
 def read_annotations(path: str | Path) -> Iterator[Annotation]:
-    """Reads descriptions with judgements; the sentences' texts become spans of the description.
+    """Reads descriptions with judgments; the sentences' texts become spans of the description.
 
     The texts must stand in the description in their order, with nothing but white space around them. Empty lines are
     left out.
@@ -167,7 +167,7 @@ def _locate(sentence: str, description: str, start: int, place: str) -> Span:
 
 
 def _parse_errors(found: Sequence[Any], place: str) -> tuple[tuple[ErrorType, ...], str]:
-    """`["object", "attribute:colour"]` → `("object", "attribute"), "colour"`."""
+    """`["object", "attribute:color"]` → `("object", "attribute"), "color"`."""
     errors: list[ErrorType] = []
     attribute = ""
     for item in found:

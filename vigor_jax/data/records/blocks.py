@@ -54,7 +54,7 @@ def read_blocks(
       verdicts: folder of each stream.
       index: of the part.
       count: of all parts.
-      columns: of the candidates, besides image, prompt and candidate.
+      columns: of the candidates, in addition to image, prompt and candidate.
       fields: of the signals.
 
     Raises:
@@ -77,14 +77,14 @@ def read_blocks(
         ),
     ]
     names = [f"signals of {stream}" for stream in verdicts]
-    rest: pa.RecordBatch | None = None  # rows of an image that may go on in the next row group
+    rest: pa.RecordBatch | None = None  # rows of an image that may continue in the next row group
     first = 0
-    for rows, *judged in itertools.zip_longest(*parts):
-        for folder, verdict in zip(verdicts.values(), judged, strict=True):
+    for rows, *found in itertools.zip_longest(*parts):
+        for folder, verdict in zip(verdicts.values(), found, strict=True):
             _check_aligned(rows, verdict, first, (candidates, folder), store.part_name(index, count))
         first += rows.num_rows
         rows = pa.record_batch(
-            [*rows.columns, *(verdict.column("signals") for verdict in judged)], names=[*rows.schema.names, *names]
+            [*rows.columns, *(verdict.column("signals") for verdict in found)], names=[*rows.schema.names, *names]
         )
         rows = pa.concat_batches([rest, rows]) if rest is not None else rows
         starts = _starts(rows)

@@ -1,4 +1,4 @@
-"""The seal of a part: who it is, what it was made of, and a digest of every byte, all in the Parquet footer.
+"""The seal of a part: which one it is, what it was made of, and a digest of every byte, all in the Parquet footer.
 
 Readers such as pandas and duckdb see one more pair of key and value. It is JSON with fixed widths:
 `{"part", "made_with", "made_of", "data", "footer"}`. `data` is the SHA-256 of the bytes before the footer. `footer` is

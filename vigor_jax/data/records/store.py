@@ -194,7 +194,7 @@ def count_parts(folder: str | Path) -> int:
 
 
 def has_part(folder: str | Path, index: int, count: int) -> bool:
-    """Whether a part is there, hence complete.
+    """Whether a part exists, hence complete.
 
     Raises:
       InputError: the folder has parts of another count.
@@ -203,7 +203,7 @@ def has_part(folder: str | Path, index: int, count: int) -> bool:
 
 
 def parts_done(folder: str | Path, count: int) -> set[int]:
-    """Indices of the parts that are there, hence complete.
+    """Indices of the parts that exist, hence complete.
 
     Raises:
       InputError: the folder has parts of another count.
@@ -230,7 +230,7 @@ def part_metadata(folder: str | Path) -> dict[str, str]:
 
 
 def inspect_parts(folder: str | Path) -> Inspected:
-    """Reads the footers of all parts that are there.
+    """Reads the footers of all existing parts.
 
     Raises:
       InputError: two parts have different metadata or were made with different settings, or a footer is damaged.

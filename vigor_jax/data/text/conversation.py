@@ -1,7 +1,7 @@
 """Conversations as LLaVA writes them: prompt templates, token ids, and labels on the assistant's words only.
 
 Ids are put together from pieces (text, images, end-of-sequence tokens) whose tokens never merge with one
-another, so a label mask needs no re-tokenising, and the prompt that asks a question is always the beginning
+another, so a label mask needs no re-tokenizing, and the prompt that asks a question is always the beginning
 of the example that teaches its answer.
 """
 
@@ -20,7 +20,7 @@ IMAGE_PLACEHOLDER = "<image>"
 
 @dataclass(frozen=True)
 class Turn:
-    """One utterance; `role` is spelt as in LLaVA's data files."""
+    """One utterance; `role` is spelled as in LLaVA's data files."""
 
     role: Literal["human", "gpt"]
     text: str

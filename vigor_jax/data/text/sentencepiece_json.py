@@ -55,7 +55,7 @@ def convert(path: Path, *, legacy: bool) -> dict[str, Any]:
     if not is_llama_kind:
         raise InputError(
             f"{path}: expected a sentencepiece model of LLaMA's kind (BPE, byte fallback, dummy prefix, "
-            "identity normalisation, no user-defined pieces); bring a tokenizer.json instead"
+            "identity normalization, no user-defined pieces); bring a tokenizer.json instead"
         )
     special = [index for index, piece in enumerate(pieces) if piece.type in (_UNKNOWN, _CONTROL)]
     unk = next((piece.piece for piece in pieces if piece.type == _UNKNOWN), None)

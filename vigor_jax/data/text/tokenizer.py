@@ -45,7 +45,7 @@ class Tokenizer:
         vocab_size: Highest id, added tokens included, plus one.
         adds_bos: Whether a sequence begins with `bos_id`, which tokenizer_config.json can switch off.
         legacy: Whether text right after a special token gets a dummy "▁" in front when tokenizer.json
-            tokenises a whole conversation in one go (transformers' `legacy=True`).
+            tokenizes a whole conversation in one go (transformers' `legacy=True`).
         restarts_after_image: Whether text right after an image gets a dummy "▁" in front, if any text does.
         image_strips: Whether an image takes the white space on its left and on its right, as "<image>" is
             declared (never so in llava-hf's own checkpoints).
@@ -127,7 +127,7 @@ class Tokenizer:
         """Loads the tokenizer of a checkpoint folder.
 
         Reads tokenizer.json, or else builds it from tokenizer.model (LLaMA's sentencepiece BPE). There the
-        `legacy` key of tokenizer_config.json chooses the behaviour after special tokens; missing means true,
+        `legacy` key of tokenizer_config.json chooses the behavior after special tokens; missing means true,
         as when the checkpoints without that key were trained.
 
         Args:
@@ -135,7 +135,7 @@ class Tokenizer:
                 tokenizer_config.json, special_tokens_map.json, generation_config.json and config.json, the
                 first that names them.
             whole_prompt: Whether a prompt with images is one text in which "<image>" is a token, as for the
-                processor of a llava-hf checkpoint. Otherwise the text around images is tokenised piece by
+                processor of a llava-hf checkpoint. Otherwise the text around images is tokenized piece by
                 piece, as the original LLaVA code does.
             model_first: Whether to read tokenizer.model even if there is a tokenizer.json, as the original LLaVA
                 code does.
@@ -160,7 +160,7 @@ class Tokenizer:
         raise InputError(f"{directory}: no tokenizer.json and no tokenizer.model; copy the tokenizer files here")
 
     def encode(self, text: str, *, prefix: bool = True) -> list[int]:
-        """Token ids of `text` as plain text: no BOS, no EOS, and control tokens spelt out in it stay text.
+        """Token ids of `text` as plain text: no BOS, no EOS, and control tokens spelled out in it stay text.
 
         Args:
             text: Any text; the empty text has no ids.
@@ -177,7 +177,7 @@ class Tokenizer:
             ids = encoder.encode(text, add_special_tokens=False).ids
         except TypeError as error:
             raise InputError(
-                f"text with a lone surrogate (half of a \\u pair) cannot be tokenised: {text[:40]!a}; "
+                f"text with a lone surrogate (half of a \\u pair) cannot be tokenized: {text[:40]!a}; "
                 "repair its encoding"
             ) from error
         return [true_ids.get(token_id, token_id) for token_id in ids] if true_ids else ids

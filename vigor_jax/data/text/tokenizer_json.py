@@ -127,15 +127,15 @@ def text_only(content: Json, controls: Collection[str]) -> Json:
     """`content` for text in which the `controls`, tokens such as "</s>", mean nothing."""
     model = content["model"]
     # Some converters leave merges that spell a special token, which would read it out of text after all.
-    spelt = {entry["content"] for entry in content["added_tokens"]}
-    merges = [pair for pair in model["merges"] if _merged(pair) not in spelt]
+    spelled = {entry["content"] for entry in content["added_tokens"]}
+    merges = [pair for pair in model["merges"] if _merged(pair) not in spelled]
     kept = [entry for entry in content["added_tokens"] if entry["content"] not in controls]
     return {**content, "model": {**model, "merges": merges}, "added_tokens": kept, "post_processor": None}
 
 
 def continuing(content: Json) -> Json:
     """`content` for text that continues other text, and so gets no dummy "▁" in front."""
-    # A token that is looked for in normalised text is looked for in the form that the whole normaliser gives it.
+    # A token that is looked for in normalized text is looked for in the form that the whole normalizer gives it.
     added = [{**entry, "content": _normalized(content, entry)} for entry in content["added_tokens"]]
     parts = {part: without_prefix(content.get(part)) for part in ("normalizer", "pre_tokenizer")}
     return {**content, **parts, "added_tokens": added}
@@ -183,12 +183,12 @@ def starts_with_prefix(content: Json) -> bool:
 
 
 def restarting_after_images(content: Json, *, doubles: bool) -> Json:
-    """A tokenizer.json that reads a whole prompt as the original LLaVA code does, which tokenises the text before and
+    """A tokenizer.json that reads a whole prompt as the original LLaVA code does, which tokenizes the text before and
     after each image on its own: text after an image gets a dummy "▁", and text after another token does not.
 
     Only a tokenizer whose dummy "▁" stands at the very beginning of a text alone is changed: the others do that
     already. "▁" is put in front of every stretch between images. Tokens other than the image's must not part two
-    stretches, so they are looked for in the normalised text, which is after that.
+    stretches, so they are looked for in the normalized text, which is after that.
 
     Args:
         content: of a tokenizer.json.

@@ -77,7 +77,7 @@ class CaptionMetrics:
 
 def read_named_references(path: Path) -> tuple[dict[str, list[str]], ImageNames]:
     """Image → captions that people wrote, from `{image: [caption, ...]}` or COCO's captions (images by `file_name`),
-    and what the images are called besides.
+    and the images' other names.
 
     Raises:
         InputError: The file cannot be read or is neither.
@@ -106,7 +106,7 @@ def read_named_references(path: Path) -> tuple[dict[str, list[str]], ImageNames]
     return references, ImageNames(references, {number: name for number, name in ids.items() if name in references})
 
 
-def score(
+def compute_metrics(
     captions: Mapping[str, str],
     references: Mapping[str, Sequence[str]],
     *,

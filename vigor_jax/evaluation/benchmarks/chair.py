@@ -31,7 +31,7 @@ class Reference:
 
 
 @dataclass(frozen=True)
-class JudgedCaption:
+class CheckedCaption:
     """A caption against its image.
 
     Attributes:
@@ -154,10 +154,10 @@ def read_annotations(paths: Sequence[Path], synonyms: Synonyms | None = None) ->
             raise InputError(f"{path}: expected {{image: [object, ...]}} or COCO annotations, got no JSON object")
         try:
             if isinstance(content.get("annotations"), list) and isinstance(content.get("images"), list):
-                found, texts, known = _read_coco(content)
+                found, texts, known = _parse_coco(content)
                 ids |= {str(image["id"]): image["file_name"] for image in content["images"]}
             else:
-                found, texts, known = _read_plain(content)
+                found, texts, known = _parse_plain(content)
         except (KeyError, TypeError) as error:
             raise InputError(f"{path}: expected {{image: [object, ...]}} or COCO annotations ({error!r})") from error
         if synonyms:
@@ -173,14 +173,14 @@ def read_annotations(paths: Sequence[Path], synonyms: Synonyms | None = None) ->
 _Found = tuple[Mapping[str, Collection[str]], Mapping[str, Sequence[str]], set[str]]
 
 
-def _read_plain(content: Mapping[str, Any]) -> _Found:
+def _parse_plain(content: Mapping[str, Any]) -> _Found:
     for image, objects in content.items():
         if not isinstance(objects, list) or not all(isinstance(name, str) and name.strip() for name in objects):
             raise TypeError(f"no list of names under {image!r}")
     return content, {}, {name for objects in content.values() for name in objects}
 
 
-def _read_coco(content: Mapping[str, Any]) -> _Found:
+def _parse_coco(content: Mapping[str, Any]) -> _Found:
     files = {image["id"]: image["file_name"] for image in content["images"]}
     categories = {category["id"]: category["name"] for category in content.get("categories", ())}
     objects: dict[str, set[str]] = {name: set() for name in files.values()}
@@ -204,7 +204,7 @@ def _check_known(path: Path, names: Iterable[str], synonyms: Synonyms) -> None:
         )
 
 
-def judge(image: str, caption: str, reference: Reference) -> JudgedCaption:
+def check_caption(image: str, caption: str, reference: Reference) -> CheckedCaption:
     """Compares a caption with its image.
 
     Raises:
@@ -215,10 +215,10 @@ def judge(image: str, caption: str, reference: Reference) -> JudgedCaption:
         there = "there is no image at all" if example is None else f"images are called as {example!r} there"
         raise InputError(f"CHAIR: the objects of image {image!r} are not known; {there}")
     mentions = tuple(reference.synonyms.extract(caption))
-    return JudgedCaption(image, mentions, reference.objects[image], len(caption.split()))
+    return CheckedCaption(image, mentions, reference.objects[image], len(caption.split()))
 
 
-def count(captions: Sequence[JudgedCaption], *, first: int = 3) -> dict[str, np.ndarray]:
+def count(captions: Sequence[CheckedCaption], *, first: int = 3) -> dict[str, np.ndarray]:
     """Image → int64 [9], the sums of `COUNTS` over its captions; `np.array(list(....values()))` is for `bootstrap`.
 
     Args:
@@ -252,7 +252,7 @@ def rates(counts: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def score(captions: Sequence[JudgedCaption], *, first: int = 3) -> ChairMetrics:
+def compute_metrics(captions: Sequence[CheckedCaption], *, first: int = 3) -> ChairMetrics:
     """The figures of captions.
 
     Args:

@@ -1,4 +1,4 @@
-"""MMBench (Liu et al. 2023): options are rotated, and only who is right each time is right."""
+"""MMBench (Liu et al. 2023): options are rotated, and an answer counts only if it is right each time."""
 
 import base64
 import binascii
@@ -28,8 +28,8 @@ def read_mmbench(path: Path, *, circular: bool = True) -> list[ChoiceQuestion]:
     Args:
         path: The file.
         circular: All rotations of each question, in one `group`: the file's own copies, or made here where it has
-            none; `questions.merge_groups` makes CircularEval's verdicts of them. Else each question once. A rotation
-            goes by the id 241#1 besides, which is round 1 of LLaVA's `--all-rounds`.
+            none; `questions.merge_groups` makes CircularEval's outcomes of them. Else each question once. A rotation
+            also goes by the id 241#1, which is round 1 of LLaVA's `--all-rounds`.
 
     Raises:
         InputError: The file cannot be read, has no answers or is something else.

@@ -248,7 +248,7 @@ def rates(counts: np.ndarray) -> dict[str, np.ndarray]:
     return found
 
 
-def score(results: Mapping[str, Sequence[MmeQuestion]]) -> MmeMetrics:
+def compute_metrics(results: Mapping[str, Sequence[MmeQuestion]]) -> MmeMetrics:
     """The figures, from answered questions.
 
     Raises:

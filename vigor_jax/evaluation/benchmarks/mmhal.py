@@ -19,7 +19,7 @@ from vigor_jax.evaluation.benchmarks.mmhal_prompt import PROMPT, parse_rating
 from vigor_jax.evaluation.bootstrap import ratio
 from vigor_jax.evaluation.json_records import read_records
 from vigor_jax.evaluation.judge.client import JudgeRequest
-from vigor_jax.evaluation.judge.judge import Judge, Spending, Verdict, spending
+from vigor_jax.evaluation.judge.judge import Judge, JudgeResult, Spending, spending
 from vigor_jax.evaluation.judge.prompt import fill
 
 # A rating below this says that there is a hallucination.
@@ -57,8 +57,8 @@ class MmhalMetrics:
         hallucination_rate: Ratings below 3 / ratings, in [0, 1].
         types: Mean rating of each type of question, in the order of the questions.
         judged: Answers that have a rating.
-        malformed: Verdicts without a rating; they are in none of the figures.
-        verdicts: All, in the order of the questions.
+        malformed: Results without a rating; they are in none of the figures.
+        results: All, in the order of the questions.
         spending: Tokens and cost.
     """
 
@@ -66,8 +66,8 @@ class MmhalMetrics:
     hallucination_rate: float
     types: dict[str, float]
     judged: int
-    malformed: tuple[Verdict[int], ...]
-    verdicts: tuple[Verdict[int], ...]
+    malformed: tuple[JudgeResult[int], ...]
+    results: tuple[JudgeResult[int], ...]
     spending: Spending
 
 
@@ -149,11 +149,11 @@ def score_mmhal(
         JudgeRequest("mmhal", str(question.question_id), fill(prompt, _texts(question, answer)), (system,))
         for question, answer in zip(questions, answers, strict=True)
     ]
-    verdicts = judge.ask_all(requests, parse_rating, desc="mmhal")
-    ratings = [verdict.value for verdict in verdicts]
+    results = judge.ask_all(requests, parse_rating, desc="mmhal")
+    ratings = [result.value for result in results]
     if all(rating is None for rating in ratings):
         raise InputError(
-            f"MMHal: no reply of {judge.config.model} has a rating; the first is {verdicts[0].replies[-1].text[:80]!r}"
+            f"MMHal: no reply of {judge.config.model} has a rating; the first is {results[0].replies[-1].text[:80]!r}"
         )
     total = sum(count(questions, ratings).values())
     by_type: dict[str, list[int]] = {}
@@ -164,9 +164,9 @@ def score_mmhal(
         **{name: float(value) for name, value in rates(np.asarray(total)).items()},
         types={name: float(np.mean(values)) for name, values in by_type.items()},
         judged=sum(rating is not None for rating in ratings),
-        malformed=tuple(verdict for verdict in verdicts if verdict.value is None),
-        verdicts=tuple(verdicts),
-        spending=spending(verdicts, judge.config),
+        malformed=tuple(result for result in results if result.value is None),
+        results=tuple(results),
+        spending=spending(results, judge.config),
     )
 
 

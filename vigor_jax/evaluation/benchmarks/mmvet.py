@@ -18,7 +18,7 @@ from vigor_jax.evaluation.benchmarks.questions import OpenQuestion
 from vigor_jax.evaluation.bootstrap import ratio
 from vigor_jax.evaluation.json_records import read_json
 from vigor_jax.evaluation.judge.client import JudgeRequest
-from vigor_jax.evaluation.judge.judge import Judge, MalformedReplyError, Spending, Verdict, spending
+from vigor_jax.evaluation.judge.judge import Judge, JudgeResult, MalformedReplyError, Spending, spending
 from vigor_jax.evaluation.judge.prompt import fill
 
 PROMPT = """\
@@ -66,8 +66,8 @@ class MmvetMetrics:
         integrations: Mean over the questions that need just these, by their names with "_" between them, in
             alphabetical order.
         judged: Answers with a correctness.
-        malformed: Verdicts without one; they are in none of the figures.
-        verdicts: All, in the order of the questions.
+        malformed: Results without one; they are in none of the figures.
+        results: All, in the order of the questions.
         spending: Tokens and cost.
     """
 
@@ -75,8 +75,8 @@ class MmvetMetrics:
     capabilities: dict[str, float]
     integrations: dict[str, float]
     judged: int
-    malformed: tuple[Verdict[float], ...]
-    verdicts: tuple[Verdict[float], ...]
+    malformed: tuple[JudgeResult[float], ...]
+    results: tuple[JudgeResult[float], ...]
     spending: Spending
 
 
@@ -159,8 +159,8 @@ def score_mmvet(
         JudgeRequest("mmvet", question.question_id, _fill(prompt, question, answer), (system,))
         for question, answer in zip(questions, answers, strict=True)
     ]
-    verdicts = judge.ask_all(requests, parse_correctness, desc="mmvet")
-    found = [verdict.value for verdict in verdicts]
+    results = judge.ask_all(requests, parse_correctness, desc="mmvet")
+    found = [result.value for result in results]
     kinds: dict[str, dict[str, list[float]]] = {"capability": {}, "integration": {}}
     for question, value in zip(questions, found, strict=True):
         for kind, names in question.categories.items():
@@ -171,7 +171,7 @@ def score_mmvet(
     if not judged:
         raise InputError(
             f"MM-Vet: no reply of {judge.config.model} has a correctness; the first is "
-            f"{verdicts[0].replies[-1].text[:80]!r}"
+            f"{results[0].replies[-1].text[:80]!r}"
         )
     means = {kind: {name: float(np.mean(values)) for name, values in names.items()} for kind, names in kinds.items()}
     return MmvetMetrics(
@@ -179,9 +179,9 @@ def score_mmvet(
         capabilities=means["capability"],
         integrations=means["integration"],
         judged=len(judged),
-        malformed=tuple(verdict for verdict in verdicts if verdict.value is None),
-        verdicts=tuple(verdicts),
-        spending=spending(verdicts, judge.config),
+        malformed=tuple(result for result in results if result.value is None),
+        results=tuple(results),
+        spending=spending(results, judge.config),
     )
 
 

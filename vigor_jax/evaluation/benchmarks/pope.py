@@ -168,7 +168,9 @@ def mean_rates(counts: np.ndarray) -> dict[str, np.ndarray]:
     return {name: values.mean(-1) for name, values in rates(counts).items()}
 
 
-def score(questions: Sequence[PopeQuestion], answers: Sequence[str], parser: Parser = parse_answer) -> PopeMetrics:
+def compute_metrics(
+    questions: Sequence[PopeQuestion], answers: Sequence[str], parser: Parser = parse_answer
+) -> PopeMetrics:
     """The figures of one split.
 
     Args:

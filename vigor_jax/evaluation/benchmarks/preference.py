@@ -14,7 +14,7 @@ from functools import partial
 from vigor_jax.errors import InputError
 from vigor_jax.evaluation.benchmarks.ranks import CRITERIA, MeanRank, aggregate, parse_ranks
 from vigor_jax.evaluation.judge.client import JudgeRequest
-from vigor_jax.evaluation.judge.judge import Judge, Spending, Verdict, spending
+from vigor_jax.evaluation.judge.judge import Judge, JudgeResult, Spending, spending
 from vigor_jax.records import ImageFile
 
 _PROMPT = """\
@@ -44,16 +44,16 @@ class PreferenceMetrics:
         ranks: System → criterion, and last `AVERAGE` over the seven → rank.
         images: Images with a ranking.
         rankings: Rankings in all rounds.
-        malformed: Verdicts without a ranking; they are in none of the figures.
-        verdicts: All; a value is criterion → ranks in the order of `verdict.request.systems`.
+        malformed: Results without a ranking; they are in none of the figures.
+        results: All; a value is criterion → ranks in the order of `result.request.systems`.
         spending: Tokens and cost.
     """
 
     ranks: dict[str, dict[str, MeanRank]]
     images: int
     rankings: int
-    malformed: tuple[Verdict[dict[str, tuple[float, ...]]], ...]
-    verdicts: tuple[Verdict[dict[str, tuple[float, ...]]], ...]
+    malformed: tuple[JudgeResult[dict[str, tuple[float, ...]]], ...]
+    results: tuple[JudgeResult[dict[str, tuple[float, ...]]], ...]
     spending: Spending
 
 
@@ -113,25 +113,25 @@ def rank(
             order = shown_order(systems, image, turn, seed)
             prompt = make_prompt([captions[system][image] for system in order], instruction)
             requests.append(JudgeRequest("preference", f"{image}, round {turn + 1}", prompt, order, (path,)))
-    verdicts = judge.ask_all(requests, partial(parse_ranks, num=len(systems)), desc="preference")
+    results = judge.ask_all(requests, partial(parse_ranks, num=len(systems)), desc="preference")
     names = [image for image in images for _ in range(repeats)]
     rankings = []
-    for image, verdict in zip(names, verdicts, strict=True):
-        if verdict.value is not None:
-            places = [verdict.request.systems.index(system) for system in systems]
-            rankings.append((image, {name: [ranks[i] for i in places] for name, ranks in verdict.value.items()}))
+    for image, result in zip(names, results, strict=True):
+        if result.value is not None:
+            places = [result.request.systems.index(system) for system in systems]
+            rankings.append((image, {name: [ranks[i] for i in places] for name, ranks in result.value.items()}))
     if not rankings:
         raise InputError(
             f"preference: no reply of {judge.config.model} is a ranking; the first is "
-            f"{verdicts[0].replies[-1].text[:80]!r}"
+            f"{results[0].replies[-1].text[:80]!r}"
         )
     return PreferenceMetrics(
         ranks=aggregate(systems, rankings, seed=seed),
         images=len({image for image, _ in rankings}),
         rankings=len(rankings),
-        malformed=tuple(verdict for verdict in verdicts if verdict.value is None),
-        verdicts=tuple(verdicts),
-        spending=spending(verdicts, judge.config),
+        malformed=tuple(result for result in results if result.value is None),
+        results=tuple(results),
+        spending=spending(results, judge.config),
     )
 
 

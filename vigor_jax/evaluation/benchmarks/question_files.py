@@ -1,4 +1,4 @@
-"""Where the images of a benchmark's questions are: in its own file, or in a folder under names of their own."""
+"""Where the images of a benchmark's questions are: in its own file, or in a folder under other names."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePath

@@ -41,7 +41,7 @@ def read_seed(path: Path, data_type: Literal["image", "video", "all"] = "image")
     images, videos = ("image", "Single Image"), ("video",)
     wanted = {"image": images, "video": videos, "all": images + videos}[data_type]
 
-    def read(_: str, record: dict[str, Any]) -> ChoiceQuestion:
+    def parse(_: str, record: dict[str, Any]) -> ChoiceQuestion:
         options = tuple(str(record[f"choice_{letter}"]) for letter in "abcd")
         number = record["question_type_id"]
         is_video = record["data_type"] in videos
@@ -57,7 +57,7 @@ def read_seed(path: Path, data_type: Literal["image", "video", "all"] = "image")
         )
 
     records = enumerate(content["questions"], 1)
-    return _read(path, [(f"{n}", one) for n, one in records if _get(one, "data_type") in wanted], read)
+    return _parse_all(path, [(f"{n}", one) for n, one in records if _get(one, "data_type") in wanted], parse)
 
 
 def read_scienceqa(
@@ -89,7 +89,7 @@ def read_scienceqa(
     if gone := [name for name in names[split] if name not in content]:
         raise InputError(f"{problems}: problem {gone[0]} of split {split!r} is missing; take both files of one release")
 
-    def read(name: str, record: dict[str, Any]) -> ChoiceQuestion:
+    def parse(name: str, record: dict[str, Any]) -> ChoiceQuestion:
         hint, options = record["hint"].strip(), tuple(str(choice) for choice in record["choices"])
         has_image = record["image"] is not None
         grade = int(record["grade"].removeprefix("grade"))
@@ -110,7 +110,7 @@ def read_scienceqa(
         )
 
     records = [(name, content[name]) for name in names[split]]
-    return _read(problems, [one for one in records if text_only or _get(one[1], "image") is not None], read)
+    return _parse_all(problems, [one for one in records if text_only or _get(one[1], "image") is not None], parse)
 
 
 def is_llava_scienceqa(path: Path) -> bool:
@@ -134,7 +134,7 @@ def read_scienceqa_llava(path: Path, *, text_only: bool = False) -> list[ChoiceQ
         InputError: The file cannot be read or is something else.
     """
 
-    def read(name: str, record: dict[str, Any]) -> ChoiceQuestion:
+    def parse(name: str, record: dict[str, Any]) -> ChoiceQuestion:
         prompt = record["conversations"][0]["value"].replace("<image>", "").strip()
         options = re.findall(r"^[A-J]\. (.*)$", prompt, re.MULTILINE)
         if not options:
@@ -151,7 +151,7 @@ def read_scienceqa_llava(path: Path, *, text_only: bool = False) -> list[ChoiceQ
         )
 
     records = [(record["id"], record) for _, record in read_records(path, {"id": str, "conversations": list})]
-    return _read(path, [one for one in records if text_only or one[1].get("image")], read)
+    return _parse_all(path, [one for one in records if text_only or one[1].get("image")], parse)
 
 
 def _last_line(prompt: str) -> str:
@@ -173,7 +173,7 @@ def read_gqa(path: Path) -> list[OpenQuestion]:
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected an object {{id: question}}, got something else")
 
-    def read(name: str, record: dict[str, Any]) -> OpenQuestion:
+    def parse(name: str, record: dict[str, Any]) -> OpenQuestion:
         types = record["types"]
         return OpenQuestion(
             question_id=name,
@@ -188,18 +188,18 @@ def read_gqa(path: Path) -> list[OpenQuestion]:
             },
         )
 
-    return _read(path, list(content.items()), read)
+    return _parse_all(path, list(content.items()), parse)
 
 
 def _get(record: Any, key: str) -> Any:
     return record.get(key) if isinstance(record, dict) else None
 
 
-def _read(path: Path, records: Sequence[tuple[str, Any]], read: Callable[[str, dict[str, Any]], T]) -> list[T]:
+def _parse_all(path: Path, records: Sequence[tuple[str, Any]], parse: Callable[[str, dict[str, Any]], T]) -> list[T]:
     questions = []
     for name, record in records:
         try:
-            questions.append(read(name, record))
+            questions.append(parse(name, record))
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
         except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:

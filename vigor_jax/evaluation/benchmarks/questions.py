@@ -36,7 +36,7 @@ class ChoiceQuestion:
         image_bytes: The image's file, where the layout brings it along; `question_files.write_images` makes files.
         group: Questions of one group are one question put in several ways; see `merge_groups`. Empty: of none.
         question: The question without its options; empty where the layout does not say.
-        other_ids: What tools call it besides.
+        other_ids: Its other names in tools.
 
     Raises:
         InputError: The answer is no option.
@@ -73,7 +73,7 @@ class OpenQuestion:
         prompt: All that a model is asked.
         answer: The right one.
         categories: What the figures are broken down by.
-        other_ids: What tools call it besides.
+        other_ids: Its other names in tools.
     """
 
     question_id: str
@@ -235,7 +235,7 @@ def rates(counts: np.ndarray) -> dict[str, np.ndarray]:
     return {"accuracy": ratio(right, questions)}
 
 
-def score(outcomes: Sequence[Outcome]) -> QuestionMetrics:
+def compute_metrics(outcomes: Sequence[Outcome]) -> QuestionMetrics:
     """The figures.
 
     Raises:

@@ -13,7 +13,7 @@ from vigor_jax.evaluation.judge.judge import MalformedReplyError
 CRITERIA = {
     "HL": "hallucinations: which describes nothing that is not in the image?",
     "CA": "counting accuracy: which gives the numbers of objects rightly?",
-    "AA": "attribute accuracy: which gives colours, materials, sizes, states and other attributes rightly?",
+    "AA": "attribute accuracy: which gives colors, materials, sizes, states and other attributes rightly?",
     "RA": "relationship accuracy: which says rightly how objects are placed and what they do with each other?",
     "RL": "relevance: which is about this image as a whole, without side matters?",
     "RS": "reasoning: which draws sensible conclusions from what can be seen?",

@@ -102,7 +102,7 @@ class PopeCommand:
 
 
 def told(words: Wording, extra: int) -> Metrics:
-    """What is to be known of the questions and answers besides the figures."""
+    """What is to be known of the questions and answers, in addition to the figures."""
     return {"protocol": words.stored(), **({"extra_answers": extra} if extra else {})}
 
 
@@ -191,7 +191,7 @@ class ChairCommand:
             images = sorted(reference.objects)[: self.limit or None]
             texts = model.answer("captions", [(image, self.prompt) for image in images])
             captions = list(zip(images, texts, strict=True))
-        judged = [chair.judge(image, text, reference) for image, text in captions]
+        checked = [chair.check_caption(image, text, reference) for image, text in captions]
         details = [
             {
                 "image": one.image,
@@ -199,13 +199,13 @@ class ChairCommand:
                 "mentions": [mention.object for mention in one.mentions],
                 "hallucinated": [m.object for m, absent in zip(one.mentions, one.hallucinated, strict=True) if absent],
             }
-            for one, (_, text) in zip(judged, captions, strict=True)
+            for one, (_, text) in zip(checked, captions, strict=True)
         ]
         self.out.mkdir(parents=True, exist_ok=True)
         (self.out / "captions.json").write_text(json.dumps(details, indent=1, ensure_ascii=False) + "\n", "utf-8")
         how = "as the authors' script finds them" if self.as_published else "blind spots of the script removed"
         return {
-            **chair_metrics(judged),
+            **chair_metrics(checked),
             "names": f"{self.synonyms}, {how}" if self.synonyms else "the objects' own names",
             "policy": {"limit": self.limit, "prompt": self.prompt if model else None},
             **({"extra_answers": extra} if extra else {}),

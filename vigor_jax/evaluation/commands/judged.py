@@ -1,4 +1,4 @@
-"""Options of the benchmarks that another model judges, and how its verdicts become figures."""
+"""Options of the benchmarks that another model judges, and how its replies become figures."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from vigor_jax.evaluation.bootstrap import bootstrap
 from vigor_jax.evaluation.commands.hallucination import AnswersQuestions
 from vigor_jax.evaluation.image_names import ImageNames
 from vigor_jax.evaluation.judge.client import JudgeConfig
-from vigor_jax.evaluation.judge.judge import Judge, Verdict
+from vigor_jax.evaluation.judge.judge import Judge, JudgeResult
 from vigor_jax.evaluation.judge.prompt import read_prompt
 from vigor_jax.evaluation.metrics import Metrics
 from vigor_jax.evaluation.saved_captions import read_captions, refuse_double
@@ -30,7 +30,7 @@ class MmhalCommand:
     Attributes:
       out: gets `metrics.json`, and `replies.jsonl` with all that the judge said.
       questions: the benchmark's file.
-      judge: who judges.
+      judge: the model that judges.
       answers: saved answers; or give a model.
       prompt: a file with the words that the judge is asked in, such as the published ones; by default our own.
       system: name of the model, which the judge's replies are kept under.
@@ -58,7 +58,7 @@ class MmhalCommand:
         judge = Judge(self.judge, self.out / "replies.jsonl")
         prompt = read_prompt(self.prompt, PLACES) if self.prompt else PROMPT
         found = mmhal.score_mmhal(questions, answers, judge, prompt=prompt, system=self.system)
-        counts = mmhal.count(questions, [verdict.value for verdict in found.verdicts])
+        counts = mmhal.count(questions, [result.value for result in found.results])
         return {
             "score": found.score,
             "hallucination_rate": found.hallucination_rate,
@@ -80,7 +80,7 @@ class PreferenceCommand:
       captions: a file of saved captions for each system, as `vigor_jax.caption` writes them; its name without the
         ending is the system's.
       images: where the images are: a folder, tar shards or Parquet (docs/images.md).
-      judge: who judges.
+      judge: the model that judges.
       instruction: what the descriptions were asked for with.
       repeats: how often each image is judged, each time in another order.
       seed: of the orders.
@@ -133,13 +133,13 @@ def _image(model: AnswersQuestions, image_id: str) -> ImageFile:
     raise InputError(f"mmhal: no file in --images starts with {image_id}; download the benchmark's images")
 
 
-def judging(config: JudgeConfig, malformed: Sequence[Verdict[Any]], spending: Any) -> Metrics:
+def judging(config: JudgeConfig, malformed: Sequence[JudgeResult[Any]], spending: Any) -> Metrics:
     """What is to be known of the judge: what it said that could not be read is shown, not guessed."""
     return {
         "judge": {"model": config.model, "base_url": config.base_url, "temperature": config.temperature},
         "malformed": [
-            {"question_id": verdict.request.question_id, "replies": [reply.text for reply in verdict.replies]}
-            for verdict in malformed
+            {"question_id": result.request.question_id, "replies": [reply.text for reply in result.replies]}
+            for result in malformed
         ],
         "spending": dataclasses.asdict(spending),
     }

@@ -51,12 +51,12 @@ class QuestionsCommand:
       split: which of ScienceQA's splits.
       part: of SEED-Bench "image", "video" (a frame of each) or "all"; of ScienceQA "image", the questions with an
         image, or "all".
-      circular: whether MMBench's options are rotated, and only who is right each time is right.
+      circular: whether MMBench's options are rotated, and an answer counts only if it is right each time.
       answers: saved answers; or give a model.
       protocol: the words that a model is asked in: "llava-1.5" adds its request for a letter or a short answer,
         "paper" nothing.
       prompt_suffix: other words that follow each question, such as LLaVA's request in Chinese.
-      judge: who judges MM-Vet.
+      judge: the model that judges MM-Vet.
       prompt: a file with the words that the judge is asked in, such as the published ones; by default our own.
       system: name of the model, which the judge's replies are kept under.
     """
@@ -130,10 +130,10 @@ class QuestionsCommand:
 
     def _figures(self, asked: list[Question], texts: list[str], parser: LetterParser) -> Metrics:
         found = questions.outcomes(asked, texts, parser)
-        metrics = dataclasses.asdict(questions.score(questions.merge_groups(found)))
+        metrics = dataclasses.asdict(questions.compute_metrics(questions.merge_groups(found)))
         if self.layout == "mmbench" and self.circular:
             choices = [question for question in asked if isinstance(question, questions.ChoiceQuestion)]
-            metrics["once"] = questions.score([found[place] for place in once(choices)]).accuracy
+            metrics["once"] = questions.compute_metrics([found[place] for place in once(choices)]).accuracy
         return metrics
 
     def _judged(self, asked: list[Question], texts: list[str]) -> Metrics:
@@ -144,7 +144,7 @@ class QuestionsCommand:
         found = mmvet.score_mmvet(
             own, texts, Judge(self.judge, self.out / "replies.jsonl"), prompt=prompt, system=self.system
         )
-        counts = mmvet.count(own, [verdict.value for verdict in found.verdicts])
+        counts = mmvet.count(own, [result.value for result in found.results])
         return {
             "score": found.score,
             "capabilities": found.capabilities,
@@ -187,7 +187,7 @@ class CaptionsCommand:
             texts, extra = dict(saved.pairs[: self.limit or None]), len(saved.extra)
         else:
             raise InputError("captions: give either --captions, or --model and --images")
-        found = captions.score(texts, references)
+        found = captions.compute_metrics(texts, references)
         figures = [field.name for field in dataclasses.fields(found) if field.name not in ("counts", "left_out")]
         return {
             **{name: getattr(found, name) for name in figures},

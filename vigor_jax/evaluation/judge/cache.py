@@ -84,7 +84,7 @@ class ReplyCache:
             if not path.is_file():
                 raise InputError(f"{path}: expected a file for the judge's replies, found a device or a pipe")
             self._lock()
-            self._mend()
+            self._drop_torn_line()
             self._read()
         except BaseException:
             self._file.close()
@@ -127,7 +127,7 @@ class ReplyCache:
         except OSError:
             pass  # a file system without locks
 
-    def _mend(self) -> None:
+    def _drop_torn_line(self) -> None:
         """Drops a last line that a kill cut short."""
         data = self.path.read_bytes()
         if not data.startswith(_START[: len(data)]):

@@ -18,7 +18,7 @@ from vigor_jax.records import ImageFile
 # The key or the model is wrong. Not 403: some endpoints say it about a single question.
 _REFUSALS = (401, 404)
 _IMAGE_TYPES = ("image/jpeg", "image/png", "image/webp", "image/gif")
-# Seconds. The client honours a Retry-After of up to two minutes.
+# Seconds. The client honors a Retry-After of up to two minutes.
 _LONGEST_WAIT = 120.0
 
 
@@ -192,7 +192,7 @@ class ChatClient:
             ) from error
         except openai.OpenAIError as error:
             raise RequestFailedError(str(error)) from error
-        return _read_completion(response.text)
+        return _parse_completion(response.text)
 
 
 def _read_image(path: ImageFile) -> bytes:
@@ -219,7 +219,7 @@ def _content(request: JudgeRequest) -> str | list[dict[str, Any]]:
     return content
 
 
-def _read_completion(body: str) -> Reply:
+def _parse_completion(body: str) -> Reply:
     try:
         completion = json.loads(body)
         choice = completion["choices"][0]

@@ -31,7 +31,7 @@ class MalformedReplyError(ValueError):
 
 
 @dataclass(frozen=True)
-class Verdict(Generic[T]):
+class JudgeResult(Generic[T]):
     """What came of a request.
 
     Attributes:
@@ -67,7 +67,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class Spending:
-    """What verdicts have cost.
+    """What results have cost.
 
     Attributes:
         asked: Replies that came now.
@@ -78,9 +78,9 @@ class Spending:
     cached: Usage
 
 
-def spending(verdicts: Iterable[Verdict[Any]], config: JudgeConfig) -> Spending:
+def spending(results: Iterable[JudgeResult[Any]], config: JudgeConfig) -> Spending:
     """Sums tokens and cost."""
-    replies = [reply for verdict in verdicts for reply in verdict.replies]
+    replies = [reply for result in results for reply in result.replies]
     asked, cached = ([reply for reply in replies if reply.cached is where] for where in (False, True))
     return Spending(_usage(asked, config), _usage(cached, config))
 
@@ -108,7 +108,7 @@ class Judge:
 
     def ask_all(
         self, requests: Sequence[JudgeRequest], parse: Callable[[str], T], *, desc: str = "judge"
-    ) -> list[Verdict[T]]:
+    ) -> list[JudgeResult[T]]:
         """Asks what has not been answered yet; not from within an event loop.
 
         Args:
@@ -118,7 +118,7 @@ class Judge:
             desc: In front of the progress bar and of errors.
 
         Returns:
-            A verdict for each request, in order.
+            A result for each request, in order.
 
         Raises:
             InputError: `openai` or the key is missing, or an image or the file cannot be used. Or requests have
@@ -130,25 +130,27 @@ class Judge:
 
         with ReplyCache(self.cache) as cache:
 
-            def verdict(key: ReplyKey) -> Verdict[T] | None:
+            def result(key: ReplyKey) -> JudgeResult[T] | None:
                 """None while another reply is to be asked for."""
                 replies = cache.replies[key]
                 for number, reply in enumerate(replies, 1):
                     try:
-                        return Verdict(keyed[key], parse(reply.text), tuple(replies[:number]))
+                        return JudgeResult(keyed[key], parse(reply.text), tuple(replies[:number]))
                     except MalformedReplyError:
                         pass
-                return Verdict(keyed[key], None, tuple(replies)) if len(replies) >= self.config.max_attempts else None
+                return (
+                    JudgeResult(keyed[key], None, tuple(replies)) if len(replies) >= self.config.max_attempts else None
+                )
 
-            due = [key for key in keyed if verdict(key) is None]
+            due = [key for key in keyed if result(key) is None]
             if due:
-                with tqdm(total=len(keyed), initial=len(keyed) - len(due), desc=desc, unit="verdict") as progress:
-                    asking = _Asking(self.config, keyed, cache, lambda key: verdict(key) is not None, progress)
+                with tqdm(total=len(keyed), initial=len(keyed) - len(due), desc=desc, unit="request") as progress:
+                    asking = _Asking(self.config, keyed, cache, lambda key: result(key) is not None, progress)
                     asyncio.run(asking.run(due))
-            verdicts = [found for key in keyed if (found := verdict(key))]
-        if len(verdicts) < len(keyed):
-            self._fail(asking.failures, len(keyed) - len(verdicts), len(keyed), desc)
-        return verdicts
+            results = [found for key in keyed if (found := result(key))]
+        if len(results) < len(keyed):
+            self._fail(asking.failures, len(keyed) - len(results), len(keyed), desc)
+        return results
 
     def _fail(self, failures: Sequence[str], missing: int, total: int, desc: str) -> None:
         reasons = Counter(failures)

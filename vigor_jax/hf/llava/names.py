@@ -49,7 +49,7 @@ _HF_SPELLINGS = (
 
 
 def canonical_hf(name: str) -> str:
-    """A name in any llava-hf spelling → the canonical one; what is not recognised stays as it is."""
+    """A name in any llava-hf spelling → the canonical one; what is not recognized stays as it is."""
     for pattern, replacement in _HF_SPELLINGS:
         name = pattern.sub(replacement, name, count=1) if pattern.match(name) else name
     return name

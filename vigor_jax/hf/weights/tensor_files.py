@@ -38,7 +38,7 @@ class TensorReader:
         """Opens the weights in a Hugging Face or LLaVA checkpoint directory.
 
         Looks for `STEM.safetensors`, `STEM.safetensors.index.json`, `pytorch_model.bin` and
-        `pytorch_model.bin.index.json`, and takes the first that is there; then for all shards of either without
+        `pytorch_model.bin.index.json`, and takes the first that exists; then for all shards of either without
         their index. For a stem other than "model" the PyTorch files are `STEM.bin` and `STEM.bin.index.json`.
 
         Raises:

@@ -146,9 +146,9 @@ class Detail {
   #sentence(candidate, letters, start, end, isChosen) {
     const signals = signalsOn(this.group, candidate, this.run.streams, start, end);
     const dropped = isChosen && this.group.dropped.find(([from, to]) => from < end && to > start);
-    const colour = tint(signals);
-    const node = make(dropped ? "del" : "span", { class: `sentence ${colour?.kind ?? ""}`, tabindex: "0" });
-    if (colour) node.style.setProperty("--strength", `${colour.strength}%`);
+    const color = tint(signals);
+    const node = make(dropped ? "del" : "span", { class: `sentence ${color?.kind ?? ""}`, tabindex: "0" });
+    if (color) node.style.setProperty("--strength", `${color.strength}%`);
     Object.assign(node, { signals, dropped: dropped?.[2] });
     const phrases = signals.filter((signal) => !signal.isWhole);
     const edges = new Set([start, end, ...phrases.flatMap((signal) => signal.spans.flat())]);

@@ -1,4 +1,4 @@
-// What the streams say of a sentence, in words and as a colour.
+// What the streams say of a sentence, in words and as a color.
 
 const ERRORS = new Set(["object", "attribute", "relationship", "location", "conjecture"]);
 const number = (value, digits = 2) => (value == null ? "–" : value.toFixed(digits).replace("-", "−"));
@@ -55,7 +55,7 @@ function describe(signals, current) {
   return rows.length ? make("ul", {}, ...rows) : make("p", {}, "No stream says anything of this sentence.");
 }
 
-// A sentence's colour: from the worst p(good), or from what was not found where no stream judges whole sentences.
+// A sentence's color: from the worst p(good), or from what was not found where no stream judges whole sentences.
 function tint(signals) {
   const whole = signals.filter((signal) => signal.isWhole && signal.score != null);
   const worst = whole.length ? Math.min(...whole.map((signal) => signal.score)) / 100 : null;

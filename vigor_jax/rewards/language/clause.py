@@ -75,7 +75,7 @@ class Clause:
         return place
 
     def _next_in_list(self, place: int) -> int:
-        """Where the next thing of a list begins after a mark or a conjunction; 0 if the list does not go on."""
+        """Where the next thing of a list begins after a mark or a conjunction; 0 if the list ends there."""
         joint = self.words[place]
         following = place + 1
         if joint == "," and self.word(following) in _PAIRS:
@@ -114,7 +114,7 @@ class Clause:
             word = self.words[place]
             if word in _ENDS or word in _TURNS:
                 return place
-            if word == "," and not self._goes_on(place):
+            if word == "," and not self._continues(place):
                 return place
             if word == "and" and self._begins_clause(place + 1):
                 return place
@@ -130,7 +130,7 @@ class Clause:
                 return place
         return end
 
-    def _goes_on(self, comma: int) -> bool:
+    def _continues(self, comma: int) -> bool:
         """Whether a comma stands in a list that "or" ends: "observing, waiting, or talking", "a car, bus or truck"."""
         following = self.word(comma + 1)
         if following in ("or", "nor"):

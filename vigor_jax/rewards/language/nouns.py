@@ -71,8 +71,8 @@ class NounPhrases:
           marks with "-" is cut from both ends of a compound instead: "beach scene" is "beach".
         - Groups and measures are in that list: "a group of people" is "person".
         - The last word goes to the singular; "people", "persons" and "individuals" are all "person".
-        - Capitalised proper nouns are left out, for no detector knows "Delta"; the first word of a sentence is read
-          as if it were not capitalised.
+        - Capitalized proper nouns are left out, for no detector knows "Delta"; the first word of a sentence is read
+          as if it were not capitalized.
         - Words in -ing are nouns only if `nouns.txt` has them.
         - Where a tagger errs by what surrounds a word, `readings.py` corrects it.
 
@@ -93,7 +93,7 @@ class NounPhrases:
         self._abstract = frozenset() if non_visual else wordnet("abstract")
         self._readings = Readings(self._nouns, [line for line in lines if len(line.split()) > 1])
         self._tag = cached_tag(load_tagger(tagger, download=download))
-        self._normalise = lru_cache(CACHE_SIZE)(self._trim)
+        self._normalize = lru_cache(CACHE_SIZE)(self._trim)
 
     def __reduce__(self) -> tuple[type["NounPhrases"], tuple[Path | None, Path | None]]:
         """Worker processes build their own from the same files."""
@@ -130,7 +130,7 @@ class NounPhrases:
             end = start
             while end < len(words) and is_noun[end]:
                 end += 1
-            if end > start and (trimmed := self._normalise(tuple(lower[start:end]))):
+            if end > start and (trimmed := self._normalize(tuple(lower[start:end]))):
                 phrase, first_kept, num_kept = trimmed
                 begin, stop = start + first_kept, start + first_kept + num_kept
                 claim = max(claims[begin:stop]) if claims else Claim.ASSERTED

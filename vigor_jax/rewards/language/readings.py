@@ -165,11 +165,11 @@ def _is_predicate(place: int, lower: Sequence[str], tags: Sequence[str], is_noun
     in_group = _word(lower, start - 1) == "of" and start > 1 and is_noun[start - 2]
     if in_group:  # "a herd of zebras drinks"; "an assortment of street signs and cars makes" has its verb elsewhere
         start = _phrase_start(start - 1, lower, tags, is_noun)
-    goes_on = in_group and singular(lower[place - 1]) == lower[place - 1]
+    is_part = in_group and singular(lower[place - 1]) == lower[place - 1]
     for after in range(place + 1, len(tags)):
         if tags[after] in _FINITE:
             return False
-        if not (goes_on and lower[after] == "and") and (tags[after] in _CLAUSE_ENDS or lower[after] in _CLAUSE_STARTS):
+        if not (is_part and lower[after] == "and") and (tags[after] in _CLAUSE_ENDS or lower[after] in _CLAUSE_STARTS):
             break
     before = start - 2
     return _word(tags, start - 1) in ("DT", "PRP$") and (

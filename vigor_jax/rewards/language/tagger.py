@@ -71,11 +71,11 @@ def _predict(model: AveragedPerceptron, features: dict[str, int]) -> str:
 
 
 def cached_tag(tagger: PerceptronTagger) -> Callable[[list[str]], list[str]]:
-    """`tagger.tag`, remembering what it said of a word with the same neighbours; captions repeat themselves."""
+    """`tagger.tag`, remembering what it said of a word with the same neighbors; captions repeat themselves."""
 
     @lru_cache(CACHE_SIZE)
-    def predict(word: str, before: str, before_that: str, neighbours: tuple[str, ...]) -> str:
-        features = tagger._get_features(0, word, neighbours, before, before_that)
+    def predict(word: str, before: str, before_that: str, neighbors: tuple[str, ...]) -> str:
+        features = tagger._get_features(0, word, neighbors, before, before_that)
         return _predict(tagger.model, features)
 
     normalize = lru_cache(CACHE_SIZE)(tagger.normalize)

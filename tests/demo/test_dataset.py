@@ -1,4 +1,4 @@
-"""The demo's world on disk: the same every time, all of it or nothing, and true."""
+"""The demo's data on disk: the same every time, all of it or nothing, and true."""
 
 import dataclasses
 import filecmp
@@ -9,21 +9,21 @@ import numpy as np
 import pytest
 
 from vigor_jax.data.records.annotations import read_annotations
-from vigor_jax.demo import world
+from vigor_jax.demo import dataset
+from vigor_jax.demo.dataset import DemoDataConfig, annotate_caption, prepare, read_scenes
 from vigor_jax.demo.drawing import draw
 from vigor_jax.demo.language import errors, parse
 from vigor_jax.demo.scenes import SHAPES, make_scene
-from vigor_jax.demo.world import WorldConfig, judge, prepare, read_scenes
 from vigor_jax.errors import InputError
 from vigor_jax.evaluation.benchmarks.mme import read_subtasks
 from vigor_jax.evaluation.benchmarks.pope import read_questions
 
-SMALL = WorldConfig(unlabelled=4, annotated=6, held_out=5, asked=4, mme=2, seed=4)
+SMALL = DemoDataConfig(unlabeled=4, annotated=6, held_out=5, asked=4, mme=2, seed=4)
 
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("demo") / "world"
+    directory = tmp_path_factory.mktemp("demo") / "data"
     prepare(directory, SMALL)
     return directory
 
@@ -49,7 +49,7 @@ def test_what_is_written_stays_and_nothing_else_is_written_over(directory: Path,
     before = {name: (directory / name).stat().st_mtime_ns for name in files(directory)}
     prepare(directory, SMALL)
     assert {name: (directory / name).stat().st_mtime_ns for name in files(directory)} == before
-    with pytest.raises(InputError, match=r"holds the world .*'held_out': 5.*expected .*'held_out': 6.*remove it"):
+    with pytest.raises(InputError, match=r"holds the demo data .*'held_out': 5.*expected .*'held_out': 6.*remove it"):
         prepare(directory, dataclasses.replace(SMALL, held_out=6))
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="holds something else"):
@@ -57,16 +57,16 @@ def test_what_is_written_stays_and_nothing_else_is_written_over(directory: Path,
     assert files(tmp_path) == ["notes.txt"]
 
 
-def test_an_interrupted_world_is_completed(directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_data_are_completed(directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(world, "annotate", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(dataset, "annotate", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            prepare(tmp_path / "world", SMALL)
-    assert not (tmp_path / "world").exists()
-    prepare(tmp_path / "world", SMALL)
-    assert [path.name for path in tmp_path.iterdir()] == ["world"]
+            prepare(tmp_path / "data", SMALL)
+    assert not (tmp_path / "data").exists()
+    prepare(tmp_path / "data", SMALL)
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
     name = "annotations.jsonl"
-    assert (tmp_path / "world" / name).read_bytes() == (directory / name).read_bytes()
+    assert (tmp_path / "data" / name).read_bytes() == (directory / name).read_bytes()
 
 
 def test_scenes_do_not_depend_on_how_many_there_are(directory: Path) -> None:
@@ -94,13 +94,13 @@ def test_questions_have_true_labels(directory: Path) -> None:
     assert {len(questions) for questions in subtasks.values()} == {4}
 
 
-def test_judgements_are_the_truth(directory: Path) -> None:
+def test_judgments_are_the_truth(directory: Path) -> None:
     """All of them, where annotators make no mistakes."""
     scenes = read_scenes(directory, "annotated")
-    names = {"object": "object", "colour": "attribute", "count": "attribute", "place": "location"}
+    names = {"object": "object", "color": "attribute", "count": "attribute", "place": "location"}
     for annotation in read_annotations(directory / "annotations.jsonl"):
         scene = scenes[Path(annotation.image).name]
-        careful = judge(annotation.image, annotation.description, scene, 0.0, np.random.default_rng(0))
+        careful = annotate_caption(annotation.image, annotation.description, scene, 0.0, np.random.default_rng(0))
         found = [sentence.errors for sentence in careful.sentences]
         truths = [
             errors(sentence.statement, scene) if sentence.statement else None
@@ -113,11 +113,13 @@ def test_judgements_are_the_truth(directory: Path) -> None:
 def test_annotators_are_wrong_as_often_as_they_should_be() -> None:
     text = "There are two stars in red. A moon in blue is at the top. A ring in green is on the left."
     scene = make_scene(np.random.default_rng(0))
-    true = [not sentence.errors for sentence in judge("a", text, scene, 0.0, np.random.default_rng(0)).sentences]
+    true = [
+        not sentence.errors for sentence in annotate_caption("a", text, scene, 0.0, np.random.default_rng(0)).sentences
+    ]
     rng = np.random.default_rng(1)
     wrong = [
         bool(sentence.errors) == is_true
         for _ in range(1000)
-        for sentence, is_true in zip(judge("a", text, scene, 0.2, rng).sentences, true, strict=True)
+        for sentence, is_true in zip(annotate_caption("a", text, scene, 0.2, rng).sentences, true, strict=True)
     ]
     assert np.mean(wrong) == pytest.approx(0.2, abs=0.025)

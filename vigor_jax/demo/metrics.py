@@ -14,19 +14,19 @@ from vigor_jax.records import Candidate, Verdict
 from vigor_jax.rewards.repetitions import repetitions
 from vigor_jax.stages.reward_evaluation import auc
 
-KINDS: tuple[ErrorKind, ...] = ("object", "colour", "count", "place")
+KINDS: tuple[ErrorKind, ...] = ("object", "color", "count", "place")
 
 
 @dataclasses.dataclass(frozen=True)
-class Scores:
+class CaptionMetrics:
     """Shares from 0 to 1; NaN where there is nothing to take a share of.
 
     Attributes:
-      bad: sentences with any error, those that are none of the world's included.
+      bad: sentences with any error, those that are none of the demo's included.
       absent: sentences about what is not there.
-      unseen: of the sentences about what is there, those wrong in what no detector of things can see: colour, count
+      unseen: of the sentences about what is there, those wrong in what no detector of things can see: color, count
         or place.
-      colour: of the sentences about what is there, those with a wrong colour.
+      color: of the sentences about what is there, those with a wrong color.
       count: of the sentences about several of what is there, those with a wrong number.
       place: of the sentences about one thing of what is there, those with a wrong place.
       repeats: sentences that say again, word for word, what an earlier one of the caption has said.
@@ -35,13 +35,13 @@ class Scores:
     bad: float
     absent: float
     unseen: float
-    colour: float
+    color: float
     count: float
     place: float
     repeats: float
 
 
-def score(captions: Iterable[tuple[str, Scene]]) -> Scores:
+def compute_metrics(captions: Iterable[tuple[str, Scene]]) -> CaptionMetrics:
     """Compares captions, any texts, with their scenes."""
     seen: Counter[str] = Counter()
     for text, scene in captions:
@@ -55,11 +55,11 @@ def score(captions: Iterable[tuple[str, Scene]]) -> Scores:
                 continue
             form = "place" if sentence.statement.number == 1 else "count"
             seen.update(["present", form, *(["unseen"] if found else []), *(f"{kind} wrong" for kind in found)])
-    return Scores(
+    return CaptionMetrics(
         bad=_share(seen["bad"], seen["all"]),
         absent=_share(seen["absent"], seen["all"]),
         unseen=_share(seen["unseen"], seen["present"]),
-        colour=_share(seen["colour wrong"], seen["present"]),
+        color=_share(seen["color wrong"], seen["present"]),
         count=_share(seen["count wrong"], seen["count"]),
         place=_share(seen["place wrong"], seen["place"]),
         repeats=_share(seen["repeated"], seen["all"]),
@@ -70,7 +70,7 @@ def reward_auc(records: str | Path, scenes: Mapping[str, Scene]) -> dict[ErrorKi
     """How well p(good) tells sentences with just one kind of error from good ones of the same form.
 
     Sentences about one thing and about several differ in how often they are wrong, and telling them apart is no
-    judgement; so each is held against its own form only, and the forms' AUCs are averaged by their bad sentences.
+    judgment; so each is held against its own form only, and the forms' AUCs are averaged by their bad sentences.
 
     Args:
       records: a folder with `candidates/` and `verdicts/reward_model/`, made per sentence.
@@ -111,7 +111,7 @@ def mark(text: str, scene: Scene) -> list[tuple[str, bool]]:
         if said is None or found is None or "object" in found:
             marked += [(word, True) for word in words]
             continue
-        parts: dict[ErrorKind, str] = {"colour": said.colour, "count": NUMBERS[said.number], "place": said.place or ""}
+        parts: dict[ErrorKind, str] = {"color": said.color, "count": NUMBERS[said.number], "place": said.place or ""}
         wrong = {word for kind in found for word in parts[kind].split()}
         marked += [(word, word.lower().rstrip(".") in wrong) for word in words]
     return marked

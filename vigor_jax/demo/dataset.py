@@ -1,4 +1,4 @@
-"""Writes the world of a demo run to disk: pictures, truth, human judgements, questions, and the small checkpoints."""
+"""Writes the data of a demo run to disk: pictures, truth, human judgments, questions, and the small checkpoints."""
 
 import dataclasses
 import json
@@ -28,12 +28,12 @@ from vigor_jax.rewards.sentences import split_sentences
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 # To be raised with every change of what `prepare` writes, so that an old directory is not taken for a new one.
-VERSION = 2
-SPLITS = ("unlabelled", "annotated", "held_out")
+VERSION = 3
+SPLITS = ("unlabeled", "annotated", "held_out")
 # How the kinds of error are called in annotations, and the attribute.
 ERRORS: dict[language.ErrorKind, tuple[ErrorType, str]] = {
     "object": ("object", ""),
-    "colour": ("attribute", "colour"),
+    "color": ("attribute", "color"),
     "count": ("attribute", "count"),
     "place": ("location", ""),
 }
@@ -41,20 +41,20 @@ ANNOTATED = SamplingConfig(num_candidates=2, temperature=0.9, max_new_tokens=96,
 
 
 @dataclasses.dataclass(frozen=True)
-class WorldConfig:
-    """How large a world is.
+class DemoDataConfig:
+    """How much data the demo has.
 
     Attributes:
-      unlabelled: scenes to sample and to learn from.
-      annotated: scenes whose captions are judged, two captions each.
+      unlabeled: scenes to sample and to learn from.
+      annotated: scenes whose captions are annotated, two captions each.
       held_out: scenes to be tested on.
       asked: of those, the scenes that POPE asks about.
       mme: scenes in each of MME's subtasks.
-      careless_annotators: share of sentences that are judged wrongly.
+      careless_annotators: share of sentences that are annotated wrongly.
       seed: of everything.
     """
 
-    unlabelled: int = 1000
+    unlabeled: int = 1000
     annotated: int = 1000
     held_out: int = 400
     asked: int = 150
@@ -63,23 +63,23 @@ class WorldConfig:
     seed: int = 0
 
 
-def prepare(directory: Path, config: WorldConfig) -> None:
-    """Writes the world; does nothing where it is written already.
+def prepare(directory: Path, config: DemoDataConfig) -> None:
+    """Writes the demo's data; does nothing where they are written already.
 
-    The directory appears under its name when all of it is there: `images/SPLIT/`, `scenes.json` (image → scene),
+    The directory appears under its name when it is complete: `images/SPLIT/`, `scenes.json` (image → scene),
     `objects.json` (held-out image → shapes), `annotations.jsonl`, `pope/*.json`, `mme/`, and the checkpoints `policy/`,
     `detector/` and `tagger/`. Everything depends on the seed alone, and a scene on its number, not on how many there
     are.
 
     Raises:
-      InputError: the directory holds something else, such as a world of other sizes.
+      InputError: the directory holds something else, such as data of other sizes.
     """
     wanted = {"version": VERSION, **dataclasses.asdict(config)}
     if directory.exists():
-        path = directory / "world.json"
+        path = directory / "dataset.json"
         found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
         if found != wanted:
-            what = "something else" if found is None else f"the world {found}"
+            what = "something else" if found is None else f"the demo data {found}"
             raise InputError(f"{directory} holds {what}, expected {wanted}; remove it or choose another directory")
         return
     partial = directory.with_name(f".{directory.name}.partial")
@@ -88,19 +88,19 @@ def prepare(directory: Path, config: WorldConfig) -> None:
         shutil.copytree(CHECKPOINTS / name, partial / name, dirs_exist_ok=True)
     scenes = {
         image: scene
-        for split, count in zip(SPLITS, (config.unlabelled, config.annotated, config.held_out), strict=True)
+        for split, count in zip(SPLITS, (config.unlabeled, config.annotated, config.held_out), strict=True)
         for image, scene in draw_split(partial / "images", split, count, config.seed)
     }
     write_json(partial / "scenes.json", {image: dataclasses.asdict(scene) for image, scene in scenes.items()})
     _write_questions(partial, {Path(i).name: scene for i, scene in scenes.items() if i.startswith("held_out/")}, config)
     annotate(partial, {i: scene for i, scene in scenes.items() if i.startswith("annotated/")}, config)
-    write_json(partial / "world.json", wanted)
+    write_json(partial / "dataset.json", wanted)
     os.replace(partial, directory)
 
 
-def read_scenes(world: Path, split: str) -> dict[str, Scene]:
+def read_scenes(data: Path, split: str) -> dict[str, Scene]:
     """Name of the picture, without its folder → scene."""
-    scenes = json.loads((world / "scenes.json").read_text(encoding="utf-8"))
+    scenes = json.loads((data / "scenes.json").read_text(encoding="utf-8"))
     return {
         Path(image).name: Scene(tuple(Object(**item) for item in scene["objects"]), scene["background"])
         for image, scene in scenes.items()
@@ -118,8 +118,8 @@ def draw_split(folder: Path, split: str, count: int, seed: int) -> Iterator[tupl
         yield name, scene
 
 
-def annotate(directory: Path, scenes: Mapping[str, Scene], config: WorldConfig) -> None:
-    """Lets the policy describe scenes and judges every sentence, now and then wrongly; writes `annotations.jsonl`."""
+def annotate(directory: Path, scenes: Mapping[str, Scene], config: DemoDataConfig) -> None:
+    """Lets the policy describe scenes and annotates every sentence, now and then wrongly, in `annotations.jsonl`."""
     predictor = Predictor(open_checkpoint(directory / "policy"), "v1", make_mesh(MeshConfig(data=-1, fsdp=1)))
     prompts = language.PROMPTS
     questions = [
@@ -130,19 +130,19 @@ def annotate(directory: Path, scenes: Mapping[str, Scene], config: WorldConfig) 
     predictor.answer(questions, out, dataclasses.replace(ANNOTATED, seed=config.seed), desc="describing annotated")
     rng = np.random.default_rng([config.seed, 200])
     annotations = (
-        judge(line["image"], line["text"], scenes[line["image"]], config.careless_annotators, rng)
+        annotate_caption(line["image"], line["text"], scenes[line["image"]], config.careless_annotators, rng)
         for line in read_answers(out)
         if line["text"]
     )
     write_annotations(directory / "annotations.jsonl", annotations)
 
 
-def judge(image: str, text: str, scene: Scene, careless: float, rng: np.random.Generator) -> Annotation:
-    """Judges a description as an annotator would: the truth, but for a share of mistakes."""
+def annotate_caption(image: str, text: str, scene: Scene, careless: float, rng: np.random.Generator) -> Annotation:
+    """Annotates a caption as a person would: the truth, but for a share of mistakes."""
     sentences = []
     for span in split_sentences(text):
         (sentence, *_) = language.parse(text[slice(*span)])
-        # What is no sentence of the world's is an unreasonable conjecture.
+        # What is none of the demo's sentences is an unreasonable conjecture.
         kinds = language.errors(sentence.statement, scene) if sentence.statement else None
         found = [("conjecture", "")] if kinds is None else [ERRORS[kind] for kind in kinds]
         if rng.random() < careless:
@@ -153,7 +153,7 @@ def judge(image: str, text: str, scene: Scene, careless: float, rng: np.random.G
     return Annotation(image, text, tuple(sentences), None, ())
 
 
-def _write_questions(directory: Path, scenes: Mapping[str, Scene], config: WorldConfig) -> None:
+def _write_questions(directory: Path, scenes: Mapping[str, Scene], config: DemoDataConfig) -> None:
     """POPE's and MME's, about the first held-out scenes."""
     objects = {image: sorted({item.shape for item in scene.objects}) for image, scene in scenes.items()}
     write_json(directory / "objects.json", objects)
@@ -180,7 +180,7 @@ def _write_questions(directory: Path, scenes: Mapping[str, Scene], config: World
 def describe_truth(scene: Scene) -> str:
     """What is true of a scene, in few words."""
     parts: list[Any] = [
-        f"{s.number} {s.colour} {language.plural(s.shape)}" if s.number > 1 else f"{s.colour} {s.shape} {s.place}"
+        f"{s.number} {s.color} {language.plural(s.shape)}" if s.number > 1 else f"{s.color} {s.shape} {s.place}"
         for s in scene.statements
     ]
     return ", ".join(parts)
