@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from vigor_jax import fingerprint
 from vigor_jax.errors import InputError
+from vigor_jax.models import cpu
 
 BITS_OF_ONE = 0x3F800000  # float32 1.0
 
@@ -74,7 +75,7 @@ def sample_tokens(
         keys = candidate_keys(seeds, config.num_candidates, positions)
         # Gumbel-max: the maximum of scores with this noise is a draw from their softmax.
         scores = scores + jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, shape[-1:])))(keys)
-    token_ids = jnp.broadcast_to(argmax(scores), shape[:2])
+    token_ids = jnp.broadcast_to(cpu.argmax(scores), shape[:2])
     chosen = jnp.take_along_axis(jnp.broadcast_to(logits, shape), token_ids[..., None], -1)[..., 0]
     return token_ids, chosen - jax.nn.logsumexp(logits, -1)
 
@@ -113,10 +114,3 @@ def candidate_keys(seeds: UInt32[Array, "I 2"], num_candidates: int, positions: 
         return jax.random.fold_in(jax.random.fold_in(base, candidate), position)
 
     return jax.vmap(jax.vmap(key, (None, 0, None)), (0, None, 0))(seeds, jnp.arange(num_candidates), positions)
-
-
-def argmax(scores: Float[Array, "*B V"]) -> Int[Array, "*B"]:
-    """First index of the maximum, by two plain reductions: XLA's own argmax is several times slower on CPU."""
-    places = jax.lax.broadcasted_iota(jnp.int32, scores.shape, scores.ndim - 1)
-    places = jnp.where(scores == scores.max(-1, keepdims=True), places, scores.shape[-1] - 1)
-    return places.min(-1)

@@ -5,26 +5,22 @@ ids as they are. cuDNN, as JAX 0.10 offers it, would take them only as numbers a
 the gradient of these numbers too: T x T numbers in memory both ways, which a fused kernel avoids. So packed
 rows on GPUs go to Pallas's flash attention.
 
-On a CPU the scores of a few heads at a time stay in the cache; those of all heads would go to memory and back for every
-step of the softmax, and wait there for the gradient.
+On a CPU all of it goes to `models.cpu`.
 """
 
-from collections.abc import Callable
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
-from vigor_jax.parallel.sharding import BATCH, platform
+from vigor_jax.models import cpu
+from vigor_jax.parallel.sharding import on_each_shard, platform
 
 Implementation: TypeAlias = Literal["auto", "xla", "cudnn", "splash", "pallas", "by_heads"]
 
 PALLAS_BLOCK = 128  # of both kernels
 QUERY_BLOCK = 256  # of the plain formula on packed rows
-CPU_QUERY_BLOCK = 128
-CPU_SCORES = 2**18  # numbers at a time: a megabyte
 
 
 def attention(
@@ -59,7 +55,7 @@ def attention(
     if implementation == "splash":
         return _splash(q, k, v, None)
     if implementation == "by_heads":
-        return _by_heads(q, k, v, None, causal=causal)
+        return cpu.attention_by_heads(q, k, v, None, causal=causal)
     assert implementation != "pallas", "for packed rows only"
     return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation=implementation)
 
@@ -68,9 +64,7 @@ def masked_attention(
     q: Float[Array, "B T N H"], k: Float[Array, "B S K H"], v: Float[Array, "B S K H"], mask: Bool[Array, "B T S"]
 ) -> Float[Array, "B T N H"]:
     """The same under any mask, which no fused kernel takes; what a query that sees nothing gets means nothing."""
-    if platform() == "cpu":
-        return _by_heads(q, k, v, mask, causal=False)
-    return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], implementation="xla")
+    return cpu.dot_product_attention(q, k, v, mask)
 
 
 def _fastest(q: Float[Array, "B T N H"], causal: bool) -> Literal["xla", "cudnn", "splash", "by_heads"]:
@@ -95,7 +89,7 @@ def _packed(q: Array, k: Array, v: Array, segment_ids: Array, implementation: Im
     if implementation == "pallas":
         return _flash(q, k, v, segment_ids)
     if implementation == "by_heads":
-        return _by_heads(q, k, v, segment_ids[:, :, None] == segment_ids[:, None], causal=True)
+        return cpu.attention_by_heads(q, k, v, segment_ids[:, :, None] == segment_ids[:, None], causal=True)
     assert implementation == "xla", "cuDNN takes no segment ids"
     return _by_query_blocks(q, k, v, segment_ids)
 
@@ -128,47 +122,6 @@ def _by_query_blocks(
     return jnp.concatenate(parts, axis=1)
 
 
-def _by_heads(
-    q: Float[Array, "B T N H"],
-    k: Float[Array, "B S K H"],
-    v: Float[Array, "B S K H"],
-    mask: Bool[Array, "B T S"] | None,
-    *,
-    causal: bool,
-) -> Float[Array, "B T N H"]:
-    """The plain formula for a few heads of a sequence at a time; the gradient computes their scores again."""
-
-    def head(q: Float[Array, "T H"], k: Float[Array, "S H"], v: Float[Array, "S H"], mask: Any) -> Float[Array, "T H"]:
-        dtype, length = q.dtype, len(q)
-        q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
-        q *= q.shape[-1] ** -0.5
-        parts = []
-        for start in range(0, length, CPU_QUERY_BLOCK):
-            end = min(start + CPU_QUERY_BLOCK, length)
-            keys = end if causal else len(k)
-            sees = None if mask is None else mask[start:end, :keys]
-            if causal:
-                is_before = jnp.arange(start, end)[:, None] >= jnp.arange(keys)
-                sees = is_before if sees is None else sees & is_before
-            scores = q[start:end] @ k[:keys].T
-            scores = scores if sees is None else jnp.where(sees, scores, jnp.finfo(scores.dtype).min)
-            parts.append(jax.nn.softmax(scores) @ v[:keys])
-        return jnp.concatenate(parts).astype(dtype)
-
-    def sequence(q: Array, k: Array, v: Array, *mask: Array) -> Array:
-        length, num_heads, _ = q.shape
-        heads = [jnp.repeat(x, num_heads // x.shape[1], axis=1).swapaxes(0, 1) for x in (q, k, v)]
-        one = jax.checkpoint(lambda q, k, v: head(q, k, v, *(mask or [None])))
-        at_once = max(1, CPU_SCORES // (min(CPU_QUERY_BLOCK, length) * len(k)))
-        return jax.lax.map(lambda each: one(*each), heads, batch_size=at_once).swapaxes(0, 1)
-
-    def local(*arguments: Array) -> Array:
-        # Once more around them all, or the heads of each sequence would be kept next to q, k and v themselves.
-        return jax.lax.map(jax.checkpoint(lambda each: sequence(*each)), arguments)
-
-    return _on_each_shard(local, q, k, v, mask)
-
-
 def _splash(
     q: Float[Array, "B T N H"],
     k: Float[Array, "B T K H"],
@@ -196,7 +149,7 @@ def _splash(
         ids = (splash.SegmentIds(each, each) for each in segments)
         return jax.vmap(kernel)(*heads_first, *ids).swapaxes(1, 2)
 
-    return _on_each_shard(local, q, k, v, segment_ids)
+    return on_each_shard(local, q, k, v, segment_ids)
 
 
 def _flash(
@@ -215,17 +168,4 @@ def _flash(
         k, v = jnp.repeat(k, groups, 2), jnp.repeat(v, groups, 2)
         return mha(q, k, v, segment_ids, sm_scale=q.shape[-1] ** -0.5, causal=True, interpret=interpret)
 
-    return _on_each_shard(local, q, k, v, segment_ids)
-
-
-def _on_each_shard(local: Callable[..., Array], q: Array, k: Array, v: Array, per_row: Array | None) -> Array:
-    """Kernels and loops over heads are not partitioned by the compiler, so each shard calls its own."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.empty and k.shape[2] % mesh.shape["tensor"]:
-        k, v = (jnp.repeat(x, q.shape[2] // k.shape[2], 2) for x in (k, v))  # one a head, which can be split
-    arguments: list[Any] = [q, k, v] + ([] if per_row is None else [per_row])
-    if mesh.empty:
-        return local(*arguments)
-    heads = P(*BATCH, None, "tensor")
-    specs = (heads, heads, heads, BATCH)[: len(arguments)]
-    return jax.shard_map(local, in_specs=specs, out_specs=heads, check_vma=False)(*arguments)
+    return on_each_shard(local, q, k, v, segment_ids)

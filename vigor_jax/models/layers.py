@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from vigor_jax.models import cpu
 from vigor_jax.parallel.sharding import constrain_batch, platform
 
 # (queries, keys, values) → (attended values, whatever the caller wants kept of this layer, a KV cache for one).
@@ -50,36 +51,11 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
         if self.scale is None:
-            y = _matmul(x, self.kernel[...]) if platform() == "cpu" else x @ self.kernel
+            y = cpu.matmul(x, self.kernel[...])
         else:
             y = jnp.matmul(x, self.kernel.astype(x.dtype), preferred_element_type=jnp.float32)
             y = (y * self.scale).astype(x.dtype)
         return y if self.bias is None else y + self.bias
-
-
-# XLA's CPU backend copies one factor of a kernel's gradient with its axes swapped, and computes it again as it does so;
-# by JAX's own rule that is the gradient from above. With the narrower one fine-tuning takes a tenth less time.
-@jax.custom_vjp
-def _matmul(x: Float[Array, "*B I"], kernel: Float[Array, "I O"]) -> Float[Array, "*B O"]:
-    return x @ kernel
-
-
-def _matmul_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return x @ kernel, (x, kernel)
-
-
-def _matmul_backward(saved: tuple[Array, Array], d_y: Float[Array, "*B O"]) -> tuple[Array, Array]:
-    x, kernel = saved
-    rows, d_rows = (each.reshape(-1, each.shape[-1]) for each in (x, d_y))
-    over_rows = (((0,), (0,)), ((), ()))
-    if rows.shape[1] <= d_rows.shape[1]:
-        d_kernel = jax.lax.dot_general(rows, d_rows, over_rows)
-    else:
-        d_kernel = jax.lax.dot_general(d_rows, rows, over_rows).T
-    return d_y @ kernel.T, d_kernel
-
-
-_matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
 class LayerNorm(nnx.Module):

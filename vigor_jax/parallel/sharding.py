@@ -10,11 +10,12 @@ import logging
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
@@ -274,3 +275,26 @@ def shard_rows(tree: Any, mesh: Mesh) -> Any:
     sharding = NamedSharding(mesh, BATCH)
     with jax.transfer_guard_host_to_device("allow"):
         return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, x.__getitem__), tree)
+
+
+def on_each_shard(
+    kernel: Callable[..., jax.Array], q: jax.Array, k: jax.Array, v: jax.Array, per_row: jax.Array | None
+) -> jax.Array:
+    """Attention by a kernel or a loop over heads, which the compiler does not partition: each shard calls its own.
+
+    Args:
+      kernel: (q, k, v) or (q, k, v, per_row) → what q is like.
+      q: queries [B, T, N, H].
+      k: keys [B, S, K, H].
+      v: values, like the keys.
+      per_row: whatever else has a leading axis of B, or None.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty and k.shape[2] % mesh.shape["tensor"]:
+        k, v = (jnp.repeat(x, q.shape[2] // k.shape[2], 2) for x in (k, v))  # one a head, which can be split
+    arguments: list[Any] = [q, k, v] + ([] if per_row is None else [per_row])
+    if mesh.empty:
+        return kernel(*arguments)
+    heads = P(*BATCH, None, "tensor")
+    specs = (heads, heads, heads, BATCH)[: len(arguments)]
+    return jax.shard_map(kernel, in_specs=specs, out_specs=heads, check_vma=False)(*arguments)

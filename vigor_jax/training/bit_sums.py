@@ -39,7 +39,7 @@ def bit_sums(tree: Any) -> dict[str, list[Any]]:
 
 
 def _is_on_host(x: jax.Array) -> bool:
-    """Whether NumPy sums it: on a CPU, where XLA is several times slower, and what no mesh has its part in."""
+    """Whether NumPy sums it: on a CPU, where XLA is no faster and has to compile, and what no mesh has its part in."""
     devices: Any = x.sharding.device_set
     on_mesh = isinstance(x.sharding, NamedSharding) and any(device.platform != "cpu" for device in devices)
     return x.is_fully_addressable and not on_mesh and not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
