@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.data.text.test_split_text import llama, tiny  # noqa: F401 (fixtures)
@@ -99,6 +99,7 @@ configs = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(cases(), configs, st.sampled_from(["words", "sentence", "response"]))
 def test_against_the_slow_formula(case, config, credit):
     lengths, found = case
@@ -108,6 +109,7 @@ def test_against_the_slow_formula(case, config, credit):
     np.testing.assert_allclose(rewards, slowly(found, lengths, config, credit), rtol=2 * EPSILON, atol=1e-6)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(cases(), cases()), max_size=4), configs)
 def test_batches_are_the_weighted_sums_of_streams(pairs, config):
     credits = {"one": "words", "two": "sentence"}
