@@ -1,0 +1,233 @@
+"""Which candidate of each image is taken, and what is left of it (ViGoR, section 3.3); pure functions of blocks.
+
+`select.py` reads the blocks and writes what comes of them.
+"""
+
+import dataclasses
+import hashlib
+import json
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+
+from vigor_jax.data.records.blocks import Block, Mentions, num_words, signal_sums, unpack
+from vigor_jax.errors import InputError
+from vigor_jax.records import DecidedBy, Dropped, Selection, Signal, Span, Verdict
+from vigor_jax.rewards.content import has_words
+from vigor_jax.rewards.fusion import Choice, FusionConfig, Moments, Scale, choose, per_unit
+from vigor_jax.rewards.refine import Refined, keep_sentences, refine
+from vigor_jax.rewards.sentences import split_sentences
+from vigor_jax.stages.candidate_texts import CandidateTexts, Repetitions
+
+
+@dataclasses.dataclass(frozen=True)
+class SelectConfig:
+    """How targets are made of candidates.
+
+    Attributes:
+      strategy: "reward" takes the candidate of the lowest penalty. The controls take a random one, whatever the streams
+        say: "random", and "random_drop" without randomly chosen sentences, so that as many are left as refinement
+        leaves of the candidate of the lowest penalty (all, if it has fewer).
+      min_words: least length of a response, and of what is left of it. A shorter candidate loses to any that is longer,
+        the controls do not draw it, and the variances leave it out; where all are shorter the image gives no target.
+      refine: whether sentences that mention what is not there are left out; "random_drop" only counts them.
+      continuations: whether refinement also drops sentences that only continue one that it leaves out ("It is red.").
+        The paper keeps them.
+      repetitions: "count" takes a sentence that a candidate repeats word for word as a sentence like any other; with
+        "once" it earns nothing again: its positive signals do not count, nor does it among the sentences of
+        `fusion.per`, while its negative ones do; ties go to whoever repeats less, and refinement leaves it out.
+      seed: of the controls; a draw depends on it, the image and the prompt only.
+      fusion: how the streams' signals become one penalty.
+    """
+
+    strategy: Literal["reward", "random", "random_drop"] = "reward"
+    min_words: int = 2
+    refine: bool = True
+    continuations: Literal["drop", "keep"] = "drop"
+    repetitions: Repetitions = "count"
+    seed: int = 0
+    fusion: FusionConfig = dataclasses.field(default_factory=FusionConfig)
+
+    def __post_init__(self) -> None:
+        if self.min_words < 0:
+            raise InputError(f"select.min_words: expected 0 or more, got {self.min_words}")
+
+
+def measure(config: SelectConfig, streams: Sequence[str], parts: Iterable[Iterable[Block]]) -> Scale:
+    """Each stream's scale over all candidates of a run that are long enough.
+
+    Args:
+      config: settings.
+      streams: whose verdicts count.
+      parts: the run's blocks, part by part; the parts' statistics are merged in this order.
+    """
+    totals = Moments(len(streams)), Moments(len(streams))
+    for part in parts:
+        moments = Moments(len(streams)), Moments(len(streams))
+        for block in part:
+            texts = _texts(config, block, look=False)
+            for kind, each in zip(("negative", "positive"), moments, strict=True):
+                sums = _sums(config, block, texts, streams, kind) / per_unit(texts.sentences, config.fusion)
+                each.add(sums[texts.has_words])
+        for total, each in zip(totals, moments, strict=True):
+            total.merge(each)
+    return Scale.of(streams, *totals, config.fusion)
+
+
+def select_block(config: SelectConfig, block: Block, scale: Scale) -> Iterator[Selection]:
+    """What becomes of the candidates of each image of a block."""
+    (rows, starts), streams = block, scale.streams
+    texts = _texts(config, block, look=True)
+    mentions = [Mentions(block.signals(stream)) for stream in streams]
+    has_content = _has_content(block, texts, scale)
+    choices = _choices(config, block, texts, has_content, scale)
+    images, prompts = (rows.column(name).take(pa.array(starts[:-1])).to_pylist() for name in ("image", "prompt"))
+    draws = [_random(config.seed, image, prompt) for image, prompt in zip(images, prompts, strict=True)]
+    best = starts[:-1] + [choice.candidate for choice in choices]
+    long_enough = [texts.has_words[start:end] for start, end in pairwise(starts)]
+    drawn = starts[:-1] + [_draw(draw, each) for draw, each in zip(draws, long_enough, strict=True)]
+    # Whose sentences are dropped, or counted that refinement would drop.
+    refined_rows = drawn if config.strategy == "random" else best
+    absent = _Absent(streams, block, refined_rows)
+    num_mentions = np.stack([each.per_row for each in mentions], axis=1) if mentions else np.zeros((len(rows), 0), int)
+    words, repeats = num_words(rows.column("text")), texts.repeats
+
+    chosen_texts = rows.column("text").take(pa.array(refined_rows)).to_pylist()
+    for group, (image, prompt, text, choice) in enumerate(zip(images, prompts, chosen_texts, choices, strict=True)):
+        start, end, row = int(starts[group]), int(starts[group + 1]), int(refined_rows[group])
+        decided_by: DecidedBy = choice.decided_by if config.strategy == "reward" else "random"
+        refined = _refine(config, text, absent.verdicts(image, row, start))
+        if config.strategy == "random_drop":
+            num_kept = len(split_sentences(text)) - len(refined.dropped)
+            row = int(drawn[group])
+            text = rows.column("text")[row].as_py()
+            refined = _drop_at_random(text, num_kept, draws[group])
+        yield Selection(
+            image=image,
+            prompt=prompt,
+            candidate=row - start,
+            decided_by=decided_by,
+            penalties=choice.penalties,
+            stream_penalties=choice.terms,
+            text=text,
+            dropped=refined.dropped,
+            refined=refined.text,
+            reason=_reason(config, text, refined),
+            decisive_stream=choice.decisive_stream if config.strategy == "reward" else "",
+            words=tuple(words[start:end].tolist()),
+            mentions=tuple(map(tuple, num_mentions[start:end].tolist())),
+            refined_mentions=tuple(each.left(row, refined.dropped) for each in mentions),
+            has_content=tuple(has_content[start:end].tolist()),
+            repeats=tuple(repeats[start:end].tolist()),
+        )
+
+
+def _has_content(block: Block, texts: CandidateTexts, scale: Scale) -> np.ndarray:
+    """Which candidates say anything that counts, bool [R]: words enough, and something that a stream judges.
+
+    A stream that never says what is right may be silent because nothing is wrong, so its silence tells nothing.
+    """
+    telling = [stream for stream, factor in zip(scale.streams, scale.positive, strict=True) if factor > 0]
+    judged = [np.diff(unpack(block.signals(stream))[1]) > 0 for stream in telling]
+    return texts.has_words & (np.any(judged, axis=0) if judged else True)
+
+
+def _choices(
+    config: SelectConfig, block: Block, texts: CandidateTexts, has_content: np.ndarray, scale: Scale
+) -> list[Choice]:
+    logprobs = block.rows.column("mean_logprob").to_numpy(zero_copy_only=False)
+    if (wrong := np.flatnonzero(np.isnan(logprobs))).size:
+        raise InputError(f"{block.name(int(wrong[0]))}: expected a number as mean_logprob, got nan; sample it again")
+    negatives, positives = (_sums(config, block, texts, scale.streams, kind) for kind in ("negative", "positive"))
+    repeats = texts.repeats if config.repetitions == "once" else None
+    return choose(
+        negatives,
+        positives,
+        logprobs,
+        texts.sentences,
+        block.starts,
+        scale,
+        config.fusion,
+        has_content=has_content,
+        repeats=repeats,
+    )
+
+
+def _refine(config: SelectConfig, text: str, verdicts: Sequence[Verdict]) -> Refined:
+    if not config.refine:
+        return Refined(text.strip(), ())
+    return refine(
+        text,
+        verdicts,
+        drop_continuations=config.continuations == "drop",
+        drop_repetitions=config.repetitions == "once",
+    )
+
+
+def _reason(config: SelectConfig, text: str, refined: Refined) -> str:
+    """Why an image gives no target; "" if it gives one."""
+    if not text.strip():
+        return "the response is empty"
+    if not has_words(text, config.min_words):
+        return f"the response has fewer than {config.min_words} words"
+    if not refined.text and config.strategy == "random_drop":
+        return "as many sentences are kept as refinement would keep, which is none"
+    if not refined.text:
+        is_plain = all(dropped.reason.startswith("mentions ") for dropped in refined.dropped)
+        return "every sentence mentions something that is not there" if is_plain else "refinement leaves no sentence"
+    if not has_words(refined.text, config.min_words):
+        return f"what is left of the response has fewer than {config.min_words} words"
+    return ""
+
+
+class _Absent:
+    """The signals of some rows that say that something is not there."""
+
+    def __init__(self, streams: Sequence[str], block: Block, rows: np.ndarray) -> None:
+        is_wanted = np.zeros(block.rows.num_rows, bool)
+        is_wanted[rows] = True
+        self._by_row: dict[int, dict[str, list[Signal]]] = {}
+        for stream in streams:
+            signals, offsets = unpack(block.signals(stream))
+            owners = np.repeat(np.arange(block.rows.num_rows), np.diff(offsets))
+            found = np.flatnonzero(signals.field("absent").to_numpy(zero_copy_only=False) & is_wanted[owners])
+            for owner, values in zip(owners[found].tolist(), signals.take(pa.array(found)).to_pylist(), strict=True):
+                spans = tuple(Span(**span) for span in values.pop("spans"))
+                self._by_row.setdefault(owner, {}).setdefault(stream, []).append(Signal(**values, spans=spans))
+
+    def verdicts(self, image: str, row: int, start: int) -> list[Verdict]:
+        """One a stream that has such signals on the row; `start` is the row of the image's first candidate."""
+        found = self._by_row.get(row, {})
+        return [Verdict(image, row - start, stream, tuple(signals)) for stream, signals in found.items()]
+
+
+def _random(seed: int, image: str, prompt: str) -> random.Random:
+    """A separate draw for each image and prompt, so that parts and processes do not matter."""
+    digest = hashlib.blake2b(json.dumps([seed, image, prompt]).encode(), digest_size=16).digest()
+    return random.Random(int.from_bytes(digest))
+
+
+def _draw(draw: random.Random, long_enough: np.ndarray) -> int:
+    """Any of an image's candidates that are long enough, or any at all where none is."""
+    candidates = np.flatnonzero(long_enough if long_enough.any() else ~long_enough)
+    return int(candidates[draw.randrange(len(candidates))])
+
+
+def _drop_at_random(text: str, num_kept: int, draw: random.Random) -> Refined:
+    sentences = split_sentences(text)
+    kept = set(draw.sample(range(len(sentences)), min(num_kept, len(sentences))))
+    dropped = tuple(Dropped(span, "left out at random") for i, span in enumerate(sentences) if i not in kept)
+    return Refined(keep_sentences(text, sentences, [i in kept for i in range(len(sentences))]), dropped)
+
+
+def _texts(config: SelectConfig, block: Block, *, look: bool) -> CandidateTexts:
+    return CandidateTexts.of(block, config.fusion, config.min_words, config.repetitions, look=look)
+
+
+def _sums(config: SelectConfig, block: Block, texts: CandidateTexts, streams: Sequence[str], kind: str) -> np.ndarray:
+    is_once = config.repetitions == "once" and kind == "positive"
+    return signal_sums(block, streams, kind, texts.repeated if is_once else {})
