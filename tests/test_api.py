@@ -137,6 +137,8 @@ def test_the_module_of_the_command_is_the_function_too(tmp_path, world):
 # Responses
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_responses_are_a_table(responses, images):
     table = pandas.DataFrame(responses)
     assert [*table.columns] == [
@@ -153,6 +155,7 @@ def test_responses_are_a_table(responses, images):
         responses[0].text = ""
 
 
+@pytest.mark.slow
 def test_what_is_generated_does_not_depend_on_what_else_is_asked(model, images, responses):
     alone = model.generate(images[1], "Describe this image.", num_candidates=3, max_new_tokens=12, seed=4, batch_size=1)
     assert [r.text for r in alone] == [r.text for r in responses[3:]]

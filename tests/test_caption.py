@@ -155,6 +155,8 @@ def test_a_torn_image_is_made_again(world, sampled, tmp_path):
     assert out.read_bytes() == first
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_a_finished_run_loads_no_weights(world, tmp_path, monkeypatch):
     out = tmp_path / "captions.jsonl"
     arguments = [*options(world, out), "--images", str(world / "images" / "01.jPg")]

@@ -110,9 +110,14 @@ def test_an_abbreviated_option_is_refused(make, refusal, given) -> None:
         parser.parse_args(given)
 
 
+# One that loads JAX, one with subcommands, and one that loads PyTorch.
+MAIN = ("vigor_jax.train", "vigor_jax.evaluate", "detector_bridge.server")
+
+
 @pytest.mark.slow
-@pytest.mark.main
-@pytest.mark.parametrize("command", commands(ROOT))
+@pytest.mark.parametrize(
+    "command", [pytest.param(name, marks=[pytest.mark.main] if name in MAIN else []) for name in commands(ROOT)]
+)
 def test_every_command_refuses_an_unknown_option_in_one_line(command: str, tmp_path: Path) -> None:
     """Real processes, for what stands behind a module's main decides, too."""
     given = ["pope"] if command == "vigor_jax.evaluate" else []

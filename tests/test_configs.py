@@ -300,6 +300,8 @@ def test_no_option_is_there_only_to_be_refused(schema):
         assert not is_option or any(is_taken(**{name: o}) or is_taken(**needed | {name: o}) for o in others), name
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_exit_codes():
     """A real process: 2 and one line for the user's mistake, 0 for help."""
     command = [sys.executable, "-m", "vigor_jax.train"]

@@ -144,8 +144,8 @@ def test_a_checkpoint_that_does_not_fit_is_refused_before_it_is_begun(small):
     assert list((small / "c").iterdir()) == []
 
 
-@pytest.mark.parametrize("end", ["wait", "leave"])
-@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("end", ["wait", pytest.param("leave", marks=[pytest.mark.slow, pytest.mark.main])])
+@pytest.mark.parametrize("steps", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_disk_that_fills_up_during_a_save(small, steps, end):
     """The error comes with the next save, the wait or the end of the context."""
     fill(small, leave=1_000_000)
@@ -158,6 +158,8 @@ def test_a_disk_that_fills_up_during_a_save(small, steps, end):
     assert restore_params_only(small / "c")["3"].shape == (100_000,)
 
 
+@pytest.mark.slow
+@pytest.mark.main
 @pytest.mark.parametrize("end", ["wait", "leave"])
 def test_a_limit_on_the_size_of_files(tmp_path, end):
     code, line = save(tmp_path / "c", steps=2, end=end, limit=200_000)
@@ -166,6 +168,8 @@ def test_a_limit_on_the_size_of_files(tmp_path, end):
     assert save(tmp_path / "c") == (0, "")
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_a_read_only_disk_and_a_file_in_the_way(small):
     (small / "file").touch()
     assert save(small / "file" / "c")[0] == 2

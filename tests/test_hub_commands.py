@@ -59,7 +59,6 @@ def caption(world: Path, model: object, out: Path) -> list[object]:
 
 
 @pytest.mark.slow
-@pytest.mark.main
 def test_captions_by_name_are_those_of_the_folder(machine, world, tmp_path):
     texts = {}
     for place, model, offline in (

@@ -151,6 +151,8 @@ def test_answers_are_those_of_transformers(plugin, model, checkpoint, docs):
     assert all(request.args[1] == kwargs for request in requests)  # lmms-eval logs them afterwards
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_each_request_has_its_own_settings(plugin, model):
     sampled = {"temperature": 1.5, "top_p": 0.9, "max_new_tokens": 2}
     settings = [{"max_new_tokens": 12}, sampled, {}, sampled]

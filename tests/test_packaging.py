@@ -191,7 +191,6 @@ def commands(packages: Path) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.main
 def test_every_command_of_the_installed_package_helps(installed: tuple[Path, Path], tmp_path: Path) -> None:
     python, packages = installed
     where = run_installed(

@@ -182,6 +182,8 @@ def test_containers_of_one_machine_are_told_apart(tmp_path):
         assert time.monotonic() - begun > 0.5
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_of_many_who_find_a_stale_lock_one_has_it(tmp_path):
     make_foreign_lock(tmp_path, age=3600)
     processes = [start(tmp_path, seconds=3) for _ in range(6)]

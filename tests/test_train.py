@@ -254,6 +254,7 @@ def test_bad_input_is_one_line_and_exit_code_2(world, what, capsys):
     assert message in errors[0]
 
 
+@pytest.mark.slow
 def test_checkpoint_of_another_config_is_refused(world, capsys):
     train.main(arguments(world, sft__epochs=1))
     with pytest.raises(SystemExit) as end:

@@ -45,6 +45,8 @@ def test_the_same_seed_writes_the_same_bytes(directory: Path, tmp_path: Path) ->
     assert (different, failed) == ([], [])
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_what_is_written_stays_and_nothing_else_is_written_over(directory: Path, tmp_path: Path) -> None:
     before = {name: (directory / name).stat().st_mtime_ns for name in files(directory)}
     prepare(directory, SMALL)

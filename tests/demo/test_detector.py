@@ -237,6 +237,7 @@ def test_the_same_seed_trains_the_same_weights(untrained: Path, tmp_path: Path) 
     assert weights.read_bytes() == same.read_bytes() != other.read_bytes()
 
 
+@pytest.mark.slow
 def test_transformers_loads_what_is_written(untrained: Path) -> None:
     network, problems = transformers.AutoModelForZeroShotObjectDetection.from_pretrained(
         untrained, output_loading_info=True
@@ -257,6 +258,7 @@ def test_transformers_loads_what_is_written(untrained: Path) -> None:
     assert "3 updates of 32 pictures" in (untrained / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_answers_of_an_untrained_detector_are_mostly_wrong(untrained: Path) -> None:
     """The test of the shipped one can fail."""
     accuracy = evaluate_detector(untrained, num_scenes=10, seed=TEST_SEED)
@@ -317,6 +319,8 @@ def _centered(boxes_xyxy: torch.Tensor) -> torch.Tensor:
     return torch.cat([(low + high) / 2, high - low], dim=-1)
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_the_sidecar_decides_as_the_librarys_own_tools() -> None:
     processor = transformers.AutoProcessor.from_pretrained(SHIPPED)
     network = transformers.AutoModelForZeroShotObjectDetection.from_pretrained(SHIPPED).eval()

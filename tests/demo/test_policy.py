@@ -54,6 +54,7 @@ def test_it_is_small_and_has_all_its_files() -> None:
     assert (POLICY / "README.md").read_text(encoding="utf-8").count("vigor_jax.demo.build policy") == 1
 
 
+@pytest.mark.slow
 def test_transformers_writes_the_same_captions(pictures: dict[Path, Scene], tmp_path: Path) -> None:
     """Token for token, greedily, with transformers' own processor and `generate`."""
     model, report = transformers.LlavaForConditionalGeneration.from_pretrained(

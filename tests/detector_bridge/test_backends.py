@@ -95,6 +95,8 @@ def test_a_batch_gives_what_each_prompt_gives_alone(backend, pixels, prompts):
         assert not batch.tokens[r, :, len(prompt) :].any()
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_each_picture_is_looked_at_once(backend, pixels, prompts, monkeypatch):
     seen = []
     encoder = backend._network.model.backbone.backbone.conv_encoder
@@ -191,6 +193,8 @@ def test_boxes_of_a_padded_strip_are_relative_to_the_strip(tmp_path, checkpoint)
         np.testing.assert_allclose(middles, 0.5, atol=1e-3)
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_half_precision_keeps_scores(checkpoint, backend, pixels, prompts):
     """Random weights exaggerate: bfloat16 changes which places become queries, so only the mean is bounded there."""
     exact = backend.detect(pixels[:1], prompts, [0, 0, 0])

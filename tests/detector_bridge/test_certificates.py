@@ -97,6 +97,8 @@ def test_the_server_names_them(model, pem, certificate, key, named):
     assert "listened on" not in message
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_an_address_in_use_is_still_named_with_good_ones(model, pem):
     options = ("--tls-cert", pem / "one.pem", "--tls-key", pem / "one.key")
     with sidecar(model, *map(str, options)) as running:

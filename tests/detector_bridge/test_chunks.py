@@ -43,6 +43,8 @@ def found(backend, image, max_tokens):
     return len(prompts), answers
 
 
+@pytest.mark.slow
+@pytest.mark.main
 @pytest.mark.parametrize("max_tokens", [8, 12, 20])
 def test_split_lists_equal_whole_ones(indifferent, max_tokens):
     scores = []

@@ -61,6 +61,7 @@ def test_a_dead_address_is_left_out(served):
         assert_same(answer, alone)
 
 
+@pytest.mark.slow
 def test_requests_are_spread_over_addresses(model, served):
     with sidecar(model, "--log-level", "debug") as other:
         ask([served.address, other.address], [Request(encode(picture(seed)), ("dog",)) for seed in range(20)])
@@ -142,6 +143,8 @@ def test_local_sidecar_is_started_again_and_ends_with_its_context(model):
     assert not [child for child in psutil.Process().children() if child.status() == psutil.STATUS_ZOMBIE]
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_local_sidecar_ends_with_a_parent_that_is_killed(model):
     program = f"""
 import time

@@ -33,6 +33,8 @@ def assert_equal(ours, theirs):
         assert torch.equal(ours[key], theirs[key]), key
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_there_and_back_is_bit_identical(checkpoint, original, tmp_path):
     to_transformers(original, tmp_path / "back")
     assert_equal(load_file(tmp_path / "back" / "model.safetensors"), load_file(checkpoint / "model.safetensors"))

@@ -72,6 +72,8 @@ def test_the_server_says_what_it_reads(served, reduced):
             assert tuple(client.info()[0].formats) == expected
 
 
+@pytest.mark.slow
+@pytest.mark.main
 @pytest.mark.parametrize("name", IMAGES)
 def test_what_it_does_not_take_is_sent_as_a_png(served, reduced, name):
     request = Request(IMAGES[name], ("dog", "traffic light"))

@@ -117,6 +117,8 @@ def test_what_is_read_is_fetched_and_nothing_else(hub, tmp_path, there, wanted):
     assert not hub.asked
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_branches_tags_and_commits(hub, tmp_path):
     names = ("main", "v1", "refs/pr/1")
     folders = {name: write(tmp_path / f"of-{k}", ["model.safetensors"], seed=k) for k, name in enumerate(names)}
@@ -164,6 +166,8 @@ def test_a_killed_download_keeps_the_files_that_are_complete(hub, tmp_path):
     assert hub.sent.keys() == {SHARDS[1]}
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_of_several_processes_one_fetches(hub, tmp_path):
     files = ("model.safetensors.index.json", *SHARDS)
     hub.repositories["tiny/model"] = Repository({"main": write(tmp_path / "model", files)})
@@ -180,6 +184,8 @@ def test_of_several_processes_one_fetches(hub, tmp_path):
     assert any("waiting for another process" in each.errors for each in done)
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_what_the_hub_refuses_is_one_line(hub, tmp_path):
     model = write(tmp_path / "model", ["model.safetensors"])
     hub.repositories |= {

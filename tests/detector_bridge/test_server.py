@@ -264,6 +264,8 @@ def test_a_reader_that_never_reads_stops_nobody_else(model):
         asyncio.run(run(running.address))
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_a_cancelled_stream_leaves_the_queue(model):
     async def run(address):
         async with grpc.aio.insecure_channel(address) as channel:
@@ -326,6 +328,8 @@ def test_sigterm_answers_what_was_read_and_ends(model):
     assert all({"time", "level", "logger"} <= set(line) for line in log)
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_metrics(model):
     port = free_port()
     with sidecar(model, "--metrics-port", str(port)) as running:
@@ -337,6 +341,8 @@ def test_metrics(model):
     assert values["detector_requests_in_flight"] == 0
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_two_replicas_give_the_same_answers(model, served):
     requests = [Request(encode(picture(seed)), PHRASES) for seed in range(12)]
     with sidecar(model, "--devices", "cpu,cpu", "--batch-size", "2") as running:
@@ -346,6 +352,7 @@ def test_two_replicas_give_the_same_answers(model, served):
             np.testing.assert_allclose(a.scores, b.scores, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_unix_socket(model, tmp_path):
     with sidecar(model, listen=f"unix:{tmp_path}/s") as running:
         assert (tmp_path / "s").stat().st_mode & 0o077 == 0
@@ -409,6 +416,9 @@ def test_token(model, certificates):
                 pb_grpc.DetectorStub(channel).Info(pb.InfoRequest())
 
 
+LOADS = [pytest.mark.slow, pytest.mark.main]  # as far as PyTorch
+
+
 @pytest.mark.parametrize(
     ("options", "named"),
     [
@@ -423,9 +433,11 @@ def test_token(model, certificates):
         (("--model", "{model}", "--batch-size", "0"), "--batch-size is 0"),
         (("--model", "{model}", "--bach-size", "1"), "--bach-size"),
         (("--model", "nowhere"), "nowhere does not exist"),
-        (("--model", "{model}", "--devices", "cuda:7"), "cuda:7"),
-        (("--model", "{empty}"), "weights"),
-        (("--model", "{model}", "--backend", "groundingdino", "--listen", "127.0.0.1:0"), "*.pth"),
+        pytest.param(("--model", "{model}", "--devices", "cuda:7"), "cuda:7", marks=LOADS),
+        pytest.param(("--model", "{empty}"), "weights", marks=LOADS),
+        pytest.param(
+            ("--model", "{model}", "--backend", "groundingdino", "--listen", "127.0.0.1:0"), "*.pth", marks=LOADS
+        ),
     ],
 )
 def test_refuses_to_start(model, tmp_path, options, named):
@@ -462,6 +474,8 @@ def test_command_line_client(served, tmp_path):
     assert "EMPTY_PHRASE" in bad.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_order_is_that_of_the_requests(served):
     random.seed(0)
     sizes = [(60, 60), (200, 90), (90, 200)]

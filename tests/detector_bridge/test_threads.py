@@ -12,6 +12,8 @@ from tests.detector_bridge.sidecar import ROOT, encode, picture
 from tests.detector_bridge.threads import run_together
 
 
+@pytest.mark.slow
+@pytest.mark.main
 @pytest.mark.parametrize("count", [2, 4, 16])
 def test_the_first_clients_of_a_process_may_start_together(served, count):
     """In a separate process each time: only the first clients of one could be at odds."""

@@ -202,7 +202,6 @@ def test_the_reward_model_is_asked_about_features_of_its_question(checkpoint, mo
 
 
 @pytest.mark.slow
-@pytest.mark.main
 def test_loads_sharded(toy, checkpoint, model, mesh, pictures):
     """Four devices, weights split over two axes: the same captions."""
     program = f"""
@@ -265,8 +264,7 @@ def mean_loss(checkpoint, model, data, pictures):
 
 
 @pytest.mark.slow
-@pytest.mark.main
-@pytest.mark.parametrize("pack", [1, 2])
+@pytest.mark.parametrize("pack", [1, pytest.param(2, marks=pytest.mark.main)])
 def test_trains_exports_and_opens_again_bit_for_bit(toy, checkpoint, model, mesh, pictures, tmp_path, pack):
     config = SftConfig(
         data=write_data(tmp_path, pictures), images=str(pictures), batch_size=4, pack=pack, learning_rate=1e-2,

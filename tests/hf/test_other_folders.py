@@ -37,6 +37,12 @@ def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     return load_file(checkpoint / "model.safetensors")
 
 
+@pytest.fixture(scope="module")
+def params(checkpoint: Path) -> dict[str, np.ndarray]:
+    """What is loaded from the folder as it was saved."""
+    return params_of(checkpoint)
+
+
 def replace_weights(directory: Path, tensors: dict[str, torch.Tensor], kind: str = "safetensors") -> None:
     (directory / "model.safetensors").unlink()
     if kind == "safetensors":
@@ -98,11 +104,11 @@ WRAPPED = {
 }
 
 
-@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+@pytest.mark.parametrize("kind", ["safetensors", pytest.param("bin", marks=[pytest.mark.slow, pytest.mark.main])])
 @pytest.mark.parametrize("wrapper", WRAPPED)
 def test_weights_of_a_wrapped_model_are_read(
     copied: Path,
-    checkpoint: Path,
+    params: dict[str, np.ndarray],
     weights: dict[str, torch.Tensor],
     wrapper: str,
     kind: str,
@@ -114,7 +120,7 @@ def test_weights_of_a_wrapped_model_are_read(
     with caplog.at_level(logging.WARNING):
         found = params_of(copied)
     assert "were saved from a wrapped model; they are read without" in caplog.text
-    for path, value in params_of(checkpoint).items():
+    for path, value in params.items():
         np.testing.assert_array_equal(found[path], value)
 
 
@@ -165,10 +171,12 @@ def save_shards(directory: Path, tensors: dict[str, torch.Tensor], count: int, k
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "bin"])
-def test_shards_without_an_index(copied: Path, checkpoint: Path, weights: dict[str, torch.Tensor], kind: str) -> None:
+def test_shards_without_an_index(
+    copied: Path, params: dict[str, np.ndarray], weights: dict[str, torch.Tensor], kind: str
+) -> None:
     paths = save_shards(copied, weights, 3, kind)
     found = params_of(copied)
-    for path, value in params_of(checkpoint).items():
+    for path, value in params.items():
         np.testing.assert_array_equal(found[path], value)
     paths[1].rename(copied / "elsewhere")
     message = refusal(copied)

@@ -147,9 +147,10 @@ def logits(directory: Path, tiny: Tiny) -> np.ndarray:
 
 
 @pytest.mark.slow
-@pytest.mark.main
 @pytest.mark.parametrize("tiny", [TINY, LINEAR, Tiny(tied=True), Tiny(kv_heads=4, full=True)])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "dtype", [pytest.param(name, marks=[pytest.mark.main] if name == "bfloat16" else []) for name in DTYPES]
+)
 def test_hf_to_jax_to_hf_is_bit_identical(tmp_path, tiny, dtype):
     checkpoint = build_checkpoint(tmp_path / "source", tiny, dtype=DTYPES[dtype])
     expected = old_spelling(build_model(tiny).to(DTYPES[dtype]))
@@ -187,7 +188,15 @@ def spellings(model) -> dict[str, dict[str, torch.Tensor]]:
     "spelling",
     ["old", "in memory, with vision_model", "in memory", "old without vision_model", "with buffers"],
 )
-@pytest.mark.parametrize("files", ["safetensors", "sharded safetensors", "bin", "sharded bin"])
+@pytest.mark.parametrize(
+    "files",
+    [
+        "safetensors",
+        pytest.param("sharded safetensors", marks=[pytest.mark.slow, pytest.mark.main]),
+        pytest.param("bin", marks=[pytest.mark.slow, pytest.mark.main]),
+        pytest.param("sharded bin", marks=[pytest.mark.slow, pytest.mark.main]),
+    ],
+)
 def test_every_spelling_and_file_format_loads(tmp_path, spelling, files):
     model = build_model(TINY).half()
     checkpoint = build_checkpoint(tmp_path / "source", TINY, dtype=torch.float16)
@@ -272,6 +281,8 @@ def test_original_to_hf_and_back(tmp_path, tiny, tower_inside):
     )
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_v1_0_projector_is_exact_through_hf(tmp_path):
     """One linear layer, stored as itself and an identity, gives the same bits in transformers as alone."""
     for dtype in (torch.float32, torch.bfloat16):

@@ -51,8 +51,16 @@ def test_ids_of_a_base_equal_its_own_processors(checkpoint):
     assert serve(job)["text_ids"] == [prompt.ids for prompt in prompts]
 
 
+# One base of each kind; their ids, which are all that differs within a kind, are in the fast tests.
+MAIN = ("original, tokenizer.model, legacy", "llava-hf, not legacy", "saved by transformers")
+
+
 @pytest.mark.slow
-@pytest.mark.main
+@pytest.mark.parametrize(
+    "checkpoint",
+    [pytest.param(name, marks=[pytest.mark.main] if name in MAIN else []) for name in SOURCES],
+    indirect=True,
+)
 def test_greedy_answers_equal_ours(checkpoint, tmp_path):
     export_checkpoint(checkpoint, {}, tmp_path / "out", layout="llava-hf", dtype="float32", template=TEMPLATES["v1"])
     again = open_checkpoint(tmp_path / "out")

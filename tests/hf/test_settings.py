@@ -421,8 +421,9 @@ def test_original_layout_reads_theta_the_same_way(tmp_path: Path, theta: dict[st
     assert open_checkpoint(source).config.text.rope_theta == expected
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(2 * MANY)
-@pytest.mark.parametrize("file", ["config.json", "clip/config.json"])
+@pytest.mark.parametrize("file", [pytest.param("config.json", marks=pytest.mark.main), "clip/config.json"])
 def test_every_wrong_value_of_the_original_layout_is_refused_or_harmless(tmp_path: Path, file: str) -> None:
     source = build_original(tmp_path / "llava", TINY, tower_inside=False)
     valid = open_checkpoint(source)

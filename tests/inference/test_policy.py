@@ -88,7 +88,7 @@ def reference(tiny, checkpoint, request, response):
 
 
 @pytest.mark.parametrize(("name", "tiny"), [("model", Tiny()), ("tied", Tiny(tied=True, kv_heads=4))])
-@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize("batch_size", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_logprobs_equal_transformers_in_float64(world, mesh, name, tiny, batch_size):
     policy = Policy(open_checkpoint(world / name), mesh)
     pairs = pairs_of(policy, world)
@@ -128,6 +128,8 @@ def test_places_that_hold_no_response_are_zero_whatever_the_chunk(policy, world,
         np.testing.assert_allclose(row[: len(response)], expected, rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_logprobs_have_the_gradients_of_the_plain_formula(policy, world):
     """What DPO and PPO differentiate."""
     pairs = [pair for pair in pairs_of(policy, world) if pair[0].pixels is None]
@@ -208,6 +210,7 @@ def test_a_response_is_what_fine_tuning_teaches(world, mesh, template, response)
         assert policy.response_ids(prompt, response) == tuple(example.labels[example.labels != IGNORE_INDEX])
 
 
+@pytest.mark.slow
 def test_weights_in_8_bits_answer_alike_and_not_the_same(world, mesh, policy):
     small = Policy(policy.checkpoint, mesh, int8=True)
     pairs = pairs_of(policy, world)[:2]

@@ -122,6 +122,8 @@ def test_the_model_of_these_tests_is_not_flat(model, requests, drawn):
     assert len({c.token_ids for group in drawn for c in group}) == 2 * len(requests)
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_candidates_are_the_same_with_stacked_layers(checkpoint, mesh, requests, drawn):
     """As on a TPU, where every cache is one array too."""
     stacked = load_model(checkpoint, mesh=mesh, dtype=jnp.float32, scan=True)
@@ -133,7 +135,11 @@ def test_candidates_are_the_same_with_stacked_layers(checkpoint, mesh, requests,
 
 @pytest.mark.parametrize(
     "changes",
-    [{"batch_size": 1}, {"batch_size": 3}, {"batch_size": 8}, {"prompt_bucket": 20}, {"prompt_bucket": 100}],
+    [
+        {"batch_size": 3},
+        *(pytest.param(each, marks=pytest.mark.slow) for each in ({"batch_size": 1}, {"batch_size": 8})),
+        *(pytest.param(each, marks=pytest.mark.slow) for each in ({"prompt_bucket": 20}, {"prompt_bucket": 100})),
+    ],
     ids=str,
 )
 def test_candidates_do_not_depend_on_batches(model, mesh, requests, drawn, changes):
@@ -144,6 +150,8 @@ def test_candidates_do_not_depend_on_batches(model, mesh, requests, drawn, chang
             np.testing.assert_allclose(left.logprobs, right.logprobs, atol=1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_candidates_do_not_depend_on_their_number(model, mesh, requests, drawn):
     for few, many in zip(drawn, sample(model, mesh, requests, num_candidates=5), strict=True):
         assert [c.token_ids for c in few] == [c.token_ids for c in many[:2]]
@@ -215,8 +223,11 @@ def test_results_and_images_on_any_mesh_and_process_count(model, mesh, requests,
 
 
 @pytest.mark.slow
-@pytest.mark.main
-@pytest.mark.parametrize("sizes", [{}, {"kv_heads": 4}, {"tied": True, "rope_theta": 500.0}], ids=str)
+@pytest.mark.parametrize(
+    "sizes",
+    [{}, {"kv_heads": 4}, pytest.param({"tied": True, "rope_theta": 500.0}, marks=pytest.mark.main)],
+    ids=str,
+)
 def test_shared_prefix_logits_equal_a_plain_forward(checkpoint, mesh, tmp_path, sizes):
     checkpoint = open_checkpoint(build_checkpoint(tmp_path / "model", Tiny(**sizes)))
     model = load_model(checkpoint, mesh=mesh, dtype=jnp.float32, scan=False)
@@ -247,17 +258,20 @@ def test_shared_prefix_logits_equal_a_plain_forward(checkpoint, mesh, tmp_path, 
 
 
 @pytest.mark.slow
-@pytest.mark.main
-def test_logprobs_are_those_of_the_untempered_model(model, mesh, requests):
+@pytest.mark.parametrize(
+    "changes",
+    [{}, pytest.param({"temperature": 0.5, "top_k": 20, "top_p": 0.8}, marks=pytest.mark.main), {"temperature": 0.0}],
+    ids=str,
+)
+def test_logprobs_are_those_of_the_untempered_model(model, mesh, requests, changes):
     """Whatever shapes the draw, every token reports its probability under a plain forward of prompt and answer."""
-    for changes in ({}, {"temperature": 0.5, "top_k": 20, "top_p": 0.8}, {"temperature": 0.0}):
-        for request, group in zip(requests, sample(model, mesh, requests, **changes), strict=True):
-            for completion in group:
-                assert completion.logprobs.dtype == np.float32
-                expected = teacher_forced(model, request, completion.token_ids)
-                expected = np.take_along_axis(expected, np.array(completion.token_ids)[:, None], 1)[:, 0]
-                np.testing.assert_allclose(completion.logprobs, expected, atol=1e-4)
-                assert completion.mean_logprob == pytest.approx(expected.mean(), abs=1e-4)
+    for request, group in zip(requests, sample(model, mesh, requests, **changes), strict=True):
+        for completion in group:
+            assert completion.logprobs.dtype == np.float32
+            expected = teacher_forced(model, request, completion.token_ids)
+            expected = np.take_along_axis(expected, np.array(completion.token_ids)[:, None], 1)[:, 0]
+            np.testing.assert_allclose(completion.logprobs, expected, atol=1e-4)
+            assert completion.mean_logprob == pytest.approx(expected.mean(), abs=1e-4)
 
 
 @pytest.mark.slow
@@ -375,6 +389,7 @@ def test_ids_that_are_no_tokens_are_never_sampled(model, mesh, requests):
     assert {i for group in unmasked for c in group for i in c.token_ids} & set(NEVER.tolist())
 
 
+@pytest.mark.slow
 def test_eos_ends_a_candidate(model, mesh, requests, drawn):
     """With some token of the first candidate as EOS, every candidate is what it was, up to that token."""
     eos_id = drawn[0][0].token_ids[20]
@@ -534,6 +549,8 @@ def test_an_unreadable_image_is_the_users_error(model, mesh, requests):
         sample(model, mesh, [requests[0], dataclasses.replace(requests[1], pixels=broken)])
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_scores_that_are_not_finite_are_an_error(checkpoint, mesh, requests):
     model = load_model(checkpoint, mesh=mesh, dtype=jnp.float32, scan=False)
     model.language_model.norm.scale[...] = jnp.full_like(model.language_model.norm.scale[...], jnp.nan)

@@ -56,7 +56,8 @@ IMPLEMENTATIONS = {
     ("name", "length", "heads", "kv_heads", "head_dim", "segments"),
     [
         ("auto", 50, 4, 2, 16, (20, 1, 17)),
-        ("by_heads", 600, 4, 1, 8, (100, 300, 150)),  # three heads at a time, of four
+        # Three heads at a time, of four.
+        pytest.param("by_heads", 600, 4, 1, 8, (100, 300, 150), marks=[pytest.mark.slow, pytest.mark.main]),
         ("xla", 256, 2, 2, 8, (255, 1)),
         ("xla", 600, 4, 1, 8, (100, 300, 150)),  # segments that cross the blocks of queries
         ("splash", 256, 2, 1, 128, (100, 60, 37)),
@@ -81,6 +82,8 @@ def test_one_segment_is_causal_attention():
     np.testing.assert_allclose(packed(q, k, v), attention(q, k, v, causal=True), atol=2e-6, rtol=0)
 
 
+@pytest.mark.slow
+@pytest.mark.main
 @pytest.mark.parametrize("causal", [True, False])
 def test_a_few_heads_at_a_time_are_the_plain_formula(causal):
     q, k, v, d_out, _ = inputs(300, 4, 2, 16, (300,))

@@ -47,8 +47,7 @@ def test_a_layer_multiplies_by_what_it_stands_for():
 
 
 @pytest.mark.slow
-@pytest.mark.main
-@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("scan", [pytest.param(False, marks=pytest.mark.main), True])
 def test_answers_are_those_of_the_rounded_weights(tmp_path, scan):
     """Rounded by NumPy, in a model of float32; what rounding does to a trained model, docs/performance.md says."""
     checkpoint = open_checkpoint(build_checkpoint(tmp_path / "model", Tiny()))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +41,16 @@ VARIANTS = [
     dataclasses.replace(TINY, vision_width=64, vision_mlp=32, vision_layers=4),
     dataclasses.replace(TINY, vocab_size=600, image_token_id=599),
 ]
-ids = [f"{i}" for i in range(len(VARIANTS))]
+# Each takes long to compile. Five variants are in the fast tests; the logits of all others in the main ones, and the
+# gradients of the four whose backward passes differ most; all the rest in the slow ones.
+FAST, MAIN = (0, 1, 13, 16, 17), (6, 10, 14, 21)
+OTHERS = tuple(range(len(VARIANTS)))
+
+
+def case_of(index: int, main: tuple[int, ...] = ()) -> Any:
+    """A variant as a case of a test, with its marks."""
+    marks = [] if index in FAST else [pytest.mark.slow, pytest.mark.main] if index in main else [pytest.mark.slow]
+    return pytest.param(VARIANTS[index], marks=marks, id=f"{index}")
 
 
 def port(model, tiny: Tiny, *, scan: bool) -> Llava:
@@ -103,9 +113,17 @@ def assert_close(ours, reference, tolerance: float) -> None:
     assert np.abs(ours - reference).max() <= tolerance * spread
 
 
-@pytest.mark.parametrize("tiny", VARIANTS, ids=ids)
-@pytest.mark.parametrize("scan", [True, False], ids=["stacked", "apart"])
-def test_logits(tiny, scan):
+@pytest.mark.parametrize("tiny", [case_of(index, main=OTHERS) for index in range(len(VARIANTS))])
+def test_logits(tiny):
+    assert_equal_logits(tiny, scan=True)
+
+
+@pytest.mark.parametrize("tiny", [case_of(index) for index in range(len(VARIANTS))])
+def test_logits_of_separate_layers(tiny):
+    assert_equal_logits(tiny, scan=False)
+
+
+def assert_equal_logits(tiny, *, scan):
     model, ours, case = setup(tiny, scan)
     with torch.no_grad():
         reference = model(
@@ -119,7 +137,7 @@ def test_logits(tiny, scan):
     assert_close(logits[case.mask], reference[case.mask], 2e-4)
 
 
-@pytest.mark.parametrize("tiny", VARIANTS, ids=ids)
+@pytest.mark.parametrize("tiny", [case_of(index, main=MAIN) for index in range(len(VARIANTS))])
 def test_loss_and_gradients(tiny):
     model, ours, case = setup(tiny)
     model.zero_grad()
@@ -207,21 +225,31 @@ def test_several_images_and_none():
     assert_close(logits[1:], second, 2e-4)
 
 
-@pytest.mark.parametrize("remat", layers.REMAT_POLICIES)
-def test_remat_changes_no_gradient(remat):
+def gradients(remat: str) -> dict[str, nnx.Variable]:
+    """Of a sum of squares."""
     _, ours, case = setup(TINY)
 
-    def loss(model, remat):
+    def loss(model):
         return jnp.square(model(jnp.asarray(case.token_ids), jnp.asarray(case.pixels), remat=remat)).sum()
 
-    plain = nnx.grad(lambda model: loss(model, "none"))(ours)
-    again = nnx.grad(lambda model: loss(model, remat))(ours)
-    plain, again = param_paths(plain), param_paths(again)
+    return param_paths(nnx.grad(loss)(ours))
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return gradients("none")
+
+
+@pytest.mark.parametrize("remat", layers.REMAT_POLICIES)
+def test_remat_changes_no_gradient(plain, remat):
+    again = gradients(remat)
     for path in plain.keys() - {"vision_tower.layers.k_proj.bias"}:  # its true gradient is zero, see above
         a, b = (np.asarray(grads[path].get_value()) for grads in (plain, again))
         assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(a), path
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_bfloat16_keeps_norms_and_logits_in_float32():
     """Half precision stays near float32, as near as transformers' own bfloat16 does."""
     _, ours, case = setup(TINY)

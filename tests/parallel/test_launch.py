@@ -137,6 +137,8 @@ BATCH = JOB | {"SLURM_NTASKS": "8", "SLURM_NNODES": "1", "SLURM_JOB_NUM_NODES": 
 SALLOC = BATCH | {"SLURM_STEP_ID": "4294967290", "SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_NODELIST": "n1"}
 
 
+@pytest.mark.slow
+@pytest.mark.main
 @pytest.mark.parametrize(
     ("environment", "warns"),
     [
@@ -159,6 +161,8 @@ def test_one_process_where_srun_started_no_others(environment, warns):
 MANY_NODES = BATCH | {"SLURM_NNODES": "2", "SLURM_JOB_NUM_NODES": "2"}
 
 
+@pytest.mark.slow
+@pytest.mark.main
 @pytest.mark.parametrize(
     ("environment", "given", "message"),
     [

@@ -63,6 +63,8 @@ def run(package: Path, folder: Path, *options: str) -> list[str]:
     return done.stdout.splitlines()
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_the_documented_stage_works(package, tmp_path):
     assert run(package, tmp_path / "run") == ["begun lengths", "{'lengths.least': 1}"]
     assert json.loads((tmp_path / "run" / "lengths.json").read_text()) == [1, 2, 3]

@@ -144,14 +144,21 @@ def sidecars(process) -> list[psutil.Process]:
     return [child for child in children if "detector_bridge.server" in " ".join(child.cmdline())]
 
 
-@pytest.mark.main
-def test_kills_change_no_byte(world, undisturbed, tmp_path):
+@pytest.mark.parametrize(
+    "stages",
+    [
+        pytest.param(STAGES, marks=pytest.mark.main),
+        ("train_reward", "train_reward", "sample", "sample", "score", "select", "sft", "sft", "export"),
+    ],
+    ids=["each once", "some twice"],
+)
+def test_kills_change_no_byte(world, undisturbed, tmp_path, stages):
     """`kill -9` at random moments of one run's life, at least one in every stage."""
     finish(start(world, loop(world, tmp_path / "timed")))
     assert_same_artifacts(tmp_path / "timed", undisturbed)
     moments, times, killed = random.Random(0), stage_times(tmp_path / "timed"), []
     run_dir = tmp_path / "killed"
-    for stage in ("train_reward", "train_reward", "sample", "sample", "score", "select", "sft", "sft", "export"):
+    for stage in stages:
         longest = 0.7 * times[stage]
         for _ in range(5):  # where the stage was over before the kill came, again and sooner
             process = start(world, loop(world, run_dir))

@@ -74,6 +74,8 @@ def found(config):
     }
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_every_device_step_is_there(found):
     assert [(*key, program.rows, program.tokens) for key, (program, _) in found.items()] == [
         ("train_reward", "update", 2, 128),
@@ -88,6 +90,8 @@ def test_every_device_step_is_there(found):
         assert not each.collectives  # one device has nobody to talk to
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_what_is_held_is_in_the_arguments(found, config):
     """Next to the rows of a batch, and the caches of decoding."""
     for program, each in found.values():
@@ -104,7 +108,6 @@ def test_what_is_held_is_in_the_arguments(found, config):
 
 
 @pytest.mark.slow
-@pytest.mark.main
 def test_weights_in_8_bits_take_less(found, config):
     model = model_config(config.model.path)
     sample, run = dataclasses.replace(config.sample, int8=True), dataclasses.replace(config.run, stages=("sample",))
@@ -119,6 +122,8 @@ def test_weights_in_8_bits_take_less(found, config):
     assert 2.8 * kernels < saved < 3 * kernels  # of four bytes each; the scales are new
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_rings_that_grow_are_there_twice(config):
     """The longer one and the shorter one, weights and prompts next to them; twice 96 tokens, after 96."""
     model, sampling = model_config(config.model.path), dataclasses.replace(config.sample.sampling, max_new_tokens=192)
@@ -156,6 +161,8 @@ def test_batches_that_do_not_divide(config):
         list(programs(wide, model, eight, SIZES))
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_arithmetic_and_traffic(found, config):
     model = model_config(config.model.path)
     trained = frozenset(("multi_modal_projector", "language_model"))
@@ -193,6 +200,7 @@ def test_update_is_the_one_that_runs(found, config, monkeypatch):
     assert (arguments, planned.temporaries) == (memory[0].argument_size_in_bytes, memory[0].temp_size_in_bytes)
 
 
+@pytest.mark.slow
 def test_prefill_is_the_one_that_runs(found, config, monkeypatch):
     prefill, seen = Decoder.prefill, []
 
@@ -237,7 +245,6 @@ def test_memory_is_what_a_process_takes(config):
 
 
 @pytest.mark.slow
-@pytest.mark.main
 @needs_linux
 def test_memory_of_scoring_is_what_a_process_takes(config):
     """Of a hundred million weights, compared with which the rest is small.
@@ -340,7 +347,6 @@ def test_table_says_what_is_missing(config):
 
 
 @pytest.mark.slow
-@pytest.mark.main
 def test_whole_plan(config):
     planned = plan(config, Here("v5e:1x1", CHIP, 1), Work())
     assert planned.fits

@@ -228,6 +228,8 @@ def test_a_limit_takes_images_evenly_and_says_so(run, tmp_path):
     assert re.search(r"5 of 20 images", page.text)
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_several_runs_share_a_limit(run, tmp_path):
     shutil.copytree(run, tmp_path / "two")
     page = Page(build_report([run, tmp_path / "two"], tmp_path / "index.html", limit=8))
@@ -272,6 +274,8 @@ def test_the_command(run):
     assert out.stat().st_size > 100_000
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_the_command_refuses_in_one_line():
     code, out, err = command("nowhere")
     assert (code, out) == (2, "")
@@ -284,6 +288,8 @@ def test_wrong_options(arguments):
         main(arguments)
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_no_jax_is_loaded():
     program = "import sys, vigor_jax.report.__main__; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -130,6 +130,8 @@ OVERLAPS = """() => {
 }"""
 
 
+@pytest.mark.slow
+@pytest.mark.main
 @pytest.mark.parametrize("size", SIZES)
 def test_no_label_of_a_chart_lies_on_another(runs, report, open_page, tmp_path, size):
     """Where the axes meet, and where two runs have the same figures."""
@@ -143,6 +145,8 @@ def test_no_label_of_a_chart_lies_on_another(runs, report, open_page, tmp_path, 
     assert page.evaluate(OVERLAPS) == []
 
 
+@pytest.mark.slow
+@pytest.mark.main
 @pytest.mark.parametrize("evaluated", [["one"], ["one", "other"], ["one", "other", "third"]])
 def test_no_column_of_the_benchmarks_is_cut_on_a_phone(runs, open_page, tmp_path, evaluated):
     for name in evaluated:
@@ -159,6 +163,8 @@ def test_no_column_of_the_benchmarks_is_cut_on_a_phone(runs, open_page, tmp_path
     assert max(widths) <= 0
 
 
+@pytest.mark.slow
+@pytest.mark.main
 @pytest.mark.parametrize("size", SIZES)
 def test_the_table_says_whose_evaluation_it_is(runs, open_page, tmp_path, size):
     shutil.copytree(runs / "one", tmp_path / "measured")
@@ -173,6 +179,8 @@ def test_the_table_says_whose_evaluation_it_is(runs, open_page, tmp_path, size):
     assert shown(page) == "40 images"
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_whose_gallery_it_is(runs, open_page, tmp_path):
     """Also where only one of the runs has candidates."""
     shutil.copytree(runs / "one", tmp_path / "one")

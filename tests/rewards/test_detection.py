@@ -96,12 +96,14 @@ def test_in_flight_does_not_change_the_order(served, items):
         assert list(one.judge(items)) == list(many.judge(items))
 
 
+@pytest.mark.slow
 def test_an_own_sidecar_says_the_same(served, model, items):
     with DetectorStream(config(model=model)) as own, DetectorStream(config(served)) as theirs:
         assert list(own.judge(items)) == list(theirs.judge(items))
         assert own.digest == theirs.digest
 
 
+@pytest.mark.slow
 def test_digest_names_model_and_settings(served, tmp_path, monkeypatch):
     def digest(given: DetectionConfig) -> str:
         with DetectorStream(given) as stream:

@@ -40,8 +40,12 @@ def records(world):
 
 @pytest.fixture
 def config(world, tmp_path):
+    return settings(world, tmp_path / "data.json")
+
+
+def settings(world, data):
     return SftConfig(
-        data=tmp_path / "data.json",
+        data=data,
         images=world / "images",
         batch_size=8,
         learning_rate=1e-3,
@@ -157,6 +161,8 @@ def test_advice_stays_within_the_models_positions(config, checkpoint, mesh, reco
     assert "raise max_length" not in str(caught.value)
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_bad_rows_are_left_out_if_they_may_be(config, checkpoint, mesh, records, tmp_path, caplog):
     """The run equals one on the file without them, which is what was asked for."""
     good = [record for index, record in enumerate(records) if index not in SPOILED]
@@ -183,10 +189,20 @@ def test_nothing_but_bad_rows(config, checkpoint, mesh, records, tmp_path):
 # ---- continuing with other data
 
 
-def begin(config, checkpoint, mesh, records, run_dir, monkeypatch):
-    """Three updates, of which the first two are kept; returns the rows in the order in which they are learned."""
+@pytest.fixture(scope="module")
+def begun(world, checkpoint, mesh, tmp_path_factory):
+    """A run of which three updates are done, and the first two kept."""
+    run_dir = tmp_path_factory.mktemp("begun")
+    with pytest.MonkeyPatch.context() as patch:
+        config = settings(world, world / "data.json")
+        interrupt(lambda: sft(config, checkpoint, run_dir, mesh, dtype=jnp.float32), patch, after=3)
+    return run_dir
+
+
+def begin(config, checkpoint, mesh, records, run_dir, begun):
+    """Puts the run that has begun there; returns the rows in the order in which they are learned."""
     config.data.write_text(json.dumps(records))
-    interrupt(lambda: sft(config, checkpoint, run_dir, mesh, dtype=jnp.float32), monkeypatch, after=3)
+    shutil.copytree(begun, run_dir)
     batches = sft_module._loader(config, checkpoint, mesh).batches()
     taken = [records.index(record) for batch in batches for record in records if record["id"] in batch.ids]
     assert len(set(taken)) == 40
@@ -208,10 +224,10 @@ def assert_same_runs(run_dir, reference):
 @pytest.mark.main
 @pytest.mark.parametrize("named", [True, False])
 def test_rows_that_were_fixed_before_they_were_learned(
-    config, checkpoint, mesh, records, tmp_path, monkeypatch, caplog, named
+    config, checkpoint, mesh, records, tmp_path, begun, caplog, named
 ):
     """Bit for bit as if they had been so from the beginning; also where only their places tell which they are."""
-    later = begin(config, checkpoint, mesh, records, tmp_path / "run", monkeypatch)[16:]
+    later = begin(config, checkpoint, mesh, records, tmp_path / "run", begun)[16:]
     for index in (later[0], later[-1]):
         fix(records[index])
         if not named:
@@ -223,11 +239,13 @@ def test_rows_that_were_fixed_before_they_were_learned(
     assert_same_runs(tmp_path / "run", tmp_path / "whole")
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_rows_that_were_removed_before_they_were_learned(
-    config, checkpoint, mesh, records, tmp_path, monkeypatch, caplog
+    config, checkpoint, mesh, records, tmp_path, monkeypatch, begun, caplog
 ):
     """What is left is learned when it would have been; a run that is killed once more still knows the empty places."""
-    taken = begin(config, checkpoint, mesh, records, tmp_path / "run", monkeypatch)
+    taken = begin(config, checkpoint, mesh, records, tmp_path / "run", begun)
     removed = {taken[17], taken[18], taken[33]}
     left = [record for index, record in enumerate(records) if index not in removed]
     fix(records[taken[39]])
@@ -279,13 +297,12 @@ def reformat(records, taken):
 
 
 @pytest.mark.slow
-@pytest.mark.main
-@pytest.mark.parametrize("change", [swap, reformat])
-def test_other_bytes_with_the_same_rows(config, checkpoint, mesh, records, tmp_path, monkeypatch, change):
+@pytest.mark.parametrize("change", [pytest.param(swap, marks=pytest.mark.main), reformat])
+def test_other_bytes_with_the_same_rows(config, checkpoint, mesh, records, tmp_path, begun, change):
     """What is in which line, and keys that nobody reads, make no difference."""
-    begin(config, checkpoint, mesh, records, tmp_path / "whole", monkeypatch)
+    begin(config, checkpoint, mesh, records, tmp_path / "whole", begun)
     sft(config, checkpoint, tmp_path / "whole", mesh, dtype=jnp.float32)
-    taken = begin(config, checkpoint, mesh, records, tmp_path / "run", monkeypatch)
+    taken = begin(config, checkpoint, mesh, records, tmp_path / "run", begun)
     change(records, taken)
     config.data.write_text(json.dumps(records))
     sft(config, checkpoint, tmp_path / "run", mesh, dtype=jnp.float32)
@@ -315,8 +332,8 @@ def remove_a_batch(records, taken):
 
 
 @pytest.mark.parametrize("change", [fix_learned, remove_learned, add, remove_a_batch])
-def test_what_a_run_cannot_continue_with(config, checkpoint, mesh, records, tmp_path, monkeypatch, change):
-    taken = begin(config, checkpoint, mesh, records, tmp_path / "run", monkeypatch)
+def test_what_a_run_cannot_continue_with(config, checkpoint, mesh, records, tmp_path, begun, change):
+    taken = begin(config, checkpoint, mesh, records, tmp_path / "run", begun)
     original = config.data.read_bytes()
     message = change(records, taken)
     config.data.write_text(json.dumps(records))
@@ -329,6 +346,7 @@ def test_what_a_run_cannot_continue_with(config, checkpoint, mesh, records, tmp_
     assert len(curve(tmp_path / "run")) == 5
 
 
+@pytest.mark.slow
 def test_all_has_been_learned_in_a_second_epoch(config, checkpoint, mesh, records, tmp_path, monkeypatch):
     config = dataclasses.replace(config, epochs=2)
     config.data.write_text(json.dumps(records))

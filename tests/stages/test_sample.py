@@ -46,6 +46,8 @@ def uninterrupted(world):
     return sample_missing(world, world / "uninterrupted")
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_answers_of_several_lengths_share_rows(world, uninterrupted):
     lengths = {len(candidate.token_ids) for candidate in read_parts(world / "uninterrupted" / "candidates", Candidate)}
     assert len(lengths) > 5
@@ -54,7 +56,11 @@ def test_answers_of_several_lengths_share_rows(world, uninterrupted):
 KEPT = [kept for size in range(NUM_PARTS) for kept in itertools.combinations(range(NUM_PARTS), size)]
 
 
-@pytest.mark.parametrize("kept", KEPT, ids=str)
+@pytest.mark.parametrize(
+    "kept",
+    [*KEPT[:2], *(pytest.param(kept, marks=[pytest.mark.slow, pytest.mark.main]) for kept in KEPT[2:])],
+    ids=str,
+)
 def test_a_part_is_the_same_whatever_parts_were_there(world, uninterrupted, tmp_path, kept):
     """Log-probabilities to the last bit, whatever the parts that a kill left."""
     assert len(uninterrupted) == NUM_PARTS

@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 
 import jax
@@ -54,7 +55,7 @@ def checkpoint(world):
     return open_checkpoint(world / "model")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def config(world):
     return SftConfig(
         data=world / "data.json",
@@ -68,6 +69,14 @@ def config(world):
         loss_chunk=48,
         save_every=4,
     )
+
+
+@pytest.fixture(scope="module")
+def whole(config, checkpoint, mesh, tmp_path_factory):
+    """A run from begin to end, which nobody changes."""
+    run_dir = tmp_path_factory.mktemp("whole")
+    sft(config, checkpoint, run_dir, mesh, dtype=jnp.float32)
+    return run_dir
 
 
 def base_weights(checkpoint, mesh) -> dict[str, np.ndarray]:
@@ -148,8 +157,7 @@ def test_twenty_updates_equal_torch(config, checkpoint, world, mesh, tmp_path, c
 
 
 @pytest.mark.slow
-@pytest.mark.main
-@pytest.mark.parametrize("accumulate", [2, 4, 8])
+@pytest.mark.parametrize("accumulate", [2, pytest.param(4, marks=pytest.mark.main), 8])
 def test_accumulation_equals_the_big_batch(config, checkpoint, mesh, tmp_path, accumulate):
     """Rows differ in supervised tokens, so a mean of micro-batch means would not pass."""
     config = dataclasses.replace(config, eps=1e-3, epochs=1)  # AdamW smooth enough not to amplify rounding
@@ -165,6 +173,8 @@ def test_accumulation_equals_the_big_batch(config, checkpoint, mesh, tmp_path, a
         np.testing.assert_allclose(other[path], value, atol=1e-5, rtol=0, err_msg=path)
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_frozen_weights_keep_their_bits(config, checkpoint, mesh, tmp_path, monkeypatch):
     """Prefix and regular expression alike; what is trained all moves, what is not is not even stored."""
     freeze = ("vision_tower", "language_model.embed_tokens", r".*\.layers\.[qk]_proj\.kernel")
@@ -255,8 +265,11 @@ def test_settings_that_do_not_fit_the_model(config, checkpoint, mesh, tmp_path):
             sft(dataclasses.replace(config, **change), checkpoint, tmp_path, mesh, dtype=jnp.float32)
 
 
-def test_a_finished_run_is_left_alone(config, checkpoint, mesh, tmp_path, monkeypatch):
-    directory = sft(config, checkpoint, tmp_path, mesh, dtype=jnp.float32)
+@pytest.mark.slow
+@pytest.mark.main
+def test_a_finished_run_is_left_alone(config, checkpoint, mesh, whole, tmp_path, monkeypatch):
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    directory = tmp_path / "checkpoints" / "sft"
     files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
     monkeypatch.setattr(loop_module, "load_model", None)  # it does not come to reading the weights
     assert sft(config, checkpoint, tmp_path, mesh, dtype=jnp.float32) == directory
@@ -296,8 +309,9 @@ def interrupted(config, checkpoint, run_dir, mesh, monkeypatch, *, after: int) -
     interrupt(lambda: sft(config, checkpoint, run_dir, mesh, dtype=jnp.float32), monkeypatch, after=after)
 
 
-def test_a_resumed_run_has_the_same_bits(config, checkpoint, mesh, tmp_path, monkeypatch):
-    sft(config, checkpoint, tmp_path / "whole", mesh, dtype=jnp.float32)
+@pytest.mark.slow
+@pytest.mark.main
+def test_a_resumed_run_has_the_same_bits(config, checkpoint, mesh, whole, tmp_path, monkeypatch):
     broken = tmp_path / "broken"
     interrupted(config, checkpoint, broken, mesh, monkeypatch, after=2)  # before the first checkpoint
     interrupted(config, checkpoint, broken, mesh, monkeypatch, after=6)
@@ -305,11 +319,11 @@ def test_a_resumed_run_has_the_same_bits(config, checkpoint, mesh, tmp_path, mon
     with (broken / "metrics" / "sft.jsonl").open("a") as file:
         file.write('{"step": 6, "lo')  # and a line that a kill cut short
     sft(config, checkpoint, broken, mesh, dtype=jnp.float32)
-    assert curve(broken) == curve(tmp_path / "whole")
+    assert curve(broken) == curve(whole)
     assert [line["step"] for line in curve(broken)] == list(range(1, 11))
-    whole = weights(tmp_path / "whole")
+    expected = weights(whole)
     for path, value in weights(broken).items():
-        np.testing.assert_array_equal(value, whole[path])
+        np.testing.assert_array_equal(value, expected[path])
 
 
 @pytest.mark.slow
@@ -399,18 +413,16 @@ def test_an_update_that_is_not_finite_changes_nothing(config, checkpoint, mesh):
 
 @pytest.mark.slow
 @pytest.mark.main
-def test_bfloat16(config, checkpoint, mesh, tmp_path):
+def test_bfloat16(config, checkpoint, mesh, whole, tmp_path):
     """The loss falls as in float32; trained weights and optimizer stay float32, frozen ones are bfloat16."""
-    for dtype in (jnp.float32, jnp.bfloat16):
-        sft(config, checkpoint, tmp_path / np.dtype(dtype).name, mesh, dtype=dtype)
-    exact, rounded = (np.array([line["loss"] for line in curve(tmp_path / name)]) for name in ("float32", "bfloat16"))
+    sft(config, checkpoint, tmp_path, mesh, dtype=jnp.bfloat16)
+    exact, rounded = (np.array([line["loss"] for line in curve(run_dir)]) for run_dir in (whole, tmp_path))
     assert (exact != rounded).any()
     np.testing.assert_allclose(rounded, exact, rtol=2e-2)
-    assert all(value.dtype == np.float32 for value in weights(tmp_path / "bfloat16").values())
+    assert all(value.dtype == np.float32 for value in weights(tmp_path).values())
 
 
 @pytest.mark.slow
-@pytest.mark.main
 def test_text_only_data(config, checkpoint, mesh, tmp_path):
     records = [record for record in json.loads(config.data.read_text()) if "image" not in record]
     data = tmp_path / "text.json"

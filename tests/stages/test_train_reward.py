@@ -262,6 +262,7 @@ def test_is_held_out_by_name():
     assert chosen[0.05] < chosen[0.5]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_the_same_bits(whole, config, checkpoint, mesh, tmp_path, monkeypatch):
     def run():
         return train_reward(config, checkpoint, tmp_path, mesh, dtype=jnp.float32)
@@ -283,6 +284,8 @@ def test_a_resumed_run_has_the_same_bits(whole, config, checkpoint, mesh, tmp_pa
     assert path.read_bytes() == (whole / "metrics" / "reward_eval.jsonl").read_bytes()
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_the_export_judges_as_the_last_evaluation_did(whole, config, checkpoint, mesh, tmp_path):
     """Training → Hugging Face format → the stream that scores, which finds the sentences by itself."""
     export(ExportConfig(), checkpoint, whole / "checkpoints" / "train_reward", tmp_path / "out", mesh)
@@ -306,6 +309,8 @@ def test_the_export_judges_as_the_last_evaluation_did(whole, config, checkpoint,
     assert np.mean(right) > 0.6  # the strings are learned as well
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_without_held_out_images(config, checkpoint, mesh, tmp_path):
     config = dataclasses.replace(config, held_out=0.0, epochs=1, form="separate", balance="weighted", per="description")
     train_reward(config, checkpoint, tmp_path, mesh, dtype=jnp.float32)
@@ -423,6 +428,8 @@ def spoil(lines: list[str]) -> dict[int, str]:
     }
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_all_bad_annotations_are_told_before_training(config, checkpoint, mesh, tmp_path, caplog):
     lines = config.annotations.read_text().splitlines()
     config = dataclasses.replace(config, annotations=tmp_path / "a.jsonl", max_length=512, epochs=1)

@@ -59,7 +59,9 @@ def test_equals_float64(chunk):
 
 
 @pytest.mark.parametrize("chunk", [5, 37])
-@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize(
+    "share", [0.4, *(pytest.param(share, marks=[pytest.mark.slow, pytest.mark.main]) for share in (0.0, 1.0))]
+)
 def test_supervised_first_changes_the_order_only(chunk, share):
     hidden, head, labels = make_case()
     labels = np.where(np.random.default_rng(1).random(labels.shape) < share, np.maximum(labels, 0), IGNORE_INDEX)
@@ -172,6 +174,8 @@ print(json.dumps(results))
 """
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_sharded_equals_one_device(tmp_path):
     hidden, head, labels = make_case(batch=8, length=40, width=16, vocab=128)
     for name, value in (("hidden", hidden), ("head", head), ("labels", labels)):

@@ -104,7 +104,7 @@ def load_model(
         target = targets[path]
         value = _turn(entry.axes, target.dtype, _of_layer(entry, target))(block)
         if len(target.shape) > len(entry.axes):
-            stack = values.pop(path) if path in values else _zeros(target)
+            stack = values.pop(path) if path in values else _zeros(target)()
             value = _set_layer(target.sharding)(stack, value, entry.layer)
         values[path] = jax.block_until_ready(value)  # or blocks that wait for their turn fill the host's memory
     for path, variable in variables.items():
@@ -127,8 +127,9 @@ def _of_layer(entry: Entry, target: jax.ShapeDtypeStruct) -> NamedSharding:
     return NamedSharding(target.sharding.mesh, P(*spec[len(target.shape) - len(entry.axes) :]))
 
 
-def _zeros(target: jax.ShapeDtypeStruct) -> jax.Array:
-    return jax.jit(lambda: jnp.zeros(target.shape, target.dtype), out_shardings=target.sharding)()
+@functools.cache
+def _zeros(target: jax.ShapeDtypeStruct) -> Callable[[], jax.Array]:
+    return jax.jit(lambda: jnp.zeros(target.shape, target.dtype), out_shardings=target.sharding)
 
 
 def _read(tensor: Stored, entry: Entry, target: jax.ShapeDtypeStruct) -> jax.Array:

@@ -100,6 +100,7 @@ def test_the_name_of_a_set_of_images_is_that_of_one_json_list(number):
     assert name_images(names) == f"{number} images, names {digest}"
 
 
+@pytest.mark.slow
 def test_captions_are_the_same(world, tmp_path):
     for place in ("folder", *KINDS):
         options = ["--model", world / "model", "--images", world / place, "--out", tmp_path / f"{place}.jsonl"]

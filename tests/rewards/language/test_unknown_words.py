@@ -45,8 +45,7 @@ def test_words_in_pieces_do_not_fill_the_log(caplog):
 
 
 @pytest.mark.slow
-@pytest.mark.main
-@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("times", [1, pytest.param(2, marks=pytest.mark.main)])
 def test_the_stream_tells(tmp_path, caplog, times):
     path = tmp_path / "picture.png"
     picture(0).save(path)
