@@ -188,7 +188,7 @@ class ClipVerifier:
         for row, future in images.items():
             pixels[row] = future.result()
         with jax.set_mesh(self._mesh):
-            points = np.asarray(self._embed_images(self._graphdef_and_weights[1], shard_rows(pixels, self._mesh)))
+            points = jax.device_get(self._embed_images(self._graphdef_and_weights[1], shard_rows(pixels, self._mesh)))
         table = points[: len(batch)] @ self._embed(wanted).T
         for item, row, texts in zip(batch, table, found, strict=True):
             if not np.isfinite(row).all():
@@ -232,7 +232,7 @@ class ClipVerifier:
             # Rows of padding are texts, too; all processes have all of them.
             rows = self._tokenizer.rows([*own, *[own[0]] * (self._size - len(own))])
             with jax.set_mesh(self._mesh):
-                points = np.asarray(self._embed_texts(self._graphdef_and_weights[1], shard_rows(rows, self._mesh)))
+                points = jax.device_get(self._embed_texts(self._graphdef_and_weights[1], shard_rows(rows, self._mesh)))
             found.append(points[: len(own)])
         return np.concatenate(found)
 
