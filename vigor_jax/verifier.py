@@ -26,6 +26,7 @@ from vigor_jax.evaluation.benchmarks.chair import Reference, read_annotations
 from vigor_jax.evaluation.benchmarks.synonyms import Synonyms
 from vigor_jax.evaluation.image_names import ImageNames
 from vigor_jax.evaluation.saved_captions import read_captions
+from vigor_jax.hf import hub
 from vigor_jax.hf.clip.checkpoint import open_clip
 from vigor_jax.parallel.processes import is_first
 from vigor_jax.parallel.sharding import DistributedConfig, MeshConfig, join_processes, make_mesh
@@ -115,7 +116,9 @@ def run(command: VerifierCommand) -> str:
             f"{some(map(str, command.objects), 3)}; give --clip.entities and --synonyms that go with these objects"
         )
     made_of = verifier.made_of | {
-        "model": checkpoint.origin,
+        "model": hub.origin(checkpoint.directory)
+        if hub.is_snapshot(checkpoint.directory)
+        else checkpoint.directory.name,
         "captions": _digest(command.captions),
         "objects": _digest(command.objects),
         "images": len(items),

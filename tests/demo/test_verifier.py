@@ -13,12 +13,14 @@ from vigor_jax.demo.drawing import draw
 from vigor_jax.demo.language import parse, plural
 from vigor_jax.demo.scenes import SHAPES, make_scene
 from vigor_jax.demo.teaching import CAREFUL, describe
-from vigor_jax.demo.verifier import ENTITIES, VerifierConfig, build_verifier, evaluate_verifier
+from vigor_jax.demo.verifier import BASELINES, ENTITIES, VerifierConfig, build_verifier, evaluate_verifier
 from vigor_jax.demo.world import CHECKPOINTS
 from vigor_jax.hf.clip.checkpoint import compare_towers, open_clip
 from vigor_jax.hf.load import open_checkpoint
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 from vigor_jax.records import ScoreItem
+from vigor_jax.rewards.clip import ClipStream
+from vigor_jax.rewards.clip_baselines import Baselines
 from vigor_jax.rewards.entities import EntityPhrases
 from vigor_jax.rewards.verifier import ClipStreamConfig, ClipVerifier
 
@@ -36,6 +38,17 @@ def test_it_is_small_and_has_all_its_files():
 def test_it_has_the_tower_of_the_policy():
     said = compare_towers(open_clip(VERIFIER), open_checkpoint(CHECKPOINTS / "policy"))
     assert said.startswith("the policy's vision tower has the verifier's weights")
+
+
+def test_its_baselines_are_its_own():
+    """And tell right from wrong words: every mean is on its side of the middle."""
+    config = ClipStreamConfig(
+        model=VERIFIER, entities=VERIFIER / ENTITIES, baselines=VERIFIER / BASELINES, margin=0.25, margin_unit="std"
+    )
+    baselines = Baselines.read(VERIFIER / BASELINES)
+    ClipStream(open_clip(VERIFIER), config, make_mesh(MeshConfig()), baselines)
+    assert baselines.correct.mean > baselines.hallucinated.mean + baselines.hallucinated.std
+    assert baselines.hallucinated.words > 100
 
 
 def pictures(count: int, seed: int):
@@ -106,8 +119,10 @@ def test_sentences_fit_their_own_scenes():
 @pytest.mark.slow
 @pytest.mark.main
 def test_it_learns(tmp_path):
-    """The same steps, few of them: from chance to better than chance; the same seed gives the same file."""
-    short = VerifierConfig(num_scenes=300, num_steps=60, batch_size=64, num_captions=8, test_scenes=100)
+    """The same steps, few of them: from chance to better than chance."""
+    short = VerifierConfig(
+        num_scenes=300, num_steps=60, batch_size=64, num_captions=8, test_scenes=100, baseline_scenes=20
+    )
     build_verifier(tmp_path / "taught", 0, short)
     build_verifier(tmp_path / "untaught", 0, dataclasses.replace(short, num_steps=1, learning_rate=0.0))
     after, before = (evaluate_verifier(tmp_path / name, num_scenes=100, seed=5) for name in ("taught", "untaught"))

@@ -6,7 +6,7 @@ learn: which shapes are there, by their words, and which sentences are about whi
 
 import dataclasses
 import itertools
-import logging
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,18 +33,21 @@ from vigor_jax.hf.image_settings import preprocessing_to_hf
 from vigor_jax.hf.load import load_model, open_checkpoint
 from vigor_jax.hf.processor_files import write_json
 from vigor_jax.hf.weights.tensor_files import TensorWriter
+from vigor_jax.inference.predictor import Predictor, Question
+from vigor_jax.inference.sampling_methods import SamplingConfig
 from vigor_jax.models.clip import Clip, ClipPairConfig, ClipTextConfig, normalize
 from vigor_jax.models.llava import Llava
 from vigor_jax.models.vlm import param_paths
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh
+from vigor_jax.rewards.verifier import ClipStreamConfig
 from vigor_jax.stages.reward_evaluation import auc
-
-logger = logging.getLogger(__name__)
+from vigor_jax.verifier import VerifierCommand, run
 
 START, END, UNKNOWN = "<|startoftext|>", "<|endoftext|>", "<unk>"
 POSITIONS = 77
 TEXT_WIDTH, TEXT_LAYERS, PROJECTION = 64, 2, 64
-ENTITIES = "entities.txt"
+ENTITIES, BASELINES = "entities.txt", "baselines.json"
+CAPTIONS = SamplingConfig(num_candidates=2, temperature=0.7, max_new_tokens=96, batch_size=48)
 FIRST_SCALE, FIRST_BIAS = 10.0, -3.0  # of scores that are cosines
 IMAGES_A_PASS = 250
 
@@ -56,7 +59,8 @@ library_name: transformers
 
 A CLIP in miniature ({parameters:,} weights, float16): the vision tower of the demo's policy, to half precision, and a
 text tower that was taught to go with it. It says how well a word or a sentence of the demo's world fits a drawn scene.
-It knows nothing else, and no photograph. `entities.txt` is the list of its words for `clip.entities`.
+It knows nothing else, and no photograph. `entities.txt` is the list of its words for `clip.entities`. For
+`clip.baselines`, `python -m vigor_jax.verifier` made `baselines.json` from the policy's captions of {baseline_scenes:,} scenes.
 
 ## How it was made
 
@@ -88,6 +92,7 @@ class VerifierConfig:
       num_captions: of them, those whose sentences are read too.
       learning_rate: peak.
       test_scenes: new ones, for the model card.
+      baseline_scenes: new ones, which the policy describes twice, for the baselines.
     """
 
     num_scenes: int = 8_000
@@ -96,13 +101,15 @@ class VerifierConfig:
     num_captions: int = 48
     learning_rate: float = 2e-3
     test_scenes: int = 1_000
+    baseline_scenes: int = 400
 
 
 def build_verifier(out: Path, seed: int = 0, config: VerifierConfig | None = None) -> None:
     """Teaches the twin and writes a directory that transformers' CLIPModel loads.
 
     Args:
-      out: directory: config.json, model.safetensors (float16), tokenizer, image settings, entities.txt, README.md.
+      out: directory: config.json, model.safetensors (float16), tokenizer, image settings, entities.txt, baselines.json,
+        README.md.
       seed: of scenes and weights; the next one draws the scenes of the test.
       config: how long.
     """
@@ -119,10 +126,12 @@ def build_verifier(out: Path, seed: int = 0, config: VerifierConfig | None = Non
     scale = teach(model, class_states(tower, sizes, seen), seen, open_clip(out), seed, config)
     write_weights(out, model, scale)
     minutes = (time.process_time() - started) / 60
+    write_baselines(out, config.baseline_scenes, seed)
     found = evaluate_verifier(out, num_scenes=config.test_scenes, seed=seed + 1)
     training = {"minutes": minutes, "num_scenes": config.num_scenes, "num_steps": config.num_steps}
     parameters = sum(int(np.prod(tensor.shape)) for tensor in open_clip(out).tensors.values())
-    text = CARD.format(parameters=parameters, test_scenes=config.test_scenes, **training, **found)
+    counts = {"test_scenes": config.test_scenes, "baseline_scenes": config.baseline_scenes}
+    text = CARD.format(parameters=parameters, **counts, **training, **found)
     (out / "README.md").write_text(text, encoding="utf-8")
     print(
         f"wrote {out}: AUC {found['shapes']:.3f} of all words, {found['mentioned']:.3f} of those that captions mention"
@@ -263,6 +272,30 @@ def write_weights(directory: Path, model: Clip, scale: float) -> None:
             value = np.asarray(params[entry.unstacked_path].get_value()).transpose(np.argsort(entry.axes))
             writer.add(entry.name, np.ascontiguousarray(value.astype(np.float16)))
         writer.add(LOGIT_SCALE, np.asarray(np.log(scale), np.float16))
+
+
+def write_baselines(directory: Path, num_scenes: int, seed: int) -> str:
+    """Writes baselines.json by what the demo's policy says of new scenes; returns the figures for people."""
+    with tempfile.TemporaryDirectory() as folder:
+        work, objects = Path(folder), dict[str, list[str]]()
+        (work / "images").mkdir()
+        for number in range(num_scenes):
+            scene = scenes.make_scene(np.random.default_rng([seed, 64, number]))
+            name = f"{number:05d}.png"
+            draw(scene).save(work / "images" / name)
+            objects[name] = sorted({item.shape for item in scene.objects})
+        write_json(work / "objects.json", objects)
+        predictor = Predictor(open_checkpoint(CHECKPOINTS / "policy"), "v1", make_mesh(MeshConfig(data=-1, fsdp=1)))
+        questions = [Question(name, work / "images" / name, language.PROMPTS[0]) for name in objects]
+        predictor.answer(questions, work / "captions.jsonl", CAPTIONS, desc="captions, verifier")
+        command = VerifierCommand(
+            captions=(work / "captions.jsonl",),
+            objects=(work / "objects.json",),
+            images=str(work / "images"),
+            out=directory / BASELINES,
+            clip=ClipStreamConfig(model=directory, entities=directory / ENTITIES),
+        )
+        return run(command)
 
 
 def evaluate_verifier(directory: Path, *, num_scenes: int, seed: int) -> dict[str, float | None]:

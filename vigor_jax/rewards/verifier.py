@@ -226,15 +226,16 @@ class ClipVerifier:
         return np.stack(known) if len(known) == len(texts) else self._run_texts(texts)
 
     def _run_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "N D"]:
+        rows = self._tokenizer.rows(texts)  # of one length
+        padding = -len(rows) % self._size
+        rows = np.concatenate([rows, np.repeat(rows[:1], padding, axis=0)])
         found = []
-        for first in range(0, len(texts), self._size):
-            own = texts[first : first + self._size]
-            # Rows of padding are texts, too; all processes have all of them.
-            rows = self._tokenizer.rows([*own, *[own[0]] * (self._size - len(own))])
+        for first in range(0, len(rows), self._size):
+            own = rows[first : first + self._size]
             with jax.set_mesh(self._mesh):
-                points = jax.device_get(self._embed_texts(self._graphdef_and_weights[1], shard_rows(rows, self._mesh)))
-            found.append(points[: len(own)])
-        return np.concatenate(found)
+                points = self._embed_texts(self._graphdef_and_weights[1], shard_rows(own, self._mesh))
+            found.append(jax.device_get(points))
+        return np.concatenate(found)[: len(texts)]
 
     def _read(self, item: ScoreItem) -> np.ndarray:
         try:
