@@ -116,9 +116,7 @@ def run(command: VerifierCommand) -> str:
             f"{some(map(str, command.objects), 3)}; give --clip.entities and --synonyms that go with these objects"
         )
     made_of = verifier.made_of | {
-        "model": hub.origin(checkpoint.directory)
-        if hub.is_snapshot(checkpoint.directory)
-        else checkpoint.directory.name,
+        "model": checkpoint.origin if hub.is_snapshot(checkpoint.directory) else checkpoint.directory.name,
         "captions": _digest(command.captions),
         "objects": _digest(command.objects),
         "images": len(items),

@@ -60,7 +60,8 @@ library_name: transformers
 A CLIP in miniature ({parameters:,} weights, float16): the vision tower of the demo's policy, to half precision, and a
 text tower that was taught to go with it. It says how well a word or a sentence of the demo's world fits a drawn scene.
 It knows nothing else, and no photograph. `entities.txt` is the list of its words for `clip.entities`. For
-`clip.baselines`, `python -m vigor_jax.verifier` made `baselines.json` from the policy's captions of {baseline_scenes:,} scenes.
+`clip.baselines`, `python -m vigor_jax.verifier` made `baselines.json` from the policy's captions of {baseline_scenes:,}
+scenes.
 
 ## How it was made
 
