@@ -11,6 +11,7 @@ from vigor_jax.hf.load import ModelConfig
 from vigor_jax.parallel.sharding import DistributedConfig, MeshConfig
 from vigor_jax.rewards.detection import DetectionConfig
 from vigor_jax.rewards.reward_model import RewardModelConfig
+from vigor_jax.rewards.verifier import ClipStreamConfig
 from vigor_jax.stages.evaluate import EvaluateConfig
 from vigor_jax.stages.sample import SampleConfig
 from vigor_jax.stages.score import ScoreConfig
@@ -77,6 +78,7 @@ class TrainConfig:
       score: which reward streams judge them.
       detection: the detector, if it does.
       reward_model: how the reward model judges, if it does.
+      clip: the verifier, a CLIP, if it does.
       select: which candidate is taken, and what is left of it.
       sft: supervised fine-tuning; on the run's own targets unless `data` names others.
       export: the checkpoint to take home.
@@ -93,6 +95,7 @@ class TrainConfig:
     score: ScoreConfig = dataclasses.field(default_factory=ScoreConfig)
     detection: DetectionConfig = dataclasses.field(default_factory=DetectionConfig)
     reward_model: RewardModelConfig = dataclasses.field(default_factory=RewardModelConfig)
+    clip: ClipStreamConfig = dataclasses.field(default_factory=ClipStreamConfig)
     select: SelectConfig = dataclasses.field(default_factory=SelectConfig)
     sft: SftConfig = dataclasses.field(default_factory=SftConfig)
     export: ExportConfig = dataclasses.field(default_factory=ExportConfig)
@@ -101,7 +104,7 @@ class TrainConfig:
 
 def with_pinned_models(config: TrainConfig) -> TrainConfig:
     """The config with the commit of each model that is named on the Hub, so that all stages, all rounds and whoever
-    reads `config.yaml` mean the same one. The detector counts where candidates are scored.
+    reads `config.yaml` mean the same one. The detector and the verifier count where candidates are scored.
 
     Raises:
       InputError: one cannot be fetched and is not in the cache.
@@ -110,10 +113,14 @@ def with_pinned_models(config: TrainConfig) -> TrainConfig:
     detector = detection.model
     if detector and detection.backend == "transformers" and "score" in config.run.stages:
         detector = pinned(detector)
+    verifier = config.clip.model
+    if verifier and "clip" in config.score.streams and "score" in config.run.stages:
+        verifier = pinned(verifier)
     tower = model.vision_tower and pinned(model.vision_tower)
     return dataclasses.replace(
         config,
         model=dataclasses.replace(model, path=pinned(model.path), vision_tower=tower),
         score=dataclasses.replace(config.score, reward_model=reward_model and pinned(reward_model)),
         detection=dataclasses.replace(detection, model=detector),
+        clip=dataclasses.replace(config.clip, model=verifier),
     )

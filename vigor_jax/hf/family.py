@@ -29,7 +29,14 @@ from vigor_jax.hf.processor_files import (
     write_tokenizer,
 )
 from vigor_jax.hf.weights.merged import merged_tensors, write_tensors
-from vigor_jax.hf.weights.tensor_checks import Stored, canonical, check_tensors, stored_weights, tie
+from vigor_jax.hf.weights.tensor_checks import (
+    Stored,
+    add_to_digest,
+    canonical,
+    check_tensors,
+    stored_weights,
+    tie,
+)
 from vigor_jax.json_fields import Json, read_json
 from vigor_jax.models.vlm import VlmConfig
 
@@ -71,11 +78,7 @@ class Checkpoint:
         total = hashlib.sha256(repr(self.preprocessing).encode())
         if not self.tokenizer.restarts_after_image:
             total.update(b"text continues after an image")  # earlier versions tokenized it otherwise
-        for name, tensor in sorted(self.tensors.items()):
-            total.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
-            rows = tensor.shape[0] if tensor.shape else 1
-            for row in sorted({0, rows // 3, 2 * rows // 3, rows - 1}):
-                total.update(tensor.read((slice(row, row + 1),) if tensor.shape else None).tobytes())
+        add_to_digest(total, self.tensors)
         return total.hexdigest()
 
 

@@ -2,10 +2,10 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,8 @@ from vigor_jax.hf.weights.tensor_checks import Stored
 from vigor_jax.json_fields import Fields, exists, read_json
 from vigor_jax.models.vlm import Vlm, abstract_model, param_paths
 from vigor_jax.parallel.sharding import partition_spec
+
+M = TypeVar("M", bound=nnx.Module)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,14 +92,40 @@ def load_model(
       scan: stacked layers or separate ones, which decoding prefers, see `layers.stacks_inference`.
       master: parameters, by dotted path, that are loaded in float32 instead: those that are to be trained.
     """
-    graphdef, state = nnx.split(abstract_model(checkpoint.config, dtype=dtype, scan=scan))
+    abstract = abstract_model(checkpoint.config, dtype=dtype, scan=scan)
+    entries = checkpoint.family.entries(checkpoint.config)
+    return load_weights(abstract, entries, checkpoint.tensors, mesh=mesh, dtype=dtype, scan=scan, master=master)
+
+
+def load_weights(
+    abstract: M,
+    entries: Iterable[Entry],
+    tensors: Mapping[str, Stored],
+    *,
+    mesh: Mesh,
+    dtype: Any,
+    scan: bool,
+    master: Callable[[str], bool] | None = None,
+) -> M:
+    """Fills a model with weights; the rest is as in `load_model`.
+
+    Args:
+      abstract: the model, shapes in place of weights.
+      entries: all of its tensors.
+      tensors: canonical name → place on disk.
+      mesh: where the weights go.
+      dtype: of the weights.
+      scan: whether the model's layers are stacked.
+      master: parameters in float32.
+    """
+    graphdef, state = nnx.split(abstract)
     variables = param_paths(state)
     targets = {path: _target(path, variable, mesh, dtype, master) for path, variable in variables.items()}
     by_path: dict[str, list[Entry]] = {path: [] for path in variables}
-    for entry in checkpoint.family.entries(checkpoint.config):
+    for entry in entries:
         by_path[entry.path if scan else entry.unstacked_path].append(entry)
     wanted = [(path, entry) for path, entries in by_path.items() for entry in entries]
-    reads = (functools.partial(_read, checkpoint.tensors[entry.name], entry, targets[path]) for path, entry in wanted)
+    reads = (functools.partial(_read, tensors[entry.name], entry, targets[path]) for path, entry in wanted)
 
     values: dict[str, jax.Array] = {}
     for (path, entry), block in zip(wanted, _one_ahead(reads), strict=True):

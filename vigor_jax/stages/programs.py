@@ -16,6 +16,7 @@ from vigor_jax.data.batches.tree_batches import TreeRows
 from vigor_jax.data.batches.tree_sequences import Tree
 from vigor_jax.models.layers import stacks_inference
 from vigor_jax.models.vlm import PARTS, VlmConfig, abstract_model, param_paths
+from vigor_jax.models.vlm import Sizes as ModelSizes
 from vigor_jax.parallel.sharding import BATCH, MeshConfig, make_mesh, param_shardings
 from vigor_jax.training.flops import train_flops
 from vigor_jax.training.train_step import (
@@ -170,7 +171,7 @@ def update_flops(config: TrainingConfig, model: VlmConfig, *, examples: int, tok
     return train_flops(model, trained, rows=examples, tokens=tokens, images=examples)
 
 
-def for_inference(model: VlmConfig, dtype: Any, mesh: Mesh) -> Any:
+def for_inference(model: ModelSizes, dtype: Any, mesh: Mesh) -> Any:
     """A model's shapes, as sampling and scoring hold it."""
     with jax.set_mesh(mesh):
         scan = stacks_inference()
