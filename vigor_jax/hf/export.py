@@ -77,7 +77,7 @@ def export_checkpoint(
     check_layout(layout, checkpoint)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"export: {out} exists already; remove it or choose another directory")
-    stored = [checkpoint.tensors[entry.name] for entry in checkpoint.family.entries(checkpoint.config)]
+    stored = [checkpoint.tensors[entry.name] for entry in checkpoint.entries]
     sizes = (math.prod(each.shape) * np.dtype(dtype or each.dtype).itemsize for each in stored)
     check_room(out, sum(sizes), "the exported model")
     export = Export(checkpoint, params, layout, None if dtype is None else np.dtype(dtype), shard_bytes, template)

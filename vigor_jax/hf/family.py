@@ -16,6 +16,7 @@ from vigor_jax.data.text.instructions import InstructionTokenizer
 from vigor_jax.data.text.tokenizer import Tokenizer
 from vigor_jax.errors import InputError
 from vigor_jax.hf import hub
+from vigor_jax.hf.adapter import Adapter
 from vigor_jax.hf.image_settings import preprocessing_from_hf
 from vigor_jax.hf.names import FINAL_NORM, Entry
 from vigor_jax.hf.processor_files import (
@@ -46,6 +47,7 @@ class Checkpoint:
       preprocessing: what its images go through.
       tokenizer: its tokenizer.
       tensors: canonical name (`Family.entries`) → place on disk.
+      adapter: a LoRA adapter on top of these weights, never merged into them.
     """
 
     family: "Family"
@@ -55,11 +57,22 @@ class Checkpoint:
     preprocessing: Preprocessing
     tokenizer: Tokenizer
     tensors: Mapping[str, Stored]
+    adapter: Adapter | None = None
 
     @property
     def origin(self) -> str:
         """Where it came from: its directory, or `ORG/NAME@COMMIT` if that is in the cache of the Hub."""
         return hub.origin(self.directory)
+
+    @property
+    def newest(self) -> Path:
+        """Where what was trained last is: the adapter's directory, or its own."""
+        return self.adapter.directory if self.adapter else self.directory
+
+    @property
+    def entries(self) -> Sequence[Entry]:
+        """Every tensor of the model, without its adapter."""
+        return self.family.entries(self.config)
 
     @property
     def dtype(self) -> np.dtype:
@@ -71,7 +84,11 @@ class Checkpoint:
         total = hashlib.sha256(repr(self.preprocessing).encode())
         if not self.tokenizer.restarts_after_image:
             total.update(b"text continues after an image")  # earlier versions tokenized it otherwise
-        for name, tensor in sorted(self.tensors.items()):
+        matrices: Mapping[str, Stored] = {}
+        if self.adapter:
+            total.update(f"adapter {self.adapter.lora.scale}".encode())
+            matrices = self.adapter.tensors
+        for name, tensor in sorted({**self.tensors, **matrices}.items()):
             total.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
             rows = tensor.shape[0] if tensor.shape else 1
             for row in sorted({0, rows // 3, 2 * rows // 3, rows - 1}):
@@ -110,10 +127,12 @@ class Family(abc.ABC):
 
     Attributes:
       layouts: names of its layouts, for `export.layout`.
+      adapter_layouts: the same for adapters.
       files: small files next to the weights, besides config.json and the tokenizer's, that an export takes over.
     """
 
     layouts: ClassVar[tuple[str, ...]]
+    adapter_layouts: ClassVar[tuple[str, ...]] = ("peft",)
     files: ClassVar[tuple[str, ...]] = SETTINGS_FILES
 
     @abc.abstractmethod
@@ -136,6 +155,14 @@ class Family(abc.ABC):
 
     def canonical_name(self, name: str) -> str:
         """A tensor's name in any spelling → the one in `entries`; what is not recognized stays as it is."""
+        return name
+
+    def spellings(self, name: str, config: Any) -> Iterator[str]:
+        """What a tensor that an adapter names may be in `entries`, the likeliest first; for a model of these sizes."""
+        yield self.canonical_name(name)
+
+    def adapter_name(self, name: str, layout: str, config: Any) -> str:
+        """A canonical name → what an adapter in a layout calls the tensor, without PEFT's prefix."""
         return name
 
     def preprocessing(self, directory: Path, image_size: int) -> Preprocessing:

@@ -1,7 +1,7 @@
 """LLaVA on disk: llava-hf checkpoints and those of the original code, which differ in everything but the tensors."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ class LlavaFamily(Family):
     """LLaVA v1.0 and v1.5 of any sizes."""
 
     layouts = ("llava-hf", "llava")
+    adapter_layouts = ("peft", "llava-lora")
 
     def read_config(self, config: Json, directory: Path, vision_tower: str | Path | None = None) -> LlavaConfig:
         path = directory / "config.json"
@@ -40,6 +41,13 @@ class LlavaFamily(Family):
 
     def canonical_name(self, name: str) -> str:
         return names.canonical_hf(name)
+
+    def spellings(self, name: str, config: LlavaConfig) -> Iterator[str]:
+        yield names.canonical_hf(name)
+        yield names.canonical_original(name, config)
+
+    def adapter_name(self, name: str, layout: str, config: LlavaConfig) -> str:
+        return names.module_name(name) if layout == "peft" else names.original_name(name, config)
 
     def open(self, config: Json, directory: Path, vision_tower: str | Path | None = None) -> Checkpoint:
         if llava_config.is_original(config):
