@@ -29,9 +29,10 @@ from vigor_jax.hf.processor_files import (
     write_json,
     write_tokenizer,
 )
-from vigor_jax.hf.weights.merged import merged_tensors, write_tensors
+from vigor_jax.hf.weights.merged import Rounding, merged_tensors, write_tensors
 from vigor_jax.hf.weights.tensor_checks import Stored, canonical, check_tensors, stored_weights, tie
 from vigor_jax.json_fields import Json, read_json
+from vigor_jax.models.lora import LoraConfig
 from vigor_jax.models.vlm import VlmConfig
 
 
@@ -107,6 +108,8 @@ class Export:
       dtype: of every tensor; None keeps the type that each has in `checkpoint`.
       shard_bytes: largest size of one weights file.
       template: conversation format that the model was trained with; None if it is not known.
+      lora: sizes of the adapter among `params`, if there is one.
+      rounding: counts what merging it costs.
     """
 
     checkpoint: Checkpoint
@@ -115,11 +118,15 @@ class Export:
     dtype: np.dtype | None
     shard_bytes: int
     template: Template | None
+    lora: LoraConfig | None = None
+    rounding: Rounding = dataclasses.field(default_factory=Rounding)
 
     def tensors(self, vocab_size: int) -> Iterator[tuple[str, np.ndarray]]:
         """Every tensor under its canonical name, one at a time, with this many rows of the vocabulary."""
-        entries = self.checkpoint.family.entries(self.checkpoint.config)
-        return merged_tensors(entries, self.checkpoint.tensors, self.params, self.dtype, vocab_size)
+        scale = self.lora.scale if self.lora else 0.0
+        return merged_tensors(
+            self.checkpoint.entries, self.checkpoint.tensors, self.params, self.dtype, vocab_size, scale, self.rounding
+        )
 
 
 class Family(abc.ABC):
@@ -164,6 +171,10 @@ class Family(abc.ABC):
     def adapter_name(self, name: str, layout: str, config: Any) -> str:
         """A canonical name → what an adapter in a layout calls the tensor, without PEFT's prefix."""
         return name
+
+    def adapter_config(self, export: Export) -> dict[str, Any]:
+        """The config.json next to an adapter whose layout has one: in those of `adapter_layouts` after the first."""
+        raise NotImplementedError
 
     def preprocessing(self, directory: Path, image_size: int) -> Preprocessing:
         """What pictures go through before a tower that takes them `image_size` pixels wide.

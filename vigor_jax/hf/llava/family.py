@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from vigor_jax.hf.family import Checkpoint, Export, Family
 from vigor_jax.hf.image_settings import preprocessing_from_hf
 from vigor_jax.hf.llava import config as llava_config
 from vigor_jax.hf.llava import names
-from vigor_jax.hf.llava.write import write
+from vigor_jax.hf.llava.write import original_config, write
 from vigor_jax.hf.names import Entry
 from vigor_jax.hf.other_folders import refuse_part
 from vigor_jax.hf.weights.tensor_checks import Stored, canonical, check_tensors, stored_weights, tie
@@ -47,7 +48,16 @@ class LlavaFamily(Family):
         yield names.canonical_original(name, config)
 
     def adapter_name(self, name: str, layout: str, config: LlavaConfig) -> str:
-        return names.module_name(name) if layout == "peft" else names.original_name(name, config)
+        if layout == "peft":
+            return names.module_name(name)
+        if name.startswith("vision_tower."):
+            raise InputError(
+                "layout: llava-lora holds no weights of the vision tower, which lora trained here; choose peft"
+            )
+        return names.original_name(name, config)
+
+    def adapter_config(self, export: Export) -> dict[str, Any]:
+        return original_config(export)
 
     def open(self, config: Json, directory: Path, vision_tower: str | Path | None = None) -> Checkpoint:
         if llava_config.is_original(config):
