@@ -19,7 +19,7 @@ from vigor_jax.data.text.conversation import IGNORE_INDEX
 from vigor_jax.errors import InputError
 from vigor_jax.models.int8 import quantize_decoder
 from vigor_jax.models.layers import Linear
-from vigor_jax.models.lora import LoraConfig, add_lora, lora_modules, lora_paths, lora_product
+from vigor_jax.models.lora import LoraConfig, add_lora, lora_modules, lora_paths
 from vigor_jax.models.vlm import abstract_model, param_paths
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh, param_shardings
 from vigor_jax.training.losses import chunked_cross_entropy
@@ -227,16 +227,6 @@ def test_targets():
     }
     apart = abstract_model(model.config, scan=False)
     assert len(lora_modules(apart, ("language_model.layers.q_proj",))) == TINY.text_layers
-
-
-def test_the_product_is_what_is_added():
-    model = add_lora(port(build_model(TINY), TINY, scan=True), LoraConfig(rank=4, alpha=8))
-    values = random_adapter(model)
-    path = "language_model.layers.q_proj"
-    a, b = values[f"{path}.lora_a"], values[f"{path}.lora_b"]
-    np.testing.assert_allclose(
-        lora_product(values, path, 2.0), 2 * np.einsum("lir,lro->lio", a, b), rtol=1e-4, atol=1e-6
-    )
 
 
 def test_both_matrices_lie_as_the_kernel_does():
