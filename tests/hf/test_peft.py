@@ -254,6 +254,27 @@ def test_the_original_form_there_and_back(original, tmp_path, kind):
     assert close(our_logits(out), our_logits(merged))
 
 
+@pytest.mark.parametrize("named", [True, False], ids=["by the adapter", "given"])
+def test_an_adapter_on_a_language_model_alone_brings_the_rest(original, tmp_path, named):
+    """As LLaVA's authors publish them: Vicuna below, the projector next to the adapter, the tower by name."""
+    lora, vicuna, out = LORAS["projector in full"], tmp_path / "vicuna", tmp_path / "llava-lora"
+    params = trained(original, lora)
+    export_checkpoint(open_checkpoint(original), params, out, layout="llava-lora", lora=lora, dtype="float32")
+    merged = tmp_path / "merged"
+    export_checkpoint(open_checkpoint(original), params, merged, layout="llava", lora=lora)
+    shutil.copytree(original, vicuna, ignore=shutil.ignore_patterns("clip", "pytorch_model.bin"))
+    language = {name: value for name, value in weights(original).items() if "mm_projector" not in name}
+    torch.save(language, vicuna / "pytorch_model.bin")
+    config = json.loads((vicuna / "config.json").read_text())
+    plain = {key: value for key, value in config.items() if not key.startswith("mm_")}
+    (vicuna / "config.json").write_text(json.dumps(plain | {"model_type": "llama"}))
+    edit(out, base_model_name_or_path=str(vicuna))
+    found = our_logits(out) if named else our_logits(vicuna, out)
+    assert close(found, our_logits(merged))
+    with pytest.raises(InputError, match="'llama' is not supported"):
+        open_checkpoint(vicuna)
+
+
 # Merged
 
 
@@ -365,7 +386,7 @@ REFUSED = {
         "4 tensors are for layers that",
     ),
     "a layer that is not there": (
-        edit_tensors(lambda t: t | {FIRST.replace(".0.", ".9."): t[FIRST]}),
+        edit_tensors(lambda t: t | {FIRST.replace(".0.", ".9."): t[FIRST].clone()}),
         "1 tensors are for layers that",
     ),
     "other sizes": (
