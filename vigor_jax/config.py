@@ -116,10 +116,10 @@ def with_pinned_models(config: TrainConfig) -> TrainConfig:
     verifier = config.clip.model
     if verifier and "clip" in config.score.streams and "score" in config.run.stages:
         verifier = pinned(verifier)
-    tower = model.vision_tower and pinned(model.vision_tower)
+    tower, adapter = (name and pinned(name) for name in (model.vision_tower, model.adapter))
     return dataclasses.replace(
         config,
-        model=dataclasses.replace(model, path=pinned(model.path), vision_tower=tower),
+        model=dataclasses.replace(model, path=pinned(model.path), vision_tower=tower, adapter=adapter),
         score=dataclasses.replace(config.score, reward_model=reward_model and pinned(reward_model)),
         detection=dataclasses.replace(detection, model=detector),
         clip=dataclasses.replace(config.clip, model=verifier),

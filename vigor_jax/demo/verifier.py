@@ -22,10 +22,10 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizer
 from tqdm import tqdm
 
 from vigor_jax.demo import language, scenes
+from vigor_jax.demo.dataset import CHECKPOINTS
 from vigor_jax.demo.drawing import draw
 from vigor_jax.demo.policy import PREPROCESSING
 from vigor_jax.demo.teaching import CAREFUL, CARELESS, describe
-from vigor_jax.demo.dataset import CHECKPOINTS
 from vigor_jax.hf.clip import config as clip_config
 from vigor_jax.hf.clip.checkpoint import ClipCheckpoint, open_clip
 from vigor_jax.hf.clip.names import LOGIT_SCALE, entries

@@ -17,12 +17,15 @@ from jax.sharding import PartitionSpec as P
 from vigor_jax.data.text.conversation import DEFAULT_TEMPLATE, check_template
 from vigor_jax.errors import InputError
 from vigor_jax.hf import hub
+from vigor_jax.hf.adapter import adapter_entries
 from vigor_jax.hf.families import family_of
 from vigor_jax.hf.family import Checkpoint as Checkpoint
 from vigor_jax.hf.names import Axes, Entry
 from vigor_jax.hf.other_folders import describe, refuse_adapter, refuse_quantized
+from vigor_jax.hf.peft import base_of, is_adapter, with_adapter
 from vigor_jax.hf.weights.tensor_checks import Stored
 from vigor_jax.json_fields import Fields, exists, read_json
+from vigor_jax.models.lora import add_lora, lora_paths
 from vigor_jax.models.vlm import Vlm, abstract_model, param_paths
 from vigor_jax.parallel.sharding import partition_spec
 
@@ -38,30 +41,49 @@ class ModelConfig:
       vision_tower: directory, or name on the Hub, of the CLIP tower of an original checkpoint that does not bring it.
       dtype: type to compute in; what is trained is held in float32 in any case.
       template: the conversation format that it was trained with, a key of `data.text.conversation.TEMPLATES`.
+      adapter: a LoRA adapter that is put on top of it: a folder of PEFT's or of the original LLaVA code's, or its name
+        on the Hub (docs/lora.md).
     """
 
     path: str | Path
     vision_tower: str | Path | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     template: str = DEFAULT_TEMPLATE
+    adapter: str | Path | None = None
 
     def __post_init__(self) -> None:
         check_template(self.template, "model.template")
 
 
-def open_checkpoint(name: str | Path, vision_tower: str | Path | None = None) -> Checkpoint:
+def open_checkpoint(
+    name: str | Path, vision_tower: str | Path | None = None, adapter: str | Path | None = None
+) -> Checkpoint:
     """Opens a checkpoint without reading its weights; from the Hub, it fetches what the cache lacks.
 
     Args:
-      name: directory of a model of one of `families.FAMILIES`, or `ORG/NAME` or `ORG/NAME@REVISION` on the Hub.
+      name: directory of a model of one of `families.FAMILIES`, or `ORG/NAME` or `ORG/NAME@REVISION` on the Hub; or one
+        of a LoRA adapter, which names its base.
       vision_tower: directory, or name on the Hub, of the CLIP tower of an original LLaVA checkpoint that neither
         contains it nor names a path that exists here.
+      adapter: directory of a LoRA adapter that is put on top, or its name on the Hub.
 
     Raises:
       InputError: a file is missing or damaged, a tensor is missing, unexpected or of another shape, or the config
         asks for something that this model does not have; or the Hub does not give it.
     """
     directory = hub.local_directory(name)
+    if is_adapter(directory):
+        if adapter is not None:
+            raise InputError(f"model: {directory} is an adapter, and so is {adapter}; give the base and one of them")
+        return open_checkpoint(base_of(directory), vision_tower, directory)
+    if adapter is None:
+        return _open_base(directory, vision_tower)
+    above = hub.local_directory(adapter)
+    return with_adapter(_open_base(directory, vision_tower, above), above)
+
+
+def _open_base(directory: Path, vision_tower: str | Path | None, adapter: Path | None = None) -> Checkpoint:
+    """A checkpoint without its adapter; `adapter` may bring what a language model alone lacks."""
     if not directory.is_dir():
         raise InputError(
             f"model: {directory} is no directory; give the directory of a LLaVA checkpoint, or ORG/NAME on the Hub"
@@ -72,6 +94,11 @@ def open_checkpoint(name: str | Path, vision_tower: str | Path | None = None) ->
         raise InputError(f"model: {directory} has no config.json; {known}")
     config = read_json(path)
     refuse_quantized(Fields(config, path))
+    own = adapter / "config.json" if adapter else None
+    if adapter and own and config.get("model_type") == "llama" and exists(own):
+        hub.fetch_weights(adapter)
+        whole = read_json(own)
+        return family_of(whole, own).open_below(adapter, whole, directory, vision_tower)
     return family_of(config, path).open(config, directory, vision_tower)
 
 
@@ -85,6 +112,8 @@ def load_model(
 ) -> Vlm:
     """Streams the weights onto the mesh, one tensor at a time; each process reads only what its devices hold.
 
+    The adapter of a checkpoint that has one is loaded next to the weights that it belongs to.
+
     Args:
       checkpoint: an open checkpoint.
       mesh: where the weights go, split by `vigor_jax.parallel.sharding.RULES`.
@@ -92,9 +121,13 @@ def load_model(
       scan: stacked layers or separate ones, which decoding prefers, see `layers.stacks_inference`.
       master: parameters, by dotted path, that are loaded in float32 instead: those that are to be trained.
     """
-    abstract = abstract_model(checkpoint.config, dtype=dtype, scan=scan)
-    entries = checkpoint.family.entries(checkpoint.config)
-    return load_weights(abstract, entries, checkpoint.tensors, mesh=mesh, dtype=dtype, scan=scan, master=master)
+    abstract, entries = abstract_model(checkpoint.config, dtype=dtype, scan=scan), checkpoint.entries
+    tensors = checkpoint.tensors
+    if adapter := checkpoint.adapter:
+        add_lora(abstract, adapter.lora, dtype=dtype)
+        entries = [*entries, *adapter_entries(entries, adapter)]
+        tensors = {**tensors, **adapter.tensors}
+    return load_weights(abstract, entries, tensors, mesh=mesh, dtype=dtype, scan=scan, master=master)
 
 
 def load_weights(
@@ -124,7 +157,7 @@ def load_weights(
     by_path: dict[str, list[Entry]] = {path: [] for path in variables}
     for entry in entries:
         by_path[entry.path if scan else entry.unstacked_path].append(entry)
-    wanted = [(path, entry) for path, entries in by_path.items() for entry in entries]
+    wanted = [(path, entry) for path, of_path in by_path.items() for entry in of_path]
     reads = (functools.partial(_read, tensors[entry.name], entry, targets[path]) for path, entry in wanted)
 
     values: dict[str, jax.Array] = {}
@@ -136,6 +169,8 @@ def load_weights(
             value = _set_layer(target.sharding)(stack, value, entry.layer)
         values[path] = jax.block_until_ready(value)  # or blocks that wait for their turn fill the host's memory
     for path, variable in variables.items():
+        if path not in values and lora_paths([path]):  # a layer that the adapter leaves as it is
+            values[path] = _zeros(targets[path])()
         variable.set_value(values.pop(path))
     return nnx.merge(graphdef, state)
 

@@ -35,7 +35,7 @@ def make_stages(config: TrainConfig) -> dict[str, Stage]:
         score,
         SelectStage(config.select, score.streams),
         SftStage(config.sft),
-        ExportStage(config.export, of="sft"),
+        ExportStage(config.export, of="sft", has_adapter=config.sft.lora is not None),
         EvaluateStage(config.evaluate),
     )
     return {stage.name: stage for stage in stages}

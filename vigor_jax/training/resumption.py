@@ -9,7 +9,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import UInt64
 
-from vigor_jax.data.batches.places import EMPTY, empty_update, fill_places, learned_places, read_places, write_places
+from vigor_jax.data.batches.places import (
+    EMPTY,
+    empty_update,
+    fill_places,
+    hidden_states_at,
+    learned_places,
+    write_places,
+)
 from vigor_jax.errors import InputError
 from vigor_jax.json_fields import Fields
 from vigor_jax.parallel.processes import is_first, same_everywhere, together
@@ -63,7 +70,7 @@ def hold_places(
 
     def compare() -> tuple[list[int] | None, dict[str, Any], np.ndarray | None]:
         start = latest_step(directory) or 0
-        places = read_places(path) if start else None
+        places = hidden_states_at(path) if start else None
         if places is None:
             return None, data.facts, data.keys
         record = Fields(read_record(directory, start)["fingerprint"], directory / str(start), "fingerprint.")
