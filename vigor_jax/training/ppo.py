@@ -1,8 +1,9 @@
 """Proximal policy optimization per token (Schulman et al. 2017), as FiSAO uses it: pure functions of arrays.
 
-Responses are rows of tokens: R places each, of which `mask` says which hold a token; those of a response are its first
-ones. What stands behind them means nothing, and every result is 0 there. Where the FiSAO paper is silent (its equations 9
-and 10 are the clipped objective per token with discount 1), these are the formulas of TRL's PPOTrainer: our reading.
+Responses are rows of tokens: R places each, of which `mask` says which hold a token; those of a response are its
+first ones. What stands behind them means nothing, and what is not of one token is 0 there. Where the FiSAO paper is
+silent (its equations 9 and 10 are the clipped objective per token with discount 1), these are the formulas of TRL's
+PPOTrainer: our reading.
 """
 
 import dataclasses
@@ -78,8 +79,8 @@ def whiten(x: Float[Array, "*B R"], mask: Bool[Array, "*B R"]) -> Float[Array, "
 def kl(logps: Float[Array, "*B R"], ref_logps: Float[Array, "*B R"], kind: Kl) -> Float[Array, "*B R"]:
     """Estimates, from one sampled token each, of the divergence of a policy from the reference.
 
-    With d = log p - log p_ref: "k1" is d, unbiased and of any sign; "k3" is exp(-d) - 1 + d, unbiased and never negative
-    (Schulman 2020, "Approximating KL divergence").
+    With d = log p - log p_ref: "k1" is d, unbiased and of any sign; "k3" is exp(-d) - 1 + d, unbiased and never
+    negative (Schulman 2020, "Approximating KL divergence").
 
     Args:
       logps: of the tokens under the policy that drew them; in a loss, under the one that is trained.
