@@ -8,6 +8,7 @@ from typing import Any
 from vigor_jax.config import TrainConfig
 from vigor_jax.stages.evaluate import EvaluateStage
 from vigor_jax.stages.export import ExportStage
+from vigor_jax.stages.ppo import PpoStage
 from vigor_jax.stages.sample import OnPart, SampleStage
 from vigor_jax.stages.score import ScoreStage, check_same_question
 from vigor_jax.stages.select import SelectStage
@@ -35,7 +36,8 @@ def make_stages(config: TrainConfig) -> dict[str, Stage]:
         score,
         SelectStage(config.select, score.streams),
         SftStage(config.sft),
-        ExportStage(config.export, of="sft"),
+        PpoStage(config.ppo, score),
+        ExportStage(config.export, of="ppo" if "ppo" in config.run.stages else "sft"),
         EvaluateStage(config.evaluate),
     )
     return {stage.name: stage for stage in stages}
@@ -44,10 +46,10 @@ def make_stages(config: TrainConfig) -> dict[str, Stage]:
 def filled(config: TrainConfig) -> TrainConfig:
     """The config with what stages leave open: the template is that of the model, images those that are sampled."""
     changes: dict[str, Any] = {}
-    for name in ("train_reward", "sample", "reward_model", "sft", "evaluate"):
+    for name in ("train_reward", "sample", "reward_model", "sft", "ppo", "evaluate"):
         section: Any = getattr(config, name)
         changes[name] = dataclasses.replace(section, template=section.template or config.model.template)
-    for name in ("train_reward", "sft"):
+    for name in ("train_reward", "sft", "ppo"):
         changes[name] = dataclasses.replace(changes[name], images=changes[name].images or config.sample.images)
     return dataclasses.replace(config, **changes)
 
