@@ -33,6 +33,7 @@ class CaptionCommand:
       prompt: what is asked about each image.
       template: the conversation format that the model was trained with.
       vision_tower: directory, or name on the Hub, of the CLIP tower of an original checkpoint that does not bring it.
+      adapter: a LoRA adapter that is put on top of the model: a folder, or its name on the Hub (docs/lora.md).
       dtype: type to compute in; by default float32 if the checkpoint is stored so, else bfloat16.
       sampling: how captions are drawn.
       mesh: how the devices are arranged; a model too large for one device is split over `tensor`.
@@ -45,6 +46,7 @@ class CaptionCommand:
     prompt: str = "Describe this image in detail."
     template: Literal["v0", "llava_v0", "v1", "vicuna_v1", "llava_v1", "plain"] = "v1"
     vision_tower: str | Path | None = None
+    adapter: str | Path | None = None
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     sampling: SamplingConfig = dataclasses.field(default_factory=lambda: SamplingConfig(num_candidates=1))
     mesh: MeshConfig = dataclasses.field(default_factory=lambda: MeshConfig(data=-1, fsdp=1))
@@ -67,7 +69,7 @@ def caption(config: CaptionCommand) -> None:
     """
     images = open_images(config.images)
     questions = [Question(name, images.file(name), config.prompt) for name in images]
-    checkpoint = open_checkpoint(config.model, config.vision_tower)
+    checkpoint = open_checkpoint(config.model, config.vision_tower, config.adapter)
     predictor = Predictor(checkpoint, config.template, make_mesh(config.mesh), dtype=config.dtype)
     predictor.answer(questions, config.out, config.sampling, settings={"prompt": config.prompt})
 

@@ -115,6 +115,10 @@ def _parse(
         values = parser.instantiate(parser.parse_args(_bracket(arguments, keys)))
     except jsonargparse.ArgumentError as error:
         raise _explain(str(error), keys, files) from None
+    except ValueError as error:  # of a section that may be left out, jsonargparse hides the InputError in another
+        if refused := re.search(r"Union subtypes.*?Errors:\s+- (.*?)\s+- Expected", str(error), re.DOTALL):
+            raise InputError(refused[1]) from None
+        raise
     return schema(**{field.name: values[field.name] for field in dataclasses.fields(schema)})  # type: ignore[arg-type]
 
 
@@ -199,8 +203,14 @@ def _keys(schema: Any, prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for field in dataclasses.fields(schema):
         key, kind = prefix + field.name, hints[field.name]
-        found |= {key: kind} | (_keys(kind, f"{key}.") if dataclasses.is_dataclass(kind) else {})
+        section = _section(kind)
+        found |= {key: kind} | (_keys(section, f"{key}.") if section else {})
     return found
+
+
+def _section(kind: Any) -> Any:
+    """The dataclass that a field holds, or may hold (`X | None`); None if it holds values."""
+    return next((each for each in (kind, *typing.get_args(kind)) if dataclasses.is_dataclass(each)), None)
 
 
 def _meanings(schema: Any, prefix: str = "") -> dict[str, str]:
@@ -212,8 +222,8 @@ def _meanings(schema: Any, prefix: str = "") -> dict[str, str]:
         for entry in re.finditer(r"^(\w+): ?(.*(?:\n[ \t]+.*)*)", section, re.MULTILINE):
             found[prefix + entry[1]] = " ".join(entry[2].split()).replace("%", "%%")
     for field in dataclasses.fields(schema):
-        if dataclasses.is_dataclass(hints[field.name]):
-            found |= _meanings(hints[field.name], f"{prefix}{field.name}.")
+        if section := _section(hints[field.name]):
+            found |= _meanings(section, f"{prefix}{field.name}.")
     return found
 
 
@@ -266,7 +276,7 @@ def _explain(message: str, keys: dict[str, Any], files: dict[str, str], file: st
       files: those that config files have, with the name of the first file that has it.
       file: the config file that is being read.
     """
-    where = f"{file}: " if file else ""
+    where, message = f"{file}: " if file else "", _of_optional(message)
     unknown = (
         re.search(r"Group '(?P<group>[^']+)' does not accept option '(?P<key>[^']+)'", message)
         or re.search(r"Option '(?P<key>[^']+)' is not accepted", message)
@@ -284,13 +294,27 @@ def _explain(message: str, keys: dict[str, Any], files: dict[str, str], file: st
         return MissingKeyError(
             f"{where}{' and '.join(names)} {are} missing; give {options}, or a --config that says it"
         )
-    section = re.search(r'Parser key "(?P<key>[^"]+)": Unable to load config', message)
+    section = re.search(r'Parser key "(?P<key>[^"]+)":\s+(Unable to load config|Does not validate against)', message)
     if section and (own := [key for key in keys if key.startswith(f"{section['key']}.")]):
         return InputError(
             f"{where}{section['key']} has options, such as --{own[0]}; give one of them (--help lists all)"
         )
     line = re.sub(r"\s*\n\s*", " ", message).strip()
     return (UnknownKeyError if line.startswith("unrecognized") else InputError)(where + line)
+
+
+def _of_optional(message: str) -> str:
+    """What jsonargparse says of a section that may be left out (`X | None`), as it says it of any other section."""
+    found = re.search(
+        r"""Parser key "(?P<key>[^"]+)":\s+Does not validate against any of the Union subtypes.*?"""
+        r"""- Problem with given class_path '[^']+':\s+(?P<what>.*?)\s+- Expected a <class 'NoneType'>""",
+        message,
+        re.DOTALL,
+    )
+    if found is None:
+        return message
+    what = re.sub(r"(Parser key \"|Option ')", rf"\g<1>{found['key']}.", found["what"])
+    return re.sub(r"Given value type:.*", "", what, flags=re.DOTALL).strip()
 
 
 def _plain(value: Any) -> Any:

@@ -113,10 +113,10 @@ def with_pinned_models(config: TrainConfig) -> TrainConfig:
     detector = detection.model
     if detector and detection.backend == "transformers" and "score" in config.run.stages:
         detector = pinned(detector)
-    tower = model.vision_tower and pinned(model.vision_tower)
+    tower, adapter = (name and pinned(name) for name in (model.vision_tower, model.adapter))
     return dataclasses.replace(
         config,
-        model=dataclasses.replace(model, path=pinned(model.path), vision_tower=tower),
+        model=dataclasses.replace(model, path=pinned(model.path), vision_tower=tower, adapter=adapter),
         score=dataclasses.replace(config.score, reward_model=judge and pinned(judge)),
         detection=dataclasses.replace(detection, model=detector),
     )

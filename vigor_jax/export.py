@@ -2,7 +2,8 @@
 
     python -m vigor_jax.export --checkpoint runs/NAME/checkpoints/sft --out DIR --layout llava-hf
 
-A directory with a config.json is converted from one layout to the other.
+A directory with a config.json is converted from one layout to the other. A LoRA adapter, trained here or elsewhere, is
+written alone (`peft`, `llava-lora`) or merged into its base (docs/lora.md).
 """
 
 import dataclasses
@@ -19,6 +20,7 @@ from vigor_jax.hf.export import ExportConfig, export_checkpoint
 from vigor_jax.hf.hub import local_directory
 from vigor_jax.hf.load import open_checkpoint
 from vigor_jax.hf.other_folders import refuse_adapter
+from vigor_jax.hf.peft import is_adapter
 from vigor_jax.json_fields import Fields
 from vigor_jax.parallel.sharding import DistributedConfig, MeshConfig, join_processes, make_mesh
 from vigor_jax.stages.export import export
@@ -30,11 +32,11 @@ class ExportCommand(ExportConfig):
     """Options of the command.
 
     Attributes:
-      checkpoint: checkpoints of a training stage; or a LLaVA checkpoint of either layout, a directory or its name on
-        the Hub.
+      checkpoint: checkpoints of a training stage; or a LLaVA checkpoint of either layout or a LoRA adapter, a directory
+        or its name on the Hub.
       out: a directory that does not exist yet or is empty.
-      base: the checkpoint that training began with, if it is no longer where it was: a directory or its name on the
-        Hub.
+      base: the checkpoint that training began with, or that the adapter is for, if it is no longer where it was: a
+        directory or its name on the Hub.
       vision_tower: directory, or name on the Hub, of the CLIP tower of an original checkpoint that does not bring it.
       distributed: how processes find each other.
     """
@@ -61,8 +63,13 @@ def export_to(config: ExportCommand) -> None:
       InputError: there is no such checkpoint, or `config.out` has something in it.
     """
     checkpoint = local_directory(config.checkpoint)
-    if (checkpoint / "config.json").exists():
-        source = open_checkpoint(checkpoint, config.vision_tower)
+    if is_adapter(checkpoint) or (checkpoint / "config.json").exists():
+        on_base = is_adapter(checkpoint) and config.base is not None
+        source = (
+            open_checkpoint(config.base or "", config.vision_tower, checkpoint)
+            if on_base
+            else open_checkpoint(checkpoint, config.vision_tower)
+        )
         export_checkpoint(
             source, {}, config.out, layout=config.layout, dtype=config.dtype, shard_bytes=config.shard_bytes
         )
@@ -85,7 +92,7 @@ def export_model(
     checkpoint: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
-    layout: Literal["llava-hf", "llava"] | None = None,
+    layout: Literal["llava-hf", "llava", "peft", "llava-lora"] | None = None,
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
     base: str | os.PathLike[str] | None = None,
     vision_tower: str | os.PathLike[str] | None = None,
@@ -93,11 +100,11 @@ def export_model(
     """Writes a model that transformers or the original LLaVA code loads.
 
     Args:
-      checkpoint: checkpoints of a training stage, or a LLaVA checkpoint of either layout.
+      checkpoint: checkpoints of a training stage, a LLaVA checkpoint of either layout, or a LoRA adapter.
       out: a directory that does not exist yet or is empty.
-      layout: by default that of the checkpoint that training began with.
+      layout: by default that of the checkpoint that training began with; where an adapter was trained, "peft".
       dtype: type that the weights are stored in; by default as they were.
-      base: the checkpoint that training began with, if it is no longer where it was.
+      base: the checkpoint that training began with, or that the adapter is for, if it is no longer where it was.
       vision_tower: directory, or name on the Hub, of the CLIP tower of an original checkpoint that does not bring it.
 
     Returns:

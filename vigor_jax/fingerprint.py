@@ -1,7 +1,8 @@
 """What a result depends on: the settings of a config, in one form, compared in one wording.
 
 A field of a config that changes no result says so where it is declared: `place`, where something is on this host, and
-`neutral`, how fast something is computed or how often it is saved. All other fields are part of the fingerprint.
+`neutral`, how fast something is computed or how often it is saved. All other fields are part of the fingerprint, an
+`optional` section where it is given.
 """
 
 import dataclasses
@@ -23,6 +24,12 @@ def place(default: Any = dataclasses.MISSING) -> Any:
     return dataclasses.field(default=default, metadata={"affects_results": False, "differs_on_hosts": True})
 
 
+def optional() -> Any:
+    """A section that a config may lack (None), and then leaves nothing in its fingerprint: as if there was no such
+    option, so that results of versions without it stay valid."""
+    return dataclasses.field(default=None, metadata={"absent_if_none": True})
+
+
 def of(config: Any, section: str = "", *, with_neutral: bool = False) -> dict[str, Any]:
     """The fields of a config that affect results, as JSON values.
 
@@ -39,7 +46,7 @@ def of(config: Any, section: str = "", *, with_neutral: bool = False) -> dict[st
         key = f"{section}.{field.name}" if section else field.name
         value = getattr(config, field.name)
         is_neutral, is_place = not field.metadata.get("affects_results", True), "differs_on_hosts" in field.metadata
-        if is_place or (is_neutral and not with_neutral):
+        if is_place or (is_neutral and not with_neutral) or (value is None and "absent_if_none" in field.metadata):
             continue
         if dataclasses.is_dataclass(value):
             found |= of(value, key, with_neutral=with_neutral)

@@ -20,6 +20,7 @@ from vigor_jax.errors import InputError
 from vigor_jax.hf.load import load_model, open_checkpoint
 from vigor_jax.inference.policy import Policy
 from vigor_jax.inference.sampler import Sampler
+from vigor_jax.models.lora import LoraConfig
 from vigor_jax.models.vlm import param_paths
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 from vigor_jax.records import Rollout, ScoreItem, Span
@@ -256,6 +257,21 @@ def test_a_group_is_its_own_baseline(world, tmp_path, baseline):
     assert "value_loss" not in line
     assert line["kl_loss"] > 0
     assert line["kl_factor"] == 0.2
+
+
+def test_an_adapter_is_sampled_with_and_its_reference_is_the_model_without(world, tmp_path):
+    config = make_config(world, lora=LoraConfig(rank=4, alpha=8), limit=16, learning_rate=1e-2)
+    run(world, tmp_path, config)
+    first, last = iterations(tmp_path)
+    policy = Policy(open_checkpoint(world / "model"), make_mesh(MeshConfig(), jax.devices()[:1]), dtype="float32")
+    for rollouts, changed in ((first, False), (last, True)):
+        asked = [policy.request(r.image, world / "images" / r.image, r.prompt) for r in rollouts]
+        pairs = zip(asked, [r.token_ids for r in rollouts], strict=True)
+        for rollout, logps in zip(rollouts, policy.response_logps(pairs), strict=True):
+            np.testing.assert_allclose(rollout.ref_logprobs, logps, atol=2e-5)
+            assert (np.abs(rollout.logprobs - logps).max() > 1e-3) == changed
+    assert all(line["sampling_gap"] < 1e-5 for line in curve(tmp_path))
+    assert {path.rsplit(".", 1)[-1] for path in weights(tmp_path)} == {"lora_a", "lora_b"}
 
 
 @pytest.mark.slow

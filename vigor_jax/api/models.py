@@ -32,6 +32,7 @@ def load(
     *,
     template: str | None = None,
     vision_tower: PathLike | None = None,
+    adapter: PathLike | None = None,
     dtype: Dtype | None = None,
     int8: bool = False,
     mesh: Mesh | MeshConfig | None = None,
@@ -39,10 +40,12 @@ def load(
     """Opens a checkpoint; its weights are loaded when they are first needed.
 
     Args:
-      model: directory of a checkpoint, or its name on the Hub (docs/checkpoints.md).
+      model: directory of a checkpoint, or its name on the Hub (docs/checkpoints.md); or one of a LoRA adapter, which
+        names its base.
       template: the conversation format that the model was trained with; by default what an export of ours says, else
         "v1".
       vision_tower: directory, or name on the Hub, of the CLIP tower of an original checkpoint that does not bring it.
+      adapter: directory of a LoRA adapter that is put on top of the model, or its name on the Hub (docs/lora.md).
       dtype: type to compute in; by default float32 if the checkpoint is stored so, else bfloat16.
       int8: hold the language model's weights in 8 bits.
       mesh: how the devices are arranged; by default each holds all the weights and takes its part of the batch.
@@ -50,8 +53,8 @@ def load(
     Raises:
       InputError: the checkpoint cannot be used.
     """
-    checkpoint = _open(model, vision_tower)
-    path = checkpoint.directory / PROVENANCE
+    checkpoint = _open(model, vision_tower, adapter)
+    path = checkpoint.newest / PROVENANCE
     known = Fields.read(path).text("template", None, null=True) if exists(path) else None
     return Policy(checkpoint, _mesh(mesh), template=template or known or "v1", dtype=_dtype(dtype), int8=int8)
 
@@ -190,14 +193,16 @@ class Detector:
         return _judge(self._stream, images, responses)
 
 
-def _open(model: PathLike, vision_tower: PathLike | None) -> Checkpoint:
+def _open(model: PathLike, vision_tower: PathLike | None, adapter: PathLike | None = None) -> Checkpoint:
     if not isinstance(model, str | os.PathLike):
         raise InputError(f"model: expected the directory of a checkpoint, got {type(model).__name__}")
     if not isinstance(vision_tower, str | os.PathLike | None):
         raise InputError(f"vision_tower: expected the directory of a CLIP tower, got {type(vision_tower).__name__}")
+    if not isinstance(adapter, str | os.PathLike | None):
+        raise InputError(f"adapter: expected the directory of a LoRA adapter, got {type(adapter).__name__}")
     # A name on the Hub is a str, never a Path.
-    places = [place if isinstance(place, str | None) else Path(place) for place in (model, vision_tower)]
-    return open_checkpoint(places[0] or "", places[1])
+    places = [place if isinstance(place, str | None) else Path(place) for place in (model, vision_tower, adapter)]
+    return open_checkpoint(places[0] or "", *places[1:])
 
 
 def _dtype(dtype: Any) -> Any:
@@ -214,7 +219,7 @@ def _mesh(mesh: Mesh | MeshConfig | None) -> Mesh:
 
 def _training(checkpoint: Checkpoint) -> Mapping[str, Any]:
     """What an export of ours says about its training; nothing of other checkpoints."""
-    path = checkpoint.directory / PROVENANCE
+    path = checkpoint.newest / PROVENANCE
     if not exists(path):
         return {}
     training = Fields.read(path).object("training")

@@ -5,6 +5,7 @@ their tensor has there. So an export differs from its base in what was learned a
 """
 
 import dataclasses
+import logging
 import math
 import os
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from vigor_jax.data.text.conversation import Template
@@ -21,7 +23,11 @@ from vigor_jax.errors import InputError
 from vigor_jax.hf.families import layouts
 from vigor_jax.hf.family import Checkpoint, Export
 from vigor_jax.hf.processor_files import write_json
+from vigor_jax.hf.write_adapter import write_adapter
+from vigor_jax.models.lora import LoraConfig
 from vigor_jax.parallel.processes import is_first
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +36,8 @@ class ExportConfig:
 
     Attributes:
       layout: "llava-hf" for transformers, "llava" for the original code, or another one of the model's family; the base
-        checkpoint's own by default.
+        checkpoint's own by default. Where an adapter was trained, it is exported alone: as "peft" by default, or as
+        "llava-lora" for the original code; another layout merges it into the weights.
       dtype: type of every tensor; by default each has the type it has in the base checkpoint.
       shard_bytes: largest size of one weights file.
     """
@@ -54,6 +61,7 @@ def export_checkpoint(
     shard_bytes: int = ExportConfig.shard_bytes,
     more_files: Mapping[str, dict[str, Any]] | None = None,
     template: Template | None = None,
+    lora: LoraConfig | None = None,
 ) -> None:
     """Writes the checkpoint; the directory appears under its name only when it is complete.
 
@@ -63,34 +71,56 @@ def export_checkpoint(
       checkpoint: the checkpoint that training began with.
       params: what was trained, by dotted path, layers stacked or apart; anything else is copied from `checkpoint`.
       out: a directory that does not exist or is empty.
-      layout: of the output; the source's own by default.
+      layout: of the output; the source's own by default, of an adapter PEFT's.
       dtype: of every tensor in the output; by default each keeps the type it has in `checkpoint`.
       shard_bytes: largest size of one weights file.
       more_files: JSON objects to put next to the weights, by file name.
       template: conversation format that the model was trained with; a llava-hf export gets a chat template that writes
         it. By default the source's own chat template is copied, if it has one.
+      lora: sizes of the adapter among `params`, if there is one; that of `checkpoint` is taken if nothing was trained.
 
     Raises:
       InputError: `out` has something in it, the disk has no room for the checkpoint, or its family has no such layout.
     """
-    layout = layout or checkpoint.layout
-    check_layout(layout, checkpoint)
+    if checkpoint.adapter and lora is None:
+        lora, own = checkpoint.adapter.lora, checkpoint.adapter.read(checkpoint.entries)
+        params = {**{path: jnp.asarray(value) for path, value in own.items()}, **params}
+    layout = layout or (checkpoint.family.adapter_layouts[0] if lora else checkpoint.layout)
+    check_layout(layout, checkpoint, has_adapter=lora is not None)
+    is_merged = layout in checkpoint.family.layouts
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"export: {out} exists already; remove it or choose another directory")
-    stored = [checkpoint.tensors[entry.name] for entry in checkpoint.family.entries(checkpoint.config)]
+    stored = [checkpoint.tensors[entry.name] for entry in checkpoint.entries] if is_merged else params.values()
     sizes = (math.prod(each.shape) * np.dtype(dtype or each.dtype).itemsize for each in stored)
-    check_room(out, sum(sizes), "the exported model")
-    export = Export(checkpoint, params, layout, None if dtype is None else np.dtype(dtype), shard_bytes, template)
+    check_room(out, sum(sizes), "the exported model" if is_merged else "the exported adapter")
+    kind = None if dtype is None else np.dtype(dtype)
+    export = Export(checkpoint, params, layout, kind, shard_bytes, template, lora)
     with naming(out):
         _write(export, out, more_files or {})
+    if (share := export.rounding.share) is not None:
+        kind = export.dtype or checkpoint.dtype
+        logger.info(
+            "export: the adapter is merged into weights of %s, in which %.0f%% of its update survived the rounding%s",
+            kind.name, 100 * share, "" if share > 0.99 else "; dtype float32, or the layout peft, loses nothing",
+        )  # fmt: skip
 
 
-def check_layout(layout: str | None, checkpoint: Checkpoint) -> None:
-    """Raises InputError if a checkpoint cannot be written in a layout; it can in None, its own."""
-    if layout is not None and layout not in checkpoint.family.layouts:
+def check_layout(layout: str | None, checkpoint: Checkpoint, *, has_adapter: bool = True) -> None:
+    """Raises InputError if a checkpoint cannot be written in a layout; it can in None, its own.
+
+    Args:
+      layout: as a user gave it.
+      checkpoint: what training begins with.
+      has_adapter: whether there is an adapter, which can be written alone.
+    """
+    family = checkpoint.family
+    if layout in family.adapter_layouts and not has_adapter:
         raise InputError(
-            f"layout: {checkpoint.directory} can be written as {' or '.join(checkpoint.family.layouts)}, got {layout!r}"
+            f"layout: {layout} is for adapters, and none was trained here; give {' or '.join(family.layouts)}"
         )
+    known = family.layouts + family.adapter_layouts if has_adapter else family.layouts
+    if layout is not None and layout not in known:
+        raise InputError(f"layout: {checkpoint.directory} can be written as {' or '.join(known)}, got {layout!r}")
 
 
 def _write(export: Export, out: Path, more_files: Mapping[str, dict[str, Any]]) -> None:
@@ -99,7 +129,9 @@ def _write(export: Export, out: Path, more_files: Mapping[str, dict[str, Any]]) 
     if writes:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-    export.checkpoint.family.write(export, partial if writes else None, out)
+    family = export.checkpoint.family
+    write = family.write if export.layout in family.layouts else write_adapter
+    write(export, partial if writes else None, out)
     if writes:
         for name, value in more_files.items():
             write_json(partial / name, value)

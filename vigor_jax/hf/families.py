@@ -33,5 +33,7 @@ def read_config(directory: Path, vision_tower: str | Path | None = None) -> VlmC
 
 
 def layouts() -> tuple[str, ...]:
-    """Every layout that some family can be written in."""
-    return tuple(dict.fromkeys(layout for family in FAMILIES.values() for layout in family.layouts))
+    """Every layout that some family can be written in, those of adapters last."""
+    families = FAMILIES.values()
+    of_models = [layout for family in families for layout in family.layouts]
+    return tuple(dict.fromkeys([*of_models, *(layout for family in families for layout in family.adapter_layouts)]))

@@ -16,6 +16,7 @@ from vigor_jax.data.text.instructions import InstructionTokenizer
 from vigor_jax.data.text.tokenizer import Tokenizer
 from vigor_jax.errors import InputError
 from vigor_jax.hf import hub
+from vigor_jax.hf.adapter import Adapter
 from vigor_jax.hf.image_settings import preprocessing_from_hf
 from vigor_jax.hf.names import FINAL_NORM, Entry
 from vigor_jax.hf.processor_files import (
@@ -28,9 +29,10 @@ from vigor_jax.hf.processor_files import (
     write_json,
     write_tokenizer,
 )
-from vigor_jax.hf.weights.merged import merged_tensors, write_tensors
+from vigor_jax.hf.weights.merged import Rounding, merged_tensors, write_tensors
 from vigor_jax.hf.weights.tensor_checks import Stored, canonical, check_tensors, stored_weights, tie
 from vigor_jax.json_fields import Json, read_json
+from vigor_jax.models.lora import LoraConfig
 from vigor_jax.models.vlm import VlmConfig
 
 
@@ -46,6 +48,7 @@ class Checkpoint:
       preprocessing: what its images go through.
       tokenizer: its tokenizer.
       tensors: canonical name (`Family.entries`) → place on disk.
+      adapter: a LoRA adapter on top of these weights, never merged into them.
     """
 
     family: "Family"
@@ -55,11 +58,22 @@ class Checkpoint:
     preprocessing: Preprocessing
     tokenizer: Tokenizer
     tensors: Mapping[str, Stored]
+    adapter: Adapter | None = None
 
     @property
     def origin(self) -> str:
         """Where it came from: its directory, or `ORG/NAME@COMMIT` if that is in the cache of the Hub."""
         return hub.origin(self.directory)
+
+    @property
+    def newest(self) -> Path:
+        """Where what was trained last is: the adapter's directory, or its own."""
+        return self.adapter.directory if self.adapter else self.directory
+
+    @property
+    def entries(self) -> Sequence[Entry]:
+        """Every tensor of the model, without its adapter."""
+        return self.family.entries(self.config)
 
     @property
     def dtype(self) -> np.dtype:
@@ -71,7 +85,11 @@ class Checkpoint:
         total = hashlib.sha256(repr(self.preprocessing).encode())
         if not self.tokenizer.restarts_after_image:
             total.update(b"text continues after an image")  # earlier versions tokenized it otherwise
-        for name, tensor in sorted(self.tensors.items()):
+        matrices: Mapping[str, Stored] = {}
+        if self.adapter:
+            total.update(f"adapter {self.adapter.lora.scale}".encode())
+            matrices = self.adapter.tensors
+        for name, tensor in sorted({**self.tensors, **matrices}.items()):
             total.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
             rows = tensor.shape[0] if tensor.shape else 1
             for row in sorted({0, rows // 3, 2 * rows // 3, rows - 1}):
@@ -90,6 +108,8 @@ class Export:
       dtype: of every tensor; None keeps the type that each has in `checkpoint`.
       shard_bytes: largest size of one weights file.
       template: conversation format that the model was trained with; None if it is not known.
+      lora: sizes of the adapter among `params`, if there is one.
+      rounding: counts what merging it costs.
     """
 
     checkpoint: Checkpoint
@@ -98,11 +118,15 @@ class Export:
     dtype: np.dtype | None
     shard_bytes: int
     template: Template | None
+    lora: LoraConfig | None = None
+    rounding: Rounding = dataclasses.field(default_factory=Rounding)
 
     def tensors(self, vocab_size: int) -> Iterator[tuple[str, np.ndarray]]:
         """Every tensor under its canonical name, one at a time, with this many rows of the vocabulary."""
-        entries = self.checkpoint.family.entries(self.checkpoint.config)
-        return merged_tensors(entries, self.checkpoint.tensors, self.params, self.dtype, vocab_size)
+        scale = self.lora.scale if self.lora else 0.0
+        return merged_tensors(
+            self.checkpoint.entries, self.checkpoint.tensors, self.params, self.dtype, vocab_size, scale, self.rounding
+        )
 
 
 class Family(abc.ABC):
@@ -110,10 +134,12 @@ class Family(abc.ABC):
 
     Attributes:
       layouts: names of its layouts, for `export.layout`.
+      adapter_layouts: the same for adapters.
       files: small files next to the weights, besides config.json and the tokenizer's, that an export takes over.
     """
 
     layouts: ClassVar[tuple[str, ...]]
+    adapter_layouts: ClassVar[tuple[str, ...]] = ("peft",)
     files: ClassVar[tuple[str, ...]] = SETTINGS_FILES
 
     @abc.abstractmethod
@@ -137,6 +163,18 @@ class Family(abc.ABC):
     def canonical_name(self, name: str) -> str:
         """A tensor's name in any spelling → the one in `entries`; what is not recognized stays as it is."""
         return name
+
+    def spellings(self, name: str, config: Any) -> Iterator[str]:
+        """What a tensor that an adapter names may be in `entries`, the likeliest first; for a model of these sizes."""
+        yield self.canonical_name(name)
+
+    def adapter_name(self, name: str, layout: str, config: Any) -> str:
+        """A canonical name → what an adapter in a layout calls the tensor, without PEFT's prefix."""
+        return name
+
+    def adapter_config(self, export: Export) -> dict[str, Any]:
+        """The config.json next to an adapter whose layout has one: in those of `adapter_layouts` after the first."""
+        raise NotImplementedError
 
     def preprocessing(self, directory: Path, image_size: int) -> Preprocessing:
         """What pictures go through before a tower that takes them `image_size` pixels wide.

@@ -17,12 +17,15 @@ from jax.sharding import PartitionSpec as P
 from vigor_jax.data.text.conversation import DEFAULT_TEMPLATE, check_template
 from vigor_jax.errors import InputError
 from vigor_jax.hf import hub
+from vigor_jax.hf.adapter import adapter_entries
 from vigor_jax.hf.families import family_of
 from vigor_jax.hf.family import Checkpoint as Checkpoint
 from vigor_jax.hf.names import Axes, Entry
 from vigor_jax.hf.other_folders import describe, refuse_adapter, refuse_quantized
+from vigor_jax.hf.peft import base_of, is_adapter, with_adapter
 from vigor_jax.hf.weights.tensor_checks import Stored
 from vigor_jax.json_fields import Fields, exists, read_json
+from vigor_jax.models.lora import add_lora
 from vigor_jax.models.vlm import Vlm, abstract_model, param_paths
 from vigor_jax.parallel.sharding import partition_spec
 
@@ -36,30 +39,47 @@ class ModelConfig:
       vision_tower: directory, or name on the Hub, of the CLIP tower of an original checkpoint that does not bring it.
       dtype: type to compute in; what is trained is held in float32 in any case.
       template: the conversation format that it was trained with, a key of `data.text.conversation.TEMPLATES`.
+      adapter: a LoRA adapter that is put on top of it: a folder of PEFT's or of the original LLaVA code's, or its name
+        on the Hub (docs/lora.md).
     """
 
     path: str | Path
     vision_tower: str | Path | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     template: str = DEFAULT_TEMPLATE
+    adapter: str | Path | None = None
 
     def __post_init__(self) -> None:
         check_template(self.template, "model.template")
 
 
-def open_checkpoint(name: str | Path, vision_tower: str | Path | None = None) -> Checkpoint:
+def open_checkpoint(
+    name: str | Path, vision_tower: str | Path | None = None, adapter: str | Path | None = None
+) -> Checkpoint:
     """Opens a checkpoint without reading its weights; from the Hub, it fetches what the cache lacks.
 
     Args:
-      name: directory of a model of one of `families.FAMILIES`, or `ORG/NAME` or `ORG/NAME@REVISION` on the Hub.
+      name: directory of a model of one of `families.FAMILIES`, or `ORG/NAME` or `ORG/NAME@REVISION` on the Hub; or one
+        of a LoRA adapter, which names its base.
       vision_tower: directory, or name on the Hub, of the CLIP tower of an original LLaVA checkpoint that neither
         contains it nor names a path that exists here.
+      adapter: directory of a LoRA adapter that is put on top, or its name on the Hub.
 
     Raises:
       InputError: a file is missing or damaged, a tensor is missing, unexpected or of another shape, or the config
         asks for something that this model does not have; or the Hub does not give it.
     """
     directory = hub.local_directory(name)
+    if is_adapter(directory):
+        if adapter is not None:
+            raise InputError(f"model: {directory} is an adapter, and so is {adapter}; give the base and one of them")
+        return open_checkpoint(base_of(directory), vision_tower, directory)
+    checkpoint = _open_base(directory, vision_tower)
+    return checkpoint if adapter is None else with_adapter(checkpoint, adapter)
+
+
+def _open_base(directory: Path, vision_tower: str | Path | None) -> Checkpoint:
+    """A checkpoint without an adapter."""
     if not directory.is_dir():
         raise InputError(
             f"model: {directory} is no directory; give the directory of a LLaVA checkpoint, or ORG/NAME on the Hub"
@@ -83,6 +103,8 @@ def load_model(
 ) -> Vlm:
     """Streams the weights onto the mesh, one tensor at a time; each process reads only what its devices hold.
 
+    The adapter of a checkpoint that has one is loaded next to the weights that it belongs to.
+
     Args:
       checkpoint: an open checkpoint.
       mesh: where the weights go, split by `vigor_jax.parallel.sharding.RULES`.
@@ -90,14 +112,20 @@ def load_model(
       scan: stacked layers or separate ones, which decoding prefers, see `layers.stacks_inference`.
       master: parameters, by dotted path, that are loaded in float32 instead: those that are to be trained.
     """
-    graphdef, state = nnx.split(abstract_model(checkpoint.config, dtype=dtype, scan=scan))
+    abstract, entries = abstract_model(checkpoint.config, dtype=dtype, scan=scan), checkpoint.entries
+    tensors = checkpoint.tensors
+    if adapter := checkpoint.adapter:
+        add_lora(abstract, adapter.lora, dtype=dtype)
+        entries = [*entries, *adapter_entries(entries, adapter)]
+        tensors = {**tensors, **adapter.tensors}
+    graphdef, state = nnx.split(abstract)
     variables = param_paths(state)
     targets = {path: _target(path, variable, mesh, dtype, master) for path, variable in variables.items()}
     by_path: dict[str, list[Entry]] = {path: [] for path in variables}
-    for entry in checkpoint.family.entries(checkpoint.config):
+    for entry in entries:
         by_path[entry.path if scan else entry.unstacked_path].append(entry)
-    wanted = [(path, entry) for path, entries in by_path.items() for entry in entries]
-    reads = (functools.partial(_read, checkpoint.tensors[entry.name], entry, targets[path]) for path, entry in wanted)
+    wanted = [(path, entry) for path, of_path in by_path.items() for entry in of_path]
+    reads = (functools.partial(_read, tensors[entry.name], entry, targets[path]) for path, entry in wanted)
 
     values: dict[str, jax.Array] = {}
     for (path, entry), block in zip(wanted, _one_ahead(reads), strict=True):
@@ -108,7 +136,8 @@ def load_model(
             value = _set_layer(target.sharding)(stack, value, entry.layer)
         values[path] = jax.block_until_ready(value)  # or blocks that wait for their turn fill the host's memory
     for path, variable in variables.items():
-        variable.set_value(values.pop(path))
+        # Zeros: a layer that the adapter leaves as it is.
+        variable.set_value(values.pop(path) if path in values else _zeros(targets[path]))
     return nnx.merge(graphdef, state)
 
 

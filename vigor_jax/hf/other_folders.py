@@ -65,26 +65,23 @@ def refuse_adapter(directory: Path) -> None:
         fields = Fields.read(file)
         kind = fields.text("peft_type", "LORA", null=True)
         base = fields.text("base_model_name_or_path", "", null=True)
+        whole = has_whole_model(directory)
         what = f"{directory} holds a PEFT adapter ({some([kind])}{f' for {show(base)}' if base else ''})"
-        what += ", which transformers would add to the model there" if _whole(directory) else ", not a whole model"
-        if exists(directory / "non_lora_trainables.bin"):
-            raise InputError(
-                f"{what}, made by LLaVA's trainer: merge it with LLaVA's scripts/merge_lora_weights.py and give the "
-                "folder that this writes"
-            )
+        what += ", which transformers would add to the model there" if whole else ", not a whole model"
         if kind in _PROMPTS:
             raise InputError(f"{what}; this kind cannot be merged into the weights and is not supported")
-        or_not = "; to use the model without it, remove adapter_config.json" if _whole(directory) else ""
+        or_not = "; to use the model without it, remove adapter_config.json" if whole else ""
         raise InputError(f"{what}: {_MERGE}{or_not}")
     weights = [name for name in ("adapter_model.safetensors", "adapter_model.bin") if exists(directory / name)]
-    if weights and not _whole(directory):
+    if weights and not has_whole_model(directory):
         raise InputError(
             f"{directory} holds the weights of a PEFT adapter ({weights[0]}) without its adapter_config.json: copy "
             f"that too, {_MERGE}"
         )
 
 
-def _whole(directory: Path) -> bool:
+def has_whole_model(directory: Path) -> bool:
+    """Whether a folder has weights that are not an adapter's."""
     return any(_READ.fullmatch(path.name) for path in directory.glob("*"))
 
 

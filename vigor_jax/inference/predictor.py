@@ -161,6 +161,7 @@ class Predictor:
         """What decides on the answers, by the names of the options."""
         return {
             "model": origin(self._policy.checkpoint.directory.resolve()),
+            **({"adapter": adapter.origin} if (adapter := self._policy.checkpoint.adapter) else {}),
             "weights": self._policy.checkpoint.digest()[:16],
             "template": self._policy.template_name,
             "dtype": self._policy.dtype,

@@ -33,7 +33,10 @@ def param(
 
 
 class Linear(nnx.Module):
-    """y = x · kernel + bias; of a kernel in 8 bits, `models.int8` says what its columns are multiplied by."""
+    """y = x · kernel + bias; of a kernel in 8 bits, `models.int8` says what its columns are multiplied by.
+
+    With an adapter (`models.lora`), lora_scale · (x · lora_a) · lora_b is added before the sum is rounded.
+    """
 
     def __init__(
         self,
@@ -46,14 +49,21 @@ class Linear(nnx.Module):
     ) -> None:
         self.kernel = param(rngs, shape, axes, dtype)
         self.scale: nnx.Param | None = nnx.data(None)
+        self.lora_a: nnx.Param | None = nnx.data(None)
+        self.lora_b: nnx.Param | None = nnx.data(None)
+        self.lora_scale = 0.0
         self.bias = param(rngs, shape[1:], axes[1:], dtype) if bias else None
 
     def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
-        if self.scale is None:
+        if self.scale is None and self.lora_a is None:
             y = _matmul(x, self.kernel[...]) if platform() == "cpu" else x @ self.kernel
         else:
-            y = jnp.matmul(x, self.kernel.astype(x.dtype), preferred_element_type=jnp.float32)
-            y = (y * self.scale).astype(x.dtype)
+            y = _wide_matmul(x, self.kernel.astype(x.dtype))
+            y = y if self.scale is None else y * self.scale
+            if self.lora_a is not None and self.lora_b is not None:
+                # Rounded apart, a small update would be lost whole: the other summand is a 16-bit number already.
+                y = y + self.lora_scale * _wide_matmul(x @ self.lora_a[...], self.lora_b[...])
+            y = y.astype(x.dtype)
         return y if self.bias is None else y + self.bias
 
 
@@ -80,6 +90,24 @@ def _matmul_backward(saved: tuple[Array, Array], d_y: Float[Array, "*B O"]) -> t
 
 
 _matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+@jax.custom_vjp
+def _wide_matmul(x: Float[Array, "*B I"], kernel: Float[Array, "I O"]) -> Float[Array, "*B O"]:
+    """The float32 sums that `x @ kernel` rounds. Its gradient is the same: by JAX's own rule both of its products would
+    be of float32 matrices."""
+    return jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
+
+
+def _wide_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _wide_matmul(x, kernel), (x, kernel)
+
+
+def _wide_backward(saved: tuple[Array, Array], d_y: Float[Array, "*B O"]) -> tuple[Array, Array]:
+    return _matmul_backward(saved, d_y.astype(saved[0].dtype))
+
+
+_wide_matmul.defvjp(_wide_forward, _wide_backward)
 
 
 class LayerNorm(nnx.Module):

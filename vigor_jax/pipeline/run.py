@@ -15,7 +15,6 @@ from vigor_jax.config import TrainConfig
 from vigor_jax.data.records.store import join, part_count, part_name, part_seal, parts_done
 from vigor_jax.disk import naming
 from vigor_jax.errors import InputError
-from vigor_jax.hf.export import check_layout
 from vigor_jax.hf.load import open_checkpoint
 from vigor_jax.inference.policy import check_dtype
 from vigor_jax.parallel.processes import is_first
@@ -42,12 +41,11 @@ class Run:
             dir=config.run.dir,
             records=config.run.records or str(config.run.dir),
             model=config.model,
-            checkpoint=open_checkpoint(config.model.path, config.model.vision_tower),
+            checkpoint=open_checkpoint(config.model.path, config.model.vision_tower, config.model.adapter),
             training=config.mesh,
             inference=config.inference_mesh,
             reporting=config.run.reporting,
         )
-        check_layout(config.export.layout, self.context.checkpoint)
         self.context.training_mesh  # noqa: B018 (does it fit the devices?)
         check_dtype(config.model.dtype)
         self.stages = make_stages(config)

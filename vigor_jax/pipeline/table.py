@@ -30,6 +30,7 @@ def make_stages(config: TrainConfig) -> dict[str, Stage]:
     trains_its_own = "train_reward" in config.run.stages and not config.score.reward_model
     if score.has_reward_model and trains_its_own:
         check_same_question(config.reward_model, dataclasses.asdict(config.train_reward), "train_reward")
+    trained = config.ppo if "ppo" in config.run.stages else config.sft
     stages = (
         TrainRewardStage(config.train_reward),
         SampleStage(config.sample, score.ahead if "score" in config.run.stages else _nothing_ahead),
@@ -37,7 +38,7 @@ def make_stages(config: TrainConfig) -> dict[str, Stage]:
         SelectStage(config.select, score.streams),
         SftStage(config.sft),
         PpoStage(config.ppo, score),
-        ExportStage(config.export, of="ppo" if "ppo" in config.run.stages else "sft"),
+        ExportStage(config.export, of="ppo" if trained is config.ppo else "sft", has_adapter=trained.lora is not None),
         EvaluateStage(config.evaluate),
     )
     return {stage.name: stage for stage in stages}

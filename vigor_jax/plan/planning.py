@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from vigor_jax.config import TrainConfig
 from vigor_jax.hf.families import read_config
 from vigor_jax.hf.hub import origin
+from vigor_jax.hf.peft import base_of, is_adapter
 from vigor_jax.models.llava import LlavaConfig
 from vigor_jax.models.vlm import VlmConfig
 from vigor_jax.parallel.sharding import make_mesh
@@ -143,6 +144,7 @@ def compile_all(config: TrainConfig, topology: Topology, devices: list[Any]) -> 
 def model_config(path: str | Path, vision_tower: str | Path | None = None) -> VlmConfig | None:
     """Sizes of the model in a checkpoint directory, with a tower that it does not bring; None if there is no model."""
     directory = Path(path)
+    directory = base_of(directory) if is_adapter(directory) else directory
     return read_config(directory, vision_tower) if (directory / "config.json").is_file() else None
 
 

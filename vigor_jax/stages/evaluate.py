@@ -20,6 +20,7 @@ from vigor_jax.evaluation.benchmarks.synonyms import Synonyms
 from vigor_jax.evaluation.metrics import Metrics, chair_metrics, mme_metrics, pope_metrics, table, warn
 from vigor_jax.evaluation.protocols import ProtocolName, wording
 from vigor_jax.hf.load import Checkpoint, open_checkpoint
+from vigor_jax.hf.peft import is_adapter
 from vigor_jax.inference.predictor import Predictor, Question, read_answers
 from vigor_jax.parallel.processes import is_first
 from vigor_jax.records import ImageFile
@@ -175,5 +176,13 @@ class EvaluateStage(Stage):
         progress.begin(self.name)
         models = {"base": context.checkpoint} if self._config.base else {}
         if (context.dir / EXPORT).is_dir():
-            models["tuned"] = open_checkpoint(context.dir / EXPORT)
+            models["tuned"] = _tuned(context)
         evaluate(self._config, models, context.dir / EVALUATION, context.inference_mesh, dtype=context.dtype)
+
+
+def _tuned(context: RunContext) -> Checkpoint:
+    """What the run exported; an adapter is put on the very base that the run began with."""
+    directory = context.dir / EXPORT
+    if not is_adapter(directory):
+        return open_checkpoint(directory)
+    return open_checkpoint(context.checkpoint.directory, context.model.vision_tower, directory)

@@ -14,16 +14,17 @@ import vigor_jax
 from vigor_jax import fingerprint
 from vigor_jax.data.text.conversation import TEMPLATES
 from vigor_jax.errors import InputError
-from vigor_jax.hf.export import ExportConfig, export_checkpoint
+from vigor_jax.hf.export import ExportConfig, check_layout, export_checkpoint
 from vigor_jax.hf.hub import origin
 from vigor_jax.hf.load import Checkpoint
 from vigor_jax.json_fields import Fields, exists, read_json
+from vigor_jax.models.lora import LoraConfig, add_lora
 from vigor_jax.models.vlm import abstract_model, param_paths
 from vigor_jax.parallel.processes import is_first
 from vigor_jax.parallel.sharding import param_shardings
 from vigor_jax.stages.stage import EXPORT, Progress, Result, RunContext, Stage
 from vigor_jax.training.checkpoint import latest_step, read_record, restore_params_only
-from vigor_jax.training.train_step import trained_paths
+from vigor_jax.training.train_step import TrainingConfig, trained_in
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ def export(config: ExportConfig, checkpoint: Checkpoint, checkpoints: Path, out:
     record = read_record(checkpoints, step)
     trained_with = Fields(record["fingerprint"], checkpoints / str(step) / "record" / "record.json", "fingerprint.")
     template = trained_with.text("template", None, null=True)
-    freeze = trained_with.texts("freeze")
+    trained_as = TrainingConfig(freeze=trained_with.texts("freeze"), lora=_lora(trained_with))
     provenance = {
         "made_by": f"vigor_jax {vigor_jax.__version__}",
         "base": origin(checkpoint.directory.resolve()),
@@ -57,7 +58,7 @@ def export(config: ExportConfig, checkpoint: Checkpoint, checkpoints: Path, out:
         "step": step,
         "template": template,
         "training": record["fingerprint"],
-        "layout": config.layout or checkpoint.layout,
+        "layout": config.layout or (checkpoint.family.adapter_layouts[0] if trained_as.lora else checkpoint.layout),
         "dtype": config.dtype,
     }
     if exists(out / PROVENANCE):
@@ -68,8 +69,9 @@ def export(config: ExportConfig, checkpoint: Checkpoint, checkpoints: Path, out:
         if before.get("checkpoint") == provenance["checkpoint"] and is_first():
             shutil.rmtree(out)
 
-    state = nnx.state(abstract_model(checkpoint.config))
-    trained = trained_paths(param_paths(state).keys(), freeze)
+    model = abstract_model(checkpoint.config)
+    state = nnx.state(add_lora(model, trained_as.lora) if trained_as.lora else model)
+    trained = trained_in(param_paths(state).keys(), trained_as)
     shardings = param_paths(param_shardings(state, mesh))
     abstract = {
         path: jax.ShapeDtypeStruct(variable.get_value().shape, jnp.float32, sharding=shardings[path].get_value())
@@ -86,8 +88,18 @@ def export(config: ExportConfig, checkpoint: Checkpoint, checkpoints: Path, out:
         shard_bytes=config.shard_bytes,
         more_files={PROVENANCE: provenance},
         template=TEMPLATES.get(template or ""),
+        lora=trained_as.lora,
     )
     logger.info("export: step %d is in %s", step, out)
+
+
+def _lora(trained_with: Fields) -> LoraConfig | None:
+    """The adapter that a stage trained, by the fingerprint of its run."""
+    if (rank := trained_with.integer("lora.rank", None, least=1, most=1 << 20)) is None:
+        return None
+    alpha = trained_with.number("lora.alpha", LoraConfig.alpha, least=0, most=1e9)
+    parts = {name: trained_with.texts(f"lora.{name}") for name in ("target", "also")}
+    return LoraConfig(rank, alpha, **parts, rslora=trained_with.boolean("lora.rslora", False))
 
 
 class ExportStage(Stage):
@@ -96,14 +108,16 @@ class ExportStage(Stage):
     Args:
       config: layout and types.
       of: the training stage.
+      has_adapter: whether that trains an adapter.
     """
 
     name = "export"
 
-    def __init__(self, config: ExportConfig, of: str) -> None:
-        self._config, self._of = config, of
+    def __init__(self, config: ExportConfig, of: str, *, has_adapter: bool = False) -> None:
+        self._config, self._of, self._has_adapter = config, of, has_adapter
 
     def results(self, context: RunContext) -> list[Result]:
+        check_layout(self._config.layout, context.checkpoint, has_adapter=self._has_adapter)
         return [Result(self.name, fingerprint.of(self._config, self.name), (self._of,), (context.dir / EXPORT,))]
 
     def run(self, context: RunContext, progress: Progress) -> None:

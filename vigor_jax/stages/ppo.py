@@ -121,7 +121,7 @@ def ppo(
                 learner.state = learner.abstract  # makes room
                 learner.join(*checkpoints.restore(start, *shapes))
         kl_factor = float(record.get("kl_factor", config.kl_factor))
-        publish = Publisher(policy, learner.policy_params)
+        publish = Publisher(policy, config, learner.policy_params)
         with Preemption() as preemption, _open_log(config, run_dir, start, num_iterations, reporting, facts) as log:
             for iteration in range(start + 1, num_iterations + 1):
                 first = (iteration - 1) * config.batch_size

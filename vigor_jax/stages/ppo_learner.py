@@ -12,10 +12,11 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
 from vigor_jax.data.batches.tree_batches import TreeRows
-from vigor_jax.hf.load import Checkpoint, load_model
+from vigor_jax.hf.load import Checkpoint
 from vigor_jax.inference.policy import Policy
+from vigor_jax.models.lora import add_lora
 from vigor_jax.models.value_head import ValueHead
-from vigor_jax.models.vlm import abstract_model, param_paths
+from vigor_jax.models.vlm import param_paths
 from vigor_jax.parallel.sharding import partition_spec, to_global
 from vigor_jax.stages.ppo_config import PpoConfig
 from vigor_jax.stages.ppo_update import PpoRows, Scores, ppo_loss, score_responses
@@ -30,8 +31,8 @@ from vigor_jax.training.train_step import (
     make_train_step,
     merge_params,
     partition_params,
-    trained_paths,
 )
+from vigor_jax.training.trainable import load_trainable
 
 VALUE_HEAD = "value_head."
 
@@ -57,16 +58,16 @@ class Learner:
 
     def __init__(self, config: PpoConfig, checkpoint: Checkpoint, mesh: Mesh, dtype: Any, num_updates: int) -> None:
         self._mesh, self._dtype = mesh, dtype
-        trained = trained_paths(param_paths(nnx.state(abstract_model(checkpoint.config))).keys(), config.freeze)
-        model = load_model(checkpoint, mesh=mesh, dtype=dtype, master=trained.__contains__)
-        self._ref_graphdef, params, self.frozen = partition_params(model, trained)
-        self._ref_params = {path: _copy(weight, dtype) for path, weight in params.items()}
+        loaded = load_trainable(checkpoint, config, mesh, dtype, reference=True)
+        params, self.frozen = loaded.params, loaded.frozen
+        self._ref_graphdef, self._ref_params = loaded.ref_graphdef, loaded.ref_params
+        model = merge_params(loaded.graphdef, params | self.frozen)
         if config.baseline == "value":
             model.value_head = ValueHead(checkpoint.config.text.hidden_size, dtype=jnp.float32)
         self._graphdef, head, _ = partition_params(model, {f"{VALUE_HEAD}kernel", f"{VALUE_HEAD}bias"})
         whole = NamedSharding(mesh, P())
         params |= {path: jax.jit(jnp.zeros_like, out_shardings=whole)(weight) for path, weight in head.items()}
-        del model
+        del model, loaded
 
         optimizer = make_optimizer(config, num_updates)
         self.abstract = abstract_state(params, optimizer, mesh)
@@ -136,12 +137,15 @@ class Publisher:
     """Brings the weights of the learner to the sampler: on the devices, in the sampler's layout and type.
 
     Args:
-      policy: the sampler's.
+      policy: the sampler's; gets the adapter that is trained, if one is.
+      config: what is read is `lora`.
       params: the learner's, for their names and places.
     """
 
-    def __init__(self, policy: Policy, params: Weights) -> None:
+    def __init__(self, policy: Policy, config: PpoConfig, params: Weights) -> None:
         self._policy = policy
+        if config.lora is not None and policy.checkpoint.adapter is None:
+            add_lora(policy.model, config.lora, dtype=policy.dtype)
         variables = param_paths(nnx.state(policy.model))
         self._targets = {path: variable for path, variable in variables.items() if _stacked(path) in params}
         dtypes = {path: variable.get_value().dtype for path, variable in self._targets.items()}
@@ -171,11 +175,6 @@ def _layer(weight: Array, path: str, params: Weights) -> Array:
     """The part of a stacked parameter that a path is."""
     layer = re.search(r"\.layers\.(\d+)\.", path)
     return weight if layer is None else weight[int(layer[1])]
-
-
-def _copy(weight: Array, dtype: Any) -> Array:
-    """Rounded; never the same buffer, which training takes over."""
-    return jax.jit(lambda x: jnp.copy(x.astype(dtype)), out_shardings=weight.sharding)(weight)
 
 
 def _on_host(scores: Scores) -> Scores:

@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 from vigor_jax.data.batches.tree_batches import TreeRows
 from vigor_jax.data.batches.tree_sequences import Tree
 from vigor_jax.models.layers import stacks_inference
+from vigor_jax.models.lora import add_lora, lora_paths
 from vigor_jax.models.vlm import PARTS, VlmConfig, abstract_model, param_paths
 from vigor_jax.parallel.sharding import BATCH, MeshConfig, make_mesh, param_shardings
 from vigor_jax.training.flops import train_flops
@@ -26,7 +27,7 @@ from vigor_jax.training.train_step import (
     make_optimizer,
     make_train_step,
     partition_params,
-    trained_paths,
+    trained_in,
 )
 
 NUM_UPDATES = 1000  # of the schedule, which changes nothing about a program's size
@@ -148,8 +149,11 @@ class Lowers(NamedTuple):
 def update(config: TrainingConfig, target: Target, rows: Any, loss: Loss) -> Lowers:
     """One update of training on rows of these shapes."""
     model, mesh = target.model, target.training_mesh
-    trained = trained_paths(param_paths(nnx.state(abstract_model(model))).keys(), config.freeze)
-    abstract = on_mesh(abstract_model(model, dtype=target.dtype), mesh)
+    whole = abstract_model(model, dtype=target.dtype)
+    if config.lora:
+        add_lora(whole, config.lora, dtype=target.dtype)
+    abstract = on_mesh(whole, mesh)
+    trained = trained_in(param_paths(nnx.state(whole)).keys(), config)
     graphdef, params, frozen = partition_params(abstract, trained)
     masters: Any = {path: jax.ShapeDtypeStruct(w.shape, jnp.float32, sharding=w.sharding) for path, w in params.items()}
     optimizer = make_optimizer(config, NUM_UPDATES)
@@ -166,8 +170,12 @@ def update(config: TrainingConfig, target: Target, rows: Any, loss: Loss) -> Low
 
 def update_flops(config: TrainingConfig, model: VlmConfig, *, examples: int, tokens: int) -> float:
     """Of one update on examples with an image each."""
-    trained = frozenset(part for part in PARTS if part not in config.freeze)
-    return train_flops(model, trained, rows=examples, tokens=tokens, images=examples)
+    trained, adapted = {str(part) for part in PARTS if part not in config.freeze}, set[str]()
+    if config.lora:
+        whole = add_lora(abstract_model(model), config.lora)
+        paths = trained_in(param_paths(nnx.state(whole)).keys(), config)
+        trained, adapted = ({path.split(".")[0] for path in some} for some in (paths, lora_paths(paths)))
+    return train_flops(model, trained, rows=examples, tokens=tokens, images=examples, adapted=adapted)
 
 
 def for_inference(model: VlmConfig, dtype: Any, mesh: Mesh) -> Any:

@@ -15,9 +15,8 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float
 
 from vigor_jax.data.batches.tree_batches import TreeLoader, TreeRows
-from vigor_jax.hf.load import Checkpoint
 from vigor_jax.inference.tree_attention import read_places
-from vigor_jax.models.vlm import abstract_model
+from vigor_jax.models.vlm import Vlm
 from vigor_jax.parallel.sharding import to_global
 from vigor_jax.records import ErrorType
 from vigor_jax.training.train_step import Weights, merge_params
@@ -31,7 +30,7 @@ class Evaluation:
     Args:
       loader: sequences of questions without answers.
       errors: what is wrong with the text that each question asks about, in the order of the questions.
-      checkpoint: the checkpoint that training began with.
+      model: its shapes, with the adapter if one is trained.
       mesh: of the weights.
       dtype: type to compute in.
     """
@@ -40,12 +39,12 @@ class Evaluation:
         self,
         loader: TreeLoader,
         errors: Sequence[tuple[ErrorType, ...]],
-        checkpoint: Checkpoint,
+        model: Vlm,
         mesh: Mesh,
         dtype: Any,
     ) -> None:
         self._loader, self._errors, self._mesh = loader, errors, mesh
-        graphdef = nnx.split(abstract_model(checkpoint.config, dtype=dtype))[0]
+        graphdef = nnx.graphdef(model)
         scored = np.array([loader.encoder.good_id, loader.encoder.bad_id])
 
         def p_good(weights: Weights, rows: TreeRows) -> Float[Array, "B P"]:

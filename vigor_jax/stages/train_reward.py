@@ -48,6 +48,7 @@ from vigor_jax.training.loop import fine_tune
 from vigor_jax.training.resumption import Data, hold_places
 from vigor_jax.training.trackers import NOWHERE, Reporting
 from vigor_jax.training.train_step import TrainingConfig, Weights
+from vigor_jax.training.trainable import abstract_trainable
 
 logger = logging.getLogger(__name__)
 
@@ -149,7 +150,7 @@ def train_reward(
         size = config.batch_size // config.accumulate  # as many rows as an update computes at a time
         evaluate = Evaluation(
             dataclasses.replace(loader, sequences=questions, batch_size=size, rows=local_rows(size, mesh)),
-            all_errors(held_out, config.per), checkpoint, mesh, dtype,
+            all_errors(held_out, config.per), abstract_trainable(checkpoint, config), mesh, dtype,
         )  # fmt: skip
     logger.info(
         "%s: %d images in %d rows, %d good and %d bad answers; %d images held out",

@@ -26,12 +26,15 @@ def peak_flops(device_kind: str) -> float | None:
     return next((peak for name, peak in PEAK_FLOPS.items() if name in device_kind), None)
 
 
-def train_flops(config: VlmConfig, trained: Set[str], *, rows: int, tokens: int, images: int) -> float:
+def train_flops(
+    config: VlmConfig, trained: Set[str], *, rows: int, tokens: int, images: int, adapted: Set[str] = frozenset()
+) -> float:
     """Floating-point operations of one forward and backward pass, recomputation not counted.
 
     A matrix of n weights costs 2n a token forward. Backward it costs 2n for the gradient of what went in,
     where something trained lies below, and 2n for its own, where it is trained itself. Attention adds 4 x width
-    for every pair of positions forward; the decoder masks half of them. A frozen tower has no backward pass.
+    for every pair of positions forward; the decoder masks half of them. A frozen tower has no backward pass. A part
+    with an adapter has a gradient of what goes in, none of its own matrices; the adapter's are not counted.
 
     Args:
       config: sizes.
@@ -39,11 +42,12 @@ def train_flops(config: VlmConfig, trained: Set[str], *, rows: int, tokens: int,
       rows: sequences in the batch, packed or not; the decoder's attention is reckoned as if all were of equal length.
       tokens: tokens in the batch, image tokens among them, padding not.
       images: images in the batch.
+      adapted: which of those trained have only an adapter that is.
     """
     forward = config.forward_flops(rows=rows, tokens=tokens, images=images)
     total, below = 0.0, False
     for part in PARTS:
-        total += forward[part] * (1 + (part in trained) + (below or part in trained))
+        total += forward[part] * (1 + (part in trained and part not in adapted) + (below or part in trained))
         below = below or part in trained
     return total
 

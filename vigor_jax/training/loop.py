@@ -17,7 +17,6 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array
 
@@ -26,8 +25,9 @@ from vigor_jax.data.text.conversation import DEFAULT_TEMPLATE
 from vigor_jax.errors import InputError
 from vigor_jax.fingerprint import of, plain
 from vigor_jax.hf.hub import origin
-from vigor_jax.hf.load import Checkpoint, load_model
-from vigor_jax.models.vlm import VlmConfig, abstract_model, param_paths
+from vigor_jax.hf.load import Checkpoint
+from vigor_jax.models.lora import lora_paths
+from vigor_jax.models.vlm import VlmConfig
 from vigor_jax.parallel.processes import is_first, same_everywhere
 from vigor_jax.parallel.sharding import to_global
 from vigor_jax.training.checkpoint import Checkpoints
@@ -46,9 +46,8 @@ from vigor_jax.training.train_step import (
     learning_rate,
     make_optimizer,
     make_train_step,
-    partition_params,
-    trained_paths,
 )
+from vigor_jax.training.trainable import load_trainable, trainable_paths
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +113,7 @@ def fine_tune(
         It may read the weights until it returns.
       reporting: trackers that get the metrics too; changes nothing about the result.
     """
-    trained = trained_paths(param_paths(nnx.state(abstract_model(checkpoint.config))).keys(), config.freeze)
+    trained = trainable_paths(checkpoint, config)
     fingerprint = _fingerprint(config, checkpoint, data, dtype)
     same_everywhere(of(config, with_neutral=True) | fingerprint)
     directory = run_dir / "checkpoints" / name
@@ -127,9 +126,9 @@ def fine_tune(
         if batches.num_dropped:
             logger.warning("%s: the last %d examples fill no batch and are left out", name, batches.num_dropped)
 
-        model = load_model(checkpoint, mesh=mesh, dtype=dtype, master=trained.__contains__)
-        graphdef, params, frozen = partition_params(model, trained)
-        del model  # its trained weights are replaced or donated below
+        loaded = load_trainable(checkpoint, config, mesh, dtype)
+        graphdef, params, frozen = loaded.graphdef, loaded.params, loaded.frozen
+        del loaded  # its trained weights are replaced or donated below
         digest = _digest(frozen)
         if record is None:
             record = {"base": origin(checkpoint.directory.absolute()), "frozen": digest, "fingerprint": fingerprint}
@@ -152,6 +151,7 @@ def fine_tune(
         schedule = learning_rate(config, batches.num_steps)
         train_step = make_train_step(graphdef, abstract, optimizer, schedule, config, dtype, loss)
         modules = frozenset(path.split(".")[0] for path in trained)
+        adapted = frozenset(path.split(".")[0] for path in lora_paths(trained))
         unseen: _Update | None = None
         shown = {**fingerprint, "base": record["base"]}
         with (
@@ -162,7 +162,7 @@ def fine_tune(
                 state, metrics = train_step(state, frozen, to_global(batch.rows, mesh))
                 if unseen:
                     _look(unseen, log)
-                unseen = _Update(step, metrics, batch, _flops(checkpoint.config, modules, batch))
+                unseen = _Update(step, metrics, batch, _flops(checkpoint.config, modules, adapted, batch))
                 if after_update:
                     after_update(step, state.params | frozen)
                 stop = preemption.reached(step)
@@ -186,6 +186,7 @@ def _fingerprint(config: TrainingConfig, checkpoint: Checkpoint, data: dict[str,
         "dtype": jnp.dtype(dtype).name,
         "tokenizer": checkpoint.tokenizer.digest(),
         "preprocessing": dataclasses.asdict(checkpoint.preprocessing),
+        **({"adapter": checkpoint.digest()} if checkpoint.adapter else {}),
         **of(config),
         "template": config.template or DEFAULT_TEMPLATE,
         "data": data,
@@ -226,10 +227,10 @@ def _look(update: _Update, log: TrainingLog | None) -> dict[str, float]:
     return metrics
 
 
-def _flops(config: VlmConfig, trained: frozenset[str], batch: Batch) -> float:
+def _flops(config: VlmConfig, trained: frozenset[str], adapted: frozenset[str], batch: Batch) -> float:
     examples = len(batch.ids)  # packed or not, they attend to themselves only
     images = examples * bool(batch.rows.pixels.shape[1])
-    return train_flops(config, trained, rows=examples, tokens=batch.num_tokens, images=images)
+    return train_flops(config, trained, rows=examples, tokens=batch.num_tokens, images=images, adapted=adapted)
 
 
 def _open_log(

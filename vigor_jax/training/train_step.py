@@ -6,7 +6,6 @@ in float32, `frozen` are not and have the type the model computes in.
 
 import dataclasses
 import math
-import re
 from collections.abc import Callable, Set
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -22,8 +21,9 @@ from jaxtyping import Array, Float, Int32, UInt32
 from vigor_jax import fingerprint
 from vigor_jax.data.batches.loader import Rows
 from vigor_jax.data.text.conversation import check_template
-from vigor_jax.errors import InputError, nearest
+from vigor_jax.errors import InputError
 from vigor_jax.models.layers import REMAT_POLICIES
+from vigor_jax.models.lora import LoraConfig, covered, lora_paths
 from vigor_jax.models.vlm import Vlm, param_paths
 from vigor_jax.parallel.sharding import BATCH
 from vigor_jax.parallel.xla_flags import compiler_options
@@ -53,7 +53,10 @@ class TrainingConfig:
       max_grad_norm: longer gradients are scaled down to this norm.
       max_length: longest example in tokens, image tokens included; longer ones lose text at their end.
       bucket: lengths are padded to multiples of it, so that few shapes are ever compiled.
-      freeze: what is not trained, each a beginning of dotted parameter paths or a regular expression for whole ones.
+      freeze: what is not trained, each a beginning of dotted parameter paths or a regular expression for whole ones;
+        with `lora` everything is frozen but the adapter and `lora.also`.
+      lora: train a low-rank adapter in place of the weights: its options are rank, alpha, target, also and rslora
+        (docs/lora.md).
       remat: what the decoder's layers keep for the backward pass, a key of `models.layers.REMAT_POLICIES`.
       loss_chunk: positions of a row whose logits may exist at a time.
       seed: of the data's order.
@@ -78,6 +81,7 @@ class TrainingConfig:
     max_length: int = 2048
     bucket: int = fingerprint.neutral(128)
     freeze: tuple[str, ...] = ("vision_tower",)
+    lora: LoraConfig | None = fingerprint.optional()
     remat: str = fingerprint.neutral("full")
     loss_chunk: int = fingerprint.neutral(128)
     seed: int = 0
@@ -156,20 +160,30 @@ def trained_paths(paths: Set[str], freeze: tuple[str, ...]) -> frozenset[str]:
     Raises:
       InputError: a pattern covers nothing, or nothing is left.
     """
-    frozen: set[str] = set()
-    for pattern in freeze:
-        try:
-            covered = {path for path in paths if f"{path}.".startswith(f"{pattern}.") or re.fullmatch(pattern, path)}
-        except re.error as error:
-            raise InputError(f"freeze: {pattern!r} is no regular expression ({error})") from error
-        if not covered:
-            parts = {path.rsplit(".", cut)[0] for path in paths for cut in range(path.count(".") + 1)}
-            hint = nearest(pattern, sorted(parts), noun="name", quoted=True)
-            raise InputError(f"freeze: {pattern!r} matches no parameter; {hint}")
-        frozen |= covered
+    frozen = covered(paths, freeze, "freeze")
     if frozen == paths:
         raise InputError(f"freeze: {', '.join(freeze)} covers every parameter, which leaves nothing to train")
     return frozenset(paths - frozen)
+
+
+def trained_in(paths: Set[str], config: TrainingConfig) -> frozenset[str]:
+    """The parameters that a stage trains, of a model that has the adapter if the stage trains one.
+
+    Raises:
+      InputError: as `trained_paths`; or what is to be trained next to an adapter has one, or is frozen.
+    """
+    if config.lora is None:
+        return trained_paths(paths, config.freeze)
+    adapter = lora_paths(paths)
+    whole = covered(paths - adapter, config.lora.also, "lora.also")
+    adapted = {path.rsplit(".", 1)[0] for path in adapter}
+    if both := sorted(path for path in whole if path.rsplit(".", 1)[0] in adapted):
+        raise InputError(f"lora.also: {both[0]} has an adapter; leave it out there or in lora.target")
+    trained = adapter | whole
+    for pattern in config.freeze:
+        if kept := sorted(covered(paths, (pattern,), "freeze") & trained):
+            raise InputError(f"freeze: {pattern!r} covers {kept[0]}, which lora trains; change freeze or lora")
+    return trained
 
 
 def partition_params(model: Vlm, trained: Set[str]) -> tuple[nnx.GraphDef, Weights, Weights]:

@@ -26,6 +26,7 @@ class EvaluatedModelConfig:
       images: the images that the questions are about: a folder, tar shards or Parquet (docs/images.md).
       template: the conversation format that the model was trained with.
       vision_tower: directory, or name on the Hub, of the CLIP tower of an original checkpoint that does not bring it.
+      adapter: a LoRA adapter that is put on top of the model: a folder, or its name on the Hub (docs/lora.md).
       dtype: type to compute in; by default float32 if the checkpoint is stored so, else bfloat16.
       sampling: how answers are drawn.
       mesh: how the devices are arranged.
@@ -36,6 +37,7 @@ class EvaluatedModelConfig:
     images: str | None = None
     template: Literal["v0", "llava_v0", "v1", "vicuna_v1", "llava_v1", "plain"] = "v1"
     vision_tower: str | Path | None = None
+    adapter: str | Path | None = None
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     sampling: AnswerSampling = dataclasses.field(default_factory=AnswerSampling)
     mesh: MeshConfig = dataclasses.field(default_factory=lambda: MeshConfig(data=-1, fsdp=1))
@@ -61,7 +63,7 @@ class EvaluatedModel:
             raise InputError("--model is not given; name the directory of the model that is asked")
         join_processes(config.distributed)
         self._config, self._out = config, out
-        checkpoint = open_checkpoint(config.model, config.vision_tower)
+        checkpoint = open_checkpoint(config.model, config.vision_tower, config.adapter)
         self._predictor = Predictor(checkpoint, config.template, make_mesh(config.mesh), dtype=config.dtype)
         self.is_first = is_first()
 

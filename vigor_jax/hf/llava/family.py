@@ -1,8 +1,9 @@
 """LLaVA on disk: llava-hf checkpoints and those of the original code, which differ in everything but the tensors."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from vigor_jax.hf.family import Checkpoint, Export, Family
 from vigor_jax.hf.image_settings import preprocessing_from_hf
 from vigor_jax.hf.llava import config as llava_config
 from vigor_jax.hf.llava import names
-from vigor_jax.hf.llava.write import write
+from vigor_jax.hf.llava.write import original_config, write
 from vigor_jax.hf.names import Entry
 from vigor_jax.hf.other_folders import refuse_part
 from vigor_jax.hf.weights.tensor_checks import Stored, canonical, check_tensors, stored_weights, tie
@@ -27,6 +28,7 @@ class LlavaFamily(Family):
     """LLaVA v1.0 and v1.5 of any sizes."""
 
     layouts = ("llava-hf", "llava")
+    adapter_layouts = ("peft", "llava-lora")
 
     def read_config(self, config: Json, directory: Path, vision_tower: str | Path | None = None) -> LlavaConfig:
         path = directory / "config.json"
@@ -40,6 +42,22 @@ class LlavaFamily(Family):
 
     def canonical_name(self, name: str) -> str:
         return names.canonical_hf(name)
+
+    def spellings(self, name: str, config: LlavaConfig) -> Iterator[str]:
+        yield names.canonical_hf(name)
+        yield names.canonical_original(name, config)
+
+    def adapter_name(self, name: str, layout: str, config: LlavaConfig) -> str:
+        if layout == "peft":
+            return names.module_name(name)
+        if name.startswith("vision_tower."):
+            raise InputError(
+                "layout: llava-lora holds no weights of the vision tower, which lora trained here; choose peft"
+            )
+        return names.original_name(name, config)
+
+    def adapter_config(self, export: Export) -> dict[str, Any]:
+        return original_config(export)
 
     def open(self, config: Json, directory: Path, vision_tower: str | Path | None = None) -> Checkpoint:
         if llava_config.is_original(config):

@@ -55,6 +55,22 @@ def canonical_hf(name: str) -> str:
     return name
 
 
+_MODULES = (
+    ("language_model.lm_head.", "lm_head."),
+    ("language_model.model.", "model.language_model."),
+    ("vision_tower.", "model.vision_tower."),
+    ("multi_modal_projector.", "model.multi_modal_projector."),
+)
+
+
+def module_name(name: str) -> str:
+    """A canonical name → what transformers 4.52 and later call the parameter in memory, by which adapters go."""
+    for canonical, inner in _MODULES:
+        if name.startswith(canonical):
+            return inner + name.removeprefix(canonical)
+    raise AssertionError(name)
+
+
 ORIGINAL_TOWER = "model.vision_tower.vision_tower."
 
 

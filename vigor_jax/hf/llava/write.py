@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from vigor_jax.errors import InputError
 from vigor_jax.hf.config import to_clip
 from vigor_jax.hf.family import Checkpoint, Export
 from vigor_jax.hf.image_settings import preprocessing_to_hf
@@ -20,6 +21,7 @@ from vigor_jax.hf.processor_files import write_json
 from vigor_jax.hf.weights.merged import write_tensors
 from vigor_jax.hf.weights.tensor_files import TensorWriter
 from vigor_jax.json_fields import read_json
+from vigor_jax.models.clip import ClipConfig
 from vigor_jax.models.llava import LlavaConfig
 
 logger = logging.getLogger(__name__)
@@ -68,6 +70,27 @@ def _hf_json(checkpoint: Checkpoint, vocabulary: Vocabulary, kind: str) -> dict[
         "pad_token_id": vocabulary.pad_id,
     }
     return value
+
+
+def original_config(export: Export) -> dict[str, Any]:
+    """The original layout's config.json of a model whose weights are elsewhere.
+
+    Raises:
+      InputError: its tower is none that the original code finds by name.
+    """
+    checkpoint, config = export.checkpoint, export.checkpoint.config
+    assert isinstance(config, LlavaConfig)
+    before = read_json(checkpoint.directory / "config.json") if checkpoint.layout == "llava" else {}
+    sizes = dataclasses.replace(config.vision, image_mean=ClipConfig.image_mean, image_std=ClipConfig.image_std)
+    known = next((name for name, tower in KNOWN_TOWERS.items() if tower == sizes), "")
+    if not (place := str(before.get("mm_vision_tower", "")) or known):
+        raise InputError(
+            f"layout: llava-lora names the vision tower by its place on the Hub, which {checkpoint.directory} does not "
+            "tell; begin with the model in the original layout, or choose peft"
+        )
+    kind = np.dtype(export.dtype or checkpoint.dtype).name
+    vocabulary = exported_vocabulary(checkpoint, "llava")
+    return before or to_original(vocabulary.config, kind, place, checkpoint.preprocessing)
 
 
 def _write_original(

@@ -1,5 +1,9 @@
-"""The tensors of an export: trained ones from the devices, the others from the base checkpoint, bit for bit."""
+"""The tensors of an export: trained ones from the devices, the others from the base checkpoint, bit for bit.
 
+An adapter is merged into those that it belongs to, in float32, and the sum is rounded to the type of the file.
+"""
+
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,9 +13,33 @@ import numpy as np
 from jax.sharding import NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
 
-from vigor_jax.hf.names import EMBEDDINGS, FINAL_NORM, OUTPUT, Axes, Entry
+from vigor_jax.hf.adapter import lora_entries
+from vigor_jax.hf.names import EMBEDDINGS, FINAL_NORM, LINEAR, OUTPUT, Axes, Entry
 from vigor_jax.hf.weights.tensor_checks import Stored
 from vigor_jax.hf.weights.tensor_files import TensorWriter
+
+
+@dataclasses.dataclass
+class Rounding:
+    """How much of what an adapter adds is still there in the type of the file.
+
+    Attributes:
+      wanted: sum of the squares of what is added.
+      kept: sum of its products with what is added after rounding.
+    """
+
+    wanted: float = 0.0
+    kept: float = 0.0
+
+    @property
+    def share(self) -> float | None:
+        """The part of the update that survived; None if there is none."""
+        return self.kept / self.wanted if self.wanted else None
+
+    def add(self, update: np.ndarray, change: np.ndarray) -> None:
+        """Counts one tensor's update, and by how much it has really changed."""
+        self.wanted += float(np.vdot(update, update))
+        self.kept += float(np.vdot(update, change))
 
 
 def merged_tensors(
@@ -20,6 +48,8 @@ def merged_tensors(
     params: Mapping[str, jax.Array],
     dtype: np.dtype | None,
     vocab_size: int,
+    lora_scale: float = 0.0,
+    rounding: Rounding | None = None,
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Every tensor as it will be on disk, under its canonical name, one at a time.
 
@@ -29,15 +59,24 @@ def merged_tensors(
       params: what was trained, by dotted path, layers stacked or apart.
       dtype: of every tensor; None keeps the type that each has in `stored`.
       vocab_size: rows of the embeddings and of the output head.
+      lora_scale: `models.lora.LoraConfig.scale` of the adapter among `params`, if there is one.
+      rounding: counts what merging it costs.
     """
     for entry in entries:
         before = stored[entry.name]
         if entry.path in params:
-            value = _fetch(params[entry.path], entry.layer, entry.axes)
+            value = fetch(params[entry.path], entry.layer, entry.axes)
         elif entry.unstacked_path in params:
-            value = _fetch(params[entry.unstacked_path], None, entry.axes)
+            value = fetch(params[entry.unstacked_path], None, entry.axes)
         else:
             value = before.read()
+        if pair := [params[each.path] for each in lora_entries(entry) if each.path in params]:
+            a, b = (fetch(matrix, entry.layer, LINEAR).astype(np.float32) for matrix in pair)
+            update = lora_scale * (b @ a)
+            whole = value.astype(np.float32)
+            value = (whole + update).astype(dtype or before.dtype)
+            if rounding:
+                rounding.add(update, value.astype(np.float32) - whole)
         if entry.name in (EMBEDDINGS, OUTPUT):
             value = _fit_vocabulary(value, vocab_size)
         yield entry.name, np.ascontiguousarray(value.astype(dtype or before.dtype, copy=False))
@@ -63,7 +102,7 @@ def write_tensors(
     return kind
 
 
-def _fetch(value: jax.Array, layer: int | None, axes: Axes) -> np.ndarray:
+def fetch(value: jax.Array, layer: int | None, axes: Axes) -> np.ndarray:
     """One layer of a parameter on this host, gathered from wherever its parts are, its axes as on disk."""
     sharding = value.sharding
     if isinstance(sharding, NamedSharding):

@@ -72,16 +72,23 @@ def safetensors_tensors(path: Path) -> dict[str, StoredTensor]:
     return dict(reversed(tensors.items()))
 
 
+def safetensors_metadata(path: Path) -> dict[str, str]:
+    """What a file that `safetensors_tensors` read says of itself."""
+    with safe_open(path, framework="numpy") as file:
+        return file.metadata() or {}
+
+
 def _unsupported(path: Path, what: str, code: str) -> InputError:
     return InputError(f"{path} holds {what} as {code}, which is not supported: convert it to BF16 or F32")
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
     """Writes one file.
 
     Args:
         path: the file, which must not exist.
         tensors: C-contiguous arrays of the types in `DTYPE_CODES`.
+        metadata: what the file is to say of itself, besides its format.
 
     Raises:
         OSError: it cannot be written, or the disk is full.
@@ -91,7 +98,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
     # The widest elements first, so that every tensor begins at a multiple of its element's size.
     ordered = sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0]))
     # transformers before 4.38 refuses a file whose metadata do not name a framework.
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     end = 0
     for name, array in ordered:
         begin, end = end, end + array.nbytes

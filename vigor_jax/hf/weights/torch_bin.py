@@ -20,7 +20,7 @@ import numpy as np
 from vigor_jax.errors import InputError
 from vigor_jax.hf.weights.stored_tensor import StoredTensor, damaged
 
-_STORAGE_DTYPES = {
+STORAGE_DTYPES = {
     "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
     "BoolStorage": np.dtype(np.bool_),
     "ByteStorage": np.dtype("u1"),
@@ -35,7 +35,7 @@ _STORAGE_DTYPES = {
     "ShortStorage": np.dtype("<i2"),
 }
 # A training state may say in which dtype it was made.
-_DTYPE_NAMES = {dtype.name for dtype in _STORAGE_DTYPES.values()}
+_DTYPE_NAMES = {dtype.name for dtype in STORAGE_DTYPES.values()}
 # Training states keep the weights next to other things, under one of these keys.
 _NESTED_KEYS = ("model", "state_dict")
 
@@ -132,7 +132,7 @@ class _Unpickler(pickle.Unpickler):
             return _RebuildTensor()
         if (module, name) == ("torch._utils", "_rebuild_parameter"):
             return _RebuildParameter()
-        if module == "torch" and (name in _STORAGE_DTYPES or name in _DTYPE_NAMES):
+        if module == "torch" and (name in STORAGE_DTYPES or name in _DTYPE_NAMES):
             return name
         raise InputError(
             f"{self.path} refers to {module + '.' + name!r}, which no plain state dict needs and which could"
@@ -143,7 +143,7 @@ class _Unpickler(pickle.Unpickler):
         kind, name, key, _device, size = pid
         if kind != "storage":
             raise ValueError("a state dict refers to storages only")
-        return _Storage(_STORAGE_DTYPES[name], key, size)
+        return _Storage(STORAGE_DTYPES[name], key, size)
 
 
 class _Archive(NamedTuple):
