@@ -15,7 +15,7 @@ from nltk.corpus import wordnet
 from vigor_jax.rewards.language.tagger import cached_tag, load_tagger
 from vigor_jax.rewards.language.words import NEVER_NOUN, plurals, regular_singular
 
-TARGET = Path(__file__).parents[1] / "vigor_jax" / "rewards" / "wordnet.txt"
+TARGET = Path(__file__).parents[1] / "vigor_jax" / "rewards" / "language" / "wordnet.txt"
 HEAD = """\
 # Made by scripts/word_lists.py from WordNet 3.0 (Copyright 2006 by Princeton University. All rights reserved. Its
 # license is in wordnet_license.txt.)

@@ -25,7 +25,7 @@ from vigor_jax import fingerprint
 from vigor_jax.errors import InputError
 from vigor_jax.records import ImageFile, ScoreItem, Signal, Span, Verdict
 from vigor_jax.rewards.language.unknown_words import UnknownWords
-from vigor_jax.rewards.phrases import RULES, Phrase, PhrasesConfig, make_phrases
+from vigor_jax.rewards.phrases import RULES, Phrase, PhrasesConfig, entities_file, make_phrases
 from vigor_jax.rewards.sentences import split_sentences
 
 # No noun phrase is longer; what degenerate text strings together is judged as not found, without asking.
@@ -187,7 +187,7 @@ class DetectorStream:
         ]
 
     def _digest(self, weights: str) -> str:
-        config = self._config
+        config, entities = self._config, entities_file(self._config.phrases)
         settings = [
             weights,
             config.box_threshold,
@@ -197,7 +197,7 @@ class DetectorStream:
             config.phrases.extractor,
             config.phrases.negated,
             config.phrases.hypothetical,
-            *(_content(path) for path in (config.phrases.non_visual, config.phrases.entities, config.phrases.tagger)),
+            *(_content(path) for path in (config.phrases.non_visual, entities, config.phrases.tagger)),
         ]
         return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 

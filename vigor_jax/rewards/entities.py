@@ -8,8 +8,12 @@ from vigor_jax.errors import InputError
 from vigor_jax.records import Span
 from vigor_jax.rewards.claims import Claim, Phrase, gather
 from vigor_jax.rewards.language.guessed_tags import guess_tags
+from vigor_jax.rewards.language.nouns import NounPhrases, tell_glasses
 from vigor_jax.rewards.language.scopes import claims_at, has_cue
 from vigor_jax.rewards.language.words import DATA, Matcher, all_plurals, quoted_signs, read_lines, split
+
+COCO = DATA / "entities_coco.txt"
+LVIS = DATA / "entities_lvis.txt"
 
 _NAME_WORD = re.compile(r"[^\W_]+")
 # LVIS tells names apart so: "bow_(weapon)". Captions do not.
@@ -20,32 +24,45 @@ class EntityPhrases:
     """Finds the names in a list of categories: the longest one at a place, whole words, any case, singular or plural.
 
     Args:
-        path: One category a line, synonyms separated by commas; a phrase's text is the first. "_" is read as a space,
-            and what stands in parentheses is left out, as in LVIS's "traffic_light" and "bow_(weapon)". A name that is
-            in two lines belongs to the first. Default: COCO's 80 categories.
+        path: One category a line, synonyms separated by commas; a phrase's text is the first. What follows "|" are
+            their plurals; without it the rules of English make them. "_" is read as a space, and what stands in
+            parentheses is left out, as in LVIS's "traffic_light" and "bow_(weapon)". A name that is in two lines
+            belongs to the first. Default: COCO's 80 categories.
+        nouns: A tagger. If it is given, a name counts only where its last word is a noun that no other noun follows:
+            "can" may be a verb, and a "bus stop" is no bus.
+
+    Attributes:
+        names: Every name and plural in the list, lower case → the first name of its category.
 
     Raises:
         InputError: The list cannot be read, is empty, or has an empty name (with its line).
     """
 
-    def __init__(self, path: Path | None = None):
-        path = path or DATA / "entities_coco.txt"
-        table: dict[tuple[str, ...], str] = {}
+    def __init__(self, path: Path | None = None, nouns: NounPhrases | None = None):
+        path = path or COCO
+        self.names: dict[str, str] = {}
         for number, line in read_lines(path):
             plain = _QUALIFIER.sub("", line).replace("_", " ")
-            names = [" ".join(name.split()) for name in plain.split(",")]
-            for name in names:
-                words = split(name, _NAME_WORD)
-                if not words:
+            singulars, bar, plurals = plain.partition("|")
+            names = [" ".join(name.split()) for name in singulars.split(",")]
+            listed = [" ".join(name.split()) for name in plurals.split(",")] if bar else []
+            for name in (*names, *listed):
+                if not split(name, _NAME_WORD):
                     raise InputError(
                         f"{path}, line {number}: expected names separated by commas, got an empty one in {line!r}"
                     )
-                table.setdefault(words, names[0])
-                for plural in all_plurals(name):
-                    table.setdefault(split(plural, _NAME_WORD), names[0])
-        if not table:
+            for name in names:
+                for form in (name, *(() if bar else all_plurals(name))):
+                    self.names.setdefault(form, names[0])
+            for plural in listed:
+                self.names.setdefault(plural, names[0])
+        if not self.names:
             raise InputError(f"{path}: expected one category a line, got none")
+        table: dict[tuple[str, ...], str] = {}
+        for form, category in self.names.items():
+            table.setdefault(split(form, _NAME_WORD), category)
         self._match = Matcher(table)
+        self._nouns = nouns
 
     def __call__(self, text: str, sentences: Sequence[Span]) -> list[Phrase]:
         """See `Phrases`."""
@@ -54,12 +71,21 @@ class EntityPhrases:
 
     def _find(self, text: str, sentence: Span, quoted: Sequence[Span]) -> Iterator[tuple[str, Span, Claim]]:
         words, places = _words(text, sentence)
+        read = list(words)
+        if self._nouns and "glasses" in read:
+            tell_glasses(read)
         found = []
-        for start, end, name in self._match(words):
+        heads: frozenset[int] | None = None
+        for start, end, name in self._match(read):
             span = Span(places[start].start, places[end - 1].end)
             # "deer-like" is no deer
-            if not (_is_hyphen(text, span.start - 1, -1) or _is_hyphen(text, span.end, 1) or _is_in(span, quoted)):
-                found.append((start, end, name, span))
+            if _is_hyphen(text, span.start - 1, -1) or _is_hyphen(text, span.end, 1) or _is_in(span, quoted):
+                continue
+            if self._nouns:
+                heads = self._nouns.heads(text, sentence) if heads is None else heads
+                if span.end not in heads:
+                    continue
+            found.append((start, end, name, span))
         claims = _claims(words, found) if found and has_cue(words) else None
         for start, end, name, span in found:
             claim = max(claims[start:end]) if claims else Claim.ASSERTED

@@ -1,8 +1,9 @@
 """The things that a caption mentions, as phrases for a detector, each with every place where it is mentioned.
 
 Two extractors: `NounPhrases` takes the nouns that a tagger finds (ViGoR, section 3.1), less those in a list of nouns
-that no detector can see; `EntityPhrases` takes the names in a list of categories, and needs no data. Both tell what a
-caption asserts from what it denies ("no people") and from what it only supposes ("possibly a school").
+that no detector can see; `EntityPhrases` takes the names in a list of categories: a short list needs no data, LVIS's
+long one needs the tagger. Both tell what a caption asserts from what it denies ("no people") and from what it only
+supposes ("possibly a school").
 """
 
 from collections.abc import Sequence
@@ -11,12 +12,22 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from vigor_jax import fingerprint
+from vigor_jax.errors import InputError, nearest
 from vigor_jax.records import Span
 from vigor_jax.rewards.claims import Phrase
-from vigor_jax.rewards.entities import EntityPhrases
+from vigor_jax.rewards.entities import LVIS, EntityPhrases
 from vigor_jax.rewards.language.nouns import NounPhrases
 
-__all__ = ["RULES", "EntityPhrases", "NounPhrases", "Phrase", "Phrases", "PhrasesConfig", "make_phrases"]
+__all__ = [
+    "RULES",
+    "EntityPhrases",
+    "NounPhrases",
+    "Phrase",
+    "Phrases",
+    "PhrasesConfig",
+    "entities_file",
+    "make_phrases",
+]
 
 # Of the rules and word lists in this folder; a change that makes other phrases of a caption raises it, so that verdicts
 # of before are not mixed with those of after.
@@ -42,8 +53,9 @@ class PhrasesConfig:
         hypothetical: What becomes of a thing that the caption only supposes ("possibly a school"): "skip" it, or "ask"
             for it as if it were asserted, as the paper does.
         non_visual: Nouns that are not phrases, one a line (see `non_visual.txt`, the default, for the format).
-        entities: Categories, one a line, synonyms separated by commas, the first is the name that is returned.
-            Default: the 80 categories of COCO.
+        entities: Which categories: "coco" for COCO's 80, the default, which need no tagger; "lvis" for LVIS's and
+            COCO's, 1,196, whose names count where the tagger reads them as nouns; or a file with one category a line,
+            synonyms separated by commas, the first is the name that is returned.
         tagger: Folder with a tagger as NLTK writes it (`averaged_perceptron_tagger_eng.weights.json`,
             `...tagdict.json`, `...classes.json`). Default: where NLTK keeps its data.
         download: Whether NLTK may download its tagger if it is not there.
@@ -53,7 +65,7 @@ class PhrasesConfig:
     negated: Literal["check", "skip", "ask"] = "check"
     hypothetical: Literal["skip", "ask"] = "skip"
     non_visual: Path | None = None
-    entities: Path | None = None
+    entities: str | Path | None = None
     tagger: Path | None = None
     download: bool = fingerprint.neutral(False)
 
@@ -64,6 +76,26 @@ def make_phrases(config: PhrasesConfig) -> Phrases:
     Raises:
         InputError: A file or the tagger's data is missing or cannot be read.
     """
-    if config.extractor == "entities":
-        return EntityPhrases(config.entities)
-    return NounPhrases(config.non_visual, config.tagger, download=config.download)
+    path = entities_file(config)
+    if config.extractor == "entities" and path != LVIS:
+        return EntityPhrases(path)
+    nouns = NounPhrases(config.non_visual, config.tagger, download=config.download)
+    return EntityPhrases(path, nouns) if config.extractor == "entities" else nouns
+
+
+def entities_file(config: PhrasesConfig) -> Path | None:
+    """The list of categories that a config asks for; None for the default.
+
+    Raises:
+        InputError: It is neither a list that we have nor a file.
+    """
+    own = {"coco": None, "lvis": LVIS}
+    given = config.entities
+    if given is None or str(given) in own:
+        return own["coco" if given is None else str(given)]
+    if not Path(given).exists():
+        raise InputError(
+            f"detection.phrases.entities: expected coco, lvis or a file with one category a line, got {given}, which "
+            f"is no file; {nearest(str(given), own)}"
+        )
+    return Path(given)

@@ -32,6 +32,7 @@ from vigor_jax.models.vlm import Vlm
 from vigor_jax.parallel.sharding import local_rows, round_up_batch, shard_rows
 from vigor_jax.records import ScoreItem, Signal, Span, Verdict
 from vigor_jax.rewards.sentences import split_sentences
+from vigor_jax.rewards.stream import Credit
 
 IMAGE_READERS = 4
 BATCHES_AHEAD = 1
@@ -100,6 +101,7 @@ class RewardModel:
 
     name = "reward_model"
     uses_devices = True
+    credit: Credit = "sentence"
 
     def __init__(
         self,
@@ -113,6 +115,7 @@ class RewardModel:
     ) -> None:
         config = dataclasses.replace(config, batch_size=round_up_batch(config.batch_size, mesh))
         self._config, self._mesh, self._tokenizer, self._preprocessing = config, mesh, tokenizer, preprocessing
+        self.credit = "sentence" if config.per == "sentence" else "response"
         self._template = find_template(config.template)
         question = config.question or QUESTIONS[config.per]
         self._encoder = TreeEncoder(

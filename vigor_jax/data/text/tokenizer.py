@@ -5,6 +5,7 @@
 
 import hashlib
 import importlib.util
+import itertools
 import json
 import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -27,6 +28,7 @@ _SETTINGS = (
     *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("generation_config.json", "config.json"),
 )
+_UNREADABLE = "\ufffd"  # stands for bytes that are no character, or not yet
 # LLaMA's names, for a folder whose config files name no special tokens.
 _LLAMA_NAMES = {"bos": "<s>", "eos": "</s>", "unk": "<unk>"}
 
@@ -208,6 +210,31 @@ class Tokenizer:
         kept = [token_id for token_id in map(int, ids) if token_id >= 0 and token_id not in self._skipped]
         return self._full.decode(kept, skip_special_tokens=False)
 
+    def split_text(self, ids: Iterable[int]) -> list[str]:
+        """What each token adds to `decode(ids)`: joined, that text.
+
+        A character that several tokens spell, such as the bytes of one that is not in the vocabulary, is added by the
+        last of them. Special tokens add nothing.
+        """
+        ids = list(map(int, ids))
+        text = self.decode(ids)
+        ends: list[int] = []
+        # A decoder looks at neighbors: it strips the first space of all, and reads bytes together. So each token is
+        # decoded after those from `anchor` on, of which those from `start` on are what is not sure yet.
+        anchor = start = known = 0
+        for end in range(1, len(ids) + 1):
+            before, now = self.decode(ids[anchor:start]), self.decode(ids[anchor:end])
+            if not now.startswith(before):
+                anchor = start = known = 0
+                before, now = "", self.decode(ids[:end])
+            new = now[len(before) :]
+            agreed = known + _num_common(new, text[known : known + len(new)])
+            ends.append(max(agreed, ends[-1] if ends else 0))
+            if new and agreed == known + len(new) and _UNREADABLE not in new:
+                anchor, start, known = start, end, agreed
+        ends[-1:] = [len(text)] * bool(ends)
+        return [text[first:last] for first, last in itertools.pairwise((0, *ends))]
+
     def token_to_id(self, token: str) -> int | None:
         """Id of one exact token such as "<image>" or "▁yes"; None if there is none."""
         return self._full.token_to_id(token)
@@ -271,6 +298,13 @@ class Tokenizer:
         if token_id is None:
             raise InputError(f"{self._source}: no {name} token is declared; add {name}_token to tokenizer_config.json")
         return token_id
+
+
+def _num_common(one: str, other: str) -> int:
+    """How many characters two texts have in common, from the start."""
+    if other.startswith(one):
+        return len(one)
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def _encoder(content: dict[str, Any], source: str) -> tuple[tokenizers.Tokenizer, dict[int, int]]:

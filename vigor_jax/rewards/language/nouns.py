@@ -28,7 +28,7 @@ _DRINKS = listed("drinks")
 _WORN = listed("worn")
 
 
-def _tell_glasses(lower: list[str]) -> None:
+def tell_glasses(lower: list[str]) -> None:
     """Names those that one drinks from "glass", whose plural the other ones have."""
     for place, word in enumerate(lower):
         around = set(lower[max(0, place - 6) : place + 6])
@@ -104,7 +104,26 @@ class NounPhrases:
         quoted = quoted_signs(text)
         return gather(found for sentence in sentences for found in self._find(text, sentence, quoted))
 
-    def _find(self, text: str, sentence: Span, quoted: Sequence[Span]) -> Iterator[tuple[str, Span, Claim]]:
+    def heads(self, text: str, sentence: Span) -> frozenset[int]:
+        """Where nouns of a sentence end that may be what a thing's name ends in.
+
+        The last of the nouns that follow one another, and those before words that are cut from compounds: "pizza" of
+        "pizza slices", but not "train" of "train station". Words in -ing count if they are tagged as nouns.
+        """
+        tokens, _, lower, tags, is_noun = self._read(text, sentence, ())
+        ends = set()
+        is_head = True
+        for place in reversed(range(len(tokens))):
+            noun = is_noun[place] or (lower[place].endswith("ing") and tags[place] in ("NN", "NNS"))
+            if noun and is_head:
+                ends.add(tokens[place].end())
+            is_head = not noun or (is_head and self._is_trimmed(lower[place]))
+        return frozenset(ends)
+
+    def _read(
+        self, text: str, sentence: Span, quoted: Sequence[Span]
+    ) -> tuple[list[re.Match[str]], list[str], list[str], list[str], list[bool]]:
+        """The tokens of a sentence, as the tagger reads them and in lower case; their tags; which are nouns."""
         tokens = list(TOKEN.finditer(text, *sentence))
         words = [token.group() for token in tokens]
         if not _SPELLED_OTHERWISE.isdisjoint(words):
@@ -117,13 +136,17 @@ class NounPhrases:
         tags = self._tag(words)
         lower = [word.lower() for word in words]
         if "glasses" in lower:
-            _tell_glasses(lower)
+            tell_glasses(lower)
         is_noun = self._readings(words, lower, tags)
         if quoted:
             is_noun = [
                 noun and not any(start <= token.start() < end for start, end in quoted)
                 for noun, token in zip(is_noun, tokens, strict=True)
             ]
+        return tokens, words, lower, tags, is_noun
+
+    def _find(self, text: str, sentence: Span, quoted: Sequence[Span]) -> Iterator[tuple[str, Span, Claim]]:
+        tokens, words, lower, tags, is_noun = self._read(text, sentence, quoted)
         claims = claims_at(lower, is_noun, lambda: tags)
         start = 0
         while start < len(words):
