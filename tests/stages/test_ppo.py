@@ -23,11 +23,10 @@ from vigor_jax.inference.sampler import Sampler
 from vigor_jax.models.lora import LoraConfig
 from vigor_jax.models.vlm import param_paths
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh
-from vigor_jax.records import Rollout, ScoreItem, Span
+from vigor_jax.records import Rollout
 from vigor_jax.stages import ppo as stage
 from vigor_jax.stages.ppo_config import PpoConfig
 from vigor_jax.stages.ppo_learner import Learner
-from vigor_jax.stages.ppo_rewards import token_rewards, token_spans
 from vigor_jax.training.checkpoint import restore_params_only
 from vigor_jax.training.loop import TrainingDiverged
 from vigor_jax.training.train_step import TrainState
@@ -160,37 +159,13 @@ def test_tokens_of_a_word_share_its_reward(whole):
         assert sum(rollout.rewards) == pytest.approx(sum(by_word.values()), abs=1e-5)
 
 
-def test_spans_of_tokens_cover_the_text(world, whole):
+def test_spans_of_tokens_cover_the_text(whole):
     for rollout in (r for some in iterations(whole) for r in some):
         ends = 0
         for span in rollout.token_spans:
             assert ends == span.start <= span.end
             ends = span.end
         assert ends == len(rollout.text)
-    tokenizer = open_checkpoint(world / "model").tokenizer
-    text = "Two dogs, a café ☕ and a glass."
-    ids = [*tokenizer.encode(text), tokenizer.eos_id]
-    spans = token_spans(tokenizer, ids, text)
-    assert "".join(text[start:end] for start, end in spans) == text
-    assert [text[start:end].strip() for start, end in spans if "☕" in text[start:end]] == ["☕"]
-    assert spans[-1] == (len(text), len(text))
-
-
-@pytest.mark.parametrize(("at", "share"), [("first", [1, 0, 0]), ("last", [0, 0, 1]), ("all", [1 / 3] * 3)])
-def test_reward_at(at, share):
-    (verdict,) = next(Letters().judge([_item("a cat, a cat")]))
-    spans = [(0, 1), (1, 3), (3, 4), (4, 5), (5, 8), (8, 10), (10, 11), (11, 12)]
-    spans = [Span(*span) for span in spans]
-    once = token_rewards([verdict], spans, reward_at=at, mentions="first")
-    assert once.dtype == np.float32
-    # "a" is token 0; "cat" stands at 2..5, which are tokens 1 (its first letter with the space), 2 and 3.
-    np.testing.assert_allclose(once, [1, *share, 0, 0, 0, 0], rtol=1e-6)
-    every = token_rewards([verdict], spans, reward_at=at, mentions="all")
-    assert every.sum() == pytest.approx(4)
-
-
-def _item(text: str) -> ScoreItem:
-    return ScoreItem("x.png", Path("x.png"), "?", (text,))
 
 
 class StopError(Exception):
@@ -312,7 +287,7 @@ def test_a_batch_larger_than_the_data(world, tmp_path):
 
 
 def test_rewards_that_are_no_numbers(world, tmp_path):
-    with pytest.raises(InputError, match=r"stream broken: \d\d\.png, candidate 0: expected a finite reward of 'word'"):
+    with pytest.raises(InputError, match=r"stream broken, \d\d\.png, candidate 0, signal 'word': expected finite num"):
         run(world, tmp_path, None, broken=Broken())
 
 
@@ -320,8 +295,8 @@ def test_no_token_is_rewarded(world, tmp_path):
     with pytest.raises(InputError) as error:
         run(world, tmp_path, None, silent=Silent())
     assert re.search(
-        r"iteration 1: none of \d+ tokens is rewarded and none punished: the streams have 0 signals on 16 responses, 0 "
-        "of which are empty; lower",
+        r"iteration 1: 0 responses are empty, and none of the \d+ tokens of 16 responses has a reward: rewarded 0\.0%, "
+        r"punished 0\.0%; give a stream that judges",
         str(error.value),
     )
     assert not (tmp_path / "ppo").exists()  # stopped before training

@@ -121,7 +121,7 @@ def ppo(
                 learner.state = learner.abstract  # makes room
                 learner.join(*checkpoints.restore(start, *shapes))
         kl_factor = float(record.get("kl_factor", config.kl_factor))
-        publish = Publisher(policy, config, learner.policy_params)
+        publish = Publisher(policy, config, learner.policy_params, mesh)
         with Preemption() as preemption, _open_log(config, run_dir, start, num_iterations, reporting, facts) as log:
             for iteration in range(start + 1, num_iterations + 1):
                 first = (iteration - 1) * config.batch_size
@@ -182,20 +182,14 @@ def _fingerprint(
 
 def _check_rewards(rollouts: Rollouts, iteration: int) -> None:
     """Stops before training where no token is rewarded or punished; later it is only said."""
-    mask, rewards = rollouts.mask, rollouts.rewards
-    if np.any(rewards):
-        return
-    responses = [each for some in rollouts.completions for each in some]
-    signals = sum(len(verdict.signals) for some in rollouts.verdicts for verdicts in some for verdict in verdicts)
-    empty = sum(not each.text for each in responses)
-    said = (
-        f"ppo: iteration {iteration}: none of {int(mask.sum())} tokens is rewarded and none punished: the streams have "
-        f"{signals} signals on {len(responses)} responses, {empty} of which are empty"
-    )
-    if iteration > 1:
+    try:
+        rollouts.shares.check()
+    except InputError as error:
+        empty = sum(not each.text for some in rollouts.completions for each in some)
+        said = f"ppo: iteration {iteration}: {empty} responses are empty, and {error}"
+        if iteration == 1:
+            raise InputError(said) from None
         logger.warning("%s", said)
-    else:
-        raise InputError(f"{said}; lower the stream's thresholds or margin, or give score.streams that speak of them")
 
 
 def _score(config: PpoConfig, learner: Learner, mesh: Mesh, rollouts: Rollouts) -> tuple[Scores, Scores]:
@@ -281,15 +275,17 @@ def _describe(arrays: TokenArrays, rollouts: Rollouts, kl_factor: float) -> dict
     tokens = int(mask.sum())
     return {
         "reward": float(arrays.rewards.sum(dtype=np.float64) / count),
-        "rewarded": float((arrays.rewards > 0).sum() / tokens),
-        "punished": float((arrays.rewards < 0).sum() / tokens),
+        "rewarded": rollouts.shares.share_rewarded,
+        "punished": rollouts.shares.share_punished,
         "kl": float((arrays.old_logps - arrays.ref_logps).sum(dtype=np.float64) / count),
         "kl_factor": kl_factor,
         "entropy": float(arrays.entropies.sum(dtype=np.float64) / tokens),
         "length": tokens / count,
         "unfinished": float((~rollouts.has_ended).mean()),
         "empty": float(np.mean([not each.text for some in rollouts.completions for each in some])),
-        "explained_variance": float(formulas.explained_variance(arrays.values, arrays.returns, mask)),
+        "explained_variance": float(
+            formulas.explained_variance(*map(jnp.asarray, (arrays.values, arrays.returns, mask)))
+        ),
         "sampling_gap": float(np.abs(arrays.old_logps - arrays.sampled_logps).sum(dtype=np.float64) / tokens),
     }
 

@@ -7,6 +7,7 @@ from typing import Literal, TypeAlias
 from vigor_jax import fingerprint
 from vigor_jax.errors import InputError
 from vigor_jax.inference.sampling_methods import SamplingConfig
+from vigor_jax.rewards.token_rewards import TokenRewardConfig
 from vigor_jax.training.ppo import Kl
 from vigor_jax.training.train_step import TrainingConfig
 
@@ -47,9 +48,7 @@ class PpoConfig(TrainingConfig):
       kl_target: sum over a response that the factor is adapted to; none leaves the factor as it is.
       kl_horizon: responses over which it is adapted.
       missing_eos: taken off the reward of the last token of a response that did not end by itself.
-      reward_at: which tokens of a phrase get its reward: the first, all of them in equal parts, or the last.
-      mentions: "first" rewards a phrase where the response has it first, "all" wherever it has it. Paid for every
-        mention, responses repeat what is there.
+      token_rewards: how the streams' signals become rewards of tokens.
       save_every: iterations between checkpoints.
       log_every: iterations between TensorBoard points; `metrics/ppo.jsonl` has every iteration.
     """
@@ -77,8 +76,7 @@ class PpoConfig(TrainingConfig):
     kl_target: float | None = 6.0
     kl_horizon: int = 10_000
     missing_eos: float = 1.0
-    reward_at: Literal["first", "all", "last"] = "all"
-    mentions: Literal["first", "all"] = "first"
+    token_rewards: TokenRewardConfig = dataclasses.field(default_factory=TokenRewardConfig)
     save_every: int = fingerprint.neutral(1)
     log_every: int = fingerprint.neutral(1)
 

@@ -139,10 +139,11 @@ class Publisher:
     Args:
       policy: the sampler's; gets the adapter that is trained, if one is.
       config: what is read is `lora`.
-      params: the learner's, for their names and places.
+      params: the learner's, for their names.
+      mesh: where they are.
     """
 
-    def __init__(self, policy: Policy, config: PpoConfig, params: Weights) -> None:
+    def __init__(self, policy: Policy, config: PpoConfig, params: Weights, mesh: Mesh) -> None:
         self._policy = policy
         if config.lora is not None and policy.checkpoint.adapter is None:
             add_lora(policy.model, config.lora, dtype=policy.dtype)
@@ -150,7 +151,6 @@ class Publisher:
         self._targets = {path: variable for path, variable in variables.items() if _stacked(path) in params}
         dtypes = {path: variable.get_value().dtype for path, variable in self._targets.items()}
         self._shardings = {path: variable.get_value().sharding for path, variable in self._targets.items()}
-        mesh = next(iter(params.values())).sharding.mesh
         shardings = {
             path: NamedSharding(mesh, partition_spec(variable.get_value().shape, variable.get_metadata()["axes"], mesh))
             for path, variable in self._targets.items()

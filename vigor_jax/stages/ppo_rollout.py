@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -16,11 +16,12 @@ from vigor_jax.data.batches.tree_batches import TreeRows, collate
 from vigor_jax.data.batches.tree_sequences import Row
 from vigor_jax.inference.policy import Policy
 from vigor_jax.inference.sampler import IMAGE_READERS, Completion
-from vigor_jax.records import Rollout, ScoreItem, Span, Verdict
-from vigor_jax.rewards.stream import RewardStream
+from vigor_jax.records import Rollout, ScoreItem, Span
+from vigor_jax.rewards.stream import RewardStream, credit_of
+from vigor_jax.rewards.token_rewards import RewardShares, batch_token_rewards, token_offsets
 from vigor_jax.stages.ppo_config import PpoConfig
 from vigor_jax.stages.ppo_questions import Question
-from vigor_jax.stages.ppo_rewards import judge_responses, token_rewards, token_spans
+from vigor_jax.stages.ppo_rewards import judge_responses
 from vigor_jax.stages.ppo_update import Scores
 from vigor_jax.training import ppo
 
@@ -70,6 +71,7 @@ class Rollouts:
       completions: responses to each.
       lengths: tokens of each response.
       rewards: float32 [N, C, R], of the streams, 0 behind each response.
+      shares: how many tokens are rewarded and punished.
       has_ended: bool [N, C].
 
     Raises:
@@ -80,7 +82,7 @@ class Rollouts:
         self,
         config: PpoConfig,
         policy: Policy,
-        judges: dict[str, RewardStream],
+        judges: Mapping[str, RewardStream],
         questions: Sequence[Question],
         iteration: int,
     ) -> None:
@@ -94,19 +96,25 @@ class Rollouts:
             ScoreItem(question.image, question.file, question.prompt, tuple(each.text for each in some))
             for question, some in zip(questions, self.completions, strict=True)
         ]
-        self.verdicts: list[list[tuple[Verdict, ...]]] = judge_responses(judges, items)
-        tokenizer = policy.checkpoint.tokenizer
-        self.spans: list[list[list[Span]]] = [
-            [token_spans(tokenizer, each.token_ids, each.text) for each in some] for some in self.completions
-        ]
+        self.verdicts = judge_responses(judges, items)
         self.lengths = [[len(each.token_ids) for each in some] for some in self.completions]
         # A multiple of it as all lengths, so that few shapes are ever compiled.
         self.width = -(-max(max(lengths) for lengths in self.lengths) // config.bucket) * config.bucket
-        self.rewards = np.zeros((len(questions), sampling.num_candidates, self.width), np.float32)
-        for index, (some, spans) in enumerate(zip(self.verdicts, self.spans, strict=True)):
-            for candidate, (verdicts, own) in enumerate(zip(some, spans, strict=True)):
-                found = token_rewards(verdicts, own, reward_at=config.reward_at, mentions=config.mentions)
-                self.rewards[index, candidate, : len(found)] = found
+        tokenizer = policy.checkpoint.tokenizer
+        self.offsets = [
+            [token_offsets(tokenizer, each.token_ids, each.text) for each in some] for some in self.completions
+        ]
+        found = batch_token_rewards(
+            [verdicts for some in self.verdicts for verdicts in some],
+            [offsets for some in self.offsets for offsets in some],
+            config.token_rewards,
+            credits={name: credit_of(judge) for name, judge in judges.items()},
+        )
+        self.shares = RewardShares()
+        self.shares.add(found)
+        shape = (len(questions), sampling.num_candidates, -1)
+        padding = ((0, 0), (0, 0), (0, self.width - found.rewards.shape[1]))
+        self.rewards = np.pad(found.rewards.reshape(shape), padding)
         self.has_ended = np.array([[each.finish_reason == "stop" for each in some] for some in self.completions])
         self._rows: list[Row] = [
             response_row(request.prompt_ids, [each.token_ids for each in some])
@@ -169,7 +177,11 @@ class Rollouts:
             for candidate, each in enumerate(some):
                 sampled[index, candidate, : len(each.logprobs)] = each.logprobs
         advantages, returns = jax.device_get(
-            _advantages(config, self.rewards, mask, self.has_ended, old_logps, ref_logps, values, kl_factor)
+            _advantages(
+                config,
+                *map(jnp.asarray, (self.rewards, mask, self.has_ended, old_logps, ref_logps, values)),
+                kl_factor=kl_factor,
+            )
         )
         return TokenArrays(
             rewards=self.rewards,
@@ -200,14 +212,14 @@ class Rollouts:
                         candidate=candidate,
                         text=each.text,
                         token_ids=each.token_ids,
-                        token_spans=tuple(self.spans[index][candidate]),
+                        token_spans=tuple(Span(*span) for span in self.offsets[index][candidate].tolist()),
                         finish_reason=each.finish_reason,
                         logprobs=tokens(arrays.old_logps),
                         ref_logprobs=tokens(arrays.ref_logps),
                         values=tokens(arrays.values) if self._config.baseline == "value" else (),
                         rewards=tokens(arrays.rewards),
                         advantages=tokens(arrays.advantages),
-                        verdicts=self.verdicts[index][candidate],
+                        verdicts=tuple(self.verdicts[index][candidate].values()),
                     )
                 )
         return found
@@ -215,12 +227,13 @@ class Rollouts:
 
 def _advantages(
     config: PpoConfig,
-    rewards: np.ndarray,
-    mask: np.ndarray,
-    has_ended: np.ndarray,
-    old_logps: np.ndarray,
-    ref_logps: np.ndarray,
-    values: np.ndarray,
+    rewards: jax.Array,
+    mask: jax.Array,
+    has_ended: jax.Array,
+    old_logps: jax.Array,
+    ref_logps: jax.Array,
+    values: jax.Array,
+    *,
     kl_factor: float,
 ) -> tuple[jax.Array, jax.Array]:
     """Advantages and returns of each token, over the whole iteration: no device has a part in it."""

@@ -1,10 +1,10 @@
 """One update of PPO, on rows that hold an image and its prompt once and all the responses to it as branches."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Float32
 
 from vigor_jax.data.batches.tree_batches import TreeRows
 from vigor_jax.inference.logprobs import tree_logps
@@ -30,13 +30,13 @@ class PpoRows(NamedTuple):
     """
 
     responses: TreeRows
-    old_logps: Float[Array, "B P"]
-    ref_logps: Float[Array, "B P"]
-    old_values: Float[Array, "B P"]
-    advantages: Float[Array, "B P"]
-    returns: Float[Array, "B P"]
-    kl_factor: Float[Array, "B"]
-    is_old: Bool[Array, "B"]
+    old_logps: Float32[Any, "B P"]
+    ref_logps: Float32[Any, "B P"]
+    old_values: Float32[Any, "B P"]
+    advantages: Float32[Any, "B P"]
+    returns: Float32[Any, "B P"]
+    kl_factor: Float32[Any, "B"]
+    is_old: Bool[Any, "B"]
 
 
 def ppo_loss(model: Vlm, rows: PpoRows, config: TrainingConfig) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
@@ -84,9 +84,9 @@ class Scores(NamedTuple):
       values: of the value head; 0 without one.
     """
 
-    logps: Float[Array, "B P"]
-    entropies: Float[Array, "B P"]
-    values: Float[Array, "B P"]
+    logps: Float32[Any, "B P"]
+    entropies: Float32[Any, "B P"]
+    values: Float32[Any, "B P"]
 
 
 def score_responses(model: Vlm, rows: TreeRows) -> Scores:
