@@ -10,7 +10,7 @@ import pytest
 from vigor_jax.data.records.annotations import read_annotations, write_annotations
 from vigor_jax.data.records.schemas import schema_of
 from vigor_jax.data.records.store import read_batches, read_parts, write_part
-from vigor_jax.records import Annotation, Candidate, Dropped, Selection, Signal, Span, Target, Verdict
+from vigor_jax.records import Annotation, Candidate, Dropped, Rollout, Selection, Signal, Span, Target, Verdict
 from vigor_jax.stages.select import SelectConfig, select
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "artifacts.md"
@@ -27,7 +27,7 @@ def test_a_verdict_sums_its_signals():
     assert dataclasses.replace(verdict, signals=()).negative == 0
 
 
-@pytest.mark.parametrize("record", [Annotation, Candidate, Selection, Target, Verdict])
+@pytest.mark.parametrize("record", [Annotation, Candidate, Rollout, Selection, Target, Verdict])
 def test_records_are_frozen_and_storable(record):
     assert record.__dataclass_params__.frozen
     assert schema_of(record).names == [field.name for field in dataclasses.fields(record)]
@@ -58,6 +58,7 @@ def examples(title):
         ("`verdicts/STREAM/`", Verdict),
         ("`selections/`", Selection),
         ("`targets/`", Target),
+        ("`ppo/`", Rollout),
     ],
 )
 def test_the_page_has_the_schemas(title, record):

@@ -13,6 +13,7 @@ from vigor_jax.rewards.detection import DetectionConfig
 from vigor_jax.rewards.reward_model import RewardModelConfig
 from vigor_jax.rewards.verifier import ClipStreamConfig
 from vigor_jax.stages.evaluate import EvaluateConfig
+from vigor_jax.stages.ppo_config import PpoConfig
 from vigor_jax.stages.sample import SampleConfig
 from vigor_jax.stages.score import ScoreConfig
 from vigor_jax.stages.select import SelectConfig
@@ -20,7 +21,7 @@ from vigor_jax.stages.train_reward import TrainRewardConfig
 from vigor_jax.training.trackers import Reporting, TrackerName
 from vigor_jax.training.train_step import SftConfig
 
-Stage: TypeAlias = Literal["train_reward", "sample", "score", "select", "sft", "export", "evaluate"]
+Stage: TypeAlias = Literal["train_reward", "sample", "score", "select", "sft", "ppo", "export", "evaluate"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +82,7 @@ class TrainConfig:
       clip: the verifier, a CLIP, if it does.
       select: which candidate is taken, and what is left of it.
       sft: supervised fine-tuning; on the run's own targets unless `data` names others.
+      ppo: PPO with a reward for each token, from the streams that `score` names.
       export: the checkpoint to take home.
       evaluate: what the models before and after are asked.
     """
@@ -98,6 +100,7 @@ class TrainConfig:
     clip: ClipStreamConfig = dataclasses.field(default_factory=ClipStreamConfig)
     select: SelectConfig = dataclasses.field(default_factory=SelectConfig)
     sft: SftConfig = dataclasses.field(default_factory=SftConfig)
+    ppo: PpoConfig = dataclasses.field(default_factory=PpoConfig)
     export: ExportConfig = dataclasses.field(default_factory=ExportConfig)
     evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
 

@@ -102,6 +102,41 @@ class Dropped:
 
 
 @dataclasses.dataclass(frozen=True)
+class Rollout:
+    """One response that PPO learnt from, with what it knew of each of its tokens.
+
+    Attributes:
+      image: as in a candidate.
+      prompt: what was asked.
+      candidate: index among the responses to this image and prompt.
+      text: the response.
+      token_ids: its tokens, with the one that ended it; all that follows has one number for each.
+      token_spans: where each stands in the text; empty where it adds no letter.
+      finish_reason: "stop", "length" or "repetition".
+      logprobs: under the policy that drew them.
+      ref_logprobs: under the policy that training began with.
+      values: of the value head; empty without one.
+      rewards: of the streams, before the divergence and the end are counted.
+      advantages: as the update weighs them.
+      verdicts: of each stream.
+    """
+
+    image: str
+    prompt: str
+    candidate: int
+    text: str
+    token_ids: tuple[int, ...]
+    token_spans: tuple[Span, ...]
+    finish_reason: str
+    logprobs: tuple[float, ...]
+    ref_logprobs: tuple[float, ...]
+    values: tuple[float, ...]
+    rewards: tuple[float, ...]
+    advantages: tuple[float, ...]
+    verdicts: tuple[Verdict, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Selection:
     """What became of the candidates of one image.
 

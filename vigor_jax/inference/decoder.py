@@ -75,11 +75,12 @@ class Decoder:
       eos_id: ends a candidate.
 
     Attributes:
+      weights: of the model, an argument of all that is compiled: others of the same shapes and splits compile nothing.
       compilations: how often each function was compiled, by name.
     """
 
     def __init__(self, model: Vlm, config: SamplingConfig, is_answer: Bool[np.ndarray, "V"], eos_id: int) -> None:
-        self._graphdef, self._weights = nnx.split(model)
+        self._graphdef, self.weights = nnx.split(model)
         self._sampling, self._is_answer, self._eos_id = config, is_answer, eos_id
         self.compilations: collections.Counter[str] = collections.Counter()
         positions = model.config.text.max_position_embeddings
@@ -92,14 +93,14 @@ class Decoder:
 
     def init_decode_state(self, batch: Batch) -> tuple[Prefix, DecodeState, KVCache]:
         """Rows without prompts, for prompts as long as these, and a cache of the first of `cache_lengths`."""
-        return self._init_jit(self._weights, batch)
+        return self._init_jit(self.weights, batch)
 
     def prefill(self, prefix: Prefix, state: DecodeState, batch: Batch) -> tuple[Prefix, DecodeState]:
         """Runs prompts, samples each candidate's first token and inserts both into `Batch.rows`.
 
         Reuses the memory of `prefix` and `state`. A prompt must not be longer than the capacity of `prefix`.
         """
-        return self._prefill_jit(self._weights, prefix, state, batch)
+        return self._prefill_jit(self.weights, prefix, state, batch)
 
     def pad_prefix(self, prefix: Prefix, length: int) -> Prefix:
         """The same prompts, with a capacity of at least `length` tokens."""
@@ -115,18 +116,18 @@ class Decoder:
         Undefined if a row has more tokens than the cache has steps.
         """
         with jax.transfer_guard_host_to_device("allow"):  # one number for many tokens
-            return self._generate_jit(self._weights, prefix, state, cache, np.int32(count))
+            return self._generate_jit(self.weights, prefix, state, cache, np.int32(count))
 
     def lower_prefill(self, batch: Batch) -> jax.stages.Lowered:
         """`prefill`, not run: of shapes with shardings, under `jax.set_mesh`."""
         prefix, state, _ = self.shapes(batch, self.cache_lengths[0])
-        return self._prefill_jit.lower(self._weights, prefix, state, batch)
+        return self._prefill_jit.lower(self.weights, prefix, state, batch)
 
     def lower_generate(self, batch: Batch, capacity: int) -> jax.stages.Lowered:
         """`generate` with a cache of `capacity`, not run: of shapes with shardings, under `jax.set_mesh`."""
         mesh = _mesh_of(batch)
         count = jax.ShapeDtypeStruct((), np.int32, sharding=NamedSharding(mesh, P()))
-        return self._generate_jit.lower(self._weights, *self.shapes(batch, capacity), count)
+        return self._generate_jit.lower(self.weights, *self.shapes(batch, capacity), count)
 
     def lower_pad_cache(self, batch: Batch, capacity: int, length: int) -> jax.stages.Lowered:
         """`pad_cache` from a cache of `capacity` to one of `length`, not run: of shapes, under `jax.set_mesh`."""
@@ -136,7 +137,7 @@ class Decoder:
     def shapes(self, batch: Batch, capacity: int) -> tuple[Prefix, DecodeState, KVCache]:
         """Shapes and shardings of what `init_decode_state` and `pad_cache` make, of those of a batch."""
         mesh = _mesh_of(batch)
-        prefix, state, cache = jax.eval_shape(self._init_decode_state, self._weights, batch)
+        prefix, state, cache = jax.eval_shape(self._init_decode_state, self.weights, batch)
         if capacity > cache.capacity:
             cache = jax.eval_shape(functools.partial(self._pad_cache, length=capacity), cache)
 

@@ -2,13 +2,15 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
+from vigor_jax.data.batches.tree_batches import TreeRows
+from vigor_jax.inference.tree_attention import read_places
 from vigor_jax.models.vlm import Vlm
 from vigor_jax.parallel.sharding import constrain_batch
 
@@ -37,6 +39,20 @@ class ResponseBatch:
     instructions: Int[Array, "B 1 Q"] | None = None
 
 
+class TreeLogps(NamedTuple):
+    """What the model says of the responses of each row, at its places; 0 where a row has no more.
+
+    Attributes:
+      logps: log p(token | image, prompt, tokens of its response before it), as `per_token_logps`.
+      entropies: of the distributions that the tokens are drawn from; no gradient.
+      hidden: states before the tokens, for a value head.
+    """
+
+    logps: Float[Array, "B P"]
+    entropies: Float[Array, "B P"]
+    hidden: Float[Array, "B P D"]
+
+
 def per_token_logps(model: Vlm, batch: ResponseBatch, *, remat: str = "none") -> Float[Array, "B R"]:
     """log p(token | image, prompt, tokens before it) of every response token; 0 where `response_mask` is False.
 
@@ -50,28 +66,56 @@ def per_token_logps(model: Vlm, batch: ResponseBatch, *, remat: str = "none") ->
       remat: rematerialization policy of the decoder layers, see `layers.REMAT_POLICIES`.
     """
     hidden = model(batch.token_ids, batch.pixels, instructions=batch.instructions, remat=remat)
-    num_rows, length = batch.response_mask.shape
+    length = batch.response_mask.shape[1]
     places = jnp.minimum(batch.prompt_lengths[:, None] + jnp.arange(length), batch.token_ids.shape[1] - 1)
     targets = jnp.take_along_axis(batch.token_ids, places, axis=1)
     before = constrain_batch(jnp.take_along_axis(hidden, places[..., None] - 1, axis=1))
 
+    logps, _ = target_logps(model, before, targets)
+    return jnp.where(batch.response_mask, logps, 0)
+
+
+def tree_logps(model: Vlm, rows: TreeRows, *, remat: str = "none") -> TreeLogps:
+    """The same of responses that share their prompt in one row, see `data.batches.response_rows`.
+
+    Args:
+      model: its layers stacked or separate.
+      rows: their places are those before the tokens of responses, `targets` the tokens.
+      remat: as `per_token_logps`.
+    """
+    hidden = read_places(model, rows, remat=remat)
+    is_token = rows.weights > 0
+    logps, entropies = target_logps(model, hidden, jnp.maximum(rows.targets, 0))
+    return TreeLogps(jnp.where(is_token, logps, 0), jnp.where(is_token, entropies, 0), hidden)
+
+
+def target_logps(
+    model: Vlm, hidden: Float[Array, "B P D"], targets: Int[Array, "B P"]
+) -> tuple[Float[Array, "B P"], Float[Array, "B P"]]:
+    """log p of a token after each hidden state, and the entropy of the distribution that it is of; in float32.
+
+    The entropy costs nothing where it is not used.
+    """
+    num_rows, length, width = hidden.shape
     num_chunks = -(-length // CHUNK)
     padding = -length % num_chunks  # chunks of equal size
-    before = jnp.pad(before, ((0, 0), (0, padding), (0, 0))).reshape(num_rows, num_chunks, -1, before.shape[-1])
+    hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0))).reshape(num_rows, num_chunks, -1, width)
     targets = jnp.pad(targets, ((0, 0), (0, padding))).reshape(num_rows, num_chunks, -1)
     head = model.language_model.head()
 
     @jax.checkpoint
-    def chunk_logps(chunk: tuple[Array, Array]) -> Float[Array, "B N"]:
+    def of_chunk(chunk: tuple[Array, Array]) -> tuple[Float[Array, "B N"], Float[Array, "B N"]]:
         hidden, targets = chunk
         logits = jnp.matmul(hidden, head, preferred_element_type=jnp.float32)
         # A choice by comparison, in place of a gather, leaves a split vocabulary split.
         is_target = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2) == targets[..., None]
-        return jnp.where(is_target, logits, 0).sum(-1) - jax.nn.logsumexp(logits, -1)
+        total = jax.nn.logsumexp(logits, -1)
+        entropy = total - jnp.sum(jnp.exp(logits - total[..., None]) * logits, -1)
+        return jnp.where(is_target, logits, 0).sum(-1) - total, jax.lax.stop_gradient(entropy)
 
-    logps = jax.lax.map(chunk_logps, (before.swapaxes(0, 1), targets.swapaxes(0, 1)))
-    logps = logps.swapaxes(0, 1).reshape(num_rows, -1)[:, :length]
-    return jnp.where(batch.response_mask, logps, 0)
+    found = jax.lax.map(of_chunk, (hidden.swapaxes(0, 1), targets.swapaxes(0, 1)))
+    logps, entropies = (x.swapaxes(0, 1).reshape(num_rows, -1)[:, :length] for x in found)
+    return logps, entropies
 
 
 def collate_responses(

@@ -5,7 +5,7 @@ import gc
 import itertools
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 from typing import Any, TypeVar, Unpack
@@ -46,7 +46,7 @@ from vigor_jax.inference.sampler import IMAGE_READERS, Completion, Request, Samp
 from vigor_jax.inference.sampling_methods import SamplingConfig
 from vigor_jax.models.int8 import quantize_decoder
 from vigor_jax.models.layers import stacks_inference
-from vigor_jax.models.vlm import Vlm
+from vigor_jax.models.vlm import Vlm, param_paths
 from vigor_jax.parallel.sharding import local_rows, round_up_batch, shard_rows
 from vigor_jax.records import ImageFile
 
@@ -116,6 +116,26 @@ class Policy:
         gc.collect()  # samplers and reward models that nobody holds any longer hold their weights in cycles
         model = load_model(self.checkpoint, mesh=self.mesh, dtype=self.dtype, scan=stacks_inference())
         return quantize_decoder(model) if self._int8 else model
+
+    # Weights
+
+    def set_weights(self, values: Mapping[str, jax.Array]) -> None:
+        """Gives some weights other values, as training that is under way does; what is compiled stays.
+
+        Args:
+          values: by dotted path in `model`, of the same shape, type and split as what they replace, which is freed.
+        """
+        weights = nnx.state(self.model)
+        variables = param_paths(weights)
+        for path, value in values.items():
+            before = variables[path].get_value()
+            assert (value.shape, value.dtype) == (before.shape, before.dtype), path
+            variables[path].set_value(value)
+        nnx.update(self.model, weights)
+        with self._lock:
+            self.__dict__.pop("_graphdef_and_weights", None)
+            for sampler in self._samplers.values():
+                sampler.set_weights(weights)
 
     # Prompts and responses as tokens
 
@@ -268,10 +288,17 @@ class Policy:
 
     # What the model does
 
-    def sample(self, requests: Iterable[Request], sampling: SamplingConfig) -> Iterator[list[Completion]]:
+    def sample(
+        self, requests: Iterable[Request], sampling: SamplingConfig, *, seed: int | None = None
+    ) -> Iterator[list[Completion]]:
         """Candidates for each request, in the order of the requests; see `Sampler.generate`.
 
         Log-probabilities depend in their last digits on what stands in the other rows; each call begins with none.
+
+        Args:
+          requests: what is asked.
+          sampling: how candidates are drawn.
+          seed: instead of that of `sampling`.
 
         Raises:
           InputError: a prompt is too long or an image cannot be read.
@@ -284,7 +311,7 @@ class Policy:
                     self.model, self.checkpoint.tokenizer, compiled, self.mesh, self.template.stop
                 )
             sampler = self._samplers[compiled]
-        return sampler.generate(requests, seed=sampling.seed)
+        return sampler.generate(requests, seed=sampling.seed if seed is None else seed)
 
     def response_logps(
         self, pairs: Iterable[tuple[Request, Sequence[int]]], *, batch_size: int = 8, bucket: int = 64

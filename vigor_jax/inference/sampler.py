@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
+from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -128,6 +129,10 @@ class Sampler:
     def compilations(self) -> collections.Counter[str]:
         """How often each part was compiled so far; a long run should stand still here."""
         return self._decoder.compilations
+
+    def set_weights(self, weights: nnx.State) -> None:
+        """Draws from the same model with other weights from now on; compiles nothing."""
+        self._decoder.weights = weights
 
     def generate(self, requests: Iterable[Request], *, seed: int | None = None) -> Iterator[list[Completion]]:
         """Completions of each request, in the order of the requests, which are read as they are needed.

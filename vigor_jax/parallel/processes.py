@@ -1,6 +1,7 @@
 """What the processes of a run tell each other before they compute together: whether each can, and has the same data."""
 
 import json
+import pickle
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -64,14 +65,25 @@ def same_everywhere(facts: Mapping[str, Any]) -> None:
     together(compare)
 
 
+def gather(value: T) -> list[T]:
+    """The values of all processes, in their order; any that can be pickled."""
+    if jax.process_count() == 1:
+        return [value]
+    return [pickle.loads(content) for content in _gather_bytes(pickle.dumps(value))]
+
+
 def _gather(text: str) -> list[str]:
     """The texts of all processes, in their order."""
-    content = np.frombuffer(text.encode(errors="backslashreplace"), np.uint8)
+    return [content.decode() for content in _gather_bytes(text.encode(errors="backslashreplace"))]
+
+
+def _gather_bytes(data: bytes) -> list[bytes]:
+    content = np.frombuffer(data, np.uint8)
     lengths = np.asarray(multihost_utils.process_allgather(np.int32(len(content))))
     padded = np.zeros(max(int(lengths.max()), 1), np.uint8)
     padded[: len(content)] = content
     rows = np.asarray(multihost_utils.process_allgather(padded)).reshape(len(lengths), -1)
-    return [row[:length].tobytes().decode() for row, length in zip(rows, lengths, strict=True)]
+    return [row[:length].tobytes() for row, length in zip(rows, lengths, strict=True)]
 
 
 def _differences(theirs: Any, ours: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:

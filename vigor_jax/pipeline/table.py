@@ -8,6 +8,7 @@ from typing import Any
 from vigor_jax.config import TrainConfig
 from vigor_jax.stages.evaluate import EvaluateStage
 from vigor_jax.stages.export import ExportStage
+from vigor_jax.stages.ppo import PpoStage
 from vigor_jax.stages.sample import OnPart, SampleStage
 from vigor_jax.stages.score import ScoreStage, check_same_question
 from vigor_jax.stages.select import SelectStage
@@ -29,13 +30,15 @@ def make_stages(config: TrainConfig) -> dict[str, Stage]:
     trains_its_own = "train_reward" in config.run.stages and not config.score.reward_model
     if score.has_reward_model and trains_its_own:
         check_same_question(config.reward_model, dataclasses.asdict(config.train_reward), "train_reward")
+    trained = config.ppo if "ppo" in config.run.stages else config.sft
     stages = (
         TrainRewardStage(config.train_reward),
         SampleStage(config.sample, score.ahead if "score" in config.run.stages else _nothing_ahead),
         score,
         SelectStage(config.select, score.streams),
         SftStage(config.sft),
-        ExportStage(config.export, of="sft", has_adapter=config.sft.lora is not None),
+        PpoStage(config.ppo, score),
+        ExportStage(config.export, of="ppo" if trained is config.ppo else "sft", has_adapter=trained.lora is not None),
         EvaluateStage(config.evaluate),
     )
     return {stage.name: stage for stage in stages}
@@ -44,10 +47,10 @@ def make_stages(config: TrainConfig) -> dict[str, Stage]:
 def filled(config: TrainConfig) -> TrainConfig:
     """The config with what stages leave open: the template is that of the model, images those that are sampled."""
     changes: dict[str, Any] = {}
-    for name in ("train_reward", "sample", "reward_model", "sft", "evaluate"):
+    for name in ("train_reward", "sample", "reward_model", "sft", "ppo", "evaluate"):
         section: Any = getattr(config, name)
         changes[name] = dataclasses.replace(section, template=section.template or config.model.template)
-    for name in ("train_reward", "sft"):
+    for name in ("train_reward", "sft", "ppo"):
         changes[name] = dataclasses.replace(changes[name], images=changes[name].images or config.sample.images)
     return dataclasses.replace(config, **changes)
 

@@ -115,9 +115,12 @@ def sample(
         return
     policy = Policy(checkpoint, mesh, template=config.template, dtype=dtype, int8=config.int8)
 
+    def names(index: int) -> Iterator[str]:
+        return images.names(index * size, (index + 1) * size)
+
     def part(index: int) -> Iterator[tuple[str, str]]:
         """Image and prompt; of a hundred million images no process holds all names."""
-        return ((image, _prompt(config, image)) for image in images.names(index * size, (index + 1) * size))
+        return ((image, choose_prompt(config.prompts, config.sampling.seed, image)) for image in names(index))
 
     def requests(index: int) -> Iterator[Request]:
         for image, prompt in part(index):
@@ -175,10 +178,10 @@ def check_images(images: Collection[str], records: str | Path) -> str:
     return f"{folder} is of {sampled_of}, and there are now {len(images)} images"
 
 
-def _prompt(config: SampleConfig, image: str) -> str:
+def choose_prompt(prompts: Sequence[str], seed: int, image: str) -> str:
     """One of the prompts, the same for an image in every run and on every host."""
-    digest = hashlib.blake2b(f"{config.sampling.seed} {image}".encode(), digest_size=8).digest()
-    return config.prompts[int.from_bytes(digest, "little") % len(config.prompts)]
+    digest = hashlib.blake2b(f"{seed} {image}".encode(), digest_size=8).digest()
+    return prompts[int.from_bytes(digest, "little") % len(prompts)]
 
 
 def _candidate(completion: Completion, prompt: str) -> Candidate:

@@ -101,6 +101,11 @@ class ScoreStage(Stage):
         """Whether our reward model judges."""
         return any(stream.path == RewardModel.name for stream in self._streams.values())
 
+    @property
+    def trains_its_judge(self) -> bool:
+        """Whether it judges with a reward model of this run."""
+        return self.has_reward_model and self._config.reward_model is None
+
     def results(self, context: RunContext) -> list[Result]:
         found = []
         for name, stream in self._streams.items():
@@ -130,6 +135,20 @@ class ScoreStage(Stage):
             progress.barrier(f"score, {name}")
         self._open_streams.clear()
         self.close()  # the sidecar's memory is wanted elsewhere
+
+    def judges(self, context: RunContext) -> dict[str, RewardStream]:
+        """The streams by name, opened, in the order in which they judge: for a stage that scores what it samples."""
+        for name, stream in self._streams.items():
+            if name not in self._judges:
+                self._judges[name] = self._open(stream, context)
+        return self._judges
+
+    def judge_settings(self, context: RunContext) -> dict[str, Any]:
+        """All that decides on what the streams say."""
+        found: dict[str, Any] = {"score.streams": list(self.streams)}
+        for stream in self._streams.values():
+            found |= self._settings(stream, context)
+        return found
 
     @contextmanager
     def ahead(self, context: RunContext, progress: Progress) -> Iterator[Callable[[int, int], None]]:

@@ -133,8 +133,9 @@ class SftConfig(TrainingConfig):
             )
 
 
-# (model, rows, config) → the sum of the loss over some rows, and the number (or weight) of what it is summed over.
-Loss: TypeAlias = Callable[[Vlm, Any, TrainingConfig], tuple[Array, Array]]
+# (model, rows, config) → the sum of the loss over some rows, and the number (or weight) of what it is summed over; or
+# that as "tokens" of a dict, with other sums over the same, whose means are metrics.
+Loss: TypeAlias = Callable[[Vlm, Any, TrainingConfig], tuple[Array, Array | dict[str, Array]]]
 
 
 class TrainState(NamedTuple):
@@ -302,21 +303,22 @@ def make_train_step(
 
     Returns:
       step(state, frozen, rows) → (state, {loss, grad_norm, learning_rate, tokens}): mean loss, norm before
-      clipping, and the number of supervised tokens.
+      clipping, and the number of supervised tokens; with the means of the loss's other sums.
     """
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     loss_of_model = loss or conversation_loss
 
-    def loss_sum(params: Weights, frozen: Weights, rows: Any) -> tuple[Array, Array]:
+    def loss_sum(params: Weights, frozen: Weights, rows: Any) -> tuple[Array, dict[str, Array]]:
         rounded = {path: weight.astype(compute_dtype) for path, weight in params.items()}
-        return loss_of_model(merge_params(graphdef, rounded | frozen), rows, config)
+        loss, found = loss_of_model(merge_params(graphdef, rounded | frozen), rows, config)
+        return loss, found if isinstance(found, dict) else {"tokens": found}
 
-    def sums(params: Weights, frozen: Weights, rows: Any) -> tuple[Array, Array, Weights]:
-        """Loss, tokens and gradients, each summed over the batch, in float32."""
+    def sums(params: Weights, frozen: Weights, rows: Any) -> tuple[Array, dict[str, Array], Weights]:
+        """Loss, tokens (with what else is measured) and gradients, each summed over the batch, in float32."""
 
-        def part(rows: Any) -> tuple[Array, Array, Weights]:
-            (loss, tokens), grads = jax.value_and_grad(loss_sum, has_aux=True)(params, frozen, rows)
-            return loss, tokens, jax.lax.with_sharding_constraint(grads, shardings.params)
+        def part(rows: Any) -> tuple[Array, dict[str, Array], Weights]:
+            (loss, found), grads = jax.value_and_grad(loss_sum, has_aux=True)(params, frozen, rows)
+            return loss, found, jax.lax.with_sharding_constraint(grads, shardings.params)
 
         if config.accumulate == 1:
             return part(rows)
@@ -329,7 +331,8 @@ def make_train_step(
         return total
 
     def step(state: TrainState, frozen: Weights, rows: Any) -> tuple[TrainState, Metrics]:
-        loss, tokens, grads = sums(state.params, frozen, rows)
+        loss, found, grads = sums(state.params, frozen, rows)
+        tokens = found.pop("tokens")
         loss = loss / tokens
         grads = jax.tree.map(lambda g: g / tokens, grads)
         grad_norm = optax.global_norm(grads)
@@ -339,7 +342,7 @@ def make_train_step(
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         new = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
         metrics = {"loss": loss, "grad_norm": grad_norm, "learning_rate": schedule(state.step), "tokens": tokens}
-        return new, metrics
+        return new, metrics | {name: value / tokens for name, value in found.items()}
 
     options = compiler_options(jax.tree.leaves(shardings)[0].mesh)
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None), compiler_options=options)

@@ -1,0 +1,46 @@
+"""PPO in a separate process, for tests that need several devices or processes, or kill it.
+
+python -m tests.stages.run_ppo '{"world": DIR, "runs": [{"run_dir": DIR, "mesh": [d, f, t], "ppo": {...}}]}'
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.stages.ppo_world import PROMPTS, Letters
+from vigor_jax.hf.load import open_checkpoint
+from vigor_jax.inference.sampling_methods import SamplingConfig
+from vigor_jax.parallel.sharding import DistributedConfig, MeshConfig, join_processes, make_mesh
+from vigor_jax.stages.ppo import ppo
+from vigor_jax.stages.ppo_config import PpoConfig
+
+
+def make_config(world: Path, **changes: Any) -> PpoConfig:
+    """Small and quick; learns something in three iterations."""
+    sampling = {"temperature": 1.0, "num_candidates": 2, "max_new_tokens": 12, "batch_size": 4, "prompt_bucket": 8}
+    settings: dict[str, Any] = {
+        "images": str(world / "images"),
+        "prompts": PROMPTS,
+        "batch_size": 8,
+        "minibatch": 4,
+        "ppo_epochs": 2,
+        "learning_rate": 1e-3,
+        "warmup_ratio": 0.0,
+        "eps": 1e-3,
+        "bucket": 32,
+        "sampling": SamplingConfig(**sampling | changes.pop("sampling", {})),
+    }
+    return PpoConfig(**settings | changes)
+
+
+if __name__ == "__main__":
+    job = json.loads(sys.argv[1])
+    join_processes(DistributedConfig(**job.get("distributed", {})))
+    world = Path(job["world"])
+    checkpoint = open_checkpoint(world / "model")
+    for run in job["runs"]:
+        mesh = make_mesh(MeshConfig(*run.get("mesh", (1, -1, 1))))
+        inference = make_mesh(MeshConfig(*run.get("inference", (-1, 1, 1))))
+        config, judges = make_config(world, **run["ppo"]), {"letters": Letters()}
+        ppo(config, checkpoint, Path(run["run_dir"]), mesh, inference, judges, dtype="float32")
