@@ -103,7 +103,7 @@ class Dropped:
 
 @dataclasses.dataclass(frozen=True)
 class Rollout:
-    """One response that PPO learnt from, with what it knew of each of its tokens.
+    """One response that PPO learned from, with what it knew of each of its tokens.
 
     Attributes:
       image: as in a candidate.

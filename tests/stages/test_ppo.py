@@ -111,7 +111,7 @@ def test_log_probabilities_are_those_of_separate_conversations(world, whole):
             np.testing.assert_allclose(rollout.ref_logprobs, logps, atol=2e-5)
             if of_both:
                 np.testing.assert_allclose(rollout.logprobs, logps, atol=2e-5)
-    assert np.abs(np.subtract(last[0].logprobs, last[0].ref_logprobs)).max() > 1e-3  # it has learnt something
+    assert np.abs(np.subtract(last[0].logprobs, last[0].ref_logprobs)).max() > 1e-3  # it has learned something
 
 
 def test_responses_are_drawn_from_the_policy_as_it_is(whole):

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from vigor_jax.data.batches.tree_batches import TreeRows
-from vigor_jax.inference.tree_attention import read_places
+from vigor_jax.inference.tree_attention import hidden_states_at
 from vigor_jax.models.vlm import Vlm
 from vigor_jax.parallel.sharding import constrain_batch
 
@@ -83,7 +83,7 @@ def tree_logps(model: Vlm, rows: TreeRows, *, remat: str = "none") -> TreeLogps:
       rows: their places are those before the tokens of responses, `targets` the tokens.
       remat: as `per_token_logps`.
     """
-    hidden = read_places(model, rows, remat=remat)
+    hidden = hidden_states_at(model, rows, remat=remat)
     is_token = rows.weights > 0
     logps, entropies = target_logps(model, hidden, jnp.maximum(rows.targets, 0))
     return TreeLogps(jnp.where(is_token, logps, 0), jnp.where(is_token, entropies, 0), hidden)

@@ -216,7 +216,7 @@ def _check_finite(arrays: TokenArrays, rollouts: Rollouts, iteration: int) -> No
             place = f"token {token} of candidate {candidate} of {rollouts.questions[index].image}"
             raise TrainingDiverged(
                 f"ppo: iteration {iteration}: {name} is {values[index, candidate, token]} at {place}; nothing was "
-                "learnt from it and the checkpoints before it are good; lower ppo.learning_rate"
+                "learned from it and the checkpoints before it are good; lower ppo.learning_rate"
             )
 
 

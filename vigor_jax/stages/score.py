@@ -139,9 +139,9 @@ class ScoreStage(Stage):
     def judges(self, context: RunContext) -> dict[str, RewardStream]:
         """The streams by name, opened, in the order in which they judge: for a stage that scores what it samples."""
         for name, stream in self._streams.items():
-            if name not in self._judges:
-                self._judges[name] = self._open(stream, context)
-        return self._judges
+            if name not in self._open_streams:
+                self._open_streams[name] = self._open(stream, context)
+        return self._open_streams
 
     def judge_settings(self, context: RunContext) -> dict[str, Any]:
         """All that decides on what the streams say."""
