@@ -40,7 +40,7 @@ def signal(*spans, negative=0.0, positive=0.0, label="x"):
 
 
 def offsets_of(*lengths):
-    """Of tokens that stand for so many characters each."""
+    """Of tokens that stand for as many characters each."""
     ends = np.cumsum([0, *lengths])
     return np.stack([ends[:-1], ends[1:]], axis=1).astype(np.int32)
 

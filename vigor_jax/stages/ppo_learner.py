@@ -120,14 +120,14 @@ class Learner:
 
     @staticmethod
     def split(state: TrainState) -> tuple[Weights, dict[str, Any]]:
-        """The trained weights of the policy, which others read, and all else that a run needs to go on."""
+        """The trained weights of the policy, which others read, and all else that a run needs to continue."""
         head = {path: weight for path, weight in state.params.items() if path.startswith(VALUE_HEAD)}
         params = {path: weight for path, weight in state.params.items() if path not in head}
         rest = {name: value for name, value in state._asdict().items() if name != "params"}
         return params, rest | {"value_head": {path.removeprefix(VALUE_HEAD): weight for path, weight in head.items()}}
 
     def join(self, params: Weights, rest: dict[str, Any]) -> None:
-        """Goes on from what `split` gave."""
+        """Continues from what `split` gave."""
         head = {VALUE_HEAD + path: weight for path, weight in rest["value_head"].items()}
         others = {name: value for name, value in rest.items() if name != "value_head"}
         self.state = TrainState(params=params | head, **others)
