@@ -36,7 +36,7 @@ from vigor_jax.models.llava import Llava, LlavaConfig
 from vigor_jax.models.vlm import param_paths
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh, to_global
 from vigor_jax.records import Span
-from vigor_jax.stages.train_reward import answer_loss
+from vigor_jax.stages.reward_rows import answer_loss
 from vigor_jax.training.train_step import (
     SftConfig,
     abstract_state,

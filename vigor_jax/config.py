@@ -14,10 +14,10 @@ from vigor_jax.rewards.reward_model import RewardModelConfig
 from vigor_jax.rewards.verifier import ClipStreamConfig
 from vigor_jax.stages.evaluate import EvaluateConfig
 from vigor_jax.stages.ppo_config import PpoConfig
+from vigor_jax.stages.reward_rows import TrainRewardConfig
 from vigor_jax.stages.sample import SampleConfig
 from vigor_jax.stages.score import ScoreConfig
 from vigor_jax.stages.select import SelectConfig
-from vigor_jax.stages.train_reward import TrainRewardConfig
 from vigor_jax.training.trackers import Reporting, TrackerName
 from vigor_jax.training.train_step import SftConfig
 

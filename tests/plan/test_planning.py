@@ -27,9 +27,9 @@ from vigor_jax.plan.planning import Plan, model_config, plan, programs
 from vigor_jax.plan.recipe import recipe
 from vigor_jax.rewards.reward_model import RewardModelConfig
 from vigor_jax.stages.programs import Program, Sizes, Work
+from vigor_jax.stages.reward_rows import TrainRewardConfig
 from vigor_jax.stages.sample import SampleConfig
 from vigor_jax.stages.score import ScoreConfig
-from vigor_jax.stages.train_reward import TrainRewardConfig
 from vigor_jax.training import loop as loop_module
 from vigor_jax.training.flops import forward_flops, train_flops
 from vigor_jax.training.train_step import SftConfig

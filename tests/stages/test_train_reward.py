@@ -30,7 +30,7 @@ from vigor_jax.rewards.reward_model import RewardModel, RewardModelConfig
 from vigor_jax.stages import sft as sft_module
 from vigor_jax.stages.export import export
 from vigor_jax.stages.reward_evaluation import auc, evaluate, table
-from vigor_jax.stages.train_reward import (
+from vigor_jax.stages.reward_rows import (
     TrainRewardConfig,
     all_errors,
     answer_loss,
@@ -38,8 +38,8 @@ from vigor_jax.stages.train_reward import (
     errors_asked,
     is_held_out,
     make_sequences,
-    train_reward,
 )
+from vigor_jax.stages.train_reward import train_reward
 from vigor_jax.training.checkpoint import restore_params_only
 from vigor_jax.training.train_step import conversation_loss, merge_params, partition_params
 
