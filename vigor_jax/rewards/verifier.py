@@ -202,7 +202,7 @@ class ClipVerifier:
         """What finds in a text the parts to be scored."""
         if per == "word":
             if not self._words:  # all of them once, or those that a later batch brings would run the tower each time
-                names = self._entities.listed
+                names = self._entities.names
                 self._words = dict(zip(names, self._run_texts(names), strict=True))
             return self._words_of
         if per == "sentence":
@@ -256,7 +256,7 @@ def made_of(checkpoint: ClipCheckpoint, config: ClipStreamConfig, entities: Enti
     """Names all that a verifier's cosines depend on: weights, tokenizer and images; words and how they are found."""
     return {
         "verifier": checkpoint.digest(),
-        "entities": fingerprint.digest([entities.listed, RULES]),
+        "entities": fingerprint.digest([entities.names, RULES]),
         "per": config.per,
         "pad": config.pad,
     }
