@@ -56,23 +56,24 @@ class ClipStream:
                 asked.append(item)
                 yield item
 
-        for texts in self._verifier.score(noted()):
-            item = asked.popleft()
-            verdicts = [
-                Verdict(item.image, candidate, self.name, tuple(map(self._signal, own)))
-                for candidate, own in enumerate(texts)
-            ]
-            signals = [signal for verdict in verdicts for signal in verdict.signals]
-            total += len(signals)
-            rewarded += sum(signal.positive > 0 for signal in signals)
-            punished += sum(signal.negative > 0 for signal in signals)
-            yield verdicts
-        if total:
-            what = f"{self._config.per}s"
-            logger.info(
-                "clip: %d %s, %.0f%% of them rewarded, %.0f%% punished",
-                total, what, 100 * rewarded / total, 100 * punished / total,
-            )  # fmt: skip
+        try:
+            for texts in self._verifier.score(noted()):
+                item = asked.popleft()
+                verdicts = [
+                    Verdict(item.image, candidate, self.name, tuple(map(self._signal, own)))
+                    for candidate, own in enumerate(texts)
+                ]
+                signals = [signal for verdict in verdicts for signal in verdict.signals]
+                total += len(signals)
+                rewarded += sum(signal.positive > 0 for signal in signals)
+                punished += sum(signal.negative > 0 for signal in signals)
+                yield verdicts
+        finally:  # who has all verdicts does not ask whether there are more
+            if total:
+                logger.info(
+                    "clip: %d %ss, %.0f%% of them rewarded, %.0f%% punished",
+                    total, self._config.per, 100 * rewarded / total, 100 * punished / total,
+                )  # fmt: skip
 
     def _signal(self, scored: Scored) -> Signal:
         score = self._config.scale * scored.cosine

@@ -189,7 +189,9 @@ class ClipVerifier:
             pixels[row] = future.result()
         with jax.set_mesh(self._mesh):
             points = jax.device_get(self._embed_images(self._graphdef_and_weights[1], shard_rows(pixels, self._mesh)))
-        table = points[: len(batch)] @ self._embed(wanted).T
+        texts_embedded = self._embed(wanted)
+        # Not as a product of matrices, whose last digits depend on how many words the batch has.
+        table = [(texts_embedded * point).sum(-1) for point in points[: len(batch)]]
         for item, row, texts in zip(batch, table, found, strict=True):
             if not np.isfinite(row).all():
                 raise FloatingPointError(f"{item.image}: the verifier's scores are not finite; are its weights sound?")
@@ -223,10 +225,10 @@ class ClipVerifier:
         if not texts:
             return np.zeros((0, self._checkpoint.config.projection_dim), np.float32)
         known = [self._words[text] for text in texts if text in self._words]
-        return np.stack(known) if len(known) == len(texts) else self._run_texts(texts)
+        return np.stack(known) if len(known) == len(texts) else self._run_texts(texts, longest=True)
 
-    def _run_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "N D"]:
-        rows = self._tokenizer.rows(texts)  # of one length
+    def _run_texts(self, texts: Sequence[str], *, longest: bool = False) -> Float[np.ndarray, "N D"]:
+        rows = self._tokenizer.rows(texts, longest=longest)
         padding = -len(rows) % self._size
         rows = np.concatenate([rows, np.repeat(rows[:1], padding, axis=0)])
         found = []

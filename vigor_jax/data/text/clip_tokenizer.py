@@ -53,16 +53,20 @@ class ClipTokenizer:
         """Names all that decides on the ids."""
         return self._digest
 
-    def rows(self, texts: Sequence[str]) -> Int32[np.ndarray, "B T"]:
-        """The ids of each text, zeros behind them; T is a multiple of 8, or the largest length, so that few lengths are
-        ever compiled.
+    def rows(self, texts: Sequence[str], *, longest: bool = False) -> Int32[np.ndarray, "B T"]:
+        """The ids of each text, zeros behind them.
+
+        Args:
+          texts: any texts.
+          longest: whether T is the largest length that the model takes; otherwise it is the multiple of 8 that these
+            texts need.
 
         Raises:
           InputError: a text has a lone surrogate, or no end token.
         """
         ids = [self._ids(text) for text in texts]
-        longest = max(map(len, ids), default=1)
-        found = np.zeros((len(ids), min(-(-longest // _BUCKET) * _BUCKET, self._max_length)), np.int32)
+        needed = -(-max(map(len, ids), default=1) // _BUCKET) * _BUCKET
+        found = np.zeros((len(ids), self._max_length if longest else min(needed, self._max_length)), np.int32)
         for row, each in zip(found, ids, strict=True):
             row[: len(each)] = each
         return found
