@@ -35,6 +35,7 @@ _SETTINGS = (
     *("vocab.txt", "chat_template.jinja", "chat_template.json", "adapter_config.json", "vigor_jax.json"),
 )
 _WEIGHTS, _INDEX = ("model.safetensors", "pytorch_model.bin"), ".index.json"
+_ADAPTERS, _WITH_ADAPTER = ("adapter_model.safetensors", "adapter_model.bin"), "non_lora_trainables.bin"
 
 
 def is_id(name: str | Path) -> bool:
@@ -165,7 +166,8 @@ def _weights(directory: Path, files: Collection[str]) -> set[str]:
         shards = {file: int(match[1]) for file, match in numbered.items() if match}
         if shards and len(shards) >= max(shards.values()):
             return _with_projector(set(shards), files)
-    return set()
+    adapter = next((name for name in _ADAPTERS if name in files), None)
+    return {adapter, *({_WITH_ADAPTER} & set(files))} if adapter else set()
 
 
 def _first(files: Collection[str]) -> str | None:

@@ -20,6 +20,7 @@ from vigor_jax.demo.config import DemoOptions, demo_config
 from vigor_jax.errors import InputError
 from vigor_jax.evaluation.commands.evaluated_model import EvaluatedModelConfig
 from vigor_jax.export import ExportCommand
+from vigor_jax.models.lora import LoraConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "vigor_jax" / "demo" / "demo.yaml"
@@ -55,8 +56,23 @@ def test_dump_reads_back(tmp_path):
         TrainConfig, ["--config", path, "--sft.freeze", "vision_tower,language_model.norm"], description=""
     )
     assert config.sft.freeze == ("vision_tower", "language_model.norm")
+    assert config.sft.lora is None
+    assert "lora" not in cli.dump(config)  # as in versions without it
     (tmp_path / "config.yaml").write_text(cli.dump(config))
     assert cli.parse(TrainConfig, ["--config", str(tmp_path / "config.yaml")], description="") == config
+
+
+def test_a_section_that_may_be_left_out(tmp_path):
+    given = [*BASE, "--sft.lora.rank", "8", "--sft.lora.target", "language_model", "vision_tower", "--sft.epochs", "2"]
+    config = cli.parse(TrainConfig, given, description="")
+    assert config.sft.lora == LoraConfig(rank=8, target=("language_model", "vision_tower"))
+    assert config.sft.epochs == 2
+    (tmp_path / "config.yaml").write_text(cli.dump(config))
+    again = ["--config", str(tmp_path / "config.yaml")]
+    assert cli.parse(TrainConfig, again, description="") == config
+    assert cli.parse(TrainConfig, [*again, "--sft.lora.alpha", "3"], description="").sft.lora.rank == 8
+    assert cli.parse(TrainConfig, [*again, "--sft.lora", "null"], description="").sft.lora is None
+    assert cli.parse(TrainConfig, [*BASE, "--sft.lora", "{}"], description="").sft.lora == LoraConfig()
 
 
 def test_command_line_wins_over_file_and_later_over_earlier(tmp_path):
@@ -83,6 +99,14 @@ REFUSED = {
     "no stage": ([*BASE, "--run.stages", "[]"], "at least one stage"),
     "missing value": (["--run.dir", "r"], "model.path"),
     "no such file": (["--config", "nowhere.yaml"], "nowhere.yaml"),
+    "unknown option of a section that may be left out": (
+        [*BASE, "--sft.lora.rnk", "3"], "unknown key sft.lora.rnk; the nearest known one is sft.lora.rank",
+    ),
+    "the same as a whole": ([*BASE, '--sft.lora={"rnk": 3}'], "unknown key sft.lora.rnk; the nearest known one is"),
+    "wrong type in it": ([*BASE, "--sft.lora.rank", "x"], 'Parser key "sft.lora.rank": Expected a <class \'int\'>'),
+    "out of range in it": ([*BASE, "--sft.lora.rank", "0"], "lora.rank: expected at least 1, got 0"),
+    "a value in its place": ([*BASE, "--sft.lora", "3"], "sft.lora has options, such as --sft.lora.rank; give one"),
+    "unknown layout": ([*BASE, "--export.layout", "x"], "expected llava-hf or llava or peft or llava-lora, got 'x'"),
     "unknown remat": ([*BASE, "--sft.remat", "some"], "remat: expected one of none, full, dots"),
 }  # fmt: skip
 
@@ -103,6 +127,8 @@ def test_refused_in_one_line(what):
         ("trane: 3", "unknown key trane"),
         ("sft: [", "parsing"),
         ("sft: {epochs: many}", "many"),
+        ("sft: {lora: {rnk: 3}}", "unknown key sft.lora.rnk; the nearest known one is sft.lora.rank"),
+        ("sft: {lora: {rank: many}}", 'Parser key "sft.lora.rank": Expected a <class'),
         ("only words", "only words"),
     ],
 )

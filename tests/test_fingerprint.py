@@ -108,3 +108,19 @@ def test_differences(before, now, wanted):
 def test_a_digest_does_not_depend_on_the_order_of_keys():
     assert fingerprint.digest({"a": 1, "b": [2]}) == fingerprint.digest({"b": [2], "a": 1})
     assert fingerprint.digest({"a": 1}) != fingerprint.digest({"a": 2}) != fingerprint.digest({"a": "2"})
+
+
+@dataclasses.dataclass(frozen=True)
+class WithOptional:
+    rate: float = 0.1
+    adapter: Inner | None = fingerprint.optional()
+
+
+def test_a_section_that_is_left_out_leaves_nothing():
+    """So results of versions without it stay valid."""
+    assert fingerprint.of(WithOptional(), "s") == {"s.rate": 0.1}
+    given = {"s.rate": 0.1, "s.adapter.depth": 1, "s.adapter.folder": None}
+    assert fingerprint.of(WithOptional(adapter=Inner()), "s") == given
+    assert fingerprint.of(WithOptional(adapter=Inner()), "s", with_neutral=True) == given | {"s.adapter.workers": 4}
+    sft = fingerprint.of(TrainConfig(RunConfig(Path()), ModelConfig(Path())).sft, "sft")
+    assert not [key for key in sft if "lora" in key]

@@ -76,8 +76,40 @@ def parse(schema: type[T], arguments: Sequence[str] | None = None, *, descriptio
       InputError: a malformed value, or a config file that cannot be read.
       SystemExit: after `--help`.
     """
-    parser = jsonargparse.ArgumentParser(description=description.split("\n\n")[0], allow_abbrev=False)
+    parser = _WithOptionalSections(description=description.split("\n\n")[0], allow_abbrev=False)
+    parser.told_last = _optional_help(schema)
     return _parse(schema, arguments, parser)
+
+
+class _WithOptionalSections(jsonargparse.ArgumentParser):
+    """Its help also tells of options within sections that may be left out, which jsonargparse takes and does not list.
+
+    Attributes:
+      told_last: follows all other options.
+    """
+
+    told_last = ""
+
+    def format_help(self, *args: Any) -> str:
+        text: str = super().format_help(*args)
+        return text + self.told_last
+
+
+def _optional_help(schema: Any, prefix: str = "") -> str:
+    """The options within sections that may be left out (`X | None`), as the help lists options."""
+    hints, meanings, text = typing.get_type_hints(schema), _meanings(schema), ""
+    for field in dataclasses.fields(schema):
+        key, kind, section = prefix + field.name, hints[field.name], _section(hints[field.name])
+        if section is kind and section:
+            text += _optional_help(section, f"{key}.")
+        elif section:
+            text += f"\nwithin {key}:\n"
+            for inner in dataclasses.fields(section):
+                default = inner.default if inner.default is not dataclasses.MISSING else "none"
+                told = f"{meanings[f'{field.name}.{inner.name}']} (type: {inner.type}, default: {default})"
+                text += f"  --{key}.{inner.name} {inner.name.upper()}\n"
+                text += textwrap.fill(told, 79, initial_indent=" " * 24, subsequent_indent=" " * 24) + "\n"
+    return text
 
 
 def parse_if_known(schema: type[T], arguments: Sequence[str], *, with_config: bool = True) -> T | None:

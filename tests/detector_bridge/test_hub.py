@@ -96,8 +96,14 @@ def write(folder: Path, files: Iterable[str], *, size: int = 50_000, seed: int =
         ),
         (SHARDS, set(SHARDS)),
         (("model.safetensors", QFORMER), {"model.safetensors", QFORMER}),
+        (("adapter_model.safetensors", "adapter_model.bin"), {"adapter_model.safetensors"}),
+        (("adapter_model.bin", "non_lora_trainables.bin"), {"adapter_model.bin", "non_lora_trainables.bin"}),
+        (("model.safetensors", "adapter_model.safetensors"), {"model.safetensors"}),
     ],
-    ids=["both formats", "both in shards", "whole and in shards", "torch", "torch in shards", "no index", "folders"],
+    ids=[
+        *("both formats", "both in shards", "whole and in shards", "torch", "torch in shards", "no index", "folders"),
+        *("an adapter", "LLaVA's adapter", "a model with an adapter"),
+    ],
 )  # fmt: skip
 def test_what_is_read_is_fetched_and_nothing_else(hub, tmp_path, there, wanted):
     others = ("README.md", "flax_model.msgpack", "onnx/config.json", "onnx/model.onnx", "optimizer.pt", "model.gguf")

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from vigor_jax.hf.load import open_checkpoint
+from vigor_jax.models.lora import LoraConfig
 from vigor_jax.parallel.sharding import DistributedConfig, MeshConfig, join_processes, make_mesh
 from vigor_jax.stages.sft import SftConfig, sft
 
@@ -20,7 +21,11 @@ if __name__ == "__main__":
     world = Path(job["world"])
     checkpoint = open_checkpoint(world / "model")
     for run in job["runs"]:
-        config = SftConfig(data=world / "data.json", images=world / "images", **run["sft"])
+        settings = run["sft"]
+        if lora := settings.get("lora"):
+            parts = {name: tuple(value) for name, value in lora.items() if isinstance(value, list)}
+            settings |= {"lora": LoraConfig(**{**lora, **parts})}
+        config = SftConfig(data=world / "data.json", images=world / "images", **settings)
         sizes = run.get("mesh", (1, -1, 1))
         devices = jax.devices()[: run["devices"]] if "devices" in run else None
         sft(config, checkpoint, Path(run["run_dir"]), make_mesh(MeshConfig(*sizes), devices), dtype=jnp.float32)

@@ -54,8 +54,8 @@ def load(
       InputError: the checkpoint cannot be used.
     """
     checkpoint = _open(model, vision_tower, adapter)
-    path = checkpoint.newest / PROVENANCE
-    known = Fields.read(path).text("template", None, null=True) if exists(path) else None
+    said = _provenance(checkpoint)
+    known = said.text("template", None, null=True) if said else None
     return Policy(checkpoint, _mesh(mesh), template=template or known or "v1", dtype=_dtype(dtype), int8=int8)
 
 
@@ -219,11 +219,15 @@ def _mesh(mesh: Mesh | MeshConfig | None) -> Mesh:
 
 def _training(checkpoint: Checkpoint) -> Mapping[str, Any]:
     """What an export of ours says about its training; nothing of other checkpoints."""
-    path = checkpoint.newest / PROVENANCE
-    if not exists(path):
-        return {}
-    training = Fields.read(path).object("training")
+    said = _provenance(checkpoint)
+    training = said.object("training") if said else None
     return training.values if training else {}
+
+
+def _provenance(checkpoint: Checkpoint) -> Fields | None:
+    """What an export of ours says of itself; of an adapter that does not, what its base says."""
+    places = (checkpoint.newest / PROVENANCE, checkpoint.directory / PROVENANCE)
+    return next((Fields.read(path) for path in places if exists(path)), None)
 
 
 def _judge(stream: RewardStream, images: ImageLike | Sequence[ImageLike], responses: Texts) -> list[Judgment]:

@@ -11,6 +11,8 @@ from vigor_jax.hf.names import LINEAR, Entry
 from vigor_jax.hf.weights.tensor_checks import Stored
 from vigor_jax.models.lora import A, B, LoraConfig
 
+# What the original LLaVA's trainer keeps besides the adapter's matrices.
+OTHERS = "non_lora_trainables.bin"
 # What follows a layer's name in the names of its adapter's tensors, here and in PEFT.
 SUFFIXES = {A: "lora_A", B: "lora_B"}
 

@@ -99,9 +99,10 @@ def export_checkpoint(
         _write(export, out, more_files or {})
     if (share := export.rounding.share) is not None:
         kind = export.dtype or checkpoint.dtype
+        advice = "" if round(100 * share) >= 99 else "; dtype float32, or the layout peft, loses nothing"
         logger.info(
             "export: the adapter is merged into weights of %s, in which %.0f%% of its update survived the rounding%s",
-            kind.name, 100 * share, "" if share > 0.99 else "; dtype float32, or the layout peft, loses nothing",
+            kind.name, 100 * share, advice,
         )  # fmt: skip
 
 

@@ -203,6 +203,25 @@ class Family(abc.ABC):
         tokenizer = Tokenizer.load(directory, whole_prompt=True)
         return self.checkpoint(directory, self.layouts[0], sizes, preprocessing, tokenizer, tensors)
 
+    def open_below(
+        self, adapter: Path, config: Json, directory: Path, vision_tower: str | Path | None = None
+    ) -> Checkpoint:
+        """Opens a language model alone, below an adapter that has the config.json of the whole model.
+
+        Args:
+          adapter: folder of the adapter.
+          config: content of its config.json.
+          directory: of the language model.
+          vision_tower: as `read_config`.
+
+        Raises:
+          InputError: the family has no such adapters; or as `open`.
+        """
+        raise InputError(
+            f"{directory} is a language model alone, and {adapter} an adapter that does not bring the rest; give the "
+            "whole model that the adapter was made for"
+        )
+
     def checkpoint(
         self,
         directory: Path,

@@ -74,12 +74,14 @@ def open_checkpoint(
         if adapter is not None:
             raise InputError(f"model: {directory} is an adapter, and so is {adapter}; give the base and one of them")
         return open_checkpoint(base_of(directory), vision_tower, directory)
-    checkpoint = _open_base(directory, vision_tower)
-    return checkpoint if adapter is None else with_adapter(checkpoint, adapter)
+    if adapter is None:
+        return _open_base(directory, vision_tower)
+    above = hub.local_directory(adapter)
+    return with_adapter(_open_base(directory, vision_tower, above), above)
 
 
-def _open_base(directory: Path, vision_tower: str | Path | None) -> Checkpoint:
-    """A checkpoint without an adapter."""
+def _open_base(directory: Path, vision_tower: str | Path | None, adapter: Path | None = None) -> Checkpoint:
+    """A checkpoint without its adapter; `adapter` may bring what a language model alone lacks."""
     if not directory.is_dir():
         raise InputError(
             f"model: {directory} is no directory; give the directory of a LLaVA checkpoint, or ORG/NAME on the Hub"
@@ -90,6 +92,11 @@ def _open_base(directory: Path, vision_tower: str | Path | None) -> Checkpoint:
         raise InputError(f"model: {directory} has no config.json; {known}")
     config = read_json(path)
     refuse_quantized(Fields(config, path))
+    own = adapter / "config.json" if adapter else None
+    if adapter and own and config.get("model_type") == "llama" and exists(own):
+        hub.fetch_weights(adapter)
+        whole = read_json(own)
+        return family_of(whole, own).open_below(adapter, whole, directory, vision_tower)
     return family_of(config, path).open(config, directory, vision_tower)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from vigor_jax.errors import InputError, some
 from vigor_jax.hf import hub
-from vigor_jax.hf.adapter import SUFFIXES, Adapter, lora_entries
+from vigor_jax.hf.adapter import OTHERS, SUFFIXES, Adapter, lora_entries
 from vigor_jax.hf.family import Checkpoint
 from vigor_jax.hf.names import FINAL_NORM, Entry
 from vigor_jax.hf.other_folders import has_whole_model, refuse_adapter
@@ -24,7 +24,7 @@ from vigor_jax.hf.weights.tensor_files import TensorReader
 from vigor_jax.json_fields import Fields, exists, read_json, show
 from vigor_jax.models.lora import A, LoraConfig
 
-CONFIG, WEIGHTS, OTHERS = "adapter_config.json", "adapter_model", "non_lora_trainables.bin"
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model"
 BASE_KEY = "base"
 """In the metadata of a weights file of ours: `base_digest` of the model that it was trained on."""
 
@@ -69,17 +69,16 @@ def base_of(directory: Path) -> Path:
     )
 
 
-def with_adapter(checkpoint: Checkpoint, name: str | Path) -> Checkpoint:
+def with_adapter(checkpoint: Checkpoint, directory: Path) -> Checkpoint:
     """A checkpoint with an adapter on top of its weights, which stay as they are.
 
     Args:
       checkpoint: the base, without an adapter.
-      name: folder of the adapter, or its name on the Hub.
+      directory: of the adapter.
 
     Raises:
       InputError: there is no adapter, it is damaged, of a kind that is not supported, or made for another model.
     """
-    directory = hub.local_directory(name)
     path = directory / CONFIG
     if not exists(path):
         if directory.is_dir():

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from vigor_jax.hf import hub
-from vigor_jax.hf.adapter import lora_entries
+from vigor_jax.hf.adapter import OTHERS, lora_entries
 from vigor_jax.hf.family import Export
-from vigor_jax.hf.peft import BASE_KEY, CONFIG, OTHERS, WEIGHTS, base_digest
+from vigor_jax.hf.peft import BASE_KEY, CONFIG, WEIGHTS, base_digest
 from vigor_jax.hf.processor_files import write_json
 from vigor_jax.hf.weights.merged import fetch
 from vigor_jax.hf.weights.safetensors_file import write_safetensors

@@ -8,7 +8,7 @@ import dataclasses
 import math
 import re
 import zlib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import jax
@@ -115,18 +115,6 @@ def lora_modules(model: Vlm, target: Iterable[str]) -> dict[str, Linear]:
 def lora_paths(paths: Collection[str]) -> frozenset[str]:
     """Those of parameters that belong to an adapter."""
     return frozenset(path for path in paths if path.rsplit(".", 1)[-1] in (A, B))
-
-
-def lora_product(params: Mapping[str, Float[Array, "*L I O"]], path: str, scale: float) -> Float[Array, "*L I O"]:
-    """What an adapter adds to the kernel of a layer, in float32.
-
-    Args:
-      params: with the adapter's matrices.
-      path: of the layer.
-      scale: `LoraConfig.scale`.
-    """
-    a, b = (jnp.asarray(params[f"{path}.{name}"], jnp.float32) for name in (A, B))
-    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST) * scale
 
 
 def covered(paths: Collection[str], patterns: Iterable[str], option: str, what: str = "parameter") -> set[str]:

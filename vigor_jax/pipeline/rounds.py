@@ -83,7 +83,7 @@ def of_round(config: TrainConfig, number: int) -> TrainConfig:
     return dataclasses.replace(
         config,
         run=dataclasses.replace(one, stages=stages),
-        model=dataclasses.replace(config.model, path=run.dir / f"round-{number - 1}" / EXPORT),
+        model=dataclasses.replace(config.model, path=run.dir / f"round-{number - 1}" / EXPORT, adapter=None),
         sample=dataclasses.replace(config.sample, sampling=sampling),
         score=dataclasses.replace(config.score, reward_model=config.score.reward_model or first / REWARD_MODEL),
     )

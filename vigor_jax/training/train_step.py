@@ -54,7 +54,7 @@ class TrainingConfig:
       max_length: longest example in tokens, image tokens included; longer ones lose text at their end.
       bucket: lengths are padded to multiples of it, so that few shapes are ever compiled.
       freeze: what is not trained, each a beginning of dotted parameter paths or a regular expression for whole ones;
-        with `lora` everything is frozen but the adapter and `lora.also`.
+        with `lora` everything is, but the adapter and `lora.also`.
       lora: train a low-rank adapter in place of the weights: its options are rank, alpha, target, also and rslora
         (docs/lora.md).
       remat: what the decoder's layers keep for the backward pass, a key of `models.layers.REMAT_POLICIES`.
@@ -179,11 +179,10 @@ def trained_in(paths: Set[str], config: TrainingConfig) -> frozenset[str]:
     adapted = {path.rsplit(".", 1)[0] for path in adapter}
     if both := sorted(path for path in whole if path.rsplit(".", 1)[0] in adapted):
         raise InputError(f"lora.also: {both[0]} has an adapter; leave it out there or in lora.target")
-    trained = adapter | whole
-    for pattern in config.freeze:
-        if kept := sorted(covered(paths, (pattern,), "freeze") & trained):
-            raise InputError(f"freeze: {pattern!r} covers {kept[0]}, which lora trains; change freeze or lora")
-    return trained
+    for pattern in config.freeze:  # below an adapter all weights are frozen, so there this says nothing new
+        if kept := sorted(covered(paths, (pattern,), "freeze") & whole):
+            raise InputError(f"freeze: {pattern!r} covers {kept[0]}, which lora.also trains; change one of them")
+    return adapter | whole
 
 
 def partition_params(model: Vlm, trained: Set[str]) -> tuple[nnx.GraphDef, Weights, Weights]:

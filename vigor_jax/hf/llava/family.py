@@ -11,6 +11,7 @@ from vigor_jax.data.images.preprocessing import Preprocessing
 from vigor_jax.data.text.tokenizer import Tokenizer
 from vigor_jax.errors import InputError
 from vigor_jax.hf import hub
+from vigor_jax.hf.adapter import OTHERS
 from vigor_jax.hf.family import Checkpoint, Export, Family
 from vigor_jax.hf.image_settings import preprocessing_from_hf
 from vigor_jax.hf.llava import config as llava_config
@@ -75,27 +76,39 @@ class LlavaFamily(Family):
         tokenizer = Tokenizer.load(directory, whole_prompt=True)  # a prompt is one text for its processor
         return self.checkpoint(directory, "llava-hf", model, preprocessing, tokenizer, tensors)
 
+    def open_below(
+        self, adapter: Path, config: Json, directory: Path, vision_tower: str | Path | None = None
+    ) -> Checkpoint:
+        if not llava_config.is_original(config):
+            return super().open_below(adapter, config, directory, vision_tower)
+        return self._open_original(config, directory, vision_tower, adapter)
+
     def write(self, export: Export, directory: Path | None, out: Path) -> None:
         write(export, directory, out)
 
-    def _open_original(self, config: Json, directory: Path, vision_tower: str | Path | None) -> Checkpoint:
-        path = directory / "config.json"
+    def _open_original(
+        self, config: Json, directory: Path, vision_tower: str | Path | None, adapter: Path | None = None
+    ) -> Checkpoint:
+        """A checkpoint in the original layout; or a language model alone, below an adapter that brings the rest."""
+        whole = adapter or directory  # whose config.json says it all
+        path = whole / "config.json"
         fields = Fields(config, path)
-        named, tower, vision = llava_config.find_tower(config, directory, vision_tower)
+        named, tower, vision = llava_config.find_tower(config, whole, vision_tower)
         model = llava_config.from_original(config, vision, path)
 
         stored = stored_weights(directory)
         refuse_part(stored, directory, others=True)
-        projector = directory / "mm_projector.bin"
+        projector = adapter / OTHERS if adapter else directory / "mm_projector.bin"
         if not any("mm_projector" in name for name in stored) and exists(projector):
             reader = TensorReader.open_file(projector)
-            stored |= {name: Stored(reader, name) for name in reader.names() if "mm_projector" in name}
+            found = (name for name in reader.names() if "mm_projector" in name)
+            stored |= {name.removeprefix("base_model.model."): Stored(reader, name) for name in found}
         if not any(name.startswith(names.ORIGINAL_TOWER) for name in stored):
-            if tower is None and not vision_tower and llava_config.is_fetched(named, directory):
+            if tower is None and not vision_tower and llava_config.is_fetched(named, whole):
                 tower = hub.local_directory(named)
             if tower is None:
                 raise InputError(
-                    f"{directory}: neither the weights nor a directory hold the vision tower {named!r}; "
+                    f"{whole}: neither the weights nor a directory hold the vision tower {named!r}; "
                     "give its directory as vision_tower, or ORG/NAME on the Hub"
                 )
             stored |= {names.ORIGINAL_TOWER + name: tensor for name, tensor in _tower_tensors(tower).items()}

@@ -22,7 +22,7 @@ def write_torch_bin(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
         path: the file.
         tensors: arrays of any of torch's types, by name; there may be none.
     """
-    arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    arrays = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     items = b"".join(_plain(name) + _tensor(str(key), array) for key, (name, array) in enumerate(arrays.items()))
     state = pickle.PROTO + b"\x02" + pickle.EMPTY_DICT + pickle.MARK + items + pickle.SETITEMS + pickle.STOP
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:

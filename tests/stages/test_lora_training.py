@@ -1,0 +1,243 @@
+"""Stages that train an adapter: what they keep, what they export, and that devices and interruptions change nothing."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import vigor_jax as vj
+from tests.stages.sft_world import curve, finish, interrupt, make_world, spawn, weights
+from vigor_jax.config import RunConfig, TrainConfig
+from vigor_jax.errors import InputError
+from vigor_jax.hf.export import ExportConfig
+from vigor_jax.hf.families import read_config
+from vigor_jax.hf.load import ModelConfig, open_checkpoint
+from vigor_jax.models.lora import LoraConfig, lora_paths
+from vigor_jax.models.vlm import abstract_model, param_paths
+from vigor_jax.parallel.sharding import MeshConfig, make_mesh
+from vigor_jax.pipeline.rounds import of_round
+from vigor_jax.pipeline.run import Run
+from vigor_jax.stages.export import export
+from vigor_jax.stages.programs import Sizes, Target
+from vigor_jax.stages.sft import SftStage, sft
+from vigor_jax.training.train_step import SftConfig, merge_params
+from vigor_jax.training.trainable import load_trainable
+
+LORA = LoraConfig(rank=4, alpha=8)
+SETTINGS: dict[str, Any] = {
+    "batch_size": 8,
+    "epochs": 2,
+    "learning_rate": 1e-2,
+    "max_length": 256,
+    "bucket": 64,
+    "save_every": 2,
+    "lora": LORA,
+}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_world(tmp_path_factory.mktemp("lora") / "world", examples=24)
+
+
+def config_of(world: Path, **changes: Any) -> SftConfig:
+    return SftConfig(data=world / "data.json", images=str(world / "images"), **{**SETTINGS, **changes})
+
+
+def run(world: Path, run_dir: Path, checkpoint: Any = None, **changes: Any) -> Path:
+    checkpoint = checkpoint or open_checkpoint(world / "model")
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    return sft(config_of(world, **changes), checkpoint, run_dir, mesh, dtype=jnp.float32)
+
+
+@pytest.fixture(scope="module")
+def trained(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("lora-run")
+    run(world, directory)
+    return directory
+
+
+def test_checkpoints_hold_the_adapter_alone(trained):
+    found = weights(trained)
+    assert found.keys() == lora_paths(found.keys())
+    assert len(found) == 14
+    assert all(weight.dtype == np.float32 for weight in found.values())
+    assert all(weight.any() for weight in found.values())
+    losses = [line["loss"] for line in curve(trained)]
+    assert np.mean(losses[-2:]) < np.mean(losses[:2])
+
+
+def test_the_reference_is_the_model_without_it(world):
+    """By the same frozen weights: nothing is there twice but what is trained in full."""
+    checkpoint = open_checkpoint(world / "model")
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    lora = dataclasses.replace(LORA, also=("multi_modal_projector",))
+    plain = load_trainable(checkpoint, config_of(world), mesh, jnp.float32, reference=True)
+    assert plain.ref_params == {}
+    with_projector = load_trainable(checkpoint, config_of(world, lora=lora), mesh, jnp.bfloat16, reference=True)
+    names = ("linear_1.bias", "linear_1.kernel", "linear_2.bias", "linear_2.kernel")
+    assert set(with_projector.ref_params) == {f"multi_modal_projector.{name}" for name in names}
+    assert {weight.dtype for weight in with_projector.ref_params.values()} == {jnp.dtype(jnp.bfloat16)}
+    ids = jnp.asarray([[1, 5, 9, 20, 31]])
+
+    def logits(graphdef: Any, params: Any) -> Any:
+        model = merge_params(graphdef, params | plain.frozen)
+        return model.language_model.logits(model(ids))
+
+    moved = {path: weight + 0.1 for path, weight in plain.params.items()}
+    reference = logits(plain.ref_graphdef, plain.ref_params)
+    np.testing.assert_allclose(reference, logits(plain.graphdef, plain.params), rtol=1e-5, atol=1e-5)
+    assert np.abs(reference - logits(plain.graphdef, moved)).max() > 0.1
+
+
+def test_a_run_that_was_interrupted_ends_with_the_same_bits(world, trained, tmp_path, monkeypatch):
+    interrupt(lambda: run(world, tmp_path), monkeypatch, after=3)
+    run(world, tmp_path)
+    before, after = weights(trained), weights(tmp_path)
+    assert before.keys() == after.keys()
+    for path, weight in before.items():
+        np.testing.assert_array_equal(after[path], weight, err_msg=path)
+    assert curve(tmp_path) == curve(trained)
+    with pytest.raises(InputError, match=r"was made with lora.rank 4, which is now 8; go back to that value"):
+        run(world, tmp_path, lora=LoraConfig(rank=8, alpha=8), epochs=2)
+
+
+def test_it_is_exported_as_an_adapter_and_merged_when_asked(world, trained, tmp_path):
+    checkpoint, checkpoints = open_checkpoint(world / "model"), trained / "checkpoints" / "sft"
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    export(ExportConfig(), checkpoint, checkpoints, tmp_path / "adapter", mesh)
+    export(ExportConfig(layout="llava-hf"), checkpoint, checkpoints, tmp_path / "merged", mesh)
+    adapter, merged = open_checkpoint(tmp_path / "adapter"), open_checkpoint(tmp_path / "merged")
+    assert adapter.adapter is not None
+    assert adapter.directory.resolve() == (world / "model").resolve()
+    assert (adapter.adapter.lora.rank, adapter.adapter.lora.alpha) == (4, 8)
+    read = adapter.adapter.read(adapter.entries)
+    for path, weight in weights(trained).items():
+        np.testing.assert_array_equal(read[path], weight)
+    name = "language_model.model.layers.1.mlp.up_proj.weight"
+    path = "language_model.layers.up_proj"
+    update = 2 * (read[f"{path}.lora_a"][1] @ read[f"{path}.lora_b"][1]).T
+    expected = checkpoint.tensors[name].read() + update
+    np.testing.assert_allclose(merged.tensors[name].read(), expected, rtol=1e-5, atol=1e-6)
+    assert json.loads((tmp_path / "adapter" / "vigor_jax.json").read_text())["layout"] == "peft"
+
+
+def test_training_continues_from_an_adapter(world, trained, tmp_path):
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    base = open_checkpoint(world / "model")
+    export(ExportConfig(), base, trained / "checkpoints" / "sft", tmp_path / "adapter", mesh)
+    checkpoint = open_checkpoint(world / "model", adapter=tmp_path / "adapter")
+    loaded = load_trainable(checkpoint, config_of(world), mesh, jnp.float32, reference=True)
+    for path, weight in weights(trained).items():
+        np.testing.assert_array_equal(loaded.params[path], weight)
+        np.testing.assert_array_equal(loaded.ref_params[path], weight)  # the reference is where this training begins
+        assert loaded.ref_params[path] is not loaded.params[path]
+    run(world, tmp_path / "run", checkpoint, epochs=1)
+    again = tmp_path / "run" / "checkpoints" / "sft"
+    export(ExportConfig(), checkpoint, again, tmp_path / "second", mesh)
+    assert open_checkpoint(tmp_path / "second").adapter is not None
+    for changes, message in (
+        (
+            {"lora": None},
+            "is an adapter, and training would change the weights below it; give lora its rank 4 and alpha 8",
+        ),
+        ({"lora": LoraConfig(rank=8, alpha=8)}, "lora.rank: 8, but the adapter .* that training continues has 4; give"),
+        ({"lora": LoraConfig(rank=4, alpha=9)}, "lora.alpha: 9"),
+        ({"lora": LoraConfig(4, 8, target=("multi_modal_projector",))}, "lora.target: multi_modal_projector covers 2"),
+    ):
+        with pytest.raises(InputError, match=message):
+            run(world, tmp_path / "never", checkpoint, **changes)
+
+
+def test_a_run_exports_evaluates_and_refuses(world, tmp_path):
+    """Through the config of a run; `train_reward` gives its model to `score` in the same way."""
+    whole = TrainConfig(
+        RunConfig(tmp_path / "run"),
+        ModelConfig(world / "model", dtype="float32"),
+        sft=config_of(world, epochs=1),
+    )
+    Run(whole).go()
+    assert (tmp_path / "run" / "export" / "adapter_config.json").exists()
+    plain = dataclasses.replace(whole, sft=config_of(world, lora=None), export=ExportConfig(layout="peft"))
+    with pytest.raises(InputError, match="layout: peft is for adapters, and none was trained here; give llava-hf"):
+        Run(plain)
+
+
+def test_rounds_put_no_adapter_on_an_adapter(world, tmp_path):
+    """What a round exports is an adapter with its base; the next continues it."""
+    model = ModelConfig(world / "model", adapter=tmp_path / "adapter")
+    whole = TrainConfig(RunConfig(tmp_path / "run", rounds=2), model)
+    assert of_round(whole, 1).model.adapter == tmp_path / "adapter"
+    assert of_round(whole, 2).model.adapter is None
+
+
+def test_from_python_it_says_what_the_merged_model_says(world, trained, tmp_path):
+    checkpoints = trained / "checkpoints" / "sft"
+    adapter = vj.export(checkpoints, tmp_path / "adapter")
+    merged = vj.export(adapter, tmp_path / "merged", layout="llava-hf", base=world / "model")
+    images, question = sorted((world / "images").iterdir())[:2], "What is in the picture?"
+    models = [
+        vj.load(world / "model", adapter=adapter),
+        vj.load(merged),
+        vj.load(world / "model"),
+        vj.load(adapter, int8=True),
+    ]
+    said = [model.generate(images, question, temperature=0, max_new_tokens=6) for model in models[:2]]
+    assert [each.token_ids for each in said[0]] == [each.token_ids for each in said[1]]
+    logprobs = [
+        np.array([each.sum_logprob for each in model.logprobs(images, question, ["a red dog.", "a table."])])
+        for model in models
+    ]
+    np.testing.assert_allclose(logprobs[0], logprobs[1], rtol=1e-4)
+    assert np.abs(logprobs[0] - logprobs[2]).min() > 0.1
+    np.testing.assert_allclose(logprobs[3], logprobs[0], rtol=0.05)  # the base in 8 bits, the adapter not
+
+
+def test_a_plan_holds_gradients_and_moments_of_the_adapter_alone(world):
+    """Bytes of weights and optimizer on a device, counted by hand."""
+    model = read_config(world / "model")
+    mesh = MeshConfig(1, 1, 1)
+    sizes = Sizes(prompt=64, response=16, branch_row=64, sentences=4, example=64)
+    target = Target(model, jnp.dtype("bfloat16"), jax.devices()[:1], mesh, mesh, sizes)
+    (whole,) = SftStage(config_of(world, lora=None)).programs(target)
+    (thin,) = SftStage(config_of(world)).programs(target)
+    text = model.text
+    query, kv = text.num_heads * text.head_dim, text.num_kv_heads * text.head_dim
+    ends = [(text.hidden_size, query), *[(text.hidden_size, kv)] * 2, (query, text.hidden_size)]
+    ends += [(text.hidden_size, text.intermediate_size)] * 3
+    adapter = LORA.rank * text.num_layers * sum(map(sum, ends))
+    base = param_paths(nnx.state(abstract_model(model))).values()
+    everything = sum(math.prod(variable.get_value().shape) for variable in base)
+    counters = thin.held - (2 * everything + 4 * 3 * adapter)
+    assert 0 <= counters < 64  # steps and keys
+    assert thin.held < whole.held / 3
+    assert thin.flops < whole.flops
+
+
+@pytest.mark.slow
+@pytest.mark.main
+def test_one_device_equals_eight(world, tmp_path):
+    lora = {"rank": 4, "alpha": 8, "target": ["language_model", "vision_tower"], "also": ["multi_modal_projector"]}
+    settings = {**SETTINGS, "lora": lora}
+    meshes = {"one": ((1, 1, 1), 1), "fsdp": ((1, 8, 1), 8), "tensor": ((2, 2, 2), 8)}
+    jobs = [
+        {"run_dir": str(tmp_path / name), "mesh": mesh, "devices": devices, "sft": settings}
+        for name, (mesh, devices) in meshes.items()
+    ]
+    finish(spawn({"world": str(world), "runs": jobs}, devices=8, cache=tmp_path / "cache"))
+    expected, losses = weights(tmp_path / "one"), curve(tmp_path / "one")
+    assert len(losses) == 6
+    for name in ("fsdp", "tensor"):
+        for ours, theirs in zip(curve(tmp_path / name), losses, strict=True):
+            assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+        found = weights(tmp_path / name)
+        assert found.keys() == expected.keys()
+        for path, weight in expected.items():
+            np.testing.assert_allclose(found[path], weight, rtol=1e-3, atol=2e-5, err_msg=path)
