@@ -11,6 +11,7 @@ from detector_bridge.client import BlockingClient, ClientConfig
 from detector_bridge.messages import Detection, Request
 from tests.detector_bridge.sidecar import picture, sidecar
 from tests.detector_bridge.tiny_detector import write_transformers
+from vigor_jax import demo
 from vigor_jax.errors import InputError
 from vigor_jax.records import ScoreItem, Span
 from vigor_jax.rewards.detection import DetectionConfig, DetectorStream
@@ -112,6 +113,10 @@ def test_digest_names_model_and_settings(served, tmp_path, monkeypatch):
     (tmp_path / "list.txt").write_text("dog\n")
     other = DetectionConfig((served.address,), phrases=PhrasesConfig("entities", entities=tmp_path / "list.txt"))
     assert digest(other) != plain
+    tagger = Path(demo.__file__).parent / "checkpoints" / "tagger"
+    lists = {given: PhrasesConfig("entities", entities=given, tagger=tagger) for given in (None, "coco", "lvis")}
+    digests = {given: digest(DetectionConfig((served.address,), phrases=phrases)) for given, phrases in lists.items()}
+    assert digests[None] == digests["coco"] != digests["lvis"]
     for option in ({"negated": "skip"}, {"negated": "ask"}, {"hypothetical": "ask"}):
         changed = DetectionConfig((served.address,), phrases=PhrasesConfig("entities", **option))
         assert digest(changed) != plain

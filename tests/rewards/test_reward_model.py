@@ -28,6 +28,7 @@ from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 from vigor_jax.records import ScoreItem, Span
 from vigor_jax.rewards import reward_model
 from vigor_jax.rewards.reward_model import RewardModel, RewardModelConfig
+from vigor_jax.rewards.stream import credit_of
 
 CONFIG = RewardModelConfig(batch_size=2, max_length=640, bucket=64, answer_tokens=6)
 SYSTEM = (
@@ -255,6 +256,7 @@ def test_candidates_do_not_see_each_other(judge, items, verdicts):
 
 def test_holistic(source, items, transformers_forward):
     other = make_judge(source, dataclasses.replace(CONFIG, per="description"))
+    assert credit_of(other) == "response"
     found = list(other.judge(items))
     assert_one_by_one(signals(found), source, transformers_forward, whole=True)
     spans = [signal.spans for signal in signals(found)]

@@ -1,16 +1,17 @@
 """Rewards per token, against a slow formula that looks at one character after the other."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.data.text.test_split_text import llama, tiny  # noqa: F401 (fixtures)
 from vigor_jax.errors import InputError
-from vigor_jax.records import Signal, Span, Verdict
+from vigor_jax.records import Candidate, Signal, Span, Verdict
 from vigor_jax.rewards.detection import DetectorStream
 from vigor_jax.rewards.entities import EntityPhrases
 from vigor_jax.rewards.reward_model import RewardModel
@@ -25,7 +26,8 @@ from vigor_jax.rewards.token_rewards import (
     token_rewards,
 )
 
-CAPTIONS = Path(__file__).resolve().parents[3] / "shared" / "data" / "captions" / "llava13b_coco_captions.jsonl"
+ROOT = Path(__file__).resolve().parents[2]
+CAPTIONS = ROOT.parent / "shared" / "data" / "captions" / "llava13b_coco_captions.jsonl"
 EPSILON = np.finfo(np.float32).eps
 
 
@@ -97,6 +99,7 @@ configs = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(cases(), configs, st.sampled_from(["words", "sentence", "response"]))
 def test_against_the_slow_formula(case, config, credit):
     lengths, found = case
@@ -106,6 +109,7 @@ def test_against_the_slow_formula(case, config, credit):
     np.testing.assert_allclose(rewards, slowly(found, lengths, config, credit), rtol=2 * EPSILON, atol=1e-6)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(cases(), cases()), max_size=4), configs)
 def test_batches_are_the_weighted_sums_of_streams(pairs, config):
     credits = {"one": "words", "two": "sentence"}
@@ -261,6 +265,16 @@ def test_real_captions(llama, reward_at):  # noqa: F811
             for start, end in one.spans
         )
     assert several > 120  # names of two or more tokens
+
+
+def test_the_documented_lines_work(tiny, capsys):  # noqa: F811
+    page = (ROOT / "docs" / "rewards.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```py\n(.*?)```", page, re.DOTALL)
+    ids = (*tiny.encode("A dog."), tiny.eos_id)
+    candidates = [Candidate("a.jpg", "", 0, "A dog.", ids, 0.0, "stop")]
+    verdicts = [verdict(signal((2, 5), positive=1.0), stream="detector")]
+    exec(code, {"tokenizer": tiny, "candidates": candidates, "verdicts": verdicts})
+    assert capsys.readouterr().out == f"(1, {len(ids)}) [{len(ids)}]\n"
 
 
 def test_spread_divides_as_in_fusion():

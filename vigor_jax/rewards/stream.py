@@ -42,8 +42,8 @@ class RewardStream(Protocol):
 def credit_of(stream: Any) -> Credit:
     """Which tokens get what a stream, or its class, says: those of its spans, "words", if it does not say.
 
-    "sentence": a signal is about what its span says as a whole, and goes on the span's last token. "response": it is
-    about the whole response, and goes on the last token of all.
+    "sentence": a signal is about what its span says as a whole, and is put on the span's last token. "response": it is
+    about the whole response, and is put on the last token of all.
 
     Raises:
       InputError: it says something else.

@@ -5,7 +5,7 @@ what is right and what is wrong, a signal is worth
 
     w+ · positive - w- · negative
 
-and goes on the tokens of its words, on the last token of its sentence, or on the last token of the response, as the
+and is put on the tokens of its words, on the last token of its sentence, or on the last token of the response, as the
 stream's `credit` says. The paper is silent about names of several tokens and about things that are named twice. Our
 reading: a name's tokens share its reward, and a thing is paid where it is named first, for a reward for every mention
 is earned by repeating what is there.

@@ -52,6 +52,7 @@ def sequences(vocabulary=400):
     return st.lists(part, max_size=6).map(lambda parts: list(itertools.chain(*parts)))
 
 
+@settings(deadline=None)
 @given(sequences())
 def test_any_ids(tiny, ids):
     pieces = tiny.split_text(ids)
@@ -60,12 +61,13 @@ def test_any_ids(tiny, ids):
     assert len(pieces) == len(ids)
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(sequences(32000))
 def test_any_ids_of_llama(llama, ids):
     assert llama.split_text(ids) == by_beginnings(llama, ids)
 
 
+@settings(deadline=None)
 @given(st.text(st.sampled_from(list("a dog's\n \t.é日😀�▁<>/s")), max_size=30))
 def test_any_text(tiny, text):
     ids = [*tiny.encode(text), tiny.eos_id]
