@@ -346,7 +346,7 @@ class PpoStage(Stage):
             made_with=progress.mark(self.name),
             reporting=context.reporting,
         )
-        self._score.close()
+        self._score.release()
 
     def programs(self, target: Target) -> Iterator[Program]:
         return ppo_programs.programs(self.name, self._config, target)
