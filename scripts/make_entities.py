@@ -205,8 +205,7 @@ def _leads_back(plural: str, name: str) -> bool:
 
 
 def _line(category: Category) -> str:
-    line = ", ".join(name.lower() for name in category.names)
-    return f"{line} | {', '.join(category.plurals)}" if category.plurals else line
+    return f"{', '.join(category.names).lower()} | {', '.join(category.plurals)}".rstrip()
 
 
 if __name__ == "__main__":

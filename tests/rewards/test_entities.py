@@ -25,8 +25,9 @@ DENIED = ROOT / "scripts" / "entities_denied.txt"
 def read(path):
     """Pairs of names and plurals, a category each, without the extractor's reader."""
     lines = [line.partition("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    halves = [line.partition(" | ") for line in lines if line]
-    return [(names.split(", "), plurals.split(", ") if plurals else []) for names, _, plurals in halves]
+    halves = [line.partition(" |") for line in lines if line]
+    assert all(bar for _, bar, _ in halves)  # otherwise the rules of English would add plurals
+    return [(names.split(", "), plurals.strip().split(", ") if plurals else []) for names, _, plurals in halves]
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def lvis(nltk_tagger):  # noqa: F811
 def test_the_list_is_sorted_and_has_each_name_once(categories):
     forms = [form for names, plurals in categories for form in (*names, *plurals)]
     assert len(forms) == len(set(forms))
-    lines = [", ".join(names) + (f" | {', '.join(plurals)}" if plurals else "") for names, plurals in categories]
+    lines = [f"{', '.join(names)} | {', '.join(plurals)}".rstrip() for names, plurals in categories]
     assert lines == sorted(lines)
     assert all(re.fullmatch(r"[a-z]+(?:[ -][a-z]+)*", form) for form in forms), "a form that no caption matches"
     assert all(plurals == sorted(plurals) for _, plurals in categories)
@@ -116,9 +117,10 @@ def test_coco_is_in_the_list(categories):
 def test_every_form_is_found_as_its_category(categories):
     """In the extractor without a tagger; a form in the plural, too."""
     extractor = EntityPhrases(LVIS)
+    assert len(extractor.forms) == sum(len(names) + len(plurals) for names, plurals in categories)
     for names, plurals in categories:
         for form in (*names, *plurals):
-            assert extractor.names[form] == names[0]
+            assert extractor.forms[form] == names[0]
             (phrase,) = extractor(text := f"Here: {form}.", split_sentences(text))
             assert phrase.text == names[0]
             assert phrase.mentions == (Span(6, 6 + len(form)),)
@@ -215,7 +217,7 @@ def test_the_words_of_the_option(tmp_path, monkeypatch, small_tagger):  # noqa: 
     for given, expected in ((None, ["couch"]), ("coco", ["couch"]), (Path("coco"), ["couch"])):
         assert found(make_phrases(PhrasesConfig("entities", entities=given)), text) == expected
     for given in ("lvis", Path("lvis")):
-        assert "couch" in make_phrases(PhrasesConfig("entities", entities=given, tagger=small_tagger)).names
+        assert "couch" in make_phrases(PhrasesConfig("entities", entities=given, tagger=small_tagger)).forms
     Path("lvis").write_text("zebu\n")
     assert found(make_phrases(PhrasesConfig("entities", entities="./lvis")), text) == ["zebu"]
     assert found(make_phrases(PhrasesConfig("entities", entities=tmp_path / "lvis")), text) == ["zebu"]
@@ -227,8 +229,10 @@ def test_own_plurals(tmp_path):
     path = tmp_path / "own.txt"
     path.write_text("cherub, putto | cherubim, putti\npelican\n")
     assert found(EntityPhrases(path), "Cherubs, cherubim, putti and pelicans.") == ["cherub", "pelican"]
-    assert "cherubs" not in EntityPhrases(path).names
+    assert "cherubs" not in EntityPhrases(path).forms
     path.write_text("pelican |\n")
+    assert list(EntityPhrases(path).forms) == ["pelican"]
+    path.write_text("pelican | pelicans,\n")
     with pytest.raises(InputError, match="line 1: expected names separated by commas"):
         EntityPhrases(path)
 

@@ -24,8 +24,9 @@ from detector_bridge.refusal import RefusedError
 from vigor_jax import fingerprint
 from vigor_jax.errors import InputError
 from vigor_jax.records import ImageFile, ScoreItem, Signal, Span, Verdict
+from vigor_jax.rewards.entities import entities_file
 from vigor_jax.rewards.language.unknown_words import UnknownWords
-from vigor_jax.rewards.phrases import RULES, Phrase, PhrasesConfig, entities_file, make_phrases
+from vigor_jax.rewards.phrases import RULES, Phrase, PhrasesConfig, make_phrases
 from vigor_jax.rewards.sentences import split_sentences
 
 # No noun phrase is longer; what degenerate text strings together is judged as not found, without asking.
@@ -187,7 +188,7 @@ class DetectorStream:
         ]
 
     def _digest(self, weights: str) -> str:
-        config, entities = self._config, entities_file(self._config.phrases)
+        config, entities = self._config, entities_file(self._config.phrases.entities)
         settings = [
             weights,
             config.box_threshold,

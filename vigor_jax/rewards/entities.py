@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from vigor_jax.errors import InputError
+from vigor_jax.errors import InputError, nearest
 from vigor_jax.records import Span
 from vigor_jax.rewards.claims import Claim, Phrase, gather
 from vigor_jax.rewards.language.guessed_tags import guess_tags
@@ -25,14 +25,14 @@ class EntityPhrases:
 
     Args:
         path: One category a line, synonyms separated by commas; a phrase's text is the first. What follows "|" are
-            their plurals; without it the rules of English make them. "_" is read as a space, and what stands in
-            parentheses is left out, as in LVIS's "traffic_light" and "bow_(weapon)". A name that is in two lines
-            belongs to the first. Default: COCO's 80 categories.
+            their plurals, maybe none; without it the rules of English make them. "_" is read as a space, and what
+            stands in parentheses is left out, as in LVIS's "traffic_light" and "bow_(weapon)". A name that is in two
+            lines belongs to the first. Default: COCO's 80 categories.
         nouns: A tagger. If it is given, a name counts only where its last word is a noun that no other noun follows:
             "can" may be a verb, and a "bus stop" is no bus.
 
     Attributes:
-        names: Every name and plural in the list, lower case → the first name of its category.
+        forms: Every name and plural in the list, lower case → the first name of its category.
 
     Raises:
         InputError: The list cannot be read, is empty, or has an empty name (with its line).
@@ -40,12 +40,12 @@ class EntityPhrases:
 
     def __init__(self, path: Path | None = None, nouns: NounPhrases | None = None):
         path = path or COCO
-        self.names: dict[str, str] = {}
+        self.forms: dict[str, str] = {}
         for number, line in read_lines(path):
             plain = _QUALIFIER.sub("", line).replace("_", " ")
             singulars, bar, plurals = plain.partition("|")
             names = [" ".join(name.split()) for name in singulars.split(",")]
-            listed = [" ".join(name.split()) for name in plurals.split(",")] if bar else []
+            listed = [" ".join(name.split()) for name in plurals.split(",")] if plurals.strip() else []
             for name in (*names, *listed):
                 if not split(name, _NAME_WORD):
                     raise InputError(
@@ -53,13 +53,13 @@ class EntityPhrases:
                     )
             for name in names:
                 for form in (name, *(() if bar else all_plurals(name))):
-                    self.names.setdefault(form, names[0])
+                    self.forms.setdefault(form, names[0])
             for plural in listed:
-                self.names.setdefault(plural, names[0])
-        if not self.names:
+                self.forms.setdefault(plural, names[0])
+        if not self.forms:
             raise InputError(f"{path}: expected one category a line, got none")
         table: dict[tuple[str, ...], str] = {}
-        for form, category in self.names.items():
+        for form, category in self.forms.items():
             table.setdefault(split(form, _NAME_WORD), category)
         self._match = Matcher(table)
         self._nouns = nouns
@@ -91,6 +91,47 @@ class EntityPhrases:
             claim = max(claims[start:end]) if claims else Claim.ASSERTED
             if claim is not Claim.QUOTED:
                 yield name, span, claim
+
+
+def make_entities(
+    given: str | Path | None,
+    non_visual: Path | None = None,
+    tagger: Path | None = None,
+    *,
+    download: bool = False,
+    option: str = "detection.phrases.entities",
+) -> EntityPhrases:
+    """The extractor of a list; LVIS's has a tagger, whose arguments are those of `NounPhrases`.
+
+    Args:
+        given: "coco" or None, "lvis", or a file.
+        non_visual: See `PhrasesConfig`.
+        tagger: The same.
+        download: The same.
+        option: That gives the list, for messages.
+
+    Raises:
+        InputError: A file or the tagger's data is missing or cannot be read.
+    """
+    path = entities_file(given, option)
+    return EntityPhrases(path, NounPhrases(non_visual, tagger, download=download) if path == LVIS else None)
+
+
+def entities_file(given: str | Path | None, option: str = "detection.phrases.entities") -> Path | None:
+    """The list that a config names; None for COCO's.
+
+    Raises:
+        InputError: It is neither a list that we have nor a file.
+    """
+    own = {"coco": None, "lvis": LVIS}
+    if given is None or str(given) in own:
+        return own["coco" if given is None else str(given)]
+    if not Path(given).exists():
+        raise InputError(
+            f"{option}: expected coco, lvis or a file with one category a line, got {given}, which is no file; "
+            f"{nearest(str(given), own)}"
+        )
+    return Path(given)
 
 
 def _words(text: str, sentence: Span) -> tuple[list[str], list[Span]]:

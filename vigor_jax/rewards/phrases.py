@@ -12,22 +12,12 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from vigor_jax import fingerprint
-from vigor_jax.errors import InputError, nearest
 from vigor_jax.records import Span
 from vigor_jax.rewards.claims import Phrase
-from vigor_jax.rewards.entities import LVIS, EntityPhrases
+from vigor_jax.rewards.entities import EntityPhrases, make_entities
 from vigor_jax.rewards.language.nouns import NounPhrases
 
-__all__ = [
-    "RULES",
-    "EntityPhrases",
-    "NounPhrases",
-    "Phrase",
-    "Phrases",
-    "PhrasesConfig",
-    "entities_file",
-    "make_phrases",
-]
+__all__ = ["RULES", "EntityPhrases", "NounPhrases", "Phrase", "Phrases", "PhrasesConfig", "make_phrases"]
 
 # Of the rules and word lists in this folder; a change that makes other phrases of a caption raises it, so that verdicts
 # of before are not mixed with those of after.
@@ -76,26 +66,6 @@ def make_phrases(config: PhrasesConfig) -> Phrases:
     Raises:
         InputError: A file or the tagger's data is missing or cannot be read.
     """
-    path = entities_file(config)
-    if config.extractor == "entities" and path != LVIS:
-        return EntityPhrases(path)
-    nouns = NounPhrases(config.non_visual, config.tagger, download=config.download)
-    return EntityPhrases(path, nouns) if config.extractor == "entities" else nouns
-
-
-def entities_file(config: PhrasesConfig) -> Path | None:
-    """The list of categories that a config asks for; None for the default.
-
-    Raises:
-        InputError: It is neither a list that we have nor a file.
-    """
-    own = {"coco": None, "lvis": LVIS}
-    given = config.entities
-    if given is None or str(given) in own:
-        return own["coco" if given is None else str(given)]
-    if not Path(given).exists():
-        raise InputError(
-            f"detection.phrases.entities: expected coco, lvis or a file with one category a line, got {given}, which "
-            f"is no file; {nearest(str(given), own)}"
-        )
-    return Path(given)
+    if config.extractor == "entities":
+        return make_entities(config.entities, config.non_visual, config.tagger, download=config.download)
+    return NounPhrases(config.non_visual, config.tagger, download=config.download)
