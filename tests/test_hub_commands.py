@@ -12,6 +12,7 @@ from tests.detector_bridge.tiny_detector import write_transformers
 from tests.hf.test_round_trip import build_original
 from tests.hub_server import Repository, commit_of, serving
 from tests.stages.sft_world import TINY, make_world
+from tests.tiny_clip import build_checkpoint as build_clip
 from tests.tiny_llava import build_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -183,3 +184,24 @@ def test_a_run_keeps_the_commit_of_its_detector(hub, machine, tmp_path):
     unread = ["--detection.backend", "groundingdino", "--run.stages", "score"], ["--run.stages", "sft"]
     for given in unread:
         assert machine.run("-c", program, *given, "--detection.model", "tiny/absent") == "tiny/absent"
+
+
+def test_a_verifier_by_its_name_is_that_of_the_folder(hub, machine, tmp_path):
+    """Also without the Hub, once it is in the cache; a run keeps its commit where the verifier judges."""
+    clip = build_clip(tmp_path / "clip")
+    hub.repositories["tiny/clip"] = Repository({"main": clip})
+    opens = (
+        "import sys; from vigor_jax.hf.clip.checkpoint import open_clip;"
+        "print(open_clip(sys.argv[1]).digest(), file=sys.stderr)"
+    )
+    digest = machine.run("-c", opens, clip)
+    assert machine.run("-c", opens, "tiny/clip") == machine.run("-c", opens, "tiny/clip", HF_HUB_OFFLINE="1") == digest
+    pins = (
+        "import sys; from vigor_jax import cli; from vigor_jax.config import TrainConfig, with_pinned_models;"
+        "config = cli.parse(TrainConfig, ['--run.dir', 'r', '--model.path', 'm', *sys.argv[1:]], description='');"
+        "print(with_pinned_models(config).clip.model, file=sys.stderr)"
+    )
+    scoring = ["--run.stages", "score", "--score.streams", "clip", "--clip.model", "tiny/clip"]
+    assert machine.run("-c", pins, *scoring) == f"tiny/clip@{commit_of(clip)}"
+    unread = ["--run.stages", "sft", "--clip.model", "tiny/absent"]
+    assert machine.run("-c", pins, *unread) == "tiny/absent"

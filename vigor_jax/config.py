@@ -11,6 +11,7 @@ from vigor_jax.hf.load import ModelConfig
 from vigor_jax.parallel.sharding import DistributedConfig, MeshConfig
 from vigor_jax.rewards.detection import DetectionConfig
 from vigor_jax.rewards.reward_model import RewardModelConfig
+from vigor_jax.rewards.verifier import ClipStreamConfig
 from vigor_jax.stages.evaluate import EvaluateConfig
 from vigor_jax.stages.ppo_config import PpoConfig
 from vigor_jax.stages.sample import SampleConfig
@@ -78,6 +79,7 @@ class TrainConfig:
       score: who judges them.
       detection: the detector, if it does.
       reward_model: how the reward model judges, if it does.
+      clip: the verifier, a CLIP, if it does.
       select: which candidate is taken, and what is left of it.
       sft: supervised fine-tuning; on the run's own targets unless `data` names others.
       ppo: PPO with a reward for each token, from the streams that `score` names.
@@ -95,6 +97,7 @@ class TrainConfig:
     score: ScoreConfig = dataclasses.field(default_factory=ScoreConfig)
     detection: DetectionConfig = dataclasses.field(default_factory=DetectionConfig)
     reward_model: RewardModelConfig = dataclasses.field(default_factory=RewardModelConfig)
+    clip: ClipStreamConfig = dataclasses.field(default_factory=ClipStreamConfig)
     select: SelectConfig = dataclasses.field(default_factory=SelectConfig)
     sft: SftConfig = dataclasses.field(default_factory=SftConfig)
     ppo: PpoConfig = dataclasses.field(default_factory=PpoConfig)
@@ -104,19 +107,24 @@ class TrainConfig:
 
 def with_pinned_models(config: TrainConfig) -> TrainConfig:
     """The config with the commit of each model that is named on the Hub, so that all stages, all rounds and whoever
-    reads `config.yaml` mean the same one. The detector counts where candidates are scored.
+    reads `config.yaml` mean the same one. The detector and the verifier count where responses are scored.
 
     Raises:
       InputError: one cannot be fetched and is not in the cache.
     """
     model, judge, detection = config.model, config.score.reward_model, config.detection
+    judges = not {"score", "ppo"}.isdisjoint(config.run.stages)
     detector = detection.model
-    if detector and detection.backend == "transformers" and "score" in config.run.stages:
+    if detector and detection.backend == "transformers" and judges:
         detector = pinned(detector)
+    verifier = config.clip.model
+    if verifier and "clip" in config.score.streams and judges:
+        verifier = pinned(verifier)
     tower, adapter = (name and pinned(name) for name in (model.vision_tower, model.adapter))
     return dataclasses.replace(
         config,
         model=dataclasses.replace(model, path=pinned(model.path), vision_tower=tower, adapter=adapter),
         score=dataclasses.replace(config.score, reward_model=judge and pinned(judge)),
         detection=dataclasses.replace(detection, model=detector),
+        clip=dataclasses.replace(config.clip, model=verifier),
     )

@@ -51,7 +51,7 @@ class Signal:
       spans: where the candidate states it.
       negative: 0 or more; summed over a candidate's signals it is the stream's penalty.
       positive: 0 or more; breaks ties.
-      score: as the stream gave it: detection score, or p(good); in [0, 1].
+      score: as the stream gave it: detection score, p(good), or the verifier's cosine, 0 if negative; in [0, 1].
       absent: what the spans state is not so, mostly because the thing is not there: refinement drops the sentences
         that the spans lie in.
       boxes_xyxy: where it was found: corners relative to the image, in [0, 1], best first.

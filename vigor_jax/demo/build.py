@@ -2,6 +2,7 @@
 
 python -m vigor_jax.demo.build policy      # an hour and a quarter on two cores, and a quarter more for its control
 python -m vigor_jax.demo.build detector    # half an hour on one; needs torch and transformers
+python -m vigor_jax.demo.build verifier    # minutes
 python -m vigor_jax.demo.build tagger      # seconds
 """
 
@@ -16,6 +17,7 @@ from vigor_jax import cli
 from vigor_jax.demo.detector import build_detector
 from vigor_jax.demo.language import tagged_sentences
 from vigor_jax.demo.policy import build_policy
+from vigor_jax.demo.verifier import build_verifier
 from vigor_jax.demo.world import CHECKPOINTS
 from vigor_jax.rewards.language.tagger import TAGGER
 
@@ -25,7 +27,7 @@ NUM_TAGGED = 3000
 def main() -> None:
     """Runs the command line; see the module's docstring."""
     parser = cli.Parser("demo.build", __doc__)
-    parser.add_argument("what", choices=("policy", "detector", "tagger"))
+    parser.add_argument("what", choices=("policy", "detector", "verifier", "tagger"))
     parser.add_argument("--out", type=Path, help="directory of the checkpoint; by default the one that is shipped")
     parser.add_argument("--work", type=Path, default=Path("runs/demo_policy"), help="where the policy's training lives")
     options = parser.parse_args()
@@ -35,6 +37,8 @@ def main() -> None:
         build_policy(out, options.work)
     elif options.what == "tagger":
         build_tagger(out)
+    elif options.what == "verifier":
+        build_verifier(out)
     else:
         build_detector(out)
 

@@ -25,9 +25,9 @@ def text_config(fields: Fields, model_types: tuple[str, ...] = ()) -> LlamaConfi
         fields.choice(bias, (False,), False)
     width = fields.integer("hidden_size", 4096, least=1, most=MAX_WIDTH)
     heads = fields.integer("num_attention_heads", 32, least=1, most=width)
-    _check_divides(fields, "hidden_size", width, "num_attention_heads", heads)
+    check_divides(fields, "hidden_size", width, "num_attention_heads", heads)
     kv_heads = fields.integer("num_key_value_heads", heads, least=1, most=heads, null=True)
-    _check_divides(fields, "num_attention_heads", heads, "num_key_value_heads", kv_heads)
+    check_divides(fields, "num_attention_heads", heads, "num_key_value_heads", kv_heads)
     head_dim = fields.integer("head_dim", width // heads, least=1, most=MAX_WIDTH, null=True)
     if head_dim % 2:
         raise InputError(
@@ -72,10 +72,10 @@ def vision_config(fields: Fields) -> ClipConfig:
     fields.choice("num_channels", (3,), 3)
     width = fields.integer("hidden_size", 768, least=1, most=MAX_WIDTH)
     heads = fields.integer("num_attention_heads", 12, least=1, most=width)
-    _check_divides(fields, "hidden_size", width, "num_attention_heads", heads)
+    check_divides(fields, "hidden_size", width, "num_attention_heads", heads)
     image = fields.integer("image_size", 224, least=1, most=MAX_IMAGE_SIZE)
     patch = fields.integer("patch_size", 32, least=1, most=image)
-    _check_divides(fields, "image_size", image, "patch_size", patch)
+    check_divides(fields, "image_size", image, "patch_size", patch)
     return ClipConfig(
         hidden_size=width,
         intermediate_size=fields.integer("intermediate_size", 3072, least=1, most=MAX_WIDTH),
@@ -88,7 +88,8 @@ def vision_config(fields: Fields) -> ClipConfig:
     )
 
 
-def _check_divides(fields: Fields, what: str, whole: int, by: str, part: int) -> None:
+def check_divides(fields: Fields, what: str, whole: int, by: str, part: int) -> None:
+    """Raises InputError if one size is no multiple of another."""
     if whole % part:
         raise InputError(f"{fields.place(what)} by {by} must divide, got {whole} and {part}")
 

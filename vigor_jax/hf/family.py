@@ -30,7 +30,14 @@ from vigor_jax.hf.processor_files import (
     write_tokenizer,
 )
 from vigor_jax.hf.weights.merged import Rounding, merged_tensors, write_tensors
-from vigor_jax.hf.weights.tensor_checks import Stored, canonical, check_tensors, stored_weights, tie
+from vigor_jax.hf.weights.tensor_checks import (
+    Stored,
+    add_to_digest,
+    canonical,
+    check_tensors,
+    stored_weights,
+    tie,
+)
 from vigor_jax.json_fields import Json, read_json
 from vigor_jax.models.lora import LoraConfig
 from vigor_jax.models.vlm import VlmConfig
@@ -89,11 +96,7 @@ class Checkpoint:
         if self.adapter:
             total.update(f"adapter {self.adapter.lora.scale}".encode())
             matrices = self.adapter.tensors
-        for name, tensor in sorted({**self.tensors, **matrices}.items()):
-            total.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
-            rows = tensor.shape[0] if tensor.shape else 1
-            for row in sorted({0, rows // 3, 2 * rows // 3, rows - 1}):
-                total.update(tensor.read((slice(row, row + 1),) if tensor.shape else None).tobytes())
+        add_to_digest(total, {**self.tensors, **matrices})
         return total.hexdigest()
 
 

@@ -2,10 +2,10 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,8 @@ from vigor_jax.json_fields import Fields, exists, read_json
 from vigor_jax.models.lora import add_lora
 from vigor_jax.models.vlm import Vlm, abstract_model, param_paths
 from vigor_jax.parallel.sharding import partition_spec
+
+M = TypeVar("M", bound=nnx.Module)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +127,30 @@ def load_model(
         add_lora(abstract, adapter.lora, dtype=dtype)
         entries = [*entries, *adapter_entries(entries, adapter)]
         tensors = {**tensors, **adapter.tensors}
+    return load_weights(abstract, entries, tensors, mesh=mesh, dtype=dtype, scan=scan, master=master)
+
+
+def load_weights(
+    abstract: M,
+    entries: Iterable[Entry],
+    tensors: Mapping[str, Stored],
+    *,
+    mesh: Mesh,
+    dtype: Any,
+    scan: bool,
+    master: Callable[[str], bool] | None = None,
+) -> M:
+    """Fills a model with weights; the rest is as in `load_model`.
+
+    Args:
+      abstract: the model, shapes in place of weights.
+      entries: all of its tensors; a parameter without any becomes 0, as of a layer that an adapter leaves as it is.
+      tensors: canonical name → place on disk.
+      mesh: where the weights go.
+      dtype: of the weights.
+      scan: whether the model's layers are stacked.
+      master: parameters in float32.
+    """
     graphdef, state = nnx.split(abstract)
     variables = param_paths(state)
     targets = {path: _target(path, variable, mesh, dtype, master) for path, variable in variables.items()}

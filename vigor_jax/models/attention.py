@@ -221,11 +221,12 @@ def _flash(
 def _on_each_shard(local: Callable[..., Array], q: Array, k: Array, v: Array, per_row: Array | None) -> Array:
     """Kernels and loops over heads are not partitioned by the compiler, so each shard calls its own."""
     mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.empty and k.shape[2] % mesh.shape["tensor"]:
+    splits = not mesh.empty and q.shape[2] % mesh.shape["tensor"] == 0  # CLIP's text tower has 12 heads
+    if splits and k.shape[2] % mesh.shape["tensor"]:
         k, v = (jnp.repeat(x, q.shape[2] // k.shape[2], 2) for x in (k, v))  # one a head, which can be split
     arguments: list[Any] = [q, k, v] + ([] if per_row is None else [per_row])
     if mesh.empty:
         return local(*arguments)
-    heads = P(*BATCH, None, "tensor")
+    heads = P(*BATCH, None, "tensor") if splits else BATCH
     specs = (heads, heads, heads, BATCH)[: len(arguments)]
     return jax.shard_map(local, in_specs=specs, out_specs=heads, check_vma=False)(*arguments)

@@ -1,7 +1,7 @@
 """What the rest of the package needs of a vision-language model, whatever its family. docs/extending.md adds one."""
 
 import dataclasses
-from typing import Any, ClassVar, Literal, Protocol, TypeAlias
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,17 @@ class VisionConfig(Protocol):
     @property
     def image_std(self) -> tuple[float, float, float]:
         """Their standard deviation."""
+
+
+M_co = TypeVar("M_co", bound=nnx.Module, covariant=True)
+
+
+class Sizes(Protocol[M_co]):
+    """Sizes of any model: a frozen dataclass that makes it."""
+
+    def __hash__(self) -> int: ...
+
+    def make(self, *, dtype: Any, scan: bool, rngs: nnx.Rngs) -> M_co: ...
 
 
 class VlmConfig(Protocol):
@@ -151,7 +162,7 @@ class Vlm(nnx.Module):
         return constrain_batch(hidden)
 
 
-def abstract_model(config: VlmConfig, *, dtype: Any = jnp.float32, scan: bool = True) -> Vlm:
+def abstract_model(config: Sizes[M_co], *, dtype: Any = jnp.float32, scan: bool = True) -> M_co:
     """The model with shapes in place of weights."""
     return nnx.eval_shape(lambda: config.make(dtype=dtype, scan=scan, rngs=nnx.Rngs(0) if scan else _OneKey()))
 

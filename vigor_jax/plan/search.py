@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from vigor_jax.config import Stage, TrainConfig
@@ -145,24 +145,30 @@ def _first(config: TrainConfig, stages: tuple[Stage, ...], tries: Iterator[Flags
 
 
 def _larger_batches(config: TrainConfig, stage: Stage, estimate: Estimator) -> Flags:
-    name = {"sample": "sample.sampling.batch_size", "score": "reward_model.batch_size"}[stage]
-    rows = config.sample.sampling.batch_size if stage == "sample" else config.reward_model.batch_size
     best: Flags = {}
     first = _estimates(config, (stage,), estimate)
     if not first:
         return best
-    least = _seconds(first) / rows
+    if stage == "sample":
+        name, rows = "sample.sampling.batch_size", config.sample.sampling.batch_size
+    elif first[0].name == "verifier":  # the reward model's program, where there is one, comes before it
+        name, rows = "clip.batch_size", config.clip.batch_size
+    else:
+        name, rows = "reward_model.batch_size", config.reward_model.batch_size
+    # Of score the one program whose batch it is: another one that takes longer would hide what is gained.
+    which = {each.name for each in first} if stage == "sample" else {first[0].name}
+    least = _seconds(first, which) / rows
     while True:
         rows *= 2
         found = _estimates(with_flags(config, {name: rows}), (stage,), estimate)
-        if not found or not all(each.fits for each in found) or _seconds(found) / rows >= 0.98 * least:
+        if not found or not all(each.fits for each in found) or _seconds(found, which) / rows >= 0.98 * least:
             return best
-        best, least = {name: rows}, _seconds(found) / rows
+        best, least = {name: rows}, _seconds(found, which) / rows
 
 
-def _seconds(estimates: Sequence[Estimate]) -> float:
+def _seconds(estimates: Sequence[Estimate], names: Container[str]) -> float:
     """Of the longest program: of sampling, the one that a larger batch makes cheaper."""
-    return max(each.seconds for each in estimates)
+    return max(each.seconds for each in estimates if each.name in names)
 
 
 def _estimates(config: TrainConfig, stages: tuple[Stage, ...], estimate: Estimator) -> Sequence[Estimate]:

@@ -17,6 +17,7 @@ from vigor_jax.data.batches.tree_sequences import Tree
 from vigor_jax.models.layers import stacks_inference
 from vigor_jax.models.lora import LoraConfig, add_lora, lora_paths
 from vigor_jax.models.vlm import PARTS, VlmConfig, abstract_model, param_paths
+from vigor_jax.models.vlm import Sizes as ModelSizes
 from vigor_jax.parallel.sharding import BATCH, MeshConfig, make_mesh, param_shardings
 from vigor_jax.training.flops import train_flops
 from vigor_jax.training.train_step import (
@@ -178,7 +179,7 @@ def update_flops(config: TrainingConfig, model: VlmConfig, *, examples: int, tok
     return train_flops(model, trained, rows=examples, tokens=tokens, images=examples, adapted=adapted)
 
 
-def for_inference(model: VlmConfig, dtype: Any, mesh: Mesh, lora: LoraConfig | None = None) -> Any:
+def for_inference(model: ModelSizes, dtype: Any, mesh: Mesh, lora: LoraConfig | None = None) -> Any:
     """A model's shapes, as sampling and scoring hold it; with an adapter, if one is given."""
     with jax.set_mesh(mesh):
         scan = stacks_inference()

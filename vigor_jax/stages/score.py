@@ -28,9 +28,12 @@ from vigor_jax.inference.policy import Policy
 from vigor_jax.inference.tree_attention import answer_places
 from vigor_jax.json_fields import Fields
 from vigor_jax.parallel.sharding import round_up_batch
+from vigor_jax.rewards.clip import ClipStream
 from vigor_jax.rewards.detection import DetectionConfig, DetectorStream
 from vigor_jax.rewards.reward_model import RewardModel, RewardModelConfig
 from vigor_jax.rewards.stream import RewardStream
+from vigor_jax.rewards.verifier import ClipStreamConfig
+from vigor_jax.stages.clip_stream import ClipJudge
 from vigor_jax.stages.export import PROVENANCE
 from vigor_jax.stages.judging import check_digest, score, scoring_ahead
 from vigor_jax.stages.programs import Cost, Program, Target, Work, bytes_held, for_inference, tree_rows
@@ -49,8 +52,8 @@ class ScoreConfig:
     """Who judges.
 
     Attributes:
-      streams: "detector", "reward_model", or one of your own: `package.module:Class`, `file.py:Class`, or an object
-        with `path` and `options` (docs/rewards.md).
+      streams: "detector", "reward_model", "clip", or one of your own: `package.module:Class`, `file.py:Class`, or an
+        object with `path` and `options` (docs/rewards.md).
       reward_model: a reward model that was trained and exported before, a directory or its name on the Hub; by default
         the one that this run trains.
     """
@@ -72,13 +75,20 @@ class ScoreStage(Stage):
       detection: the detector, if it does.
       reward_model: how the reward model judges, if it does.
       images: where the images are.
+      clip: the verifier, if it does.
     """
 
     name = "score"
 
     def __init__(
-        self, config: ScoreConfig, detection: DetectionConfig, reward_model: RewardModelConfig, images: str | None
+        self,
+        config: ScoreConfig,
+        detection: DetectionConfig,
+        reward_model: RewardModelConfig,
+        images: str | None,
+        clip: ClipStreamConfig | None = None,
     ) -> None:
+        self._clip = ClipJudge(clip or ClipStreamConfig())
         self._config, self._detection, self._reward_model, self._images = config, detection, reward_model, images
         given = [as_config(stream) for stream in config.streams]
         self._streams = in_order(given)
@@ -173,8 +183,12 @@ class ScoreStage(Stage):
         self._opened.close()
 
     def programs(self, target: Target) -> Iterator[Program]:
-        if not self.has_reward_model:
-            return
+        if self.has_reward_model:
+            yield self._reward_model_program(target)
+        if any(stream.path == ClipStream.name for stream in self._streams.values()):
+            yield self._clip.program(self.name, target)
+
+    def _reward_model_program(self, target: Target) -> Program:
         config, model, mesh = self._reward_model, target.model, target.inference_mesh
         rows = round_up_batch(config.batch_size, mesh)
         length = min(config.max_length, target.sizes.branch_row)
@@ -193,15 +207,17 @@ class ScoreStage(Stage):
                 return jax.jit(answer, out_shardings=whole).lower(weights, judged, scored, is_answer)
 
         flops = forward_flops(model, rows=rows, tokens=rows * length, images=rows)
-        yield Program(self.name, "reward model", lower, flops, bytes_held(weights), rows, length)
+        return Program(self.name, "reward model", lower, flops, bytes_held(weights), rows, length)
 
     def cost(self, work: Work, programs: Sequence[Cost]) -> tuple[int, float]:
-        calls = math.ceil(work.images / programs[0].rows)
-        return calls, calls * programs[0].seconds
+        calls = [math.ceil(work.images / each.rows) for each in programs]
+        return calls[0], sum(count * each.seconds for count, each in zip(calls, programs, strict=True))
 
     def _settings(self, stream: StreamConfig, context: RunContext) -> dict[str, Any]:
         if stream.path == DetectorStream.name:
             return fingerprint.of(self._detection, "detection")
+        if stream.path == ClipStream.name:
+            return self._clip.settings
         if stream.path != RewardModel.name:
             options = fingerprint.plain(dict(stream.options))
             return {f"score.streams.{stream.path}.{key}": value for key, value in options.items()}
@@ -226,6 +242,8 @@ class ScoreStage(Stage):
             judge = self._open_reward_model(context)
         elif stream.path == DetectorStream.name:
             judge = DetectorStream(self._detection)
+        elif stream.path == ClipStream.name:
+            judge = self._clip.open(context)
         else:
             given = {"mesh": context.inference_mesh} if uses_devices(stream_class(stream)) else {}
             judge = make_stream(stream, **given)

@@ -1,4 +1,4 @@
-"""Which streams judge, from the config: our two and those of users, each opened with its options."""
+"""Which streams judge, from the config: our own and those of users, each opened with its options."""
 
 import dataclasses
 import importlib
@@ -12,11 +12,12 @@ from types import ModuleType
 from typing import Any
 
 from vigor_jax.errors import InputError, nearest
+from vigor_jax.rewards.clip import ClipStream
 from vigor_jax.rewards.detection import DetectorStream
 from vigor_jax.rewards.reward_model import RewardModel
 from vigor_jax.rewards.stream import RewardStream
 
-OWN: dict[str, type[RewardStream]] = {stream.name: stream for stream in (DetectorStream, RewardModel)}
+OWN: dict[str, type[RewardStream]] = {stream.name: stream for stream in (DetectorStream, RewardModel, ClipStream)}
 _WHICH = f"{', '.join(OWN)}, package.module:Class or file.py:Class"
 
 

@@ -3,36 +3,23 @@
 
 import re
 
-from vigor_jax.hf.names import CONV, KEEP, KEEP_VECTOR, Entry, linear, norm, text_entries
+from vigor_jax.hf.clip.names import vision_entries
+from vigor_jax.hf.names import Entry, linear, text_entries
 from vigor_jax.models.llava import LlavaConfig
 
-_VISION = {
-    "class_embedding": ("embeddings.class_embedding", KEEP_VECTOR),
-    "patch_embedding": ("embeddings.patch_embedding.weight", CONV),
-    "position_embedding": ("embeddings.position_embedding.weight", KEEP),
-}
-_VISION_LINEAR = {
-    **{name: f"self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "out_proj")},
-    **{name: f"mlp.{name}" for name in ("fc1", "fc2")},
-}
-_VISION |= norm("pre_layrnorm", "pre_layrnorm") | norm("post_layernorm", "post_layernorm")
-_VISION_LAYER = norm("layer_norm1", "layer_norm1") | norm("layer_norm2", "layer_norm2")
-for _ours, _theirs in _VISION_LINEAR.items():
-    _VISION_LAYER |= linear(_ours, _theirs)
 # llava-hf has no slot for v1.0's single linear layer: it is stored before a second one that changes nothing.
 IDENTITY_WEIGHT, IDENTITY_BIAS = "multi_modal_projector.linear_2.weight", "multi_modal_projector.linear_2.bias"
 
 
 def entries(config: LlavaConfig) -> list[Entry]:
     """Every tensor of the model, one entry each; names and (path, layer) pairs are both unique."""
-    vision, text = "vision_tower.vision_model", text_entries(config.text)
+    text = text_entries(config.text)
+    vision = vision_entries(config.vision, "vision_tower.vision_model", "vision_tower")
     # In this order they stand in the files of an export.
     found = [entry for entry in text if entry.layer is None]
-    found += [Entry(f"{vision}.{name}", f"vision_tower.{path}", None, axes) for path, (name, axes) in _VISION.items()]
+    found += [entry for entry in vision if entry.layer is None]
     found += [entry for entry in text if entry.layer is not None]
-    for i in range(config.vision.num_layers):
-        for path, (name, axes) in _VISION_LAYER.items():
-            found.append(Entry(f"{vision}.encoder.layers.{i}.{name}", f"vision_tower.layers.{path}", i, axes))
+    found += [entry for entry in vision if entry.layer is not None]
     for layer in ("linear_1", "linear_2") if config.projector == "mlp2x_gelu" else ("linear_1",):
         stem = f"multi_modal_projector.{layer}"
         found += [Entry(name, path, None, axes) for path, (name, axes) in linear(stem, stem).items()]

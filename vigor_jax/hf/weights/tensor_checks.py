@@ -15,7 +15,7 @@ from vigor_jax.hf import hub
 from vigor_jax.hf.names import EMBEDDINGS, IGNORED, OUTPUT, Entry, unwrapped
 from vigor_jax.hf.other_folders import refuse_unmerged
 from vigor_jax.hf.weights.tensor_files import TensorReader
-from vigor_jax.models.vlm import VlmConfig, abstract_model, param_paths
+from vigor_jax.models.vlm import Sizes, abstract_model, param_paths
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +77,15 @@ def canonical(stored: Mapping[str, Stored], rename: Callable[[str], str], direct
     return tensors
 
 
+def add_to_digest(total: Any, tensors: Mapping[str, Stored]) -> None:
+    """Updates a hash with the sizes and a few rows of every tensor, without reading the rest."""
+    for name, tensor in sorted(tensors.items()):
+        total.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
+        rows = tensor.shape[0] if tensor.shape else 1
+        for row in sorted({0, rows // 3, 2 * rows // 3, rows - 1}):
+            total.update(tensor.read((slice(row, row + 1),) if tensor.shape else None).tobytes())
+
+
 # How many rows of the two are compared at a time: 32 MB of a 7B model in float16.
 _ROWS = 4096
 
@@ -109,7 +118,7 @@ def _equal(one: np.ndarray, other: np.ndarray) -> bool:
     return np.array_equal(one.astype(np.float64), other.astype(np.float64), equal_nan=True)
 
 
-def check_tensors(tensors: Mapping[str, Stored], config: VlmConfig, entries: Entries, directory: Path) -> None:
+def check_tensors(tensors: Mapping[str, Stored], config: Sizes, entries: Entries, directory: Path) -> None:
     """Compares the tensors with what a model of this config needs.
 
     Raises:
@@ -143,7 +152,7 @@ def check_tensors(tensors: Mapping[str, Stored], config: VlmConfig, entries: Ent
 
 
 @functools.lru_cache(maxsize=16)
-def expected_shapes(config: VlmConfig, entries: Entries) -> Mapping[str, tuple[int, ...]]:
+def expected_shapes(config: Sizes, entries: Entries) -> Mapping[str, tuple[int, ...]]:
     """Canonical name → shape on disk, for every tensor of the model."""
     # Layers stacked: the time is the same for any number of them.
     ours = param_paths(nnx.state(abstract_model(config)))

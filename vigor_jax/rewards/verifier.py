@@ -1,0 +1,264 @@
+"""How well the object words of a caption fit its image, as a CLIP sees it: FiSAO's scores, before they are scaled."""
+
+import collections
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Float
+
+from vigor_jax import fingerprint
+from vigor_jax.data.images.preprocessing import load_image, preprocess
+from vigor_jax.errors import InputError
+from vigor_jax.hf.clip.checkpoint import ClipCheckpoint
+from vigor_jax.models.layers import stacks_inference
+from vigor_jax.parallel.sharding import local_rows, round_up_batch, shard_rows
+from vigor_jax.records import ScoreItem, Span
+from vigor_jax.rewards.clip_baselines import MarginSign, MarginUnit
+from vigor_jax.rewards.entities import EntityPhrases, make_entities
+from vigor_jax.rewards.phrases import RULES
+from vigor_jax.rewards.sentences import split_sentences
+
+Per: TypeAlias = Literal["word", "sentence", "caption"]
+
+IMAGE_READERS = 4
+BATCHES_AHEAD = 1
+DTYPE = "float32"  # cosines of two words differ in the third digit, and so do their roundings to bfloat16
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipStreamConfig:
+    """The verifier, and how its scores become rewards.
+
+    Attributes:
+      model: a whole CLIP, such as openai/clip-vit-large-patch14-336: a directory or its name on the Hub.
+      baselines: the file of `python -m vigor_jax.verifier`, made with the same model and words.
+      entities: the object words, as `detection.phrases.entities` has them; by default the 80 categories of COCO.
+      per: what is scored: each object word; or, as a control, each sentence, or the whole caption.
+      scale: what cosines are multiplied by.
+      margin: distance from the mean scores of correct and of hallucinated words at which rewards begin (eq. 8).
+      margin_unit: "absolute", in scores; "std", in standard deviations; "quantile", from 0 to 1: correct words from
+        this quantile of theirs on are rewarded, hallucinated ones up to 1 minus it are punished.
+      margin_sign: "-" moves the thresholds towards each other instead.
+      pad: pad images to squares, as LLaVA-1.5 does, so that all of them is seen; false for the verifier's own way,
+        which cuts the middle out.
+      batch_size: images, or texts, a pass, over all devices.
+    """
+
+    model: str | Path | None = fingerprint.place(None)
+    baselines: Path | None = fingerprint.place(None)
+    entities: str | Path | None = fingerprint.place(None)
+    per: Per = "word"
+    scale: float = 250.0
+    margin: float = 10.0
+    margin_unit: MarginUnit = "absolute"
+    margin_sign: MarginSign = "+"
+    pad: bool = True
+    batch_size: int = fingerprint.neutral(32)
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise InputError(f"clip.batch_size must be at least 1, got {self.batch_size}")
+        if not (math.isfinite(self.scale) and self.scale > 0):
+            raise InputError(f"clip.scale: expected a number above 0, got {self.scale}")
+        if not (math.isfinite(self.margin) and self.margin >= 0):
+            raise InputError(f"clip.margin: expected 0 or more, got {self.margin}; clip.margin_sign turns it")
+        if self.margin_unit == "quantile" and self.margin > 1:
+            raise InputError(f"clip.margin: expected a quantile from 0 to 1, got {self.margin}")
+        if self.margin_unit == "quantile" and self.margin_sign == "-":
+            raise InputError("clip.margin_sign: '-' means nothing for a quantile; choose another clip.margin instead")
+
+    def check_given(self) -> None:
+        """Raises InputError if the verifier or its baselines are not given."""
+        if self.model is None:
+            raise InputError("clip.model is not given; name a CLIP, such as openai/clip-vit-large-patch14-336")
+        if self.baselines is None:
+            raise InputError("clip.baselines is not given; make the file with python -m vigor_jax.verifier")
+
+
+class Scored(NamedTuple):
+    """Something in a text, and how well it fits the image.
+
+    Attributes:
+      label: the word as the list of entities has it; or "sentence", "caption".
+      category: of the word; the label for others.
+      spans: where it stands.
+      cosine: in [-1, 1].
+    """
+
+    label: str
+    category: str
+    spans: tuple[Span, ...]
+    cosine: float
+
+
+class _Named(NamedTuple):
+    """What `Scored` is made of: the text to embed in place of the cosine."""
+
+    label: str
+    category: str
+    spans: tuple[Span, ...]
+    text: str
+
+
+class ClipVerifier:
+    """Scores what texts say against their images.
+
+    Args:
+      checkpoint: the CLIP; its weights are loaded when the first score is wanted.
+      config: how to score.
+      mesh: all devices; batches are split over `data` x `fsdp`.
+
+    Attributes:
+      made_of: names all that cosines depend on.
+      compilations: how often a tower was compiled so far.
+    """
+
+    def __init__(self, checkpoint: ClipCheckpoint, config: ClipStreamConfig, mesh: Mesh) -> None:
+        self._config, self._mesh, self._tokenizer = config, mesh, checkpoint.tokenizer
+        self._preprocessing = dataclasses.replace(
+            checkpoint.preprocessing, pad=config.pad or checkpoint.preprocessing.pad
+        )
+        self._entities = make_entities(config.entities, option="clip.entities")
+        self._size = round_up_batch(config.batch_size, mesh)
+        self._own_rows = frozenset(local_rows(self._size, mesh))
+        self.made_of = made_of(checkpoint, config, self._entities)
+        self.compilations = 0
+        self._checkpoint = checkpoint
+        whole = NamedSharding(mesh, P())
+        self._embed_images = jax.jit(self._images, out_shardings=whole)
+        self._embed_texts = jax.jit(self._texts, out_shardings=whole)
+        self._words: dict[str, np.ndarray] = {}
+
+    @cached_property
+    def _graphdef_and_weights(self) -> tuple[nnx.GraphDef, nnx.State]:
+        with jax.set_mesh(self._mesh):
+            scan = stacks_inference()
+        graphdef, weights = nnx.split(self._checkpoint.load(mesh=self._mesh, dtype=DTYPE, scan=scan))
+        return graphdef, weights
+
+    def score(self, items: Iterable[ScoreItem], per: Per | None = None) -> Iterator[list[list[Scored]]]:
+        """What each text of each item says, in the order of the first spans; nothing of an empty text.
+
+        With several processes, each gives the same items and gets all the scores, but reads the images of its own rows
+        only.
+
+        Args:
+          items: texts and images; a batch is read ahead.
+          per: in place of the config's.
+
+        Raises:
+          InputError: an image cannot be read; names it.
+          FloatingPointError: a score is not finite.
+        """
+        named = self._namer(per or self._config.per)
+        waiting: collections.deque[tuple[list[ScoreItem], dict[int, Future]]] = collections.deque()
+        readers = ThreadPoolExecutor(IMAGE_READERS, "read-image")
+        items = iter(items)
+        try:
+            while batch := list(itertools.islice(items, self._size)):
+                images = {
+                    row: readers.submit(self._read, batch[row]) for row in sorted(self._own_rows) if row < len(batch)
+                }
+                waiting.append((batch, images))
+                if len(waiting) > BATCHES_AHEAD:
+                    yield from self._score_batch(*waiting.popleft(), named)
+            while waiting:
+                yield from self._score_batch(*waiting.popleft(), named)
+        finally:
+            readers.shutdown(cancel_futures=True)
+
+    def _score_batch(
+        self, batch: list[ScoreItem], images: dict[int, Future], named: Any
+    ) -> Iterator[list[list[Scored]]]:
+        found = [[named(text) for text in item.texts] for item in batch]
+        wanted = list(dict.fromkeys(each.text for texts in found for own in texts for each in own))
+        column = {text: number for number, text in enumerate(wanted)}
+        pixels = np.zeros((self._size, self._preprocessing.size, self._preprocessing.size, 3), np.uint8)
+        for row, future in images.items():
+            pixels[row] = future.result()
+        with jax.set_mesh(self._mesh):
+            points = jax.device_get(self._embed_images(self._graphdef_and_weights[1], shard_rows(pixels, self._mesh)))
+        texts_embedded = self._embed(wanted)
+        # Not as a product of matrices, whose last digits depend on how many words the batch has.
+        table = [(texts_embedded * point).sum(-1) for point in points[: len(batch)]]
+        for item, row, texts in zip(batch, table, found, strict=True):
+            if not np.isfinite(row).all():
+                raise FloatingPointError(f"{item.image}: the verifier's scores are not finite; are its weights sound?")
+            yield [
+                [Scored(each.label, each.category, each.spans, float(row[column[each.text]])) for each in own]
+                for own in texts
+            ]
+
+    def _namer(self, per: Per) -> Any:
+        """What finds in a text the parts to be scored."""
+        if per == "word":
+            if not self._words:  # all of them once, or those that a later batch brings would run the tower each time
+                names = self._entities.names
+                self._words = dict(zip(names, self._run_texts(names), strict=True))
+            return self._words_of
+        if per == "sentence":
+            return lambda text: [_Named(per, per, (span,), text[slice(*span)]) for span in split_sentences(text)]
+        return lambda text: [_Named(per, per, (Span(0, len(text)),), text)] if split_sentences(text) else []
+
+    def _words_of(self, text: str) -> list[_Named]:
+        """The object words that a text asserts, each once; "dogs" is the word "dog", unless the list has both."""
+        spans: dict[tuple[str, str], list[Span]] = {}
+        for phrase in self._entities(text, split_sentences(text)):
+            for span in phrase.mentions:
+                word = self._entities.name_at(text, span, phrase.text)
+                spans.setdefault((word, phrase.text), []).append(span)
+        found = [_Named(word, category, tuple(own), word) for (word, category), own in spans.items()]
+        return sorted(found, key=lambda each: each.spans[0])
+
+    def _embed(self, texts: Sequence[str]) -> Float[np.ndarray, "N D"]:
+        if not texts:
+            return np.zeros((0, self._checkpoint.config.projection_dim), np.float32)
+        known = [self._words[text] for text in texts if text in self._words]
+        return np.stack(known) if len(known) == len(texts) else self._run_texts(texts, longest=True)
+
+    def _run_texts(self, texts: Sequence[str], *, longest: bool = False) -> Float[np.ndarray, "N D"]:
+        rows = self._tokenizer.rows(texts, longest=longest)
+        padding = -len(rows) % self._size
+        rows = np.concatenate([rows, np.repeat(rows[:1], padding, axis=0)])
+        found = []
+        for first in range(0, len(rows), self._size):
+            own = rows[first : first + self._size]
+            with jax.set_mesh(self._mesh):
+                points = self._embed_texts(self._graphdef_and_weights[1], shard_rows(own, self._mesh))
+            found.append(jax.device_get(points))
+        return np.concatenate(found)[: len(texts)]
+
+    def _read(self, item: ScoreItem) -> np.ndarray:
+        try:
+            return preprocess(load_image(item.path), self._preprocessing)
+        except InputError as error:
+            raise InputError(f"{item.image}: {error}") from error
+
+    def _images(self, weights: nnx.State, pixels: jax.Array) -> jax.Array:
+        self.compilations += 1
+        return nnx.merge(self._graphdef_and_weights[0], weights).embed_images(pixels)
+
+    def _texts(self, weights: nnx.State, token_ids: jax.Array) -> jax.Array:
+        self.compilations += 1
+        return nnx.merge(self._graphdef_and_weights[0], weights).embed_texts(token_ids)
+
+
+def made_of(checkpoint: ClipCheckpoint, config: ClipStreamConfig, entities: EntityPhrases) -> dict[str, Any]:
+    """Names all that a verifier's cosines depend on: weights, tokenizer and images; words and how they are found."""
+    return {
+        "verifier": checkpoint.digest(),
+        "entities": fingerprint.digest([entities.names, RULES]),
+        "per": config.per,
+        "pad": config.pad,
+    }

@@ -1,0 +1,224 @@
+"""Measures a verifier on captions of images whose objects are known, and writes the baselines that its rewards need.
+
+    python -m vigor_jax.verifier --clip.model openai/clip-vit-large-patch14-336 --captions captions.jsonl \\
+        --objects instances_val2014.json --images val2014/ --out baselines.json
+
+Captions are those of `python -m vigor_jax.caption`, or of other tools (docs/evaluation.md); objects are COCO's
+instances, or {image: [object, ...]}. It prints the mean scores of correct and of hallucinated words (FiSAO, eq. 7), how
+well scores tell them apart (AUC), and which words each margin of eq. 8 would reward and punish.
+"""
+
+import dataclasses
+import hashlib
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from vigor_jax import cli
+from vigor_jax.data.images.store import Images, open_images
+from vigor_jax.disk import naming
+from vigor_jax.errors import InputError, some
+from vigor_jax.evaluation.benchmarks.chair import Reference, read_annotations
+from vigor_jax.evaluation.benchmarks.synonyms import Synonyms
+from vigor_jax.evaluation.image_names import ImageNames
+from vigor_jax.evaluation.saved_captions import read_captions
+from vigor_jax.hf import hub
+from vigor_jax.hf.clip.checkpoint import open_clip
+from vigor_jax.parallel.processes import is_first
+from vigor_jax.parallel.sharding import DistributedConfig, MeshConfig, join_processes, make_mesh
+from vigor_jax.records import ScoreItem
+from vigor_jax.rewards.clip_baselines import Baselines, MarginUnit, make_baselines, shares, thresholds
+from vigor_jax.rewards.verifier import ClipStreamConfig, ClipVerifier, Scored
+from vigor_jax.stages.reward_evaluation import auc
+
+logger = logging.getLogger(__name__)
+
+# Margins whose shares are printed, the config's besides.
+MARGINS: tuple[tuple[float, MarginUnit], ...] = (
+    (5, "absolute"), (10, "absolute"), (20, "absolute"),
+    (0.5, "std"), (1, "std"),
+    (0.5, "quantile"), (0.75, "quantile"),
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class VerifierCommand:
+    """Options of the command.
+
+    Attributes:
+      captions: JSON lines with `image` and `text`, or another layout that is known; several of an image allowed.
+      objects: what is in the images: COCO's instances, or {image: [object, ...]}; several files add to each other.
+      images: where the images are (docs/images.md).
+      out: the baselines, JSON.
+      clip: the verifier, as in a run's config; all of it but the margin decides on the baselines.
+      synonyms: CHAIR's table of words for objects; by default each object is called by its name.
+      mesh: how the devices are arranged.
+      distributed: how processes find each other.
+    """
+
+    captions: tuple[Path, ...]
+    objects: tuple[Path, ...]
+    images: str
+    out: Path
+    clip: ClipStreamConfig = dataclasses.field(default_factory=ClipStreamConfig)
+    synonyms: Path | None = None
+    mesh: MeshConfig = dataclasses.field(default_factory=lambda: MeshConfig(data=-1, fsdp=1))
+    distributed: DistributedConfig = dataclasses.field(default_factory=DistributedConfig)
+
+
+class Word(NamedTuple):
+    """A mention of an object whose presence is known.
+
+    Attributes:
+      cosine: of the word, or of the sentence or caption that was scored in its place.
+      caption: cosine of its whole caption.
+      is_wrong: whether the object is not in the image.
+    """
+
+    cosine: float
+    caption: float
+    is_wrong: bool
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line; see the module's docstring."""
+    cli.show_progress()
+    command = cli.parse(VerifierCommand, arguments, description=__doc__ or "")
+    join_processes(command.distributed)
+    report = run(command)
+    if is_first():
+        print(report)
+
+
+def run(command: VerifierCommand) -> str:
+    """Scores the captions, writes the baselines, and returns the figures for people.
+
+    Raises:
+      InputError: a file cannot be used, an image is missing, no word is known, or no word is correct or hallucinated.
+    """
+    if command.clip.model is None:
+        raise InputError("--clip.model is not given; name a CLIP, such as openai/clip-vit-large-patch14-336")
+    synonyms = Synonyms.read(command.synonyms) if command.synonyms else None
+    annotations = read_annotations(command.objects, synonyms)
+    captions = read_captions(command.captions, annotations.images, "objects")
+    reference = annotations.reference(synonyms, images={image for image, _ in captions.pairs})
+    items = list(_items(captions.pairs, open_images(command.images)))
+    checkpoint = open_clip(command.clip.model)
+    verifier = ClipVerifier(checkpoint, command.clip, make_mesh(command.mesh))
+    responses, unknown = _responses(items, verifier, command.clip, reference)
+    if not any(responses):
+        raise InputError(
+            f"verifier: of the object words of {len(responses)} captions none is an object of "
+            f"{some(map(str, command.objects), 3)}; give --clip.entities and --synonyms that go with these objects"
+        )
+    made_of = verifier.made_of | {
+        "model": checkpoint.origin if hub.is_snapshot(checkpoint.directory) else checkpoint.directory.name,
+        "captions": _digest(command.captions),
+        "objects": _digest(command.objects),
+        "images": len(items),
+        "captions_read": len(responses),
+    }
+    baselines = make_baselines([[(word.cosine, word.is_wrong) for word in own] for own in responses], made_of)
+    if is_first():
+        with naming(command.out):
+            command.out.parent.mkdir(parents=True, exist_ok=True)
+            baselines.write(command.out)
+    return describe(baselines, responses, unknown, command.clip)
+
+
+def _items(pairs: Iterable[tuple[str, str]], images: Images) -> Iterator[ScoreItem]:
+    """The captions of each image together.
+
+    Raises:
+      InputError: an image is missing.
+    """
+    texts: dict[str, list[str]] = {}
+    for image, text in pairs:
+        texts.setdefault(image, []).append(text)
+    names = ImageNames(images)
+    found = {image: names.find(image) for image in texts}
+    if missing := [image for image, own in found.items() if len(own) != 1]:
+        raise InputError(
+            f"images: {images.place} lacks {len(missing)} of {len(texts)} images that have captions, {missing[0]!r} "
+            "first; give the folder that the captions are of"
+        )
+    for image, own in texts.items():
+        yield ScoreItem(image, images.file(found[image][0]), "", tuple(own))
+
+
+def _responses(
+    items: Sequence[ScoreItem], verifier: ClipVerifier, config: ClipStreamConfig, reference: Reference
+) -> tuple[list[list[Word]], int]:
+    """The known words of each caption; and how many words are none of the annotated objects."""
+    responses, unknown = [], 0
+    passes = (verifier.score(items, per) for per in dict.fromkeys(("word", "caption", config.per)))
+    for item, *found in zip(tqdm(items, desc="verifier", unit="image", dynamic_ncols=True), *passes, strict=True):
+        present = reference.objects[item.image]
+        for words, whole, own in zip(found[0], found[1], found[-1], strict=True):
+            known = []
+            for word in words:
+                name = reference.synonyms.canonical(word.label) or reference.synonyms.canonical(word.category)
+                if name is None:
+                    unknown += len(word.spans)
+                    continue
+                known += [
+                    (span.start, Word(_cosine(span.start, word, own, config), whole[0].cosine, name not in present))
+                    for span in word.spans
+                ]
+            responses.append([word for _, word in sorted(known, key=lambda each: each[0])])
+    return responses, unknown
+
+
+def _cosine(place: int, word: Scored, own: Sequence[Scored], config: ClipStreamConfig) -> float:
+    """A word's own cosine, or that of the sentence or caption that it stands in."""
+    if config.per == "word":
+        return word.cosine
+    return next(each.cosine for each in own if any(span.start <= place < span.end for span in each.spans))
+
+
+def _digest(paths: Iterable[Path]) -> str:
+    return hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in paths)).hexdigest()
+
+
+def describe(baselines: Baselines, responses: Sequence[Sequence[Word]], unknown: int, config: ClipStreamConfig) -> str:
+    """The figures for people."""
+    right, wrong, scale = baselines.correct, baselines.hallucinated, config.scale
+    words = [word for own in responses for word in own]
+    is_right = np.array([not word.is_wrong for word in words])
+    by_word, by_caption = (
+        auc(np.array([getattr(word, name) for word in words]), is_right) for name in ("cosine", "caption")
+    )
+    left_out = f"; {unknown:,} more are none of the objects that are known" if unknown else ""
+    lines = [
+        f"{len(words):,} mentions of objects in {len(responses):,} captions: {right.words:,} correct, {wrong.words:,} "
+        f"hallucinated{left_out}",
+        f"mu_c {scale * right.mean:.2f}, mu_h {scale * wrong.mean:.2f}; standard deviations {scale * right.std:.2f} "
+        f"and {scale * wrong.std:.2f}; scores from {scale * baselines.lowest:.2f} to {scale * baselines.highest:.2f}",
+        f"AUC of correct against hallucinated mentions: {by_word:.3f} by the score of the {config.per}, "
+        f"{by_caption:.3f} by that of the whole caption",
+        "what a margin would do:",
+        f"  {'':16} {'rewarded from':>13} {'correct':>8} {'wrong':>6}  {'punished to':>11} {'correct':>8} {'wrong':>6}",
+    ]
+    own = (config.margin, config.margin_unit)
+    for margin, unit in dict.fromkeys((own, *MARGINS)):
+        label = f"{unit} {margin:g}" + (" *" if (margin, unit) == own else "")
+        try:
+            limits = thresholds(baselines, scale, margin, unit, config.margin_sign if (margin, unit) == own else "+")
+        except InputError:
+            lines.append(f"  {label:16} rewards and punishes the same scores")
+            continue
+        found = shares(baselines, limits, scale)
+        lines.append(
+            f"  {label:16} {limits.reward:13.2f} {found.correct_rewarded:8.1%} {found.hallucinated_rewarded:6.1%}  "
+            f"{limits.punish:11.2f} {found.correct_punished:8.1%} {found.hallucinated_punished:6.1%}"
+        )
+    lines.append("  * --clip.margin and --clip.margin_unit as given")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    cli.run(main)
