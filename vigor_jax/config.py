@@ -107,17 +107,18 @@ class TrainConfig:
 
 def with_pinned_models(config: TrainConfig) -> TrainConfig:
     """The config with the commit of each model that is named on the Hub, so that all stages, all rounds and whoever
-    reads `config.yaml` mean the same one. The detector and the verifier count where candidates are scored.
+    reads `config.yaml` mean the same one. The detector and the verifier count where responses are scored.
 
     Raises:
       InputError: one cannot be fetched and is not in the cache.
     """
     model, reward_model, detection = config.model, config.score.reward_model, config.detection
+    judges = not {"score", "ppo"}.isdisjoint(config.run.stages)
     detector = detection.model
-    if detector and detection.backend == "transformers" and "score" in config.run.stages:
+    if detector and detection.backend == "transformers" and judges:
         detector = pinned(detector)
     verifier = config.clip.model
-    if verifier and "clip" in config.score.streams and "score" in config.run.stages:
+    if verifier and "clip" in config.score.streams and judges:
         verifier = pinned(verifier)
     tower, adapter = (name and pinned(name) for name in (model.vision_tower, model.adapter))
     return dataclasses.replace(

@@ -13,7 +13,7 @@ from vigor_jax.pipeline.table import filled, make_stages
 from vigor_jax.stages.sample import SampleConfig
 from vigor_jax.training.train_step import SftConfig
 
-WITH_A_TEMPLATE = ("train_reward", "sample", "reward_model", "sft", "evaluate")
+WITH_A_TEMPLATE = ("train_reward", "sample", "reward_model", "sft", "ppo", "evaluate")
 
 
 def config(**sections) -> TrainConfig:
@@ -40,7 +40,7 @@ def test_a_stage_may_have_its_own_template():
 
 def test_images_are_those_that_are_sampled():
     found = filled(config(sample=SampleConfig(images="photos"), sft=SftConfig(images="others")))
-    assert (found.train_reward.images, found.sft.images) == ("photos", "others")
+    assert (found.train_reward.images, found.sft.images, found.ppo.images) == ("photos", "others", "photos")
 
 
 @pytest.mark.parametrize(

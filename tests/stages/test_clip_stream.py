@@ -136,7 +136,7 @@ def test_it_is_refused_before_anything_is_sampled(world, context, tmp_path):
     refused(world, context, "clip.model: .* expected a whole CLIP .* got 'llava'", model=world / "policy")
     refused(world, context, "clip.baselines: .* another clip.per", per="sentence")
     refused(world, context, "clip.baselines: .*another list of words", entities=None)
-    refused(world, context, "word list .*no.txt", entities=tmp_path / "no.txt")
+    refused(world, context, r"clip\.entities: expected coco, lvis or a file .*no\.txt", entities=tmp_path / "no.txt")
 
 
 def train_config(world, **changes) -> TrainConfig:

@@ -144,7 +144,7 @@ def load_weights(
 
     Args:
       abstract: the model, shapes in place of weights.
-      entries: all of its tensors.
+      entries: all of its tensors; a parameter without any becomes 0, as of a layer that an adapter leaves as it is.
       tensors: canonical name → place on disk.
       mesh: where the weights go.
       dtype: of the weights.

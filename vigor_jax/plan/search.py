@@ -19,7 +19,7 @@ Flags: TypeAlias = dict[str, Any]
 Estimator: TypeAlias = Callable[[TrainConfig], Sequence[Estimate]]
 
 INFERENCE: tuple[Stage, ...] = ("sample", "score")
-TRAINING: tuple[Stage, ...] = ("train_reward", "sft")
+TRAINING: tuple[Stage, ...] = ("train_reward", "sft", "ppo")
 MOST_PARTS = 8  # that a layer's heads are worth splitting into
 ACCUMULATE = (1, 2, 4, 8)
 REMAT = ("none", "dots", "full")  # from the fastest to the smallest
@@ -116,7 +116,11 @@ def _splits() -> Iterator[Flags]:
 
 def _training_mesh(config: TrainConfig, num_devices: int) -> Flags:
     """Everything over all devices; of more devices than examples, several share one."""
-    batches = {"train_reward": config.train_reward.batch_size, "sft": config.sft.batch_size // config.sft.pack}
+    batches = {
+        "train_reward": config.train_reward.batch_size,
+        "sft": config.sft.batch_size // config.sft.pack,
+        "ppo": config.ppo.minibatch,
+    }
     common = math.gcd(*(batches[stage] for stage in TRAINING if stage in config.run.stages))
     return {
         "mesh.data": 1,

@@ -25,7 +25,7 @@ from vigor_jax.models.layers import stacks_inference
 from vigor_jax.parallel.sharding import local_rows, round_up_batch, shard_rows
 from vigor_jax.records import ScoreItem, Span
 from vigor_jax.rewards.clip_baselines import MarginSign, MarginUnit
-from vigor_jax.rewards.entities import EntityPhrases
+from vigor_jax.rewards.entities import EntityPhrases, make_entities
 from vigor_jax.rewards.phrases import RULES
 from vigor_jax.rewards.sentences import split_sentences
 
@@ -57,7 +57,7 @@ class ClipStreamConfig:
 
     model: str | Path | None = fingerprint.place(None)
     baselines: Path | None = fingerprint.place(None)
-    entities: Path | None = fingerprint.place(None)
+    entities: str | Path | None = fingerprint.place(None)
     per: Per = "word"
     scale: float = 250.0
     margin: float = 10.0
@@ -129,7 +129,7 @@ class ClipVerifier:
         self._preprocessing = dataclasses.replace(
             checkpoint.preprocessing, pad=config.pad or checkpoint.preprocessing.pad
         )
-        self._entities = EntityPhrases(config.entities)
+        self._entities = make_entities(config.entities, option="clip.entities")
         self._size = round_up_batch(config.batch_size, mesh)
         self._own_rows = frozenset(local_rows(self._size, mesh))
         self.made_of = made_of(checkpoint, config, self._entities)

@@ -33,11 +33,13 @@ from vigor_jax.parallel.processes import is_first, same_everywhere, together
 from vigor_jax.parallel.sharding import check_batch_divides, local_rows
 from vigor_jax.records import Rollout
 from vigor_jax.rewards.stream import RewardStream
+from vigor_jax.stages import ppo_programs
 from vigor_jax.stages.ppo_config import PpoConfig
 from vigor_jax.stages.ppo_learner import Learner, Publisher
 from vigor_jax.stages.ppo_questions import Question, digest, read_questions
 from vigor_jax.stages.ppo_rollout import Rollouts, TokenArrays
 from vigor_jax.stages.ppo_update import PpoRows, Scores
+from vigor_jax.stages.programs import Cost, Program, Target, Work
 from vigor_jax.stages.score import ScoreStage
 from vigor_jax.stages.stage import Progress, Result, RunContext, Stage
 from vigor_jax.training import ppo as formulas
@@ -344,7 +346,10 @@ class PpoStage(Stage):
             made_with=progress.mark(self.name),
             reporting=context.reporting,
         )
-        self._score.close()
+        self._score.release()
 
-    def programs(self, target: Any) -> Iterator[Any]:
-        return iter(())
+    def programs(self, target: Target) -> Iterator[Program]:
+        return ppo_programs.programs(self.name, self._config, target)
+
+    def cost(self, work: Work, programs: Sequence[Cost]) -> tuple[int, float]:
+        return ppo_programs.cost(self._config, work, programs)

@@ -56,7 +56,7 @@ class PpoConfig(TrainingConfig):
     data: Path | None = fingerprint.place(None)
     prompts: tuple[str, ...] = ("Describe this image in detail.",)
     limit: int = 0
-    minibatch: int = 16
+    minibatch: int = 4
     ppo_epochs: int = 4
     batch_size: int = 64
     learning_rate: float = 5e-7
@@ -81,6 +81,7 @@ class PpoConfig(TrainingConfig):
     log_every: int = fingerprint.neutral(1)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.minibatch < 1 or self.batch_size % self.minibatch:
             raise InputError(f"ppo.minibatch: expected a divisor of batch_size {self.batch_size}, got {self.minibatch}")
         if self.minibatch % self.accumulate:
@@ -88,7 +89,6 @@ class PpoConfig(TrainingConfig):
                 f"ppo.minibatch {self.minibatch} does not divide into accumulate {self.accumulate} equal parts; change "
                 "either"
             )
-        super().__post_init__()
         for names, holds, expected in (
             (("ppo_epochs", "kl_horizon"), lambda value: value >= 1, "at least 1"),
             (("limit", "kl_factor", "missing_eos", "value_factor"), lambda value: value >= 0, "0 or more"),

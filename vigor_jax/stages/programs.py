@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 from vigor_jax.data.batches.tree_batches import TreeRows
 from vigor_jax.data.batches.tree_sequences import Tree
 from vigor_jax.models.layers import stacks_inference
-from vigor_jax.models.lora import add_lora, lora_paths
+from vigor_jax.models.lora import LoraConfig, add_lora, lora_paths
 from vigor_jax.models.vlm import PARTS, VlmConfig, abstract_model, param_paths
 from vigor_jax.models.vlm import Sizes as ModelSizes
 from vigor_jax.parallel.sharding import BATCH, MeshConfig, make_mesh, param_shardings
@@ -179,11 +179,12 @@ def update_flops(config: TrainingConfig, model: VlmConfig, *, examples: int, tok
     return train_flops(model, trained, rows=examples, tokens=tokens, images=examples, adapted=adapted)
 
 
-def for_inference(model: ModelSizes, dtype: Any, mesh: Mesh) -> Any:
-    """A model's shapes, as sampling and scoring hold it."""
+def for_inference(model: ModelSizes, dtype: Any, mesh: Mesh, lora: LoraConfig | None = None) -> Any:
+    """A model's shapes, as sampling and scoring hold it; with an adapter, if one is given."""
     with jax.set_mesh(mesh):
         scan = stacks_inference()
-    return on_mesh(abstract_model(model, dtype=dtype, scan=scan), mesh)
+    whole = abstract_model(model, dtype=dtype, scan=scan)
+    return on_mesh(add_lora(whole, lora, dtype=dtype) if lora else whole, mesh)
 
 
 def on_mesh(model: Any, mesh: Mesh) -> Any:

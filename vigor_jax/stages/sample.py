@@ -232,60 +232,71 @@ class SampleStage(Stage):
             )
 
     def programs(self, target: Target) -> Iterator[Program]:
-        sampling, model, mesh, sizes = self._config.sampling, target.model, target.inference_mesh, target.sizes
-        sampling = dataclasses.replace(sampling, batch_size=round_up_batch(sampling.batch_size, mesh))
-        rows, capacity = prefill_size(sampling.batch_size, mesh), min(sampling.max_new_tokens, sizes.response)
-        length = -(-sizes.prompt // sampling.prompt_bucket) * sampling.prompt_bucket
-        abstract = for_inference(model, target.dtype, mesh)
+        abstract = for_inference(target.model, target.dtype, target.inference_mesh)
         if self._config.int8:
             abstract = quantize_decoder(abstract)
-        decoder = Decoder(abstract, sampling, np.ones(model.text.vocab_size, bool), eos_id=2)
-        edge = model.vision.image_size
-        batch = Batch(
-            token_ids=array(mesh, (rows, length), jnp.int32),
-            lengths=array(mesh, (rows,), jnp.int32),
-            seeds=array(mesh, (rows, 2), jnp.uint32),
-            rows=array(mesh, (rows,), jnp.int32),
-            pixels=array(mesh, (rows, edge, edge, 3), jnp.uint8),
-        )
-
-        def lowered(lower: Callable[..., Any], *given: Any) -> Callable[[], Any]:
-            def under_mesh() -> Any:
-                with jax.set_mesh(mesh):
-                    return lower(batch, *given)
-
-            return under_mesh
-
-        held = bytes_held(nnx.state(abstract))
-        with jax.set_mesh(mesh):
-            prefix, state, cache = decoder.shapes(batch, capacity)
-        flops = forward_flops(model, rows=rows, tokens=rows * length, images=rows)
-        yield Program(
-            self.name,
-            "prefill",
-            lowered(decoder.lower_prefill),
-            flops,
-            held,
-            rows,
-            length,
-            held_by_others=bytes_held(cache),
-        )
-        candidates = sampling.batch_size * sampling.num_candidates
-        images_only = held - bytes_held(nnx.state(abstract.language_model))
-        flops = forward_flops(model, rows=candidates, tokens=candidates * capacity, images=0)
-        decode = lowered(decoder.lower_generate, capacity)
-        yield Program(
-            self.name, "decode", decode, flops, held, candidates, capacity, steps=capacity, held_by_others=images_only
-        )
-        if len(decoder.cache_lengths) > 1:  # the last time that the caches grow, both exist
-            held_by_others = held + bytes_held((prefix, state))
-            grow = lowered(decoder.lower_pad_cache, decoder.cache_lengths[-2], capacity)
-            flops = forward_flops(model, rows=candidates, tokens=0, images=0)
-            yield Program(self.name, "growth", grow, flops, 0, candidates, 0, held_by_others=held_by_others)
+        return sampling_programs(self.name, self._config.sampling, abstract, target)
 
     def cost(self, work: Work, programs: Sequence[Cost]) -> tuple[int, float]:
-        prefill, decode = programs[:2]
-        calls, sampling = math.ceil(work.images / prefill.rows), self._config.sampling
-        share = min(1.0, work.answer / sampling.max_new_tokens)
-        decoding = work.images / (decode.rows / sampling.num_candidates) * decode.seconds * share
-        return calls, calls * prefill.seconds + decoding
+        return sampling_cost(self._config.sampling, work.images, work, programs)
+
+
+def sampling_programs(
+    stage: str, sampling: SamplingConfig, abstract: Any, target: Target, *, held_by_others: int = 0
+) -> Iterator[Program]:
+    """Prefill, decoding and the growth of the caches.
+
+    Args:
+      stage: that samples.
+      sampling: how.
+      abstract: the model, with shapes in place of weights.
+      target: what they are compiled for.
+      held_by_others: bytes on each device that the stage holds besides.
+    """
+    model, mesh, sizes = target.model, target.inference_mesh, target.sizes
+    sampling = dataclasses.replace(sampling, batch_size=round_up_batch(sampling.batch_size, mesh))
+    rows, capacity = prefill_size(sampling.batch_size, mesh), min(sampling.max_new_tokens, sizes.response)
+    length = -(-sizes.prompt // sampling.prompt_bucket) * sampling.prompt_bucket
+    decoder = Decoder(abstract, sampling, np.ones(model.text.vocab_size, bool), eos_id=2)
+    edge = model.vision.image_size
+    batch = Batch(
+        token_ids=array(mesh, (rows, length), jnp.int32),
+        lengths=array(mesh, (rows,), jnp.int32),
+        seeds=array(mesh, (rows, 2), jnp.uint32),
+        rows=array(mesh, (rows,), jnp.int32),
+        pixels=array(mesh, (rows, edge, edge, 3), jnp.uint8),
+    )
+
+    def lowered(lower: Callable[..., Any], *given: Any) -> Callable[[], Any]:
+        def under_mesh() -> Any:
+            with jax.set_mesh(mesh):
+                return lower(batch, *given)
+
+        return under_mesh
+
+    held = bytes_held(nnx.state(abstract))
+    with jax.set_mesh(mesh):
+        prefix, state, cache = decoder.shapes(batch, capacity)
+    flops, others = forward_flops(model, rows=rows, tokens=rows * length, images=rows), held_by_others
+    prefill = lowered(decoder.lower_prefill)
+    yield Program(stage, "prefill", prefill, flops, held, rows, length, held_by_others=others + bytes_held(cache))
+    candidates = sampling.batch_size * sampling.num_candidates
+    images_only = held - bytes_held(nnx.state(abstract.language_model))
+    flops = forward_flops(model, rows=candidates, tokens=candidates * capacity, images=0)
+    decode = lowered(decoder.lower_generate, capacity)
+    yield Program(
+        stage, "decode", decode, flops, held, candidates, capacity, steps=capacity, held_by_others=others + images_only
+    )
+    if len(decoder.cache_lengths) > 1:  # the last time that the caches grow, both exist
+        others += held + bytes_held((prefix, state))
+        grow = lowered(decoder.lower_pad_cache, decoder.cache_lengths[-2], capacity)
+        flops = forward_flops(model, rows=candidates, tokens=0, images=0)
+        yield Program(stage, "growth", grow, flops, 0, candidates, 0, held_by_others=others)
+
+
+def sampling_cost(sampling: SamplingConfig, images: int, work: Work, programs: Sequence[Cost]) -> tuple[int, float]:
+    """Calls of prefill, and seconds of all, for some images."""
+    prefill, decode = programs[:2]
+    calls, share = math.ceil(images / prefill.rows), min(1.0, work.answer / sampling.max_new_tokens)
+    decoding = images / (decode.rows / sampling.num_candidates) * decode.seconds * share
+    return calls, calls * prefill.seconds + decoding

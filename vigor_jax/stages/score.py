@@ -133,15 +133,22 @@ class ScoreStage(Stage):
                 )
             # Another stream may need all the verdicts. Also where there was nothing to do: others may have had some.
             progress.barrier(f"score, {name}")
-        self._open_streams.clear()
-        self.close()  # the sidecar's memory is wanted elsewhere
+        self.release()
 
     def judges(self, context: RunContext) -> dict[str, RewardStream]:
-        """The streams by name, opened, in the order in which they judge: for a stage that scores what it samples."""
+        """The streams by name, opened, in the order in which they judge: for a stage that scores what it samples.
+
+        They stay open until `release`.
+        """
         for name, stream in self._streams.items():
             if name not in self._open_streams:
                 self._open_streams[name] = self._open(stream, context)
         return self._open_streams
+
+    def release(self) -> None:
+        """Frees the streams: the sidecar's memory is wanted elsewhere."""
+        self._open_streams.clear()
+        self.close()
 
     def judge_settings(self, context: RunContext) -> dict[str, Any]:
         """All that decides on what the streams say."""
