@@ -26,11 +26,11 @@ CLOSE = 1e-5
 WORDS = (
     ([("dog", 2), ("cat", 1), ("puppy", 1)], [("dog", 1), ("bench", 1)], []),
     ([("traffic light", 1), ("man", 1)], []),
-    ([("glass", 1), ("glasses", 1)], [("woman", 1), ("hot dog", 1)], [], [("bench", 3)]),
+    ([("glass", 1), ("glasses", 1)], [("woman", 1), ("hot-dog", 1)], [], [("bench", 3)]),
     ([("man", 1)],),
     ([("cat", 40)],),
 )
-CATEGORIES = {"puppy": "dog", "hot dog": "dog", "man": "person", "woman": "person", "glasses": "glass"}
+CATEGORIES = {"puppy": "dog", "hot-dog": "dog", "man": "person", "woman": "person", "glasses": "glass"}
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +83,8 @@ def test_words_are_found_and_scored(world, words, reference):
                 for span in each.spans:
                     assert text[slice(*span)][0].lower() == each.label[0]
                     assert text[slice(*span)].isalpha() == each.label.isalpha()
+    assert words._entities.names[:4] == ("dog", "puppy", "hot-dog", "cat")
+    assert set(words._entities.names) >= {each.label for texts in found for own in texts for each in own}
     cosines = {round(each.cosine, 4) for texts in found for own in texts for each in own}
     assert len(cosines) > 8
 

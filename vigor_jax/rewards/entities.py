@@ -25,7 +25,7 @@ class EntityPhrases:
             in two lines belongs to the first. Default: COCO's 80 categories.
 
     Attributes:
-        names: All names of the list, in lower case, words separated by a space.
+        names: All names of the list, in lower case, as they are spelled there.
 
     Raises:
         InputError: The list cannot be read, is empty, or has an empty name (with its line).
@@ -34,7 +34,7 @@ class EntityPhrases:
     def __init__(self, path: Path | None = None):
         path = path or DATA / "entities_coco.txt"
         table: dict[tuple[str, ...], str] = {}
-        listed: dict[str, None] = {}
+        listed: dict[str, str] = {}
         for number, line in read_lines(path):
             plain = _QUALIFIER.sub("", line).replace("_", " ")
             names = [" ".join(name.split()) for name in plain.split(",")]
@@ -45,14 +45,14 @@ class EntityPhrases:
                         f"{path}, line {number}: expected names separated by commas, got an empty one in {line!r}"
                     )
                 table.setdefault(words, names[0])
-                listed[" ".join(words)] = None
+                listed.setdefault(" ".join(words), name)
                 for plural in all_plurals(name):
                     table.setdefault(split(plural, _NAME_WORD), names[0])
         if not table:
             raise InputError(f"{path}: expected one category a line, got none")
         self._match = Matcher(table)
-        self.names = tuple(listed)
-        self._names = frozenset(listed)
+        self.names = tuple(listed.values())
+        self._listed = listed
 
     def __call__(self, text: str, sentences: Sequence[Span]) -> list[Phrase]:
         """See `Phrases`."""
@@ -69,7 +69,7 @@ class EntityPhrases:
         """
         words = split(text[slice(*span)].lower(), _NAME_WORD)
         forms = (words, (*words[:-1], singular(words[-1])))
-        return next((name for form in forms if (name := " ".join(form)) in self._names), category)
+        return next((self._listed[name] for form in forms if (name := " ".join(form)) in self._listed), category)
 
     def _find(self, text: str, sentence: Span, quoted: Sequence[Span]) -> Iterator[tuple[str, Span, Claim]]:
         words, places = _words(text, sentence)

@@ -150,8 +150,8 @@ class ClipVerifier:
     def score(self, items: Iterable[ScoreItem], per: Per | None = None) -> Iterator[list[list[Scored]]]:
         """What each text of each item says, in the order of the first spans; nothing of an empty text.
 
-        With several processes, each gives the same items and gets all the scores, but reads the images of its own rows
-        only.
+        With several processes, each gives the same items and gets all the scores, but reads only the images of its
+        rows.
 
         Args:
           items: texts and images; a batch is read ahead.
