@@ -83,8 +83,6 @@ def test_words_are_found_and_scored(world, words, reference):
                 for span in each.spans:
                     assert text[slice(*span)][0].lower() == each.label[0]
                     assert text[slice(*span)].isalpha() == each.label.isalpha()
-    assert words._entities.names[:4] == ("dog", "puppy", "hot-dog", "cat")
-    assert set(words._entities.names) >= {each.label for texts in found for own in texts for each in own}
     cosines = {round(each.cosine, 4) for texts in found for own in texts for each in own}
     assert len(cosines) > 8
 

@@ -9,7 +9,7 @@ from vigor_jax.records import Span
 from vigor_jax.rewards.claims import Claim, Phrase, gather
 from vigor_jax.rewards.language.guessed_tags import guess_tags
 from vigor_jax.rewards.language.scopes import claims_at, has_cue
-from vigor_jax.rewards.language.words import DATA, Matcher, all_plurals, quoted_signs, read_lines, singular, split
+from vigor_jax.rewards.language.words import DATA, Matcher, all_plurals, quoted_signs, read_lines, split
 
 _NAME_WORD = re.compile(r"[^\W_]+")
 # LVIS tells names apart so: "bow_(weapon)". Captions do not.
@@ -25,7 +25,7 @@ class EntityPhrases:
             in two lines belongs to the first. Default: COCO's 80 categories.
 
     Attributes:
-        names: All names of the list, in lower case, as they are spelled there.
+        forms: Every name and plural in the list, lower case → the first name of its category.
 
     Raises:
         InputError: The list cannot be read, is empty, or has an empty name (with its line).
@@ -33,8 +33,8 @@ class EntityPhrases:
 
     def __init__(self, path: Path | None = None):
         path = path or DATA / "entities_coco.txt"
+        self.forms: dict[str, str] = {}
         table: dict[tuple[str, ...], str] = {}
-        listed: dict[str, str] = {}
         for number, line in read_lines(path):
             plain = _QUALIFIER.sub("", line).replace("_", " ")
             names = [" ".join(name.split()) for name in plain.split(",")]
@@ -44,32 +44,17 @@ class EntityPhrases:
                     raise InputError(
                         f"{path}, line {number}: expected names separated by commas, got an empty one in {line!r}"
                     )
-                table.setdefault(words, names[0])
-                listed.setdefault(" ".join(words), name)
-                for plural in all_plurals(name):
-                    table.setdefault(split(plural, _NAME_WORD), names[0])
+                for form in (name, *all_plurals(name)):
+                    self.forms.setdefault(form, names[0])
+                    table.setdefault(split(form, _NAME_WORD), names[0])
         if not table:
             raise InputError(f"{path}: expected one category a line, got none")
         self._match = Matcher(table)
-        self.names = tuple(listed.values())
-        self._listed = listed
 
     def __call__(self, text: str, sentences: Sequence[Span]) -> list[Phrase]:
         """See `Phrases`."""
         quoted = quoted_signs(text)
         return gather(found for sentence in sentences for found in self._find(text, sentence, quoted))
-
-    def name_at(self, text: str, span: Span, category: str) -> str:
-        """The name that a text has in a place where one was found: of "dogs" it is "dog", unless "dogs" is listed, too.
-
-        Args:
-            text: The caption.
-            span: A place of a phrase.
-            category: The phrase's text, which is the name if its word there is an irregular form of one.
-        """
-        words = split(text[slice(*span)].lower(), _NAME_WORD)
-        forms = (words, (*words[:-1], singular(words[-1])))
-        return next((self._listed[name] for form in forms if (name := " ".join(form)) in self._listed), category)
 
     def _find(self, text: str, sentence: Span, quoted: Sequence[Span]) -> Iterator[tuple[str, Span, Claim]]:
         words, places = _words(text, sentence)
