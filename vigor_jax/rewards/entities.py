@@ -10,7 +10,7 @@ from vigor_jax.rewards.claims import Claim, Phrase, gather
 from vigor_jax.rewards.language.guessed_tags import guess_tags
 from vigor_jax.rewards.language.nouns import NounPhrases, tell_glasses
 from vigor_jax.rewards.language.scopes import claims_at, has_cue
-from vigor_jax.rewards.language.words import DATA, Matcher, all_plurals, quoted_signs, read_lines, singular, split
+from vigor_jax.rewards.language.words import DATA, Matcher, all_plurals, quoted_signs, read_lines, split
 
 COCO = DATA / "entities_coco.txt"
 LVIS = DATA / "entities_lvis.txt"
@@ -33,7 +33,6 @@ class EntityPhrases:
 
     Attributes:
         forms: Every name and plural in the list, lower case → the first name of its category.
-        names: The names that stand in the list itself, lower case, words separated by a space, each once.
 
     Raises:
         InputError: The list cannot be read, is empty, or has an empty name (with its line).
@@ -42,23 +41,21 @@ class EntityPhrases:
     def __init__(self, path: Path | None = None, nouns: NounPhrases | None = None):
         path = path or COCO
         self.forms: dict[str, str] = {}
-        names: dict[str, None] = {}
         for number, line in read_lines(path):
             plain = _QUALIFIER.sub("", line).replace("_", " ")
-            before, bar, behind = plain.partition("|")
-            singulars = [" ".join(name.split()) for name in before.split(",")]
-            plurals = [" ".join(name.split()) for name in behind.split(",")] if behind.strip() else []
-            for name in (*singulars, *plurals):
-                if not (words := split(name, _NAME_WORD)):
+            singulars, bar, plurals = plain.partition("|")
+            names = [" ".join(name.split()) for name in singulars.split(",")]
+            listed = [" ".join(name.split()) for name in plurals.split(",")] if plurals.strip() else []
+            for name in (*names, *listed):
+                if not split(name, _NAME_WORD):
                     raise InputError(
                         f"{path}, line {number}: expected names separated by commas, got an empty one in {line!r}"
                     )
-                names[" ".join(words)] = None
-            for name in singulars:
+            for name in names:
                 for form in (name, *(() if bar else all_plurals(name))):
-                    self.forms.setdefault(form, singulars[0])
-            for plural in plurals:
-                self.forms.setdefault(plural, singulars[0])
+                    self.forms.setdefault(form, names[0])
+            for plural in listed:
+                self.forms.setdefault(plural, names[0])
         if not self.forms:
             raise InputError(f"{path}: expected one category a line, got none")
         table: dict[tuple[str, ...], str] = {}
@@ -66,25 +63,11 @@ class EntityPhrases:
             table.setdefault(split(form, _NAME_WORD), category)
         self._match = Matcher(table)
         self._nouns = nouns
-        self.names = tuple(names)
-        self._names = frozenset(names)
 
     def __call__(self, text: str, sentences: Sequence[Span]) -> list[Phrase]:
         """See `Phrases`."""
         quoted = quoted_signs(text)
         return gather(found for sentence in sentences for found in self._find(text, sentence, quoted))
-
-    def name_at(self, text: str, span: Span, category: str) -> str:
-        """The name that a text has in a place where one was found: of "dogs" it is "dog", unless "dogs" is listed, too.
-
-        Args:
-            text: The caption.
-            span: A place of a phrase.
-            category: The phrase's text, which is the name if its word there is an irregular form of one.
-        """
-        words = split(text[slice(*span)].lower(), _NAME_WORD)
-        forms = (words, (*words[:-1], singular(words[-1])))
-        return next((name for form in forms if (name := " ".join(form)) in self._names), category)
 
     def _find(self, text: str, sentence: Span, quoted: Sequence[Span]) -> Iterator[tuple[str, Span, Claim]]:
         words, places = _words(text, sentence)
