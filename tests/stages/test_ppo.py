@@ -214,7 +214,7 @@ class Other(Letters):
 
 @pytest.mark.parametrize("baseline", ["rloo", "grpo"])
 def test_a_group_is_its_own_baseline(world, tmp_path, baseline):
-    config = make_config(world, baseline=baseline, whiten=False, kl="k3", kl_in="loss", limit=8, kl_target=None)
+    config = make_config(world, baseline=baseline, whiten=False, kl="k3", kl_in="loss", limit=8, kl_target=0)
     run(world, tmp_path, config)
     ((*rollouts,),) = iterations(tmp_path)
     for one, other in zip(rollouts[::2], rollouts[1::2], strict=True):
@@ -271,7 +271,7 @@ def test_it_learns_what_is_rewarded(world, tmp_path):
         ({"baseline": "rloo", "sampling": {"num_candidates": 1}}, "num_candidates of 2 or more, got 1"),
         ({"baseline": "grpo", "gamma": 0.9}, "has no discount; expected gamma 1"),
         ({"clip_range": 0.0}, r"ppo\.clip_range: expected more than 0 and less than 1, got 0\.0"),
-        ({"kl_target": 0.0}, r"ppo\.kl_target: expected more than 0, or none, got 0\.0"),
+        ({"kl_target": -1.0}, r"ppo\.kl_target: expected 0 or more, got -1\.0"),
         ({"lam": 1.5}, r"ppo\.lam: expected 0 to 1, got 1\.5"),
     ],
 )
