@@ -218,6 +218,11 @@ def lora(directory: Path) -> None:
     adapter(directory)
 
 
+def loha(directory: Path) -> None:
+    alone(directory)
+    adapter(directory, peft_type="LOHA")
+
+
 def lora_without_config(directory: Path) -> None:
     lora(directory)
     (directory / "adapter_config.json").unlink()
@@ -295,7 +300,11 @@ def without_config(name: str) -> Any:
 
 MERGE, FULL = "merge it with merge_and_unload()", "in float16, bfloat16 or float32 that it was made from"
 KINDS = {
-    "LoRA": (lora, "holds a PEFT adapter (LORA for 'llava-hf/llava-1.5-7b-hf'), not a whole model", MERGE),
+    "LoRA": (
+        lora,
+        "holds an adapter for 'llava-hf/llava-1.5-7b-hf', which cannot be had (",
+        "give the base and the adapter apart: --model BASE --model.adapter ",
+    ),
     "LoRA without its config": (
         lora_without_config,
         "of a PEFT adapter (adapter_model.safetensors)",
@@ -306,7 +315,8 @@ KINDS = {
         "transformers would add to the model there",
         "remove adapter_config.json",
     ),
-    "LLaVA's LoRA": (llava_lora, "made by LLaVA's trainer", "scripts/merge_lora_weights.py"),
+    "LLaVA's LoRA": (llava_lora, "holds an adapter for 'llava-hf/llava-1.5-7b-hf', which cannot", "--model BASE"),
+    "LoHa": (loha, "holds a PEFT adapter (LOHA for 'llava-hf/llava-1.5-7b-hf'), not a whole model", MERGE),
     "prompt tuning": (prompts, "(PROMPT_TUNING for", "cannot be merged"),
     "LoRA in the weights": (not_merged, "that is not merged (base_model.model.", MERGE),
     "4 bits": (

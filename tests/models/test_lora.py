@@ -162,8 +162,18 @@ def test_a_layer_of_8_bits_computes_with_the_sum_of_both():
     layer = model.language_model.layers[0].down_proj
     x = np.random.default_rng(2).normal(size=(5, layer.kernel.shape[0])).astype(np.float32)
     base = np.asarray(layer.kernel[...], np.float32) * np.asarray(layer.scale[...])
-    update = 2.0 * np.asarray(layer.lora_a[...]) @ np.asarray(layer.lora_b[...])
-    assert_close(layer(jnp.asarray(x)), x @ (base + update), 1e-5)
+    a, b = (jnp.asarray(each[...]) for each in (layer.lora_a, layer.lora_b))
+    assert_close(layer(jnp.asarray(x)), x @ (base + 2.0 * np.asarray(a @ b)), 1e-5)
+
+    def adapted_by(matrices):
+        again = copy.deepcopy(layer)
+        again.lora_a, again.lora_b = map(nnx.Param, matrices)
+        return jnp.square(again(jnp.asarray(x))).sum()
+
+    found = jax.grad(adapted_by)((a, b))
+    expected = jax.grad(lambda pair: jnp.square(x @ (base + 2.0 * pair[0] @ pair[1])).sum())((a, b))
+    for one, other in zip(found, expected, strict=True):
+        assert_close(one, other, 1e-4)
 
 
 def test_16_bits_do_not_swallow_a_small_update():

@@ -225,19 +225,17 @@ def test_a_plan_holds_gradients_and_moments_of_the_adapter_alone(world):
 @pytest.mark.main
 def test_one_device_equals_eight(world, tmp_path):
     lora = {"rank": 4, "alpha": 8, "target": ["language_model", "vision_tower"], "also": ["multi_modal_projector"]}
-    settings = {**SETTINGS, "lora": lora}
+    settings = {**SETTINGS, "lora": lora, "bucket": 256, "epochs": 1, "learning_rate": 1e-3}
     meshes = {"one": ((1, 1, 1), 1), "fsdp": ((1, 8, 1), 8), "tensor": ((2, 2, 2), 8)}
-    jobs = [
-        {"run_dir": str(tmp_path / name), "mesh": mesh, "devices": devices, "sft": settings}
-        for name, (mesh, devices) in meshes.items()
-    ]
-    finish(spawn({"world": str(world), "runs": jobs}, devices=8, cache=tmp_path / "cache"))
+    for name, (mesh, devices) in meshes.items():
+        job = {"run_dir": str(tmp_path / name), "mesh": mesh, "devices": devices, "sft": settings}
+        finish(spawn({"world": str(world), "runs": [job]}, devices=8, cache=tmp_path / "cache"))
     expected, losses = weights(tmp_path / "one"), curve(tmp_path / "one")
-    assert len(losses) == 6
+    assert len(losses) == 3
     for name in ("fsdp", "tensor"):
         for ours, theirs in zip(curve(tmp_path / name), losses, strict=True):
             assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
         found = weights(tmp_path / name)
         assert found.keys() == expected.keys()
         for path, weight in expected.items():
-            np.testing.assert_allclose(found[path], weight, rtol=1e-3, atol=2e-5, err_msg=path)
+            np.testing.assert_allclose(found[path], weight, rtol=0, atol=1e-5, err_msg=path)

@@ -24,6 +24,7 @@ from vigor_jax.data.text.conversation import IGNORE_INDEX, Turn, encode_example,
 from vigor_jax.errors import InputError
 from vigor_jax.hf.export import ExportConfig
 from vigor_jax.hf.load import load_model, open_checkpoint
+from vigor_jax.models.lora import LoraConfig
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 from vigor_jax.records import AnnotatedSentence, Annotation, ScoreItem, Span
 from vigor_jax.rewards.reward_model import RewardModel, RewardModelConfig
@@ -283,10 +284,8 @@ def test_a_resumed_run_has_the_same_bits(whole, config, checkpoint, mesh, tmp_pa
     assert path.read_bytes() == (whole / "metrics" / "reward_eval.jsonl").read_bytes()
 
 
-def test_the_export_judges_as_the_last_evaluation_did(whole, config, checkpoint, mesh, tmp_path):
-    """Training → Hugging Face format → the stream that scores, which finds the sentences by itself."""
-    export(ExportConfig(), checkpoint, whole / "checkpoints" / "train_reward", tmp_path / "out", mesh)
-    trained = open_checkpoint(tmp_path / "out")
+def judged(trained, config, mesh):
+    """What an export says of the images held out: the signals, and what is wrong with each sentence."""
     model = load_model(trained, mesh=mesh, dtype=jnp.float32, scan=False)
     judging = RewardModelConfig(batch_size=2, max_length=160, bucket=160, answer_tokens=8, question=config.question)
     judge = RewardModel(model, trained.tokenizer, trained.preprocessing, judging, mesh, weights_digest="trained")
@@ -296,7 +295,13 @@ def test_the_export_judges_as_the_last_evaluation_did(whole, config, checkpoint,
         for image, group in held_out.items()
     ]
     signals = [signal for verdicts in judge.judge(items) for verdict in verdicts for signal in verdict.signals]
-    errors = all_errors(held_out, "sentence")
+    return signals, all_errors(held_out, "sentence")
+
+
+def test_the_export_judges_as_the_last_evaluation_did(whole, config, checkpoint, mesh, tmp_path):
+    """Training → Hugging Face format → the stream that scores, which finds the sentences by itself."""
+    export(ExportConfig(), checkpoint, whole / "checkpoints" / "train_reward", tmp_path / "out", mesh)
+    signals, errors = judged(open_checkpoint(tmp_path / "out"), config, mesh)
     found, expected = evaluate(np.array([signal.score for signal in signals]), errors), evaluations(whole)[-1]
     assert found["auc"] == pytest.approx(expected["auc"], abs=1e-2)  # scores that nearly tie may change places
     for one, other in zip(found["calibration"], expected["calibration"], strict=True):
@@ -304,6 +309,22 @@ def test_the_export_judges_as_the_last_evaluation_did(whole, config, checkpoint,
         assert one["p_good"] == pytest.approx(other["p_good"], abs=1e-5)
     right = [signal.label == answer(kinds) for signal, kinds in zip(signals, errors, strict=True)]
     assert np.mean(right) > 0.6  # the strings are learnt as well
+
+
+def test_an_adapter_is_trained_evaluated_exported_and_judges_alike(config, checkpoint, mesh, tmp_path):
+    config = dataclasses.replace(config, lora=LoraConfig(rank=8, alpha=16), epochs=2)
+    train_reward(config, checkpoint, tmp_path, mesh, dtype=jnp.float32)
+    export(ExportConfig(), checkpoint, tmp_path / "checkpoints" / "train_reward", tmp_path / "out", mesh)
+    trained = open_checkpoint(tmp_path / "out")
+    assert trained.adapter is not None
+    signals, errors = judged(trained, config, mesh)
+    found, (first, *_, last) = evaluate(np.array([signal.score for signal in signals]), errors), evaluations(tmp_path)
+    for one, other in zip(found["calibration"], last["calibration"], strict=True):
+        assert one["count"] == other["count"]
+        assert one["p_good"] == pytest.approx(other["p_good"], abs=1e-5)
+    assert first["calibration"] != last["calibration"]
+    curve = read_lines(tmp_path / "metrics" / "train_reward.jsonl")
+    assert curve[-1]["loss"] < 0.7 * curve[0]["loss"]
 
 
 def test_without_held_out_images(config, checkpoint, mesh, tmp_path):
