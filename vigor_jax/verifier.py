@@ -37,7 +37,7 @@ from vigor_jax.stages.reward_evaluation import auc
 
 logger = logging.getLogger(__name__)
 
-# Margins whose shares are printed, the config's besides.
+# Margins whose shares are printed after those of the config's margin.
 MARGINS: tuple[tuple[float, MarginUnit], ...] = (
     (5, "absolute"), (10, "absolute"), (20, "absolute"),
     (0.5, "std"), (1, "std"),

@@ -32,7 +32,7 @@ def test_it_is_small_and_has_all_its_files():
     assert sum(path.stat().st_size for path in VERIFIER.iterdir()) <= 2 << 20
     assert {tensor.dtype.name for tensor in open_clip(VERIFIER).tensors.values()} == {"float16"}
     assert (VERIFIER / "README.md").read_text(encoding="utf-8").count("vigor_jax.demo.build verifier") == 1
-    assert EntityPhrases(VERIFIER / ENTITIES).names == SHAPES
+    assert tuple(dict.fromkeys(EntityPhrases(VERIFIER / ENTITIES).forms.values())) == SHAPES
 
 
 def test_it_has_the_tower_of_the_policy():
@@ -121,10 +121,11 @@ def test_sentences_fit_their_own_scenes():
 def test_it_learns(tmp_path):
     """The same steps, few of them: from chance to better than chance."""
     short = VerifierConfig(
-        num_scenes=300, num_steps=60, batch_size=64, num_captions=8, test_scenes=100, baseline_scenes=20
+        num_scenes=600, num_steps=300, batch_size=64, num_captions=8, test_scenes=100, baseline_scenes=20
     )
     build_verifier(tmp_path / "taught", 0, short)
     build_verifier(tmp_path / "untaught", 0, dataclasses.replace(short, num_steps=1, learning_rate=0.0))
     after, before = (evaluate_verifier(tmp_path / name, num_scenes=100, seed=5) for name in ("taught", "untaught"))
-    assert after["shapes"] > max(0.6, before["shapes"] + 0.05)
+    assert after["shapes"] > 0.75
+    assert after["shapes"] > before["shapes"] + 0.2
     assert set(scenes.SHAPES) <= set((tmp_path / "taught" / ENTITIES).read_text().split())

@@ -80,6 +80,30 @@ def test_batches_grow_while_it_is_worth_it():
     assert search(CONFIG, 16, Compiler(80, worth=32)).flags["sample.sampling.batch_size"] == 32
 
 
+@pytest.mark.parametrize(
+    ("programs", "flag"),
+    [
+        (("verifier",), "clip.batch_size"),
+        (("reward model", "verifier"), "reward_model.batch_size"),
+        (("reward model",), "reward_model.batch_size"),
+    ],
+)
+def test_the_batch_of_the_judge_grows(programs, flag):
+    """Of two, that of the reward model, though the other program is the longer one here."""
+
+    def estimate(config):
+        rows = {"verifier": config.clip.batch_size, "reward model": config.reward_model.batch_size}
+        seconds = {"verifier": 100.0, "reward model": 1.0}
+        return [
+            Estimate("score", name, rows[name], 0, 0, rows[name], 512, 1, 1, {}, seconds[name], 0, 0, 0)
+            for name in programs
+        ]
+
+    config = dataclasses.replace(CONFIG, run=RunConfig(dir=Path("x"), stages=("score",)))
+    found = search(config, 1, estimate)
+    assert {name: value for name, value in found.flags.items() if name.endswith("batch_size")} == {flag: 512}
+
+
 def test_what_does_not_fit_is_named():
     found = search(CONFIG, 16, Compiler(10.1))
     assert found.missing == ("train_reward", "sft")

@@ -12,7 +12,7 @@ from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 from vigor_jax.records import ScoreItem
 from vigor_jax.rewards.verifier import ClipStreamConfig
 
-ENTITIES = "dog, puppy, hot dog\ncat\nbench\ntraffic_light\nperson, man, woman\nglass, glasses\n"
+ENTITIES = "dog, puppy, hot-dog\ncat\nbench\ntraffic_light\nperson, man, woman\nglass, glasses\n"
 TEXTS = (
     ("A dog and two cats. The Dog sees a puppy.", "Two dogs on a bench.", ""),
     ("No cat, but traffic-lights and men.", "   \n"),

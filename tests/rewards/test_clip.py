@@ -27,7 +27,7 @@ def config(world, **changes) -> ClipStreamConfig:
 
 @pytest.fixture(scope="module")
 def scored(world):
-    """What the verifier says; tests of its own show that it is right."""
+    """What the verifier says; test_verifier.py shows that it is right."""
     verifier = ClipVerifier(clip_world.checkpoint(world), config(world), clip_world.mesh())
     return list(verifier.score(clip_world.items(world)))
 

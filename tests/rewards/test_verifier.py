@@ -26,11 +26,11 @@ CLOSE = 1e-5
 WORDS = (
     ([("dog", 2), ("cat", 1), ("puppy", 1)], [("dog", 1), ("bench", 1)], []),
     ([("traffic light", 1), ("man", 1)], []),
-    ([("glass", 1), ("glasses", 1)], [("woman", 1), ("hot dog", 1)], [], [("bench", 3)]),
+    ([("glass", 1), ("glasses", 1)], [("woman", 1), ("hot-dog", 1)], [], [("bench", 3)]),
     ([("man", 1)],),
     ([("cat", 40)],),
 )
-CATEGORIES = {"puppy": "dog", "hot dog": "dog", "man": "person", "woman": "person", "glasses": "glass"}
+CATEGORIES = {"puppy": "dog", "hot-dog": "dog", "man": "person", "woman": "person", "glasses": "glass"}
 
 
 @pytest.fixture(scope="module")

@@ -224,7 +224,7 @@ def teach(
     is_there = np.array([[bool(scene.places(shape)) for shape in scenes.SHAPES] for scene in seen])
     learns = lambda path, _: path[0] != "vision_model"  # noqa: E731
     graphdef, taught, rest = nnx.split(model, learns, ...)
-    extra = {"scale": jnp.log(FIRST_SCALE), "bias": jnp.float32(FIRST_BIAS)}
+    extra = {"scale": jnp.float32(np.log(FIRST_SCALE)), "bias": jnp.float32(FIRST_BIAS)}
     warmup = config.num_steps // 20
     optimizer = optax.adam(optax.warmup_cosine_decay_schedule(0, config.learning_rate, warmup, config.num_steps))
 

@@ -10,7 +10,7 @@ from vigor_jax.rewards.claims import Claim, Phrase, gather
 from vigor_jax.rewards.language.guessed_tags import guess_tags
 from vigor_jax.rewards.language.nouns import NounPhrases, tell_glasses
 from vigor_jax.rewards.language.scopes import claims_at, has_cue
-from vigor_jax.rewards.language.words import DATA, Matcher, all_plurals, quoted_signs, read_lines, singular, split
+from vigor_jax.rewards.language.words import DATA, Matcher, all_plurals, quoted_signs, read_lines, split
 
 COCO = DATA / "entities_coco.txt"
 LVIS = DATA / "entities_lvis.txt"
@@ -33,7 +33,6 @@ class EntityPhrases:
 
     Attributes:
         forms: Every name and plural in the list, lower case → the first name of its category.
-        names: All names of the list, in lower case, words separated by a space.
 
     Raises:
         InputError: The list cannot be read, is empty, or has an empty name (with its line).
@@ -42,7 +41,6 @@ class EntityPhrases:
     def __init__(self, path: Path | None = None, nouns: NounPhrases | None = None):
         path = path or COCO
         self.forms: dict[str, str] = {}
-        own: dict[str, None] = {}
         for number, line in read_lines(path):
             plain = _QUALIFIER.sub("", line).replace("_", " ")
             singulars, bar, plurals = plain.partition("|")
@@ -54,7 +52,6 @@ class EntityPhrases:
                         f"{path}, line {number}: expected names separated by commas, got an empty one in {line!r}"
                     )
             for name in names:
-                own[" ".join(split(name, _NAME_WORD))] = None
                 for form in (name, *(() if bar else all_plurals(name))):
                     self.forms.setdefault(form, names[0])
             for plural in listed:
@@ -66,25 +63,11 @@ class EntityPhrases:
             table.setdefault(split(form, _NAME_WORD), category)
         self._match = Matcher(table)
         self._nouns = nouns
-        self.names = tuple(own)
-        self._names = frozenset(own)
 
     def __call__(self, text: str, sentences: Sequence[Span]) -> list[Phrase]:
         """See `Phrases`."""
         quoted = quoted_signs(text)
         return gather(found for sentence in sentences for found in self._find(text, sentence, quoted))
-
-    def name_at(self, text: str, span: Span, category: str) -> str:
-        """The name that a text has in a place where one was found: of "dogs" it is "dog", unless "dogs" is listed, too.
-
-        Args:
-            text: The caption.
-            span: A place of a phrase.
-            category: The phrase's text, which is the name if its word there is an irregular form of one.
-        """
-        words = split(text[slice(*span)].lower(), _NAME_WORD)
-        forms = (words, (*words[:-1], singular(words[-1])))
-        return next((name for form in forms if (name := " ".join(form)) in self._names), category)
 
     def _find(self, text: str, sentence: Span, quoted: Sequence[Span]) -> Iterator[tuple[str, Span, Claim]]:
         words, places = _words(text, sentence)

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import itertools
 import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
@@ -26,6 +27,7 @@ from vigor_jax.parallel.sharding import local_rows, round_up_batch, shard_rows
 from vigor_jax.records import ScoreItem, Span
 from vigor_jax.rewards.clip_baselines import MarginSign, MarginUnit
 from vigor_jax.rewards.entities import EntityPhrases, make_entities
+from vigor_jax.rewards.language.words import singular
 from vigor_jax.rewards.phrases import RULES
 from vigor_jax.rewards.sentences import split_sentences
 
@@ -90,7 +92,7 @@ class Scored(NamedTuple):
     """Something in a text, and how well it fits the image.
 
     Attributes:
-      label: the word as the list of entities has it; or "sentence", "caption".
+      label: the word, as the list of entities spells it; or "sentence", "caption".
       category: of the word; the label for others.
       spans: where it stands.
       cosine: in [-1, 1].
@@ -129,7 +131,10 @@ class ClipVerifier:
         self._preprocessing = dataclasses.replace(
             checkpoint.preprocessing, pad=config.pad or checkpoint.preprocessing.pad
         )
-        self._entities = make_entities(config.entities, option="clip.entities")
+        self._entities = read_entities(config)
+        self._names: dict[tuple[str, ...], str] = {}  # of a form's words, as the list spells it
+        for form in self._entities.forms:
+            self._names.setdefault(_words(form), form)
         self._size = round_up_batch(config.batch_size, mesh)
         self._own_rows = frozenset(local_rows(self._size, mesh))
         self.made_of = made_of(checkpoint, config, self._entities)
@@ -150,8 +155,8 @@ class ClipVerifier:
     def score(self, items: Iterable[ScoreItem], per: Per | None = None) -> Iterator[list[list[Scored]]]:
         """What each text of each item says, in the order of the first spans; nothing of an empty text.
 
-        With several processes, each gives the same items and gets all the scores, but reads the images of its own rows
-        only.
+        With several processes, each gives the same items and gets all the scores, but reads only the images of its
+        rows.
 
         Args:
           items: texts and images; a batch is read ahead.
@@ -204,7 +209,7 @@ class ClipVerifier:
         """What finds in a text the parts to be scored."""
         if per == "word":
             if not self._words:  # all of them once, or those that a later batch brings would run the tower each time
-                names = self._entities.names
+                names = tuple(self._entities.forms)
                 self._words = dict(zip(names, self._run_texts(names), strict=True))
             return self._words_of
         if per == "sentence":
@@ -212,14 +217,20 @@ class ClipVerifier:
         return lambda text: [_Named(per, per, (Span(0, len(text)),), text)] if split_sentences(text) else []
 
     def _words_of(self, text: str) -> list[_Named]:
-        """The object words that a text asserts, each once; "dogs" is the word "dog", unless the list has both."""
+        """The object words that a text asserts, each once; "dogs" is the word "dog"."""
         spans: dict[tuple[str, str], list[Span]] = {}
         for phrase in self._entities(text, split_sentences(text)):
             for span in phrase.mentions:
-                word = self._entities.name_at(text, span, phrase.text)
+                word = self._word(text[slice(*span)], phrase.text)
                 spans.setdefault((word, phrase.text), []).append(span)
         found = [_Named(word, category, tuple(own), word) for (word, category), own in spans.items()]
         return sorted(found, key=lambda each: each.spans[0])
+
+    def _word(self, said: str, category: str) -> str:
+        """The name of a category that a text says, in the singular if the list has that."""
+        words = _words(said)
+        names = (self._names.get(form) for form in ((*words[:-1], singular(words[-1])), words))
+        return next((name for name in names if name and self._entities.forms[name] == category), category)
 
     def _embed(self, texts: Sequence[str]) -> Float[np.ndarray, "N D"]:
         if not texts:
@@ -254,11 +265,25 @@ class ClipVerifier:
         return nnx.merge(self._graphdef_and_weights[0], weights).embed_texts(token_ids)
 
 
+def read_entities(config: ClipStreamConfig) -> EntityPhrases:
+    """What finds the object words of a text.
+
+    Raises:
+      InputError: the list cannot be read.
+    """
+    return make_entities(config.entities, option="clip.entities")
+
+
+def _words(text: str) -> tuple[str, ...]:
+    """The words of a name, whatever stands between them."""
+    return tuple(re.findall(r"[^\W_]+", text.lower()))
+
+
 def made_of(checkpoint: ClipCheckpoint, config: ClipStreamConfig, entities: EntityPhrases) -> dict[str, Any]:
     """Names all that a verifier's cosines depend on: weights, tokenizer and images; words and how they are found."""
     return {
         "verifier": checkpoint.digest(),
-        "entities": fingerprint.digest([entities.names, RULES]),
+        "entities": fingerprint.digest([entities.forms, RULES]),
         "per": config.per,
         "pad": config.pad,
     }

@@ -21,8 +21,7 @@ from vigor_jax.parallel.processes import is_first
 from vigor_jax.parallel.sharding import round_up_batch
 from vigor_jax.rewards.clip import ClipStream, check_made_of
 from vigor_jax.rewards.clip_baselines import Baselines
-from vigor_jax.rewards.entities import make_entities
-from vigor_jax.rewards.verifier import DTYPE, ClipStreamConfig, made_of
+from vigor_jax.rewards.verifier import DTYPE, ClipStreamConfig, made_of, read_entities
 from vigor_jax.stages.programs import Program, Target, array, bytes_held, for_inference
 from vigor_jax.stages.stage import RunContext
 
@@ -61,7 +60,7 @@ class ClipJudge:
         Raises:
           InputError: the verifier, its words or its baselines cannot be used.
         """
-        found = made_of(self.checkpoint, self._config, make_entities(self._config.entities, option="clip.entities"))
+        found = made_of(self.checkpoint, self._config, read_entities(self._config))
         check_made_of(self.baselines, found, str(self._config.baselines))
         content = fingerprint.plain(dataclasses.asdict(self.baselines))
         files = {

@@ -1,4 +1,4 @@
-"""What CLIP's weights are called, in a checkpoint of its own and inside of others."""
+"""What CLIP's weights are called, in a separate checkpoint and inside of others."""
 
 from vigor_jax.hf.names import CONV, KEEP, KEEP_VECTOR, LINEAR, Axes, Entry, linear, norm
 from vigor_jax.models.clip import ClipConfig, ClipPairConfig, ClipTextConfig
