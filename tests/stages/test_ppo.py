@@ -1,5 +1,6 @@
 """The PPO stage: what its records say against formulas and passes made apart, resumption, and what it refuses."""
 
+import gc
 import json
 import math
 import re
@@ -12,7 +13,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.stages.ppo_world import Broken, Letters, Silent, make_world
+from tests.detector_bridge.tiny_detector import write_transformers
+from tests.stages.ppo_world import PROMPTS, Broken, Letters, Silent, make_world
 from tests.stages.run_ppo import make_config
 from vigor_jax import train
 from vigor_jax.data.records.store import read_parts
@@ -66,8 +68,9 @@ def iterations(run_dir: Path) -> list[list[Rollout]]:
 
 @pytest.fixture(scope="module")
 def counted(world, tmp_path_factory):
-    """An uninterrupted run, and how often the sampler and the learner had compiled after each iteration."""
-    seen: list[Counter] = []
+    """An uninterrupted run; and after each iteration, how often the sampler and the learner had compiled, and the bytes
+    of all arrays on the devices."""
+    seen: list[tuple[Counter, int]] = []
     samplers: list[Sampler] = []
     with pytest.MonkeyPatch.context() as patch:
         make, learn = Sampler.__init__, stage._learn
@@ -78,7 +81,9 @@ def counted(world, tmp_path_factory):
 
         def count(config, learner, *args):
             metrics = learn(config, learner, *args)
-            seen.append(samplers[0].compilations + Counter(learner=learner.compilations))
+            gc.collect()
+            compilations = samplers[0].compilations + Counter(learner=learner.compilations)
+            seen.append((compilations, sum(array.nbytes for array in jax.live_arrays())))
             return metrics
 
         patch.setattr(Sampler, "__init__", remember)
@@ -93,11 +98,12 @@ def whole(counted):
     return counted[0]
 
 
-def test_new_weights_compile_nothing(counted):
+def test_new_weights_compile_nothing_and_leave_nothing_behind(counted):
     _, seen = counted
-    assert len(seen) == 3
-    assert seen[0]["generate"] >= 1
-    assert seen[0] == seen[1] == seen[2]
+    (first, _), (second, held), (third, held_later) = seen
+    assert first["generate"] >= 1
+    assert first == second == third
+    assert held == held_later
 
 
 def test_log_probabilities_are_those_of_separate_conversations(world, whole):
@@ -214,7 +220,7 @@ class Other(Letters):
 
 @pytest.mark.parametrize("baseline", ["rloo", "grpo"])
 def test_a_group_is_its_own_baseline(world, tmp_path, baseline):
-    config = make_config(world, baseline=baseline, whiten=False, kl="k3", kl_in="loss", limit=8, kl_target=None)
+    config = make_config(world, baseline=baseline, whiten=False, kl="k3", kl_in="loss", limit=8, kl_target=0)
     run(world, tmp_path, config)
     ((*rollouts,),) = iterations(tmp_path)
     for one, other in zip(rollouts[::2], rollouts[1::2], strict=True):
@@ -271,7 +277,7 @@ def test_it_learns_what_is_rewarded(world, tmp_path):
         ({"baseline": "rloo", "sampling": {"num_candidates": 1}}, "num_candidates of 2 or more, got 1"),
         ({"baseline": "grpo", "gamma": 0.9}, "has no discount; expected gamma 1"),
         ({"clip_range": 0.0}, r"ppo\.clip_range: expected more than 0 and less than 1, got 0\.0"),
-        ({"kl_target": 0.0}, r"ppo\.kl_target: expected more than 0, or none, got 0\.0"),
+        ({"kl_target": -1.0}, r"ppo\.kl_target: expected 0 or more, got -1\.0"),
         ({"lam": 1.5}, r"ppo\.lam: expected 0 to 1, got 1\.5"),
     ],
 )
@@ -331,6 +337,43 @@ def test_a_policy_that_is_not_the_one_that_drew(world, tmp_path, monkeypatch):
 
 
 # In a pipeline
+
+
+@pytest.mark.slow
+@pytest.mark.main
+def test_the_detector_rewards_through_its_client(world, whole, tmp_path):
+    """The same responses as another stream's run begins with, whose words are the things that the detector knows of."""
+    before = iterations(whole)[0]
+    words = {word.lower() for rollout in before for word in re.findall(r"[a-zA-Z]{3,}", rollout.text)}
+    (tmp_path / "entities.txt").write_text("\n".join(sorted(words)))
+    write_transformers(tmp_path / "detector")
+    config = f"""
+run: {{dir: {tmp_path / "run"}, stages: [ppo]}}
+model: {{path: {world / "model"}, dtype: float32}}
+score: {{streams: [detector]}}
+detection:
+  model: {tmp_path / "detector"}
+  phrases: {{extractor: entities, entities: {tmp_path / "entities.txt"}}}
+ppo:
+  images: {world / "images"}
+  prompts: {list(PROMPTS)}
+  batch_size: 8
+  minibatch: 4
+  ppo_epochs: 2
+  learning_rate: 1.0e-3
+  bucket: 32
+  sampling: {{temperature: 1.0, num_candidates: 2, max_new_tokens: 12, batch_size: 4, prompt_bucket: 8}}
+"""
+    (tmp_path / "config.yaml").write_text(config)
+    train.main(["--config", str(tmp_path / "config.yaml")])
+    found = iterations(tmp_path / "run")[0]
+    assert [rollout.token_ids for rollout in found] == [rollout.token_ids for rollout in before]
+    signals = [signal for rollout in found for signal in rollout.verdicts[0].signals]
+    assert len(signals) > 10
+    assert {rollout.verdicts[0].stream for rollout in found} == {"detector"}
+    for rollout in found:
+        worth = sum(signal.positive - signal.negative for signal in rollout.verdicts[0].signals)
+        assert sum(rollout.rewards) == pytest.approx(worth, abs=1e-5)
 
 
 def test_the_stage_in_a_run(world, tmp_path):

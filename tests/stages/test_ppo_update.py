@@ -82,7 +82,7 @@ def make_rows(groups, pixels, seed=1):
 
 CONFIGS = {
     "value": PpoConfig(),
-    "kl in the loss": PpoConfig(kl_in="loss", kl="k3", value_clip=None),
+    "kl in the loss": PpoConfig(kl_in="loss", kl="k3", value_clip=0),
     "no critic": PpoConfig(baseline="rloo"),
 }
 

@@ -106,7 +106,7 @@ def ppo(
     same_everywhere(fingerprint.of(config, with_neutral=True) | facts)
     folder, directory = join(records or run_dir, NAME), run_dir / "checkpoints" / NAME
     updates = config.ppo_epochs * (config.batch_size // config.minibatch)
-    controller = formulas.AdaptiveKl(config.kl_target, config.kl_horizon)
+    controller = formulas.AdaptiveKl(config.kl_target or None, config.kl_horizon)
     with Checkpoints(directory, keep=config.keep) as checkpoints:
         start = checkpoints.latest_step() or 0
         record = checkpoints.record(start, facts) if start else {"base": origin(checkpoint.directory.absolute())}

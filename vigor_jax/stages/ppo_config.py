@@ -39,13 +39,13 @@ class PpoConfig(TrainingConfig):
         to an image with each other, and train no value head.
       gamma: discount; the paper's 1.
       lam: of generalized advantage estimation.
-      value_clip: how far a value may move from the old one before the clip decides its loss; none does not clip.
+      value_clip: how far a value may move from the old one before the clip decides its loss; 0 does not clip.
       value_factor: of the value head's loss.
       whiten: advantages get mean 0 and variance 1 over all tokens of an iteration.
       kl: estimate of the divergence from the policy that training began with.
       kl_in: whether it is taken off the reward of each token, or added to the loss.
       kl_factor: of the divergence; where it adapts, the first one. The paper's 0.2.
-      kl_target: sum over a response that the factor is adapted to; none leaves the factor as it is.
+      kl_target: sum over a response that the factor is adapted to; 0 leaves the factor as it is.
       kl_horizon: responses over which it is adapted.
       missing_eos: taken off the reward of the last token of a response that did not end by itself.
       token_rewards: how the streams' signals become rewards of tokens.
@@ -67,13 +67,13 @@ class PpoConfig(TrainingConfig):
     baseline: Baseline = "value"
     gamma: float = 1.0
     lam: float = 0.95
-    value_clip: float | None = 0.2
+    value_clip: float = 0.2
     value_factor: float = 0.1
     whiten: bool = True
     kl: Kl = "k1"
     kl_in: Literal["reward", "loss"] = "reward"
     kl_factor: float = 0.2
-    kl_target: float | None = 6.0
+    kl_target: float = 6.0
     kl_horizon: int = 10_000
     missing_eos: float = 1.0
     token_rewards: TokenRewardConfig = dataclasses.field(default_factory=TokenRewardConfig)
@@ -91,10 +91,13 @@ class PpoConfig(TrainingConfig):
             )
         for names, holds, expected in (
             (("ppo_epochs", "kl_horizon"), lambda value: value >= 1, "at least 1"),
-            (("limit", "kl_factor", "missing_eos", "value_factor"), lambda value: value >= 0, "0 or more"),
+            (
+                ("limit", "kl_factor", "kl_target", "missing_eos", "value_clip", "value_factor"),
+                lambda value: value >= 0,
+                "0 or more",
+            ),
             (("gamma", "lam"), lambda value: 0 <= value <= 1, "0 to 1"),
             (("clip_range",), lambda value: 0 < value < 1, "more than 0 and less than 1"),
-            (("value_clip", "kl_target"), lambda value: value is None or value > 0, "more than 0, or none"),
         ):
             for name in names:
                 if not holds(getattr(self, name)):

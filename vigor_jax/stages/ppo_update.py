@@ -59,9 +59,9 @@ def ppo_loss(model: Vlm, rows: PpoRows, config: TrainingConfig) -> tuple[Float[A
     loss = surrogate.loss
     if config.baseline == "value":
         values = model.value_head(found.hidden)
-        parts["value_loss"] = ppo.value_loss(values, rows.old_values, rows.returns, config.value_clip)
+        parts["value_loss"] = ppo.value_loss(values, rows.old_values, rows.returns, config.value_clip or None)
         loss += config.value_factor * parts["value_loss"]
-        if config.value_clip is not None:
+        if config.value_clip:
             parts["value_clip_share"] = (jnp.abs(values - rows.old_values) > config.value_clip).astype(jnp.float32)
     if config.kl_in == "loss":
         parts["kl_loss"] = rows.kl_factor[:, None] * ppo.kl(found.logps, rows.ref_logps, config.kl)
