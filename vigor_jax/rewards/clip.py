@@ -42,8 +42,6 @@ class ClipStream:
         self._config, self._verifier = config, ClipVerifier(checkpoint, config, mesh)
         check_made_of(baselines, self._verifier.made_of, str(config.baselines))
         margin = config.margin, config.margin_unit, config.margin_sign
-        # What of a response a signal is about.
-        self.credit = {"word": "words", "sentence": "sentence", "caption": "response"}[config.per]
         self._limits = thresholds(baselines, config.scale, *margin)
         self._tell(baselines)
         made_with = [self._verifier.made_of, dataclasses.asdict(baselines), fingerprint.of(config)]
