@@ -146,7 +146,7 @@ def test_a_process_of_its_own(world, tmp_path):
         ({"clip__model": None}, "--clip.model is not given"),
         ({"objects": "no.json"}, "no.json"),
         ({"captions": "no.jsonl"}, "no.jsonl"),
-        ({"clip__entities": "no.txt"}, "word list no.txt"),
+        ({"clip__entities": "no.txt"}, "clip.entities: expected coco, lvis or a file"),
     ],
 )
 def test_files_that_are_missing(world, tmp_path, changes, message):
