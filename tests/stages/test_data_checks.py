@@ -116,7 +116,7 @@ def spoil(records, chosen=SPOILED):
 def test_a_bad_row_ends_the_run_before_it_begins(config, checkpoint, mesh, records, tmp_path, index, monkeypatch):
     """None of them is in the first batch."""
     config.data.write_text(json.dumps(spoil(records, [index])))
-    monkeypatch.setattr(loop_module, "load_model", None)  # it does not come to reading the weights
+    monkeypatch.setattr(loop_module, "load_trainable", None)  # it does not come to reading the weights
     with pytest.raises(InputError) as caught:
         sft(config, checkpoint, tmp_path / "run", mesh, dtype=jnp.float32)
     message = str(caught.value)

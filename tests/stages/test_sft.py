@@ -271,7 +271,7 @@ def test_a_finished_run_is_left_alone(config, checkpoint, mesh, whole, tmp_path,
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     directory = tmp_path / "checkpoints" / "sft"
     files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
-    monkeypatch.setattr(loop_module, "load_model", None)  # it does not come to reading the weights
+    monkeypatch.setattr(loop_module, "load_trainable", None)  # it does not come to reading the weights
     assert sft(config, checkpoint, tmp_path, mesh, dtype=jnp.float32) == directory
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == files
     with pytest.raises(InputError, match=r"10 was made with learning_rate 0\.002, which is now 0\.001"):
