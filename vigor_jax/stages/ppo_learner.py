@@ -127,7 +127,7 @@ class Learner:
         return params, rest | {"value_head": {path.removeprefix(VALUE_HEAD): weight for path, weight in head.items()}}
 
     def join(self, params: Weights, rest: dict[str, Any]) -> None:
-        """Goes on from what `split` gave."""
+        """Continues from what `split` gave."""
         head = {VALUE_HEAD + path: weight for path, weight in rest["value_head"].items()}
         others = {name: value for name, value in rest.items() if name != "value_head"}
         self.state = TrainState(params=params | head, **others)
