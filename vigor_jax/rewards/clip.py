@@ -16,7 +16,6 @@ from vigor_jax.errors import InputError
 from vigor_jax.hf.clip.checkpoint import ClipCheckpoint
 from vigor_jax.records import ScoreItem, Signal, Verdict
 from vigor_jax.rewards.clip_baselines import Baselines, describe_margin, shares, thresholds
-from vigor_jax.rewards.stream import Credit
 from vigor_jax.rewards.verifier import ClipStreamConfig, ClipVerifier, Scored
 
 logger = logging.getLogger(__name__)
@@ -46,12 +45,6 @@ class ClipStream:
         self._tell(baselines)
         made_with = [self._verifier.made_of, dataclasses.asdict(baselines), fingerprint.of(config)]
         self.digest = fingerprint.digest(fingerprint.plain(made_with))
-
-    @property
-    def credit(self) -> Credit:
-        """Which tokens its signals are about: those of a word, the last one of a sentence, or of the caption."""
-        credits: dict[str, Credit] = {"word": "words", "sentence": "sentence", "caption": "response"}
-        return credits[self._config.per]
 
     def judge(self, items: Iterable[ScoreItem]) -> Iterator[list[Verdict]]:
         """See `RewardStream.judge`; a batch of images is read ahead."""
