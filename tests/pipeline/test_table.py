@@ -9,7 +9,9 @@ import pytest
 from vigor_jax.config import RunConfig, Stage, TrainConfig
 from vigor_jax.errors import InputError
 from vigor_jax.hf.load import ModelConfig
+from vigor_jax.pipeline.rounds import of_round
 from vigor_jax.pipeline.table import filled, make_stages
+from vigor_jax.stages.export import PROVENANCE
 from vigor_jax.stages.sample import SampleConfig
 from vigor_jax.training.train_step import SftConfig
 
@@ -54,6 +56,31 @@ def test_images_are_those_that_are_sampled():
 def test_a_template_that_does_not_exist(make, message):
     with pytest.raises(InputError, match=message):
         make()
+
+
+def exported_of(run_dir: Path, *stages: Stage) -> str:
+    made = make_stages(TrainConfig(RunConfig(run_dir, stages), ModelConfig(Path("model"))))
+    return made["export"]._of
+
+
+def test_what_is_exported(tmp_path):
+    """What is trained with it; later what the export is of, or what did train."""
+    assert exported_of(tmp_path, "sft", "export") == exported_of(tmp_path, "export") == "sft"
+    assert exported_of(tmp_path, "ppo", "export") == exported_of(tmp_path, "sft", "ppo", "export") == "ppo"
+    (tmp_path / "checkpoints" / "ppo" / "3").mkdir(parents=True)
+    assert exported_of(tmp_path, "export") == exported_of(tmp_path, "evaluate") == "ppo"
+    assert exported_of(tmp_path, "sft", "export") == "sft"
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / PROVENANCE).write_text('{"checkpoint": "../checkpoints/sft"}')
+    assert exported_of(tmp_path, "evaluate") == exported_of(tmp_path, "ppo") == "sft"
+
+
+def test_rounds_draw_other_responses():
+    """Of sampling, and of PPO."""
+    whole = dataclasses.replace(config(), run=RunConfig(Path("run"), rounds=2))
+    rounds = [of_round(whole, number) for number in (1, 2)]
+    drawn = [(each.sample.sampling.seed, each.ppo.sampling.seed, each.ppo.seed) for each in rounds]
+    assert drawn == [(0, 0, 0), (1, 1, 1)]
 
 
 def test_the_table_has_every_stage_in_order():

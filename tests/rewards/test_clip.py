@@ -10,6 +10,7 @@ from vigor_jax.errors import InputError
 from vigor_jax.records import Span
 from vigor_jax.rewards.clip import ClipStream
 from vigor_jax.rewards.clip_baselines import Baselines, make_baselines, thresholds
+from vigor_jax.rewards.stream import credit_of
 from vigor_jax.rewards.verifier import ClipStreamConfig, ClipVerifier
 
 SCALE = 10.0
@@ -44,6 +45,13 @@ def baselines(world, scored) -> Baselines:
 
 def stream(world, baselines, **changes) -> ClipStream:
     return ClipStream(clip_world.checkpoint(world), config(world, **changes), clip_world.mesh(), baselines)
+
+
+@pytest.mark.parametrize(("per", "credit"), [("word", "words"), ("sentence", "sentence"), ("caption", "response")])
+def test_what_is_scored_gets_the_reward(world, baselines, per, credit):
+    verifier = ClipVerifier(clip_world.checkpoint(world), config(world, per=per), clip_world.mesh())
+    own = dataclasses.replace(baselines, made_of=verifier.made_of)
+    assert credit_of(stream(world, own, per=per)) == credit
 
 
 def test_signals_follow_eq_8(world, baselines, scored):

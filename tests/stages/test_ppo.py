@@ -279,12 +279,22 @@ def test_it_learns_what_is_rewarded(world, tmp_path):
         ({"clip_range": 0.0}, r"ppo\.clip_range: expected more than 0 and less than 1, got 0\.0"),
         ({"kl_target": -1.0}, r"ppo\.kl_target: expected 0 or more, got -1\.0"),
         ({"lam": 1.5}, r"ppo\.lam: expected 0 to 1, got 1\.5"),
+        ({"kl_in": "loss"}, r"ppo\.kl_in loss: expected ppo\.kl k3, got k1"),
     ],
 )
 def test_settings_refused(changes, message):
     with pytest.raises(InputError, match=message) as error:
         make_config(Path("w"), **changes)
     assert "\n" not in str(error.value)
+
+
+def test_a_question_that_comes_again_gets_other_responses(world, tmp_path):
+    """Four images in one iteration of 16: copies of a response would count as so much more evidence."""
+    config = make_config(world, limit=4, epochs=4, batch_size=16)
+    run(world, tmp_path, config)
+    (rollouts,) = iterations(tmp_path)
+    assert len({rollout.image for rollout in rollouts}) == 4
+    assert len({rollout.token_ids for rollout in rollouts}) > len(rollouts) / 2
 
 
 def test_a_batch_larger_than_the_data(world, tmp_path):

@@ -3,24 +3,28 @@
 import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from vigor_jax.config import TrainConfig
+from vigor_jax.json_fields import Fields, exists
 from vigor_jax.stages.evaluate import EvaluateStage
-from vigor_jax.stages.export import ExportStage
+from vigor_jax.stages.export import PROVENANCE, ExportStage
 from vigor_jax.stages.ppo import PpoStage
 from vigor_jax.stages.sample import OnPart, SampleStage
 from vigor_jax.stages.score import ScoreStage, check_same_question
 from vigor_jax.stages.select import SelectStage
 from vigor_jax.stages.sft import SftStage
-from vigor_jax.stages.stage import Progress, RunContext, Stage
+from vigor_jax.stages.stage import EXPORT, Progress, RunContext, Stage
 from vigor_jax.stages.train_reward import TrainRewardStage
+from vigor_jax.training.checkpoint import latest_step
 
 
 def make_stages(config: TrainConfig) -> dict[str, Stage]:
     """All stages that a config can be asked for, by name, each after those whose results it reads.
 
-    Which of them are to be run plays no part in their results, so `run.stages` may name any at any time.
+    Which of them are to be run plays no part in their results, so `run.stages` may name any at any time; only what is
+    exported follows from it, where a run has trained in two ways.
 
     Raises:
       InputError: settings of two stages contradict each other.
@@ -30,7 +34,8 @@ def make_stages(config: TrainConfig) -> dict[str, Stage]:
     trains_its_own = "train_reward" in config.run.stages and not config.score.reward_model
     if score.has_reward_model and trains_its_own:
         check_same_question(config.reward_model, dataclasses.asdict(config.train_reward), "train_reward")
-    trained = config.ppo if "ppo" in config.run.stages else config.sft
+    of = _exported(config)
+    trained = config.ppo if of == "ppo" else config.sft
     stages = (
         TrainRewardStage(config.train_reward),
         SampleStage(config.sample, score.ahead if "score" in config.run.stages else _nothing_ahead),
@@ -38,7 +43,7 @@ def make_stages(config: TrainConfig) -> dict[str, Stage]:
         SelectStage(config.select, score.streams),
         SftStage(config.sft),
         PpoStage(config.ppo, score),
-        ExportStage(config.export, of="ppo" if trained is config.ppo else "sft", has_adapter=trained.lora is not None),
+        ExportStage(config.export, of=of, has_adapter=trained.lora is not None),
         EvaluateStage(config.evaluate),
     )
     return {stage.name: stage for stage in stages}
@@ -53,6 +58,17 @@ def filled(config: TrainConfig) -> TrainConfig:
     for name in ("train_reward", "sft", "ppo"):
         changes[name] = dataclasses.replace(changes[name], images=changes[name].images or config.sample.images)
     return dataclasses.replace(config, **changes)
+
+
+def _exported(config: TrainConfig) -> str:
+    """The stage whose checkpoint is exported: the one that is to be run with the export, or else that did run."""
+    run = config.run
+    if "export" in run.stages and (named := [name for name in ("ppo", "sft") if name in run.stages]):
+        return named[0]
+    if "export" not in run.stages and exists(path := run.dir / EXPORT / PROVENANCE):
+        return Path(Fields.read(path).text("checkpoint", "sft")).name
+    trained = [name for name in ("ppo", "sft") if latest_step(run.dir / "checkpoints" / name) is not None]
+    return trained[0] if trained else "sft"
 
 
 @contextmanager

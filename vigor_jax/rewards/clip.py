@@ -16,6 +16,7 @@ from vigor_jax.errors import InputError
 from vigor_jax.hf.clip.checkpoint import ClipCheckpoint
 from vigor_jax.records import ScoreItem, Signal, Verdict
 from vigor_jax.rewards.clip_baselines import Baselines, describe_margin, shares, thresholds
+from vigor_jax.rewards.stream import Credit
 from vigor_jax.rewards.verifier import ClipStreamConfig, ClipVerifier, Scored
 
 logger = logging.getLogger(__name__)
@@ -36,15 +37,23 @@ class ClipStream:
 
     name = "clip"
     uses_devices = True
+    credit: Credit = "words"
 
     def __init__(self, checkpoint: ClipCheckpoint, config: ClipStreamConfig, mesh: Mesh, baselines: Baselines) -> None:
         self._config, self._verifier = config, ClipVerifier(checkpoint, config, mesh)
         check_made_of(baselines, self._verifier.made_of, str(config.baselines))
         margin = config.margin, config.margin_unit, config.margin_sign
+        credits: dict[str, Credit] = {"word": "words", "sentence": "sentence", "caption": "response"}
+        self.credit = credits[config.per]
         self._limits = thresholds(baselines, config.scale, *margin)
         self._tell(baselines)
         made_with = [self._verifier.made_of, dataclasses.asdict(baselines), fingerprint.of(config)]
         self.digest = fingerprint.digest(fingerprint.plain(made_with))
+
+    @property
+    def margins(self) -> dict[str, float]:
+        """The options that decide what is rewarded and punished, with their values."""
+        return {"clip.margin": self._config.margin}
 
     def judge(self, items: Iterable[ScoreItem]) -> Iterator[list[Verdict]]:
         """See `RewardStream.judge`; a batch of images is read ahead."""

@@ -4,7 +4,7 @@ An iteration: responses are drawn from the policy as it is, reward streams judge
 several passes of updates learn from them. The images' prompts are in the update once, whatever the number of responses.
 
 All that tells a run from its continuation is the state, the KL factor and the number of iterations done: a run that was
-killed loses the iteration under way, draws it again, and ends with the same bits.
+killed loses the iterations after its last checkpoint, draws them again, and ends with the same bits.
 """
 
 import contextlib
@@ -131,7 +131,7 @@ def ppo(
                 with jax.set_mesh(mesh):
                     publish(learner.policy_params)
                 rollouts = Rollouts(config, policy, judges, [questions[index] for index in taken], iteration)
-                _check_rewards(rollouts, iteration)
+                _check_rewards(rollouts, judges, iteration)
                 scores, ref_scores = _score(config, learner, mesh, rollouts)
                 arrays = rollouts.token_arrays(scores, ref_scores, kl_factor)
                 _check_finite(arrays, rollouts, iteration)
@@ -182,10 +182,11 @@ def _fingerprint(
     }
 
 
-def _check_rewards(rollouts: Rollouts, iteration: int) -> None:
+def _check_rewards(rollouts: Rollouts, judges: Mapping[str, RewardStream], iteration: int) -> None:
     """Stops before training where no token is rewarded or punished; later it is only said."""
+    margins = {key: value for judge in judges.values() for key, value in getattr(judge, "margins", {}).items()}
     try:
-        rollouts.shares.check()
+        rollouts.shares.check(margins)
     except InputError as error:
         empty = sum(not each.text for some in rollouts.completions for each in some)
         said = f"ppo: iteration {iteration}: {empty} responses are empty, and {error}"

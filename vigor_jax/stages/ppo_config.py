@@ -116,5 +116,9 @@ class PpoConfig(TrainingConfig):
             )
         if self.baseline != "value" and self.gamma != 1:
             raise InputError(f"ppo.baseline {self.baseline} has no discount; expected gamma 1, got {self.gamma}")
+        if self.kl_in == "loss" and self.kl == "k1":
+            raise InputError(
+                "ppo.kl_in loss: expected ppo.kl k3, got k1, whose gradient is 0 on the average and so holds nothing"
+            )
         if not self.prompts:
             raise InputError("ppo.prompts: expected at least one, got none")

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from vigor_jax.data.batches.response_rows import join_responses, response_row, s
 from vigor_jax.data.batches.tree_batches import TreeRows, collate
 from vigor_jax.data.batches.tree_sequences import Row
 from vigor_jax.inference.policy import Policy
-from vigor_jax.inference.sampler import IMAGE_READERS, Completion
+from vigor_jax.inference.sampler import IMAGE_READERS, Completion, Request
 from vigor_jax.records import Rollout, ScoreItem, Span
 from vigor_jax.rewards.stream import RewardStream, credit_of
 from vigor_jax.rewards.token_rewards import RewardShares, batch_token_rewards, token_offsets
@@ -87,7 +88,7 @@ class Rollouts:
         iteration: int,
     ) -> None:
         self.questions, self._policy, self._config = questions, policy, config
-        self._requests = [policy.request(question.image, question.file, question.prompt) for question in questions]
+        self._requests = _requests(policy, questions)
         seed = hashlib.blake2b(f"{config.sampling.seed} {iteration}".encode(), digest_size=6).digest()
         sampling = config.sampling
         drawn = policy.sample(self._requests, sampling, seed=int.from_bytes(seed, "little"))
@@ -248,3 +249,15 @@ def _advantages(
         advantages = whole[..., None] * mask
         returns = jnp.zeros_like(advantages)
     return (ppo.whiten(advantages, mask) if config.whiten else advantages), returns
+
+
+def _requests(policy: Policy, questions: Sequence[Question]) -> list[Request]:
+    """What is sampled. A question that comes again in an iteration has another name, or its responses would be copies:
+    a draw depends on the seed, the name and the prompt only."""
+    requests, seen = [], Counter[tuple[str, str]]()
+    for question in questions:
+        again = seen[question.image, question.prompt]
+        name = f"{question.image}#{again}" if again else question.image
+        requests.append(policy.request(name, question.file, question.prompt))
+        seen[question.image, question.prompt] += 1
+    return requests
