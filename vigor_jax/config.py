@@ -18,6 +18,7 @@ from vigor_jax.stages.reward_rows import TrainRewardConfig
 from vigor_jax.stages.sample import SampleConfig
 from vigor_jax.stages.score import ScoreConfig
 from vigor_jax.stages.select import SelectConfig
+from vigor_jax.stages.streams import as_config
 from vigor_jax.training.trackers import Reporting, TrackerName
 from vigor_jax.training.train_step import SftConfig
 
@@ -118,7 +119,7 @@ def with_pinned_models(config: TrainConfig) -> TrainConfig:
     if detector and detection.backend == "transformers" and judges:
         detector = pinned(detector)
     verifier = config.clip.model
-    if verifier and "clip" in config.score.streams and judges:
+    if verifier and judges and any(as_config(stream).path == "clip" for stream in config.score.streams):
         verifier = pinned(verifier)
     tower, adapter = (name and pinned(name) for name in (model.vision_tower, model.adapter))
     return dataclasses.replace(

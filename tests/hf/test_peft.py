@@ -52,13 +52,13 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def trained(base: Path, lora: LoraConfig, *, size: float = 0.1, vision_tower: Path | None = None) -> dict[str, Any]:
-    """What training would have made: an adapter that does something, and a projector that has moved."""
+    """What training would have made: an adapter that does something, and moved weights of what `also` names."""
     checkpoint = open_checkpoint(base, vision_tower)
     params = random_adapter(add_lora(abstract_model(checkpoint.config), lora), size=size)
     if lora.also:
         rng = np.random.default_rng(1)
         for entry in checkpoint.entries:
-            if entry.path.startswith("multi_modal_projector."):
+            if any(entry.path.startswith(f"{part}.") for part in lora.also):
                 value = checkpoint.tensors[entry.name].read().astype(np.float32).transpose(entry.axes)
                 params[entry.path] = value + rng.normal(0, 0.05, value.shape).astype(np.float32)
     return {path: jnp.asarray(value) for path, value in params.items()}
@@ -430,6 +430,23 @@ def test_an_adapter_of_another_model(adapter, base, tmp_path):
     small = build_checkpoint(tmp_path / "small", Tiny(text_width=32, heads=2, kv_heads=1))
     with pytest.raises(InputError, match=r"tensors have other sizes than .*small"):
         open_checkpoint(small, adapter=adapter)
+
+
+def test_an_adapter_that_is_continued_knows_its_base(base, tmp_path):
+    """Also where it brings whole what tells a base from others; an export of what was not trained further, too."""
+    lora = LoraConfig(rank=4, alpha=6, also=("language_model.norm",))
+    first, again = write(base, lora, tmp_path / "first"), tmp_path / "again"
+    for is_trained in (True, False):
+        begun = open_checkpoint(base, adapter=first)
+        kept = {path: jnp.asarray(value) for path, value in begun.adapter.read(begun.entries).items()}
+        export_checkpoint(begun, trained(base, lora) if is_trained else kept, again, lora=lora, layout="peft")
+        assert open_checkpoint(base, adapter=again).adapter.full == begun.adapter.full
+        shutil.rmtree(again)
+
+
+def test_a_vision_tower_in_full_is_told(base, tmp_path, caplog):
+    write(base, LoraConfig(rank=4, alpha=6, also=("vision_tower.pre_layrnorm",)), tmp_path / "adapter")
+    assert "PEFT leaves out without a word under transformers 5" in caplog.text
 
 
 def test_a_base_that_is_gone(adapter, tmp_path):

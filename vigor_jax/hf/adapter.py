@@ -26,12 +26,14 @@ class Adapter:
       lora: its sizes; the target is the paths of the layers that have it, layers stacked.
       tensors: canonical name of a layer's kernel, followed by `.lora_A` or `.lora_B` → place on disk.
       full: canonical names of the tensors that it brings whole, which are among those of its checkpoint.
+      below: of these, what the base has.
     """
 
     directory: Path
     lora: LoraConfig
     tensors: Mapping[str, Stored]
     full: frozenset[str]
+    below: Mapping[str, Stored]
 
     @property
     def origin(self) -> str:

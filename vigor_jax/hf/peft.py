@@ -7,7 +7,7 @@ The original's has the model's `config.json` and, in `non_lora_trainables.bin`, 
 import dataclasses
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -101,7 +101,7 @@ def with_adapter(checkpoint: Checkpoint, directory: Path) -> Checkpoint:
     return dataclasses.replace(
         checkpoint,
         tensors={**checkpoint.tensors, **full},
-        adapter=Adapter(directory, lora, matrices, frozenset(full)),
+        adapter=Adapter(directory, lora, matrices, frozenset(full), _some(checkpoint.tensors, full)),
     )
 
 
@@ -111,12 +111,17 @@ def base_digest(checkpoint: Checkpoint, kernels: Sequence[str]) -> str:
     The same whatever layout and type the base is stored in, as long as the type holds its values.
     """
     total = hashlib.sha256()
+    tensors = {**checkpoint.tensors, **(checkpoint.adapter.below if checkpoint.adapter else {})}
     for name in sorted({*kernels, FINAL_NORM}):
-        tensor = checkpoint.tensors[name]
+        tensor = tensors[name]
         rows = tensor.shape[0]
         for row in sorted({0, rows // 2, rows - 1}):
             total.update(tensor.read((slice(row, row + 1),)).astype(np.float32).tobytes())
     return total.hexdigest()
+
+
+def _some(tensors: Mapping[str, Stored], names: Collection[str]) -> dict[str, Stored]:
+    return {name: tensors[name] for name in names if name in tensors}
 
 
 def _check_supported(fields: Fields, directory: Path) -> None:

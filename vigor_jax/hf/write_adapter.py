@@ -56,6 +56,11 @@ def write_adapter(export: Export, directory: Path | None, out: Path) -> None:
     metadata = {BASE_KEY: base_digest(checkpoint, adapted)}
     write_safetensors(directory / f"{WEIGHTS}.safetensors", written, metadata)
     modules = [] if apart else sorted({name.removeprefix(_PREFIX).rsplit(".", 1)[0] for name in whole})
+    if modules and any(module.startswith("model.vision_tower") for module in modules):
+        logger.warning(
+            "export: %s brings the vision tower whole, which PEFT leaves out without a word under transformers 5; use "
+            "it with transformers 4 or here, or export it merged, with layout: %s", out, checkpoint.family.layouts[0],
+        )  # fmt: skip
     target = target_modules([named(name).removesuffix(".weight") for name in adapted])
     write_json(directory / CONFIG, peft_config(lora, target, modules, hub.origin(checkpoint.directory.resolve())))
     if not apart:

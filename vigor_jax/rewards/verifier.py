@@ -46,7 +46,8 @@ class ClipStreamConfig:
       model: a whole CLIP, such as openai/clip-vit-large-patch14-336: a directory or its name on the Hub.
       baselines: the file of `python -m vigor_jax.verifier`, made with the same model and words.
       entities: the object words, as `detection.phrases.entities` has them; by default the 80 categories of COCO.
-      per: what is scored: each object word; or, as a control, each sentence, or the whole caption.
+      per: what is scored: each object word; or, as a control, each sentence, or the caption; of each as many tokens as
+        the text tower reads (77).
       scale: what cosines are multiplied by.
       margin: distance from the mean scores of correct and of hallucinated words at which rewards begin (eq. 8).
       margin_unit: "absolute", in scores; "std", in standard deviations; "quantile", from 0 to 1: correct words from
@@ -258,11 +259,13 @@ class ClipVerifier:
 
     def _images(self, weights: nnx.State, pixels: jax.Array) -> jax.Array:
         self.compilations += 1
-        return nnx.merge(self._graphdef_and_weights[0], weights).embed_images(pixels)
+        with jax.default_matmul_precision("highest"):  # on TPUs the default rounds to bfloat16
+            return nnx.merge(self._graphdef_and_weights[0], weights).embed_images(pixels)
 
     def _texts(self, weights: nnx.State, token_ids: jax.Array) -> jax.Array:
         self.compilations += 1
-        return nnx.merge(self._graphdef_and_weights[0], weights).embed_texts(token_ids)
+        with jax.default_matmul_precision("highest"):  # on TPUs the default rounds to bfloat16
+            return nnx.merge(self._graphdef_and_weights[0], weights).embed_texts(token_ids)
 
 
 def read_entities(config: ClipStreamConfig) -> EntityPhrases:

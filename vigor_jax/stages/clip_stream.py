@@ -88,7 +88,8 @@ class ClipJudge:
         pixels = array(mesh, (rows, edge, edge, 3), jnp.uint8)
 
         def embed(weights: nnx.State, pixels: jax.Array) -> Any:
-            return nnx.merge(graphdef, weights).embed_images(pixels)
+            with jax.default_matmul_precision("highest"):
+                return nnx.merge(graphdef, weights).embed_images(pixels)
 
         def lower() -> Any:
             with jax.set_mesh(mesh):
