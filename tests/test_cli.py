@@ -133,7 +133,12 @@ def test_every_command_refuses_an_unknown_option_in_one_line(command: str, tmp_p
 
 @pytest.mark.parametrize(
     ("error", "is_told"),
-    [(OSError(errno.ENOSPC, "No space left on device"), False), (ValueError("a defect"), True), (OSError("odd"), True)],
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), False),
+        (ValueError("RESOURCE_EXHAUSTED: Failed to write: No space left on device [os_error_code='28']"), False),
+        (ValueError("a defect"), True),
+        (OSError("odd"), True),
+    ],
 )
 def test_a_write_that_was_given_up_is_told_once(error, is_told, capfd):
     """By the command's own line, and not by asyncio once more for each of several writers."""

@@ -176,7 +176,8 @@ def show_progress() -> None:
 def _is_news(record: logging.LogRecord) -> bool:
     """Orbax gives several writes up when a disk is full, and asyncio tells of each; the command says it, once."""
     error = record.exc_info and record.exc_info[1]
-    return not (isinstance(error, OSError) and describe(error))
+    is_of_the_disk = isinstance(error, OSError) and describe(error)
+    return not (is_of_the_disk or "[os_error_code=" in str(error))  # as tensorstore says it, of any class
 
 
 def run(main: Callable[[], None]) -> NoReturn:

@@ -333,7 +333,9 @@ def test_a_layout_of_another_family_is_refused_before_anything_is_written(checkp
         export_checkpoint(checkpoint, {}, tmp_path / "out", layout="llava-hf")
     assert not list(tmp_path.iterdir())
     assert ExportConfig(layout="toy").layout == "toy"
-    with pytest.raises(InputError, match="layout: expected llava-hf or llava or toy or peft or llava-lora, got 'toyish'"):
+    with pytest.raises(
+        InputError, match="layout: expected llava-hf or llava or toy or peft or llava-lora, got 'toyish'"
+    ):
         ExportConfig(layout="toyish")
 
 
