@@ -348,6 +348,15 @@ def test_a_policy_that_is_not_the_one_that_drew(world, tmp_path, monkeypatch):
 
 # In a pipeline
 
+SMALL = """\
+  batch_size: 8
+  minibatch: 4
+  ppo_epochs: 2
+  learning_rate: 1.0e-3
+  bucket: 32
+  sampling: {temperature: 1.0, num_candidates: 2, max_new_tokens: 12, batch_size: 4, prompt_bucket: 8}
+"""
+
 
 @pytest.mark.slow
 @pytest.mark.main
@@ -367,13 +376,7 @@ detection:
 ppo:
   images: {world / "images"}
   prompts: {list(PROMPTS)}
-  batch_size: 8
-  minibatch: 4
-  ppo_epochs: 2
-  learning_rate: 1.0e-3
-  bucket: 32
-  sampling: {{temperature: 1.0, num_candidates: 2, max_new_tokens: 12, batch_size: 4, prompt_bucket: 8}}
-"""
+{SMALL}"""
     (tmp_path / "config.yaml").write_text(config)
     train.main(["--config", str(tmp_path / "config.yaml")])
     found = iterations(tmp_path / "run")[0]
@@ -397,13 +400,7 @@ ppo:
   data: {world / "data.json"}
   images: {world / "images"}
   limit: 8
-  batch_size: 8
-  minibatch: 4
-  ppo_epochs: 2
-  learning_rate: 1.0e-3
-  bucket: 32
-  sampling: {{temperature: 1.0, num_candidates: 2, max_new_tokens: 12, batch_size: 4, prompt_bucket: 8}}
-"""
+{SMALL}"""
     (tmp_path / "config.yaml").write_text(config)
     train.main(["--config", str(tmp_path / "config.yaml")])
     trained = weights(tmp_path / "run")

@@ -10,28 +10,16 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.inference.test_tree_attention import CONFIG, IMAGE
 from vigor_jax.data.batches.response_rows import join_responses, response_row, split_responses
 from vigor_jax.data.batches.tree_batches import collate
 from vigor_jax.inference.logprobs import collate_responses, per_token_logps
 from vigor_jax.inference.tree_attention import visible
-from vigor_jax.models.clip import ClipConfig
-from vigor_jax.models.llama import LlamaConfig
-from vigor_jax.models.llava import LlavaConfig
 from vigor_jax.models.value_head import ValueHead
 from vigor_jax.models.vlm import abstract_model, param_paths
 from vigor_jax.stages.ppo_config import PpoConfig
 from vigor_jax.stages.ppo_update import PpoRows, ppo_loss, score_responses
 
-IMAGE = 99
-CONFIG = LlavaConfig(
-    vision=ClipConfig(
-        image_size=28, patch_size=14, hidden_size=16, intermediate_size=24, num_layers=2, num_heads=2
-    ),
-    text=LlamaConfig(
-        vocab_size=100, hidden_size=32, intermediate_size=48, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=8
-    ),
-    image_token_id=IMAGE,
-)  # fmt: skip
 LENGTHS = ((5, 1, 8), (3, 3, 2))  # tokens of the responses to each image
 NUM_PLACES, WIDTH = 16, 8
 

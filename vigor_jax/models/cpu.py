@@ -2,8 +2,8 @@
 
 Callers do not ask for the platform: `matmul`, `dot_product_attention` and `einsum_float32` are the plain operations on
 GPUs and TPUs.
-All figures are of jax 0.10.2 on one core, as time of the plain form by time of this one, for the demo's model and for
-one of 640 units a layer:
+All figures are CPU seconds with jax 0.10.2 on one core, medians of 9 to 13 by probes that no script prints: time of the
+plain form by time of this one, for the demo's model and for one of 640 units a layer:
 
 | function | what | demo | 640 units |
 | --- | --- | --- | --- |

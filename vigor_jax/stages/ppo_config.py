@@ -30,6 +30,8 @@ class PpoConfig(TrainingConfig):
       batch_size: images an iteration: responses to them are drawn by one policy.
       minibatch: images an update, over all devices; divides `batch_size`.
       accumulate: parts that a minibatch is computed in.
+      max_length: means nothing here: a row is as long as a prompt and the responses to it.
+      loss_chunk: means nothing here: a part of the responses' tokens is scored at a time.
       ppo_epochs: passes over the responses of an iteration.
       learning_rate: of all that is trained, the value head included.
       sampling: how responses are drawn; at temperature 1 and with nothing left out, or the ratios would be of another
