@@ -56,7 +56,8 @@ def _find_tagger(download: bool) -> nltk.data.PathPointer:
             return nltk.data.find(resource)
     raise InputError(
         f"NLTK's tagger {TAGGER} {'could not be downloaded' if download else 'is not installed'}: run `python -m "
-        f"nltk.downloader {TAGGER}`, point NLTK_DATA at a folder that has it, or give --detection.phrases.download true"
+        f"nltk.downloader {TAGGER}`, or point NLTK_DATA at a folder that has it; for the detector you can also "
+        "give --detection.phrases.download true"
     )
 
 
