@@ -13,9 +13,10 @@ import hashlib
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from vigor_jax import cli
@@ -84,6 +85,26 @@ class Word(NamedTuple):
     is_wrong: bool
 
 
+class Measured(NamedTuple):
+    """What a verifier makes of captions.
+
+    Attributes:
+      baselines: for its rewards.
+      responses: the mentions in each caption.
+      unknown: how many words are none of the annotated objects.
+    """
+
+    baselines: Baselines
+    responses: Sequence[Sequence[Word]]
+    unknown: int
+
+    def auc(self, score: Literal["cosine", "caption"]) -> float | None:
+        """How often a score is higher for a correct mention than for a hallucinated one; None without either."""
+        words = [word for own in self.responses for word in own]
+        is_right = np.array([not word.is_wrong for word in words])
+        return auc(np.array([getattr(word, score) for word in words]), is_right)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line; see the module's docstring."""
     cli.show_progress()
@@ -98,36 +119,55 @@ def run(command: VerifierCommand) -> str:
     """Scores the captions, writes the baselines, and returns the figures for people.
 
     Raises:
+      InputError: as `measure`.
+    """
+    mesh = make_mesh(command.mesh)
+    found = measure(command.captions, command.objects, command.images, command.clip, mesh, synonyms=command.synonyms)
+    if is_first():
+        with naming(command.out):
+            command.out.parent.mkdir(parents=True, exist_ok=True)
+            found.baselines.write(command.out)
+    return describe(found, command.clip)
+
+
+def measure(
+    captions: Sequence[Path],
+    objects: Sequence[Path],
+    images: str,
+    config: ClipStreamConfig,
+    mesh: Mesh,
+    *,
+    synonyms: Path | None = None,
+) -> Measured:
+    """Scores captions; all but the mesh is as in `VerifierCommand`.
+
+    Raises:
       InputError: a file cannot be used, an image is missing, no word is known, or no word is correct or hallucinated.
     """
-    if command.clip.model is None:
+    if config.model is None:
         raise InputError("--clip.model is not given; name a CLIP, such as openai/clip-vit-large-patch14-336")
-    synonyms = Synonyms.read(command.synonyms) if command.synonyms else None
-    annotations = read_annotations(command.objects, synonyms)
-    captions = read_captions(command.captions, annotations.images, "objects")
-    reference = annotations.reference(synonyms, images={image for image, _ in captions.pairs})
-    items = list(_items(captions.pairs, open_images(command.images)))
-    checkpoint = open_clip(command.clip.model)
-    verifier = ClipVerifier(checkpoint, command.clip, make_mesh(command.mesh))
-    responses, unknown = _responses(items, verifier, command.clip, reference)
+    table = Synonyms.read(synonyms) if synonyms else None
+    annotations = read_annotations(objects, table)
+    said = read_captions(captions, annotations.images, "objects")
+    reference = annotations.reference(table, images={image for image, _ in said.pairs})
+    items = list(_items(said.pairs, open_images(images)))
+    checkpoint = open_clip(config.model)
+    verifier = ClipVerifier(checkpoint, config, mesh)
+    responses, unknown = _responses(items, verifier, config, reference)
     if not any(responses):
         raise InputError(
             f"verifier: of the object words of {len(responses)} captions none is an object of "
-            f"{some(map(str, command.objects), 3)}; give --clip.entities and --synonyms that go with these objects"
+            f"{some(map(str, objects), 3)}; give --clip.entities and --synonyms that go with these objects"
         )
     made_of = verifier.made_of | {
         "model": checkpoint.origin if hub.is_snapshot(checkpoint.directory) else checkpoint.directory.name,
-        "captions": _digest(command.captions),
-        "objects": _digest(command.objects),
+        "captions": _digest(captions),
+        "objects": _digest(objects),
         "images": len(items),
         "captions_read": len(responses),
     }
     baselines = make_baselines([[(word.cosine, word.is_wrong) for word in own] for own in responses], made_of)
-    if is_first():
-        with naming(command.out):
-            command.out.parent.mkdir(parents=True, exist_ok=True)
-            baselines.write(command.out)
-    return describe(baselines, responses, unknown, command.clip)
+    return Measured(baselines, responses, unknown)
 
 
 def _items(pairs: Iterable[tuple[str, str]], images: Images) -> Iterator[ScoreItem]:
@@ -184,22 +224,19 @@ def _digest(paths: Iterable[Path]) -> str:
     return hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in paths)).hexdigest()
 
 
-def describe(baselines: Baselines, responses: Sequence[Sequence[Word]], unknown: int, config: ClipStreamConfig) -> str:
+def describe(found: Measured, config: ClipStreamConfig) -> str:
     """The figures for people."""
+    baselines, responses, unknown = found
     right, wrong, scale = baselines.correct, baselines.hallucinated, config.scale
     words = [word for own in responses for word in own]
-    is_right = np.array([not word.is_wrong for word in words])
-    by_word, by_caption = (
-        auc(np.array([getattr(word, name) for word in words]), is_right) for name in ("cosine", "caption")
-    )
     left_out = f"; {unknown:,} more are none of the objects that are known" if unknown else ""
     lines = [
         f"{len(words):,} mentions of objects in {len(responses):,} captions: {right.words:,} correct, {wrong.words:,} "
         f"hallucinated{left_out}",
         f"mu_c {scale * right.mean:.2f}, mu_h {scale * wrong.mean:.2f}; standard deviations {scale * right.std:.2f} "
         f"and {scale * wrong.std:.2f}; scores from {scale * baselines.lowest:.2f} to {scale * baselines.highest:.2f}",
-        f"AUC of correct against hallucinated mentions: {by_word:.3f} by the score of the {config.per}, "
-        f"{by_caption:.3f} by that of the whole caption",
+        f"AUC of correct against hallucinated mentions: {found.auc('cosine'):.3f} by the score of the "
+        f"{config.per}, {found.auc('caption'):.3f} by that of the whole caption",
         "what a margin would do:",
         f"  {'':16} {'rewarded from':>13} {'correct':>8} {'wrong':>6}  {'punished to':>11} {'correct':>8} {'wrong':>6}",
     ]
@@ -211,10 +248,10 @@ def describe(baselines: Baselines, responses: Sequence[Sequence[Word]], unknown:
         except InputError:
             lines.append(f"  {label:16} rewards and punishes the same scores")
             continue
-        found = shares(baselines, limits, scale)
+        given = shares(baselines, limits, scale)
         lines.append(
-            f"  {label:16} {limits.reward:13.2f} {found.correct_rewarded:8.1%} {found.hallucinated_rewarded:6.1%}  "
-            f"{limits.punish:11.2f} {found.correct_punished:8.1%} {found.hallucinated_punished:6.1%}"
+            f"  {label:16} {limits.reward:13.2f} {given.correct_rewarded:8.1%} {given.hallucinated_rewarded:6.1%}  "
+            f"{limits.punish:11.2f} {given.correct_punished:8.1%} {given.hallucinated_punished:6.1%}"
         )
     lines.append("  * --clip.margin and --clip.margin_unit as given")
     return "\n".join(lines)

@@ -150,7 +150,7 @@ def test_a_file_has_all_columns_and_what_made_them(tmp_path: Path) -> None:
     results = Results(path, SETTINGS)
     results.add(ALL, 3, figures(0.5))
     results.add(BASE, 3, figures(0.25) | {"place": math.nan})
-    results.add_auc(3, {"object": 0.9, "place": math.nan})
+    results.add_auc("reward_auc", 3, {"object": 0.9, "place": math.nan})
     content = strict(path)
     assert set(ASKED) <= content["columns"].keys()
     base, tuned = content["runs"]  # in the order of the table
@@ -197,8 +197,8 @@ def test_two_processes_may_add_to_one_file(tmp_path: Path) -> None:
     one.add(BASE, 0, figures(0.1))
     other.add(BASE, 1, figures(0.2))
     one.add(ALL, 0, figures(0.3))
-    one.add_auc(0, {"object": 1.0})
-    other.add_auc(1, {"object": 0.5})
+    one.add_auc("reward_auc", 0, {"object": 1.0})
+    other.add_auc("reward_auc", 1, {"object": 0.5})
     content = strict(tmp_path / "results.json")
     assert [(run["variant"], run["seed"]) for run in content["runs"]] == [("base", 0), ("base", 1), ("all", 0)]
     assert content["reward_auc"].keys() == {"0", "1"}
@@ -299,8 +299,8 @@ def test_the_table_has_means_over_seeds(tmp_path: Path) -> None:
     assert base[0] == "base"
     assert "" not in (set(tuned) | set(base[: head.index("absent in targets")]))
     assert base[head.index("absent in targets")] == ""
-    results.add_auc(0, {"object": 0.75, "place": math.nan})
-    results.add_auc(1, {"object": 0.25, "place": 0.5})
+    results.add_auc("reward_auc", 0, {"object": 0.75, "place": math.nan})
+    results.add_auc("reward_auc", 1, {"object": 0.25, "place": 0.5})
     assert to_markdown(results).endswith("object 0.500, place 0.500.")
     plot(results, tmp_path / "results.png")
     assert (tmp_path / "results.png").stat().st_size > 10_000

@@ -27,13 +27,16 @@ from vigor_jax.demo.config import demo_config
 from vigor_jax.demo.dataset import VERSION, DemoDataConfig, prepare, read_scenes
 from vigor_jax.demo.metrics import compute_metrics, reward_auc
 from vigor_jax.demo.results import COLUMNS, Results, plot, to_markdown
-from vigor_jax.demo.variants import OF_DESCRIPTIONS, VARIANTS, Variant, choose, replaced
+from vigor_jax.demo.variants import OF_DESCRIPTIONS, VARIANTS, VERIFIER, Variant, choose, replaced
+from vigor_jax.demo.verifier import BASELINES, ENTITIES
 from vigor_jax.errors import InputError
 from vigor_jax.inference.predictor import read_answers
+from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 from vigor_jax.pipeline.rounds import keep_compiled, lock, run_rounds
 from vigor_jax.pipeline.run import Run
 from vigor_jax.records import Signal, Target, Verdict
 from vigor_jax.stages.stage import EVALUATION, REWARD_MODEL
+from vigor_jax.verifier import measure
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for variant, figures in compare(directory, DemoDataConfig(seed=seed), missing):
                 results.add(variant, seed, figures)
             if any(variant.judged for variant in missing) and (auc := find_auc(directory)):
-                results.add_auc(seed, auc)
+                results.add_auc("reward_auc", seed, auc)
+            if any(uses_verifier(variant) for variant in missing) and (found := find_verifier_auc(directory, seed)):
+                results.add_auc("verifier_auc", seed, found)
         table = to_markdown(results)
         (options.out / "results.md").write_text(table + "\n", encoding="utf-8")
         plot(results, options.out / "results.png")
@@ -119,7 +124,8 @@ def compare(
 
 def _make_shared(config: TrainConfig, directory: Path, judged: Collection[str]) -> None:
     """Candidates, verdicts and reward models that variants share."""
-    shared, holistic, erring = (directory / name for name in ("shared", "holistic_reward", "erring_detector"))
+    names = "shared", "holistic_reward", "erring_detector", "verifier"
+    shared, holistic, erring, verifier = (directory / name for name in names)
     with counting(shared):
         Run(_in(config, shared, ("train_reward", "sample", "score"))).go()
     if holistic.name in judged:
@@ -131,6 +137,10 @@ def _make_shared(config: TrainConfig, directory: Path, judged: Collection[str]) 
         with counting(erring):
             _copy(shared, erring, ("candidates", "verdicts/reward_model"))
             misjudge(shared / "verdicts" / "detector", erring / "verdicts" / "detector", config.sft.seed)
+    if verifier.name in judged:
+        with counting(verifier):
+            _copy(shared, verifier, ("candidates",))
+            Run(_in(replaced(config, VERIFIER), verifier, ("score",))).go()
 
 
 @contextlib.contextmanager
@@ -205,6 +215,7 @@ def figures(evaluation: Path, data: Path) -> dict[str, float]:
         "any": truth.unseen,
         "words": chair["words"],
         "repeats": truth.repeats,
+        "again": truth.again,
         "pope": pope["mean"]["accuracy"],
         "pope_adversarial": pope["adversarial"]["accuracy"],
     }
@@ -226,6 +237,23 @@ def find_auc(directory: Path) -> dict[str, float] | None:
     return {str(kind): value for kind, value in found.items()}
 
 
+def uses_verifier(variant: Variant) -> bool:
+    """Whether its rewards are those of the verifier."""
+    return "clip" in variant.overrides.get("score.streams", ())
+
+
+def find_verifier_auc(directory: Path, seed: int) -> dict[str, float | None] | None:
+    """How well the verifier tells correct from hallucinated mentions in the base's captions of the held-out scenes:
+    by the score of the word, and by that of the whole caption (the FiSAO paper's figure 1); None without captions."""
+    captions = directory / "base" / EVALUATION / "base" / "captions.jsonl"
+    if not captions.exists():
+        return None
+    data = directory / "data"
+    clip, mesh = _config(data, seed).clip, make_mesh(MeshConfig(data=-1, fsdp=1))
+    found = measure((captions,), (data / "objects.json",), str(data / "images" / "held_out"), clip, mesh)
+    return {"word": found.auc("cosine"), "caption": found.auc("caption")}
+
+
 @functools.cache
 def _config(data: Path, seed: int) -> TrainConfig:
     """The demo's, with other data."""
@@ -238,15 +266,25 @@ def _config(data: Path, seed: int) -> TrainConfig:
         "evaluate.mme": None,
         "evaluate.base": False,
     }
-    seeded = ("train_reward.seed", "sample.sampling.seed", "select.seed", "sft.seed", "evaluate.captions.seed")
+    verifier = {
+        "clip.model": data / "verifier",
+        "clip.baselines": data / "verifier" / BASELINES["word"],
+        "clip.entities": data / "verifier" / ENTITIES,
+    }
+    seeded = (
+        *("train_reward.seed", "sample.sampling.seed", "select.seed", "sft.seed"),
+        *("ppo.seed", "ppo.sampling.seed", "evaluate.captions.seed"),
+    )
     return replaced(
         config,
         {
             "model.path": data / "policy",
             "sample.images": str(data / "images" / "unlabeled"),
+            "ppo.images": str(data / "images" / "unlabeled"),
             "detection.model": data / "detector",
             "detection.phrases.tagger": data / "tagger",
             **captioned,
+            **verifier,
             **evaluated,
             **dict.fromkeys(seeded, seed),
         },
@@ -261,12 +299,13 @@ def _in(config: TrainConfig, run_dir: Path, stages: Sequence[Stage], rounds: int
 def _run(variant: Variant, config: TrainConfig, directory: Path, run_dir: Path) -> None:
     """A variant's own stages, on the candidates and verdicts that it shares."""
     config = replaced(config, variant.overrides)
-    is_one = variant.rounds == 1
+    config = replaced(config, {"clip.baselines": directory / "data" / "verifier" / BASELINES[config.clip.per]})
+    is_one, streams = variant.rounds == 1, config.score.streams
     if variant.judged:
         source, target = directory / variant.judged, run_dir if is_one else run_dir / "round-1"
-        streams = config.score.streams
-        _copy(source, target, ["candidates", *(f"verdicts/{stream}" for stream in streams)])
-        if "reward_model" in streams and not is_one:  # which judges in the later rounds, too
+        if "select" in variant.stages:
+            _copy(source, target, ["candidates", *(f"verdicts/{stream}" for stream in streams)])
+        if "reward_model" in streams and not (is_one and "select" in variant.stages):  # it judges other texts, too
             _copy(source if (source / REWARD_MODEL).is_dir() else directory / "shared", target, [REWARD_MODEL])
     if is_one:
         Run(_in(config, run_dir, variant.stages)).go()

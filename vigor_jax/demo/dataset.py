@@ -28,7 +28,7 @@ from vigor_jax.rewards.sentences import split_sentences
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 # To be raised with every change of what `prepare` writes, so that an old directory is not taken for a new one.
-VERSION = 3
+VERSION = 4
 SPLITS = ("unlabeled", "annotated", "held_out")
 # How the kinds of error are called in annotations, and the attribute.
 ERRORS: dict[language.ErrorKind, tuple[ErrorType, str]] = {
@@ -68,8 +68,8 @@ def prepare(directory: Path, config: DemoDataConfig) -> None:
 
     The directory appears under its name when it is complete: `images/SPLIT/`, `scenes.json` (image → scene),
     `objects.json` (held-out image → shapes), `annotations.jsonl`, `pope/*.json`, `mme/`, and the checkpoints `policy/`,
-    `detector/` and `tagger/`. Everything depends on the seed alone, and a scene on its number, not on how many there
-    are.
+    `detector/`, `tagger/` and `verifier/`. Everything depends on the seed alone, and a scene on its number, not on how
+    many there are.
 
     Raises:
       InputError: the directory holds something else, such as data of other sizes.
@@ -84,7 +84,7 @@ def prepare(directory: Path, config: DemoDataConfig) -> None:
         return
     partial = directory.with_name(f".{directory.name}.partial")
     partial.mkdir(parents=True, exist_ok=True)
-    for name in ("policy", "detector", "tagger"):
+    for name in ("policy", "detector", "tagger", "verifier"):
         shutil.copytree(CHECKPOINTS / name, partial / name, dirs_exist_ok=True)
     scenes = {
         image: scene

@@ -30,6 +30,7 @@ class CaptionMetrics:
       count: of the sentences about several of what is there, those with a wrong number.
       place: of the sentences about one thing of what is there, those with a wrong place.
       repeats: sentences that say again, word for word, what an earlier one of the caption has said.
+      again: of the sentences about a shape, there or not, those whose caption has named the shape before.
     """
 
     bad: float
@@ -39,6 +40,7 @@ class CaptionMetrics:
     count: float
     place: float
     repeats: float
+    again: float
 
 
 def compute_metrics(captions: Iterable[tuple[str, Scene]]) -> CaptionMetrics:
@@ -46,9 +48,14 @@ def compute_metrics(captions: Iterable[tuple[str, Scene]]) -> CaptionMetrics:
     seen: Counter[str] = Counter()
     for text, scene in captions:
         seen["repeated"] += len(repetitions(text))
+        named: set[str] = set()
         for sentence in parse(text):
             found = _errors(sentence, scene)
             seen["all"] += 1
+            if sentence.statement is not None:
+                seen["named"] += 1
+                seen["again"] += sentence.statement.shape in named
+                named.add(sentence.statement.shape)
             seen["bad"] += found is None or bool(found)
             seen["absent"] += found is not None and "object" in found
             if sentence.statement is None or found is None or "object" in found:
@@ -63,6 +70,7 @@ def compute_metrics(captions: Iterable[tuple[str, Scene]]) -> CaptionMetrics:
         count=_share(seen["count wrong"], seen["count"]),
         place=_share(seen["place wrong"], seen["place"]),
         repeats=_share(seen["repeated"], seen["all"]),
+        again=_share(seen["again"], seen["named"]),
     )
 
 

@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import vigor_jax
 from vigor_jax.data.records.store import write_atomically
@@ -14,6 +14,12 @@ from vigor_jax.demo.variants import VARIANTS, Variant
 from vigor_jax.errors import InputError
 
 Figures = Mapping[str, float]
+Auc: TypeAlias = Literal["reward_auc", "verifier_auc"]
+# Key in the file → what the line below the table says of it.
+AUCS: Mapping[Auc, str] = {
+    "reward_auc": "AUC of the reward model within a form of sentence, kind by kind",
+    "verifier_auc": "AUC of the verifier, correct against hallucinated mentions, by the score of",
+}
 
 
 class Column(NamedTuple):
@@ -44,6 +50,7 @@ COLUMNS = (
     Column("any", "any of the three", 100, "of the sentences about what is there, those with one of the three errors"),
     Column("words", "words", 1, "words of a caption"),
     Column("repeats", "repeats", 100, "sentences that say again what an earlier one of the caption has said"),
+    Column("again", "named again", 100, "sentences about a shape that their caption has named before"),
     Column("pope", "POPE", 100, "POPE's accuracy, mean of the three splits"),
     Column("pope_adversarial", "POPE adv.", 100, "POPE's accuracy, adversarial split"),
     Column("taught", "absent in targets", 100, "sentences of its training targets that name what is not there"),
@@ -56,8 +63,8 @@ class Results:
     """Results in a file: opened, or begun.
 
     The file is JSON: `settings`, `columns`, `variants` (name → entry of the table of variants), `runs` (a record for
-    each variant and seed: the columns, the version and the commit), `summary` (variant → column → mean, std, seeds) and
-    `reward_auc` (seed → kind of error → AUC).
+    each variant and seed: the columns, the version and the commit), `summary` (variant → column → mean, std, seeds),
+    `reward_auc` (seed → kind of error → AUC) and `verifier_auc` (seed → word or caption → AUC).
 
     Args:
       path: the file.
@@ -94,10 +101,10 @@ class Results:
         """Variants with results → what the table calls them."""
         return {name: self._content["variants"][name]["label"] for name in self.names}
 
-    @property
-    def reward_auc(self) -> list[Figures]:
-        """The reward model's AUC by kind of error, a dict for each seed; NaN where there was nothing to tell apart."""
-        aucs = self._content["reward_auc"].values()
+    def aucs(self, judge: Auc) -> list[Figures]:
+        """The reward model's by kind of error, or the verifier's by what is scored, a dict for each seed; NaN where
+        there was nothing to tell apart."""
+        aucs = self._content[judge].values()
         return [{kind: math.nan if value is None else value for kind, value in auc.items()} for auc in aucs]
 
     def add(self, variant: Variant, seed: int, figures: Figures) -> None:
@@ -109,10 +116,10 @@ class Results:
             self._content["variants"][variant.name] = _entry(variant)
         self.write()
 
-    def add_auc(self, seed: int, auc: Mapping[str, float]) -> None:
-        """Adds the reward model's AUCs of a seed, and writes the file."""
+    def add_auc(self, judge: Auc, seed: int, auc: Mapping[str, float | None]) -> None:
+        """Adds a judge's AUCs of a seed, and writes the file."""
         self._read()
-        self._content["reward_auc"][str(seed)] = dict(auc)
+        self._content[judge][str(seed)] = dict(auc)
         self.write()
 
     def _read(self) -> None:
@@ -122,7 +129,7 @@ class Results:
             "variants": {},
             "runs": [],
             "summary": {},
-            "reward_auc": {},
+            **{judge: {} for judge in AUCS},
         }
         if not self.path.exists():
             return
@@ -143,7 +150,7 @@ class Results:
                 f"{self.path} holds results with other settings: {key} is {before} there and {today} here; give "
                 "another file as --json"
             )
-        self._content |= {key: found[key] for key in ("variants", "runs", "reward_auc")}
+        self._content |= {key: found[key] for key in ("variants", "runs", *AUCS) if key in found}
 
     def write(self) -> None:
         """Writes the file, all of it or nothing."""
@@ -190,15 +197,16 @@ def to_markdown(results: Results) -> str:
         seeds = results.figures(name)
         cells = []
         for column in COLUMNS:
-            found = summarize([column.factor * figures[column.name] for figures in seeds if column.name in figures])
-            spread = "" if math.isnan(found["std"]) else f" ±{found['std']:.1f}"
-            cells.append(f"{found['mean']:.1f}{spread}" if found["seeds"] else "")
+            measured = summarize([column.factor * figures[column.name] for figures in seeds if column.name in figures])
+            spread = "" if math.isnan(measured["std"]) else f" ±{measured['std']:.1f}"
+            cells.append(f"{measured['mean']:.1f}{spread}" if measured["seeds"] else "")
         lines.append(f"| {label} | {' | '.join(cells)} |")
-    if not results.reward_auc:
-        return "\n".join(lines)
-    kinds = {kind: [seed[kind] for seed in results.reward_auc if kind in seed] for kind in results.reward_auc[0]}
-    aucs = ", ".join(f"{kind} {summarize(values)['mean']:.3f}" for kind, values in kinds.items())
-    return "\n".join([*lines, "", f"AUC of the reward model within a form of sentence, kind by kind: {aucs}."])
+    for judge, label in AUCS.items():
+        if seeds := results.aucs(judge):
+            kinds = {kind: [seed[kind] for seed in seeds if kind in seed] for kind in seeds[0]}
+            said = ", ".join(f"{kind} {summarize(values)['mean']:.3f}" for kind, values in kinds.items())
+            lines += ["", f"{label}: {said}."]
+    return "\n".join(lines)
 
 
 def plot(results: Results, path: Path) -> None:
@@ -251,7 +259,8 @@ def _checked(content: dict[str, Any]) -> dict[str, Any]:
     Raises:
       ValueError, TypeError, KeyError, AttributeError: it is not.
     """
-    variants, runs, aucs = content["variants"], content["runs"], content["reward_auc"].values()
+    variants, runs = content["variants"], content["runs"]
+    aucs = [*content["reward_auc"].values(), *content.get("verifier_auc", {}).values()]  # which older files lack
     figures = [run.get(column.name) for run in runs for column in COLUMNS]
     figures += [value for seed in aucs for value in seed.values()]
     if not (

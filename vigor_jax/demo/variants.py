@@ -8,7 +8,7 @@ from vigor_jax.config import Stage
 from vigor_jax.errors import InputError
 
 Config = TypeVar("Config")
-SharedRecords: TypeAlias = Literal["shared", "holistic_reward", "erring_detector"]
+SharedRecords: TypeAlias = Literal["shared", "holistic_reward", "erring_detector", "verifier"]
 
 
 class Variant(NamedTuple):
@@ -21,7 +21,8 @@ class Variant(NamedTuple):
       overrides: options of the demo's config that differ, `section.key` → value.
       stages: what is run after what the variants share.
       judged: whose candidates and verdicts it takes: "shared"; "holistic_reward", where the reward model judges whole
-        descriptions; "erring_detector", where the detector errs (`compare.misjudge`); or None.
+        descriptions; "erring_detector", where the detector errs (`compare.misjudge`); "verifier", where FiSAO's
+        verifier judges; or None. One without a selection takes the reward model only.
       rounds: how often.
     """
 
@@ -41,6 +42,12 @@ REWARD_MODEL = {"score.streams": ("reward_model",)} | UNREFINED
 OF_DESCRIPTIONS = {"train_reward.per": "description", "reward_model.per": "description"}
 RANDOM = {"select.strategy": "random"}
 ERRING: SharedRecords = "erring_detector"
+# Scores that are as far from both means as a third of their distance are neither rewarded nor punished.
+VERIFIER = {"score.streams": ("clip",), "clip.margin": 25.0, "clip.margin_sign": "-"}
+PPO: tuple[Stage, ...] = ("ppo", "export", "evaluate")
+PAPER = {"score.streams": ("clip",)}
+OURS = {"ppo.kl_factor": 0.03, "ppo.kl_target": 0.0, "ppo.token_rewards.repetition": 0.05}
+OF_CAPTIONS = {"clip.per": "caption"}
 # name, label, description, overrides
 VARIANTS = (
     Variant(
@@ -88,6 +95,47 @@ VARIANTS = (
     Variant("all_unrefined", "All without refinement", "as all, without dropping sentences", BOTH | UNREFINED),
     Variant(
         "all_two_rounds", "All, two rounds", "as all, and again from the model that came out of it", BOTH, rounds=2
+    ),
+    Variant(
+        "verifier",
+        "verifier: best of 5",
+        "control without PPO: FiSAO's verifier chooses; sentences with something that it punishes are dropped",
+        VERIFIER,
+        judged="verifier",
+    ),
+    Variant("fisao", "FiSAO", "PPO, a reward for each word, the paper's numbers", PAPER, PPO, None),
+    Variant("fisao_margin_5", "FiSAO, margin 5", "as fisao, margin 5", PAPER | {"clip.margin": 5.0}, PPO, None),
+    Variant("fisao_margin_20", "FiSAO, margin 20", "as fisao, margin 20", PAPER | {"clip.margin": 20.0}, PPO, None),
+    Variant(
+        "fisao_sentence",
+        "FiSAO, one score a caption",
+        "as fisao, but the whole caption's score is the reward of its last token",
+        PAPER | OF_CAPTIONS,
+        PPO,
+        None,
+    ),
+    Variant(
+        "fisao_ours",
+        "FiSAO, our settings",
+        "as fisao, with the margin's sign turned, less KL, and a small penalty for a word that comes again",
+        VERIFIER | OURS,
+        PPO,
+        None,
+    ),
+    Variant(
+        "fisao_ours_sentence",
+        "FiSAO, our settings, one score a caption",
+        "as fisao_ours, but the whole caption's score is the reward of its last token",
+        VERIFIER | OURS | OF_CAPTIONS | {"clip.margin": 0.0},
+        PPO,
+        None,
+    ),
+    Variant(
+        "vigor_ppo",
+        "ViGoR with PPO",
+        "PPO, rewards of detector and reward model, with the KL of fisao_ours",
+        BOTH | OURS,
+        PPO,
     ),
     Variant(
         "at_erring", "AT, detector that errs", "as at, with errors in the detector's answers", DETECTOR, judged=ERRING

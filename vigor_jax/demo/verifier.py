@@ -6,6 +6,7 @@ learn: which shapes are there, by their words, and which sentences are about whi
 
 import dataclasses
 import itertools
+import logging
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -39,14 +40,18 @@ from vigor_jax.models.clip import Clip, ClipPairConfig, ClipTextConfig, normaliz
 from vigor_jax.models.llava import Llava
 from vigor_jax.models.vlm import param_paths
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh
-from vigor_jax.rewards.verifier import ClipStreamConfig
+from vigor_jax.rewards.verifier import ClipStreamConfig, Per
 from vigor_jax.stages.reward_evaluation import auc
 from vigor_jax.verifier import VerifierCommand, run
+
+logger = logging.getLogger(__name__)
 
 START, END, UNKNOWN = "<|startoftext|>", "<|endoftext|>", "<unk>"
 POSITIONS = 77
 TEXT_WIDTH, TEXT_LAYERS, PROJECTION = 64, 2, 64
-ENTITIES, BASELINES = "entities.txt", "baselines.json"
+ENTITIES = "entities.txt"
+# A file of baselines for each way to score (`clip.per`) that the demo compares.
+BASELINES: Mapping[Per, str] = {"word": "baselines.json", "caption": "baselines_caption.json"}
 CAPTIONS = SamplingConfig(num_candidates=2, temperature=0.7, max_new_tokens=96, batch_size=48)
 FIRST_SCALE, FIRST_BIAS = 10.0, -3.0  # of scores that are cosines
 IMAGES_A_PASS = 250
@@ -60,8 +65,8 @@ library_name: transformers
 A CLIP in miniature ({parameters:,} weights, float16): the vision tower of the demo's policy, to half precision, and a
 text tower that was taught to go with it. It says how well a word or a sentence of the demo's world fits a drawn scene.
 It knows nothing else, and no photograph. `entities.txt` is the list of its words for `clip.entities`. For
-`clip.baselines`, `python -m vigor_jax.verifier` made `baselines.json` from the policy's captions of {baseline_scenes:,}
-scenes.
+`clip.baselines`, `python -m vigor_jax.verifier` made `baselines.json`, and `baselines_caption.json` for
+`clip.per caption`, from the policy's captions of {baseline_scenes:,} scenes.
 
 ## How it was made
 
@@ -109,8 +114,8 @@ def build_verifier(out: Path, seed: int = 0, config: VerifierConfig | None = Non
     """Teaches the twin and writes a directory that transformers' CLIPModel loads.
 
     Args:
-      out: directory: config.json, model.safetensors (float16), tokenizer, image settings, entities.txt, baselines.json,
-        README.md.
+      out: directory: config.json, model.safetensors (float16), tokenizer, image settings, entities.txt, baselines of
+        words and of captions, README.md.
       seed: of scenes and weights; the next one draws the scenes of the test.
       config: how long.
     """
@@ -275,8 +280,8 @@ def write_weights(directory: Path, model: Clip, scale: float) -> None:
         writer.add(LOGIT_SCALE, np.asarray(np.log(scale), np.float16))
 
 
-def write_baselines(directory: Path, num_scenes: int, seed: int) -> str:
-    """Writes baselines.json by what the demo's policy says of new scenes; returns the figures for people."""
+def write_baselines(directory: Path, num_scenes: int, seed: int) -> None:
+    """Writes the files of baselines by what the demo's policy says of new scenes."""
     with tempfile.TemporaryDirectory() as folder:
         work, objects = Path(folder), dict[str, list[str]]()
         (work / "images").mkdir()
@@ -289,14 +294,15 @@ def write_baselines(directory: Path, num_scenes: int, seed: int) -> str:
         predictor = Predictor(open_checkpoint(CHECKPOINTS / "policy"), "v1", make_mesh(MeshConfig(data=-1, fsdp=1)))
         questions = [Question(name, work / "images" / name, language.PROMPTS[0]) for name in objects]
         predictor.answer(questions, work / "captions.jsonl", CAPTIONS, desc="captions, verifier")
-        command = VerifierCommand(
-            captions=(work / "captions.jsonl",),
-            objects=(work / "objects.json",),
-            images=str(work / "images"),
-            out=directory / BASELINES,
-            clip=ClipStreamConfig(model=directory, entities=directory / ENTITIES),
-        )
-        return run(command)
+        for per, name in BASELINES.items():
+            command = VerifierCommand(
+                captions=(work / "captions.jsonl",),
+                objects=(work / "objects.json",),
+                images=str(work / "images"),
+                out=directory / name,
+                clip=ClipStreamConfig(model=directory, entities=directory / ENTITIES, per=per),
+            )
+            logger.info("%s", run(command))
 
 
 def evaluate_verifier(directory: Path, *, num_scenes: int, seed: int) -> dict[str, float | None]:
