@@ -267,6 +267,7 @@ def test_a_file_of_a_program_with_more_or_fewer_options_and_variants_is_taken(tm
         '{"settings": {}, "variants": {"base": {}}, "runs": [], "reward_auc": {}}',
         '{"settings": {}, "variants": {}, "runs": 3, "reward_auc": {}}',
         '{"settings": {}, "variants": {}, "runs": [], "reward_auc": {"0": {"object": "high"}}}',
+        '{"settings": {}, "variants": {}, "runs": [], "reward_auc": {}, "verifier_auc": {"0": {"word": "high"}}}',
         '{"settings": {}, "variants": {"base": {"label": "base", "overrides": {}}}, "reward_auc": {}, '
         '"runs": [{"variant": "base", "seed": 0, "recall": "high"}]}',
         "[" * 100_000,
@@ -302,6 +303,12 @@ def test_the_table_has_means_over_seeds(tmp_path: Path) -> None:
     results.add_auc("reward_auc", 0, {"object": 0.75, "place": math.nan})
     results.add_auc("reward_auc", 1, {"object": 0.25, "place": 0.5})
     assert to_markdown(results).endswith("object 0.500, place 0.500.")
+    results.add_auc("verifier_auc", 0, {"word": 0.9, "caption": 0.5})
+    results.add_auc("verifier_auc", 1, {"word": 0.8, "caption": 0.5})
+    last = to_markdown(results).splitlines()[-1]
+    assert last == (
+        "AUC of the verifier, correct against hallucinated mentions, by the score of: word 0.850, caption 0.500."
+    )
     plot(results, tmp_path / "results.png")
     assert (tmp_path / "results.png").stat().st_size > 10_000
 
@@ -369,5 +376,11 @@ def test_one_variant_by_its_command(tmp_path: Path) -> None:
     assert 5 < found["seconds"] < 850
     assert found["shared_seconds"] == 0
     assert set(ASKED) <= found.keys()
-    assert not list((tmp_path / "runs" / "compare" / "seed-0").glob("shared"))
+    directory = tmp_path / "runs" / "compare" / "seed-0"
+    assert not list(directory.glob("shared"))
+    # FiSAO's figure 1: words are told apart, the score of a whole caption hardly says which.
+    auc = command.find_verifier_auc(directory, 0)
+    assert auc is not None
+    assert auc["word"] > 0.9 > 0.75 > auc["caption"]
+    assert command.find_verifier_auc(tmp_path, 0) is None
     assert "\n| variant | CHAIR_i | C@3 |" in done.stdout
