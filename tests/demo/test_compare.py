@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ from vigor_jax.demo import compare as command
 from vigor_jax.demo.compare import counted, counting
 from vigor_jax.demo.dataset import DemoDataConfig
 from vigor_jax.demo.results import COLUMNS, Results, plot, summarize, to_markdown
-from vigor_jax.demo.variants import VARIANTS, Variant, choose, replaced
+from vigor_jax.demo.variants import VARIANTS, SharedRecords, Variant, choose, replaced
 from vigor_jax.errors import InputError
 
 SETTINGS = command.settings(DemoDataConfig())
@@ -59,6 +59,8 @@ def test_variants_can_be_told_apart() -> None:
         assert len(set(shown)) == len(shown)
         assert all(text and text.isprintable() and "|" not in text for text in shown)
     assert all(variant.name.isidentifier() for variant in VARIANTS)
+    # A run's directory is called after its variant, and what several take from is next to it.
+    assert not {variant.name for variant in VARIANTS} & {*get_args(SharedRecords), "data"}
     ways = [(sorted(v.overrides.items()), v.stages, v.judged, v.rounds) for v in VARIANTS]
     assert all(one not in ways[:number] for number, one in enumerate(ways))
 

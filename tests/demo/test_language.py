@@ -211,7 +211,9 @@ def test_repeats_are_sentences_that_the_same_caption_has_said() -> None:
 
 
 def test_named_again_is_of_a_shape_in_whatever_words() -> None:
-    again = "A star in green is at the bottom. A circle in red is at the top. A circle in blue is on the left. No shape."
+    again = (
+        "A star in green is at the bottom. A circle in red is at the top. A circle in blue is on the left. No shape."
+    )
     # Of six sentences about shapes, a second one about the star and a second one about the circle, which is not there.
     scores = compute_metrics([(f"{TRUE} {again}", SCENE), ("There is a star in red at the top left.", SCENE)])
     assert scores.again == 2 / 6

@@ -124,7 +124,7 @@ def compare(
 
 def _make_shared(config: TrainConfig, directory: Path, judged: Collection[str]) -> None:
     """Candidates, verdicts and reward models that variants share."""
-    names = "shared", "holistic_reward", "erring_detector", "verifier"
+    names = "shared", "holistic_reward", "erring_detector", "verifier_verdicts"
     shared, holistic, erring, verifier = (directory / name for name in names)
     with counting(shared):
         Run(_in(config, shared, ("train_reward", "sample", "score"))).go()

@@ -8,7 +8,7 @@ from vigor_jax.config import Stage
 from vigor_jax.errors import InputError
 
 Config = TypeVar("Config")
-SharedRecords: TypeAlias = Literal["shared", "holistic_reward", "erring_detector", "verifier"]
+SharedRecords: TypeAlias = Literal["shared", "holistic_reward", "erring_detector", "verifier_verdicts"]
 
 
 class Variant(NamedTuple):
@@ -21,7 +21,7 @@ class Variant(NamedTuple):
       overrides: options of the demo's config that differ, `section.key` → value.
       stages: what is run after what the variants share.
       judged: whose candidates and verdicts it takes: "shared"; "holistic_reward", where the reward model judges whole
-        descriptions; "erring_detector", where the detector errs (`compare.misjudge`); "verifier", where FiSAO's
+        descriptions; "erring_detector", where the detector errs (`compare.misjudge`); "verifier_verdicts", where FiSAO's
         verifier judges; or None. One without a selection takes the reward model only.
       rounds: how often.
     """
@@ -101,7 +101,7 @@ VARIANTS = (
         "verifier: best of 5",
         "control without PPO: FiSAO's verifier chooses; sentences with something that it punishes are dropped",
         VERIFIER,
-        judged="verifier",
+        judged="verifier_verdicts",
     ),
     Variant("fisao", "FiSAO", "PPO, a reward for each word, the paper's numbers", PAPER, PPO, None),
     Variant("fisao_margin_5", "FiSAO, margin 5", "as fisao, margin 5", PAPER | {"clip.margin": 5.0}, PPO, None),
