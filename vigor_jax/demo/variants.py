@@ -21,8 +21,8 @@ class Variant(NamedTuple):
       overrides: options of the demo's config that differ, `section.key` → value.
       stages: what is run after what the variants share.
       judged: whose candidates and verdicts it takes: "shared"; "holistic_reward", where the reward model judges whole
-        descriptions; "erring_detector", where the detector errs (`compare.misjudge`); "verifier_verdicts", where FiSAO's
-        verifier judges; or None. One without a selection takes the reward model only.
+        descriptions; "erring_detector", where the detector errs (`compare.misjudge`); "verifier_verdicts", where the
+        verifier of FiSAO judges; or None. One without a selection takes the reward model only.
       rounds: how often.
     """
 
