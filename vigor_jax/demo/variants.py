@@ -138,6 +138,13 @@ VARIANTS = (
         PPO,
     ),
     Variant(
+        "vigor_ppo_once",
+        "ViGoR with PPO, repeats punished",
+        "as vigor_ppo, and a thing that is named again costs as much as it earned",
+        BOTH | OURS | {"ppo.token_rewards.repetition": 1.0},
+        PPO,
+    ),
+    Variant(
         "at_erring", "AT, detector that errs", "as at, with errors in the detector's answers", DETECTOR, judged=ERRING
     ),
     Variant(
