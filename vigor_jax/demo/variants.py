@@ -133,15 +133,15 @@ VARIANTS = (
     Variant(
         "vigor_ppo",
         "ViGoR with PPO",
-        "PPO, rewards of detector and reward model, with the KL of fisao_ours",
-        BOTH | OURS,
+        "PPO, rewards of detector and reward model; a thing that is named again costs what it earned; KL as in fisao_ours",
+        BOTH | OURS | {"ppo.token_rewards.repetition": 1.0},
         PPO,
     ),
     Variant(
-        "vigor_ppo_once",
-        "ViGoR with PPO, repeats punished",
-        "as vigor_ppo, and a thing that is named again costs as much as it earned",
-        BOTH | OURS | {"ppo.token_rewards.repetition": 1.0},
+        "vigor_ppo_repeats",
+        "ViGoR with PPO, repeats cost little",
+        "as vigor_ppo, with the penalty for repeats of fisao_ours",
+        BOTH | OURS,
         PPO,
     ),
     Variant(
