@@ -133,7 +133,7 @@ VARIANTS = (
     Variant(
         "vigor_ppo",
         "ViGoR with PPO",
-        "PPO, rewards of detector and reward model; a thing that is named again costs what it earned; KL as in fisao_ours",
+        "PPO, rewards of detector and reward model; a thing named again costs what it earned; KL as in fisao_ours",
         BOTH | OURS | {"ppo.token_rewards.repetition": 1.0},
         PPO,
     ),
