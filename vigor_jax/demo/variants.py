@@ -138,6 +138,13 @@ VARIANTS = (
         PPO,
     ),
     Variant(
+        "vigor_ppo_whole",
+        "ViGoR with PPO, whole captions",
+        "as vigor_ppo, but a caption's tokens share the sum of its rewards, compared with the other captions (RLOO)",
+        BOTH | OURS | {"ppo.token_rewards.repetition": 1.0, "ppo.baseline": "rloo"},
+        PPO,
+    ),
+    Variant(
         "vigor_ppo_repeats",
         "ViGoR with PPO, repeats cost little",
         "as vigor_ppo, with the penalty for repeats of fisao_ours",
