@@ -61,7 +61,11 @@ def random_adapter(model, seed: int = 0, size: float = 0.1) -> dict[str, np.ndar
 
 CASES = [
     # rslora changes one factor, so fast tests have it once.
-    pytest.param(target, scan, rslora, marks=[pytest.mark.slow] if rslora and (scan or target != RSLORA) else [])
+    pytest.param(
+        target, scan, rslora,
+        id=f"{'stacked' if scan else 'apart'}-{target}-{'rslora' if rslora else 'lora'}",
+        marks=[pytest.mark.slow] if rslora and (scan or target != RSLORA) else [],
+    )
     for target in TARGETS for scan in (True, False) for rslora in (False, True)
 ]  # fmt: skip
 
