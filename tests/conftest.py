@@ -17,6 +17,8 @@ if OWN:
     os.environ[SHARED] = tempfile.mkdtemp(prefix="compiled-")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+# XLA's own passes run as always; LLVM, which takes half of the time of the tests, optimizes little of such programs.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

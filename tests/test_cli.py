@@ -18,6 +18,7 @@ from vigor_jax import cli
 from vigor_jax.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
+pytestmark = pytest.mark.versions  # of jsonargparse
 
 LOST = """
 import gc, os, signal, sys, time

@@ -22,6 +22,8 @@ from vigor_jax.evaluation.commands.evaluated_model import EvaluatedModelConfig
 from vigor_jax.export import ExportCommand
 from vigor_jax.models.lora import LoraConfig
 
+pytestmark = pytest.mark.versions  # of jsonargparse
+
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "vigor_jax" / "demo" / "demo.yaml"
 CONFIGS = [*sorted((ROOT / "configs").glob("*.yaml")), DEMO]

@@ -172,17 +172,20 @@ def test_a_run_keeps_the_commit_of_its_detector(hub, machine, tmp_path):
     hub.repositories["tiny/detector"] = Repository({"main": detector})
     program = (
         "import sys; from vigor_jax import cli; from vigor_jax.config import TrainConfig, with_pinned_models;"
-        "config = cli.parse(TrainConfig, ['--run.dir', 'r', '--model.path', 'm', *sys.argv[1:]], description='');"
-        "print(with_pinned_models(config).detection.model, file=sys.stderr)"
+        "pinned = lambda given: with_pinned_models(cli.parse(TrainConfig, given, description='')).detection.model;"
+        "common = ['--run.dir', 'r', '--model.path', 'm', '--detection.model'];"
+        "print(*(pinned([*common, *given.split()]) for given in sys.argv[1:]), file=sys.stderr)"
     )
-    scoring = ["--run.stages", "score", "--detection.model"]
-    pinned = machine.run("-c", program, *scoring, "tiny/detector")
-    assert pinned == f"tiny/detector@{commit_of(detector)}"
-    assert machine.run("-c", program, *scoring, pinned, HF_HUB_OFFLINE="1") == pinned
-    assert machine.run("-c", program, *scoring, str(detector)) == str(detector)
-    unread = ["--detection.backend", "groundingdino", "--run.stages", "score"], ["--run.stages", "sft"]
-    for given in unread:
-        assert machine.run("-c", program, *given, "--detection.model", "tiny/absent") == "tiny/absent"
+    scoring, by_another, unread = "--run.stages score", "--detection.backend groundingdino", "--run.stages sft"
+    given = (
+        f"tiny/detector {scoring}",
+        f"{detector} {scoring}",
+        f"tiny/absent {scoring} {by_another}",
+        f"tiny/absent {unread}",
+    )
+    pinned = f"tiny/detector@{commit_of(detector)}"
+    assert machine.run("-c", program, *given).split() == [pinned, str(detector), "tiny/absent", "tiny/absent"]
+    assert machine.run("-c", program, f"{pinned} {scoring}", HF_HUB_OFFLINE="1") == pinned
 
 
 def test_a_verifier_by_its_name_is_that_of_the_folder(hub, machine, tmp_path):
@@ -191,16 +194,15 @@ def test_a_verifier_by_its_name_is_that_of_the_folder(hub, machine, tmp_path):
     hub.repositories["tiny/clip"] = Repository({"main": clip})
     opens = (
         "import sys; from vigor_jax.hf.clip.checkpoint import open_clip;"
-        "print(open_clip(sys.argv[1]).digest(), file=sys.stderr)"
+        "print(*(open_clip(name).digest() for name in sys.argv[1:]), file=sys.stderr)"
     )
-    digest = machine.run("-c", opens, clip)
-    assert machine.run("-c", opens, "tiny/clip") == machine.run("-c", opens, "tiny/clip", HF_HUB_OFFLINE="1") == digest
+    ours, fetched = machine.run("-c", opens, clip, "tiny/clip").split()
+    assert ours == fetched == machine.run("-c", opens, "tiny/clip", HF_HUB_OFFLINE="1")
     pins = (
         "import sys; from vigor_jax import cli; from vigor_jax.config import TrainConfig, with_pinned_models;"
-        "config = cli.parse(TrainConfig, ['--run.dir', 'r', '--model.path', 'm', *sys.argv[1:]], description='');"
-        "print(with_pinned_models(config).clip.model, file=sys.stderr)"
+        "pinned = lambda given: with_pinned_models(cli.parse(TrainConfig, given, description='')).clip.model;"
+        "common = ['--run.dir', 'r', '--model.path', 'm', '--clip.model'];"
+        "print(*(pinned([*common, *given.split()]) for given in sys.argv[1:]), file=sys.stderr)"
     )
-    scoring = ["--run.stages", "score", "--score.streams", "clip", "--clip.model", "tiny/clip"]
-    assert machine.run("-c", pins, *scoring) == f"tiny/clip@{commit_of(clip)}"
-    unread = ["--run.stages", "sft", "--clip.model", "tiny/absent"]
-    assert machine.run("-c", pins, *unread) == "tiny/absent"
+    given = "tiny/clip --run.stages score --score.streams clip", "tiny/absent --run.stages sft"
+    assert machine.run("-c", pins, *given).split() == [f"tiny/clip@{commit_of(clip)}", "tiny/absent"]

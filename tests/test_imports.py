@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+pytestmark = pytest.mark.versions
 
 # From the top down. A part may import parts of the floors below it. Parts of one floor do not import each other, except
 # the commands, and for the small modules at the bottom.

@@ -23,7 +23,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PHOTOS = ROOT.parent / "shared" / "data" / "photos"
 TINY = Tiny()
 WORDS = ("man", "dog", "red circle", "wave", "bench", "car", "traffic light")
-CPU = {"JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1"}
+# Compiled as users compile it.
+CPU = {"JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
 
 
 def write_photographs(folder: Path, count: int = 12) -> list[str]:

@@ -59,6 +59,8 @@ def test_what_is_written_stays_and_nothing_else_is_written_over(directory: Path,
     assert files(tmp_path) == ["notes.txt"]
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_interrupted_data_are_completed(directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(dataset, "annotate", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -71,6 +73,8 @@ def test_interrupted_data_are_completed(directory: Path, tmp_path: Path, monkeyp
     assert (tmp_path / "data" / name).read_bytes() == (directory / name).read_bytes()
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_scenes_do_not_depend_on_how_many_there_are(directory: Path) -> None:
     scenes = read_scenes(directory, "held_out")
     assert len(scenes) == 5
@@ -81,6 +85,8 @@ def test_scenes_do_not_depend_on_how_many_there_are(directory: Path) -> None:
         assert path.read_bytes() == (directory.parent / "drawn.png").read_bytes()
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_questions_have_true_labels(directory: Path) -> None:
     objects = {image: set(names) for image, names in json.loads((directory / "objects.json").read_text()).items()}
     assert objects.keys() == read_scenes(directory, "held_out").keys()
@@ -96,6 +102,8 @@ def test_questions_have_true_labels(directory: Path) -> None:
     assert {len(questions) for questions in subtasks.values()} == {4}
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_judgments_are_the_truth(directory: Path) -> None:
     """All of them, where annotators make no mistakes."""
     scenes = read_scenes(directory, "annotated")

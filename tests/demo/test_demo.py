@@ -33,6 +33,7 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     """The demo, in a process whose working directory is `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "0"  # compiled as users compile it
     command = [sys.executable, "-m", "tests.demo.run_demo", *arguments]
     pipe, heed = subprocess.PIPE, functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     # Who runs tests in the background may have had Ctrl-C ignored, and children inherit that.
@@ -71,7 +72,6 @@ def test_the_demo_prints_its_results(demo: tuple[Path, str]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.main
 def test_a_second_start_finds_everything_done(demo: tuple[Path, str]) -> None:
     folder, printed = demo
     weights = folder / "runs" / "demo" / "export" / "model.safetensors"

@@ -117,7 +117,6 @@ def test_sentences_fit_their_own_scenes():
 
 
 @pytest.mark.slow
-@pytest.mark.main
 def test_it_learns(tmp_path):
     """The same steps, few of them: from chance to better than chance."""
     short = VerifierConfig(

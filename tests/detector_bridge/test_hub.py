@@ -80,41 +80,53 @@ def write(folder: Path, files: Iterable[str], *, size: int = 50_000, seed: int =
     return folder
 
 
-@pytest.mark.parametrize(
-    ("there", "wanted"),
-    [
-        (("model.safetensors", "pytorch_model.bin"), {"model.safetensors"}),
-        (
-            ("model.safetensors.index.json", *SHARDS, "pytorch_model.bin.index.json", *TORCH_SHARDS),
-            {"model.safetensors.index.json", *SHARDS},
-        ),
-        (("model.safetensors", "model.safetensors.index.json", *SHARDS), {"model.safetensors"}),
-        (("pytorch_model.bin", "mm_projector.bin"), {"pytorch_model.bin", "mm_projector.bin"}),
-        (
-            ("pytorch_model.bin.index.json", *TORCH_SHARDS, "model.fp16.safetensors"),
-            {"pytorch_model.bin.index.json", *TORCH_SHARDS},
-        ),
-        (SHARDS, set(SHARDS)),
-        (("model.safetensors", QFORMER), {"model.safetensors", QFORMER}),
-        (("adapter_model.safetensors", "adapter_model.bin"), {"adapter_model.safetensors"}),
-        (("adapter_model.bin", "non_lora_trainables.bin"), {"adapter_model.bin", "non_lora_trainables.bin"}),
-        (("model.safetensors", "adapter_model.safetensors"), {"model.safetensors"}),
-    ],
-    ids=[
-        *("both formats", "both in shards", "whole and in shards", "torch", "torch in shards", "no index", "folders"),
-        *("an adapter", "LLaVA's adapter", "a model with an adapter"),
-    ],
-)  # fmt: skip
-def test_what_is_read_is_fetched_and_nothing_else(hub, tmp_path, there, wanted):
+# Name → what a repository has of weights, and what is read of it.
+WEIGHTS = {
+    "both formats": (("model.safetensors", "pytorch_model.bin"), {"model.safetensors"}),
+    "both in shards": (
+        ("model.safetensors.index.json", *SHARDS, "pytorch_model.bin.index.json", *TORCH_SHARDS),
+        {"model.safetensors.index.json", *SHARDS},
+    ),
+    "whole and in shards": (("model.safetensors", "model.safetensors.index.json", *SHARDS), {"model.safetensors"}),
+    "torch": (("pytorch_model.bin", "mm_projector.bin"), {"pytorch_model.bin", "mm_projector.bin"}),
+    "torch in shards": (
+        ("pytorch_model.bin.index.json", *TORCH_SHARDS, "model.fp16.safetensors"),
+        {"pytorch_model.bin.index.json", *TORCH_SHARDS},
+    ),
+    "no index": (SHARDS, set(SHARDS)),
+    "folders": (("model.safetensors", QFORMER), {"model.safetensors", QFORMER}),
+    "an adapter": (("adapter_model.safetensors", "adapter_model.bin"), {"adapter_model.safetensors"}),
+    "LLaVA's adapter": (
+        ("adapter_model.bin", "non_lora_trainables.bin"),
+        {"adapter_model.bin", "non_lora_trainables.bin"},
+    ),
+    "a model with an adapter": (("model.safetensors", "adapter_model.safetensors"), {"model.safetensors"}),
+}
+AGAIN = ("both in shards", "no index", "LLaVA's adapter")
+
+
+def serve(hub: Hub, folder: Path, kind: str) -> None:
     others = ("README.md", "flax_model.msgpack", "onnx/config.json", "onnx/model.onnx", "optimizer.pt", "model.gguf")
-    hub.repositories["tiny/model"] = Repository({"main": write(tmp_path / "model", (*there, *others))})
+    hub.repositories["tiny/model"] = Repository({"main": write(folder, (*WEIGHTS[kind][0], *others))})
+
+
+@pytest.mark.parametrize("kind", WEIGHTS)
+def test_what_is_read_is_fetched_and_nothing_else(hub, tmp_path, kind):
+    serve(hub, tmp_path / "model", kind)
     done = fetch(hub, tmp_path / "cache", "tiny/model")
-    assert done.files == {*SETTINGS, *wanted} == hub.sent.keys()
+    assert done.files == {*SETTINGS, *WEIGHTS[kind][1]} == hub.sent.keys()
     assert done.origin == f"tiny/model@{commit_of(tmp_path / 'model')}"
     for name in done.files:
         assert (Path(done.directory) / name).read_bytes() == (tmp_path / "model" / name).read_bytes()
         assert hub.sent[name] == (tmp_path / "model" / name).stat().st_size
 
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[] if kind in AGAIN else [pytest.mark.slow]) for kind in WEIGHTS]
+)
+def test_what_is_here_is_not_fetched_again(hub, tmp_path, kind):
+    serve(hub, tmp_path / "model", kind)
+    done = fetch(hub, tmp_path / "cache", "tiny/model")
     hub.forget()
     assert fetch(hub, tmp_path / "cache", "tiny/model") == done
     assert not hub.sent

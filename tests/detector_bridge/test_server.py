@@ -1,6 +1,7 @@
 """The server in a separate process, over real sockets, asked by the real client and by strangers."""
 
 import asyncio
+import functools
 import http.client
 import json
 import random
@@ -45,12 +46,17 @@ def ask(address: str, requests, **config) -> list[Answer | RefusedError]:
 
 def directly(model, image: bytes, phrases, box_threshold=0.25, text_threshold=0.25) -> dict:
     """The backend called in this process, one picture and one prompt at a time."""
-    backend = TransformersBackend.load(model)
+    backend = _loaded(model)
     pixels, found = backend.prepare(decode(image, 10**8)), {}
     for prompt in make_prompts(phrases, backend.tokenize, backend.max_tokens):
         scores = backend.detect(pixels[None], [prompt.tokens], [0])
         found |= find_phrases(prompt.spans, scores.tokens[0], scores.boxes_xyxy[0], box_threshold, text_threshold)
     return found
+
+
+@functools.cache
+def _loaded(model) -> TransformersBackend:
+    return TransformersBackend.load(model)
 
 
 def assert_equal(answer: Answer, found: dict) -> None:

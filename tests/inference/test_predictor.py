@@ -34,9 +34,14 @@ def world(tmp_path_factory):
     return world
 
 
+@pytest.fixture(scope="module")
+def predictor(world):
+    """One for all tests: what it answers and keeps is told by the file that it is given."""
+    return Predictor(open_checkpoint(world / "model"), "v1", make_mesh(MeshConfig(), jax.devices()[:1]))
+
+
 @pytest.mark.parametrize("mark", BREAKS, ids=ascii)
-def test_any_text_is_read_back_and_kept(world, tmp_path, mark):
-    predictor = Predictor(open_checkpoint(world / "model"), "v1", make_mesh(MeshConfig(), jax.devices()[:1]))
+def test_any_text_is_read_back_and_kept(world, predictor, tmp_path, mark):
     questions = [Question(f"{i}.png", world / f"{i}.png", f"What{mark}is {i}?") for i in range(3)]
     out = tmp_path / "answers.jsonl"
     texts = predictor.ask(questions[:2], out, GREEDY)
@@ -51,9 +56,8 @@ def test_any_text_is_read_back_and_kept(world, tmp_path, mark):
 
 
 @pytest.fixture
-def asked(world, tmp_path):
+def asked(world, predictor, tmp_path):
     """A model, a question that it has answered, and the file of the answer."""
-    predictor = Predictor(open_checkpoint(world / "model"), "v1", make_mesh(MeshConfig(), jax.devices()[:1]))
     questions = [Question("0.png", world / "0.png", "What is it?")]
     predictor.ask(questions, tmp_path / "answers.jsonl", GREEDY)
     return predictor, questions, tmp_path / "answers.jsonl"

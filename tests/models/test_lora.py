@@ -35,6 +35,7 @@ TARGETS = {
         r".*\.((q|k|v|o|gate|up|down|out)_proj|fc1|fc2|linear_1|linear_2)",
     ),
 }
+RSLORA = "two of its layers"
 
 
 def set_params(model, params) -> None:
@@ -58,9 +59,18 @@ def random_adapter(model, seed: int = 0, size: float = 0.1) -> dict[str, np.ndar
     }
 
 
-@pytest.mark.parametrize("rslora", [False, True], ids=["lora", "rslora"])
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("scan", [True, False], ids=["stacked", "apart"])
+CASES = [
+    # rslora changes one factor, so fast tests have it once.
+    pytest.param(
+        target, scan, rslora,
+        id=f"{'stacked' if scan else 'apart'}-{target}-{'rslora' if rslora else 'lora'}",
+        marks=[pytest.mark.slow] if rslora and (scan or target != RSLORA) else [],
+    )
+    for target in TARGETS for scan in (True, False) for rslora in (False, True)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("target", "scan", "rslora"), CASES)
 def test_output_and_gradients_equal_pefts(target, scan, rslora):
     peft = pytest.importorskip("peft", reason="NOT TESTED: PEFT is not installed; pip install -e '.[test]'")
     ours_target, theirs_target = TARGETS[target]
@@ -192,7 +202,7 @@ def test_16_bits_do_not_swallow_a_small_update():
     assert (rounded_apart * wanted).sum() / np.square(wanted).sum() < 0.5  # what this is about
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [jnp.float32, pytest.param(jnp.bfloat16, marks=pytest.mark.slow)])
 def test_a_new_adapter_changes_nothing(dtype):
     model = port(build_model(TINY), TINY, scan=True)
     case = make_case(TINY, model.config)

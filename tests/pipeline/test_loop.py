@@ -147,13 +147,15 @@ def sidecars(process) -> list[psutil.Process]:
 @pytest.mark.parametrize(
     "stages",
     [
-        pytest.param(STAGES, marks=pytest.mark.main),
+        # Fine-tuning is killed in `test_train.py`.
+        pytest.param(("train_reward", "score"), marks=pytest.mark.main),
+        STAGES,
         ("train_reward", "train_reward", "sample", "sample", "score", "select", "sft", "sft", "export"),
     ],
-    ids=["each once", "some twice"],
+    ids=["two stages", "each once", "some twice"],
 )
 def test_kills_change_no_byte(world, undisturbed, tmp_path, stages):
-    """`kill -9` at random moments of one run's life, at least one in every stage."""
+    """`kill -9` at random moments of one run's life, at least one in every stage that is named."""
     finish(start(world, loop(world, tmp_path / "timed")))
     assert_same_artifacts(tmp_path / "timed", undisturbed)
     moments, times, killed = random.Random(0), stage_times(tmp_path / "timed"), []
@@ -171,7 +173,7 @@ def test_kills_change_no_byte(world, undisturbed, tmp_path, stages):
             if stage in killed:
                 break
             longest /= 4
-    assert set(killed) == set(STAGES)
+    assert set(killed) >= set(stages)
     finish(start(world, loop(world, run_dir)))
     assert_same_artifacts(run_dir, undisturbed)
     assert not [p for p in psutil.process_iter(["cmdline"]) if str(world / "detector") in (p.info["cmdline"] or [])]

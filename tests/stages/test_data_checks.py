@@ -221,8 +221,7 @@ def assert_same_runs(run_dir, reference):
 
 
 @pytest.mark.slow
-@pytest.mark.main
-@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("named", [True, pytest.param(False, marks=pytest.mark.main)])
 def test_rows_that_were_fixed_before_they_were_learned(
     config, checkpoint, mesh, records, tmp_path, begun, caplog, named
 ):

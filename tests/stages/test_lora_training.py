@@ -227,9 +227,11 @@ def test_one_device_equals_eight(world, tmp_path):
     lora = {"rank": 4, "alpha": 8, "target": ["language_model", "vision_tower"], "also": ["multi_modal_projector"]}
     settings = {**SETTINGS, "lora": lora, "bucket": 256, "epochs": 1, "learning_rate": 1e-3}
     meshes = {"one": ((1, 1, 1), 1), "fsdp": ((1, 8, 1), 8), "tensor": ((2, 2, 2), 8)}
-    for name, (mesh, devices) in meshes.items():
-        job = {"run_dir": str(tmp_path / name), "mesh": mesh, "devices": devices, "sft": settings}
-        finish(spawn({"world": str(world), "runs": [job]}, devices=8, cache=tmp_path / "cache"))
+    runs = [
+        {"run_dir": str(tmp_path / name), "mesh": mesh, "devices": devices, "sft": settings}
+        for name, (mesh, devices) in meshes.items()
+    ]
+    finish(spawn({"world": str(world), "runs": runs}, devices=8, cache=tmp_path / "cache"))
     expected, losses = weights(tmp_path / "one"), curve(tmp_path / "one")
     assert len(losses) == 3
     for name in ("fsdp", "tensor"):

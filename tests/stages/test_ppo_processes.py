@@ -97,7 +97,6 @@ def test_two_processes_equal_one(world, cache, one_device, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.main
 def test_killed_at_random_moments(world, cache, tmp_path):
     """Records, curve and weights are those of a run that was not killed, to the last bit."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"

@@ -509,7 +509,13 @@ FUSION_KINDS = [
 
 
 @pytest.mark.parametrize("fusion", FUSION_KINDS, ids=lambda fusion: f"{fusion.rule} {fusion.per} {fusion.normalize}")
-@pytest.mark.parametrize("nothing", ["", " ", "\n\n", ".", "...", "Dog.", "Yes", "- cat -", "!!! ???"])
+@pytest.mark.parametrize(
+    "nothing",
+    [
+        *("", "\n\n", ".", "Dog.", "- cat -", "!!! ???"),
+        *(pytest.param(each, marks=pytest.mark.slow) for each in (" ", "...", "Yes")),
+    ],
+)
 def test_a_response_that_says_nothing_loses(tmp_path, nothing, fusion):
     longer = ("A cat sits. A dog runs. A cup is red.", ("cat",), ("dog", "cup"))
     selection, summary = select_among(tmp_path, [(nothing,), longer], SelectConfig(refine=False, fusion=fusion))
@@ -690,7 +696,9 @@ def test_repetitions_are_counted_by_the_summary(tmp_path):
 
 @pytest.mark.parametrize("fusion", FUSION_KINDS, ids=lambda fusion: f"{fusion.rule} {fusion.per} {fusion.normalize}")
 @pytest.mark.parametrize("scores", [(1.0, 0.5), (0.9, 0.2), (0.5, 1.0), (0.75, 0.75)])
-@pytest.mark.parametrize("again", [(0,), (1,), (0, 1), (0, 0, 0), (1, 1, 1)])
+@pytest.mark.parametrize(
+    "again", [(0,), (0, 1), (1, 1, 1), *(pytest.param(each, marks=pytest.mark.slow) for each in ((1,), (0, 0, 0)))]
+)
 def test_a_candidate_never_gains_by_repeating_itself(tmp_path, fusion, scores, again):
     """Though the model holds what it repeats for likelier, and another candidate stands between the two."""
     sentences = ("A cat sits.", "A dog runs.")

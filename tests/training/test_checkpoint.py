@@ -16,6 +16,8 @@ import pytest
 from vigor_jax.errors import InputError
 from vigor_jax.training.checkpoint import Checkpoints, latest_step, read_record, restore_params_only
 
+pytestmark = pytest.mark.versions  # of Orbax
+
 ROOT = Path(__file__).resolve().parents[2]
 FINGERPRINT = {"model": {"width": 8, "means": (0.5, 0.25)}, "lr": 1e-4, "freeze": ("vision_tower",)}
 

@@ -19,6 +19,8 @@ from tests.training.test_checkpoint import FINGERPRINT, abstract, assert_same, m
 from vigor_jax.errors import InputError
 from vigor_jax.training.checkpoint import Checkpoints, latest_step, read_record, restore_params_only
 
+pytestmark = pytest.mark.versions  # of Orbax
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -205,8 +205,7 @@ def _is_here(name: str) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.main
-@pytest.mark.parametrize("end", ["SIGTERM", "SIGKILL"])
+@pytest.mark.parametrize("end", ["SIGTERM", pytest.param("SIGKILL", marks=pytest.mark.main)])
 def test_trackers_have_every_update_once(python, tmp_path, end):
     """Fine-tuning that is stopped and resumed, without a network; read back from the trackers' own files, by trackio's
     own command and with wandb's own messages.

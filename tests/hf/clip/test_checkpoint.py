@@ -79,8 +79,14 @@ def ours_of(directory, images):
     return np.stack([preprocess(image, settings) for image in images])
 
 
-@pytest.mark.parametrize("scan", [True, False])
-@pytest.mark.parametrize("tiny", VARIANTS, ids=map(str, range(len(VARIANTS))))
+@pytest.mark.parametrize(
+    ("tiny", "scan"),
+    [
+        pytest.param(tiny, scan, id=f"{number}-{scan}", marks=[] if scan or number in (2, 4) else [pytest.mark.slow])
+        for number, tiny in enumerate(VARIANTS)
+        for scan in (True, False)
+    ],
+)
 def test_embeddings_are_those_of_transformers(tmp_path, tiny, scan):
     directory = build_checkpoint(tmp_path / "clip", tiny)
     images = pictures(tiny.image_size, 1)
