@@ -241,8 +241,8 @@ def make_rollout(
     spans = [Span(*match.span()) for match in re.finditer(r"\s*\S+", text)] + [Span(len(text), len(text))]
     rewards = [0.0] * len(spans)
     for signal in (signal for verdict in verdicts for signal in verdict.signals):
-        first = next(i for i, span in enumerate(spans) if span.end > signal.spans[0].start)
-        rewards[first] += signal.positive - signal.negative
+        start = signal.spans[0].start if signal.spans else len(text)
+        rewards[next((i for i, span in enumerate(spans) if span.end > start), -1)] += signal.positive - signal.negative
     noise = rng.normal(size=(4, len(spans)))
     return Rollout(
         image=name, prompt=prompt, candidate=number, text=text, token_ids=tuple(range(len(spans))),

@@ -143,7 +143,7 @@ def labels(table: Sequence[StreamScores]) -> list[str]:
 
 def _panels(stream: str, runs: Mapping[str, Sequence[WordScores]], numbers: Mapping[str, Sequence[int]]) -> list[Panel]:
     pooled = np.concatenate([one.scores for own in runs.values() for one in own])
-    edges, label = charts.bin_edges(pooled, whole_range=False), f"score of the {readable(stream)}"
+    edges, label = charts.bin_edges(pooled, whole_range=False), f"score, {readable(stream)}"
     found = []
     for place in range(max(map(len, runs.values()))):
         here = {name: own[place] for name, own in runs.items() if place < len(own)}
