@@ -100,6 +100,8 @@ def test_a_curve_that_stays_where_it_is(value):
     )
     labels = ["".join(node.itertext()) for node in ET.fromstring(svg).iter(f"{SVG}text")]
     assert len(labels) == len(set(labels)) > 2
+    assert "1" in labels  # the iteration, a whole number
+    assert not {"0.6", "0.8", "1.2", "1.4"} & set(labels)
 
 
 def test_bins_of_scores_lie_where_the_scores_are():

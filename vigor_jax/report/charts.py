@@ -146,7 +146,7 @@ def curves(
         for limits, set_limits in ((x_limits, axes.set_xlim), (y_limits, axes.set_ylim)):
             room = 0.04 * (limits[1] - limits[0]) or 0.5 * (abs(limits[0]) or 1)
             set_limits(limits[0] - room, limits[1] + room)
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
         axes.yaxis.set_major_locator(MaxNLocator(4, steps=(1, 2, 5, 10)))
         axes.yaxis.set_major_formatter(
             FuncFormatter(lambda y, _: f"{round(100 * y, 6):g}%" if unit == "percent" else f"{float(f'{y:.6g}'):g}")
