@@ -23,6 +23,7 @@ from vigor_jax import cli
 from vigor_jax.data.images.store import Images, open_images
 from vigor_jax.disk import naming
 from vigor_jax.errors import InputError, some
+from vigor_jax.evaluation.auc import auc
 from vigor_jax.evaluation.benchmarks.chair import Reference, read_annotations
 from vigor_jax.evaluation.benchmarks.synonyms import Synonyms
 from vigor_jax.evaluation.image_names import ImageNames
@@ -34,7 +35,6 @@ from vigor_jax.parallel.sharding import DistributedConfig, MeshConfig, join_proc
 from vigor_jax.records import ScoreItem
 from vigor_jax.rewards.clip_baselines import Baselines, MarginUnit, make_baselines, shares, thresholds
 from vigor_jax.rewards.verifier import ClipStreamConfig, ClipVerifier, Scored
-from vigor_jax.stages.reward_evaluation import auc
 
 logger = logging.getLogger(__name__)
 

@@ -2,7 +2,8 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from vigor_jax.evaluation.benchmarks.mme import MmeQuestion
 from vigor_jax.evaluation.benchmarks.pope import PopeQuestion
 from vigor_jax.evaluation.benchmarks.synonyms import Synonyms
 from vigor_jax.evaluation.metrics import chair_metrics, mme_metrics, pope_metrics
-from vigor_jax.records import Candidate, Signal, Span, Verdict
+from vigor_jax.records import Candidate, Rollout, Signal, Span, Verdict
 from vigor_jax.rewards.sentences import split_sentences
 from vigor_jax.stages.reward_evaluation import evaluate
 from vigor_jax.stages.select import SelectConfig, select
@@ -179,6 +180,76 @@ def write_reward_model(run_dir: Path, seed: int = 0) -> None:
         lines.append(json.dumps({"step": epoch, "epoch": epoch, **evaluate(p_good, errors)}))
     (run_dir / "metrics").mkdir(parents=True, exist_ok=True)
     (run_dir / "metrics" / "reward_eval.jsonl").write_text("\n".join(lines) + '\n{"step": 3, "ep')
+
+
+def write_ppo(
+    run_dir: Path,
+    demo: DemoScenes,
+    *,
+    iterations: int = 3,
+    batch: int = 12,
+    candidates: int = 2,
+    written: Sequence[int] | None = None,
+    texts: Mapping[tuple[int, str, int], str] | None = None,
+    metrics: bool = True,
+    streams: tuple[str, ...] = ("detector",),
+) -> None:
+    """`ppo/` and `metrics/ppo.jsonl`: captions get truer, and each word is a token with the space before it.
+
+    Args:
+      run_dir: gets them.
+      demo: whose images they describe; an iteration takes `batch` of them, and after the last the first ones again.
+      iterations: of the run.
+      batch: images of an iteration.
+      candidates: responses to each image.
+      written: iterations of which there is a part, from 1; all by default.
+      texts: (iteration, image, candidate) → a response to take in place of a made one.
+      metrics: whether there are curves.
+      streams: which ones judge.
+    """
+    names, lines = list(demo.scenes), []
+    for iteration in range(1, iterations + 1):
+        rollouts = []
+        for name in (names[(batch * (iteration - 1) + place) % len(names)] for place in range(batch)):
+            for number in range(candidates):
+                text, wrong = demo.caption(demo.scenes[name], min(0.5 + iteration / iterations / 2, 0.95), 3)
+                text = (texts or {}).get((iteration, name, number), text)
+                judged = {"detector": _detect, "reward_model": _reward}
+                verdicts = tuple(Verdict(name, number, each, judged[each](demo, name, text, wrong)) for each in streams)
+                rollouts.append(make_rollout(name, number, text, verdicts, demo.rng))
+        if written is None or iteration in written:
+            store.write_part(run_dir / "ppo", iteration - 1, iterations, rollouts, Rollout)
+        lengths = [len(each.token_ids) for each in rollouts]
+        lines.append(
+            {
+                "step": iteration, "loss": 0.1, "reward": float(np.mean([sum(each.rewards) for each in rollouts])),
+                "rewarded": 0.1, "punished": 0.05 / iteration, "kl": 0.1 * (iteration - 1), "kl_factor": 0.2,
+                "clip_share": 0.01 * iteration, "value_clip_share": 0.0, "value_loss": 1 / iteration,
+                "explained_variance": 1 - 1 / iteration, "entropy": 1.5, "length": float(np.mean(lengths)),
+                "unfinished": 0.25, "empty": 0.0,
+            }
+        )  # fmt: skip
+    if metrics:
+        (run_dir / "metrics").mkdir(parents=True, exist_ok=True)
+        (run_dir / "metrics" / "ppo.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def make_rollout(
+    name: str, number: int, text: str, verdicts: tuple[Verdict, ...], rng: np.random.Generator, prompt: str = PROMPT
+) -> Rollout:
+    """A response with a token for each word, and one that ends it."""
+    spans = [Span(*match.span()) for match in re.finditer(r"\s*\S+", text)] + [Span(len(text), len(text))]
+    rewards = [0.0] * len(spans)
+    for signal in (signal for verdict in verdicts for signal in verdict.signals):
+        start = signal.spans[0].start if signal.spans else len(text)
+        rewards[next((i for i, span in enumerate(spans) if span.end > start), -1)] += signal.positive - signal.negative
+    noise = rng.normal(size=(4, len(spans)))
+    return Rollout(
+        image=name, prompt=prompt, candidate=number, text=text, token_ids=tuple(range(len(spans))),
+        token_spans=tuple(spans), finish_reason="stop", logprobs=tuple(-abs(noise[0])),
+        ref_logprobs=tuple(-abs(noise[1])), values=tuple(noise[2] / 5), rewards=tuple(rewards),
+        advantages=tuple(noise[3]), verdicts=verdicts,
+    )  # fmt: skip
 
 
 def write_config(run_dir: Path, images: Path) -> None:

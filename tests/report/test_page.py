@@ -3,42 +3,20 @@
 import dataclasses
 import itertools
 import os
-import re
 import shutil
 import statistics
 from pathlib import Path
 
 import pytest
 
+from tests.report.conftest import SIZES, is_dark
 from tests.report.synthetic import draw_demo, make_run, write_config, write_records
 from vigor_jax.data.records import store
 from vigor_jax.demo.language import plural
 from vigor_jax.records import Candidate, Selection, Signal, Span, Verdict
 from vigor_jax.report import build_report
 
-playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright (pip install playwright)")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (apt-get install chromium)")
-
 HOSTILE = '<img src=x onerror=alert(1)><b>bold</b> A "quoted" & a heart.'
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-SIZES = {"wide": {"width": 1440, "height": 900}, "narrow": {"width": 390, "height": 844}}
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -56,45 +34,12 @@ def report(runs):
     return build_report([runs / "one", runs / "two"], runs / "index.html")
 
 
-@pytest.fixture
-def open_page(browser):
-    """Opens a page and, at the end, checks that nothing was wrong with it."""
-    contexts, wrong = [], []
-
-    def open_page(path, size="wide", scheme="light"):
-        context = browser.new_context(viewport=SIZES[size], color_scheme=scheme)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("console", lambda message: wrong.append(f"console: {message.text}"))
-        page.on("pageerror", lambda error: wrong.append(f"error: {error}"))
-        page.on("dialog", lambda dialog: wrong.append(f"dialog: {dialog.message}"))
-        page.on("request", lambda request: request.url.startswith(("data:", "blob:")) or asked.append(request.url))
-        asked = []
-        page.goto(Path(path).as_uri())
-        page.wait_for_selector("html[data-ready]", state="attached")
-        assert asked == [Path(path).as_uri()]
-        page.asked = asked
-        return page
-
-    yield open_page
-    for context in contexts:
-        for page in context.pages:
-            assert len(page.asked) == 1, page.asked
-        context.close()
-    assert not wrong
-
-
 def name(page):
     return page.locator("#detail .name").inner_text()
 
 
 def shown(page):
     return page.locator("#count").inner_text()
-
-
-def is_dark(page):
-    color = page.evaluate("getComputedStyle(document.body).backgroundColor")
-    return max(map(int, re.findall(r"\d+", color)[:3])) < 128
 
 
 def count(selections, wanted):

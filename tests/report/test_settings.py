@@ -1,5 +1,6 @@
 """What the page says that a run was made with."""
 
+import json
 import os
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import yaml
 
 from vigor_jax import cli
 from vigor_jax.config import TrainConfig
+from vigor_jax.errors import InputError
 from vigor_jax.report.settings import _SETTINGS, LABELS, describe_settings
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -51,6 +53,59 @@ def test_of_every_config(path, tmp_path):
     assert settings["Model"] == [config["model"]["path"]]
     assert ("Detector" in settings) == ("detector" in config["score"]["streams"])
     assert ("Temperature" in settings) == ("sample" in config["run"]["stages"])
+
+
+def test_of_ppo(tmp_path):
+    config = resolved("fisao_7b", "--ppo.lora.rank", "16", "--ppo.lora.also", "[multi_modal_projector]")
+    settings = describe_settings(config, tmp_path)
+    assert settings["Adapter of PPO"] == [
+        "rank: 16",
+        "alpha: 256.0",
+        "target: language_model",
+        "also: multi_modal_projector",
+        "rslora: no",
+    ]
+    assert settings["Rewards"] == ["clip"]
+    assert {"margin: 10.0", "scale: 250.0", "margin unit: absolute"} <= set(settings["Verifier"])
+    assert {"learning rate: 5e-07", "ppo epochs: 4", "clip range: 0.2"} <= set(settings["PPO"])
+    assert "mentions: first" in settings["Rewards of tokens"]
+    assert not settings.keys() & {"Fine-tuning", "Detector", "Sampling", "Adapter of the fine-tuning"}
+
+
+@pytest.mark.parametrize("stage", ["sft", "train_reward"])
+def test_adapters_of_other_stages(tmp_path, stage):
+    label = {"sft": "Adapter of the fine-tuning", "train_reward": "Adapter of the reward model"}[stage]
+    whole = resolved("vigor_all_7b")
+    assert label not in describe_settings(whole, tmp_path)
+    adapted = resolved("vigor_all_7b", f"--{stage}.lora.rank", "8", "--run.stages", stage)
+    assert describe_settings(adapted, tmp_path)[label][0] == "rank: 8"
+    adapted["run"]["stages"] = ["sample"]
+    assert label not in describe_settings(adapted, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ({"layout": "peft", "dtype": None}, ["layout: peft"]),
+        ({"layout": "llava-hf", "dtype": "float16", "update_kept": 0.9712}, ["97% of the adapter’s update survived"]),
+        ({"layout": "llava-hf", "update_kept": 0.00004}, ["0.004% of the adapter’s update survived"]),
+        ({"layout": "llava-hf", "update_kept": 1.0003}, ["100% of the adapter’s update survived"]),
+        ({"layout": "llava-hf"}, ["layout: llava-hf"]),  # of an earlier version, or without an adapter
+    ],
+)
+def test_what_was_exported(tmp_path, record, said):
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "vigor_jax.json").write_text(json.dumps(record))
+    lines = describe_settings({}, tmp_path)["Export"]
+    assert lines[-1].startswith(said[0])
+    assert lines[0] == f"layout: {record['layout']}"
+
+
+def test_a_damaged_record_of_an_export_is_one_line(tmp_path):
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "vigor_jax.json").write_text('{"layout": "peft", "update_kept": "most"}')
+    with pytest.raises(InputError, match=r"^[^\n]*vigor_jax\.json: update_kept: expected a number[^\n]*$"):
+        describe_settings({}, tmp_path)
 
 
 def test_what_a_run_does_not_say_is_left_out(tmp_path):

@@ -126,7 +126,31 @@ def test_it_is_exported_as_an_adapter_and_merged_when_asked(world, trained, tmp_
     update = 2 * (read[f"{path}.lora_a"][1] @ read[f"{path}.lora_b"][1]).T
     expected = checkpoint.tensors[name].read() + update
     np.testing.assert_allclose(merged.tensors[name].read(), expected, rtol=1e-5, atol=1e-6)
-    assert json.loads((tmp_path / "adapter" / "vigor_jax.json").read_text())["layout"] == "peft"
+    record = json.loads((tmp_path / "adapter" / "vigor_jax.json").read_text())
+    assert record["layout"] == "peft"
+    assert "update_kept" not in record
+
+
+def test_a_merged_export_keeps_what_rounding_cost(world, trained, tmp_path, caplog):
+    """Against the weights before and after; and it is no reason to write an export a second time."""
+    checkpoint, checkpoints = open_checkpoint(world / "model"), trained / "checkpoints" / "sft"
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    learned, wanted, kept = weights(trained), 0.0, 0.0
+    export(ExportConfig(layout="llava-hf", dtype="bfloat16"), checkpoint, checkpoints, tmp_path / "merged", mesh)
+    merged = open_checkpoint(tmp_path / "merged")
+    for entry in checkpoint.entries:
+        layer = entry.path.removesuffix(".kernel")
+        if f"{layer}.lora_a" in learned:
+            a, b = (learned[f"{layer}.{name}"][entry.layer] for name in ("lora_a", "lora_b"))
+            before, after = (each.tensors[entry.name].read().astype(np.float32) for each in (checkpoint, merged))
+            wanted += np.sum((2 * a @ b) ** 2)
+            kept += np.sum((2 * a @ b).T * (after - before))
+    record = json.loads((tmp_path / "merged" / "vigor_jax.json").read_text())
+    assert record["update_kept"] == pytest.approx(kept / wanted, abs=1e-3)
+    assert record["update_kept"] != 1
+    with caplog.at_level("INFO"):
+        export(ExportConfig(layout="llava-hf", dtype="bfloat16"), checkpoint, checkpoints, tmp_path / "merged", mesh)
+    assert "already" in caplog.text
 
 
 def test_training_continues_from_an_adapter(world, trained, tmp_path):

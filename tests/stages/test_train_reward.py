@@ -22,6 +22,7 @@ from vigor_jax.data.images.preprocessing import load_image, preprocess
 from vigor_jax.data.records.annotations import read_annotations, write_annotations
 from vigor_jax.data.text.conversation import IGNORE_INDEX, Turn, encode_example, find_template
 from vigor_jax.errors import InputError
+from vigor_jax.evaluation.auc import auc
 from vigor_jax.hf.export import ExportConfig
 from vigor_jax.hf.load import load_model, open_checkpoint
 from vigor_jax.models.lora import LoraConfig
@@ -30,7 +31,7 @@ from vigor_jax.records import AnnotatedSentence, Annotation, ScoreItem, Span
 from vigor_jax.rewards.reward_model import RewardModel, RewardModelConfig
 from vigor_jax.stages import sft as sft_module
 from vigor_jax.stages.export import export
-from vigor_jax.stages.reward_evaluation import auc, evaluate, table
+from vigor_jax.stages.reward_evaluation import evaluate, table
 from vigor_jax.stages.reward_rows import (
     TrainRewardConfig,
     all_errors,

@@ -10,9 +10,9 @@ import numpy as np
 from vigor_jax.data.records.store import join, read_parts
 from vigor_jax.demo.language import NUMBERS, ErrorKind, Sentence, errors, parse
 from vigor_jax.demo.scenes import Scene
+from vigor_jax.evaluation.auc import auc
 from vigor_jax.records import Candidate, Verdict
 from vigor_jax.rewards.repetitions import repetitions
-from vigor_jax.stages.reward_evaluation import auc
 
 KINDS: tuple[ErrorKind, ...] = ("object", "color", "count", "place")
 

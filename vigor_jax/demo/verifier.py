@@ -27,6 +27,7 @@ from vigor_jax.demo.dataset import CHECKPOINTS
 from vigor_jax.demo.drawing import draw
 from vigor_jax.demo.policy import PREPROCESSING
 from vigor_jax.demo.teaching import CAREFUL, CARELESS, describe
+from vigor_jax.evaluation.auc import auc
 from vigor_jax.hf.clip import config as clip_config
 from vigor_jax.hf.clip.checkpoint import ClipCheckpoint, open_clip
 from vigor_jax.hf.clip.names import LOGIT_SCALE, entries
@@ -41,7 +42,6 @@ from vigor_jax.models.llava import Llava
 from vigor_jax.models.vlm import param_paths
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 from vigor_jax.rewards.verifier import ClipStreamConfig, Per
-from vigor_jax.stages.reward_evaluation import auc
 from vigor_jax.verifier import VerifierCommand, run
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from vigor_jax.errors import InputError
 from vigor_jax.hf.families import layouts
 from vigor_jax.hf.family import Checkpoint, Export
 from vigor_jax.hf.processor_files import write_json
+from vigor_jax.hf.weights.merged import Rounding
 from vigor_jax.hf.write_adapter import write_adapter
 from vigor_jax.models.lora import LoraConfig
 from vigor_jax.parallel.processes import is_first
@@ -59,7 +60,7 @@ def export_checkpoint(
     layout: str | None = None,
     dtype: Any = None,
     shard_bytes: int = ExportConfig.shard_bytes,
-    more_files: Mapping[str, dict[str, Any]] | None = None,
+    more_files: Callable[[Rounding], Mapping[str, dict[str, Any]]] | None = None,
     template: Template | None = None,
     lora: LoraConfig | None = None,
 ) -> None:
@@ -74,7 +75,7 @@ def export_checkpoint(
       layout: of the output; the source's own by default, of an adapter PEFT's.
       dtype: of every tensor in the output; by default each keeps the type it has in `checkpoint`.
       shard_bytes: largest size of one weights file.
-      more_files: JSON objects to put next to the weights, by file name.
+      more_files: JSON objects to put next to the weights, by file name; is told what rounding cost.
       template: conversation format that the model was trained with; a llava-hf export gets a chat template that writes
         it. By default the source's own chat template is copied, if it has one.
       lora: sizes of the adapter among `params`, if there is one; that of `checkpoint` is taken if nothing was trained.
@@ -96,7 +97,7 @@ def export_checkpoint(
     kind = None if dtype is None else np.dtype(dtype)
     export = Export(checkpoint, params, layout, kind, shard_bytes, template, lora)
     with naming(out):
-        _write(export, out, more_files or {})
+        _write(export, out, more_files or (lambda _: {}))
     if (share := export.rounding.share) is not None:
         kind = export.dtype or checkpoint.dtype
         advice = "" if round(100 * share) >= 99 else "; dtype float32, or the layout peft, loses nothing"
@@ -124,7 +125,7 @@ def check_layout(layout: str | None, checkpoint: Checkpoint, *, has_adapter: boo
         raise InputError(f"layout: {checkpoint.directory} can be written as {' or '.join(known)}, got {layout!r}")
 
 
-def _write(export: Export, out: Path, more_files: Mapping[str, dict[str, Any]]) -> None:
+def _write(export: Export, out: Path, more_files: Callable[[Rounding], Mapping[str, dict[str, Any]]]) -> None:
     partial = out.with_name(f".{out.name}.partial")
     writes = is_first()
     if writes:
@@ -134,7 +135,7 @@ def _write(export: Export, out: Path, more_files: Mapping[str, dict[str, Any]]) 
     write = family.write if export.layout in family.layouts else write_adapter
     write(export, partial if writes else None, out)
     if writes:
-        for name, value in more_files.items():
+        for name, value in more_files(export.rounding).items():
             write_json(partial / name, value)
         if out.exists():
             out.rmdir()

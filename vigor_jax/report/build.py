@@ -20,11 +20,13 @@ from vigor_jax.data.records import store
 from vigor_jax.errors import InputError
 from vigor_jax.percent import percent
 from vigor_jax.records import ImageFile
-from vigor_jax.report import charts, panels
+from vigor_jax.report import charts, panels, ppo_panels
 from vigor_jax.report.collect import Cell, Figures, collect, expand, headline
 from vigor_jax.report.reading import Records, image_names, read_records
+from vigor_jax.report.rollouts import MAX_EXAMPLES, Rollouts, pack_examples, pick_examples, read_rollouts
 from vigor_jax.report.settings import LABELS
 from vigor_jax.report.thumbnails import Thumbnail, make_thumbnails
+from vigor_jax.report.word_scores import KnownObjects, ObjectFiles
 
 logger = logging.getLogger(__name__)
 
@@ -34,17 +36,25 @@ MAX_BYTES = 15_000_000
 _TARGET_BYTES = 14_500_000
 # About this many are needed to say how large a thumbnail is.
 _SIZE_BYTES = 20
-_SCRIPTS = ("data.js", "strip.js", "sentences.js", "detail.js", "gallery.js")
+_SCRIPTS = ("data.js", "tooltip.js", "strip.js", "sentences.js", "detail.js", "gallery.js", "tokens.js", "main.js")
 
 
 class _Run(NamedTuple):
-    """A run as the template has it; `records` is None where there are no candidates."""
+    """A run as the template has it; `records` is None where there are no candidates, `rollouts` where PPO kept none."""
 
     figures: Figures
     records: Records | None
+    rollouts: Rollouts | None
 
 
-def build_report(run_dirs: Sequence[Path], out: Path, images: str | Path | None = None, *, limit: int = LIMIT) -> Path:
+def build_report(
+    run_dirs: Sequence[Path],
+    out: Path,
+    images: str | Path | None = None,
+    *,
+    limit: int = LIMIT,
+    objects: ObjectFiles | None = None,
+) -> Path:
     """Writes the page about one or several runs; what a run does not have is left out.
 
     Args:
@@ -52,6 +62,7 @@ def build_report(run_dirs: Sequence[Path], out: Path, images: str | Path | None 
       out: the HTML file.
       images: where the images are, instead of where each run's config says.
       limit: most images in the gallery, all runs' together, at least 1; spread evenly over their names.
+      objects: what is in the images of PPO, where each run's config does not say so.
 
     Returns:
       `out`.
@@ -61,15 +72,16 @@ def build_report(run_dirs: Sequence[Path], out: Path, images: str | Path | None 
     """
     if limit < 1:
         raise InputError(f"report: expected --limit of at least 1, got {limit}")
-    figures = [collect(name, directory, images) for name, directory in expand(run_dirs).items()]
+    figures = [collect(name, directory, images, objects) for name, directory in expand(run_dirs).items()]
     names = sorted({name for each in figures for name in image_names(each.records)})
     most = max(limit // len(figures), 1)
     shown = [names[int(i)] for i in np.linspace(0, len(names) - 1, min(most, len(names)))]
-    runs = [_Run(each, read_records(each.records, frozenset(shown))) for each in figures]
-    for each, records in runs:
-        if not (records or each.evaluation or each.reward_model):
+    runs = [_Run(each, read_records(each.records, frozenset(shown)), read_rollouts(each.records)) for each in figures]
+    for each, records, rollouts in runs:
+        if not (records or rollouts or each.evaluation or each.reward_model or each.ppo):
             raise InputError(
-                f"report: {each.directory} has neither candidates nor an evaluation nor a reward model; is it a run's?"
+                f"report: {each.directory} has neither candidates nor responses of PPO nor an evaluation nor a reward "
+                "model; is it a run's?"
             )
 
     context = _context(runs, len(names), len(shown))
@@ -87,57 +99,101 @@ def build_report(run_dirs: Sequence[Path], out: Path, images: str | Path | None 
 
 
 def _gallery(runs: Sequence[_Run]) -> tuple[dict[str, Any], list[ImageFile | None]]:
-    """The gallery's data, and the files of the pictures that it numbers; runs on one place share them."""
+    """The data of the gallery and of PPO's responses, and the files of the pictures that it numbers; runs on one place
+    share them."""
     numbers: dict[tuple[str | None, str], int] = {}
-    found = []
-    for figures, records in runs:
+    found, ppo = [], []
+
+    def number(place: str | None, name: str) -> int:
+        return numbers.setdefault((place, name), len(numbers))
+
+    for figures, records, _ in runs:
         if records:
-            groups = [
-                {**example, "image": numbers.setdefault((figures.images, example["name"]), len(numbers))}
-                for example in records.examples
-            ]
+            groups = [{**each, "image": number(figures.images, each["name"])} for each in records.examples]
             found.append({"name": figures.name, "streams": records.streams, "terms": records.terms, "groups": groups})
+    with_ppo = [run for run in runs if run.rollouts]
+    for figures, _, rollouts in with_ppo:
+        assert rollouts
+        packed = pack_examples(rollouts, pick_examples(rollouts, max(MAX_EXAMPLES // len(with_ppo), 2)))
+        for group in (group for example in packed["examples"] for group in example):
+            group["image"] = number(figures.ppo_images, group["name"])
+        ppo.append({"name": figures.name, **packed})
     opened = {place: open_images(place) for place, _ in numbers if place}
-    return {"runs": found}, [opened[place].file(name) if place else None for place, name in numbers]
+    files = [opened[place].file(name) if place else None for place, name in numbers]
+    return {"runs": found, "ppo": ppo}, files
 
 
 def _context(runs: Sequence[_Run], num_images: int, num_shown: int) -> dict[str, Any]:
     """What the template is filled with, but for the gallery's data."""
     plotted: dict[str, dict[str, tuple[Cell, Cell]]] = {}
-    for each, _ in runs:
+    for each, *_ in runs:
         found = {
             model: (_cell(metrics["chair"], "recall"), _cell(metrics["chair"], "chair_i"))
             for model, metrics in each.evaluation.items()
             if "chair" in metrics
         }
         plotted |= {each.name: found} if found else {}
-    tables = {each.name: rows for each, _ in runs if (rows := headline(each.evaluation))}
+    tables = {each.name: rows for each, *_ in runs if (rows := headline(each.evaluation))}
     reward_models: dict[str, dict[str, Any]] = {
         each.name: {"metrics": metrics, "chart": Markup(charts.calibration(metrics["calibration"]))}
-        for each, _ in runs
+        for each, *_ in runs
         if (metrics := each.reward_model)
     }
-    summaries = [each.summary for each, _ in runs if each.summary]
+    summaries = [each.summary for each, *_ in runs if each.summary]
     return {
         "runs": runs,
-        "has_records": any(records for _, records in runs),
+        "has_records": any(run.records for run in runs),
         "reasons": list(dict.fromkeys(reason for summary in summaries for reason in summary["dropped"])),
         "decisive": list(dict.fromkeys(stream for summary in summaries for stream in summary["decisive_stream"])),
         "ties": list(dict.fromkeys(how for summary in summaries for how in summary["decided_by"] if how != "penalty")),
-        "settings": [label for label in LABELS if any(label in each.settings for each, _ in runs)],
+        "settings": [label for label in LABELS if any(label in each.settings for each, *_ in runs)],
         "measures": list(dict.fromkeys(name for summary in summaries for name in ("words", *summary["mentions"]))),
         "tables": tables,
-        "models": {each.name: list(each.evaluation) for each, _ in runs},
+        "models": {each.name: list(each.evaluation) for each, *_ in runs},
         "better": {row.label: row.better for rows in tables.values() for row in rows},
         "chair": Markup(charts.chair_against_recall(plotted)) if plotted else "",
-        "rewards": panels.rewards({each.name: records for each, records in runs if records}),
-        "lengths": panels.lengths({run.figures.name: run for run in runs}),
+        "rewards": panels.rewards({each.name: records for each, records, _ in runs if records}),
+        "lengths": panels.lengths({each.name: (each, records) for each, records, _ in runs}),
+        "ppo": _ppo(runs),
         "reward_models": reward_models,
         "kinds": ["all", *dict.fromkeys(kind for each in reward_models.values() for kind in each["metrics"]["errors"])],
         "num_images": num_images,
         "num_shown": num_shown,
         "version": vigor_jax.__version__,
     }
+
+
+def _ppo(runs: Sequence[_Run]) -> dict[str, Any]:
+    """What the template is filled with about PPO; empty if no run has any."""
+    lines = {each.name: each.ppo for each, *_ in runs if each.ppo}
+    kept = {each.name: rollouts for each, _, rollouts in runs if rollouts}
+    if not lines and not kept:
+        return {}
+    drawn, scores = ppo_panels.scores(kept, _known_objects(runs))
+    done = {name: own[-1].get("step") for name, own in lines.items()}
+    done = {name: rollouts.iterations[-1].number for name, rollouts in kept.items()} | done
+    counts = {name: f"{count} of {kept[name].total}" if name in kept else str(count) for name, count in done.items()}
+    return {
+        "runs": counts,
+        "changes": {"Iterations": counts} | ppo_panels.changes(lines),
+        "curves": ppo_panels.curves(lines),
+        "points": ppo_panels.points_of(lines),
+        "kept": kept,
+        "panels": drawn,
+        "scores": scores,
+        "labels": ppo_panels.labels(scores),
+    }
+
+
+def _known_objects(runs: Sequence[_Run]) -> dict[str, KnownObjects]:
+    """Run → what is in the images of PPO, of those where files say so; each file is read once."""
+    asked: dict[ObjectFiles, dict[str, set[str]]] = {}
+    for figures, _, rollouts in runs:
+        if figures.objects and rollouts:
+            images = {one.image for each in rollouts.iterations for one in each.rollouts}
+            asked.setdefault(figures.objects, {})[figures.name] = images
+    read = {files: KnownObjects(files, sorted(set().union(*names.values()))) for files, names in asked.items()}
+    return {name: read[files] for files, names in asked.items() for name in names}
 
 
 def _cell(metrics: dict[str, Any], key: str) -> Cell:

@@ -3,7 +3,7 @@
 import io
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from matplotlib import rc_context
@@ -23,6 +23,16 @@ COLORS = {
     "rejected": "#090909",
     "chosen": "#070707",
     "targets": "#080808",
+    # Of PPO.
+    "first": "#010102",
+    "last": "#010103",
+    "correct": "#010104",
+    "hallucinated": "#010105",
+    "rewarded": "#010106",
+    "neither": "#010107",
+    "punished": "#010108",
+    "one": "#010109",
+    "other": "#010201",
 }
 _VARIABLES = {_INK: "ink", _FAINT: "faint", _LINE: "line"} | {color: name for name, color in COLORS.items()}
 
@@ -47,15 +57,21 @@ _STYLE: dict[str, Any] = {
 _SIZE = (4.4, 2.7)  # inches of 72 units
 _MARKERS = "os^Dvp*X"
 _MAX_BINS = 30
+MAX_POINTS, _MAX_MARKERS = 150, 20
 
 
-def bin_edges(values: np.ndarray) -> np.ndarray:
-    """Edges of at most 30 bins up to the 99.5% quantile, between whole numbers if all values are whole."""
+def bin_edges(values: np.ndarray, *, whole_range: bool = True) -> np.ndarray:
+    """Edges of at most 30 bins up to the 99.5% quantile, between whole numbers if all values are whole.
+
+    Args:
+      values: at least one.
+      whole_range: take bins from 0 to 1 if all values are there.
+    """
     low, high = float(values.min()), float(np.quantile(values, 0.995))
     if np.all(values == np.round(values)):
         width = int(np.ceil((high - low + 1) / _MAX_BINS))
         return np.arange(low, high + width + 1, width) - 0.5
-    if low >= 0 and high <= 1:
+    if whole_range and low >= 0 and high <= 1:
         low, high = 0.0, 1.0
     return np.linspace(low, high if high > low else low + 1, _MAX_BINS + 1)
 
@@ -82,6 +98,61 @@ def histogram(series: Mapping[str, np.ndarray], edges: np.ndarray, label: str) -
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=bool(np.all(edges % 1 == 0.5))))
         axes.set_xlabel(label)
         return _to_svg(figure, f"Histogram of {label}: {', '.join(series)}")
+
+
+class Curve(NamedTuple):
+    """How a number went; each point may be the mean of several.
+
+    Attributes:
+      steps: float64 [P], ascending.
+      values: float64 [P].
+      lowest: of those that each point is the mean of, float64 [P].
+      highest: the same.
+    """
+
+    steps: np.ndarray
+    values: np.ndarray
+    lowest: np.ndarray
+    highest: np.ndarray
+
+    @classmethod
+    def of(cls, steps: np.ndarray, values: np.ndarray) -> "Curve":
+        """Means of neighbors, so that there are no more than 150 points; of at least one value, all finite."""
+        count = min(MAX_POINTS, len(values))
+        parts = [np.array_split(x.astype(float), count) for x in (steps, values)]
+        means = (np.array([part.mean() for part in own]) for own in parts)
+        return cls(*means, *(np.array([limit(part) for part in parts[1]]) for limit in (np.min, np.max)))
+
+
+def curves(
+    series: Mapping[str, Curve], label: str, x_limits: tuple[float, float], y_limits: tuple[float, float], *, unit: str
+) -> str:
+    """How numbers went over the iterations, with the range of those that a point stands for.
+
+    Args:
+      series: name of a color in `COLORS` → the curve.
+      label: of the numbers.
+      x_limits: first and last iteration.
+      y_limits: lowest and highest value.
+      unit: "percent" of shares, else "number".
+    """
+    with rc_context(_STYLE):
+        figure, axes = _axes("y", size=(3.6, 2.2))
+        for name, curve in series.items():
+            color = COLORS[name]
+            axes.fill_between(curve.steps, curve.lowest, curve.highest, color=color, alpha=0.18, linewidth=0)
+            marker = "o" if len(curve.steps) <= _MAX_MARKERS else None
+            axes.plot(curve.steps, curve.values, color=color, linewidth=1.4, marker=marker, markersize=3.5)
+        for limits, set_limits in ((x_limits, axes.set_xlim), (y_limits, axes.set_ylim)):
+            room = 0.04 * (limits[1] - limits[0]) or 0.5 * (abs(limits[0]) or 1)
+            set_limits(limits[0] - room, limits[1] + room)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
+        axes.yaxis.set_major_locator(MaxNLocator(4, steps=(1, 2, 5, 10)))
+        axes.yaxis.set_major_formatter(
+            FuncFormatter(lambda y, _: f"{round(100 * y, 6):g}%" if unit == "percent" else f"{float(f'{y:.6g}'):g}")
+        )
+        axes.set_xlabel("iteration")
+        return _to_svg(figure, f"Curve of {label}")
 
 
 def chair_against_recall(runs: Mapping[str, Mapping[str, tuple[Cell, Cell]]]) -> str:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -13,6 +14,7 @@ from vigor_jax.data.images.store import Folder, open_images
 from vigor_jax.errors import InputError
 from vigor_jax.json_fields import show
 from vigor_jax.report.settings import describe_settings
+from vigor_jax.report.word_scores import ObjectFiles
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +35,9 @@ class Figures:
       reward_model: the last line of `metrics/reward_eval.jsonl`, None if the run trained no reward model.
       summary: `summary.json`, None before the selection.
       settings: label → lines; see `describe_settings`.
+      ppo: lines of `metrics/ppo.jsonl`; empty if the run has no PPO.
+      ppo_images: where the images are that PPO asked about, as `images`.
+      objects: where it is said what is in these, None if nothing says so.
     """
 
     name: str
@@ -44,6 +49,9 @@ class Figures:
     reward_model: dict[str, Any] | None
     summary: dict[str, Any] | None
     settings: dict[str, list[str]]
+    ppo: list[dict[str, Any]]
+    ppo_images: str | None
+    objects: ObjectFiles | None
 
 
 class Cell(NamedTuple):
@@ -95,13 +103,16 @@ def expand(run_dirs: Sequence[Path]) -> dict[str, Path]:
     return {_name(path, max(depth, 2 if path.name.startswith("round-") else 1)): path for path in distinct}
 
 
-def collect(name: str, directory: Path, images: str | Path | None = None) -> Figures:
+def collect(
+    name: str, directory: Path, images: str | Path | None = None, objects: ObjectFiles | None = None
+) -> Figures:
     """Reads the small files of a run; those that are not there are left out.
 
     Args:
       name: of the run.
       directory: of the run.
       images: where its images are, instead of what its config says.
+      objects: what is in the images of PPO, instead of what its config says; without its list of words.
 
     Raises:
       InputError: a file is damaged, or the images are not there although they were given.
@@ -122,16 +133,21 @@ def collect(name: str, directory: Path, images: str | Path | None = None) -> Fig
     lines = _read_lines(directory / "metrics" / "reward_eval.jsonl")
     summary = directory / "summary.json"
     records = str(_get(config, "run", "records") or directory)
+    place = str(images) if images else _find_images(_get(config, "sample", "images"), directory)
+    own = None if images else _get(config, "ppo", "images")
     return Figures(
         name=name,
         directory=directory,
         records=records,
-        images=str(images) if images else _find_images(_get(config, "sample", "images"), directory),
+        images=place,
         evaluation=evaluation,
         caption_words=words,
         reward_model=lines[-1] if lines else None,
         summary=_read_json(summary) if summary.exists() else None,
         settings=describe_settings(config, directory),
+        ppo=_read_lines(directory / "metrics" / "ppo.jsonl"),
+        ppo_images=_find_images(own, directory) if own else place,
+        objects=_find_objects(config, directory, objects),
     )
 
 
@@ -208,6 +224,36 @@ def _mme_scores(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 def _name(path: Path, depth: int) -> str:
     return "/".join(path.parts[-depth:])
+
+
+def _find_objects(config: Any, directory: Path, given: ObjectFiles | None) -> ObjectFiles | None:
+    """Files that say what is in the images of PPO; None if there are none.
+
+    Those of the evaluation are meant only where it asks about the same folder: in another one, another image may have
+    the same name.
+    """
+    entities = _get(config, "clip", "entities")
+    entities = str(entities) if entities else None
+    if given:
+        return given._replace(entities=entities)
+    own, asked = (_get(config, section, "images") for section in ("ppo", "evaluate"))
+    own = own or _get(config, "sample", "images")
+    if not (own and asked and os.path.normpath(str(own)) == os.path.normpath(str(asked))):
+        return None
+    names, table = _get(config, "evaluate", "objects"), _get(config, "evaluate", "synonyms")
+    names = names if isinstance(names, list) else []
+    found = {str(name): _find_file(str(name), directory) for name in (*names, *([table] if table else []))}
+    if missing := [name for name, path in found.items() if path is None]:
+        logger.warning("%s: the file of objects %s is not there; give --objects", directory, missing[0])
+        return None
+    objects = tuple(path for name in names if (path := found[str(name)]))
+    return ObjectFiles(objects, found[str(table)] if table else None, entities) if objects else None
+
+
+def _find_file(name: str, directory: Path) -> Path | None:
+    """A file that a config names, from here or from any folder above the run."""
+    places = (Path(name), *(base / name for base in directory.resolve().parents))
+    return next((place for place in places if place.is_file()), None)
 
 
 def _find_images(name: Any, directory: Path) -> str | None:

@@ -48,11 +48,11 @@ def rewards(runs: Mapping[str, Records]) -> list[Panel]:
             penalties[name] = _split(records.negatives[stream], records.chosen)
             if records.scores[stream].size:
                 scores[name] = _split(records.scores[stream], records.score_chosen[stream])
-    found = [_panel("Penalty, all streams", fused, "penalty of a candidate")] if fused else []
+    found = [histograms("Penalty, all streams", fused, "penalty of a candidate")] if fused else []
     for stream, (penalties, scores) in streams.items():
-        found.append(_panel(f"Penalty, {readable(stream)}", penalties, "penalty of a candidate"))
+        found.append(histograms(f"Penalty, {readable(stream)}", penalties, "penalty of a candidate"))
         if scores:
-            found.append(_panel(f"Score, {readable(stream)}", scores, "score of a signal"))
+            found.append(histograms(f"Score, {readable(stream)}", scores, "score of a signal"))
     return found
 
 
@@ -74,9 +74,9 @@ def lengths(runs: Mapping[str, tuple[Figures, Records | None]]) -> list[Panel]:
     }
     found = []
     if sampled:
-        found.append(_panel("Candidates and what became of them", sampled, "words"))
+        found.append(histograms("Candidates and what became of them", sampled, "words"))
     if asked:
-        found.append(_panel("Captions of the evaluation", asked, "words"))
+        found.append(histograms("Captions of the evaluation", asked, "words"))
     return found
 
 
@@ -84,13 +84,22 @@ def _split(values: np.ndarray, chosen: np.ndarray) -> Series:
     return {"rejected": values[~chosen], "chosen": values[chosen]}
 
 
-def _panel(title: str, runs: Mapping[str, Series], label: str) -> Panel:
+def histograms(title: str, runs: Mapping[str, Series], label: str, edges: np.ndarray | None = None) -> Panel:
+    """One histogram for each run, all with the same bins.
+
+    Args:
+      title: of the panel.
+      runs: name → series; what is empty or not finite is left out.
+      label: of the numbers.
+      edges: of the bins; by default those that fit all the numbers.
+    """
     filled = {
         run: {name: finite for name, values in series.items() if (finite := values[np.isfinite(values)]).size}
         for run, series in runs.items()
     }
     names = list(dict.fromkeys(name for series in filled.values() for name in series))
-    pooled = [values for series in filled.values() for values in series.values()]
-    edges = charts.bin_edges(np.concatenate(pooled) if pooled else np.zeros(1))
+    if edges is None:
+        pooled = [values for series in filled.values() for values in series.values()]
+        edges = charts.bin_edges(np.concatenate(pooled) if pooled else np.zeros(1))
     drawn = {run: Markup(charts.histogram(series, edges, label)) for run, series in filled.items()}
     return Panel(title, drawn, {name: name for name in names})

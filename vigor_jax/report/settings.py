@@ -6,7 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vigor_jax.json_fields import Fields
+from vigor_jax.percent import percent
+
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}(?= \d{2}:\d{2})", re.ASCII)
+
+
+def _adapter(stage: str) -> tuple[str, ...]:
+    return tuple(f"{stage}.lora.{name}" for name in ("rank", "alpha", "target", "also", "rslora"))
+
 
 # Label → keys of the config that say it. A key that is there says its value; two and more say their names, too.
 _SETTINGS = {
@@ -24,6 +32,17 @@ _SETTINGS = {
     "Rewards": ("score.streams",),
     "Detector": ("detection.model", "detection.addresses", "detection.box_threshold", "detection.text_threshold"),
     "Reward model": ("score.reward_model", "reward_model.per"),
+    "Adapter of the reward model": _adapter("train_reward"),
+    "Verifier": (
+        "clip.model",
+        "clip.baselines",
+        "clip.entities",
+        "clip.per",
+        "clip.scale",
+        "clip.margin",
+        "clip.margin_unit",
+        "clip.margin_sign",
+    ),
     "Selection": (
         "select.strategy",
         "select.min_words",
@@ -36,21 +55,62 @@ _SETTINGS = {
         "select.fusion.per",
     ),
     "Fine-tuning": ("sft.data", "sft.epochs", "sft.batch_size", "sft.learning_rate", "sft.seed"),
+    "Adapter of the fine-tuning": _adapter("sft"),
+    "PPO": (
+        "ppo.data",
+        "ppo.images",
+        "ppo.prompts",
+        "ppo.limit",
+        "ppo.epochs",
+        "ppo.batch_size",
+        "ppo.minibatch",
+        "ppo.ppo_epochs",
+        "ppo.learning_rate",
+        "ppo.clip_range",
+        "ppo.baseline",
+        "ppo.kl",
+        "ppo.kl_in",
+        "ppo.kl_factor",
+        "ppo.kl_target",
+        "ppo.missing_eos",
+        "ppo.seed",
+    ),
+    "Responses of PPO": (
+        "ppo.sampling.num_candidates",
+        "ppo.sampling.max_new_tokens",
+        "ppo.sampling.seed",
+    ),
+    "Rewards of tokens": (
+        "ppo.token_rewards.reward_at",
+        "ppo.token_rewards.mentions",
+        "ppo.token_rewards.positive",
+        "ppo.token_rewards.negative",
+        "ppo.token_rewards.repetition",
+        "ppo.token_rewards.weights",
+        "ppo.token_rewards.normalize",
+    ),
+    "Adapter of PPO": _adapter("ppo"),
     "Captions of the evaluation": ("evaluate.captions.temperature", "evaluate.captions.max_new_tokens"),
 }
 # What plays a part only where a stage or a stream does.
 _STAGES = {
-    "Images": "sample",
-    "Prompt": "sample",
-    "Temperature": "sample",
-    "Sampling": "sample",
-    "Rewards": "score",
-    "Selection": "select",
-    "Fine-tuning": "sft",
-    "Captions of the evaluation": "evaluate",
+    "Images": ("sample",),
+    "Prompt": ("sample",),
+    "Temperature": ("sample",),
+    "Sampling": ("sample",),
+    "Rewards": ("score", "ppo"),
+    "Adapter of the reward model": ("train_reward",),
+    "Selection": ("select",),
+    "Fine-tuning": ("sft",),
+    "Adapter of the fine-tuning": ("sft",),
+    "PPO": ("ppo",),
+    "Responses of PPO": ("ppo",),
+    "Rewards of tokens": ("ppo",),
+    "Adapter of PPO": ("ppo",),
+    "Captions of the evaluation": ("evaluate",),
 }
-LABELS = (*_SETTINGS, "Date")
-_STREAMS = {"Detector": "detector", "Reward model": "reward_model"}
+LABELS = (*_SETTINGS, "Export", "Date")
+_STREAMS = {"Detector": "detector", "Reward model": "reward_model", "Verifier": "clip"}
 
 
 def describe_settings(config: Any, directory: Path) -> dict[str, list[str]]:
@@ -63,7 +123,7 @@ def describe_settings(config: Any, directory: Path) -> dict[str, list[str]]:
     stages, streams = _get(config, "run.stages"), _get(config, "score.streams")
     found: dict[str, list[str]] = {}
     for label, keys in _SETTINGS.items():
-        if label in _STAGES and isinstance(stages, list) and _STAGES[label] not in stages:
+        if label in _STAGES and isinstance(stages, list) and not set(_STAGES[label]).intersection(map(str, stages)):
             continue
         if label in _STREAMS and _STREAMS[label] not in (streams or ()):
             continue
@@ -76,7 +136,22 @@ def describe_settings(config: Any, directory: Path) -> dict[str, list[str]]:
             lines = [f"{name.replace('_', ' ')}: {', '.join(_lines(value))}" for name, value in values.items()]
         found |= {label: lines} if lines else {}
     dates = _dates(directory)
+    found |= {"Export": lines} if (lines := _export(directory / "export" / "vigor_jax.json")) else {}
     return found | ({"Date": [" – ".join(dates)]} if dates else {})
+
+
+def _export(record: Path) -> list[str]:
+    """What the run's export is, as its record says.
+
+    Raises:
+      InputError: the record is damaged.
+    """
+    if not record.is_file():
+        return []
+    fields = Fields.read(record)
+    lines = [f"{key}: {value}" for key in ("layout", "dtype") if (value := fields.text(key, None, null=True))]
+    kept = fields.number("update_kept", None, least=-10, most=10)
+    return lines + ([] if kept is None else [f"{percent(kept)}% of the adapter’s update survived the rounding"])
 
 
 def _lines(value: Any) -> list[str]:

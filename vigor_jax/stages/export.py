@@ -17,6 +17,7 @@ from vigor_jax.errors import InputError
 from vigor_jax.hf.export import ExportConfig, check_layout, export_checkpoint
 from vigor_jax.hf.hub import origin
 from vigor_jax.hf.load import Checkpoint
+from vigor_jax.hf.weights.merged import Rounding
 from vigor_jax.json_fields import Fields, exists, read_json
 from vigor_jax.models.lora import LoraConfig, add_lora
 from vigor_jax.models.vlm import abstract_model, param_paths
@@ -29,6 +30,8 @@ from vigor_jax.training.train_step import TrainingConfig, trained_in
 logger = logging.getLogger(__name__)
 
 PROVENANCE = "vigor_jax.json"
+# In it: which part of an adapter's update survived the rounding to the type of the file, where it was merged.
+UPDATE_KEPT = "update_kept"
 
 
 def export(config: ExportConfig, checkpoint: Checkpoint, checkpoints: Path, out: Path, mesh: Mesh) -> None:
@@ -63,7 +66,7 @@ def export(config: ExportConfig, checkpoint: Checkpoint, checkpoints: Path, out:
     }
     if exists(out / PROVENANCE):
         before = read_json(out / PROVENANCE)
-        if before == provenance:
+        if {key: value for key, value in before.items() if key != UPDATE_KEPT} == provenance:
             logger.info("export: %s holds step %d already", out, step)
             return
         if before.get("checkpoint") == provenance["checkpoint"] and is_first():
@@ -86,11 +89,15 @@ def export(config: ExportConfig, checkpoint: Checkpoint, checkpoints: Path, out:
         layout=config.layout,
         dtype=config.dtype,
         shard_bytes=config.shard_bytes,
-        more_files={PROVENANCE: provenance},
+        more_files=lambda rounding: {PROVENANCE: provenance | _kept(rounding)},
         template=TEMPLATES.get(template or ""),
         lora=trained_as.lora,
     )
     logger.info("export: step %d is in %s", step, out)
+
+
+def _kept(rounding: Rounding) -> dict[str, float]:
+    return {} if rounding.share is None else {UPDATE_KEPT: round(rounding.share, 4)}
 
 
 def _lora(trained_with: Fields) -> LoraConfig | None:

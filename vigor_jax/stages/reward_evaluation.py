@@ -12,9 +12,10 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from vigor_jax.data.batches.tree_batches import TreeLoader, TreeRows
+from vigor_jax.evaluation.auc import auc
 from vigor_jax.inference.tree_attention import hidden_states_at
 from vigor_jax.models.vlm import Vlm
 from vigor_jax.parallel.sharding import to_global
@@ -106,15 +107,6 @@ def evaluate(p_good: Float[np.ndarray, "N"], errors: Sequence[Sequence[str]]) ->
         "errors": by_kind,
         "calibration": calibration,
     }
-
-
-def auc(scores: Float[np.ndarray, "N"], is_good: Bool[np.ndarray, "N"]) -> float | None:
-    """Probability that a good one scores above a bad one, a tie counting half; None where either kind is missing."""
-    good, bad = scores[is_good], np.sort(scores[~is_good])
-    if not good.size or not bad.size:
-        return None
-    below, not_above = (np.searchsorted(bad, good, side).mean() for side in ("left", "right"))
-    return float((below + not_above) / (2 * bad.size))
 
 
 def table(metrics: dict[str, Any]) -> str:

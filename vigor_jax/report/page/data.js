@@ -14,16 +14,16 @@ function bytesOf(id) {
   return bytes;
 }
 
-async function readRuns() {
+async function readRecords() {
   const packed = new Blob([bytesOf("records")]).stream();
-  const { runs } = await new Response(packed.pipeThrough(new DecompressionStream("gzip"))).json();
+  const { runs, ppo } = await new Response(packed.pipeThrough(new DecompressionStream("gzip"))).json();
   for (const run of runs) {
     for (const group of run.groups) {
       group.lower = group.name.toLowerCase();
       for (const candidate of group.candidates) unpack(candidate);
     }
   }
-  return runs;
+  return { runs, ppo };
 }
 
 // Places count from the one before: [2, 3, 1, 4] becomes [2, 5, 6, 10].
@@ -37,6 +37,14 @@ function unpack(candidate) {
       for (let i = 1; i < signal.length; i++) signal[i] = at += signal[i];
     }
   }
+}
+
+// [2, 3, 1, 4] becomes [[2, 5], [6, 10]].
+function spansOf(steps) {
+  const spans = [];
+  let at = 0;
+  for (let i = 0; i + 1 < steps.length; i += 2) spans.push([(at += steps[i]), (at += steps[i + 1])]);
+  return spans;
 }
 
 // Gives {width, height, url} of a picture, or null if it is missing; a picture becomes a blob when it is first seen.

@@ -3,14 +3,12 @@
 class Detail {
   constructor(root, picture) {
     Object.assign(this, { root, picture });
-    this.tooltip = element("tooltip");
     for (const type of ["pointerover", "focusin"]) root.addEventListener(type, (event) => this.#point(event));
     for (const type of ["pointerleave", "focusout"]) root.addEventListener(type, () => this.#leave());
     root.addEventListener("click", (event) => {
       const card = event.target.closest("[data-candidate]");
       if (card) this.select(Number(card.dataset.candidate));
     });
-    addEventListener("scroll", () => this.pointed && this.#place(), { passive: true });
   }
 
   clear(message) {
@@ -185,28 +183,15 @@ class Detail {
     const current = thing == null ? null : Number(thing);
     const card = Number(sentence.closest("[data-candidate]").dataset.candidate);
     this.#draw(card, current);
-    const { tooltip } = this;
-    tooltip.replaceChildren(describe(sentence.signals, current));
-    if (sentence.dropped) tooltip.append(make("p", { class: "bad" }, `Left out: ${sentence.dropped}`));
-    tooltip.hidden = false;
+    const dropped = sentence.dropped ? [make("p", { class: "bad" }, `Left out: ${sentence.dropped}`)] : [];
     this.pointed = sentence;
-    this.#place();
-  }
-
-  // The tooltip goes above the first line of its sentence, or below the last.
-  #place() {
-    const [at] = this.pointed.getClientRects();
-    const { width, height } = this.tooltip.getBoundingClientRect();
-    const top = at.top - height - 8;
-    const left = Math.max(8, Math.min(at.left, innerWidth - width - 8));
-    this.tooltip.style.left = `${left}px`;
-    this.tooltip.style.top = `${top > 8 ? top : this.pointed.getBoundingClientRect().bottom + 8}px`;
+    showTooltip(sentence, describe(sentence.signals, current), ...dropped);
   }
 
   #leave() {
     if (!this.pointed) return;
     this.pointed = null;
-    this.tooltip.hidden = true;
+    hideTooltip();
     if (this.group) this.#draw(this.selected);
   }
 }

@@ -1,4 +1,4 @@
-// Filters, the keyboard, and what ties the parts together.
+// Filters, the keyboard, and what ties the parts of the gallery together.
 
 const state = { run: null, matches: [], at: 0 };
 const FILTERS = ["search", "hallucinated", "disagree", "scope", "decided"];
@@ -46,8 +46,7 @@ function fillDecisions() {
   inputs.decided.parentElement.hidden = found.length < 2;
 }
 
-function main(runs) {
-  const picture = readPictures();
+function openGallery(runs, picture) {
   const detail = new Detail(element("detail"), picture);
   const strip = new Strip(element("strip"), picture, (index) => open(index));
 
@@ -105,27 +104,11 @@ function main(runs) {
   addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || element("help").open) return;
     if (event.key === "Escape") document.activeElement.blur();
-    if (event.target.matches("input[type=search], select")) return;
+    if (event.target.matches("input[type=search], select") || event.target.closest("#ppo")) return;
     if (/^[0-9]$/.test(event.key)) detail.select(Number(event.key));
     if (!(event.key in keys)) return;
     event.preventDefault();
     keys[event.key]();
   });
   choose(0);
-}
-
-function switchTheme() {
-  const root = document.documentElement;
-  const theme = root.dataset.theme ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
-  root.dataset.theme = theme === "dark" ? "light" : "dark";
-}
-
-element("theme").addEventListener("click", switchTheme);
-addEventListener("keydown", (event) => {
-  const isTyped = event.ctrlKey || event.metaKey || event.target.matches("input[type=search], select");
-  if (event.key === "t" && !isTyped) switchTheme();
-});
-if (element("gallery")) {
-  main(await readRuns());
-  document.documentElement.dataset.ready = "";
 }
