@@ -10,6 +10,7 @@ _PLURAL_BE = frozenset(("are", "were"))
 _RELATIVE = frozenset(("which", "who", "that"))
 _JOINTS = frozenset(("and", ",", "while", "but", ";", ":", "with"))
 _CONJUNCTIONS = frozenset(("while", "as", "because", "if", "that", "though", "although", "whereas", "since", "so"))
+_PARTICLES = frozenset(("both", "all", "out", "up", "down", "high"))
 _GROUNDS = frozenset(("background", "foreground"))
 _POINTERS = frozenset(("one", "another", "other"))
 # "Closer to the left", "further to the right" compare.
@@ -115,7 +116,7 @@ class Attachment:
                 if not (place == start - 1 or relative or verbs):
                     return _NONE
                 comma = verbs
-            elif tag not in ("RB", "RP") and word not in ("both", "all"):
+            elif tag not in ("RB", "RP") and word not in _PARTICLES:
                 return _NONE
             place -= 1
         group = sentence.ending.get(place + 1)

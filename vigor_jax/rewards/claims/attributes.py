@@ -31,10 +31,21 @@ def _before_noun(sentence: GroupedSentence, words: AttributeWords, group: NounGr
     place = group.start
     while place < group.end - 1:
         end, found = _read(sentence, words, place, group.end - 1)
-        # Of the nouns only the first may be a material: "metal fence", but not "wine glass holder".
-        if found and (not sentence.is_noun[place] or (place == group.noun and found.kind == "material")):
+        if found and _modifies(sentence, group, place, found.kind):
             yield Claim(thing, sentence.span(place, end), found)
         place = end
+
+
+def _modifies(sentence: GroupedSentence, group: NounGroup, place: int, kind: str) -> bool:
+    """Whether a word before a head is its attribute where it stands, and no part of a name."""
+    token = sentence.tokens[place]
+    if place and token.group()[0].isupper():
+        return False  # "the Jet Blue plane"
+    if not sentence.is_noun[place]:
+        return True
+    # Of the nouns only the first: "metal fence", but not "wine glass holder". Names have colors: "black board".
+    is_named = group.thing is not None and token.start() >= group.thing.span.start
+    return place == group.noun and not (is_named and kind == "color")
 
 
 def _read(sentence: GroupedSentence, words: AttributeWords, place: int, stop: int) -> tuple[int, Attribute | None]:

@@ -135,13 +135,12 @@ def _place(sides: list[str]) -> Place | None:
 
 def _container(sentence: GroupedSentence, words: PlaceWords, place: int) -> tuple[str, int]:
     """The head of "of the image", and where that ends."""
-    known = words.pictures | words.rooms
-    group = sentence.group_from(place + 1) if sentence.word(place) in _OF else None
-    if group is None or group.start != place + 1:
-        if sentence.word(place) == "of":
-            return sentence.word(place + 1), place
+    if sentence.word(place) not in _OF:
         return "", place
-    head = sentence.lower[group.end - 1]
-    if sentence.word(place) != "of" and head not in known:
-        return "", place
-    return head, group.end
+    end = place + 1
+    while sentence.tag(end) in ("DT", "PRP$", "JJ", "NN", "NNS", "NNP") and sentence.tag(end + 1) != "POS":
+        end += 1
+    head = sentence.word(end - 1)
+    if head in words.pictures or head in words.rooms or sentence.word(place) == "of":
+        return head, end
+    return "", place

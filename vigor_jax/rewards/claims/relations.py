@@ -14,6 +14,8 @@ def find_relations(sentence: GroupedSentence, words: RelationWords, places: Plac
     attachment = None
     for start, end, name in words.match(sentence.lower):
         target = sentence.starting.get(end)
+        if target and target.thing is None and sentence.word(target.end) == "of":  # "a pile of books"
+            target = sentence.starting.get(target.end + 1)
         if target is None or target.thing is None or target.thing.head in words.boundless:
             continue
         if sentence.clause_is_unsure(start) or sentence.tag(target.end) == "POS":

@@ -163,7 +163,8 @@ class GroupedSentence:
     def _is_adjective(self, place: int) -> bool:
         if place < 0 or self.is_noun[place]:
             return False
-        return self.tags[place].startswith("JJ") or self.lower[place] in self.modifiers
+        word = self.lower[place]
+        return self.tags[place].startswith("JJ") or word in self.modifiers or ("-" in word and word[0].isalpha())
 
     def _modifies(self, place: int, following: int) -> bool:
         tag = self.tags[place]
