@@ -57,7 +57,12 @@ class Attachment:
         place, has_comma = end, sentence.word(end) == ","
         place += has_comma
         exists = sentence.word(place) == "there"
-        opens = start == 0 or (start <= 2 and before == "," and sentence.tag(0) in ("RB", "JJ", "IN"))
+        first = sentence.groups[0]
+        opens = (
+            start == 0
+            or (first.start <= 2 and first.end == start and self._is_ground(first))
+            or (start <= 2 and before == "," and sentence.tag(0) in ("RB", "JJ", "IN"))
+        )
         if before in ("and", "while", "but", ";"):
             opens = exists or (has_comma and place in sentence.starting)
         if not (opens or (before == "," and exists)):
@@ -83,12 +88,13 @@ class Attachment:
             place = found[-1].end + 1
             place += sentence.word(place) == "and"
             following = sentence.starting.get(place)
-            if following is None or sentence.is_finite(following.end):
+            if following is None:
+                break
+            if sentence.is_finite(following.end) and sentence.word(following.end) not in _PLURAL_BE:
                 break
             found.append(following)
-        if len(found) > 1 and sentence.word(found[-1].end) not in (".", ",", ";", "", "on", "in"):
-            return (group,)
-        return tuple(found)
+        is_whole = sentence.word(found[-1].end) in (".", ",", ";", "", "on", "in", *_PLURAL_BE)
+        return tuple(found) if is_whole else (group,)
 
     def _attached(self, start: int) -> Subjects:
         """Of "a dog is sitting on the left": the group before, with what may stand between."""
@@ -108,9 +114,9 @@ class Attachment:
                 return self._pointed(place)
             if word in _RELATIVE:
                 relative = True
-            elif word in _BE or tag.startswith("VB") or tag == "MD" or word in self._words.stands:
-                verbs = True
-                if self._is_verb(place):
+            elif word in _BE or tag.startswith(("VB", "NNS")) or tag == "MD" or word in self._words.stands:
+                verbs = True  # what is tagged as a plural, and is no noun, is a verb: "hangs"
+                if self._is_verb(place) or tag == "NNS":
                     finite = word
             elif word == ",":
                 if not (place == start - 1 or relative or verbs):

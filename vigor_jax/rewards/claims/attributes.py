@@ -31,12 +31,12 @@ def _before_noun(sentence: GroupedSentence, words: AttributeWords, group: NounGr
     place = group.start
     while place < group.end - 1:
         end, found = _read(sentence, words, place, group.end - 1)
-        if found and _modifies(sentence, group, place, found.kind):
+        if found and _modifies(sentence, words, group, place, found.kind):
             yield Claim(thing, sentence.span(place, end), found)
         place = end
 
 
-def _modifies(sentence: GroupedSentence, group: NounGroup, place: int, kind: str) -> bool:
+def _modifies(sentence: GroupedSentence, words: AttributeWords, group: NounGroup, place: int, kind: str) -> bool:
     """Whether a word before a head is its attribute where it stands, and no part of a name."""
     token = sentence.tokens[place]
     if place and token.group()[0].isupper():
@@ -45,6 +45,7 @@ def _modifies(sentence: GroupedSentence, group: NounGroup, place: int, kind: str
         return True
     # Of the nouns only the first: "metal fence", but not "wine glass holder". Names have colors: "black board".
     is_named = group.thing is not None and token.start() >= group.thing.span.start
+    is_named = is_named and sentence.lower[place] not in words.shades
     return place == group.noun and not (is_named and kind == "color")
 
 
@@ -154,7 +155,7 @@ def attributed_phrases(claim: Claim, words: AttributeWords) -> tuple[str, tuple[
     kind, value = claim.value.kind, claim.value.value
     values = value.split(" and ")
     base = claim.subject.phrase.split()
-    if len(base) > 1 and words.values.get(base[0]) == (kind, value):  # "metal fence"
+    while len(base) > 1 and (base[0] in words.shades or words.values.get(base[0]) == (kind, value)):  # "metal fence"
         base = base[1:]
     rivals = [rival for rival in words.rivals[kind, values[0]] if rival not in values]
     rivals = [rival for rival in rivals if all(rival in words.rivals[kind, each] for each in values)]

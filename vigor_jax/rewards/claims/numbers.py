@@ -47,6 +47,7 @@ def _read(sentence: GroupedSentence, words: NumberWords) -> Iterator[_Found]:
     plain.sort()
     at_least = {end: start for start, end, _ in words.at_least(sentence.lower)}
     more_than = {end: start for start, end, _ in words.more_than(sentence.lower)}
+    not_after = {end for _, end, _ in words.not_after(sentence.lower)}
     by_start = {found.start: found for found in plain}
     free = 0
     for found in plain:
@@ -65,7 +66,7 @@ def _read(sentence: GroupedSentence, words: NumberWords) -> Iterator[_Found]:
             start, most = at_least[start], None
         elif start in more_than:
             start, least, most = more_than[start], least + 1, None
-        elif sentence.word(start - 1) in words.not_after:
+        elif start in not_after:
             continue
         yield _Found(start, end, least, most)
 
@@ -107,11 +108,12 @@ def _antecedent(sentence: GroupedSentence, words: NumberWords, found: _Found) ->
     again = next((entry for entry in words.counted_again if tuple(rest[: len(entry)]) == entry), None)
     if again is None or sentence.word(found.end + len(again)) not in _ENDS:
         return None
-    before = [group for group in sentence.groups if group.end < found.start and group.thing]
-    if len(before) != 1 or sentence.clause_is_unsure(found.start - 1):
-        return None
-    group = before[0]
-    return group if _is_countable(sentence, words, group, is_one=found.most == 1) else None
+    before = [
+        group
+        for group in sentence.groups
+        if group.end < found.start and group.thing and _is_countable(sentence, words, group, is_one=found.most == 1)
+    ]
+    return before[0] if len(before) == 1 and not sentence.clause_is_unsure(found.start - 1) else None
 
 
 def _is_narrowed(
@@ -126,6 +128,12 @@ def _is_narrowed(
         if sentence.lower[place - 1] not in allowed:
             return True
         place -= 1
+    if (
+        place == found.start
+        and sentence.lower[place] != "there"
+        and _SEEN.isdisjoint(sentence.lower[group.end : group.end + 4])
+    ):
+        return True  # "two dogs sleep": others may not
     return _is_narrowed_after(sentence, group, places, len(sentence.lower))
 
 

@@ -22,10 +22,9 @@ class _Found(NamedTuple):
 
 def find_places(sentence: GroupedSentence, words: PlaceWords, numbers: NumberWords) -> Iterator[Claim]:
     """The claims of place in a sentence, in order."""
-    if words.sides.keys().isdisjoint(sentence.lower):
+    if not (every := list(_read(sentence, words))):
         return
     attachment = Attachment(sentence, words)
-    every = list(_read(sentence, words))
     # "One on the left side and another on the right side of the table": both of the table.
     container = next((found.container for found in every if found.container), "")
     last = None

@@ -57,7 +57,7 @@ class NumberWords:
     ranges: Mapping[str, tuple[int, int | None]]
     at_least: Matcher
     more_than: Matcher
-    not_after: frozenset[str]
+    not_after: Matcher
     never_counted: frozenset[str]
     same_plural: frozenset[str]
     counted_again: frozenset[tuple[str, ...]]
@@ -132,7 +132,7 @@ def number_words(path: Path | None = None) -> NumberWords:
         ranges=ranges,
         at_least=_matcher(sections["at least"]),
         more_than=_matcher(sections["more than"]),
-        not_after=_words(sections["not after"]),
+        not_after=_matcher(sections["not after"]),
         never_counted=_words(sections["never counted"]),
         same_plural=_words(sections["same plural"]),
         counted_again=_names(sections["counted again"]),

@@ -60,7 +60,8 @@ class GroupedSentence:
     def __init__(
         self, tagged: TaggedSentence, mentions: Mapping[int, tuple[str, Span]], modifiers: Collection[str]
     ) -> None:
-        self.tokens, _, self.lower, self.tags, self.is_noun = tagged
+        self.tokens, _, self.lower, self.tags, is_noun = tagged
+        self.is_noun = list(is_noun)
         self.modifiers = modifiers
         self.groups = self._find(mentions)
         self.ending = {group.end: group for group in self.groups}
@@ -135,7 +136,11 @@ class GroupedSentence:
             noun = place
             while place < size and self.is_noun[place]:
                 place += 1
-            groups.append(NounGroup(self._start(noun, free), noun, place, self._thing(noun, place, mentions)))
+            thing = self._thing(noun, place, mentions)
+            if thing is None and place == noun + 1 and self.lower[noun] in self.modifiers:
+                self.is_noun[noun] = False  # "a circle in red"
+                continue
+            groups.append(NounGroup(self._start(noun, free), noun, place, thing))
             free = place
         return groups
 
