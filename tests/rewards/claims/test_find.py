@@ -116,6 +116,13 @@ def test_every_span_lies_in_one_sentence(taught, words):
     find(Claims(taught), taught, " ".join(words))
 
 
+@pytest.mark.parametrize(
+    "text", ["It is on the left.", "On the left, there is.", "Two.", "Under.", "Red and", "Two of them."]
+)
+def test_words_of_claims_without_things(taught, text):
+    assert find(Claims(taught), taught, text) == []
+
+
 @settings(deadline=None)
 @given(st.text(max_size=60))
 def test_any_text_is_read(taught, text):

@@ -46,6 +46,8 @@ class Attachment:
 
     def subjects(self, start: int, end: int) -> Subjects:
         """The subjects of words [start, end)."""
+        if not self._sentence.groups:
+            return _NONE
         if groups := self._fronted(start, end):
             return Subjects(groups)
         return self._attached(start)
