@@ -1,4 +1,4 @@
-"""Text analysis: captions a second on one core, sentences and phrases together, and NLTK's bare tagger.
+"""Text analysis: captions a second on one core: sentences and phrases, these with claims, and NLTK's bare tagger.
 
     python -m benchmarks.phrases --captions CAPTIONS.jsonl
 
@@ -18,6 +18,7 @@ import nltk
 from nltk.tokenize import NLTKWordTokenizer
 
 from benchmarks.common import describe_machine, print_table
+from vigor_jax.rewards.claims.find import Claims
 from vigor_jax.rewards.phrases import EntityPhrases, NounPhrases, Phrases
 from vigor_jax.rewards.sentences import split_sentences
 
@@ -25,6 +26,12 @@ from vigor_jax.rewards.sentences import split_sentences
 def analyze(texts: list[str], phrases: Phrases) -> None:
     for text in texts:
         phrases(text, split_sentences(text))
+
+
+def analyze_claims(texts: list[str], phrases: Phrases, claims: Claims) -> None:
+    for text in texts:
+        sentences = split_sentences(text)
+        claims(text, sentences, phrases(text, sentences))
 
 
 def speed(count: int, side: Callable[[], object]) -> float:
@@ -49,12 +56,16 @@ def main() -> None:
     print(f"{len(texts)} captions, {len(words)} sentences, {sum(map(len, words))} words; nltk {nltk.__version__}")
 
     ours, bare, entities = "NounPhrases with sentences", "nltk.pos_tag_sents alone", "EntityPhrases with sentences"
-    speeds: dict[str, list[float]] = {ours: [], bare: [], entities: []}
+    claimed = "NounPhrases with sentences and claims"
+    speeds: dict[str, list[float]] = {ours: [], bare: [], entities: [], claimed: []}
     for _ in range(options.repeats):
         nouns, names = NounPhrases(tagger=options.tagger), EntityPhrases()
         speeds[ours].append(speed(len(texts), lambda nouns=nouns: analyze(texts, nouns)))
         speeds[bare].append(speed(len(texts), lambda: nltk.pos_tag_sents(words)))
         speeds[entities].append(speed(len(texts), lambda names=names: analyze(texts, names)))
+        nouns = NounPhrases(tagger=options.tagger)
+        claims = Claims(nouns)
+        speeds[claimed].append(speed(len(texts), lambda n=nouns, c=claims: analyze_claims(texts, n, c)))
     print_table("captions/s", speeds)
 
 

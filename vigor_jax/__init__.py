@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from vigor_jax.inference.responses import ResponseLogprobs as ResponseLogprobs
     from vigor_jax.parallel.sharding import MeshConfig as MeshConfig
     from vigor_jax.records import Signal as Signal
-    from vigor_jax.rewards.claims import Phrase as Phrase
+    from vigor_jax.rewards.mentions import Phrase as Phrase
     from vigor_jax.rewards.phrases import PhrasesConfig as PhrasesConfig
     from vigor_jax.rewards.refine import Refined as Refined
 
@@ -45,7 +45,7 @@ _PLACES = {
     "vigor_jax.inference.responses": ("Response", "ResponseLogprobs"),
     "vigor_jax.parallel.sharding": ("MeshConfig",),
     "vigor_jax.records": ("Signal",),
-    "vigor_jax.rewards.claims": ("Phrase",),
+    "vigor_jax.rewards.mentions": ("Phrase",),
     "vigor_jax.rewards.phrases": ("PhrasesConfig",),
     "vigor_jax.rewards.refine": ("Refined",),
 }  # fmt: skip

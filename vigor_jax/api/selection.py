@@ -11,10 +11,10 @@ from vigor_jax.api.models import Judgment, groups
 from vigor_jax.errors import InputError
 from vigor_jax.inference.responses import Response
 from vigor_jax.records import Verdict
-from vigor_jax.rewards.claims import Phrase
 from vigor_jax.rewards.content import has_words
 from vigor_jax.rewards.fusion import FusionConfig, Moments, Scale, per_unit
 from vigor_jax.rewards.fusion import choose as choose_rows
+from vigor_jax.rewards.mentions import Phrase
 from vigor_jax.rewards.phrases import PhrasesConfig, make_phrases
 from vigor_jax.rewards.refine import Refined
 from vigor_jax.rewards.refine import refine as refine_text

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from vigor_jax.errors import InputError, nearest
 from vigor_jax.records import Span
-from vigor_jax.rewards.claims import Claim, Phrase, gather
 from vigor_jax.rewards.language.guessed_tags import guess_tags
 from vigor_jax.rewards.language.nouns import NounPhrases, tell_glasses
-from vigor_jax.rewards.language.scopes import claims_at, has_cue
+from vigor_jax.rewards.language.scopes import factuality_at, has_cue
 from vigor_jax.rewards.language.words import DATA, Matcher, all_plurals, quoted_signs, read_lines, split
+from vigor_jax.rewards.mentions import Factuality, Phrase, gather
 
 COCO = DATA / "entities_coco.txt"
 LVIS = DATA / "entities_lvis.txt"
@@ -69,7 +69,7 @@ class EntityPhrases:
         quoted = quoted_signs(text)
         return gather(found for sentence in sentences for found in self._find(text, sentence, quoted))
 
-    def _find(self, text: str, sentence: Span, quoted: Sequence[Span]) -> Iterator[tuple[str, Span, Claim]]:
+    def _find(self, text: str, sentence: Span, quoted: Sequence[Span]) -> Iterator[tuple[str, Span, Factuality]]:
         words, places = _words(text, sentence)
         read = list(words)
         if self._nouns and "glasses" in read:
@@ -86,11 +86,11 @@ class EntityPhrases:
                 if span.end not in heads:
                     continue
             found.append((start, end, name, span))
-        claims = _claims(words, found) if found and has_cue(words) else None
+        factualities = _factuality(words, found) if found and has_cue(words) else None
         for start, end, name, span in found:
-            claim = max(claims[start:end]) if claims else Claim.ASSERTED
-            if claim is not Claim.QUOTED:
-                yield name, span, claim
+            factuality = max(factualities[start:end]) if factualities else Factuality.ASSERTED
+            if factuality is not Factuality.QUOTED:
+                yield name, span, factuality
 
 
 def make_entities(
@@ -154,8 +154,8 @@ def _words(text: str, sentence: Span) -> tuple[list[str], list[Span]]:
     return words, places
 
 
-def _claims(words: Sequence[str], found: Sequence[tuple[int, int, str, Span]]) -> list[Claim] | None:
-    """What a sentence claims at each of its words; the marks between them may be several: "),"."""
+def _factuality(words: Sequence[str], found: Sequence[tuple[int, int, str, Span]]) -> list[Factuality] | None:
+    """What a sentence says of what each of its words names; the marks between them may be several: "),"."""
     is_noun = [False] * len(words)
     for start, end, _, _ in found:
         is_noun[start:end] = [True] * (end - start)
@@ -168,7 +168,7 @@ def _claims(words: Sequence[str], found: Sequence[tuple[int, int, str, Span]]) -
             )
             if is_not:
                 plain[place - 1] = plain[place - 1][:-1]
-    return claims_at(plain, is_noun, lambda: guess_tags(plain, is_noun))
+    return factuality_at(plain, is_noun, lambda: guess_tags(plain, is_noun))
 
 
 def _is_in(span: Span, quoted: Sequence[Span]) -> bool:

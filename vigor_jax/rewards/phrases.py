@@ -13,9 +13,9 @@ from typing import Literal, Protocol
 
 from vigor_jax import fingerprint
 from vigor_jax.records import Span
-from vigor_jax.rewards.claims import Phrase
 from vigor_jax.rewards.entities import EntityPhrases, make_entities
 from vigor_jax.rewards.language.nouns import NounPhrases
+from vigor_jax.rewards.mentions import Phrase
 
 __all__ = ["RULES", "EntityPhrases", "NounPhrases", "Phrase", "Phrases", "PhrasesConfig", "make_phrases"]
 

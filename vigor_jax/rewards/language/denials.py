@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 
-from vigor_jax.rewards.claims import Claim
 from vigor_jax.rewards.language.clause import ABOUT, NEGATIONS, Clause
 from vigor_jax.rewards.language.words import listed
+from vigor_jax.rewards.mentions import Factuality
 
-Mark = Callable[[int, int, Claim], None]  # of the words from one place to another
+Mark = Callable[[int, int, Factuality], None]  # of the words from one place to another
 
 _NO_DENIAL = frozenset(
     [
@@ -68,20 +68,20 @@ def _no(clause: Clause, place: int, mark: Mark) -> None:
     if before in ("DT", "PRP$") or following in _NO_DENIAL or not following or is_number:
         return
     if following in _PLENTY:
-        mark(place + 1, place + 2, Claim.QUOTED)
+        mark(place + 1, place + 2, Factuality.QUOTED)
         return
     _deny_list(clause, place + 1, _holder(clause, place), mark)
     _object_of_nobody(clause, place + 1, mark)
 
 
-def _holder(clause: Clause, place: int) -> Claim:
+def _holder(clause: Clause, place: int) -> Factuality:
     """Whether "no" denies a thing of the picture, or of something in it: "with no lid", "the man has no hat"."""
     before = clause.word(place - 1)
     if before == "with":
-        return Claim.DENIED_HERE
+        return Factuality.DENIED_HERE
     if before in ("have", "has", "had", "having") or (before in _HAVE and not _HAVE[before]):
-        return Claim.DENIED if _about_picture(clause, place - 1) else Claim.DENIED_HERE
-    return Claim.DENIED
+        return Factuality.DENIED if _about_picture(clause, place - 1) else Factuality.DENIED_HERE
+    return Factuality.DENIED
 
 
 def _about_picture(clause: Clause, verb: int) -> bool:
@@ -89,20 +89,20 @@ def _about_picture(clause: Clause, verb: int) -> bool:
     return bool({"image", "picture", "photo", "photograph", "scene"} & set(subject))
 
 
-def _deny_list(clause: Clause, start: int, claim: Claim, mark: Mark) -> int:
+def _deny_list(clause: Clause, start: int, factuality: Factuality, mark: Mark) -> int:
     """Denies a list of things; those "other" than what was named are only supposed. Returns its end."""
     while clause.tag(start) in ("DT", "PRP$", "CD") or clause.word(start) == "single":
         start += 1
     end = clause.noun_list(start)
     if _OTHER & set(clause.words[start:end]) or _has_exception(clause):
-        mark(start, end, Claim.SUPPOSED)
+        mark(start, end, Factuality.SUPPOSED)
         return end
-    if claim is Claim.DENIED and _is_restricted(clause, end):
-        claim = Claim.DENIED_HERE
-    mark(start, end, claim)
+    if factuality is Factuality.DENIED and _is_restricted(clause, end):
+        factuality = Factuality.DENIED_HERE
+    mark(start, end, factuality)
     for at in range(start, end):
         if clause.words[at] in ABOUT and clause.word(at + 1) == "of":
-            mark(at, at + 1, Claim.QUOTED)
+            mark(at, at + 1, Factuality.QUOTED)
     return end
 
 
@@ -140,7 +140,7 @@ def _not(clause: Clause, place: int, mark: Mark) -> None:
         return
     at, verb = place + 1, place - 1
     if clause.word(at) == "in" and _names_picture(clause, at + 1):
-        _deny_subject(clause, place, Claim.DENIED, mark)
+        _deny_subject(clause, place, Factuality.DENIED, mark)
         return
     while clause.is_verb(at) or clause.word(at) in _NOT_PASSED:
         if clause.word(at) in _SHOWN and clause.word(at) != "there" and clause.word(at - 1) not in ("there", "to"):
@@ -150,7 +150,7 @@ def _not(clause: Clause, place: int, mark: Mark) -> None:
         at += 1
     word, passed = clause.word(at), clause.word(verb)
     if word in _SHOWN:
-        _deny_subject(clause, place, Claim.DENIED, mark)
+        _deny_subject(clause, place, Factuality.DENIED, mark)
     elif word in _NOT_ANY:
         if clause.word(at + 1) not in ("lot", "few", "of", "little", "bit"):
             _deny_list(clause, at + 1, _by_verb(clause, place, verb), mark)
@@ -162,15 +162,15 @@ def _not(clause: Clause, place: int, mark: Mark) -> None:
         _deny_list(clause, at, _by_verb(clause, place, verb), mark)
 
 
-def _by_verb(clause: Clause, place: int, verb: int) -> Claim:
+def _by_verb(clause: Clause, place: int, verb: int) -> Factuality:
     """Whether the verb speaks of the picture ("the image shows no dog") or of something in it ("he holds no dog")."""
     passed = clause.word(verb)
     if passed in _HAVE:
-        return Claim.DENIED if _HAVE[passed] or _about_picture(clause, place) else Claim.DENIED_HERE
-    return Claim.DENIED if verb <= place else Claim.DENIED_HERE
+        return Factuality.DENIED if _HAVE[passed] or _about_picture(clause, place) else Factuality.DENIED_HERE
+    return Factuality.DENIED if verb <= place else Factuality.DENIED_HERE
 
 
-def _deny_subject(clause: Clause, place: int, claim: Claim, mark: Mark) -> None:
+def _deny_subject(clause: Clause, place: int, factuality: Factuality, mark: Mark) -> None:
     """Denies the subject of "are not visible": the first nouns of the clause, not those behind a preposition."""
     start = clause.clause_start(place)
     while clause.word(start - 1) in ("and", "or") and clause.is_noun[start - 2]:
@@ -186,7 +186,7 @@ def _deny_subject(clause: Clause, place: int, claim: Claim, mark: Mark) -> None:
         end += 1
         if clause.tag(end - 1) == "POS":
             start = end
-    mark(start, end, claim)
+    mark(start, end, factuality)
 
 
 def _without(clause: Clause, place: int, mark: Mark) -> None:
@@ -198,7 +198,7 @@ def _without(clause: Clause, place: int, mark: Mark) -> None:
     is_certain = clause.word(place + 1) in ("the", "this", "these", "his", "her", "its", "their")
     if is_certain and not {"would", "could", "might"}.isdisjoint(clause.words):
         return  # "without the umbrella she would get wet": she has it
-    _deny_list(clause, place + 1, Claim.DENIED_HERE, mark)
+    _deny_list(clause, place + 1, Factuality.DENIED_HERE, mark)
 
 
 def _neither(clause: Clause, place: int, mark: Mark) -> None:
@@ -207,7 +207,7 @@ def _neither(clause: Clause, place: int, mark: Mark) -> None:
     elif clause.tag(place + 1) in ("DT", "PRP$") and clause.word(place + 1) not in ("a", "an", "any"):
         _object_of_nobody(clause, place + 1, mark)  # "neither the man nor the woman wears a hat"
     elif clause.tag(place + 1) != "IN":
-        end = _deny_list(clause, place + 1, Claim.DENIED, mark)
+        end = _deny_list(clause, place + 1, Factuality.DENIED, mark)
         _object_of_nobody(clause, end, mark)
 
 
@@ -217,11 +217,11 @@ def _nor(clause: Clause, place: int, mark: Mark) -> None:
         while clause.is_verb(at) or clause.tag(at) in ("PRP", "EX") or clause.word(at) == "there":
             at += 1
         if clause.word(at) in _NOT_ANY:
-            _deny_list(clause, at, Claim.DENIED, mark)
+            _deny_list(clause, at, Factuality.DENIED, mark)
 
 
 def _nobody(clause: Clause, place: int, mark: Mark) -> None:
-    mark(place, place + 1, Claim.QUOTED)
+    mark(place, place + 1, Factuality.QUOTED)
     _object_of_nobody(clause, place + 1, mark)
 
 
@@ -233,11 +233,11 @@ def _object_of_nobody(clause: Clause, start: int, mark: Mark) -> None:
         verb += 1
     following = clause.word(verb + 1)
     if clause.word(verb) in _HAVE and (following in _NOT_ANY or clause.tag(verb + 1).startswith(("NN", "JJ"))):
-        _deny_list(clause, verb + 1, Claim.DENIED_HERE, mark)
+        _deny_list(clause, verb + 1, Factuality.DENIED_HERE, mark)
 
 
 def _zero(clause: Clause, place: int, mark: Mark) -> None:
-    _deny_list(clause, place + 1, Claim.DENIED, mark)
+    _deny_list(clause, place + 1, Factuality.DENIED, mark)
 
 
 def _lack(clause: Clause, place: int, mark: Mark) -> None:
@@ -247,24 +247,24 @@ def _lack(clause: Clause, place: int, mark: Mark) -> None:
         following == "of" or (word, following) == ("free", "from")
     ):
         return
-    mark(place, place + 1, Claim.QUOTED)
-    _deny_list(clause, place + 2, Claim.DENIED if word in ("absence", "lack") else Claim.DENIED_HERE, mark)
+    mark(place, place + 1, Factuality.QUOTED)
+    _deny_list(clause, place + 2, Factuality.DENIED if word in ("absence", "lack") else Factuality.DENIED_HERE, mark)
 
 
 def _lacks(clause: Clause, place: int, mark: Mark) -> None:
     if clause.word(place - 1) not in ("not", "n't") and clause.word(place + 1) != "in":
-        claim = Claim.DENIED if _about_picture(clause, place) else Claim.DENIED_HERE
-        _deny_list(clause, place + 1, claim, mark)
+        factuality = Factuality.DENIED if _about_picture(clause, place) else Factuality.DENIED_HERE
+        _deny_list(clause, place + 1, factuality, mark)
 
 
 def _absent(clause: Clause, place: int, mark: Mark) -> None:
     if clause.word(place) == "missing" and _has_object(clause, place):
         if clause.tag(place - 1) not in ("DT", "PRP$", "JJ") and clause.word(place - 1) not in ("not", "n't"):
-            _deny_list(clause, place + 1, Claim.DENIED_HERE, mark)
+            _deny_list(clause, place + 1, Factuality.DENIED_HERE, mark)
         return
     ends = clause.tag(place + 1) in ("IN", ".", ",", "", "CC") and clause.word(place + 1) != "of"
     if ends and clause.word(place - 1) in ("is", "are", "completely", "entirely"):
-        _deny_subject(clause, place - 1, Claim.DENIED, mark)
+        _deny_subject(clause, place - 1, Factuality.DENIED, mark)
 
 
 def _has_object(clause: Clause, missing: int) -> bool:
@@ -279,18 +279,18 @@ def _instead(clause: Clause, place: int, mark: Mark) -> None:
         start = place + 2
         while clause.tag(start) in ("DT", "PRP$"):
             start += 1
-        mark(start, clause.noun_list(start), Claim.SUPPOSED)
+        mark(start, clause.noun_list(start), Factuality.SUPPOSED)
 
 
 def _hardly(clause: Clause, place: int, mark: Mark) -> None:
     if clause.word(place + 1) == "any":
-        mark(place + 2, clause.noun_list(place + 2), Claim.SUPPOSED)
+        mark(place + 2, clause.noun_list(place + 2), Factuality.SUPPOSED)
 
 
 def _heading(clause: Clause, place: int, mark: Mark) -> None:
     """ "People: none", "Animals: there are no animals": the heading does not say that they are there."""
     if place <= _LONGEST_HEADING and not NEGATIONS.isdisjoint(clause.words[place + 1 :]):
-        mark(0, place, Claim.QUOTED)
+        mark(0, place, Factuality.QUOTED)
 
 
 RULES: dict[str, Callable[[Clause, int, Mark], None]] = {

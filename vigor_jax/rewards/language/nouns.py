@@ -4,11 +4,11 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 from vigor_jax.records import Span
-from vigor_jax.rewards.claims import Claim, Phrase, gather
 from vigor_jax.rewards.language.readings import Readings
-from vigor_jax.rewards.language.scopes import claims_at
+from vigor_jax.rewards.language.scopes import factuality_at
 from vigor_jax.rewards.language.tagger import CACHE_SIZE, cached_tag, load_tagger
 from vigor_jax.rewards.language.words import (
     DATA,
@@ -21,6 +21,7 @@ from vigor_jax.rewards.language.words import (
     split,
     wordnet,
 )
+from vigor_jax.rewards.mentions import Factuality, Phrase, gather
 
 # Cut from compounds as groups and measures are ("pizza pieces"), except where they are what the compound is: "tea set".
 _HEADS = frozenset(("set", "sets", "supplies"))
@@ -47,6 +48,24 @@ def _lower_after_colon(words: list[str]) -> None:
             if word.istitle() and word != "I":
                 words[place] = word.lower()
             is_first = False
+
+
+class TaggedSentence(NamedTuple):
+    """A sentence as a tagger reads it; one entry a word or mark.
+
+    Attributes:
+        tokens: Their places in the text.
+        words: In the spelling that taggers know.
+        lower: In lower case.
+        tags: Of the Penn Treebank.
+        is_noun: Whether it is part of a thing's name.
+    """
+
+    tokens: list[re.Match[str]]
+    words: list[str]
+    lower: list[str]
+    tags: list[str]
+    is_noun: list[bool]
 
 
 _SPELLED_OTHERWISE = frozenset(['"', "“", "”", "n’t", *(f"’{end}" for end in ("", "s", "re", "ve", "ll", "d", "m"))])
@@ -110,7 +129,7 @@ class NounPhrases:
         The last of the nouns that follow one another, and those before words that are cut from compounds: "pizza" of
         "pizza slices", but not "train" of "train station". Words in -ing count if they are tagged as nouns.
         """
-        tokens, _, lower, tags, is_noun = self._read(text, sentence, ())
+        tokens, _, lower, tags, is_noun = self.read(text, sentence)
         ends = set()
         is_head = True
         for place in reversed(range(len(tokens))):
@@ -120,10 +139,8 @@ class NounPhrases:
             is_head = not noun or (is_head and self._is_trimmed(lower[place]))
         return frozenset(ends)
 
-    def _read(
-        self, text: str, sentence: Span, quoted: Sequence[Span]
-    ) -> tuple[list[re.Match[str]], list[str], list[str], list[str], list[bool]]:
-        """The tokens of a sentence, as the tagger reads them and in lower case; their tags; which are nouns."""
+    def read(self, text: str, sentence: Span, quoted: Sequence[Span] = ()) -> TaggedSentence:
+        """Tags a sentence; what it quotes from signs is no thing's name."""
         tokens = list(TOKEN.finditer(text, *sentence))
         words = [token.group() for token in tokens]
         if not _SPELLED_OTHERWISE.isdisjoint(words):
@@ -143,11 +160,11 @@ class NounPhrases:
                 noun and not any(start <= token.start() < end for start, end in quoted)
                 for noun, token in zip(is_noun, tokens, strict=True)
             ]
-        return tokens, words, lower, tags, is_noun
+        return TaggedSentence(tokens, words, lower, tags, is_noun)
 
-    def _find(self, text: str, sentence: Span, quoted: Sequence[Span]) -> Iterator[tuple[str, Span, Claim]]:
-        tokens, words, lower, tags, is_noun = self._read(text, sentence, quoted)
-        claims = claims_at(lower, is_noun, lambda: tags)
+    def _find(self, text: str, sentence: Span, quoted: Sequence[Span]) -> Iterator[tuple[str, Span, Factuality]]:
+        tokens, words, lower, tags, is_noun = self.read(text, sentence, quoted)
+        factualities = factuality_at(lower, is_noun, lambda: tags)
         start = 0
         while start < len(words):
             end = start
@@ -156,9 +173,9 @@ class NounPhrases:
             if end > start and (trimmed := self._normalize(tuple(lower[start:end]))):
                 phrase, first_kept, num_kept = trimmed
                 begin, stop = start + first_kept, start + first_kept + num_kept
-                claim = max(claims[begin:stop]) if claims else Claim.ASSERTED
-                if claim is not Claim.QUOTED:
-                    yield phrase, Span(tokens[begin].start(), tokens[stop - 1].end()), claim
+                factuality = max(factualities[begin:stop]) if factualities else Factuality.ASSERTED
+                if factuality is not Factuality.QUOTED:
+                    yield phrase, Span(tokens[begin].start(), tokens[stop - 1].end()), factuality
             start = max(end, start + 1)
 
     def _trim(self, words: tuple[str, ...]) -> tuple[str, int, int] | None:

@@ -1,18 +1,20 @@
-"""How far "no", "without", "possibly", "for children to" reach: what a sentence claims at each word."""
+"""How far "no", "without", "possibly", "for children to" reach: what a sentence says of what each word names."""
 
 from collections.abc import Callable, Sequence
 
-from vigor_jax.rewards.claims import Claim
 from vigor_jax.rewards.language import denials, suppositions
 from vigor_jax.rewards.language.clause import Clause
+from vigor_jax.rewards.mentions import Factuality
 
 _RULES = suppositions.RULES | denials.RULES
 
 
-def claims_at(lower: Sequence[str], is_noun: Sequence[bool], tags: Callable[[], Sequence[str]]) -> list[Claim] | None:
-    """What a sentence claims of what each of its words names; None where all is asserted.
+def factuality_at(
+    lower: Sequence[str], is_noun: Sequence[bool], tags: Callable[[], Sequence[str]]
+) -> list[Factuality] | None:
+    """What a sentence says of what each of its words names; None where all is asserted.
 
-    Where two rules apply the later kind of `Claim` holds: "possibly without a helmet" only supposes.
+    Where two rules apply the later kind of `Factuality` holds: "possibly without a helmet" only supposes.
 
     Args:
         lower: The words, lower case, marks among them.
@@ -21,20 +23,20 @@ def claims_at(lower: Sequence[str], is_noun: Sequence[bool], tags: Callable[[], 
     """
     if not has_cue(lower):
         return None
-    claims: list[Claim] | None = None
+    factualities: list[Factuality] | None = None
     clause: Clause | None = None
 
-    def mark(start: int, end: int, claim: Claim) -> None:
-        nonlocal claims
-        claims = claims or [Claim.ASSERTED] * len(lower)
+    def mark(start: int, end: int, factuality: Factuality) -> None:
+        nonlocal factualities
+        factualities = factualities or [Factuality.ASSERTED] * len(lower)
         for place in range(start, min(end, len(lower))):
-            claims[place] = max(claims[place], claim)
+            factualities[place] = max(factualities[place], factuality)
 
     for place, word in enumerate(lower):
         if rule := _RULES.get(word):
             clause = clause or Clause(lower, is_noun, tags)
             rule(clause, place, mark)
-    return claims
+    return factualities
 
 
 def has_cue(lower: Sequence[str]) -> bool:

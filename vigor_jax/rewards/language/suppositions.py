@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 
-from vigor_jax.rewards.claims import Claim
 from vigor_jax.rewards.language.clause import NEGATIONS, Clause
 from vigor_jax.rewards.language.words import listed
+from vigor_jax.rewards.mentions import Factuality
 
-Mark = Callable[[int, int, Claim], None]  # of the words from one place to another
+Mark = Callable[[int, int, Factuality], None]  # of the words from one place to another
 
 _HEDGES = listed("hedges")
 _MODALS = listed("modals")
@@ -27,7 +27,7 @@ def _hedge(clause: Clause, place: int, mark: Mark) -> None:
     if word == "likely" and clause.word(place - 1) in ("as", "the"):
         return
     start = _with_subject(clause, place) if word in _MODALS else place
-    mark(start, clause.clause_end(place + 1), Claim.SUPPOSED)
+    mark(start, clause.clause_end(place + 1), Factuality.SUPPOSED)
 
 
 def _with_subject(clause: Clause, place: int) -> int:
@@ -45,12 +45,12 @@ def _can(clause: Clause, place: int, mark: Mark) -> None:
     while clause.word(at) in ("be", "also", "easily", "then", "clearly", "still") or clause.tag(at) == "RB":
         at += 1
     if clause.word(at) not in _SEEN and clause.tag(at) in ("VB", "VBP", "VBN", "JJ"):  # without a tagger verbs are JJ
-        mark(_with_subject(clause, place), clause.clause_end(place), Claim.SUPPOSED)
+        mark(_with_subject(clause, place), clause.clause_end(place), Factuality.SUPPOSED)
 
 
 def _generic(clause: Clause, place: int, mark: Mark) -> None:
     if clause.tag(place + 1) in ("VBN", "VBD"):
-        mark(place, clause.clause_end(place), Claim.SUPPOSED)
+        mark(place, clause.clause_end(place), Factuality.SUPPOSED)
 
 
 def _for(clause: Clause, place: int, mark: Mark) -> None:
@@ -58,7 +58,7 @@ def _for(clause: Clause, place: int, mark: Mark) -> None:
     following = clause.tag(place + 1)
     is_purpose = clause.word(place - 1) in _PURPOSE
     if following == "VBG" and not clause.is_noun[place + 1]:
-        mark(place, end, Claim.SUPPOSED)
+        mark(place, end, Factuality.SUPPOSED)
         return
     at = place + 1
     while clause.tag(at) in ("DT", "PRP$", "CD"):
@@ -68,12 +68,12 @@ def _for(clause: Clause, place: int, mark: Mark) -> None:
         at += 1
     is_definite = clause.word(place + 1) in ("the", "this", "these", "that", "his", "her", "its")
     if clause.tag(at) == "TO" and clause.tag(at + 1) == "VB":
-        mark(at if is_definite else head, end, Claim.SUPPOSED)
+        mark(at if is_definite else head, end, Factuality.SUPPOSED)
     elif not is_definite and (
         clause.word(place - 1) in _SEEKS
         or (following in (*_INDEFINITE, "DT") and (is_purpose or _gives(clause, place)))
     ):
-        mark(head, at, Claim.SUPPOSED)
+        mark(head, at, Factuality.SUPPOSED)
 
 
 def _gives(clause: Clause, place: int) -> bool:
@@ -86,18 +86,18 @@ def _lets(clause: Clause, place: int, mark: Mark) -> None:
     end = clause.clause_end(place + 1)
     for at in range(place + 1, min(end, place + 6)):
         if clause.tag(at) == "TO":
-            mark(place + 1, end, Claim.SUPPOSED)
+            mark(place + 1, end, Factuality.SUPPOSED)
             return
 
 
 def _purpose(clause: Clause, place: int, mark: Mark) -> None:
     if clause.tag(place + 1) == "TO" and clause.tag(place + 2) == "VB":
-        mark(place, clause.purpose_end(place + 1), Claim.SUPPOSED)
+        mark(place, clause.purpose_end(place + 1), Factuality.SUPPOSED)
 
 
 def _as(clause: Clause, place: int, mark: Mark) -> None:
     if clause.word(place + 1) in ("if", "though"):
-        mark(place, clause.clause_end(place + 2), Claim.SUPPOSED)
+        mark(place, clause.clause_end(place + 2), Factuality.SUPPOSED)
 
 
 def _like(clause: Clause, place: int, mark: Mark) -> None:
@@ -106,7 +106,7 @@ def _like(clause: Clause, place: int, mark: Mark) -> None:
     start = place + 1
     while clause.tag(start) in ("DT", "PRP$"):
         start += 1
-    mark(start, clause.noun_list(start), Claim.SUPPOSED)
+    mark(start, clause.noun_list(start), Factuality.SUPPOSED)
 
 
 def _similar(clause: Clause, place: int, mark: Mark) -> None:
@@ -116,7 +116,7 @@ def _similar(clause: Clause, place: int, mark: Mark) -> None:
         while clause.tag(start) in ("DT", "PRP$"):
             start += 1
         end = clause.clause_end(start) if clause.word(place) == "impression" else clause.noun_list(start)
-        mark(start, end, Claim.SUPPOSED)
+        mark(start, end, Factuality.SUPPOSED)
 
 
 def _appears(clause: Clause, place: int, mark: Mark) -> None:
@@ -134,7 +134,7 @@ def _either(clause: Clause, place: int, mark: Mark) -> None:
         start += 1
     end = clause.noun_list(start)
     if "or" in clause.words[start:end]:
-        mark(start, end, Claim.SUPPOSED)
+        mark(start, end, Factuality.SUPPOSED)
 
 
 RULES: dict[str, Callable[[Clause, int, Mark], None]] = {

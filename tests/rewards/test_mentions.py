@@ -171,7 +171,7 @@ def test_nouns_say_the_same_of_each_place(nouns, entities, text):
 def labeled():
     """Caption, and the phrases below it by their mark: "=", "-", "?" and "(" for those that are right either way."""
     text, marks = [], {}
-    for line in (Path(__file__).parent / "expected_claims.txt").read_text(encoding="utf-8").splitlines():
+    for line in (Path(__file__).parent / "expected_mentions.txt").read_text(encoding="utf-8").splitlines():
         if line[:2] in ("= ", "? ") or (line.startswith("- ") and "=" in marks):
             for phrase in line[2:].split(", "):
                 marks.setdefault("(" if phrase.startswith("(") else line[0], set()).add(phrase.strip("()"))

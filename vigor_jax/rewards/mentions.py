@@ -7,7 +7,7 @@ from enum import IntEnum
 from vigor_jax.records import Span
 
 
-class Claim(IntEnum):
+class Factuality(IntEnum):
     """What a sentence says of a thing at one place.
 
     ASSERTED: it is there.
@@ -42,13 +42,13 @@ class Phrase:
     supposed: tuple[Span, ...] = ()
 
 
-def gather(found: Iterable[tuple[str, Span, Claim]]) -> list[Phrase]:
+def gather(found: Iterable[tuple[str, Span, Factuality]]) -> list[Phrase]:
     """Phrases in the order of their first place, from their places in order."""
     places: dict[str, tuple[list[Span], ...]] = {}
-    for phrase, span, claim in found:
+    for phrase, span, factuality in found:
         if phrase not in places:
             places[phrase] = ([], [], [], [])
-        places[phrase][claim].append(span)
+        places[phrase][factuality].append(span)
     return [_phrase(name, *kinds) for name, kinds in places.items()]
 
 
