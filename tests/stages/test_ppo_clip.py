@@ -47,16 +47,24 @@ def cosine(world) -> Any:
     tokenizer = transformers.CLIPTokenizer.from_pretrained(world / "clip")
     processor = transformers.CLIPImageProcessor.from_pretrained(world / "clip")
 
-    @functools.cache
-    def found(image: str, text: str) -> float:
-        limit = model.config.text_config.max_position_embeddings
-        tokens = tokenizer([text], truncation=True, max_length=limit, return_tensors="pt")
-        pixels = processor([Image.open(world / "images" / image)], return_tensors="pt")
-        with torch.no_grad():
-            both = model(**tokens, **pixels)
-        return float(both.text_embeds[0] @ both.image_embeds[0])
+    limit = model.config.text_config.max_position_embeddings
 
-    return found
+    @functools.cache
+    @torch.no_grad()
+    def of_image(name: str) -> torch.Tensor:
+        pixels = processor([Image.open(world / "images" / name)], return_tensors="pt")
+        return unit(model.visual_projection(model.vision_model(**pixels).pooler_output[0]))
+
+    @functools.cache
+    @torch.no_grad()
+    def of_text(text: str) -> torch.Tensor:
+        tokens = tokenizer([text], truncation=True, max_length=limit, return_tensors="pt")
+        return unit(model.text_projection(model.text_model(**tokens).pooler_output[0]))
+
+    def unit(x: torch.Tensor) -> torch.Tensor:
+        return x / x.norm()
+
+    return lambda image, text: float(of_image(image) @ of_text(text))
 
 
 @pytest.fixture(scope="module")
