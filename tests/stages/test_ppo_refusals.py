@@ -62,6 +62,7 @@ def test_an_image_that_is_missing(world, tmp_path):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_an_image_that_cannot_be_read(world, tmp_path):
     shutil.copytree(world, tmp_path / "w")
     (tmp_path / "w" / "images" / "05.png").write_bytes(b"no picture")
