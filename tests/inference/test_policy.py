@@ -255,6 +255,7 @@ def test_a_policy_that_nobody_holds_gives_its_memory_back(world, mesh):
     policy = Policy(open_checkpoint(world / "model"), mesh)
     pairs = pairs_of(policy, world)[:2]
     list(policy.response_logps(pairs))
+    list(policy.sample([policy.request("a", None, "What?")], SAMPLING))
     size = held() - before
     assert size > 100_000
     gc.disable()
@@ -263,13 +264,6 @@ def test_a_policy_that_nobody_holds_gives_its_memory_back(world, mesh):
         assert held() - before < size / 20  # at once: there are no cycles
     finally:
         gc.enable()
-    # A sampler has cycles, which are looked for before other weights are loaded.
-    policy = Policy(open_checkpoint(world / "model"), mesh)
-    list(policy.sample([policy.request("a", None, "What?")], SAMPLING))
-    del policy
-    other = Policy(open_checkpoint(world / "model"), mesh)
-    assert other.model
-    assert held() - before < 1.1 * size
 
 
 def test_threads_that_come_first_together_load_the_weights_once(world, mesh, monkeypatch):

@@ -1,6 +1,9 @@
-"""PPO in a separate process, for tests that need several devices or processes, or kill it.
+"""PPO in a separate process, for tests that need several devices or processes, or kill it, or watch its memory.
 
 python -m tests.stages.run_ppo '{"world": DIR, "runs": [{"run_dir": DIR, "mesh": [d, f, t], "ppo": {...}}]}'
+
+With "watch", a file, an iteration adds a line to it: bytes of the process and of the arrays on its devices, the number
+of these arrays, and how often it has compiled anything.
 """
 
 import json
@@ -8,11 +11,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jax
+import psutil
+
 from tests.stages.ppo_world import PROMPTS, Letters
 from vigor_jax.hf.load import open_checkpoint
 from vigor_jax.inference.sampling_methods import SamplingConfig
+from vigor_jax.models.lora import LoraConfig
 from vigor_jax.parallel.sharding import DistributedConfig, MeshConfig, join_processes, make_mesh
-from vigor_jax.stages.ppo import ppo
+from vigor_jax.stages import ppo as stage
 from vigor_jax.stages.ppo_config import PpoConfig
 
 
@@ -31,7 +38,36 @@ def make_config(world: Path, **changes: Any) -> PpoConfig:
         "bucket": 32,
         "sampling": SamplingConfig(**sampling | changes.pop("sampling", {})),
     }
+    if isinstance(lora := changes.get("lora"), dict):
+        changes["lora"] = LoraConfig(**lora)
     return PpoConfig(**settings | changes)
+
+
+def watch(file: Path) -> None:
+    """After each iteration; nothing is collected for it that would not be collected without it."""
+    compiled = 0
+
+    def listen(event: str, *_: Any, **__: Any) -> None:
+        nonlocal compiled
+        compiled += event == "/jax/core/compile/backend_compile_duration"
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    learn, process = stage._learn, psutil.Process()
+
+    def watched(*args: Any) -> dict[str, float]:
+        metrics = learn(*args)
+        arrays = jax.live_arrays()
+        found = {
+            "resident": process.memory_info().rss,
+            "held": sum(array.nbytes for array in arrays),
+            "arrays": len(arrays),
+            "compiled": compiled,
+        }
+        with file.open("a") as lines:
+            lines.write(json.dumps(found) + "\n")
+        return metrics
+
+    stage._learn = watched
 
 
 if __name__ == "__main__":
@@ -39,8 +75,10 @@ if __name__ == "__main__":
     join_processes(DistributedConfig(**job.get("distributed", {})))
     world = Path(job["world"])
     checkpoint = open_checkpoint(world / "model")
+    if "watch" in job:
+        watch(Path(job["watch"]))
     for run in job["runs"]:
         mesh = make_mesh(MeshConfig(*run.get("mesh", (1, -1, 1))))
         inference = make_mesh(MeshConfig(*run.get("inference", (-1, 1, 1))))
         config, judges = make_config(world, **run["ppo"]), {"letters": Letters()}
-        ppo(config, checkpoint, Path(run["run_dir"]), mesh, inference, judges, dtype="float32")
+        stage.ppo(config, checkpoint, Path(run["run_dir"]), mesh, inference, judges, dtype="float32")

@@ -97,29 +97,39 @@ def test_two_processes_equal_one(world, cache, one_device, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments(world, cache, tmp_path):
+@pytest.mark.parametrize(
+    ("kills", "changes"),
+    [
+        pytest.param(3, {}, marks=pytest.mark.main),
+        pytest.param(10, {"epochs": 8, "lora": {"rank": 4, "alpha": 8}}),
+    ],
+    ids=["weights", "adapter"],
+)
+def test_killed_at_random_moments(world, cache, tmp_path, kills, changes):
     """Records, curve and weights are those of a run that was not killed, to the last bit."""
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    finish(spawn(world, [{"run_dir": str(whole), "ppo": KILLED}], devices=1, cache=cache))
-    moments, kills = random.Random(0), 0
-    for _ in range(40):
-        process = spawn(world, [{"run_dir": str(killed), "ppo": KILLED}], devices=1, cache=cache)
-        begun, lines = time.monotonic(), len(_lines(killed))
-        while process.poll() is None and len(_lines(killed)) == lines and time.monotonic() - begun < 120:
-            time.sleep(0.02)  # until the first iteration after the start is done
-        time.sleep(moments.uniform(0, 2))
-        if process.poll() is not None:
-            break
+    whole, killed, settings = tmp_path / "whole", tmp_path / "killed", KILLED | changes
+    finish(spawn(world, [{"run_dir": str(whole), "ppo": settings}], devices=1, cache=cache))
+    moments, startup = random.Random(0), 5.0
+    for _ in range(kills):
+        process = spawn(world, [{"run_dir": str(killed), "ppo": settings}], devices=1, cache=cache)
+        begun, before = time.monotonic(), len(_lines(killed))
+        if iterations := moments.randrange(4):  # so many are done, and part of the next one
+            while process.poll() is None and len(_lines(killed)) < before + iterations:
+                assert time.monotonic() - begun < 300
+                time.sleep(0.02)
+            startup = time.monotonic() - begun
+            time.sleep(moments.uniform(0, 0.5))
+        else:
+            time.sleep(moments.uniform(0, startup))
+        assert process.poll() is None, process.communicate()[0]
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        kills += 1
-        if kills == 3:
-            finish(spawn(world, [{"run_dir": str(killed), "ppo": KILLED}], devices=1, cache=cache))
-            break
-    assert kills >= 2
+    assert len(_lines(killed)) < len(_lines(whole))
+    finish(spawn(world, [{"run_dir": str(killed), "ppo": settings}], devices=1, cache=cache))
     assert parts(killed) == parts(whole)
     assert curve(killed) == curve(whole)
     final = weights(whole)
+    assert any("lora" in path for path in final) == ("lora" in settings)
     for path, value in weights(killed).items():
         np.testing.assert_array_equal(value, final[path], err_msg=path)
     shutil.rmtree(killed)

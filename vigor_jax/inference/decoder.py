@@ -5,6 +5,7 @@ in, tokens are added, and all of it is compiled.
 """
 
 import collections
+import copy
 import dataclasses
 import functools
 from typing import Any
@@ -80,16 +81,19 @@ class Decoder:
     """
 
     def __init__(self, model: Vlm, config: SamplingConfig, is_answer: Bool[np.ndarray, "V"], eos_id: int) -> None:
-        self._graphdef, self.weights = nnx.split(model)
+        self._graphdef, weights = nnx.split(model)
         self._sampling, self._is_answer, self._eos_id = config, is_answer, eos_id
         self.compilations: collections.Counter[str] = collections.Counter()
         positions = model.config.text.max_position_embeddings
         self.cache_lengths = cache_lengths(min(config.max_new_tokens, positions - 1))
-        self._init_jit = jax.jit(self._init_decode_state)
-        self._prefill_jit = jax.jit(self._prefill, donate_argnames=("prefix", "state"))
-        self._pad_prefix_jit = jax.jit(self._pad_prefix, static_argnames="length")
-        self._pad_cache_jit = jax.jit(self._pad_cache, static_argnames="length")
-        self._generate_jit = jax.jit(self._generate, donate_argnames=("state", "cache"))
+        # What is compiled is of a copy without weights: of this one, it would hold them in a cycle.
+        pure = copy.copy(self)
+        self.weights = weights
+        self._init_jit = jax.jit(pure._init_decode_state)
+        self._prefill_jit = jax.jit(pure._prefill, donate_argnames=("prefix", "state"))
+        self._pad_prefix_jit = jax.jit(pure._pad_prefix, static_argnames="length")
+        self._pad_cache_jit = jax.jit(pure._pad_cache, static_argnames="length")
+        self._generate_jit = jax.jit(pure._generate, donate_argnames=("state", "cache"))
 
     def init_decode_state(self, batch: Batch) -> tuple[Prefix, DecodeState, KVCache]:
         """Rows without prompts, for prompts as long as these, and a cache of the first of `cache_lengths`."""

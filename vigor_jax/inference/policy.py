@@ -113,7 +113,7 @@ class Policy:
     @_once
     def model(self) -> Vlm:
         """The model, its weights on the mesh."""
-        gc.collect()  # samplers and reward models that nobody holds any longer hold their weights in cycles
+        gc.collect()  # reward models that nobody holds any longer hold their weights in cycles
         model = load_model(self.checkpoint, mesh=self.mesh, dtype=self.dtype, scan=stacks_inference())
         return quantize_decoder(model) if self._int8 else model
 

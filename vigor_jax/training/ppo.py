@@ -41,16 +41,21 @@ def gae(
     """
     rewards, values = (jnp.where(mask, x, 0.0).astype(jnp.float32) for x in (rewards, values))
     after = jnp.pad(values[..., 1:], [(0, 0)] * (values.ndim - 1) + [(0, 1)])
-    deltas = rewards + gamma * after - values
+    return _discounted_sums(rewards + gamma * after - values, mask, gamma * lam)
+
+
+@jax.jit  # outside of a program, a scan whose step is made for it would be compiled at each call
+def _discounted_sums(x: Float[Array, "*B R"], mask: Bool[Array, "*B R"], discount: float) -> Float[Array, "*B R"]:
+    """Of each token and those after it."""
 
     def step(later: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
-        delta, is_token = now
-        advantage = jnp.where(is_token, delta + gamma * lam * later, 0.0)
-        return advantage, advantage
+        own, is_token = now
+        total = jnp.where(is_token, own + discount * later, 0.0)
+        return total, total
 
-    places_first = jnp.moveaxis(deltas, -1, 0), jnp.moveaxis(mask, -1, 0)
-    _, advantages = jax.lax.scan(step, jnp.zeros_like(deltas[..., 0]), places_first, reverse=True)
-    return jnp.moveaxis(advantages, 0, -1)
+    places_first = jnp.moveaxis(x, -1, 0), jnp.moveaxis(mask, -1, 0)
+    _, sums = jax.lax.scan(step, jnp.zeros_like(x[..., 0]), places_first, reverse=True)
+    return jnp.moveaxis(sums, 0, -1)
 
 
 def returns(
