@@ -170,6 +170,7 @@ def test_a_row_is_its_prompt_and_its_responses(lengths, start, seed):
     row = response_row(prompt, responses)
     assert len(row.token_ids) == start + sum(lengths) - len(lengths)
     sees = np.asarray(visible(*[type(row.tree)(*(x[None] for x in row.tree))] * 2))[0]
+    assert not np.triu(sees, 1).any()  # attention may skip what is behind a token
     place = iter(zip(row.places, row.targets, strict=True))
     for response in responses:
         for index, token in enumerate(response):
