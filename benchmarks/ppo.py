@@ -49,9 +49,9 @@ class Compilation:
         self.seconds = 0.0
         jax.monitoring.register_event_duration_secs_listener(self._add)
 
-    def _add(self, event: str, seconds: float, **_: Any) -> None:
+    def _add(self, event: str, duration_secs: float, **_: Any) -> None:
         if event.startswith("/jax/core/compile/"):
-            self.seconds += seconds
+            self.seconds += duration_secs
 
     @contextmanager
     def of(self, name: str, into: dict[str, float]) -> Iterator[None]:
@@ -108,7 +108,7 @@ def check_same_work(sides: dict[str, Any], settings: Settings) -> dict[str, Any]
     return {"tokens": tokens[SHARED], "losses": losses, "logps_apart": apart, "losses_apart": losses_apart}
 
 
-def measure(sides: dict[str, Any], repeats: int) -> dict[str, dict[str, list[Clock]]]:
+def measure(sides: dict[str, Any], repeats: int) -> dict[str, list[Clock]]:
     clocks: dict[str, list[Clock]] = {name: [] for name in sides}
     for _ in range(repeats):
         for name, side in sides.items():
