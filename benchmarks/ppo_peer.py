@@ -203,7 +203,7 @@ class Peer:
     def __call__(
         self, clock: Clock, said: list[Any] | None = None, epochs: int | None = None
     ) -> tuple[Said, dict[str, torch.Tensor]]:
-        """An iteration; with `said`, its responses are these; with `epochs`, it has so many."""
+        """An iteration; with `said`, its responses are these; `epochs` replaces those of the settings."""
         self.losses = []
         with clock("rollout"):
             responses = self.rollout() if said is None else self.said(said)

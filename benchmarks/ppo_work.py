@@ -41,7 +41,7 @@ PROMPT = "Describe this image in detail."
 VOCAB_SIZE = 32000
 UPDATES_IN_ALL = 10**6  # of the schedule: the rate stays what it is
 PARTS = ("rollout", "score", "update")
-# Every so many tokens one is rewarded, and one half-way between them punished.
+# Of this many tokens one is rewarded, and one punished.
 REWARDED_EVERY = 20
 
 
@@ -326,7 +326,7 @@ class Ours:
     def __call__(
         self, clock: Clock, said: list[list[Completion]] | None = None, epochs: int | None = None
     ) -> tuple[Rollouts, TokenArrays]:
-        """An iteration; with `said`, its responses are these; with `epochs`, it has so many."""
+        """An iteration; with `said`, its responses are these; `epochs` replaces those of the settings."""
         self.number += 1
         self.learner.losses = []
         policy: Any = self.policy if said is None else Repeated(self.policy, said)
