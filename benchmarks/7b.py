@@ -3,11 +3,11 @@
     python benchmarks/7b.py --out results.json                 an H200; an H100 does not hold the fine-tuning
     python benchmarks/7b.py --out results.json --size tiny     a trial on any CPU: its figures mean nothing
 
-Fine-tuning of projector and language model in batches of 32 (float32 weights and AdamW moments, bfloat16 compute),
-5 candidates for each of 25 images, all sentences of an image judged in one pass, GroundingDINO behind gRPC; and what
-ViGoR's whole recipe would take at these speeds. Each side of each part runs in a separate process
-(`benchmarks/one_gpu.py`), ours first. What fails or gets no time stands in the results next to what was measured; they
-are written again after each process. Exit code 0: all was measured; 1: something is missing.
+Fine-tuning of projector and language model in batches of 32 (float32 weights and AdamW moments, bfloat16 compute), 5
+candidates for each of 25 images, all sentences of an image judged in one pass, iterations of PPO with LoRA of rank 128,
+GroundingDINO behind gRPC; and what the recipes of ViGoR and FiSAO would take at these speeds. Each side of each part
+runs in a separate process (`benchmarks/one_gpu.py`), ours first. What fails or gets no time stands in the results next
+to what was measured; they are written again after each process. Exit code 0: all was measured; 1: something is missing.
 """
 
 # ruff: noqa: N999
@@ -32,11 +32,13 @@ UNITS = {
     "sft": "tokens/s, padding excluded",
     "caption": "new tokens/s",
     "reward": "sentences/s",
+    "ppo": "images/s",
     "detector": "images/s",
 }
 # What runs, in this order, and its share of the time.
 WORKERS = (
-    ("sft", "ours", 6), ("caption", "ours", 3), ("reward", "ours", 3), ("detector", "ours", 2),
+    ("sft", "ours", 6), ("caption", "ours", 3), ("reward", "ours", 3), ("ppo", "ours", 5),
+    ("detector", "ours", 2),
     ("sft", "peer", 5), ("caption", "peer", 4),
 )  # fmt: skip
 LEAST_SECONDS = 2.0  # no process is started for less
@@ -46,6 +48,8 @@ PACKAGES = ("jax", "jaxlib", "flax", "torch", "transformers", "vigor-jax")
 # The paper's recipe (ViGoR, section 4): ADE20K images, responses each, passes; and what it took, 8 A100 for 7 hours.
 IMAGES, CANDIDATES, SENTENCES, EPOCHS = 25_574, 5, 6, 2
 PAPER_HOURS = 56
+# FiSAO's (its appendix, and configs/fisao_7b.yaml): conversations, each once; and what it took, 4 A100 for 6 hours.
+FISAO_IMAGES, FISAO_HOURS = 8_000, 24
 TARGETS = {
     "sft_mfu": 0.5,
     "sft_ratio": 1.3,
@@ -189,8 +193,21 @@ def recipe(parts: Json) -> Json:
     }
 
 
+def fisao(parts: Json) -> Json:
+    """GPU-hours of FiSAO's PPO at the measured speed; none where it was not measured."""
+    ours = ours_of(parts, "ppo")
+    speed, about = ours.get("median"), ours.get("about", {})
+    found: Json = {"gpu_hours": None, "formula": None, "paper_a100_hours": FISAO_HOURS}
+    if speed is not None:
+        hours = FISAO_IMAGES / speed / 3600
+        words = f"{about['candidates']} responses of {about['mean_response_tokens']:.0f} tokens each, 4 PPO epochs"
+        formula = f"{FISAO_IMAGES:,} images ({words}) / {speed:,.6g} images/s = {hours:,.3g} GPU-hours"
+        found |= {"gpu_hours": hours, "formula": formula}
+    return found | {"left_out": "start-up, compilation, checkpoints, the verifier's scores"}
+
+
 def finish(results: Json) -> None:
-    """Ratios, targets and the recipe, of what there is so far."""
+    """Ratios, targets and the recipes, of what there is so far."""
     parts, at_7b = results["parts"], results["size"] == "7b"
     for part in parts.values():
         ours, peer = ((part[side] or {}).get("median") for side in ("ours", "peer"))
@@ -199,7 +216,7 @@ def finish(results: Json) -> None:
     if sft.get("median"):
         peak = sft["about"]["peak_flops"]
         sft["mfu"] = sft["median"] * sft["about"]["flops_per_token"] / peak if peak else None
-    results["recipe"] = recipe(parts)
+    results["recipe"], results["fisao"] = recipe(parts), fisao(parts)
     got = {
         "sft_mfu": sft.get("mfu"),
         "sft_ratio": parts.get("sft", {}).get("ratio"),
@@ -238,6 +255,9 @@ def print_results(results: Json) -> None:
     if (total := results["recipe"]["total_gpu_hours"]) is not None:
         print(f"  together {total:.3g} GPU-hours, in the paper {PAPER_HOURS} A100-hours")
     print(f"  without {results['recipe']['left_out']}")
+    found = results["fisao"]
+    print("\nFiSAO's PPO (configs/fisao_7b.yaml) at this speed:")
+    print(f"  {found['formula'] or 'not measured'}; in the paper {FISAO_HOURS} A100-hours; without {found['left_out']}")
     print("\n| target | wanted | got | met |\n| --- | --- | --- | --- |")
     for name, target in results["targets"].items():
         got = "-" if target["got"] is None else f"{target['got']:.4g}"

@@ -28,7 +28,7 @@ import torch
 from flax import nnx
 from jax.sharding import Mesh
 
-from benchmarks import caption, reward, sft
+from benchmarks import caption, ppo_work, reward, sft
 from benchmarks.common import build_peer, our_config, peer_config
 from vigor_jax.data.batches.tree_batches import collate, padded_sizes
 from vigor_jax.inference.sampling_methods import SamplingConfig
@@ -45,6 +45,10 @@ Tries: TypeAlias = dict[str, Callable[[], contextlib.AbstractContextManager[Run]
 
 DTYPE = "bfloat16"
 LONGEST_ERROR = 500
+# As configs/fisao_7b.yaml, but for the images of an iteration, 64 there.
+FISAO = ppo_work.Settings(
+    images=16, candidates=4, minibatch=8, at_once=8, rank=128, learning_rate=5e-7, bucket=128, remat="full"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +71,7 @@ class Settings:
       sentences: of a candidate.
       detector_images: of a measurement.
       short_side: of the detector's images, in pixels.
+      ppo: an iteration of PPO.
     """
 
     image_size: int = 336
@@ -86,18 +91,19 @@ class Settings:
     sentences: int = 6
     detector_images: int = 96
     short_side: int = 800
+    ppo: ppo_work.Settings = FISAO
 
 
 SETTINGS = {
     "tiny": Settings(
         image_size=56, batch_size=4, updates=1, peer_parts=((2, "", False), (1, "", True)), images=2,
         new_tokens=8, peer_caption=((2, "dynamic"),), reward_images=2, at_once=(2,), sentences=2, detector_images=2,
-        short_side=64,
+        short_side=64, ppo=ppo_work.Settings(images=2, candidates=2, minibatch=1, at_once=1, rank=4, most_tokens=8),
     ),
     "100m": Settings(
         batch_size=4, updates=1, peer_parts=((1, "", False), (1, "layers", False)), images=4,
         new_tokens=64, peer_caption=((4, "dynamic"), (1, "static")), reward_images=2, at_once=(1,), detector_images=4,
-        short_side=320,
+        short_side=320, ppo=ppo_work.Settings(images=2, candidates=4, minibatch=1, at_once=1),
     ),
     "7b": Settings(),
 }  # fmt: skip
@@ -202,6 +208,21 @@ def ours_reward(config: LlavaConfig, settings: Settings, at_once: int) -> Iterat
 
 
 @contextlib.contextmanager
+def ours_ppo(config: LlavaConfig, settings: Settings) -> Iterator[Run]:
+    """Whole iterations: the weights are on the device twice, for sampling and for training."""
+    checkpoint = ppo_work.make_checkpoint(config, ppo_work.drawn_weights(config))
+    side = ppo_work.Ours(checkpoint, settings.ppo, DTYPE)
+
+    def run() -> float:
+        clock = ppo_work.Clock()
+        side(clock)
+        print({part: round(seconds, 2) for part, seconds in clock.wall.items()}, flush=True)
+        return settings.ppo.images
+
+    yield run
+
+
+@contextlib.contextmanager
 def ours_detector(size: str, settings: Settings) -> Iterator[Run]:
     """GroundingDINO behind gRPC; below the sizes of a GPU a toy."""
     # Needs the detector's own packages.
@@ -266,6 +287,10 @@ def tries_of(part: str, side: str, size: str, settings: Settings) -> tuple[Tries
         }, about
     if part == "reward":
         return {f"{n} images at a time": partial(ours_reward, config, settings, n) for n in settings.at_once}, {}
+    if part == "ppo":
+        lengths = settings.ppo.lengths
+        about = {"candidates": settings.ppo.candidates, "mean_response_tokens": float(lengths.mean())}
+        return {f"{settings.ppo.images} images an iteration": partial(ours_ppo, config, settings)}, about
     return {"sidecar, one request an image": partial(ours_detector, size, settings)}, {}
 
 
@@ -313,7 +338,7 @@ def _device_name() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("sft", "caption", "reward", "detector"))
+    parser.add_argument("part", choices=("sft", "caption", "reward", "ppo", "detector"))
     parser.add_argument("side", choices=("ours", "peer"))
     parser.add_argument("--size", choices=tuple(SETTINGS), default="7b")
     parser.add_argument("--pack", type=int, nargs="+", help="instead of the size's own")

@@ -45,9 +45,12 @@ def test_recipe_and_targets_are_what_a_hand_reckons() -> None:
             "caption": {"ours": side(20_000.0, mean_caption_tokens=120.0), "peer": side(4_000.0)},
             "reward": {"ours": side(299.0), "peer": None},
             "detector": {"ours": side(25.574), "peer": None},
+            "ppo": {"ours": side(2.0, candidates=4, mean_response_tokens=119.6), "peer": None},
         },
     }
     bench.finish(results)
+    assert results["fisao"]["gpu_hours"] == pytest.approx(8000 / 2 / 3600)
+    assert "8,000 images (4 responses of 120 tokens each, 4 PPO epochs) / 2 images/s" in results["fisao"]["formula"]
     seconds = [25_574 * 5 * 120 / 20_000, 1000, 25_574 * 5 * 6 / 299, 25_574 * 2 * 750 / 12_000]
     assert [stage["seconds"] for stage in results["recipe"]["stages"]] == pytest.approx(seconds)
     assert results["recipe"]["total_gpu_hours"] == pytest.approx(sum(seconds) / 3600)
@@ -68,6 +71,7 @@ def test_a_recipe_without_one_of_its_stages_has_no_total() -> None:
     bench.finish(results)
     assert results["recipe"]["total_gpu_hours"] is None
     assert len(results["recipe"]["missing"]) == 3
+    assert results["fisao"]["gpu_hours"] is None
     assert results["targets"]["recipe_gpu_hours"] == {"wanted": 3.0, "got": None, "met": None}
     assert results["targets"]["reward_sentences_per_second"]["met"] is True
 
@@ -107,7 +111,7 @@ def test_what_gets_no_time_or_too_little_is_listed(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_all_of_it_at_tiny_sizes(tmp_path: Path) -> None:
-    parts = ("sft", "caption", "reward")
+    parts = ("sft", "caption", "reward", "ppo")
     code, results, printed = run(tmp_path / "r.json", "--repeats", "3", "--minutes", "9", "--parts", *parts)
     assert code == 0, printed
     assert set(results) >= {"machine", "commit", "size", "settings", "parts", "recipe", "targets"}
@@ -120,10 +124,11 @@ def test_all_of_it_at_tiny_sizes(tmp_path: Path) -> None:
             assert all(math.isfinite(speed) and speed > 0 for speed in runs)
             assert all(each.get("median", 0) <= found["median"] for each in found["tried"].values())
         both = results["parts"][part]
-        if part != "reward":
+        if part not in ("reward", "ppo"):
             assert both["ratio"] == both["ours"]["median"] / both["peer"]["median"]
     assert results["recipe"]["missing"] == ["score with the detector"]
     assert all(stage["formula"] in printed for stage in results["recipe"]["stages"])
+    assert results["fisao"]["formula"] in printed
     assert results["targets"]["sft_ratio"]["got"] == results["parts"]["sft"]["ratio"]
     assert all(target["met"] is None for target in results["targets"].values())  # they speak of a 7B
 

@@ -140,6 +140,19 @@ def test_masked_attention_is_float32_inside(monkeypatch, backend):
     np.testing.assert_allclose(np.asarray(found, np.float64), expected, atol=0.02)
 
 
+def test_a_mask_that_hides_what_is_behind_may_say_so():
+    q, k, v, d_out, _ = inputs(300, 4, 2, 16, (300,))  # several blocks of queries
+    random = np.random.default_rng(0).random((2, 300, 300)) < 0.7
+    mask = jnp.asarray(np.tri(300, dtype=bool) & (random | np.eye(300, dtype=bool)))
+
+    def run(causal):
+        out, pull = jax.vjp(lambda q, k, v: masked_attention(q, k, v, mask, causal=causal), q, k, v)
+        return out, *pull(d_out)
+
+    for got, expected in zip(run(True), run(False), strict=True):
+        np.testing.assert_allclose(got, expected, atol=5e-6, rtol=0)
+
+
 def test_cudnn_takes_no_packed_rows():
     q, k, v, _, segment_ids = inputs(8, 2, 2, 8, (3, 2))
     with pytest.raises(AssertionError, match="cuDNN takes no segment ids"):

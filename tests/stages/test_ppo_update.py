@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.inference.test_tree_attention import CONFIG, IMAGE
 from vigor_jax.data.batches.response_rows import join_responses, response_row, split_responses
 from vigor_jax.data.batches.tree_batches import collate
-from vigor_jax.inference.logprobs import collate_responses, per_token_logps
+from vigor_jax.inference.logprobs import CHUNK, collate_responses, per_token_logps, target_logps
 from vigor_jax.inference.tree_attention import visible
 from vigor_jax.models.value_head import ValueHead
 from vigor_jax.models.vlm import abstract_model, param_paths
@@ -146,6 +146,33 @@ def test_on_the_old_policy_every_ratio_is_1():
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
 
 
+def test_a_frozen_output_matrix_changes_no_gradient():
+    """Below it, each token's gradient is taken with its scores; otherwise they are computed again."""
+    graphdef, weights = make_model()
+    rng = np.random.default_rng(3)
+    length = 2 * CHUNK + 3  # chunks that do not divide it
+    hidden, d_logps = (jnp.asarray(rng.normal(size=(2, length, *rest)), jnp.float32) for rest in ((32,), ()))
+    targets = jnp.asarray(rng.integers(0, 99, (2, length)))
+    head = nnx.merge(graphdef, weights).language_model.head()
+
+    def loss(hidden, head):
+        model = nnx.merge(graphdef, weights)
+        model.language_model.lm_head = nnx.Param(head)
+        return jnp.sum(target_logps(model, hidden, targets)[0] * d_logps)
+
+    def plain(hidden, head):
+        scores = jax.nn.log_softmax(hidden @ head)
+        return jnp.sum(jnp.take_along_axis(scores, targets[..., None], -1)[..., 0] * d_logps)
+
+    frozen, trained = jax.grad(loss), jax.grad(loss, (0, 1))
+    expected, expected_head = jax.grad(plain, (0, 1))(hidden, head)
+    found, found_head = trained(hidden, head)
+    np.testing.assert_allclose(frozen(hidden, head), expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found_head, expected_head, rtol=1e-4, atol=1e-4)
+    assert str(jax.make_jaxpr(frozen)(hidden, head)).count("dot_general[") == 2
+
+
 def test_entropy_is_that_of_the_whole_distribution():
     graphdef, weights = make_model()
     groups, pixels = make_groups()
@@ -170,6 +197,7 @@ def test_a_row_is_its_prompt_and_its_responses(lengths, start, seed):
     row = response_row(prompt, responses)
     assert len(row.token_ids) == start + sum(lengths) - len(lengths)
     sees = np.asarray(visible(*[type(row.tree)(*(x[None] for x in row.tree))] * 2))[0]
+    assert not np.triu(sees, 1).any()  # attention may skip what is behind a token
     place = iter(zip(row.places, row.targets, strict=True))
     for response in responses:
         for index, token in enumerate(response):

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -94,28 +94,71 @@ def target_logps(
 ) -> tuple[Float[Array, "B P"], Float[Array, "B P"]]:
     """log p of a token after each hidden state, and the entropy of the distribution that it is of; in float32.
 
-    The entropy costs nothing where it is not used.
+    The entropy costs nothing where it is not used, and has no gradient.
     """
     num_rows, length, width = hidden.shape
     num_chunks = -(-length // CHUNK)
     padding = -length % num_chunks  # chunks of equal size
     hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0))).reshape(num_rows, num_chunks, -1, width)
     targets = jnp.pad(targets, ((0, 0), (0, padding))).reshape(num_rows, num_chunks, -1)
-    head = model.language_model.head()
-
-    @jax.checkpoint
-    def of_chunk(chunk: tuple[Array, Array]) -> tuple[Float[Array, "B N"], Float[Array, "B N"]]:
-        hidden, targets = chunk
-        logits = jnp.matmul(hidden, head, preferred_element_type=jnp.float32)
-        # A choice by comparison, in place of a gather, leaves a split vocabulary split.
-        is_target = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2) == targets[..., None]
-        total = jax.nn.logsumexp(logits, -1)
-        entropy = total - jnp.sum(jnp.exp(logits - total[..., None]) * logits, -1)
-        return jnp.where(is_target, logits, 0).sum(-1) - total, jax.lax.stop_gradient(entropy)
-
-    found = jax.lax.map(of_chunk, (hidden.swapaxes(0, 1), targets.swapaxes(0, 1)))
+    found = _of_chunks(hidden.swapaxes(0, 1), model.language_model.head(), targets.swapaxes(0, 1))
     logps, entropies = (x.swapaxes(0, 1).reshape(num_rows, -1)[:, :length] for x in found)
     return logps, entropies
+
+
+Found: TypeAlias = tuple[Float[Array, "*L B N"], Float[Array, "*L B N"]]
+
+
+def _of_chunk(hidden: Float[Array, "B N D"], head: Float[Array, "D V"], targets: Int[Array, "B N"]) -> Found:
+    logits = jnp.matmul(hidden, head, preferred_element_type=jnp.float32)
+    # A choice by comparison, in place of a gather, leaves a split vocabulary split.
+    is_target = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2) == targets[..., None]
+    total = jax.nn.logsumexp(logits, -1)
+    entropy = total - jnp.sum(jnp.exp(logits - total[..., None]) * logits, -1)
+    return jnp.where(is_target, logits, 0).sum(-1) - total, jax.lax.stop_gradient(entropy)
+
+
+def _one_by_one(hidden: Float[Array, "L B N D"], head: Float[Array, "D V"], targets: Int[Array, "L B N"]) -> Found:
+    """The gradient computes the scores over the vocabulary again, chunk by chunk."""
+    one = jax.checkpoint(_of_chunk)
+    return jax.lax.map(lambda chunk: one(chunk[0], head, chunk[1]), (hidden, targets))
+
+
+@jax.custom_vjp
+def _of_chunks(hidden: Float[Array, "L B N D"], head: Float[Array, "D V"], targets: Int[Array, "L B N"]) -> Found:
+    """The same; where the output matrix is frozen, as below an adapter, without computing them again.
+
+    A log-probability then depends on one hidden state alone, and its gradient is taken while the scores are there: two
+    products with the matrix in place of three.
+    """
+    return _one_by_one(hidden, head, targets)
+
+
+def _of_chunks_forward(hidden: Any, head: Any, targets: Any) -> tuple[Found, tuple[Array, ...]]:
+    if head.perturbed:
+        given = hidden.value, head.value, targets.value
+        return _one_by_one(*given), given
+
+    def of_chunk(chunk: tuple[Array, Array]) -> tuple[Found, Array]:
+        logps, pull, entropies = jax.vjp(lambda x: _of_chunk(x, head.value, chunk[1]), chunk[0], has_aux=True)
+        return (logps, entropies), pull(jnp.ones_like(logps))[0]
+
+    found, slopes = jax.lax.map(of_chunk, (hidden.value, targets.value))
+    return found, (slopes,)
+
+
+def _of_chunks_backward(saved: tuple[Array, ...], gradients: tuple[Any, Any]) -> tuple[Array, Array | None, None]:
+    d_logps = gradients[0]  # entropies have none
+    if isinstance(d_logps, jax.custom_derivatives.SymbolicZero):
+        d_logps = jnp.zeros(d_logps.shape, d_logps.dtype)
+    if len(saved) == 1:
+        return (d_logps[..., None] * saved[0]).astype(saved[0].dtype), None, None
+    hidden, head, targets = saved
+    _, pull = jax.vjp(lambda hidden, head: _one_by_one(hidden, head, targets)[0], hidden, head)
+    return *pull(d_logps), None
+
+
+_of_chunks.defvjp(_of_chunks_forward, _of_chunks_backward, symbolic_zeros=True)
 
 
 def collate_responses(

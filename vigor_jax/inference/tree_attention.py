@@ -28,11 +28,14 @@ def visible(queries: Tree, keys: Tree) -> Bool[Array, "B T S"]:
 
 
 def tree_attention(tree: Tree) -> Attend:
-    """`attend` for `Llama` over tree sequences; keeps nothing. The mask is made once, not in every layer."""
+    """`attend` for `Llama` over tree sequences; keeps nothing. The mask is made once, not in every layer.
+
+    All that a token sees stands before it in the row: a continuation behind what it continues.
+    """
     mask = visible(tree, tree)
 
     def attend(q: Array, k: Array, v: Array, _: Any) -> tuple[Array, None]:
-        return masked_attention(q, k, v, mask), None
+        return masked_attention(q, k, v, mask, causal=True), None
 
     return attend
 
@@ -90,7 +93,7 @@ def answer_places(
     widths = ((0, 0), (0, num_places * (num_tokens - 1)), (0, 0), (0, 0))
 
     def attend_and_keep(q: Array, k: Array, v: Array, _: Any) -> tuple[Array, Any]:
-        return masked_attention(q, k, v, mask), (jnp.pad(k, widths), jnp.pad(v, widths))
+        return masked_attention(q, k, v, mask, causal=True), (jnp.pad(k, widths), jnp.pad(v, widths))
 
     instructions = None if rows.instructions is None else rows.instructions[:, 0]
     x = constrain_batch(model.embed(rows.token_ids, model.encode_images(rows.pixels[:, 0], instructions)))

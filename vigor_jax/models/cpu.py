@@ -62,14 +62,19 @@ _matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
 def dot_product_attention(
-    q: Float[Array, "B T N H"], k: Float[Array, "B S K H"], v: Float[Array, "B S K H"], mask: Bool[Array, "B T S"]
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    mask: Bool[Array, "B T S"],
+    *,
+    causal: bool = False,
 ) -> Float[Array, "B T N H"]:
     """Scaled dot-product attention under a mask; softmax in float32, grouped queries allowed (N = g·K).
 
-    What a query that sees nothing gets means nothing.
+    What a query that sees nothing gets means nothing. With `causal`, the mask hides what is behind a query in any case.
     """
     if platform() == "cpu":
-        return attention_by_heads(q, k, v, mask, causal=False)
+        return attention_by_heads(q, k, v, mask, causal=causal)
     return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], implementation="xla")
 
 

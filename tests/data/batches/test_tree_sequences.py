@@ -9,10 +9,21 @@ from hypothesis import strategies as st
 
 from tests.tiny_tokenizer import build_tokenizer_dir
 from vigor_jax.data.batches.tree_batches import collate, padded_sizes
-from vigor_jax.data.batches.tree_sequences import NONE, PADDING, QUESTIONS, Description, Row, TreeEncoder, answer, asked
+from vigor_jax.data.batches.tree_sequences import (
+    NONE,
+    PADDING,
+    QUESTIONS,
+    Description,
+    Row,
+    Tree,
+    TreeEncoder,
+    answer,
+    asked,
+)
 from vigor_jax.data.text.conversation import IGNORE_INDEX, TEMPLATES, Turn, encode_example
 from vigor_jax.data.text.tokenizer import Tokenizer
 from vigor_jax.errors import InputError
+from vigor_jax.inference.tree_attention import visible
 from vigor_jax.records import Span
 from vigor_jax.rewards.sentences import split_sentences
 
@@ -83,6 +94,8 @@ def test_paths_are_conversations(tokenizer, template):
     encoder = make_encoder(tokenizer, template=template)
     text, answers = "A dog.\nA cat.", ["0 object", "1"]
     row = encode(encoder, describe(0, text, answers))
+    tree = Tree(*(x[None] for x in row.tree))
+    assert not np.triu(visible(tree, tree)[0], 1).any()  # attention may skip what is behind a token
     for sentence, (said, right) in enumerate(zip(("A dog.", text), answers, strict=True)):
         turns = (Turn("human", f"<image>\n{QUESTIONS['sentence']}\n{said}"), Turn("gpt", right))
         whole = encode_example(
