@@ -23,7 +23,7 @@ from vigor_jax.models.lora import LoraConfig
 from vigor_jax.models.vlm import VlmConfig
 from vigor_jax.parallel.sharding import make_mesh
 from vigor_jax.pipeline.table import make_stages
-from vigor_jax.plan.estimate import Estimate, estimate
+from vigor_jax.plan.estimate import Estimate, Known, estimate
 from vigor_jax.plan.hardware import GIB, Topology
 from vigor_jax.plan.recipe import StageTime, recipe
 from vigor_jax.plan.search import Estimator
@@ -104,8 +104,8 @@ WIDTHS = (20, 5, 6, 8, 6, 6, 14, 8, 8, 10, 8, 10)
 SECONDS = {"arithmetic": "compute_seconds", "memory": "memory_seconds", "network": "network_seconds"}
 
 
-def plan(config: TrainConfig, topology: Topology, work: Work) -> Plan:
-    """Compiles all programs of a config.
+def plan(config: TrainConfig, topology: Topology, work: Work, known: Known | None = None) -> Plan:
+    """Compiles all programs of a config, but for those that are known.
 
     Raises:
       InputError: the pod or the mesh is not possible.
@@ -114,23 +114,26 @@ def plan(config: TrainConfig, topology: Topology, work: Work) -> Plan:
     name = origin(Path(config.model.path))
     named = name if found else f"LLaVA-1.5 7B, for there is no {name}"
     devices = topology.devices()
-    estimates = compile_all(config, topology, devices)
+    estimates = compile_all(config, topology, devices, known)
     stages = recipe(estimates, config, work, len(devices))
     return Plan(topology.name, len(devices), named, tuple(estimates), tuple(stages), work)
 
 
-def compiler(topology: Topology, devices: list[Any]) -> Estimator:
+def compiler(topology: Topology, devices: list[Any], known: Known | None = None) -> Estimator:
     """What `search` asks of settings on a pod with these devices."""
-    return lambda config: compile_all(config, topology, devices)
+    return lambda config: compile_all(config, topology, devices, known)
 
 
-def compile_all(config: TrainConfig, topology: Topology, devices: list[Any]) -> list[Estimate]:
+def compile_all(
+    config: TrainConfig, topology: Topology, devices: list[Any], known: Known | None = None
+) -> list[Estimate]:
     """Estimates of the programs of a config's stages.
 
     Args:
       config: of a run.
       topology: what to compile for.
       devices: its own.
+      known: programs that need not be compiled again; gets those that are compiled.
 
     Raises:
       InputError: the mesh is not possible.
@@ -138,7 +141,7 @@ def compile_all(config: TrainConfig, topology: Topology, devices: list[Any]) -> 
     model = model_config(config.model.path, config.model.vision_tower) or LlavaConfig()
 
     def compile_one(program: Program) -> Estimate:
-        made = estimate(program, topology.chip, len(devices))
+        made = estimate(program, topology.chip, len(devices), known)
         logger.info("compiled %s, %s, in %.0f s", program.stage, program.name, made.compiled_in)
         return made
 
