@@ -52,7 +52,9 @@ class Compiler:
         ]
 
     def made(self, stage, rows, peak, seconds, name="x"):
-        return Estimate(stage, name, rows, 0, 0, int(peak * 2**30), int(self.memory * 2**30), 1, 1, {}, seconds, 0, 0, 0)
+        return Estimate(
+            stage, name, rows, 0, 0, int(peak * 2**30), int(self.memory * 2**30), 1, 1, {}, seconds, 0, 0, 0
+        )
 
 
 @pytest.mark.parametrize(
