@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import nnx
 
 from tests.inference.test_tree_attention import CONFIG
 from tests.plan.memory_taken import CHIP, LINUX_COUNTS_PEAKS, planned_and_taken
@@ -24,8 +25,8 @@ from vigor_jax.inference.sampling_methods import SamplingConfig
 from vigor_jax.models.clip import ClipConfig
 from vigor_jax.models.llama import LlamaConfig
 from vigor_jax.models.llava import LlavaConfig
-from vigor_jax.models.lora import LoraConfig, add_lora
-from vigor_jax.models.vlm import abstract_model
+from vigor_jax.models.lora import LoraConfig, add_lora, lora_paths
+from vigor_jax.models.vlm import abstract_model, param_paths
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 from vigor_jax.plan.estimate import Estimate, estimate
 from vigor_jax.plan.planning import programs
@@ -36,7 +37,7 @@ from vigor_jax.stages import ppo as stage
 from vigor_jax.stages import ppo_programs
 from vigor_jax.stages.ppo_config import PpoConfig
 from vigor_jax.stages.ppo_learner import Learner
-from vigor_jax.stages.programs import Sizes, Target, Work
+from vigor_jax.stages.programs import Sizes, Target, Work, bytes_held, for_inference
 from vigor_jax.stages.score import ScoreConfig, ScoreStage
 
 SAMPLING = SamplingConfig(temperature=1.0, max_new_tokens=16, num_candidates=3, batch_size=4, prompt_bucket=32)
@@ -86,11 +87,16 @@ def test_weights_that_are_split_in_another_way_are_there_twice():
         for name, mesh in (("alone", alone), ("parts", parts))
     }
     total = {name: program.held + program.held_by_others for name, program in first.items()}
-    whole = abstract_model(CONFIG)
-    base = size(whole)
-    adapter = size(add_lora(whole, LORA)) - base
-    # Each holds all of the sampler's weights, and the new adapter once more.
-    assert total["alone"] - total["parts"] == pytest.approx(7 / 8 * (base + adapter) + adapter, rel=0.01)
+    split = for_inference(CONFIG, jnp.float32, make_mesh(parts, eight), LORA)
+    leaves = {path: variable.get_value() for path, variable in param_paths(nnx.state(split)).items()}
+    moved = sum(
+        leaves[path].size * 4
+        for path in lora_paths(leaves)
+        if leaves[path].sharding.shard_shape(leaves[path].shape) != leaves[path].shape
+    )
+    assert moved
+    more = size(add_lora(abstract_model(CONFIG), LORA)) - bytes_held(split)
+    assert total["alone"] - total["parts"] == more + moved
 
 
 def test_judges_stay_on_the_devices(tmp_path):
@@ -134,8 +140,7 @@ def test_judges_stay_on_the_devices(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.main
-@each_kind
+@pytest.mark.parametrize("lora", [None, pytest.param(LORA, marks=pytest.mark.main)], ids=["all weights", "adapter"])
 def test_what_a_run_holds(lora, tmp_path, monkeypatch):
     """Bytes of all arrays on the device: when weights are handed over, during decoding and before an update."""
     world = make_world(tmp_path / "w", images=16)
