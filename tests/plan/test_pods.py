@@ -8,9 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
+from flax import nnx
 
 from vigor_jax.models.llava import LlavaConfig
+from vigor_jax.models.vlm import abstract_model
 from vigor_jax.plan.hardware import GIB
 
 pytestmark = pytest.mark.slow
@@ -20,6 +23,7 @@ needs_tpu = pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="l
 needs_cuda = pytest.mark.skipif(not importlib.util.find_spec("jax_cuda13_plugin"), reason="no CUDA plugin is installed")
 
 V5E, V5E_256 = ("--config", "configs/pods/v5e.yaml"), ("--config", "configs/pods/v5e_256.yaml")
+V5E_PPO, TWO_AN_IMAGE = ("--config", "configs/pods/v5e_ppo.yaml"), ("--mesh.fsdp", "8", "--mesh.tensor", "2")
 
 
 @functools.cache
@@ -87,6 +91,50 @@ def test_gpus(config):
     kinds = plan["estimates"][-1]["collectives"]
     assert 2 * weights_of_layers() < kinds["all-gather"] < 1.25 * 2 * weights_of_layers()
     assert weights_of_layers() < kinds["reduce-scatter"] < 1.25 * weights_of_layers()
+
+
+def holds_all_together(plan, judge, *, devices, tensor):
+    """Whatever runs, the sampler's weights are there, and a part of the learner's; in 16 bits."""
+    assert plan["fits"]
+    names = [each["name"] for each in plan["estimates"]]
+    assert names == ["hand-over", "prefill", "decode", "growth", judge, "score", "update"]
+    weights = 2 * sum(leaf.size for leaf in jax.tree.leaves(nnx.state(abstract_model(LlavaConfig()))))
+    least = 0.99 * weights * (1 / tensor + 1 / devices)
+    assert all(least < each["arguments"] < each["peak"] < each["memory"] for each in plan["estimates"])
+
+
+@needs_tpu
+@pytest.mark.parametrize(
+    ("topology", "arguments", "devices", "tensor"),
+    [("v5e:4x4", V5E_PPO, 16, 4), ("v5p:2x2x2", (), 8, 1), ("v6e:4x4", TWO_AN_IMAGE, 16, 1)],
+    ids=str,
+)
+def test_ppo(topology, arguments, devices, tensor):
+    plan = planned(topology, *arguments, config="fisao_7b")
+    holds_all_together(plan, "verifier", devices=devices, tensor=tensor)
+    assert all(each["collectives"] for each in plan["estimates"] if each["name"] in ("score", "update"))
+
+
+@needs_cuda
+@pytest.mark.parametrize(
+    ("topology", "config", "judge", "devices"),
+    [("a100-80g:4", "fisao_7b", "verifier", 4), ("h200:1", "fisao_7b", "verifier", 1),
+     ("h200:1", "vigor_ppo_7b", "reward model", 1)],
+)  # fmt: skip
+def test_ppo_on_gpus(topology, config, judge, devices):
+    holds_all_together(planned(topology, config=config), judge, devices=devices, tensor=1)
+
+
+@pytest.mark.main
+@needs_tpu
+def test_a_batch_that_does_not_divide_is_refused_with_what_helps():
+    command = [sys.executable, "-m", "vigor_jax.plan", "--config", "configs/fisao_7b.yaml", "--topology", "v6e:4x4"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == (
+        "error: batch size 8 does not divide by data x fsdp x accumulation = 1 x 16 x 1; choose a multiple of 16; "
+        "--search looks for settings that fit"
+    )
 
 
 @needs_tpu

@@ -51,8 +51,10 @@ class Compiler:
             for stage in config.run.stages
         ]
 
-    def made(self, stage, rows, peak, seconds):
-        return Estimate(stage, "x", rows, 0, 0, int(peak * 2**30), int(self.memory * 2**30), 1, 1, {}, seconds, 0, 0, 0)
+    def made(self, stage, rows, peak, seconds, name="x"):
+        return Estimate(
+            stage, name, rows, 0, 0, int(peak * 2**30), int(self.memory * 2**30), 1, 1, {}, seconds, 0, 0, 0
+        )
 
 
 @pytest.mark.parametrize(
@@ -102,6 +104,67 @@ def test_the_batch_of_the_judge_grows(programs, flag):
     config = dataclasses.replace(CONFIG, run=RunConfig(dir=Path("x"), stages=("score",)))
     found = search(config, 1, estimate)
     assert {name: value for name, value in found.flags.items() if name.endswith("batch_size")} == {flag: 512}
+
+
+PPO = TrainConfig(run=RunConfig(dir=Path("runs/x"), stages=("ppo", "export")), model=ModelConfig(path=Path("model")))
+PPO = with_flags(PPO, {"ppo.minibatch": 8, "ppo.sampling.batch_size": 16})
+
+
+class PpoCompiler(Compiler):
+    """Sampler and learner share the devices: what the weights of the sampler leave is for the updates."""
+
+    def __call__(self, config):
+        self.asked.append(config)
+        training, inference = config.mesh, config.inference_mesh
+        if config.ppo.minibatch % (self.devices // training.tensor * config.ppo.accumulate):
+            raise InputError("batch size does not divide")
+        rows, weights = config.ppo.sampling.batch_size, WEIGHTS / inference.tensor
+        kept = {"none": 12.0, "dots": 6.0, "full": 2.0}[config.ppo.remat] / config.ppo.accumulate
+        return [
+            self.made("ppo", 64, 1.0 + weights, 0.1, "hand-over"),
+            self.made("ppo", 4 * rows, 1.0 + weights + 0.05 * rows, 1.0, "decode"),
+            self.made("ppo", 32, 1.0 + weights, 9.0, "verifier"),
+            self.made("ppo", 8, 1.0 + weights + kept / 4, 0.3, "score"),
+            self.made("ppo", 8, 1.0 + weights + kept, 1.0, "update"),
+        ]
+
+
+@pytest.mark.parametrize(
+    ("memory", "devices", "tensor", "remat", "accumulate"),
+    [
+        (80, 8, 1, "none", 1),
+        (21.5, 4, 1, "dots", 1),
+        (17.2, 4, 1, "full", 1),
+        (16.5, 4, 1, "full", 2),
+        (16.5, 8, 2, "dots", 1),  # an example each: nothing to accumulate
+        (13.9, 8, 2, "full", 1),
+        (6, 16, 8, "full", 1),
+    ],
+)
+def test_ppo_finds_a_split_and_what_its_updates_save(memory, devices, tensor, remat, accumulate):
+    compiler = PpoCompiler(memory, devices=devices)
+    found = search(PPO, devices, compiler)
+    assert not found.missing
+    assert (found.config.inference_mesh.tensor, found.config.ppo.remat, found.config.ppo.accumulate) == (
+        tensor, remat, accumulate,
+    )  # fmt: skip
+    assert found.config.mesh.tensor == max(1, devices // 8)
+    assert with_flags(PPO, found.flags) == found.config
+
+
+def test_ppo_samples_more_images_at_a_time_up_to_those_of_an_iteration():
+    assert search(PPO, 8, PpoCompiler(80, devices=8)).flags["ppo.sampling.batch_size"] == 64
+    assert search(PPO, 4, PpoCompiler(16.7, devices=4)).flags["ppo.sampling.batch_size"] == 32
+
+
+def test_updates_are_not_tried_where_sampling_does_not_fit():
+    compiler = PpoCompiler(10, devices=8)
+    assert search(PPO, 8, compiler).config.inference_mesh.tensor == 2
+    assert [config.ppo.remat for config in compiler.asked if config.inference_mesh.tensor == 1] == ["none"]
+
+
+def test_ppo_that_nothing_makes_fit_is_named():
+    assert search(PPO, 8, PpoCompiler(1, devices=8)).missing == ("ppo",)
 
 
 def test_what_does_not_fit_is_named():

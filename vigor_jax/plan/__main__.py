@@ -5,6 +5,7 @@ python -m vigor_jax.plan --config configs/vigor_all_7b.yaml --topology a100-40g:
 """
 
 import dataclasses
+import functools
 import json
 import os
 import sys
@@ -41,8 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             (os.environ.get("XLA_FLAGS", ""), "--xla_gpu_autotune_level=0", "--xla_gpu_enable_triton_gemm=false")
         )
     from vigor_jax.config import TrainConfig
+    from vigor_jax.errors import InputError
     from vigor_jax.hf.hub import local_directory
     from vigor_jax.pipeline.table import make_stages
+    from vigor_jax.plan.estimate import Known
     from vigor_jax.plan.planning import compiler, plan
     from vigor_jax.plan.search import nearest, search
     from vigor_jax.stages.programs import Work
@@ -53,15 +56,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     make_stages(config)  # a stream that cannot be imported is said here, not as settings that do not fit
     work = Work(options.images, options.descriptions, options.answer)
     flags: dict[str, Any] = {}
+    known: Known = {}
+    devices = topology.devices()
     if options.search:
-        devices = topology.devices()
-        searched = search(config, len(devices), compiler(topology, devices))
+        searched = search(config, len(devices), compiler(topology, devices, known))
         config, flags = searched.config, searched.flags
         print(f"the fastest that fits: {_words(flags)}", file=sys.stderr)
         for stage in searched.missing:
             print(f"{stage}: nothing tried fits", file=sys.stderr)
-    found = plan(config, topology, work)
-    fitting = None if found.fits else nearest(config, topology, compiler)
+    try:
+        found = plan(config, topology, work, known)
+    except InputError as error:
+        raise InputError(str(error) if options.search else f"{error}; --search looks for settings that fit") from None
+    compile_known = functools.partial(compiler, known=known)
+    fitting = None if found.fits else nearest(config, topology, compile_known)
     if options.json:
         near = fitting and {"topology": fitting[0].name, "flags": fitting[1].flags}
         print(json.dumps(dataclasses.asdict(found) | {"fits": found.fits, "flags": flags, "nearest": near}, indent=1))

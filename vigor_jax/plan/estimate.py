@@ -1,15 +1,19 @@
 """Memory, arithmetic, traffic and time of one program on one kind of chip."""
 
 import dataclasses
+import hashlib
+import logging
 import re
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 
 from vigor_jax.plan.collectives import collective_bytes
 from vigor_jax.plan.hardware import Chip
 from vigor_jax.stages.programs import Program
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,24 +67,35 @@ class Estimate:
         return self.compute_seconds / self.seconds if self.seconds else 0.0
 
 
-def estimate(program: Program, chip: Chip, num_devices: int) -> Estimate:
+class _Memory(NamedTuple):
+    """Bytes of one program on one device."""
+
+    arguments: int
+    temporaries: int
+    peak: int
+
+
+# Of programs that were compiled before, by the chip, the number of devices and the program's text: memory and
+# collectives. Settings that a search tries differ in few programs.
+Known: TypeAlias = dict[tuple[str, int, str], tuple[_Memory, dict[str, int]]]
+
+
+def estimate(program: Program, chip: Chip, num_devices: int, known: Known | None = None) -> Estimate:
     """Compiles a program and reckons.
 
     Args:
       program: of a stage.
       chip: that it was lowered for.
       num_devices: that share its rows.
+      known: what is in it is not compiled again; gets what is compiled.
     """
     started = time.monotonic()
     lowered = program.lower()
-    try:
-        compiled = lowered.compile()
-    except jax.errors.JaxRuntimeError as error:
-        memory, sent = _memory_of_refused(str(error), program.held), {}
-        if memory is None:
-            raise
+    if known is None:
+        memory, sent = _compile(lowered, program)
     else:
-        memory, sent = _memory(compiled), collective_bytes(compiled.as_text(), default_trips=program.steps)
+        key = chip.kind, num_devices, hashlib.sha256(lowered.as_text().encode()).hexdigest()
+        memory, sent = known[key] = known.get(key) or _compile(lowered, program)
     seconds = time.monotonic() - started
     flops = program.flops / num_devices
     traffic = float(memory.arguments * program.steps)
@@ -105,12 +120,25 @@ def estimate(program: Program, chip: Chip, num_devices: int) -> Estimate:
     )
 
 
-class _Memory(NamedTuple):
-    """Bytes of one program on one device."""
-
-    arguments: int
-    temporaries: int
-    peak: int
+def _compile(lowered: Any, program: Program) -> tuple[_Memory, dict[str, int]]:
+    """Memory of a program, and what it sends."""
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        memory = _memory_of_refused(str(error), program.held)
+        if memory is None:
+            raise
+        return memory, {}
+    try:
+        text = compiled.as_text()
+    except jax.errors.JaxRuntimeError as error:  # of another version than the compiler
+        logger.warning(
+            "%s, %s: JAX cannot read the compiled program, so that what it sends between devices is not in its time "
+            "(%s); install the libtpu that this JAX was made for: pip install 'jax[tpu]'",
+            program.stage, program.name, " ".join(str(error).split())[:100],
+        )  # fmt: skip
+        return _memory(compiled), {}
+    return _memory(compiled), collective_bytes(text, default_trips=program.steps)
 
 
 def _memory(compiled: jax.stages.Compiled) -> _Memory:

@@ -10,14 +10,20 @@ from typing import Any
 import jax.numpy as jnp
 
 from vigor_jax.config import TrainConfig
+from vigor_jax.errors import InputError
 from vigor_jax.hf.families import read_config
-from vigor_jax.hf.hub import origin
+from vigor_jax.hf.hub import local_directory, origin
+from vigor_jax.hf.load import ModelConfig, open_checkpoint
+from vigor_jax.hf.other_folders import has_whole_model
+from vigor_jax.hf.peft import CONFIG as ADAPTER_CONFIG
 from vigor_jax.hf.peft import base_of, is_adapter
+from vigor_jax.json_fields import Fields
 from vigor_jax.models.llava import LlavaConfig
+from vigor_jax.models.lora import LoraConfig
 from vigor_jax.models.vlm import VlmConfig
 from vigor_jax.parallel.sharding import make_mesh
 from vigor_jax.pipeline.table import make_stages
-from vigor_jax.plan.estimate import Estimate, estimate
+from vigor_jax.plan.estimate import Estimate, Known, estimate
 from vigor_jax.plan.hardware import GIB, Topology
 from vigor_jax.plan.recipe import StageTime, recipe
 from vigor_jax.plan.search import Estimator
@@ -98,8 +104,8 @@ WIDTHS = (20, 5, 6, 8, 6, 6, 14, 8, 8, 10, 8, 10)
 SECONDS = {"arithmetic": "compute_seconds", "memory": "memory_seconds", "network": "network_seconds"}
 
 
-def plan(config: TrainConfig, topology: Topology, work: Work) -> Plan:
-    """Compiles all programs of a config.
+def plan(config: TrainConfig, topology: Topology, work: Work, known: Known | None = None) -> Plan:
+    """Compiles all programs of a config, but for those that are known.
 
     Raises:
       InputError: the pod or the mesh is not possible.
@@ -108,23 +114,26 @@ def plan(config: TrainConfig, topology: Topology, work: Work) -> Plan:
     name = origin(Path(config.model.path))
     named = name if found else f"LLaVA-1.5 7B, for there is no {name}"
     devices = topology.devices()
-    estimates = compile_all(config, topology, devices)
+    estimates = compile_all(config, topology, devices, known)
     stages = recipe(estimates, config, work, len(devices))
     return Plan(topology.name, len(devices), named, tuple(estimates), tuple(stages), work)
 
 
-def compiler(topology: Topology, devices: list[Any]) -> Estimator:
+def compiler(topology: Topology, devices: list[Any], known: Known | None = None) -> Estimator:
     """What `search` asks of settings on a pod with these devices."""
-    return lambda config: compile_all(config, topology, devices)
+    return lambda config: compile_all(config, topology, devices, known)
 
 
-def compile_all(config: TrainConfig, topology: Topology, devices: list[Any]) -> list[Estimate]:
+def compile_all(
+    config: TrainConfig, topology: Topology, devices: list[Any], known: Known | None = None
+) -> list[Estimate]:
     """Estimates of the programs of a config's stages.
 
     Args:
       config: of a run.
       topology: what to compile for.
       devices: its own.
+      known: programs that need not be compiled again; gets those that are compiled.
 
     Raises:
       InputError: the mesh is not possible.
@@ -132,7 +141,7 @@ def compile_all(config: TrainConfig, topology: Topology, devices: list[Any]) -> 
     model = model_config(config.model.path, config.model.vision_tower) or LlavaConfig()
 
     def compile_one(program: Program) -> Estimate:
-        made = estimate(program, topology.chip, len(devices))
+        made = estimate(program, topology.chip, len(devices), known)
         logger.info("compiled %s, %s, in %.0f s", program.stage, program.name, made.compiled_in)
         return made
 
@@ -160,7 +169,9 @@ def programs(config: TrainConfig, model: VlmConfig, devices: list[Any], sizes: S
     Raises:
       InputError: a mesh does not fit the devices, or a batch the mesh.
     """
-    target = Target(model, jnp.dtype(config.model.dtype), devices, config.mesh, config.inference_mesh, sizes)
+    adapters = {"adapter": _adapter(config.model), "judge_adapter": _judge_adapter(config)}
+    dtype = jnp.dtype(config.model.dtype)
+    target = Target(model, dtype, devices, config.mesh, config.inference_mesh, sizes, **adapters)
     make_mesh(config.mesh, devices), make_mesh(config.inference_mesh, devices)
     stages = make_stages(config)
     for name in config.run.stages:
@@ -170,5 +181,32 @@ def programs(config: TrainConfig, model: VlmConfig, devices: list[Any], sizes: S
 def _sizes(config: TrainConfig, model: VlmConfig) -> Sizes:
     """Texts as long as the config lets them be, but for prompts, which are as long as LLaVA's."""
     prompt = model.num_image_tokens + 64
-    response = config.sample.sampling.max_new_tokens
+    response = max(config.sample.sampling.max_new_tokens, config.ppo.sampling.max_new_tokens)
     return Sizes(prompt, response, config.reward_model.max_length, 40, config.sft.max_length)
+
+
+def _adapter(model: ModelConfig) -> LoraConfig | None:
+    """Of the model in a checkpoint directory, or that goes on top of it, if there is one.
+
+    Nothing is fetched for it: where the weights below it are not here, it is one of its rank on the language model.
+    """
+    path = Path(model.path)
+    directory = local_directory(model.adapter) if model.adapter else path
+    if not is_adapter(directory):
+        return None
+    base = path if model.adapter else base_of(directory)
+    if has_whole_model(base):
+        found = open_checkpoint(model.path, model.vision_tower, model.adapter).adapter
+        return found and found.lora
+    return LoraConfig(rank=Fields.read(directory / ADAPTER_CONFIG).integer("r", 8, least=1, most=1 << 20) or 8)
+
+
+def _judge_adapter(config: TrainConfig) -> LoraConfig | None:
+    """Of the reward model that judges: one that is here, or that this run trains."""
+    given = config.score.reward_model
+    if given is None:
+        return config.train_reward.lora if "train_reward" in config.run.stages else None
+    try:
+        return _adapter(ModelConfig(local_directory(given), config.model.vision_tower))
+    except InputError:  # it is not here: a whole model
+        return None

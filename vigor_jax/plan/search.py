@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from vigor_jax.config import Stage, TrainConfig
@@ -18,8 +18,9 @@ Flags: TypeAlias = dict[str, Any]
 # Compiles the programs of a config's stages; an InputError is a mesh or a batch that does not divide.
 Estimator: TypeAlias = Callable[[TrainConfig], Sequence[Estimate]]
 
-INFERENCE: tuple[Stage, ...] = ("sample", "score")
-TRAINING: tuple[Stage, ...] = ("train_reward", "sft", "ppo")
+TRAINING: tuple[Stage, ...] = ("train_reward", "sft")
+INFERENCE: tuple[Stage, ...] = ("sample", "score", "ppo")  # the last does both at the same time
+LEARNING = ("score", "update")  # programs of ppo that take less if updates save memory
 MOST_PARTS = 8  # that a layer's heads are worth splitting into
 ACCUMULATE = (1, 2, 4, 8)
 REMAT = ("none", "dots", "full")  # from the fastest to the smallest
@@ -46,7 +47,8 @@ def search(config: TrainConfig, num_devices: int, estimate: Estimator, *, enlarg
     For training: what is computed again in the backward pass, and then parts of a batch, one after the other; weights,
     optimizer and batch over all devices, or over as many as the batch divides by, and the weights over the rest. For
     sampling and scoring, which share a mesh: the splits of the weights, fewest parts first, since each layer's
-    activations are added up over the parts. Batches are then doubled while that makes an image cheaper.
+    activations are added up over the parts. PPO, which samples, scores and trains with all weights on the devices,
+    tries the savings of training with each split. Batches are then doubled while that makes an image cheaper.
 
     Args:
       config: where to begin.
@@ -59,13 +61,14 @@ def search(config: TrainConfig, num_devices: int, estimate: Estimator, *, enlarg
     mesh = _training_mesh(config, num_devices)
     for stage in TRAINING:
         if stage in config.run.stages:
-            fitting = _first(config, (stage,), (mesh | saving for saving in _savings(stage)), estimate)
+            fitting = _first(config, (stage,), [[mesh | saving for saving in _savings(stage)]], estimate)
             if fitting is None:
                 missing.append(stage)
             flags |= fitting or {}
     inference = tuple(stage for stage in INFERENCE if stage in config.run.stages)
     if inference and (enlarge or not missing):
-        fitting = _first(config, inference, _splits(), estimate)
+        savings = [mesh | saving for saving in _savings("ppo")] if "ppo" in inference else [{}]
+        fitting = _first(config, inference, ([split | saving for saving in savings] for split in _splits()), estimate)
         if fitting is None:
             missing += inference
         else:
@@ -121,7 +124,7 @@ def _training_mesh(config: TrainConfig, num_devices: int) -> Flags:
         "sft": config.sft.batch_size // config.sft.pack,
         "ppo": config.ppo.minibatch,
     }
-    common = math.gcd(*(batches[stage] for stage in TRAINING if stage in config.run.stages))
+    common = math.gcd(*(size for stage, size in batches.items() if stage in config.run.stages))
     return {
         "mesh.data": 1,
         "mesh.fsdp": -1,
@@ -136,31 +139,43 @@ def _savings(stage: Stage) -> Iterator[Flags]:
         yield {f"{stage}.remat": REMAT[-1], f"{stage}.accumulate": parts}
 
 
-def _first(config: TrainConfig, stages: tuple[Stage, ...], tries: Iterator[Flags], estimate: Estimator) -> Flags | None:
-    for flags in tries:
-        found = _estimates(with_flags(config, flags), stages, estimate)
-        if found and all(each.fits for each in found):
-            return flags
+def _first(
+    config: TrainConfig, stages: tuple[Stage, ...], tries: Iterable[Iterable[Flags]], estimate: Estimator
+) -> Flags | None:
+    """The first flags with which all programs fit. The flags of a group differ in what updates take: what is left of a
+    group is passed over if anything else does not fit."""
+    for group in tries:
+        for flags in group:
+            found = _estimates(config, flags, stages, estimate)
+            too_large = {(each.stage, each.name) for each in found if not each.fits}
+            if found and not too_large:
+                return flags
+            if too_large.difference(("ppo", name) for name in LEARNING) and stages[0] not in TRAINING:
+                break
     return None
 
 
 def _larger_batches(config: TrainConfig, stage: Stage, estimate: Estimator) -> Flags:
     best: Flags = {}
-    first = _estimates(config, (stage,), estimate)
+    first = _estimates(config, {}, (stage,), estimate)
     if not first:
         return best
+    most = math.inf
     if stage == "sample":
         name, rows = "sample.sampling.batch_size", config.sample.sampling.batch_size
+    elif stage == "ppo":
+        name, rows = "ppo.sampling.batch_size", config.ppo.sampling.batch_size
+        most = config.ppo.batch_size  # an iteration has no more images
     elif first[0].name == "verifier":  # the reward model's program, where there is one, comes before it
         name, rows = "clip.batch_size", config.clip.batch_size
     else:
         name, rows = "reward_model.batch_size", config.reward_model.batch_size
-    # Of score the one program whose batch it is: another one that takes longer would hide what is gained.
-    which = {each.name for each in first} if stage == "sample" else {first[0].name}
+    # The programs whose batch it is: another one that takes longer would hide what is gained.
+    which = {"sample": {each.name for each in first}, "ppo": {"decode"}}.get(stage, {first[0].name})
     least = _seconds(first, which) / rows
     while True:
         rows *= 2
-        found = _estimates(with_flags(config, {name: rows}), (stage,), estimate)
+        found = _estimates(config, {name: rows}, (stage,), estimate) if rows <= most else ()
         if not found or not all(each.fits for each in found) or _seconds(found, which) / rows >= 0.98 * least:
             return best
         best, least = {name: rows}, _seconds(found, which) / rows
@@ -171,9 +186,10 @@ def _seconds(estimates: Sequence[Estimate], names: Container[str]) -> float:
     return max(each.seconds for each in estimates if each.name in names)
 
 
-def _estimates(config: TrainConfig, stages: tuple[Stage, ...], estimate: Estimator) -> Sequence[Estimate]:
+def _estimates(config: TrainConfig, flags: Flags, stages: tuple[Stage, ...], estimate: Estimator) -> Sequence[Estimate]:
     """Of some stages; none where a mesh or a batch does not divide."""
     try:
+        config = with_flags(config, flags)
         return estimate(dataclasses.replace(config, run=dataclasses.replace(config.run, stages=stages)))
     except InputError as error:
         logger.info("not possible: %s", error)

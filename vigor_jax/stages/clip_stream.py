@@ -84,7 +84,9 @@ class ClipJudge:
         sizes = read_config(path) if (path / "config.json").is_file() else ClipPairConfig()
         mesh = target.inference_mesh
         rows, edge = round_up_batch(self._config.batch_size, mesh), sizes.vision.image_size
-        graphdef, weights = nnx.split(for_inference(sizes, jnp.dtype(DTYPE), mesh))
+        model = for_inference(sizes, jnp.dtype(DTYPE), mesh)
+        graphdef, weights = nnx.split(model)
+        of_text = bytes_held(nnx.state((model.text_model, model.text_projection)))  # no argument of a pass over images
         pixels = array(mesh, (rows, edge, edge, 3), jnp.uint8)
 
         def embed(weights: nnx.State, pixels: jax.Array) -> Any:
@@ -96,4 +98,5 @@ class ClipJudge:
                 return jax.jit(embed, out_shardings=NamedSharding(mesh, P())).lower(weights, pixels)
 
         flops = sizes.vision.forward_flops(sizes.vision.num_layers, images=rows)
-        return Program(stage, "verifier", lower, flops, bytes_held(weights), rows, sizes.vision.num_patches + 1)
+        held, tokens = bytes_held(weights), sizes.vision.num_patches + 1
+        return Program(stage, "verifier", lower, flops, held, rows, tokens, held_by_others=of_text)

@@ -350,7 +350,8 @@ class PpoStage(Stage):
         self._score.release()
 
     def programs(self, target: Target) -> Iterator[Program]:
-        return ppo_programs.programs(self.name, self._config, target)
+        judges = self._score.judging_programs(self.name, target)
+        return ppo_programs.programs(self.name, self._config, target, judges)
 
     def cost(self, work: Work, programs: Sequence[Cost]) -> tuple[int, float]:
         return ppo_programs.cost(self._config, work, programs)

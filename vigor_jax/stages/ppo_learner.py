@@ -1,7 +1,7 @@
 """The learner of PPO: the policy that is trained, its value head, the reference, and the way to the sampler."""
 
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -147,23 +147,48 @@ class Publisher:
         self._policy = policy
         if config.lora is not None and policy.checkpoint.adapter is None:
             add_lora(policy.model, config.lora, dtype=policy.dtype)
-        variables = param_paths(nnx.state(policy.model))
-        self._targets = {path: variable for path, variable in variables.items() if _stacked(path) in params}
-        dtypes = {path: variable.get_value().dtype for path, variable in self._targets.items()}
-        self._shardings = {path: variable.get_value().sharding for path, variable in self._targets.items()}
-        shardings = {
-            path: NamedSharding(mesh, partition_spec(variable.get_value().shape, variable.get_metadata()["axes"], mesh))
-            for path, variable in self._targets.items()
-        }
-
-        def convert(params: Weights) -> Weights:
-            return {path: _layer(params[_stacked(path)], path, params).astype(dtypes[path]) for path in dtypes}
-
-        self._convert = jax.jit(convert, out_shardings=shardings)
+        self._hand_over = hand_over(nnx.state(policy.model), params, mesh)
 
     def __call__(self, params: Weights) -> None:
         """The sampler draws from these weights from now on."""
-        self._policy.set_weights(jax.device_put(self._convert(params), self._shardings))
+        self._policy.set_weights(jax.device_put(self._hand_over.convert(params), self._hand_over.shardings))
+
+
+class HandOver(NamedTuple):
+    """From the learner's weights to the sampler's.
+
+    Attributes:
+      convert: compiled: the trained weights in the sampler's layers and type.
+      converted: what that makes of them, still split as for training; shapes.
+      shardings: how the sampler splits them.
+    """
+
+    convert: Any
+    converted: dict[str, jax.ShapeDtypeStruct]
+    shardings: dict[str, NamedSharding]
+
+
+def hand_over(sampler: nnx.State, params: Weights, mesh: Mesh) -> HandOver:
+    """How weights come to the sampler; of real ones, or of shapes.
+
+    Args:
+      sampler: all its weights.
+      params: the learner's, for their names.
+      mesh: where they are.
+    """
+    converted, shardings = {}, {}
+    for path, variable in param_paths(sampler).items():
+        if _stacked(path) in params:
+            value = variable.get_value()
+            spec = partition_spec(value.shape, variable.get_metadata()["axes"], mesh)
+            converted[path] = jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=NamedSharding(mesh, spec))
+            shardings[path] = value.sharding
+
+    def convert(params: Weights) -> Weights:
+        return {path: _layer(params[_stacked(path)], path, params).astype(x.dtype) for path, x in converted.items()}
+
+    out_shardings = {path: x.sharding for path, x in converted.items()}
+    return HandOver(jax.jit(convert, out_shardings=out_shardings), converted, shardings)
 
 
 def _stacked(path: str) -> str:

@@ -122,6 +122,8 @@ class Target:
       training: how they are arranged for training.
       inference: the same for sampling and scoring.
       sizes: of texts.
+      adapter: of the model that the run begins with, if it has one.
+      judge_adapter: the same of the reward model that judges.
     """
 
     model: VlmConfig
@@ -130,6 +132,8 @@ class Target:
     training: MeshConfig
     inference: MeshConfig
     sizes: Sizes
+    adapter: LoraConfig | None = None
+    judge_adapter: LoraConfig | None = None
 
     @functools.cached_property
     def training_mesh(self) -> Mesh:

@@ -232,7 +232,7 @@ class SampleStage(Stage):
             )
 
     def programs(self, target: Target) -> Iterator[Program]:
-        abstract = for_inference(target.model, target.dtype, target.inference_mesh)
+        abstract = for_inference(target.model, target.dtype, target.inference_mesh, target.adapter)
         if self._config.int8:
             abstract = quantize_decoder(abstract)
         return sampling_programs(self.name, self._config.sampling, abstract, target)

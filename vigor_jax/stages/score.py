@@ -185,17 +185,21 @@ class ScoreStage(Stage):
         self._opened.close()
 
     def programs(self, target: Target) -> Iterator[Program]:
-        if self.has_reward_model:
-            yield self._reward_model_program(target)
-        if any(stream.path == ClipStream.name for stream in self._streams.values()):
-            yield self._clip.program(self.name, target)
+        return self.judging_programs(self.name, target)
 
-    def _reward_model_program(self, target: Target) -> Program:
+    def judging_programs(self, stage: str, target: Target) -> Iterator[Program]:
+        """What our streams on the devices compile, for whichever stage judges with them."""
+        if self.has_reward_model:
+            yield self._reward_model_program(stage, target)
+        if any(stream.path == ClipStream.name for stream in self._streams.values()):
+            yield self._clip.program(stage, target)
+
+    def _reward_model_program(self, stage: str, target: Target) -> Program:
         config, model, mesh = self._reward_model, target.model, target.inference_mesh
         rows = round_up_batch(config.batch_size, mesh)
         length = min(config.max_length, target.sizes.branch_row)
         judged = tree_rows(model, mesh, rows, length, target.sizes.sentences)
-        graphdef, weights = nnx.split(for_inference(model, target.dtype, mesh))
+        graphdef, weights = nnx.split(for_inference(model, target.dtype, mesh, target.judge_adapter))
 
         def answer(weights: nnx.State, rows: TreeRows, scored: jax.Array, is_answer: jax.Array) -> Any:
             merged = nnx.merge(graphdef, weights)
@@ -209,7 +213,7 @@ class ScoreStage(Stage):
                 return jax.jit(answer, out_shardings=whole).lower(weights, judged, scored, is_answer)
 
         flops = forward_flops(model, rows=rows, tokens=rows * length, images=rows)
-        return Program(self.name, "reward model", lower, flops, bytes_held(weights), rows, length)
+        return Program(stage, "reward model", lower, flops, bytes_held(weights), rows, length)
 
     def cost(self, work: Work, programs: Sequence[Cost]) -> tuple[int, float]:
         calls = [math.ceil(work.images / each.rows) for each in programs]
