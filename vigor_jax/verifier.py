@@ -110,6 +110,8 @@ def run(command: VerifierCommand) -> str:
     checkpoint = open_clip(command.clip.model)
     verifier = ClipVerifier(checkpoint, command.clip, make_mesh(command.mesh))
     responses, unknown = _responses(items, verifier, command.clip, reference)
+    for per in dict.fromkeys(("caption", command.clip.per)):
+        verifier.tell_cut(per)
     if not any(responses):
         raise InputError(
             f"verifier: of the object words of {len(responses)} captions none is an object of "
