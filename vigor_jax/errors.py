@@ -1,4 +1,4 @@
-"""The one exception that means "what you gave is wrong", and hints for it."""
+"""The exception that means "what you gave is wrong", and hints for it."""
 
 import difflib
 from collections.abc import Iterable
@@ -14,6 +14,19 @@ class InputError(ValueError):
     The message is one line that says what was expected, what was found, where, and how to fix it. Commands print
     it to stderr without a traceback and exit with code 2; every other exception is a defect and keeps its traceback.
     """
+
+
+class StaleError(InputError):
+    """What a run has made is of something else than what there is today; with `run.overwrite` a run makes it again.
+
+    Attributes:
+      what: differs.
+    """
+
+    def __init__(self, what: str, back: str) -> None:
+        """`back` says how to go back to what it was made of, such as "go back to that value"."""
+        super().__init__(f"{what}; {back}, choose another run directory, or give --run.overwrite true to begin again")
+        self.what = what
 
 
 def nearest(name: str, known: Iterable[str], *, noun: str = "known one", quoted: bool = False) -> str:

@@ -82,10 +82,15 @@ def export_to(config: ExportCommand) -> None:
             "give runs/NAME/checkpoints/sft or a model's directory"
         )
     record = Fields(read_record(checkpoint, step), checkpoint / str(step) / "record" / "record.json")
-    base = config.base or record.text("base", "") or "unknown"
-    if not local_directory(base).is_dir():
+    base = local_directory(config.base or record.text("base", "") or "unknown")
+    if not base.is_dir():
         raise InputError(f"export: the base checkpoint {base} is not there; say where it is now with --base")
-    export(config, open_checkpoint(base, config.vision_tower), checkpoint, config.out, make_mesh(MeshConfig()))
+    # A language model alone was trained with what an adapter brings.
+    above = None if config.base else record.text("adapter", None)
+    if above and not local_directory(above).is_dir():
+        raise InputError(f"export: the adapter {above} that training continued is not there; give its folder as --base")
+    source = open_checkpoint(base, config.vision_tower, above)
+    export(config, source, checkpoint, config.out, make_mesh(MeshConfig()))
 
 
 def export_model(

@@ -154,6 +154,8 @@ def measure(
     checkpoint = open_clip(config.model)
     verifier = ClipVerifier(checkpoint, config, mesh)
     responses, unknown = _responses(items, verifier, config, reference)
+    for per in dict.fromkeys(("caption", config.per)):
+        verifier.tell_cut(per)
     if not any(responses):
         raise InputError(
             f"verifier: of the object words of {len(responses)} captions none is an object of "

@@ -21,7 +21,7 @@ from tests.hf.test_round_trip import build_original, weights
 from tests.models.test_lora import random_adapter
 from tests.tiny_llava import Tiny, build_checkpoint
 from vigor_jax.errors import InputError
-from vigor_jax.hf.export import export_checkpoint
+from vigor_jax.hf.export import export_checkpoint, find_layout
 from vigor_jax.hf.load import load_model, open_checkpoint
 from vigor_jax.hf.weights.torch_bin import torch_tensors
 from vigor_jax.hf.weights.torch_bin_write import write_torch_bin
@@ -274,6 +274,23 @@ def test_an_adapter_on_a_language_model_alone_brings_the_rest(original, tmp_path
     with pytest.raises(InputError, match="'llama' is not supported"):
         open_checkpoint(vicuna)
 
+    # Training continues it: what is written then must bring the rest, too.
+    again, again_merged = tmp_path / "llava-lora-again", tmp_path / "merged-again"
+    begun = open_checkpoint(out) if named else open_checkpoint(vicuna, adapter=out)
+    further = {path: value * 1.5 for path, value in params.items()}
+    with pytest.raises(InputError, match="can be written as llava-hf or llava or llava-lora, got 'peft'") as caught:
+        find_layout("peft", begun, lora)
+    assert "\n" not in str(caught.value)
+    export_checkpoint(begun, further, again, lora=lora, dtype="float32")
+    assert (again / "non_lora_trainables.bin").exists()
+    export_checkpoint(begun, further, again_merged, layout="llava", lora=lora)
+    found = our_logits(again) if named else our_logits(vicuna, again)
+    assert close(found, our_logits(again_merged))
+    assert not close(found, our_logits(merged), 0.05)
+    unchanged = tmp_path / "llava-lora-unchanged"  # exported without training
+    export_checkpoint(begun, {}, unchanged, dtype="float32")
+    assert close(our_logits(vicuna, unchanged), our_logits(merged))
+
 
 # Merged
 
@@ -412,12 +429,13 @@ def test_refusals_are_one_line(base, adapter, tmp_path, kind):
     spoil, message = REFUSED[kind]
     copied = shutil.copytree(adapter, tmp_path / "copied")
     spoil(copied)
-    with pytest.raises(InputError) as caught:
-        open_checkpoint(base, adapter=copied)
-    assert message in str(caught.value)
-    assert str(copied) in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert len(str(caught.value)) < 1500
+    for how in ((base, None, copied), (copied,)):  # as it is given, and as a run opens what it has made
+        with pytest.raises(InputError) as caught:
+            open_checkpoint(*how, base=base)
+        assert message in str(caught.value)
+        assert str(copied) in str(caught.value)
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 1500
 
 
 def test_an_adapter_of_another_model(adapter, base, tmp_path):
@@ -455,7 +473,7 @@ def test_a_base_that_is_gone(adapter, tmp_path):
         edit(copied, base_model_name_or_path=named)
         with pytest.raises(InputError) as caught:
             open_checkpoint(copied)
-        assert f"--model BASE --model.adapter {copied}" in str(caught.value)
+        assert f"--model BASE --model.adapter {copied}; or merge them: python -m vigor_jax.export" in str(caught.value)
         assert "\n" not in str(caught.value)
 
 
@@ -469,10 +487,20 @@ def test_layouts_that_do_not_fit(base, adapter, tmp_path):
         export_checkpoint(open_checkpoint(base), {}, tmp_path / "x", layout="peft")
     with pytest.raises(InputError, match="layout: llava-lora names the vision tower by its place on the Hub, which"):
         export_checkpoint(open_checkpoint(adapter), {}, tmp_path / "llava-lora", layout="llava-lora")
-    lora = LORAS["all parts"]
-    with pytest.raises(InputError, match="layout: llava-lora holds no weights of the vision tower"):
-        write(base, lora, tmp_path / "llava-lora", layout="llava-lora")
+    with pytest.raises(InputError, match="names the vision tower by its place"):  # before anything is trained
+        find_layout("llava-lora", open_checkpoint(base), LORAS["language model"])
     assert list(tmp_path.iterdir()) == [] or all(path.name.startswith(".") for path in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("lora", [LORAS["all parts"], LoraConfig(also=("vision_tower.pre_layrnorm",))])
+def test_no_tower_in_the_original_form(original, lora):
+    """Known from the settings alone, so before training."""
+    match = (
+        "layout: llava-lora holds no weights of the vision tower, which lora trains here; choose peft or llava-hf or"
+    )
+    with pytest.raises(InputError, match=match):
+        find_layout("llava-lora", open_checkpoint(original), lora)
+    assert find_layout(None, open_checkpoint(original), lora) == "peft"
 
 
 def test_a_digest_tells_adapters_apart(base, adapter, tmp_path):

@@ -167,7 +167,7 @@ def test_what_a_run_holds(lora, tmp_path, monkeypatch):
     before = sum(array.nbytes for array in jax.live_arrays())
     checkpoint = open_checkpoint(world / "model")
     judges = {"letters": Letters(), "reward_model": RewardModel.of(Policy(checkpoint, mesh, dtype="float32"), judge)}
-    stage.ppo(config, checkpoint, tmp_path / "run", mesh, mesh, judges, dtype="float32")
+    stage.ppo(config, checkpoint, tmp_path / "run", mesh, mesh, lambda: judges, dtype="float32")
 
     sizes = Sizes(prompt=max(prompts), response=12, branch_row=256, sentences=8, example=256)
     target = Target(checkpoint.config, jnp.dtype("float32"), mesh.devices.tolist()[0][0], *[MeshConfig()] * 2, sizes)

@@ -3,15 +3,18 @@
 import dataclasses
 import logging
 
+import nltk.data
 import pytest
+import tokenizers
 
 from tests.rewards import clip_world
 from vigor_jax.errors import InputError
 from vigor_jax.records import Span
 from vigor_jax.rewards.clip import ClipStream
 from vigor_jax.rewards.clip_baselines import Baselines, make_baselines, thresholds
+from vigor_jax.rewards.sentences import split_sentences
 from vigor_jax.rewards.stream import credit_of
-from vigor_jax.rewards.verifier import ClipStreamConfig, ClipVerifier
+from vigor_jax.rewards.verifier import ClipStreamConfig, ClipVerifier, read_entities
 
 SCALE = 10.0
 
@@ -136,6 +139,36 @@ def test_a_margin_that_leaves_nothing_is_told(world, baselines, caplog):
     assert "14 words, 0% of them rewarded, 0% punished" in caplog.text
     signals = [signal for verdicts in found for verdict in verdicts for signal in verdict.signals]
     assert not any(signal.positive or signal.negative for signal in signals)
+
+
+@pytest.mark.parametrize("per", ["caption", "sentence"])
+def test_what_is_longer_than_the_verifier_reads_is_told_once(world, baselines, caplog, per):
+    texts = [text for item in clip_world.items(world) for text in item.texts if text.strip()]
+    if per == "sentence":
+        texts = [text[slice(*span)] for text in texts for span in split_sentences(text)]
+    tokenizer = tokenizers.Tokenizer.from_file(str(world / "clip" / "tokenizer.json"))
+    limit = clip_world.checkpoint(world).config.text.max_position_embeddings
+    cut = sum(len(tokenizer.encode(text).ids) > limit for text in texts)
+    assert 0 < cut < len(texts)
+    whole = dataclasses.replace(baselines, made_of=dict(baselines.made_of) | {"per": per})
+    judge = stream(world, whole, per=per)
+    with caplog.at_level(logging.INFO):
+        for _ in range(2):
+            list(judge.judge(clip_world.items(world)))
+    (line,) = [message for message in caplog.messages if "longer than" in message]
+    assert line.startswith(f"clip: {cut} of {len(texts)} {per}s (")
+    assert line.endswith(f"%) are longer than the {limit} tokens that the verifier reads; their ends are not judged")
+    caplog.clear()
+    with caplog.at_level(logging.INFO):  # the words of a long caption are all read
+        list(stream(world, baselines).judge(clip_world.items(world)))
+    assert "longer than" not in caplog.text
+
+
+def test_a_tagger_that_is_missing_is_told_by_its_option(monkeypatch, tmp_path):
+    monkeypatch.setattr(nltk.data, "path", [str(tmp_path)])
+    with pytest.raises(InputError, match=r"^clip\.entities lvis: NLTK's tagger .* run `python -m nltk") as caught:
+        read_entities(ClipStreamConfig(entities="lvis"))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from PIL import Image
@@ -35,6 +36,23 @@ def signals(text: str) -> Iterator[Signal]:
         is_good = "a" in word.lower()
         if is_good or "o" in word.lower():
             yield Signal(word, tuple(places), float(not is_good), float(is_good), 0.5, absent=not is_good)
+
+
+class Watched(Letters):
+    """Like it; its digest is that of a file, and it counts how often it was opened."""
+
+    name = "watched"
+    opened: ClassVar[list[str]] = []
+
+    def __init__(self, file: str) -> None:
+        self.digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+
+    def __enter__(self) -> "Watched":
+        self.opened.append(self.digest)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
 
 
 class Silent(Letters):

@@ -80,5 +80,6 @@ if __name__ == "__main__":
     for run in job["runs"]:
         mesh = make_mesh(MeshConfig(*run.get("mesh", (1, -1, 1))))
         inference = make_mesh(MeshConfig(*run.get("inference", (-1, 1, 1))))
-        config, judges = make_config(world, **run["ppo"]), {"letters": Letters()}
-        stage.ppo(config, checkpoint, Path(run["run_dir"]), mesh, inference, judges, dtype="float32")
+        config = make_config(world, **run["ppo"])
+        run_dir = Path(run["run_dir"])
+        stage.ppo(config, checkpoint, run_dir, mesh, inference, lambda: {"letters": Letters()}, dtype="float32")

@@ -16,6 +16,7 @@ from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 from vigor_jax.stages import sft as sft_module
 from vigor_jax.stages.sft import SftConfig, sft
 from vigor_jax.training import loop as loop_module
+from vigor_jax.training.checkpoint import latest_step
 
 
 @pytest.fixture(scope="module")
@@ -417,6 +418,24 @@ def test_the_same_command_continues_after_a_bad_row_is_fixed(config, records, ar
     assert "made with sft.data" in refusal(arguments, capsys)
     train.main([*arguments, "--run.overwrite", "true"])
     assert len(curve(tmp_path / "run")) == 5
+
+
+@pytest.mark.slow
+@pytest.mark.main
+def test_overwrite_begins_again_where_a_row_came_back(config, records, arguments, tmp_path, capsys):
+    """The data's file is what it was, so only the rows tell; what the message advises is what helps."""
+    images = shutil.copytree(config.images, tmp_path / "images")
+    arguments += ["--sft.images", str(images), "--sft.skip_bad", "true"]
+    config.data.write_text(json.dumps(records))
+    late = next(images.iterdir())
+    late.rename(tmp_path / "late.png")
+    train.main(arguments)
+    assert latest_step(tmp_path / "run" / "checkpoints" / "sft") == 4
+    (tmp_path / "late.png").rename(late)
+    assert "has no place among the 39 rows" in (said := refusal(arguments, capsys))
+    assert said.endswith("or give --run.overwrite true to begin again")
+    train.main([*arguments, "--run.overwrite", "true"])
+    assert latest_step(tmp_path / "run" / "checkpoints" / "sft") == 5
 
 
 def test_a_run_is_bound_to_its_tokenizer(config, records, arguments, tmp_path, capsys, monkeypatch):

@@ -1,8 +1,10 @@
 """Stages that train an adapter: what they keep, what they export, and that devices and interruptions change nothing."""
 
+import contextlib
 import dataclasses
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from safetensors.torch import save_file
 
 import vigor_jax as vj
-from tests.stages.sft_world import curve, finish, interrupt, make_world, spawn, weights
+from tests.hf.test_peft import write
+from tests.hf.test_round_trip import weights as stored_weights
+from tests.stages.sft_world import TINY, curve, finish, interrupt, make_world, spawn, weights
+from tests.tiny_llava import build_checkpoint
 from vigor_jax.config import RunConfig, TrainConfig
 from vigor_jax.errors import InputError
 from vigor_jax.hf.export import ExportConfig
@@ -22,11 +28,15 @@ from vigor_jax.hf.load import ModelConfig, open_checkpoint
 from vigor_jax.models.lora import LoraConfig, lora_paths
 from vigor_jax.models.vlm import abstract_model, param_paths
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh
-from vigor_jax.pipeline.rounds import of_round
+from vigor_jax.pipeline.rounds import of_round, run_rounds
 from vigor_jax.pipeline.run import Run
+from vigor_jax.rewards.detection import DetectionConfig
+from vigor_jax.rewards.reward_model import RewardModelConfig
 from vigor_jax.stages.export import export
 from vigor_jax.stages.programs import Sizes, Target
+from vigor_jax.stages.score import ScoreConfig, ScoreStage
 from vigor_jax.stages.sft import SftStage, sft
+from vigor_jax.stages.stage import RunContext
 from vigor_jax.training.train_step import SftConfig, merge_params
 from vigor_jax.training.trainable import load_trainable
 
@@ -200,6 +210,121 @@ def test_rounds_put_no_adapter_on_an_adapter(world, tmp_path):
     whole = TrainConfig(RunConfig(tmp_path / "run", rounds=2), model)
     assert of_round(whole, 1).model.adapter == tmp_path / "adapter"
     assert of_round(whole, 2).model.adapter is None
+
+
+def test_an_export_is_of_the_model_that_was_trained_on(world, trained, tmp_path):
+    """Whatever its layout; another one is refused before anything is written, an adapter would be stamped with it."""
+    checkpoints = trained / "checkpoints" / "sft"
+    other = build_checkpoint(tmp_path / "other", TINY, seed=1)
+    for layout in ("peft", "llava-hf"):
+        with pytest.raises(InputError, match=r"began with .*model, and the weights of .*other differ") as caught:
+            vj.export(checkpoints, tmp_path / "out", layout=layout, base=other)
+        assert "\n" not in str(caught.value)
+        assert not (tmp_path / "out").exists()
+    same = vj.export(world / "model", tmp_path / "same", layout="llava")
+    adapter = vj.export(checkpoints, tmp_path / "adapter", base=same)
+    assert open_checkpoint(world / "model", adapter=adapter).adapter is not None
+    older = shutil.copytree(checkpoints, tmp_path / "older")  # a checkpoint of an earlier version says too little
+    record = older / "6" / "record" / "record.json"
+    record.write_text(json.dumps({k: v for k, v in json.loads(record.read_text()).items() if k != "base_digest"}))
+    vj.export(older, tmp_path / "out", base=other)
+
+
+def context(run_dir: Path, model: Path, base: Path | None = None) -> RunContext:
+    config = ModelConfig(model, dtype="float32")
+    opened = open_checkpoint(model, base=base)
+    return RunContext(run_dir, str(run_dir), config, opened, MeshConfig(), MeshConfig(data=-1, fsdp=1), base=base)
+
+
+def test_adapters_of_a_run_find_the_model_that_was_moved(world, tmp_path):
+    """A reward model that is an adapter, judged with; by the digest, so not on any model that happens to fit."""
+    first = shutil.copytree(world / "model", tmp_path / "first")
+    run_dir = tmp_path / "run"
+    write(first, LORA, run_dir / "reward_model")
+    moved, other = first.rename(tmp_path / "moved"), build_checkpoint(tmp_path / "other", TINY, seed=1)
+
+    def judge(own: RunContext) -> Path:
+        score = ScoreStage(ScoreConfig(("reward_model",)), DetectionConfig(), RewardModelConfig(), None)
+        with contextlib.closing(score):
+            assert score.judges(own).keys() == {"reward_model"}
+        return own.open(run_dir / "reward_model").directory
+
+    with pytest.raises(InputError, match="which is not here; give the base and the adapter apart"):
+        open_checkpoint(run_dir / "reward_model")
+    assert judge(context(run_dir, moved)) == moved
+    assert judge(context(run_dir, other, base=moved)) == moved  # as in a later round, whose model is another one
+    assert judge(context(run_dir, run_dir / "reward_model", base=moved)) == moved
+    with pytest.raises(InputError, match=r"reward_model was trained on another model: the weights of .*other differ"):
+        judge(context(run_dir, other))
+    shutil.copytree(moved, first)
+    assert judge(context(run_dir, other)) == first  # what it names is there again
+
+
+def test_rounds_continue_after_the_model_was_moved(world, tmp_path):
+    """The adapter of a round is put on the run's `model.path`, wherever that and the run directory are now."""
+    first, run_dir = shutil.copytree(world / "model", tmp_path / "first"), tmp_path / "run"
+    settings = config_of(world, epochs=1, batch_size=12, accumulate=1)
+    whole = TrainConfig(RunConfig(run_dir, rounds=2), ModelConfig(first, dtype="float32"), sft=settings)
+    Run(of_round(whole, 1)).go()
+    moved, moved_run = first.rename(tmp_path / "moved"), run_dir.rename(tmp_path / "moved-run")
+    whole = dataclasses.replace(
+        whole, run=RunConfig(moved_run, rounds=2), model=dataclasses.replace(whole.model, path=moved)
+    )
+    run_rounds(whole)
+    before, after = (weights(moved_run / f"round-{number}") for number in (1, 2))
+    assert before.keys() == after.keys()
+    assert any(np.abs(before[path] - after[path]).max() > 1e-3 for path in before)
+    config = json.loads((moved_run / "round-2" / "export" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(moved)
+
+
+@pytest.mark.slow
+@pytest.mark.main
+def test_what_is_trained_on_a_language_model_alone_can_be_opened(world, tmp_path):
+    """Vicuna, and an adapter that brings the projector, as LLaVA's authors publish them: trained further."""
+    original = vj.export(world / "model", tmp_path / "original", layout="llava")
+    vicuna = shutil.copytree(
+        original, tmp_path / "vicuna", ignore=shutil.ignore_patterns("*.safetensors", "vision_tower")
+    )
+    config = json.loads((original / "config.json").read_text())
+    plain = {key: value for key, value in config.items() if not key.startswith("mm_")}
+    (vicuna / "config.json").write_text(json.dumps(plain | {"model_type": "llama"}))
+    language = {name: value for name, value in stored_weights(original).items() if "mm_projector" not in name}
+    save_file(language, vicuna / "model.safetensors", {"format": "pt"})
+    lora = dataclasses.replace(LORA, also=("multi_modal_projector",))
+    settings = config_of(world, lora=lora, epochs=1, batch_size=12, accumulate=1)
+
+    def train(name: str, model: ModelConfig, layout: str | None = None) -> Path:
+        run_config = RunConfig(tmp_path / name)
+        Run(TrainConfig(run_config, model, sft=settings, export=ExportConfig(layout, "float32"))).go()
+        return tmp_path / name / "export"
+
+    first = train("first", ModelConfig(original, dtype="float32"), "llava-lora")
+    model = ModelConfig(vicuna, adapter=first, dtype="float32")
+    with pytest.raises(InputError, match=r"vicuna can be written as llava-hf or llava or llava-lora, got 'peft'"):
+        train("second", model, "peft")
+    second = train("second", model)
+    assert (second / "non_lora_trainables.bin").exists()
+    merged = vj.export(tmp_path / "second" / "checkpoints" / "sft", tmp_path / "merged", layout="llava-hf")
+    images, question = sorted((world / "images").iterdir())[:2], "What is in the picture?"
+    said = [
+        [each.sum_logprob for each in opened.logprobs(images, question, ["a red dog.", "a table."])]
+        for opened in (vj.load(vicuna, adapter=second), vj.load(merged), vj.load(vicuna, adapter=first))
+    ]
+    np.testing.assert_allclose(said[0], said[1], rtol=1e-4)
+    assert np.abs(np.subtract(said[0], said[2])).min() > 0.1
+
+
+def test_what_cannot_be_exported_is_refused_before_training(world, tmp_path):
+    lora = LoraConfig(rank=4, alpha=8, target=("vision_tower",))
+    original = vj.export(world / "model", tmp_path / "original", layout="llava")
+    for model, message in ((world / "model", "names the vision tower by its place"), (original, "holds no weights of")):
+        whole = TrainConfig(
+            RunConfig(tmp_path / "run"), ModelConfig(model, dtype="float32"), sft=config_of(world, lora=lora),
+            export=ExportConfig(layout="llava-lora"),
+        )  # fmt: skip
+        with pytest.raises(InputError, match=f"layout: llava-lora {message}"):
+            Run(whole)
 
 
 def test_from_python_it_says_what_the_merged_model_says(world, trained, tmp_path):

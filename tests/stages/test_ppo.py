@@ -4,6 +4,7 @@ import gc
 import json
 import math
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def run(world: Path, run_dir: Path, config: PpoConfig | None = None, **judges: A
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     config = config or make_config(world)
     checkpoint = open_checkpoint(world / "model")
-    stage.ppo(config, checkpoint, run_dir, mesh, mesh, judges or {"letters": Letters()}, dtype="float32")
+    stage.ppo(config, checkpoint, run_dir, mesh, mesh, lambda: judges or {"letters": Letters()}, dtype="float32")
     return run_dir
 
 
@@ -205,11 +206,14 @@ def test_a_resumed_run_equals_an_uninterrupted_one(world, whole, tmp_path, monke
     assert parts(tmp_path) == parts(whole)
 
 
-def test_another_setting_is_refused_on_resumption(world, whole):
+def test_another_setting_is_refused_on_resumption(world, whole, tmp_path):
     with pytest.raises(InputError, match=r"was made with lam 0\.95, which is now 0\.5"):
         run(world, whole, make_config(world, lam=0.5))
+    shutil.copytree(whole, tmp_path / "run")
+    run(world, tmp_path / "run", None, letters=Other())  # who judged plays no part where nothing is left to be judged
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "ppo" / "3")
     with pytest.raises(InputError, match=r"was made with streams\.letters"):
-        run(world, whole, None, letters=Other())
+        run(world, tmp_path / "run", None, letters=Other())
 
 
 class Other(Letters):
@@ -279,6 +283,8 @@ def test_it_learns_what_is_rewarded(world, tmp_path):
         ({"clip_range": 0.0}, r"ppo\.clip_range: expected more than 0 and less than 1, got 0\.0"),
         ({"kl_target": -1.0}, r"ppo\.kl_target: expected 0 or more, got -1\.0"),
         ({"lam": 1.5}, r"ppo\.lam: expected 0 to 1, got 1\.5"),
+        ({"max_length": 512}, r"ppo\.max_length: got 512, which means nothing here: .*max_new_tokens; leave it out"),
+        ({"loss_chunk": 64}, r"ppo\.loss_chunk: got 64, which means nothing here"),
         ({"kl_in": "loss"}, r"ppo\.kl_in loss: expected ppo\.kl k3, got k1"),
     ],
 )
@@ -387,6 +393,8 @@ ppo:
     for rollout in found:
         worth = sum(signal.positive - signal.negative for signal in rollout.verdicts[0].signals)
         assert sum(rollout.rewards) == pytest.approx(worth, abs=1e-5)
+    shutil.rmtree(tmp_path / "detector")  # nothing is left to do, so no detector is started
+    train.main(["--config", str(tmp_path / "config.yaml")])
 
 
 def test_the_stage_in_a_run(world, tmp_path):

@@ -86,8 +86,7 @@ def export_checkpoint(
     if checkpoint.adapter and lora is None:
         lora, own = checkpoint.adapter.lora, checkpoint.adapter.read(checkpoint.entries)
         params = {**{path: jnp.asarray(value) for path, value in own.items()}, **params}
-    layout = layout or (checkpoint.family.adapter_layouts[0] if lora else checkpoint.layout)
-    check_layout(layout, checkpoint, has_adapter=lora is not None)
+    layout = find_layout(layout, checkpoint, lora)
     is_merged = layout in checkpoint.family.layouts
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"export: {out} exists already; remove it or choose another directory")
@@ -107,22 +106,29 @@ def export_checkpoint(
         )  # fmt: skip
 
 
-def check_layout(layout: str | None, checkpoint: Checkpoint, *, has_adapter: bool = True) -> None:
-    """Raises InputError if a checkpoint cannot be written in a layout; it can in None, its own.
+def find_layout(layout: str | None, checkpoint: Checkpoint, lora: LoraConfig | None) -> str:
+    """The layout that something is written in.
 
     Args:
       layout: as a user gave it.
       checkpoint: what training begins with.
-      has_adapter: whether there is an adapter, which can be written alone.
+      lora: the adapter, which can be written alone, if there is one.
+
+    Raises:
+      InputError: it cannot be written in that layout.
     """
     family = checkpoint.family
-    if layout in family.adapter_layouts and not has_adapter:
+    alone = tuple(checkpoint.adapter_layouts) if lora else ()
+    layout = layout or (*alone, checkpoint.layout)[0]
+    if layout in family.adapter_layouts and not lora:
         raise InputError(
             f"layout: {layout} is for adapters, and none was trained here; give {' or '.join(family.layouts)}"
         )
-    known = family.layouts + family.adapter_layouts if has_adapter else family.layouts
-    if layout is not None and layout not in known:
+    if layout not in (known := family.layouts + alone):
         raise InputError(f"layout: {checkpoint.directory} can be written as {' or '.join(known)}, got {layout!r}")
+    if lora and layout in alone:
+        family.check_adapter(layout, checkpoint, lora)
+    return layout
 
 
 def _write(export: Export, out: Path, more_files: Callable[[Rounding], Mapping[str, dict[str, Any]]]) -> None:

@@ -56,6 +56,8 @@ class Checkpoint:
       tokenizer: its tokenizer.
       tensors: canonical name (`Family.entries`) → place on disk.
       adapter: a LoRA adapter on top of these weights, never merged into them.
+      is_whole: whether `directory` has the whole model; else it is a language model alone, and the adapter brings the
+        rest.
     """
 
     family: "Family"
@@ -66,6 +68,7 @@ class Checkpoint:
     tokenizer: Tokenizer
     tensors: Mapping[str, Stored]
     adapter: Adapter | None = None
+    is_whole: bool = True
 
     @property
     def origin(self) -> str:
@@ -76,6 +79,16 @@ class Checkpoint:
     def newest(self) -> Path:
         """Where what was trained last is: the adapter's directory, or its own."""
         return self.adapter.directory if self.adapter else self.directory
+
+    @property
+    def described_in(self) -> Path:
+        """Where the config.json of the whole model is."""
+        return self.directory if self.is_whole or self.adapter is None else self.adapter.directory
+
+    @property
+    def adapter_layouts(self) -> Sequence[str]:
+        """In which an adapter on it can be written; on a language model alone, one that brings the rest again."""
+        return self.family.adapter_layouts[0 if self.is_whole else 1 :]
 
     @property
     def entries(self) -> Sequence[Entry]:
@@ -137,7 +150,7 @@ class Family(abc.ABC):
 
     Attributes:
       layouts: names of its layouts, for `export.layout`.
-      adapter_layouts: the same for adapters.
+      adapter_layouts: the same for adapters; those after the first have the config.json of the whole model.
       files: small files next to the weights, other than config.json and the tokenizer's, that an export takes over.
     """
 
@@ -175,8 +188,20 @@ class Family(abc.ABC):
         """A canonical name → what an adapter in a layout calls the tensor, without PEFT's prefix."""
         return name
 
+    def check_adapter(self, layout: str, checkpoint: Checkpoint, lora: LoraConfig) -> None:  # noqa: B027 (most can)
+        """Refuses an adapter that a layout cannot hold.
+
+        Args:
+          layout: one of `adapter_layouts`.
+          checkpoint: what the adapter is for.
+          lora: its sizes.
+
+        Raises:
+          InputError: it cannot.
+        """
+
     def adapter_config(self, export: Export) -> dict[str, Any]:
-        """The config.json next to an adapter whose layout has one: in those of `adapter_layouts` after the first."""
+        """The config.json next to an adapter whose layout has one."""
         raise NotImplementedError
 
     def preprocessing(self, directory: Path, image_size: int) -> Preprocessing:

@@ -22,7 +22,7 @@ from vigor_jax.hf.families import family_of
 from vigor_jax.hf.family import Checkpoint as Checkpoint
 from vigor_jax.hf.names import Axes, Entry
 from vigor_jax.hf.other_folders import describe, refuse_adapter, refuse_quantized
-from vigor_jax.hf.peft import base_of, is_adapter, with_adapter
+from vigor_jax.hf.peft import base_of, is_adapter, trained_on, with_adapter
 from vigor_jax.hf.weights.tensor_checks import Stored
 from vigor_jax.json_fields import Fields, exists, read_json
 from vigor_jax.models.lora import add_lora, lora_paths
@@ -56,7 +56,11 @@ class ModelConfig:
 
 
 def open_checkpoint(
-    name: str | Path, vision_tower: str | Path | None = None, adapter: str | Path | None = None
+    name: str | Path,
+    vision_tower: str | Path | None = None,
+    adapter: str | Path | None = None,
+    *,
+    base: str | Path | None = None,
 ) -> Checkpoint:
     """Opens a checkpoint without reading its weights; from the Hub, it fetches what the cache lacks.
 
@@ -66,6 +70,8 @@ def open_checkpoint(
       vision_tower: directory, or name on the Hub, of the CLIP tower of an original LLaVA checkpoint that neither
         contains it nor names a path that exists here.
       adapter: directory of a LoRA adapter that is put on top, or its name on the Hub.
+      base: a model that `name` may be an adapter for: where that is one of ours and knows it by its digest, the place
+        that it names is not asked for, so that models may be moved.
 
     Raises:
       InputError: a file is missing or damaged, a tensor is missing, unexpected or of another shape, or the config
@@ -75,11 +81,26 @@ def open_checkpoint(
     if is_adapter(directory):
         if adapter is not None:
             raise InputError(f"model: {directory} is an adapter, and so is {adapter}; give the base and one of them")
+        if base is not None and trained_on(directory):
+            return _open_on(base, directory, vision_tower)
         return open_checkpoint(base_of(directory), vision_tower, directory)
     if adapter is None:
         return _open_base(directory, vision_tower)
     above = hub.local_directory(adapter)
     return with_adapter(_open_base(directory, vision_tower, above), above)
+
+
+def _open_on(base: str | Path, adapter: Path, vision_tower: str | Path | None) -> Checkpoint:
+    """An adapter of ours on a model, or else on the one that it names."""
+    try:
+        below = hub.local_directory(base)
+        return open_checkpoint(base_of(below) if is_adapter(below) else below, vision_tower, adapter)
+    except InputError as error:
+        try:
+            named = base_of(adapter)
+        except InputError:
+            raise error from None
+    return open_checkpoint(named, vision_tower, adapter)
 
 
 def _open_base(directory: Path, vision_tower: str | Path | None, adapter: Path | None = None) -> Checkpoint:

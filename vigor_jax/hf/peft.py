@@ -16,7 +16,7 @@ from vigor_jax.errors import InputError, some
 from vigor_jax.hf import hub
 from vigor_jax.hf.adapter import OTHERS, SUFFIXES, Adapter, lora_entries
 from vigor_jax.hf.family import Checkpoint
-from vigor_jax.hf.names import FINAL_NORM, Entry
+from vigor_jax.hf.names import FINAL_NORM, Entry, text_entries
 from vigor_jax.hf.other_folders import has_whole_model, refuse_adapter
 from vigor_jax.hf.weights.safetensors_file import safetensors_metadata
 from vigor_jax.hf.weights.tensor_checks import Stored
@@ -65,8 +65,15 @@ def base_of(directory: Path) -> Path:
             return place
     raise InputError(
         f"{directory} holds an adapter for {show(named) if named else 'a model that it does not name'}, which {why}; "
-        f"give the base and the adapter apart: --model BASE --model.adapter {directory}"
+        f"give the base and the adapter apart: --model BASE --model.adapter {directory}; or merge them: python -m "
+        f"vigor_jax.export --checkpoint {directory} --base BASE --out MERGED --layout llava-hf"
     )
+
+
+def trained_on(directory: Path) -> str | None:
+    """`base_digest` of the model that an adapter of ours was trained on; None of one by others."""
+    file = directory / f"{WEIGHTS}.safetensors"
+    return safetensors_metadata(file).get(BASE_KEY) if exists(file) else None
 
 
 def with_adapter(checkpoint: Checkpoint, directory: Path) -> Checkpoint:
@@ -103,6 +110,33 @@ def with_adapter(checkpoint: Checkpoint, directory: Path) -> Checkpoint:
         tensors={**checkpoint.tensors, **full},
         adapter=Adapter(directory, lora, matrices, frozenset(full), _some(checkpoint.tensors, full)),
     )
+
+
+def begun_with(checkpoint: Checkpoint) -> dict[str, str]:
+    """What the record of a training run says of the model that it began with, for those who export it."""
+    found = {"base": hub.origin(checkpoint.directory.absolute()), "base_digest": _text_digest(checkpoint)}
+    needs_adapter = checkpoint.adapter is not None and not checkpoint.is_whole
+    return found | ({"adapter": hub.origin(checkpoint.described_in.absolute())} if needs_adapter else {})
+
+
+def check_begun_with(record: Fields, checkpoint: Checkpoint) -> None:
+    """Refuses a model that is not the one of `begun_with`; records of earlier versions say too little for that.
+
+    Raises:
+      InputError: it is another one.
+    """
+    if record.text("base_digest", "") not in ("", _text_digest(checkpoint)):
+        raise InputError(
+            f"{record.path} is of a training that began with {record.text('base', '')}, and the weights of "
+            f"{checkpoint.directory} differ from those; give the model that training began with (--base, or model.path "
+            "in a run)"
+        )
+
+
+def _text_digest(checkpoint: Checkpoint) -> str:
+    """`base_digest` of the language model's layers, which all layouts store alike."""
+    layers = text_entries(checkpoint.config.text)
+    return base_digest(checkpoint, [each.name for each in layers if each.layer is not None and lora_entries(each)])
 
 
 def base_digest(checkpoint: Checkpoint, kernels: Sequence[str]) -> str:
@@ -187,10 +221,8 @@ def _by_canonical_name(
 
 def _check_base(matrices: Mapping[str, Stored], checkpoint: Checkpoint, directory: Path) -> None:
     """Refuses a model that is not the one that an adapter of ours was trained on."""
-    file = directory / f"{WEIGHTS}.safetensors"
-    trained_on = safetensors_metadata(file).get(BASE_KEY) if exists(file) else None
     kernels = sorted({name.rsplit(".", 1)[0] for name in matrices})
-    if trained_on is not None and trained_on != base_digest(checkpoint, kernels):
+    if (digest := trained_on(directory)) is not None and digest != base_digest(checkpoint, kernels):
         named = read_json(directory / CONFIG).get("base_model_name_or_path")
         raise InputError(
             f"{directory} was trained on another model: the weights of {checkpoint.directory} differ from those; give "

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 
 from vigor_jax.errors import InputError, nearest
 from vigor_jax.models.layers import Linear
-from vigor_jax.models.vlm import Vlm
+from vigor_jax.models.vlm import Vlm, param_paths
 from vigor_jax.parallel.sharding import partition_spec
 
 # The names of an adapter's matrices, the last in the paths of these parameters.
@@ -110,6 +110,16 @@ def lora_modules(model: Vlm, target: Iterable[str]) -> dict[str, Linear]:
     plain = {path: _without_layer(path) for path in linear}
     chosen = covered(set(plain.values()), target, "lora.target", "linear layer")
     return {path: linear[path] for path in linear if plain[path] in chosen}
+
+
+def trained_parts(model: Vlm, config: LoraConfig) -> set[str]:
+    """The linear layers that get an adapter, and the parameters that are trained in full next to it.
+
+    Raises:
+      InputError: a name covers nothing.
+    """
+    whole = covered(param_paths(nnx.state(model)).keys(), config.also, "lora.also")
+    return whole | lora_modules(model, config.target).keys()
 
 
 def lora_paths(paths: Collection[str]) -> frozenset[str]:

@@ -9,9 +9,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import fsspec
-
 from vigor_jax import fingerprint
+from vigor_jax.data.records.store import remove
 from vigor_jax.disk import naming
 from vigor_jax.errors import InputError
 from vigor_jax.stages.stage import Result
@@ -99,7 +98,7 @@ class RunManifest:
         begun = self._read()
         for name in reversed([name for name in self._results if name in set(names)]):
             for output in self._results[name].outputs:
-                _remove(output)
+                remove(output)
             begun.pop(name, None)
             self._write(begun)
 
@@ -133,9 +132,3 @@ class RunManifest:
         with naming(partial):
             partial.write_text(json.dumps(begun, indent=1) + "\n", encoding="utf-8")
         os.replace(partial, self._path)
-
-
-def _remove(output: str | Path) -> None:
-    system, path = fsspec.core.url_to_fs(str(output))
-    if system.exists(path):
-        system.rm(path, recursive=True)

@@ -44,16 +44,16 @@ def run_rounds(config: TrainConfig) -> None:
     together(config.run.reporting.check_installed)
     config = together(lambda: with_pinned_models(config))
     if config.run.rounds == 1:
-        _open(config).go()
+        _open(config, None).go()
         return
     for number in range(1, config.run.rounds + 1):
         logger.info("round %d of %d", number, config.run.rounds)
-        _open(of_round(config, number)).go()
+        _open(of_round(config, number), config.model.path).go()
 
 
-def _open(config: TrainConfig) -> Run:
+def _open(config: TrainConfig, base: str | Path | None) -> Run:
     """The stages of one round, if all processes can open them, and have the same files and settings."""
-    run = together(lambda: Run(config))
+    run = together(lambda: Run(config, base))
     same_everywhere(run.settings())
     return run
 

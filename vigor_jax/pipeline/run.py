@@ -14,13 +14,13 @@ from vigor_jax import cli
 from vigor_jax.config import TrainConfig
 from vigor_jax.data.records.store import join, part_count, part_name, part_seal, parts_done
 from vigor_jax.disk import naming
-from vigor_jax.errors import InputError
+from vigor_jax.errors import InputError, StaleError
 from vigor_jax.hf.load import open_checkpoint
 from vigor_jax.inference.policy import check_dtype
 from vigor_jax.parallel.processes import is_first
 from vigor_jax.pipeline.manifest import RunManifest
 from vigor_jax.pipeline.table import make_stages
-from vigor_jax.stages.stage import RunContext
+from vigor_jax.stages.stage import RunContext, Stage
 
 logger = logging.getLogger(__name__)
 
@@ -30,21 +30,23 @@ class Run:
 
     Args:
       config: `rounds` is not read.
+      base: the model that the first round began with, if this is a later one.
 
     Raises:
       InputError: the devices do not fit the mesh, the model cannot be used, or settings contradict each other.
     """
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: TrainConfig, base: str | Path | None = None) -> None:
         self.config = config
         self.context = RunContext(
             dir=config.run.dir,
             records=config.run.records or str(config.run.dir),
             model=config.model,
-            checkpoint=open_checkpoint(config.model.path, config.model.vision_tower, config.model.adapter),
+            checkpoint=open_checkpoint(config.model.path, config.model.vision_tower, config.model.adapter, base=base),
             training=config.mesh,
             inference=config.inference_mesh,
             reporting=config.run.reporting,
+            base=base,
         )
         self.context.training_mesh  # noqa: B018 (does it fit the devices?)
         check_dtype(config.model.dtype)
@@ -84,7 +86,7 @@ class Run:
             for stage in to_run:
                 logger.info("stage %s", stage.name)
                 with naming(self.context.dir):
-                    stage.run(self.context, self)
+                    self._run(stage)
                 self.barrier(stage.name)
 
     # What stages tell
@@ -111,6 +113,18 @@ class Run:
         """Returns when all processes have come here."""
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(name)
+
+    def _run(self, stage: Stage) -> None:
+        """Runs a stage; again from the beginning if what it had made is of something else, and may be removed."""
+        try:
+            stage.run(self.context, self)
+            return
+        except StaleError as error:
+            if not self.config.run.overwrite:
+                raise
+            what = error.what
+        self.make_again(stage.name, what)
+        stage.run(self.context, self)
 
     def _wanted(self) -> list[str]:
         """The results of the stages to be run."""

@@ -43,7 +43,7 @@ def make_stages(config: TrainConfig) -> dict[str, Stage]:
         SelectStage(config.select, score.streams),
         SftStage(config.sft),
         PpoStage(config.ppo, score),
-        ExportStage(config.export, of=of, has_adapter=trained.lora is not None),
+        ExportStage(config.export, of=of, lora=trained.lora),
         EvaluateStage(config.evaluate),
     )
     return {stage.name: stage for stage in stages}

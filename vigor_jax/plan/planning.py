@@ -197,7 +197,7 @@ def _adapter(model: ModelConfig) -> LoraConfig | None:
     base = path if model.adapter else base_of(directory)
     if has_whole_model(base):
         found = open_checkpoint(model.path, model.vision_tower, model.adapter).adapter
-        return found and found.lora
+        return None if found is None else found.lora
     return LoraConfig(rank=Fields.read(directory / ADAPTER_CONFIG).integer("r", 8, least=1, most=1 << 20) or 8)
 
 

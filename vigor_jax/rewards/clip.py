@@ -83,6 +83,7 @@ class ClipStream:
                     "clip: %d %ss, %.0f%% of them rewarded, %.0f%% punished",
                     total, self._config.per, 100 * rewarded / total, 100 * punished / total,
                 )  # fmt: skip
+                self._verifier.tell_cut(self._config.per)
 
     def _signal(self, scored: Scored) -> Signal:
         score = self._config.scale * scored.cosine

@@ -114,7 +114,13 @@ def make_entities(
         InputError: A file or the tagger's data is missing or cannot be read.
     """
     path = entities_file(given, option)
-    return EntityPhrases(path, NounPhrases(non_visual, tagger, download=download) if path == LVIS else None)
+    if path != LVIS:
+        return EntityPhrases(path)
+    try:
+        nouns = NounPhrases(non_visual, tagger, download=download)
+    except InputError as error:
+        raise InputError(f"{option} {given}: {error}") from None
+    return EntityPhrases(path, nouns)
 
 
 def entities_file(given: str | Path | None, option: str = "detection.phrases.entities") -> Path | None:

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import itertools
+import logging
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,12 +25,15 @@ from vigor_jax.errors import InputError
 from vigor_jax.hf.clip.checkpoint import ClipCheckpoint
 from vigor_jax.models.layers import stacks_inference
 from vigor_jax.parallel.sharding import local_rows, round_up_batch, shard_rows
+from vigor_jax.percent import percent
 from vigor_jax.records import ScoreItem, Span
 from vigor_jax.rewards.clip_baselines import MarginSign, MarginUnit
 from vigor_jax.rewards.entities import EntityPhrases, make_entities
 from vigor_jax.rewards.language.words import singular
 from vigor_jax.rewards.phrases import RULES
 from vigor_jax.rewards.sentences import split_sentences
+
+logger = logging.getLogger(__name__)
 
 Per: TypeAlias = Literal["word", "sentence", "caption"]
 
@@ -145,6 +149,9 @@ class ClipVerifier:
         self._embed_images = jax.jit(self._images, out_shardings=whole)
         self._embed_texts = jax.jit(self._texts, out_shardings=whole)
         self._words: dict[str, np.ndarray] = {}
+        self._read_texts: collections.Counter[Per] = collections.Counter()
+        self._cut_texts: collections.Counter[Per] = collections.Counter()
+        self._told: set[Per] = set()
 
     @cached_property
     def _graphdef_and_weights(self) -> tuple[nnx.GraphDef, nnx.State]:
@@ -167,7 +174,8 @@ class ClipVerifier:
           InputError: an image cannot be read; names it.
           FloatingPointError: a score is not finite.
         """
-        named = self._namer(per or self._config.per)
+        per = per or self._config.per
+        named = self._namer(per)
         waiting: collections.deque[tuple[list[ScoreItem], dict[int, Future]]] = collections.deque()
         readers = ThreadPoolExecutor(IMAGE_READERS, "read-image")
         items = iter(items)
@@ -178,16 +186,30 @@ class ClipVerifier:
                 }
                 waiting.append((batch, images))
                 if len(waiting) > BATCHES_AHEAD:
-                    yield from self._score_batch(*waiting.popleft(), named)
+                    yield from self._score_batch(*waiting.popleft(), named, per)
             while waiting:
-                yield from self._score_batch(*waiting.popleft(), named)
+                yield from self._score_batch(*waiting.popleft(), named, per)
         finally:
             readers.shutdown(cancel_futures=True)
 
+    def tell_cut(self, per: Per) -> None:
+        """Logs once how many of the sentences or captions so far are longer than what the text tower reads."""
+        total, cut = self._read_texts[per], self._cut_texts[per]
+        if cut and per not in self._told:
+            self._told.add(per)
+            logger.warning(
+                "clip: %d of %d %ss (%s%%) are longer than the %d tokens that the verifier reads; their ends are not "
+                "judged", cut, total, per, percent(cut / total), self._checkpoint.config.text.max_position_embeddings,
+            )  # fmt: skip
+
     def _score_batch(
-        self, batch: list[ScoreItem], images: dict[int, Future], named: Any
+        self, batch: list[ScoreItem], images: dict[int, Future], named: Any, per: Per
     ) -> Iterator[list[list[Scored]]]:
         found = [[named(text) for text in item.texts] for item in batch]
+        if per != "word":
+            whole = [each.text for texts in found for own in texts for each in own]
+            self._read_texts[per] += len(whole)
+            self._cut_texts[per] += sum(map(self._tokenizer.is_cut, whole))
         wanted = list(dict.fromkeys(each.text for texts in found for own in texts for each in own))
         column = {text: number for number, text in enumerate(wanted)}
         pixels = np.zeros((self._size, self._preprocessing.size, self._preprocessing.size, 3), np.uint8)

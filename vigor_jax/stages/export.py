@@ -14,9 +14,10 @@ import vigor_jax
 from vigor_jax import fingerprint
 from vigor_jax.data.text.conversation import TEMPLATES
 from vigor_jax.errors import InputError
-from vigor_jax.hf.export import ExportConfig, check_layout, export_checkpoint
+from vigor_jax.hf.export import ExportConfig, export_checkpoint, find_layout
 from vigor_jax.hf.hub import origin
 from vigor_jax.hf.load import Checkpoint
+from vigor_jax.hf.peft import check_begun_with
 from vigor_jax.hf.weights.merged import Rounding
 from vigor_jax.json_fields import Fields, exists, read_json
 from vigor_jax.models.lora import LoraConfig, add_lora
@@ -50,8 +51,8 @@ def export(config: ExportConfig, checkpoint: Checkpoint, checkpoints: Path, out:
     step = latest_step(checkpoints)
     if step is None:
         raise InputError(f"export: no checkpoint in {checkpoints}; run the stage sft first")
-    record = read_record(checkpoints, step)
-    trained_with = Fields(record["fingerprint"], checkpoints / str(step) / "record" / "record.json", "fingerprint.")
+    record = Fields(read_record(checkpoints, step), checkpoints / str(step) / "record" / "record.json")
+    trained_with = Fields(record.values["fingerprint"], record.path, "fingerprint.")
     template = trained_with.text("template", None, null=True)
     trained_as = TrainingConfig(freeze=trained_with.texts("freeze"), lora=_lora(trained_with))
     provenance = {
@@ -60,17 +61,17 @@ def export(config: ExportConfig, checkpoint: Checkpoint, checkpoints: Path, out:
         "checkpoint": os.path.relpath(checkpoints, out),  # so that a run may be moved
         "step": step,
         "template": template,
-        "training": record["fingerprint"],
-        "layout": config.layout or (checkpoint.family.adapter_layouts[0] if trained_as.lora else checkpoint.layout),
+        "training": trained_with.values,
+        "layout": find_layout(config.layout, checkpoint, trained_as.lora),
         "dtype": config.dtype,
     }
-    if exists(out / PROVENANCE):
-        before = read_json(out / PROVENANCE)
-        if {key: value for key, value in before.items() if key != UPDATE_KEPT} == provenance:
-            logger.info("export: %s holds step %d already", out, step)
-            return
-        if before.get("checkpoint") == provenance["checkpoint"] and is_first():
-            shutil.rmtree(out)
+    before = read_json(out / PROVENANCE) if exists(out / PROVENANCE) else {}
+    if {key: value for key, value in before.items() if key != UPDATE_KEPT} == provenance:
+        logger.info("export: %s holds step %d already", out, step)
+        return
+    check_begun_with(record, checkpoint)
+    if before.get("checkpoint") == provenance["checkpoint"] and is_first():
+        shutil.rmtree(out)
 
     model = abstract_model(checkpoint.config)
     state = nnx.state(add_lora(model, trained_as.lora) if trained_as.lora else model)
@@ -115,16 +116,16 @@ class ExportStage(Stage):
     Args:
       config: layout and types.
       of: the training stage.
-      has_adapter: whether that trains an adapter.
+      lora: the adapter that it trains, if it does.
     """
 
     name = "export"
 
-    def __init__(self, config: ExportConfig, of: str, *, has_adapter: bool = False) -> None:
-        self._config, self._of, self._has_adapter = config, of, has_adapter
+    def __init__(self, config: ExportConfig, of: str, *, lora: LoraConfig | None = None) -> None:
+        self._config, self._of, self._lora = config, of, lora
 
     def results(self, context: RunContext) -> list[Result]:
-        check_layout(self._config.layout, context.checkpoint, has_adapter=self._has_adapter)
+        find_layout(self._config.layout, context.checkpoint, self._lora)  # now rather than after training
         return [Result(self.name, fingerprint.of(self._config, self.name), (self._of,), (context.dir / EXPORT,))]
 
     def run(self, context: RunContext, progress: Progress) -> None:

@@ -10,7 +10,7 @@ killed loses the iterations after its last checkpoint, draws them again, and end
 import contextlib
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,11 @@ from jax.sharding import Mesh
 from vigor_jax import fingerprint
 from vigor_jax.data.batches.loader import batch_indices
 from vigor_jax.data.records.checksum import file_digest
-from vigor_jax.data.records.store import join, write_part
+from vigor_jax.data.records.store import join, remove, write_part
 from vigor_jax.data.text.conversation import DEFAULT_TEMPLATE
 from vigor_jax.errors import InputError
-from vigor_jax.hf.hub import origin
 from vigor_jax.hf.load import Checkpoint
+from vigor_jax.hf.peft import begun_with
 from vigor_jax.inference.policy import Policy
 from vigor_jax.inference.sampler import check_request
 from vigor_jax.parallel.processes import is_first, same_everywhere, together
@@ -43,7 +43,7 @@ from vigor_jax.stages.programs import Cost, Program, Target, Work
 from vigor_jax.stages.score import ScoreStage
 from vigor_jax.stages.stage import Progress, Result, RunContext, Stage
 from vigor_jax.training import ppo as formulas
-from vigor_jax.training.checkpoint import Checkpoints
+from vigor_jax.training.checkpoint import Checkpoints, read_record
 from vigor_jax.training.log import TrainingLog
 from vigor_jax.training.loop import TrainingDiverged
 from vigor_jax.training.preemption import Preemption
@@ -62,7 +62,7 @@ def ppo(
     run_dir: Path,
     mesh: Mesh,
     inference_mesh: Mesh,
-    judges: Mapping[str, RewardStream],
+    open_judges: Callable[[], Mapping[str, RewardStream]],
     *,
     dtype: Any,
     records: str | Path | None = None,
@@ -77,7 +77,8 @@ def ppo(
       run_dir: gets `checkpoints/ppo/`, and `metrics/ppo.jsonl` with TensorBoard events next to it.
       mesh: all devices of all processes, for training.
       inference_mesh: the same for sampling.
-      judges: reward streams by name, each after those whose verdicts it needs.
+      open_judges: gives the reward streams by name, each after those whose verdicts it needs; called if something is
+        left to do.
       dtype: type to compute in; trained weights and optimizer are float32 in any case.
       records: gets `ppo/`, a part an iteration; local or remote. By default `run_dir`.
       made_with: names the settings, for the parts' seals.
@@ -87,8 +88,8 @@ def ppo(
       The directory of the checkpoints.
 
     Raises:
-      InputError: settings, images or streams cannot be used, no token is rewarded, or the run directory belongs to
-        another run.
+      InputError: settings, images or streams cannot be used, or no token is rewarded.
+      StaleError: the run directory belongs to another run.
       TrainingDiverged: something became infinite or NaN.
       SystemExit: with `preemption.EXIT_CODE`, after SIGTERM and a checkpoint.
     """
@@ -100,19 +101,27 @@ def ppo(
             f"ppo: {len(questions)} images x {config.epochs} epochs are fewer than one batch of {config.batch_size}; "
             "lower ppo.batch_size or raise ppo.epochs"
         )
-    policy = Policy(checkpoint, inference_mesh, template=config.template, dtype=dtype)
-    together(lambda: _check_questions(policy, questions))
-    facts = _fingerprint(config, checkpoint, judges, questions, dtype)
+    facts = _fingerprint(config, checkpoint, questions, dtype)
     same_everywhere(fingerprint.of(config, with_neutral=True) | facts)
     folder, directory = join(records or run_dir, NAME), run_dir / "checkpoints" / NAME
     updates = config.ppo_epochs * (config.batch_size // config.minibatch)
     controller = formulas.AdaptiveKl(config.kl_target or None, config.kl_horizon)
     with Checkpoints(directory, keep=config.keep) as checkpoints:
         start = checkpoints.latest_step() or 0
-        record = checkpoints.record(start, facts) if start else {"base": origin(checkpoint.directory.absolute())}
+        if start:  # who judged is compared when the judges are open, which they need not be if all is done
+            streams = read_record(directory, start)["fingerprint"].get("streams")
+            checkpoints.record(start, facts | {"streams": streams})
         if start == num_iterations:
             logger.info("ppo: all %d iterations are done", start)
             return directory
+        judges = open_judges()
+        facts |= {"streams": {name: judge.digest for name, judge in judges.items()}}
+        same_everywhere(facts)
+        record = checkpoints.record(start, facts) if start else begun_with(checkpoint)
+        if not start and is_first():
+            remove(folder)  # responses of a run that was killed before its first checkpoint
+        policy = Policy(checkpoint, inference_mesh, template=config.template, dtype=dtype)
+        together(lambda: _check_questions(policy, questions))
         if left := len(questions) * config.epochs % config.batch_size:
             logger.warning("ppo: the last %d images fill no batch and are left out", left)
         with jax.set_mesh(mesh):
@@ -163,21 +172,14 @@ def _check_questions(policy: Policy, questions: Sequence[Question]) -> None:
         check_request(policy.request(question.image, question.file, question.prompt), policy.checkpoint.config)
 
 
-def _fingerprint(
-    config: PpoConfig,
-    checkpoint: Checkpoint,
-    judges: Mapping[str, RewardStream],
-    questions: list[Question],
-    dtype: Any,
-) -> dict[str, Any]:
-    """All that decides the numbers of a run, as JSON values."""
+def _fingerprint(config: PpoConfig, checkpoint: Checkpoint, questions: list[Question], dtype: Any) -> dict[str, Any]:
+    """All that decides the numbers of a run but the streams, as JSON values."""
     return {
         "model": checkpoint.digest(),
         "dtype": jnp.dtype(dtype).name,
         "tokenizer": checkpoint.tokenizer.digest(),
         **fingerprint.of(config),
         "template": config.template or DEFAULT_TEMPLATE,
-        "streams": {name: judge.digest for name, judge in judges.items()},
         "data": {"questions": digest(questions), "count": len(questions)},
     }
 
@@ -333,15 +335,18 @@ class PpoStage(Stage):
         return [Result(self.name, settings | self._score.judge_settings(context), after, outputs)]
 
     def run(self, context: RunContext, progress: Progress) -> None:
-        judges = self._score.judges(context)
-        progress.begin(self.name)
+        def open_judges() -> Mapping[str, RewardStream]:
+            judges = self._score.judges(context)
+            progress.begin(self.name)
+            return judges
+
         ppo(
             self._config,
             context.checkpoint,
             context.dir,
             context.training_mesh,
             context.inference_mesh,
-            judges,
+            open_judges,
             dtype=context.dtype,
             records=context.records,
             made_with=progress.mark(self.name),

@@ -23,7 +23,6 @@ from vigor_jax.data.records.store import (
 )
 from vigor_jax.errors import InputError
 from vigor_jax.hf.hub import local_directory
-from vigor_jax.hf.load import open_checkpoint
 from vigor_jax.inference.policy import Policy
 from vigor_jax.inference.tree_attention import answer_places
 from vigor_jax.json_fields import Fields
@@ -151,10 +150,12 @@ class ScoreStage(Stage):
         self.close()
 
     def judge_settings(self, context: RunContext) -> dict[str, Any]:
-        """All that decides on what the streams say."""
+        """All that decides on what the streams say, as far as it is known before they are open."""
         found: dict[str, Any] = {"score.streams": list(self.streams)}
         for stream in self._streams.values():
             found |= self._settings(stream, context)
+            if isinstance(digest := getattr(stream_class(stream), "digest", None), str):
+                found[f"score.streams.{stream.path}.digest"] = digest
         return found
 
     @contextmanager
@@ -228,7 +229,7 @@ class ScoreStage(Stage):
             options = fingerprint.plain(dict(stream.options))
             return {f"score.streams.{stream.path}.{key}": value for key, value in options.items()}
         given = self._config.reward_model
-        checkpoint = open_checkpoint(given, context.model.vision_tower) if given else None
+        checkpoint = context.open(given) if given else None
         weights, tokenizer = (checkpoint.digest(), checkpoint.tokenizer.digest()) if checkpoint else (None, None)
         weights_of = {"score.reward_model": weights, "score.reward_model.tokenizer": tokenizer}
         return fingerprint.of(self._reward_model, "reward_model") | weights_of | {"model.dtype": context.dtype}
@@ -262,7 +263,7 @@ class ScoreStage(Stage):
                 f"score: there is no reward model in {directory}; run the stage train_reward, or give "
                 "score.reward_model"
             )
-        checkpoint, mesh = open_checkpoint(directory, context.model.vision_tower), context.inference_mesh
+        checkpoint, mesh = context.open(directory), context.inference_mesh
         if (directory / PROVENANCE).exists():
             training = Fields.read(directory / PROVENANCE).object("training")
             check_same_question(self._reward_model, training.values if training else {}, str(directory))

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import jax
 from jax.sharding import Mesh
 
-from vigor_jax.hf.load import Checkpoint, ModelConfig
+from vigor_jax.hf.load import Checkpoint, ModelConfig, open_checkpoint
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 from vigor_jax.stages.programs import Cost, Program, Target, Work
 from vigor_jax.training.trackers import NOWHERE, Reporting
@@ -53,6 +53,7 @@ class RunContext:
       training: how the devices are arranged for training.
       inference: the same for sampling, scoring and asking.
       reporting: trackers that get the metrics of training.
+      base: the model that the run's first round began with, if that is another one than `model.path`.
     """
 
     dir: Path
@@ -62,6 +63,15 @@ class RunContext:
     training: MeshConfig
     inference: MeshConfig
     reporting: Reporting = NOWHERE
+    base: str | Path | None = None
+
+    def open(self, name: str | Path) -> Checkpoint:
+        """Opens a model of a run: an adapter is put on the model that this run began with, if it was made for that.
+
+        Raises:
+          InputError: as `open_checkpoint`.
+        """
+        return open_checkpoint(name, self.model.vision_tower, base=self.base or self.model.path)
 
     @property
     def dtype(self) -> str:

@@ -24,7 +24,7 @@ from vigor_jax.data.records.annotations import scan_annotations
 from vigor_jax.data.records.bad_rows import BadRow, settle
 from vigor_jax.data.records.checksum import file_digest
 from vigor_jax.errors import InputError
-from vigor_jax.hf.export import ExportConfig
+from vigor_jax.hf.export import ExportConfig, find_layout
 from vigor_jax.hf.load import Checkpoint
 from vigor_jax.parallel.processes import is_first, together
 from vigor_jax.parallel.sharding import check_batch_divides, local_rows
@@ -219,6 +219,7 @@ class TrainRewardStage(Stage):
         return [training_result(self.name, self._config, self._config.annotations, context, (), more)]
 
     def run(self, context: RunContext, progress: Progress) -> None:
+        find_layout(None, context.checkpoint, self._config.lora)  # now rather than after training
         progress.begin(self.name)
         mesh = context.training_mesh
         told: dict[str, Any] = {"dtype": context.dtype, "reporting": context.reporting}

@@ -26,7 +26,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from vigor_jax.disk import check_room, no_room
-from vigor_jax.errors import InputError
+from vigor_jax.errors import InputError, StaleError
 from vigor_jax.fingerprint import differences, plain
 from vigor_jax.json_fields import check_file, show
 from vigor_jax.training.bit_sums import bit_sums
@@ -110,13 +110,14 @@ class Checkpoints:
         """What was recorded with a step.
 
         Raises:
-          InputError: its fingerprint is another one; the first thing that differs is named.
+          InputError: it is missing or damaged.
+          StaleError: its fingerprint is another one; the first thing that differs is named.
         """
         record = read_record(self.directory, step)
         where = self.directory / str(step)
         # What JSON changes (tuples to lists) is no difference.
         for changed in differences(record["fingerprint"], plain(fingerprint)):
-            raise InputError(f"{where} was made with {changed}; go back to that value, or choose another run directory")
+            raise StaleError(f"{where} was made with {changed}", "go back to that value")
         return record
 
     def wait(self) -> None:

@@ -22,10 +22,10 @@ from jaxtyping import Array
 
 from vigor_jax.data.batches.loader import Batch
 from vigor_jax.data.text.conversation import DEFAULT_TEMPLATE
-from vigor_jax.errors import InputError
+from vigor_jax.errors import StaleError
 from vigor_jax.fingerprint import of, plain
-from vigor_jax.hf.hub import origin
 from vigor_jax.hf.load import Checkpoint
+from vigor_jax.hf.peft import begun_with
 from vigor_jax.models.lora import lora_paths
 from vigor_jax.models.vlm import VlmConfig
 from vigor_jax.parallel.processes import is_first, same_everywhere
@@ -131,11 +131,12 @@ def fine_tune(
         del loaded  # its trained weights are replaced or donated below
         digest = _digest(frozen)
         if record is None:
-            record = {"base": origin(checkpoint.directory.absolute()), "frozen": digest, "fingerprint": fingerprint}
+            record = {**begun_with(checkpoint), "frozen": digest, "fingerprint": fingerprint}
         elif record["frozen"] != digest:
-            raise InputError(
+            raise StaleError(
                 f"{directory / str(start)} was trained with the frozen weights of {record['base']}, and those of "
-                f"{checkpoint.directory} differ; go back to that model, or choose another run directory"
+                f"{checkpoint.directory} differ",
+                "go back to that model",
             )
         optimizer = make_optimizer(config, batches.num_steps)
         abstract = abstract_state(params, optimizer, mesh)

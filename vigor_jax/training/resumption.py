@@ -17,7 +17,7 @@ from vigor_jax.data.batches.places import (
     learned_places,
     write_places,
 )
-from vigor_jax.errors import InputError
+from vigor_jax.errors import InputError, StaleError
 from vigor_jax.json_fields import Fields
 from vigor_jax.parallel.processes import is_first, same_everywhere, together
 from vigor_jax.training.checkpoint import latest_step, read_record
@@ -63,7 +63,8 @@ def hold_places(
         the facts under which the run knows its data.
 
     Raises:
-        InputError: rows were added, or some that were learned already have changed; or processes have different data.
+        StaleError: rows were added, or some that were learned already have changed.
+        InputError: processes have different data.
     """
     same_everywhere({"data": data.facts, "rows": hashlib.sha256(data.keys[:, 0].tobytes()).hexdigest()})
     path, directory = places_file(run_dir, name), run_dir / "checkpoints" / name
@@ -97,20 +98,21 @@ def hold_places(
 
 def _fill(config: TrainingConfig, data: Data, places: np.ndarray, start: int, where: str) -> np.ndarray:
     """`fill_places`, if no row that was learned has another one in its place."""
-    instead = "go back to that data, choose another run directory, or give --run.overwrite true to begin again"
+    back = "go back to that data"
     filled = fill_places(places, data.keys)
     if isinstance(filled, int):
-        raise InputError(
+        raise StaleError(
             f"{where}: its {data.label(filled)} has no place among the {len(places)} rows that the run was begun with; "
-            f"rows that were not learned yet may be fixed or removed, none added; {instead}"
+            "rows that were not learned yet may be fixed or removed, none added",
+            back,
         )
     contents = np.where(filled >= 0, data.keys[filled, 0], np.uint64(EMPTY))
     learned = learned_places(len(places), config.seed, start * config.batch_size)
     if spoiled := sorted(learned.intersection(np.flatnonzero(contents != places[:, 0]).tolist())):
         row = filled[spoiled[0]]
         what = f"{data.label(int(row))} was changed" if row >= 0 else f"its row {spoiled[0]} (from 0) was removed"
-        raise InputError(f"{where} in {len(spoiled)} rows that were learned already: {what}; {instead}")
+        raise StaleError(f"{where} in {len(spoiled)} rows that were learned already: {what}", back)
     settings = {"batch_size": config.batch_size, "epochs": config.epochs, "seed": config.seed}
     if (update := empty_update(filled, **settings, start=start)) is not None:
-        raise InputError(f"{where}: too many rows were removed: update {update} has none left; {instead}")
+        raise StaleError(f"{where}: too many rows were removed: update {update} has none left", back)
     return filled

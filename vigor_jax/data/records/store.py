@@ -41,6 +41,13 @@ def join(folder: str | Path, *names: str) -> str:
     return posixpath.join(str(folder), *names)
 
 
+def remove(place: str | Path) -> None:
+    """Removes a file or a folder, local or remote, that need not exist."""
+    system, path = fsspec.core.url_to_fs(str(place))
+    if system.exists(path):
+        system.rm(path, recursive=True)
+
+
 def part_name(index: int, count: int) -> str:
     """`part-00000-of-00004.parquet`."""
     assert 0 <= index < count, f"part {index} of {count}"

@@ -71,14 +71,21 @@ class ClipTokenizer:
             row[: len(each)] = each
         return found
 
-    def _ids(self, text: str) -> list[int]:
+    def is_cut(self, text: str) -> bool:
+        """Whether a text is longer than what the model takes."""
+        return bool(self._encode(text).overflowing)
+
+    def _encode(self, text: str) -> tokenizers.Encoding:
         try:
-            ids = self._tokenizer.encode(text).ids
+            return self._tokenizer.encode(text)
         except TypeError as error:
             raise InputError(
                 f"text with a lone surrogate (half of a \\u pair) cannot be tokenized: {text[:40]!a}; repair its "
                 "encoding"
             ) from error
+
+    def _ids(self, text: str) -> list[int]:
+        ids = self._encode(text).ids
         end = max(ids, default=0) if self._end is None else self._end
         # A text without its end would get the embedding of its start, whatever it says.
         if len(ids) < 2 or ids[-1] != end:

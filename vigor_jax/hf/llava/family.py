@@ -16,13 +16,15 @@ from vigor_jax.hf.family import Checkpoint, Export, Family
 from vigor_jax.hf.image_settings import preprocessing_from_hf
 from vigor_jax.hf.llava import config as llava_config
 from vigor_jax.hf.llava import names
-from vigor_jax.hf.llava.write import original_config, write
+from vigor_jax.hf.llava.write import original_config, tower_place, write
 from vigor_jax.hf.names import Entry
 from vigor_jax.hf.other_folders import refuse_part
 from vigor_jax.hf.weights.tensor_checks import Stored, canonical, check_tensors, stored_weights, tie
 from vigor_jax.hf.weights.tensor_files import TensorReader
 from vigor_jax.json_fields import Fields, Json, exists
 from vigor_jax.models.llava import LlavaConfig
+from vigor_jax.models.lora import LoraConfig, trained_parts
+from vigor_jax.models.vlm import abstract_model
 
 
 class LlavaFamily(Family):
@@ -49,13 +51,20 @@ class LlavaFamily(Family):
         yield names.canonical_original(name, config)
 
     def adapter_name(self, name: str, layout: str, config: LlavaConfig) -> str:
-        if layout == "peft":
-            return names.module_name(name)
-        if name.startswith("vision_tower."):
+        return names.module_name(name) if layout == "peft" else names.original_name(name, config)
+
+    def check_adapter(self, layout: str, checkpoint: Checkpoint, lora: LoraConfig) -> None:
+        if layout != "llava-lora":
+            return
+        tower_place(checkpoint)
+        changed = trained_parts(abstract_model(checkpoint.config), lora)
+        if checkpoint.adapter:
+            changed |= checkpoint.adapter.full_paths(checkpoint.entries)
+        if any(path.startswith("vision_tower.") for path in changed):
+            instead = " or ".join(each for each in (*checkpoint.adapter_layouts, *self.layouts) if each != layout)
             raise InputError(
-                "layout: llava-lora holds no weights of the vision tower, which lora trained here; choose peft"
+                f"layout: {layout} holds no weights of the vision tower, which lora trains here; choose {instead}"
             )
-        return names.original_name(name, config)
 
     def adapter_config(self, export: Export) -> dict[str, Any]:
         return original_config(export)
@@ -129,7 +138,8 @@ class LlavaFamily(Family):
         )
         preprocessing = dataclasses.replace(preprocessing, pad=pad)
         tokenizer = Tokenizer.load(directory, model_first=True)  # the original code's is a slow one
-        return self.checkpoint(directory, "llava", model, preprocessing, tokenizer, tensors)
+        opened = self.checkpoint(directory, "llava", model, preprocessing, tokenizer, tensors)
+        return dataclasses.replace(opened, is_whole=adapter is None)
 
 
 def _tower_tensors(directory: Path) -> dict[str, Stored]:

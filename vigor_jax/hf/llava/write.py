@@ -76,21 +76,34 @@ def original_config(export: Export) -> dict[str, Any]:
     """The original layout's config.json of a model whose weights are elsewhere.
 
     Raises:
-      InputError: its tower is none that the original code finds by name.
+      InputError: as `tower_place`.
     """
-    checkpoint, config = export.checkpoint, export.checkpoint.config
+    checkpoint, place = export.checkpoint, tower_place(export.checkpoint)
+    if checkpoint.layout == "llava":
+        return read_json(checkpoint.described_in / "config.json") | {"mm_vision_tower": place}
+    kind = np.dtype(export.dtype or checkpoint.dtype).name
+    return to_original(exported_vocabulary(checkpoint, "llava").config, kind, place, checkpoint.preprocessing)
+
+
+def tower_place(checkpoint: Checkpoint) -> str:
+    """What the original layout's config.json calls the vision tower of a model whose weights are elsewhere.
+
+    Raises:
+      InputError: it is none that the original code finds by name.
+    """
+    if checkpoint.layout == "llava":
+        named = str(read_json(checkpoint.described_in / "config.json")["mm_vision_tower"])
+        below = checkpoint.described_in / named  # a folder there is found from elsewhere by its whole path only
+        return named if Path(named).exists() or not below.exists() else str(below.resolve())
+    config = checkpoint.config
     assert isinstance(config, LlavaConfig)
-    before = read_json(checkpoint.directory / "config.json") if checkpoint.layout == "llava" else {}
     sizes = dataclasses.replace(config.vision, image_mean=ClipConfig.image_mean, image_std=ClipConfig.image_std)
-    known = next((name for name, tower in KNOWN_TOWERS.items() if tower == sizes), "")
-    if not (place := str(before.get("mm_vision_tower", "")) or known):
+    if (known := next((name for name, tower in KNOWN_TOWERS.items() if tower == sizes), None)) is None:
         raise InputError(
             f"layout: llava-lora names the vision tower by its place on the Hub, which {checkpoint.directory} does not "
             "tell; begin with the model in the original layout, or choose peft"
         )
-    kind = np.dtype(export.dtype or checkpoint.dtype).name
-    vocabulary = exported_vocabulary(checkpoint, "llava")
-    return before or to_original(vocabulary.config, kind, place, checkpoint.preprocessing)
+    return known
 
 
 def _write_original(
@@ -100,7 +113,7 @@ def _write_original(
     if it was there, else into a separate directory."""
     checkpoint, shard_bytes = export.checkpoint, export.shard_bytes
     rename = functools.partial(original_name, config=config)
-    before = read_json(checkpoint.directory / "config.json") if checkpoint.layout == "llava" else {}
+    before = read_json(checkpoint.described_in / "config.json") if checkpoint.layout == "llava" else {}
     inside = any(stored.name.startswith(ORIGINAL_TOWER) for stored in checkpoint.tensors.values())
     tower: list[tuple[str, np.ndarray]] = []
 

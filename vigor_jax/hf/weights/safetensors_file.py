@@ -66,16 +66,27 @@ def safetensors_tensors(path: Path) -> dict[str, StoredTensor]:
     except SafetensorError as error:
         if unknown := _UNKNOWN_DTYPE.search(str(error)):
             raise _unsupported(path, "a tensor", unknown[1]) from error
-        reason = textwrap.shorten(str(error).removeprefix("Error while deserializing header: "), 200)
-        size = path.stat().st_size
-        raise damaged(path, f"has {size} bytes that are no whole safetensors file ({reason})") from error
+        raise _not_whole(path, error) from error
     return dict(reversed(tensors.items()))
 
 
 def safetensors_metadata(path: Path) -> dict[str, str]:
-    """What a file that `safetensors_tensors` read says of itself."""
-    with safe_open(path, framework="numpy") as file:
-        return file.metadata() or {}
+    """What a file says of itself.
+
+    Raises:
+        InputError: the file is truncated or damaged.
+        OSError: it cannot be read.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return file.metadata() or {}
+    except SafetensorError as error:
+        raise _not_whole(path, error) from error
+
+
+def _not_whole(path: Path, error: SafetensorError) -> InputError:
+    reason = textwrap.shorten(str(error).removeprefix("Error while deserializing header: "), 200)
+    return damaged(path, f"has {path.stat().st_size} bytes that are no whole safetensors file ({reason})")
 
 
 def _unsupported(path: Path, what: str, code: str) -> InputError:
