@@ -488,6 +488,8 @@ def test_an_image_token_that_is_no_text_is_refused_on_opening(copied: Path, toke
 def test_a_reward_model_whose_provenance_is_damaged_is_refused(copied: Path, training: Any) -> None:
     (copied / "vigor_jax.json").write_text(json.dumps({"training": training}))
     stage = ScoreStage(ScoreConfig(reward_model=copied), DetectionConfig(), RewardModelConfig(), None)
-    context: Any = SimpleNamespace(dir=copied, model=ModelConfig(path=copied), inference_mesh=None)
+    context: Any = SimpleNamespace(
+        dir=copied, model=ModelConfig(path=copied), inference_mesh=None, open=lambda name: open_checkpoint(name)
+    )
     with pytest.raises(InputError, match=r"vigor_jax.json: training: expected an object"):
         stage._open_reward_model(context)

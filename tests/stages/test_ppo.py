@@ -89,7 +89,8 @@ def counted(world, tmp_path_factory):
 
         patch.setattr(Sampler, "__init__", remember)
         patch.setattr(stage, "_learn", count)
-        run_dir = run(world, tmp_path_factory.mktemp("whole"))
+        # Without checkpoints in between: one that is being written holds arrays.
+        run_dir = run(world, tmp_path_factory.mktemp("whole"), make_config(world, save_every=100))
     assert len(samplers) == 1
     return run_dir, seen
 
@@ -283,8 +284,6 @@ def test_it_learns_what_is_rewarded(world, tmp_path):
         ({"clip_range": 0.0}, r"ppo\.clip_range: expected more than 0 and less than 1, got 0\.0"),
         ({"kl_target": -1.0}, r"ppo\.kl_target: expected 0 or more, got -1\.0"),
         ({"lam": 1.5}, r"ppo\.lam: expected 0 to 1, got 1\.5"),
-        ({"max_length": 512}, r"ppo\.max_length: got 512, which means nothing here: .*max_new_tokens; leave it out"),
-        ({"loss_chunk": 64}, r"ppo\.loss_chunk: got 64, which means nothing here"),
         ({"kl_in": "loss"}, r"ppo\.kl_in loss: expected ppo\.kl k3, got k1"),
     ],
 )

@@ -113,7 +113,7 @@ def test_killed_at_random_moments(world, cache, tmp_path, kills, changes):
     for _ in range(kills):
         process = spawn(world, [{"run_dir": str(killed), "ppo": settings}], devices=1, cache=cache)
         begun, before = time.monotonic(), len(_lines(killed))
-        if iterations := moments.randrange(4):  # so many are done, and part of the next one
+        if iterations := moments.randrange(4):  # that many are done, and part of the next one
             while process.poll() is None and len(_lines(killed)) < before + iterations:
                 assert time.monotonic() - begun < 300
                 time.sleep(0.02)

@@ -115,7 +115,7 @@ class TorchPpo:
 
     @torch.no_grad()
     def draw(self, image: Path, prompt_ids: Sequence[int], length: int, generator: torch.Generator) -> list[int]:
-        """So many tokens, from the model's own distribution."""
+        """That many tokens, from the model's own distribution."""
         found: list[int] = []
         for _ in range(length):
             ids = torch.tensor([[*prompt_ids, *found]])

@@ -186,7 +186,7 @@ def _sizes(config: TrainConfig, model: VlmConfig) -> Sizes:
 
 
 def _adapter(model: ModelConfig) -> LoraConfig | None:
-    """Of the model in a checkpoint directory, or that goes on top of it, if there is one.
+    """Of the model in a checkpoint directory, or that lies on top of it, if there is one.
 
     Nothing is fetched for it: where the weights below it are not here, it is one of its rank on the language model.
     """

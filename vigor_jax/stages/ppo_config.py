@@ -30,8 +30,6 @@ class PpoConfig(TrainingConfig):
       batch_size: images an iteration: responses to them are drawn by one policy.
       minibatch: images an update, over all devices; divides `batch_size`.
       accumulate: parts that a minibatch is computed in.
-      max_length: means nothing here: a row is as long as a prompt and the responses to it. Only the default is taken.
-      loss_chunk: means nothing here: a part of the responses' tokens is scored at a time. Only the default is taken.
       ppo_epochs: passes over the responses of an iteration.
       learning_rate: of all that is trained, the value head included.
       sampling: how responses are drawn; at temperature 1 and with nothing left out, or the ratios would be of another
@@ -104,12 +102,6 @@ class PpoConfig(TrainingConfig):
             for name in names:
                 if not holds(getattr(self, name)):
                     raise InputError(f"ppo.{name}: expected {expected}, got {getattr(self, name)!r}")
-        for name, why in (
-            ("max_length", "a row is as long as a prompt and the responses to it, see ppo.sampling.max_new_tokens"),
-            ("loss_chunk", "a part of the responses' tokens is scored at a time"),
-        ):
-            if (value := getattr(self, name)) != getattr(TrainingConfig, name):
-                raise InputError(f"ppo.{name}: got {value}, which means nothing here: {why}; leave it out")
         drawn = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
         for name, only in drawn.items():
             if (value := getattr(self.sampling, name)) != only:

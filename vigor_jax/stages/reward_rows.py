@@ -21,15 +21,15 @@ from vigor_jax.hf.load import Checkpoint
 from vigor_jax.inference.tree_attention import hidden_states_at
 from vigor_jax.models.vlm import Vlm
 from vigor_jax.records import Annotation, ErrorType
-from vigor_jax.training.train_step import TrainingConfig
+from vigor_jax.training.train_step import ExampleTrainingConfig
 
 # Image → judgments of the descriptions of it.
 Annotations: TypeAlias = Mapping[str, Sequence[Annotation]]
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainRewardConfig(TrainingConfig):
-    """Fine-tuning of the reward model: what `TrainingConfig` says, and the following.
+class TrainRewardConfig(ExampleTrainingConfig):
+    """Fine-tuning of the reward model: what `ExampleTrainingConfig` says, and the following.
 
     Attributes:
       annotations: judged descriptions, see docs/artifacts.md.
@@ -155,7 +155,7 @@ def descriptions(
     ]
 
 
-def answer_loss(model: Vlm, rows: TreeRows, config: TrainingConfig) -> tuple[Float[Array, ""], Float[Array, ""]]:
+def answer_loss(model: Vlm, rows: TreeRows, config: ExampleTrainingConfig) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Weighted sum of the cross-entropy of the answers' tokens, and the sum of their weights.
 
     Only where an answer is learned are there logits: a few hundred places of a row at most.

@@ -51,14 +51,12 @@ class TrainingConfig:
       beta2: AdamW's decay of the mean square.
       eps: AdamW's denominator floor.
       max_grad_norm: longer gradients are scaled down to this norm.
-      max_length: longest example in tokens, image tokens included; longer ones lose text at their end.
       bucket: lengths are padded to multiples of it, so that few shapes are ever compiled.
       freeze: what is not trained, each a beginning of dotted parameter paths or a regular expression for whole ones;
         with `lora` everything is, but the adapter and `lora.also`.
       lora: train a low-rank adapter in place of the weights: its options are rank, alpha, target, also and rslora
         (docs/lora.md).
       remat: what the decoder's layers keep for the backward pass, a key of `models.layers.REMAT_POLICIES`.
-      loss_chunk: positions of a row whose logits may exist at a time.
       seed: of the data's order.
       save_every: updates between checkpoints.
       keep: how many of the newest checkpoints stay.
@@ -78,21 +76,19 @@ class TrainingConfig:
     beta2: float = 0.999
     eps: float = 1e-8
     max_grad_norm: float = 1.0
-    max_length: int = 2048
     bucket: int = fingerprint.neutral(128)
     freeze: tuple[str, ...] = ("vision_tower",)
     lora: LoraConfig | None = fingerprint.optional()
     remat: str = fingerprint.neutral("full")
-    loss_chunk: int = fingerprint.neutral(128)
     seed: int = 0
     save_every: int = fingerprint.neutral(500)
     keep: int = fingerprint.neutral(2)
     log_every: int = fingerprint.neutral(10)
 
     def __post_init__(self) -> None:
-        counts = ("epochs", "batch_size", "accumulate", "max_length", "bucket", "loss_chunk", "save_every")
+        counts = ("epochs", "batch_size", "accumulate", "bucket", "save_every", "keep", "log_every")
         for names, holds, expected in (
-            ((*counts, "keep", "log_every"), lambda value: value >= 1, "at least 1"),
+            (counts, lambda value: value >= 1, "at least 1"),
             (("learning_rate", "eps", "max_grad_norm"), lambda value: value > 0, "more than 0"),
             (("weight_decay", "seed"), lambda value: value >= 0, "0 or more"),
             (("warmup_ratio",), lambda value: 0 <= value <= 1, "0 to 1"),
@@ -111,8 +107,27 @@ class TrainingConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class SftConfig(TrainingConfig):
-    """Supervised fine-tuning on conversations: what `TrainingConfig` says, and the following.
+class ExampleTrainingConfig(TrainingConfig):
+    """Fine-tuning on examples that are there before it begins: what `TrainingConfig` says, and the following.
+
+    Attributes:
+      max_length: longest example in tokens, image tokens included; longer ones lose text at their end.
+      loss_chunk: positions of a row whose logits may exist at a time.
+    """
+
+    max_length: int = 2048
+    loss_chunk: int = fingerprint.neutral(128)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("max_length", "loss_chunk"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}: expected at least 1, got {getattr(self, name)!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class SftConfig(ExampleTrainingConfig):
+    """Supervised fine-tuning on conversations: what `ExampleTrainingConfig` says, and the following.
 
     Attributes:
       data: conversations in LLaVA's format.
@@ -135,7 +150,7 @@ class SftConfig(TrainingConfig):
 
 # (model, rows, config) → the sum of the loss over some rows, and the number (or weight) of what it is summed over; or
 # that as "tokens" of a dict, with other sums over the same, whose means are metrics.
-Loss: TypeAlias = Callable[[Vlm, Any, TrainingConfig], tuple[Array, Array | dict[str, Array]]]
+Loss: TypeAlias = Callable[[Vlm, Any, Any], tuple[Array, Array | dict[str, Array]]]
 
 
 class TrainState(NamedTuple):
@@ -259,7 +274,9 @@ def _first_state(params: Weights, optimizer: optax.GradientTransformation, seed:
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), jax.random.PRNGKey(seed))
 
 
-def conversation_loss(model: Vlm, rows: Rows, config: TrainingConfig) -> tuple[Float[Array, ""], Int32[Array, ""]]:
+def conversation_loss(
+    model: Vlm, rows: Rows, config: ExampleTrainingConfig
+) -> tuple[Float[Array, ""], Int32[Array, ""]]:
     """Sum of the loss over the supervised tokens of conversations, and their number."""
     pixels = rows.pixels if rows.pixels.shape[1] else None
     hidden = model(
@@ -296,7 +313,7 @@ def make_train_step(
       abstract: from `abstract_state`; gradients and the new state lie where it says.
       optimizer: from `make_optimizer`.
       schedule: its learning rate, for the metrics.
-      config: what is read is `accumulate`, `remat` and `loss_chunk`.
+      config: what is read is `accumulate`, and what the loss reads.
       compute_dtype: of activations; the float32 weights are rounded to it for each update.
       loss: `conversation_loss` by default, which reads `data.batches.loader.Rows`.
 
@@ -305,7 +322,7 @@ def make_train_step(
       clipping, and the number of supervised tokens; with the means of the loss's other sums.
     """
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
-    loss_of_model = loss or conversation_loss
+    loss_of_model: Loss = loss or conversation_loss
 
     def loss_sum(params: Weights, frozen: Weights, rows: Any) -> tuple[Array, dict[str, Array]]:
         rounded = {path: weight.astype(compute_dtype) for path, weight in params.items()}

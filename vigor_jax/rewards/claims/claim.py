@@ -34,7 +34,7 @@ class Number:
         least: At least 1.
         most: None where the words set no limit: "several".
         narrowed: The caption may not count all of them in the image: "two dogs on the couch", "two white dogs", "two
-            other dogs", or it speaks of more elsewhere. Then there are at least so many.
+            other dogs", or it speaks of more elsewhere. Then there are at least that many.
     """
 
     least: int
