@@ -26,7 +26,7 @@ def test_a_run_as_the_stages_write_it(tmp_path):
     world, run = make_world(tmp_path / "world", images=16), tmp_path / "run"
     mesh, checkpoint = make_mesh(MeshConfig(), jax.devices()[:1]), open_checkpoint(world / "model")
     config = make_config(world, lora=LoraConfig(rank=4, alpha=8), learning_rate=1e-2)
-    checkpoints = train(config, checkpoint, run, mesh, mesh, {"letters": Letters()}, dtype="float32")
+    checkpoints = train(config, checkpoint, run, mesh, mesh, lambda: {"letters": Letters()}, dtype="float32")
     export(ExportConfig(layout="llava-hf", dtype="bfloat16"), checkpoint, checkpoints, run / "export", mesh)
     lora = {"rank": 4, "alpha": 8.0, "target": ["language_model"], "also": [], "rslora": False}
     settings = {"run": {"stages": ["ppo", "export"]}, "ppo": {"images": str(world / "images"), "lora": lora}}
