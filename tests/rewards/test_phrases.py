@@ -2,7 +2,6 @@
 
 import json
 import pickle
-import random
 import subprocess
 import sys
 import zipfile
@@ -12,8 +11,8 @@ import nltk
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from nltk.tag.perceptron import PerceptronTagger
 
+from tests.rewards.taught_tagger import write_tagger
 from vigor_jax.errors import InputError
 from vigor_jax.records import Span
 from vigor_jax.rewards.language.tagger import cached_tag, load_tagger
@@ -250,15 +249,7 @@ def found(extractor, text):
 def small_tagger(tmp_path_factory):
     """A folder with a tagger in NLTK's layout."""
     sentences = [[tuple(token.rsplit("/", 1)) for token in line.split()] for line in TAGGED.split("\n\n")]
-    tagger = PerceptronTagger(load=False)
-    state = random.getstate()
-    random.seed(0)  # the tagger shuffles with it
-    tagger.train(sentences, nr_iter=10)
-    random.setstate(state)
-    folder = tmp_path_factory.mktemp("tagger")
-    for part, content in zip(("weights", "tagdict", "classes"), tagger.encode_json_obj(), strict=True):
-        (folder / f"{NAME}.{part}.json").write_text(json.dumps(content))
-    return folder
+    return write_tagger(tmp_path_factory.mktemp("tagger"), sentences, passes=10)
 
 
 @pytest.fixture(scope="session")

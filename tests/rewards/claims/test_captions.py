@@ -1,4 +1,10 @@
-"""Claims of real captions, against a careful reader: annotated before the grammars were first run on them."""
+"""Claims of real captions, against a careful reader.
+
+Annotated before the grammars were first run on them. That run had precision and recall of 1.00 and 0.989 for numbers,
+1.00 and 0.731 for places, 0.737 and 0.70 for relations, 0.973 and 0.923 for attributes. Its errors were then seen, some
+grammars corrected for them, and three relations added that the reader had missed. What is asserted here keeps a level,
+and says little of captions that nobody has looked at.
+"""
 
 import json
 from collections import Counter

@@ -1,16 +1,18 @@
-"""Claims of hard sentences, by a tagger that was taught them (always) and by NLTK's (if it is there); word lists."""
+"""Claims of hard sentences, by a tagger that was taught them (always) and by NLTK's (if it is there); word lists.
 
-import json
-import random
+The expected claims are what the grammars gave, read through by a person and corrected: they keep what is right, and are
+no independent measure of it.
+"""
+
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nltk.tag.perceptron import PerceptronTagger
 
 from tests.rewards.claims.written import value, written
-from tests.rewards.test_phrases import NAME, nltk_tagger  # noqa: F401
+from tests.rewards.taught_tagger import write_tagger
+from tests.rewards.test_phrases import nltk_tagger  # noqa: F401
 from vigor_jax.errors import InputError
 from vigor_jax.records import Span
 from vigor_jax.rewards.claims.attributes import attributed_phrases
@@ -35,15 +37,7 @@ def taught_tagger(tmp_path_factory):
         quoted = iter(("``", "''"))
         words = [next(quoted) if word == '"' else word for word in words]
         tagged.append(list(zip(words, tags, strict=True)))
-    tagger = PerceptronTagger(load=False)
-    state = random.getstate()
-    random.seed(0)  # the tagger shuffles with it
-    tagger.train(tagged, nr_iter=12)
-    random.setstate(state)
-    folder = tmp_path_factory.mktemp("tagger")
-    for part, content in zip(("weights", "tagdict", "classes"), tagger.encode_json_obj(), strict=True):
-        (folder / f"{NAME}.{part}.json").write_text(json.dumps(content))
-    return folder
+    return write_tagger(tmp_path_factory.mktemp("tagger"), tagged, passes=12)
 
 
 @pytest.fixture(scope="session")
