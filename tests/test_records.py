@@ -70,6 +70,12 @@ def rows(folder):
     return [row for batch in read_batches(folder, 0, 1) for row in batch.to_pylist()]
 
 
+def in_full(row):
+    """A verdict with the fields of claims, which the page's examples leave out."""
+    signals = [signal | {"kind": "", "edits": []} for signal in row["signals"]]
+    return row | {"signals": signals, "attributes": []}
+
+
 def verdict(row):
     signals = (
         Signal(
@@ -93,7 +99,7 @@ def test_the_page_has_a_run(tmp_path):
     assert rows(tmp_path / "candidates") == candidates
     for stream, found in verdicts.items():
         write_part(tmp_path / "verdicts" / stream, 0, 1, map(verdict, found), Verdict)
-        assert rows(tmp_path / "verdicts" / stream) == found
+        assert rows(tmp_path / "verdicts" / stream) == [in_full(row) for row in found]
         assert {row["stream"] for row in found} == {stream}
         for row, record in zip(found, records, strict=True):
             for signal in row["signals"]:

@@ -19,6 +19,20 @@ class Span(NamedTuple):
     end: int
 
 
+class Edit(NamedTuple):
+    """What makes a text true: `text` in place of the characters of `span`."""
+
+    span: Span
+    text: str
+
+
+class PhraseScore(NamedTuple):
+    """A phrase that a detector was asked for, and its best score, in [0, 1]."""
+
+    phrase: str
+    score: float
+
+
 @dataclasses.dataclass(frozen=True)
 class Candidate:
     """One sampled response.
@@ -56,6 +70,8 @@ class Signal:
         that the spans lie in.
       boxes_xyxy: where it was found: corners relative to the image, in [0, 1], best first.
       denied: the caption says that it is not there. With `absent` it is there all the same: the caption is wrong.
+      kind: of a claim: "number", "place", "relation" or "attribute"; "" for a phrase or a sentence.
+      edits: what makes a wrong claim right, where that is known: disjoint, in the order of the text.
     """
 
     label: str
@@ -66,6 +82,8 @@ class Signal:
     absent: bool = False
     boxes_xyxy: tuple[tuple[float, float, float, float], ...] = ()
     denied: bool = False
+    kind: str = ""
+    edits: tuple[Edit, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,12 +95,14 @@ class Verdict:
       candidate: as in the candidate.
       stream: name of the stream.
       signals: in the order of their first span.
+      attributes: what a detector was asked about attributes: "red car", "blue car"; no signals.
     """
 
     image: str
     candidate: int
     stream: str
     signals: tuple[Signal, ...]
+    attributes: tuple[PhraseScore, ...] = ()
 
     @property
     def negative(self) -> float:
@@ -98,6 +118,16 @@ class Dropped:
     """A sentence that refinement left out: its place in the chosen text, and why (one line)."""
 
     span: Span
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Repaired:
+    """Words of the chosen text that refinement replaced: their place, what they were and are, and why (one line)."""
+
+    span: Span
+    old: str
+    new: str
     reason: str
 
 
@@ -159,6 +189,7 @@ class Selection:
       refined_mentions: those that point into what is left of the chosen one, one a stream.
       has_content: whether each candidate says anything that counts; those that do not lose to those that do.
       repeats: sentences of each candidate that repeat an earlier one of the same candidate word for word.
+      repaired: words of the chosen one that were replaced, in sentences that were kept.
     """
 
     image: str
@@ -177,6 +208,7 @@ class Selection:
     refined_mentions: tuple[int, ...] = ()
     has_content: tuple[bool, ...] = ()
     repeats: tuple[int, ...] = ()
+    repaired: tuple[Repaired, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -239,7 +239,7 @@ def test_pandas_reads_a_folder(tmp_path):
     for index in range(2):
         store.write_part(tmp_path, index, 2, [VERDICT], Verdict, {"digest": "abc"})
     frame = pd.read_parquet(tmp_path)
-    assert list(frame.columns) == ["image", "candidate", "stream", "signals"]
+    assert list(frame.columns) == ["image", "candidate", "stream", "signals", "attributes"]
     assert len(frame) == 2
     (signal,) = frame["signals"][0]
     assert (signal["label"], signal["absent"], signal["spans"][0]) == ("cup", True, {"start": 2, "end": 5})

@@ -107,7 +107,15 @@ def difference(found: pa.Schema, expected: pa.Schema) -> str:
 
 
 # Columns and fields of structs that later versions added, with what parts written before mean by leaving them out.
-_ADDED: dict[str, Any] = {"denied": False, "has_content": [], "repeats": []}
+_ADDED: dict[str, Any] = {
+    "denied": False,
+    "has_content": [],
+    "repeats": [],
+    "kind": "",
+    "edits": [],
+    "attributes": [],
+    "repaired": [],
+}
 
 
 def is_older(found: pa.Schema, expected: pa.Schema) -> bool:
