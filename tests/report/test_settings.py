@@ -113,9 +113,9 @@ def test_what_a_run_does_not_say_is_left_out(tmp_path):
     assert describe_settings(None, tmp_path) == {}
     assert describe_settings(["no", "mapping"], tmp_path) == {}
     assert describe_settings({"model": "a name", "sample": {"sampling": None, "prompts": []}}, tmp_path) == {}
-    assert describe_settings({"sample": {"prompts": "Describe."}, "select": {"refine": False}}, tmp_path) == {
+    assert describe_settings({"sample": {"prompts": "Describe."}, "select": {"refine": "drop"}}, tmp_path) == {
         "Prompt": ["Describe."],
-        "Selection": ["refine: no"],
+        "Selection": ["refine: drop"],
     }
 
 

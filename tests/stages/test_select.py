@@ -259,7 +259,7 @@ def test_several_processes_make_what_one_makes(run_dir, num_processes):
 
 
 def test_refinement_can_be_left_out(run_dir):
-    summary = select(SelectConfig(refine=False), run_dir, streams=STREAMS)
+    summary = select(SelectConfig(refine="none"), run_dir, streams=STREAMS)
     selections = list(store.read_parts(run_dir / "selections", Selection))
     assert all(each.refined == each.text and not each.dropped for each in selections)
     assert (summary.targets, summary.dropped) == (summary.images, {})
@@ -276,7 +276,7 @@ def selections_of(run_dir, config):
 
 
 def test_the_random_control(run_dir):
-    config = SelectConfig(strategy="random", refine=False)
+    config = SelectConfig(strategy="random", refine="none")
     first = selections_of(run_dir, config)
     assert selections_of(run_dir, config) == first
     assert selections_of(run_dir, dataclasses.replace(config, seed=1)) != first
@@ -518,7 +518,7 @@ FUSION_KINDS = [
 )
 def test_a_response_that_says_nothing_loses(tmp_path, nothing, fusion):
     longer = ("A cat sits. A dog runs. A cup is red.", ("cat",), ("dog", "cup"))
-    selection, summary = select_among(tmp_path, [(nothing,), longer], SelectConfig(refine=False, fusion=fusion))
+    selection, summary = select_among(tmp_path, [(nothing,), longer], SelectConfig(refine="none", fusion=fusion))
     assert (selection.candidate, selection.decided_by, selection.reason) == (1, "content", "")
     assert selection.has_content == (False, True)
     assert summary.without_content == {"candidates": 1, "chosen": 0}
@@ -644,7 +644,7 @@ def test_refinement_drops_what_only_continues_and_says_so(tmp_path):
     assert selection.refined == "A cat sits on a mat. The sky is blue."
     selection, _ = select_among(tmp_path / "control", [said], SelectConfig(strategy="random_drop"))
     assert len(split_sentences(selection.refined)) == 2  # as many as refinement leaves
-    selection, _ = select_among(tmp_path / "unrefined", [said], SelectConfig(refine=False))
+    selection, _ = select_among(tmp_path / "unrefined", [said], SelectConfig(refine="none"))
     assert selection.refined == text
 
 
