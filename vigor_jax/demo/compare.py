@@ -133,7 +133,7 @@ def compare(
 
 def _make_shared(config: TrainConfig, directory: Path, judged: Collection[str]) -> None:
     """Candidates, verdicts and reward models that variants share."""
-    shared, holistic, erring, verifier, claims, erring_claims = (directory / name for name in get_args(SharedRecords))
+    shared, holistic, erring, verifier, claims, erring_boxes = (directory / name for name in get_args(SharedRecords))
     with counting(shared):
         Run(_in(config, shared, ("train_reward", "sample", "score"))).go()
     if holistic.name in judged:
@@ -149,15 +149,15 @@ def _make_shared(config: TrainConfig, directory: Path, judged: Collection[str]) 
         with counting(verifier):
             _copy(shared, verifier, ("candidates",))
             Run(_in(replaced(config, VERIFIER), verifier, ("score",))).go()
-    if not {claims.name, erring_claims.name}.isdisjoint(judged):
+    if not {claims.name, erring_boxes.name}.isdisjoint(judged):
         with counting(claims):
             _copy(shared, claims, ("candidates", "verdicts/reward_model"))
             Run(_in(replaced(config, CLAIMS), claims, ("score",))).go()
-    if erring_claims.name in judged:
-        with counting(erring_claims):
-            _copy(claims, erring_claims, ("candidates", "verdicts/reward_model"))
-            misjudge(claims / "verdicts" / "detector", erring_claims / "verdicts" / "detector", config.sft.seed)
-            Run(_in(replaced(config, CLAIMS), erring_claims, ("score",))).go()
+    if erring_boxes.name in judged:
+        with counting(erring_boxes):
+            _copy(claims, erring_boxes, ("candidates", "verdicts/reward_model"))
+            misjudge(claims / "verdicts" / "detector", erring_boxes / "verdicts" / "detector", config.sft.seed)
+            Run(_in(replaced(config, CLAIMS), erring_boxes, ("score",))).go()
 
 
 @contextlib.contextmanager
@@ -203,9 +203,9 @@ def misjudge(verdicts: Path, erring: Path, seed: int) -> None:
     def turned(image: str, signal: Signal) -> Signal:
         chance = random.Random(f"{seed} {image} {signal.label}")
         if chance.random() >= (FALSE_ALARMS if signal.absent else MISSES):
-            best, *others = signal.boxes_xyxy or ((),)
-            found = (*([best] if best else []), *(box for box in others if chance.random() >= MISSES))
-            return dataclasses.replace(signal, boxes_xyxy=found)
+            best, others = signal.boxes_xyxy[:1], signal.boxes_xyxy[1:]
+            found = tuple(box for box in others if chance.random() >= MISSES)
+            return dataclasses.replace(signal, boxes_xyxy=best + found)
         left, top = chance.uniform(0, 0.75), chance.uniform(0, 0.75)
         return dataclasses.replace(
             signal,
