@@ -34,7 +34,7 @@ def test_of_a_whole_run(tmp_path):
     assert settings["Temperature"] == ["0.9"]
     assert settings["Rewards"] == ["detector", "reward_model"]
     assert {"box threshold: 0.25", "model: checkpoints/groundingdino-swint"} <= set(settings["Detector"])
-    assert {"refine: yes", "continuations: keep", "repetitions: count", "rule: paper", "min words: 2"} <= set(
+    assert {"refine: drop", "continuations: keep", "repetitions: count", "rule: paper", "min words: 2"} <= set(
         settings["Selection"]
     )
     assert "learning rate: 2e-05" in settings["Fine-tuning"]
