@@ -24,7 +24,7 @@ from vigor_jax import cli
 from vigor_jax.config import Stage, TrainConfig
 from vigor_jax.data.records import store
 from vigor_jax.demo.config import demo_config
-from vigor_jax.demo.dataset import VERSION, DemoDataConfig, prepare, read_scenes
+from vigor_jax.demo.dataset import COLOR_WORDS, VERSION, DemoDataConfig, prepare, read_scenes
 from vigor_jax.demo.metrics import compute_metrics, reward_auc
 from vigor_jax.demo.results import COLUMNS, Results, plot, to_markdown
 from vigor_jax.demo.variants import (
@@ -323,6 +323,7 @@ def _config(data: Path, seed: int) -> TrainConfig:
             "ppo.images": str(data / "images" / "unlabeled"),
             "detection.model": data / "detector",
             "detection.phrases.tagger": data / "tagger",
+            "claims.words.attributes": data / COLOR_WORDS,
             **captioned,
             **verifier,
             **evaluated,

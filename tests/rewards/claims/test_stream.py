@@ -27,8 +27,6 @@ PHRASES = PhrasesConfig(tagger=CHECKPOINTS / "tagger")
 GRID = ClaimsConfig(judge=JudgeConfig(side_width=1 / 3, unnamed_direction="center", narrowed="exactly"))
 STAR = "There is a star in red at the top left."
 TEXT = f"{STAR} We see moons in blue, two in all. {STAR}"
-    "There is a star in red at the top left. We see moons in blue, two in all. There is a star in red at the top left."
-)
 LEFT, RIGHT = (0.05, 0.05, 0.25, 0.25), (0.7, 0.7, 0.95, 0.95)
 
 
@@ -148,7 +146,9 @@ def test_the_demos_detector_knows_what_is_wrong(tmp_path):
                 made.append(Statement(true.shape, str(rng.choice([true.color, rng.choice(COLORS)])), count, place))
             texts.append(" ".join(say(statement, int(rng.integers(12))) for statement in made))
         items.append(ScoreItem(path.name, path, "Describe it.", tuple(texts)))
-    reader, seen = ClaimReader(GRID, PHRASES), Counter[tuple[str, bool]]()
+    (tmp_path / "colors.txt").write_text("[color]\n" + "\n".join(COLORS))  # as `demo.dataset.prepare` writes it
+    grid = dataclasses.replace(GRID, words=ClaimWordsConfig(attributes=tmp_path / "colors.txt"))
+    reader, seen = ClaimReader(grid, PHRASES), Counter[tuple[str, bool]]()
     with LocalDetector(LocalConfig(CHECKPOINTS / "detector", options=("--batch-size", "16"))) as sidecar:
         config = DetectionConfig(addresses=(sidecar.address,), phrases=PHRASES)
         with DetectorStream(config) as without, DetectorStream(config, reader) as stream:
@@ -158,7 +158,7 @@ def test_the_demos_detector_knows_what_is_wrong(tmp_path):
         for one, other in zip(alone, verdicts, strict=True):
             assert one.attributes == ()
             assert [(s.label, s.absent) for s in one.signals] == [(s.label, s.absent) for s in other.signals]
-        (judged,) = ClaimStream(GRID, PHRASES).judge([item._replace(verdicts={"detector": tuple(verdicts)})])
+        (judged,) = ClaimStream(grid, PHRASES).judge([item._replace(verdicts={"detector": tuple(verdicts)})])
         for text, verdict in zip(item.texts, judged, strict=True):
             wrong = {"color": "attribute", "count": "number", "place": "place"}
             start = 0

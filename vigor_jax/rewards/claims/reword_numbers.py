@@ -40,8 +40,8 @@ _INTRODUCES = _set(
 _TOGETHER = _set(
     "together side apart row rows line lined lines scattered spread group groups cluster clustered grouped arranged "
     "stacked gathered assembled surrounding various different similar identical matching respective "
-    "respectively distributed throughout between among across around circle pile stack formation conversation conversing talking interacting "
-    "competing mixed collection"
+    "respectively distributed throughout between among across around circle pile stack formation conversation "
+    "conversing talking interacting competing mixed collection"
 )
 _ALONE = _set("single lone solitary alone lonely")
 _THEY = _set("they them their theirs themselves these those all both each")

@@ -14,6 +14,7 @@ from vigor_jax.rewards.claims.attributes import attributed_phrases
 from vigor_jax.rewards.claims.claim import Attribute, Claim, Relation
 from vigor_jax.rewards.claims.find import Claims, ClaimWordsConfig
 from vigor_jax.rewards.claims.judge import Found, JudgeConfig, Truth, judge, judge_attribute
+from vigor_jax.rewards.claims.repair import Repairs, WrongClaim
 from vigor_jax.rewards.language.nouns import NounPhrases
 from vigor_jax.rewards.mentions import Phrase
 from vigor_jax.rewards.phrases import PhrasesConfig, made_of, make_phrases
@@ -98,6 +99,7 @@ class ClaimStream:
 
     def __init__(self, config: ClaimsConfig, phrases: PhrasesConfig) -> None:
         self._config, self._reader = config, ClaimReader(config, phrases)
+        self._repairs = Repairs(self._reader.claims, config.judge, self._reader.phrases)
         self.digest = fingerprint.digest([self._reader.digest, dataclasses.asdict(config.judge)])
 
     def judge(self, items: Iterable[ScoreItem]) -> Iterator[list[Verdict]]:
@@ -122,9 +124,15 @@ class ClaimStream:
         sentences = split_sentences(text)
         claims = self._reader(text, sentences, self._reader.phrases(text, sentences))
         truths = [self._truth(claim, found, scores) for claim in claims]
+        wrong = [
+            WrongClaim(claim, Found(found[claim.subject.phrase]), scores)
+            for claim, truth in zip(claims, truths, strict=True)
+            if truth is Truth.WRONG
+        ]
+        edits = iter(self._repairs(text, sentences, wrong))
         signals: dict[tuple[str, object], Signal] = {}
         for claim, truth in zip(claims, truths, strict=True):
-            own: tuple[Edit, ...] = ()
+            own = next(edits) if truth is Truth.WRONG else ()
             if truth is not Truth.UNKNOWN:
                 key = claim.subject.phrase, claim.value
                 signals[key] = _signal(text, claim, truth, found[claim.subject.phrase], own, signals.get(key))
