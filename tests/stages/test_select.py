@@ -15,7 +15,7 @@ from PIL import Image
 from vigor_jax.data.batches.examples import scan_examples
 from vigor_jax.data.records import store
 from vigor_jax.errors import InputError
-from vigor_jax.records import Candidate, Selection, Signal, Span, Target, Verdict
+from vigor_jax.records import Candidate, Edit, Selection, Signal, Span, Target, Verdict
 from vigor_jax.rewards.fusion import FusionConfig
 from vigor_jax.rewards.refine import refine
 from vigor_jax.rewards.sentences import split_sentences
@@ -732,3 +732,39 @@ def test_without_repetitions_it_does_not_matter_how_they_count(tmp_path, fusion)
     counted, _ = select_by_model(tmp_path / "count", said, config)
     once, _ = select_by_model(tmp_path / "once", said, dataclasses.replace(config, repetitions="once"))
     assert counted == once
+
+
+def claimed(text, words, new=None, kind="number"):
+    """A wrong claim of a text, with what makes it right."""
+    span = Span(text.index(words), text.index(words) + len(words))
+    edits = () if new is None else (Edit(span, new),)
+    return Signal(f"dog: {words.lower()}", (span,), 1.0, 0.0, 0.0, True, kind=kind, edits=edits)
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({}, "It rains a lot."),
+        ({"refine": "repair"}, "Three dogs run. It rains a lot."),
+        ({"refine": "none"}, "Two dogs run. A dog on the left. It rains a lot."),
+        ({"claims": ()}, "Two dogs run. A dog on the left. It rains a lot."),
+        ({"claims": ("place",)}, "Two dogs run. It rains a lot."),
+        ({"refine": "repair", "claims": ("number",)}, "Three dogs run. A dog on the left. It rains a lot."),
+    ],
+)
+def test_wrong_claims_in_the_chosen_text(tmp_path, settings, text):
+    """Dropped, repaired or kept by their kinds; the record and the target say the same."""
+    whole = "Two dogs run. A dog on the left. It rains a lot."
+    signals = (claimed(whole, "Two", "Three"), claimed(whole, "on the left", kind="place"))
+    store.write_part(tmp_path / "candidates", 0, 1, [Candidate("a.png", "?", 0, whole, (2,), -1.0, "stop")], Candidate)
+    store.write_part(tmp_path / "verdicts" / "claims", 0, 1, [Verdict("a.png", 0, "claims", signals)], Verdict)
+    select(SelectConfig(**settings), tmp_path, streams=("claims",))
+    (selection,) = store.read_parts(tmp_path / "selections", Selection)
+    assert selection.refined == text
+    assert [target.text for target in store.read_parts(tmp_path / "targets", Target)] == [text]
+    assert [(each.old, each.new) for each in selection.repaired] == ([("Two", "Three")] if "Three" in text else [])
+    assert all(each.reason == 'claims "dog: two", which is wrong' for each in selection.repaired)
+    assert {each.reason for each in selection.dropped} <= {
+        'claims "dog: two", which is wrong',
+        'claims "dog: on the left", which is wrong',
+    }
