@@ -744,17 +744,17 @@ def claimed(text, words, new=None, kind="number"):
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({}, "It rains a lot."),
-        ({"refine": "repair"}, "Three dogs run. It rains a lot."),
-        ({"refine": "none"}, "Two dogs run. A dog on the left. It rains a lot."),
-        ({"claims": ()}, "Two dogs run. A dog on the left. It rains a lot."),
-        ({"claims": ("place",)}, "Two dogs run. It rains a lot."),
-        ({"refine": "repair", "claims": ("number",)}, "Three dogs run. A dog on the left. It rains a lot."),
+        ({}, "Rain falls a lot."),
+        ({"refine": "repair"}, "Three dogs run. Rain falls a lot."),
+        ({"refine": "none"}, "Two dogs run. A dog on the left. Rain falls a lot."),
+        ({"claims": ()}, "Two dogs run. A dog on the left. Rain falls a lot."),
+        ({"claims": ("place",)}, "Two dogs run. Rain falls a lot."),
+        ({"refine": "repair", "claims": ("number",)}, "Three dogs run. A dog on the left. Rain falls a lot."),
     ],
 )
 def test_wrong_claims_in_the_chosen_text(tmp_path, settings, text):
     """Dropped, repaired or kept by their kinds; the record and the target say the same."""
-    whole = "Two dogs run. A dog on the left. It rains a lot."
+    whole = "Two dogs run. A dog on the left. Rain falls a lot."
     signals = (claimed(whole, "Two", "Three"), claimed(whole, "on the left", kind="place"))
     store.write_part(tmp_path / "candidates", 0, 1, [Candidate("a.png", "?", 0, whole, (2,), -1.0, "stop")], Candidate)
     store.write_part(tmp_path / "verdicts" / "claims", 0, 1, [Verdict("a.png", 0, "claims", signals)], Verdict)
