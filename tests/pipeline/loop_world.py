@@ -18,8 +18,8 @@ from vigor_jax import train
 ROOT = Path(__file__).resolve().parents[2]
 TAGGER = Path(vigor_jax.demo.__file__).parent / "checkpoints" / "tagger"
 TINY = Tiny()
-THINGS = ("man", "dog", "red circle", "wave", "bench", "car", "traffic light", "cat")
-ENTITIES = ("man", "dog", "circle", "wave", "bench", "car", "traffic light", "cat")
+THINGS = ("man", "dog", "red triangle", "wave", "bench", "car", "traffic light", "cat")
+ENTITIES = ("man", "dog", "triangle", "wave", "bench", "car", "traffic light", "cat")
 WRONG = ("dog", "car", "cat", "wave")  # are in no picture, say the judgments
 PROMPT = "Describe the image."
 
@@ -98,6 +98,8 @@ def loop(world: Path, run_dir: Path, **changes: Any) -> list[str]:
         "detection.phrases.extractor": "entities",
         "detection.phrases.entities": world / "entities.txt",
         "detection.phrases.tagger": TAGGER,
+        "claims.judge.attribute_margin": 0.01,  # the detector knows nothing: its scores are as good as equal
+        "claims.judge.least_attribute": 0,
         "reward_model.batch_size": 4,
         "reward_model.max_length": 512,
         "sft.batch_size": 4,

@@ -90,6 +90,9 @@ def test_artifacts(world, undisturbed):
                         assert candidate.text[start_:end].lower() == each.label
                     else:
                         assert (start_, end) in split_sentences(candidate.text)
+    claims = list(read_parts(undisturbed / "verdicts" / "claims", Verdict))
+    assert [(v.image, v.candidate) for v in claims] == [(c.image, c.candidate) for c in candidates]
+    assert {(s.kind, s.label) for v in claims for s in v.signals} == {("attribute", "triangle: red")}
     targets = json.loads((undisturbed / "targets.json").read_text())
     kept = [(selection.image, selection.refined) for selection in selections if not selection.reason]
     assert [(t["image"], t["conversations"][1]["value"]) for t in targets] == kept
@@ -99,7 +102,7 @@ def test_artifacts(world, undisturbed):
     evaluations = [json.loads(line) for line in (undisturbed / "metrics" / "reward_eval.jsonl").open()]
     assert evaluations[-1]["errors"]["object"]["count"] > 0
     number = duckdb.sql(f"select count(*) from '{undisturbed}/verdicts/*/*.parquet'").fetchall()[0][0]
-    assert number == 2 * len(candidates)
+    assert number == 3 * len(candidates)
 
 
 def test_transformers_loads_both_models(world, undisturbed):
@@ -267,7 +270,13 @@ def test_changed_settings_name_what_they_make_stale(world, copy):
     assert "--run.overwrite true" in line
     line = refusal(world, loop(world, copy, sample__sampling__seed=1))
     assert "sample.sampling.seed 0, which is now 1" in line
-    assert "makes sample, score.detector, score.reward_model, select, sft, export stale" in line
+    assert "makes sample, score.detector, score.reward_model, score.claims, select, sft, export stale" in line
+    line = refusal(world, loop(world, copy, claims__judge__iou=0.6))
+    assert "claims.judge.iou 0.5, which is now 0.6; this makes score.claims, select, sft, export stale" in line
+    line = refusal(world, loop(world, copy, detection__text_threshold=0.5))
+    assert "this makes score.detector, score.claims, select, sft, export stale" in line
+    line = refusal(world, loop(world, copy, claims__kinds="number,place"))  # another question for the detector, too
+    assert "this makes score.detector, score.claims, select, sft, export stale" in line
     line = refusal(world, loop(world, copy, select__fusion__gamma=2.0, run__overwrite="true", run__stages="select,sft"))
     assert "add export to run.stages" in line
     # How fast something goes, and where it runs, may change.
