@@ -13,8 +13,9 @@ from tests.report.conftest import SIZES, is_dark
 from tests.report.synthetic import draw_demo, make_run, write_config, write_records
 from vigor_jax.data.records import store
 from vigor_jax.demo.language import plural
-from vigor_jax.records import Candidate, Selection, Signal, Span, Verdict
+from vigor_jax.records import Candidate, Edit, Selection, Signal, Span, Verdict
 from vigor_jax.report import build_report
+from vigor_jax.stages.select import SelectConfig, select
 
 HOSTILE = '<img src=x onerror=alert(1)><b>bold</b> A "quoted" & a heart.'
 
@@ -276,6 +277,35 @@ def test_the_chosen_one_comes_first_with_its_reasons(runs, report, open_page):
     assert "Left out: mentions" in page.locator("#tooltip").inner_text()
     penalties = [float(text.split()[1]) for text in page.locator(".card .penalty").all_inner_texts()]
     assert penalties == sorted(penalties)
+
+
+def test_claims_and_their_repairs(tmp_path, open_page):
+    """A wrong word is crossed out in the chosen text, and the right one stands behind it."""
+    draw_demo(tmp_path / "images", 1)
+    text = "Two <b>dogs</b> sleep. A cat is on the left."
+    place, wrong = text.index("left"), Span(0, 3)
+    claims = (
+        Signal("dog: two", (wrong,), 1.0, 0.0, 0.0, True, kind="number", edits=(Edit(wrong, "Three <i>"),)),
+        Signal("cat: on the left", (Span(place - 7, place + 4),), 0.0, 1.0, 1.0, kind="place"),
+    )
+    rows = [Candidate("00000.png", "?", number, text, (), -1.0 - number, "stop") for number in range(2)]
+    store.write_part(tmp_path / "run" / "candidates", 0, 1, rows, Candidate)
+    verdicts = [Verdict("00000.png", number, "claims", claims) for number in range(2)]
+    store.write_part(tmp_path / "run" / "verdicts" / "claims", 0, 1, verdicts, Verdict)
+    select(SelectConfig(refine="repair"), tmp_path / "run", streams=("claims",))
+    write_config(tmp_path / "run", tmp_path / "images")
+    page = open_page(build_report([tmp_path / "run"], tmp_path / "index.html"))
+    chosen, other = page.locator(".card").first, page.locator(".card").nth(1)
+    assert chosen.locator("del.replaced").all_inner_texts() == ["Two"]
+    assert chosen.locator("ins").all_inner_texts() == ["Three <i>"]
+    assert other.locator("del, ins").count() == 0
+    assert other.locator(".caption").inner_text() == text
+    chosen.locator("del.replaced").hover()
+    told = page.locator("#tooltip").inner_text()
+    assert 'Replaced: claims "dog: two", which is wrong' in told
+    assert "dog: two" in told
+    chosen.locator(".phrase.good").hover()
+    assert "right" in page.locator("#tooltip").inner_text()
 
 
 def test_keyboard(report, open_page):

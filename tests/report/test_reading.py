@@ -81,7 +81,8 @@ def test_examples_say_what_the_records_say(run, records):
                 for signal, (index, *steps) in zip(signals, shown["signals"][column], strict=True):
                     places = np.cumsum([at, *steps])[1:].tolist()
                     at = places[-1]
-                    label, score, is_bad, is_absent, boxes = example["things"][index]
+                    label, score, is_bad, is_absent, boxes, *kind = example["things"][index]
+                    assert kind == ([signal.kind] if signal.kind else [])
                     assert places == [place for span in signal.spans for place in span]
                     assert (label, is_absent) == (signal.label, signal.absent)
                     assert is_bad == (signal.absent or signal.negative > signal.positive)

@@ -20,10 +20,10 @@ Example = dict[str, Any]
 def make_example(rows: Sequence[Mapping[str, Any]], streams: Sequence[str], selection: Selection | None) -> Example:
     """An image as the page has it; keys as in the records, but for these, which save space.
 
-    `things` has what was said once, though several candidates say it: [label, score, is bad, is absent, boxes], the
-    score in hundredths, the boxes' corners in thousandths. A candidate's `sentences` are [start, end, ...] and its
-    `signals`, for each stream, [thing, start, end, ...]; each place counts from the one before it, through all of the
-    stream's signals. `flags` are HALLUCINATED and DISAGREE.
+    `things` has what was said once, though several candidates say it: [label, score, is bad, is absent, boxes] and of a
+    claim its kind, the score in hundredths, the boxes' corners in thousandths. A candidate's `sentences` are [start,
+    end, ...] and its `signals`, for each stream, [thing, start, end, ...]; each place counts from the one before it,
+    through all of the stream's signals. `flags` are HALLUCINATED and DISAGREE.
     """
     things: dict[str, tuple[int, list[Any]]] = {}
     candidates = [_candidate(row, streams, things) for row in rows]
@@ -42,6 +42,7 @@ def make_example(rows: Sequence[Mapping[str, Any]], streams: Sequence[str], sele
             "penalties": [_number(value) for value in selection.penalties],
             "terms": [[_number(value) for value in terms] for terms in selection.stream_penalties],
             "dropped": [[*each.span, each.reason] for each in selection.dropped],
+            "repaired": [[*each.span, each.new, each.reason] for each in selection.repaired],
             "reason": selection.reason,
             "has_content": list(selection.has_content),
             "repeats": list(selection.repeats),
@@ -87,7 +88,8 @@ def _thing(signal: Mapping[str, Any]) -> list[Any]:
     is_bad = bool(signal["absent"] or signal["negative"] > signal["positive"])
     boxes = [[round(1000 * min(max(corner, 0), 1)) for corner in box] for box in signal["boxes_xyxy"][:MAX_BOXES]]
     score = round(100 * signal["score"]) if math.isfinite(signal["score"]) else None
-    return [signal["label"], score, is_bad, bool(signal["absent"]), boxes]
+    kind = [signal["kind"]] if signal["kind"] else []
+    return [signal["label"], score, is_bad, bool(signal["absent"]), boxes, *kind]
 
 
 def _number(value: float) -> float | None:

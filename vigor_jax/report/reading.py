@@ -20,7 +20,7 @@ from vigor_jax.report.examples import Example, make_example
 
 logger = logging.getLogger(__name__)
 
-_FIELDS = ("label", "spans", "negative", "positive", "score", "absent", "boxes_xyxy")
+_FIELDS = ("label", "spans", "negative", "positive", "score", "absent", "boxes_xyxy", "kind")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -147,16 +147,20 @@ class Detail {
     const color = tint(signals);
     const node = make(dropped ? "del" : "span", { class: `sentence ${color?.kind ?? ""}`, tabindex: "0" });
     if (color) node.style.setProperty("--strength", `${color.strength}%`);
-    Object.assign(node, { signals, dropped: dropped?.[2] });
+    const repaired = (isChosen && this.group.repaired?.filter(([from, to]) => from >= start && to <= end)) || [];
+    Object.assign(node, { signals, dropped: dropped?.[2], repaired: repaired.map((repair) => repair[3]) });
     const phrases = signals.filter((signal) => !signal.isWhole);
-    const edges = new Set([start, end, ...phrases.flatMap((signal) => signal.spans.flat())]);
+    const edges = new Set([start, end, ...[...phrases.map(({ spans }) => spans), repaired.map((one) => one.slice(0, 2))].flat(2)]);
     const cuts = [...edges].sort((a, b) => a - b);
     for (let i = 0; i + 1 < cuts.length; i++) {
       const text = cut(letters, cuts[i], cuts[i + 1]);
       const here = phrases.filter(({ spans }) => spans.some(([from, to]) => from <= cuts[i] && to >= cuts[i + 1]));
       const shown = here.find((signal) => signal.isBad) ?? here[0];
       const kind = `phrase ${shown?.isBad ? "bad" : "good"}`;
-      node.append(shown ? make("span", { class: kind, "data-thing": shown.index }, text) : text);
+      const piece = shown ? make("span", { class: kind, "data-thing": shown.index }, text) : text;
+      const repair = repaired.find(([from, to]) => from <= cuts[i] && to >= cuts[i + 1]);
+      node.append(repair ? make("del", { class: "replaced" }, piece) : piece);
+      if (repair?.[1] === cuts[i + 1]) node.append(make("ins", {}, repair[2]));
     }
     return node;
   }
@@ -184,8 +188,9 @@ class Detail {
     const card = Number(sentence.closest("[data-candidate]").dataset.candidate);
     this.#draw(card, current);
     const dropped = sentence.dropped ? [make("p", { class: "bad" }, `Left out: ${sentence.dropped}`)] : [];
+    const repaired = [...new Set(sentence.repaired)].map((reason) => make("p", {}, `Replaced: ${reason}`));
     this.pointed = sentence;
-    showTooltip(sentence, describe(sentence.signals, current), ...dropped);
+    showTooltip(sentence, describe(sentence.signals, current), ...dropped, ...repaired);
   }
 
   #leave() {

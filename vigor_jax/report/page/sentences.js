@@ -8,8 +8,8 @@ const probability = (thing) => (thing.score == null ? "–" : (thing.score / 100
 const characters = (text) => (/[\ud800-\udfff]/.test(text) ? [...text] : text);
 const cut = (letters, start, end) => [].concat(letters.slice(start, end)).join("");
 
-// Signals that point into a sentence: {stream, index, label, score, isBad, isAbsent, spans, isWhole}; the spans are those
-// inside it, and isWhole tells that the signal is about all of it.
+// Signals that point into a sentence: {stream, index, label, score, isBad, isAbsent, kind, spans, isWhole}; the spans are
+// those inside it, isWhole tells that the signal is about all of it, and kind is that of a claim.
 function signalsOn(group, candidate, streams, start, end) {
   const found = [];
   candidate.signals.forEach((signals, column) => {
@@ -20,9 +20,9 @@ function signalsOn(group, candidate, streams, start, end) {
         if (from < end && to > start) spans.push([Math.max(from, start), Math.min(to, end)]);
       }
       if (!spans.length) continue;
-      const [label, score, isBad, isAbsent] = group.things[index];
+      const [label, score, isBad, isAbsent, , kind] = group.things[index];
       const isWhole = spans.some(([from, to]) => from === start && to === end);
-      found.push({ stream: streams[column], index, label, score, isBad, isAbsent, spans, isWhole });
+      found.push({ stream: streams[column], index, label, score, isBad, isAbsent, kind, spans, isWhole });
     }
   });
   return found;
@@ -38,7 +38,9 @@ function answerOf(label) {
 
 function describe(signals, current) {
   const rows = signals.map((signal) => {
-    const said = !signal.isWhole
+    const said = signal.kind
+      ? [`${signal.label} `, "", signal.isBad ? "wrong" : "right"]
+      : !signal.isWhole
       ? [`${signal.label} `, probability(signal), signal.isAbsent ? "not there" : signal.isBad ? "bad" : "found"]
       : signal.stream === "reward_model"
         ? ["p(good) ", probability(signal), answerOf(signal.label)]
@@ -55,7 +57,8 @@ function describe(signals, current) {
   return rows.length ? make("ul", {}, ...rows) : make("p", {}, "No stream says anything of this sentence.");
 }
 
-// A sentence's color: from the worst p(good), or from what was not found where no stream judges whole sentences.
+// A sentence's color: from the worst p(good), or from what was not found or is wrong where no stream judges whole
+// sentences.
 function tint(signals) {
   const whole = signals.filter((signal) => signal.isWhole && signal.score != null);
   const worst = whole.length ? Math.min(...whole.map((signal) => signal.score)) / 100 : null;
