@@ -21,6 +21,8 @@ def reword_color(
     assert isinstance(claim.value, Attribute)
     if claim.value.kind != COLOR or " and " in claim.value.value:
         return ()
+    if wording.start and wording.sentence.is_noun[wording.start - 1]:
+        return ()  # "lime green walls"
     asked, rivals = attributed_phrases(claim, words)
     known = sorted(((scores[rival], rival) for rival in rivals if rival in scores), reverse=True)
     if not known or asked not in scores:

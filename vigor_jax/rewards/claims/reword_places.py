@@ -6,6 +6,7 @@ from itertools import product
 from typing import cast
 
 from vigor_jax.records import Edit
+from vigor_jax.rewards.claims import agreement
 from vigor_jax.rewards.claims.claim import Claim, Horizontal, Place, Vertical
 from vigor_jax.rewards.claims.judge import Found, JudgeConfig, Truth, counted_boxes, judge
 from vigor_jax.rewards.claims.rewording import Wording
@@ -25,7 +26,8 @@ _HORIZONTAL = frozenset(("left", "right", "lefthand", "righthand", "leftmost", "
 _PART = re.compile(r"[a-z]+")
 _LEADS = frozenset(("on", "at", "in"))
 _CONTAINS = frozenset(("of", "in", "from", "within"))
-_KNOWN = frozenset(("the", "hand", "side", "corner", "part", "middle", "center", "centre", "", *_OPPOSITE))
+_MIDDLES = frozenset(("middle", "center", "centre"))
+_KNOWN = frozenset(("the", "hand", "side", "corner", "part", "", *_MIDDLES, *_OPPOSITE))
 # What speaks of a place by another: it would be another one.
 _POINTS = re.compile(
     r"\b(?:opposite|(?:other|same|opposing)\s+(?:side|end|corner|half|part|edge)|vice versa)\b", re.IGNORECASE
@@ -39,13 +41,27 @@ def reword_place(wording: Wording, subject: Found, config: JudgeConfig) -> tuple
     claim = wording.claim
     assert isinstance(claim.value, Place)
     boxes = counted_boxes(subject, config)
-    if not len(boxes) or _POINTS.search(wording.reading.text):
+    if not len(boxes) or _POINTS.search(wording.reading.text) or _is_contrasted(wording):
         return ()
     for place in _candidates(claim.value):
         moved = Claim(claim.subject, claim.span, place)
         if all(judge(moved, Found(box[None]), config=config) is Truth.RIGHT for box in boxes):
             return _swapped(wording, claim.value, place) or _rewritten(wording, place)
     return ()
+
+
+def _is_contrasted(wording: Wording) -> bool:
+    """Whether the sentence tells things apart by their places: "one in the middle, the others around it"."""
+    sentence, phrase = wording.sentence, wording.claim.subject.phrase
+    if agreement.has_pointer(sentence, phrase):
+        return True
+    claimed = [claim.span for claim in wording.reading.claims]
+    sides = [
+        token.start()
+        for token, word in zip(sentence.tokens, sentence.lower, strict=True)
+        if not {*_OPPOSITE, *_MIDDLES}.isdisjoint(word.split("-"))
+    ]
+    return any(not any(span.start <= place < span.end for span in claimed) for place in sides)
 
 
 def _candidates(old: Place) -> list[Place]:
@@ -103,10 +119,12 @@ def _rewritten(wording: Wording, new: Place) -> tuple[Edit, ...]:
     parts = {part for word in own[1:] for part in word.split("-")}
     if own[0] not in _LEADS or own[1:2] != ("the",) or not parts <= _KNOWN:
         return ()
-    return (wording.edit(wording.start, wording.start + len(own), _in_words(new, parts)),)
+    # "On the left side of the image" rather than "on the left of the image"
+    new_words = _in_words(new, parts, has_side="side" in parts or len(own) < len(wording.words))
+    return (wording.edit(wording.start, wording.start + len(own), new_words),)
 
 
-def _in_words(place: Place, parts: Container[str]) -> str:
+def _in_words(place: Place, parts: Container[str], *, has_side: bool) -> str:
     horizontal, vertical = place.horizontal, place.vertical
     if horizontal == "center":
         return "in the middle"
@@ -114,4 +132,4 @@ def _in_words(place: Place, parts: Container[str]) -> str:
         return f"in the {vertical} {horizontal} corner" if "corner" in parts else f"at the {vertical} {horizontal}"
     if vertical:
         return f"at the {vertical}"
-    return f"on the {horizontal} side" if "side" in parts else f"on the {horizontal}"
+    return f"on the {horizontal} side" if has_side else f"on the {horizontal}"
