@@ -16,8 +16,10 @@ _JOINTS = frozenset(("and", "or", ",", "&", "/"))
 _DETERMINERS = ("DT", "CD", "PRP$")
 
 
-def has_pointer(sentence: GroupedSentence, phrase: str, start: int = 0) -> bool:
-    """Whether words from `start` point to one or some of the things of a phrase: "the other one", "another dog"."""
+def has_pointer(wording: Wording, sentence: GroupedSentence, start: int = 0) -> bool:
+    """Whether words from `start` point to one or some of the things of a claim: "the other one", "another dog"."""
+    phrase = wording.claim.subject.phrase
+    claimed = [claim.span for claim in wording.reading.claims if claim.subject.phrase != phrase]
     for place in range(start, len(sentence.lower)):
         if sentence.lower[place] not in _POINTS:
             continue
@@ -27,8 +29,9 @@ def has_pointer(sentence: GroupedSentence, phrase: str, start: int = 0) -> bool:
         )
         if before in _RECIPROCAL or after in _RECIPROCAL:
             continue
-        group = sentence.group_from(place)
-        if not (group and group.start <= place and group.thing and group.thing.phrase != phrase):
+        group, token = sentence.group_from(place), sentence.tokens[place]
+        is_of_others = bool(group and group.start <= place and group.thing and group.thing.phrase != phrase)
+        if not is_of_others and not any(span.start <= token.start() < span.end for span in claimed):
             return True
     return False
 

@@ -52,14 +52,14 @@ def _number(wording: Wording, count: int) -> Edit:
 
 def _is_spoken_of(wording: Wording, group: NounGroup, count: int) -> bool:
     """Whether other words take for granted how many there are."""
-    sentence, phrase, behind = wording.sentence, wording.claim.subject.phrase, max(group.end, wording.end)
+    sentence, behind = wording.sentence, max(group.end, wording.end)
     around = {sentence.word(wording.start - 1), *sentence.lower[group.start : wording.start], *wording.words}
     around.update(sentence.lower[wording.end : group.end])
     if not (_MORE.isdisjoint(around) and _EACH.isdisjoint(sentence.lower[: wording.start])):
         return True
-    if agreement.has_pointer(sentence, phrase, behind):
+    if agreement.has_pointer(wording, sentence, behind):
         return True
-    if wording.later and agreement.has_pointer(wording.later[0], phrase):
+    if wording.later and agreement.has_pointer(wording, wording.later[0]):
         return True
     if count == 2 and any(
         sentence.word(i) == "all" for i in range(behind, len(sentence.lower)) if sentence.word(i - 1) != "in"

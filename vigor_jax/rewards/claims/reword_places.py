@@ -72,8 +72,8 @@ def _left_behind(old: Place, new: Place) -> list[Place]:
 
 def _is_contrasted(wording: Wording) -> bool:
     """Whether the sentence tells things apart by their places: "one in the middle, the others around it"."""
-    sentence, phrase = wording.sentence, wording.claim.subject.phrase
-    if agreement.has_pointer(sentence, phrase):
+    sentence = wording.sentence
+    if agreement.has_pointer(wording, sentence):
         return True
     claimed = [claim.span for claim in wording.reading.claims]
     sides = [
