@@ -19,26 +19,28 @@ class Repaired(NamedTuple):
 class Repairer:
     """Reads, judges and repairs captions by boxes of phrases and scores of attributed phrases."""
 
-    def __init__(self, nouns, config=None, words=None):
+    def __init__(self, nouns, config=None, words=None, phrases=None):
         self.nouns = nouns
+        self.phrases = phrases or nouns
         self.claims = Claims(nouns, words)
         self.config = config or JudgeConfig()
 
     def __call__(self, text, boxes, scores=None, config=None):
         config = config or self.config
         wrong = self.wrong(text, boxes, scores or {}, config)
-        edits = Repairs(self.claims, config)(text, split_sentences(text), wrong)
+        edits = Repairs(self.claims, config, self.phrases)(text, split_sentences(text), wrong)
         return Repaired(apply_edits(text, [edit for own in edits for edit in own]), wrong, edits)
 
     def find(self, text):
         sentences = split_sentences(text)
-        return self.claims(text, sentences, self.nouns(text, sentences))
+        return self.claims(text, sentences, self.phrases(text, sentences))
 
     def wrong(self, text, boxes, scores, config=None):
         """The wrong claims but for relations."""
         found = []
         for claim in self.find(text):
-            subject = Found(boxes.get(claim.subject.phrase, []))
+            subject = boxes.get(claim.subject.phrase, [])
+            subject = subject if isinstance(subject, Found) else Found(subject)
             own = {}
             if isinstance(claim.value, Attribute):
                 asked, rivals = attributed_phrases(claim, self.claims.attribute_words)
@@ -51,3 +53,27 @@ class Repairer:
             if truth is Truth.WRONG:
                 found.append(WrongClaim(claim, subject, own))
         return found
+
+
+CENTERS = {"left": 0.15, "right": 0.85, "top": 0.15, "bottom": 0.85, "middle": 0.5}
+
+
+def facts(line):
+    """Boxes and scores of "dog 3, cat right top, car left blue": by default in a row, which is in no one place."""
+    boxes, scores = {}, {}
+    for part in line.split(", "):
+        words = part.split()
+        number = next((int(word) for word in words if word.isdecimal()), 1)
+        places = [word for word in words if word in CENTERS]
+        thing = words[0].replace("_", " ")
+        x = next((CENTERS[word] for word in places if word in ("left", "right")), 0.5)
+        y = next((CENTERS[word] for word in places if word in ("top", "bottom")), 0.5)
+        wide = 0.05 if places else 0.9
+        boxes[thing] = [
+            (x + wide * (i / number - 0.5), y - 0.02, x + wide * ((i + 0.8) / number - 0.5), y + 0.02)
+            for i in range(number)
+        ]
+        for color in words[1:]:
+            if color not in CENTERS and not color.isdecimal():
+                scores[f"{color} {thing}"] = 0.8
+    return boxes, scores

@@ -65,7 +65,8 @@ def assert_repaired(repairer, wrong, truth, places, form):
 def test_wrong_places(repairer):
     """Of one thing, in each of its forms; its color is wrong as well where that takes its turn."""
     colors = itertools.cycle(itertools.product(repairer.colors, repeat=2))
-    for shape, true_place, place, form in itertools.product(SHAPES, PLACES, PLACES, range(len(SINGULAR))):
+    shapes = SHAPES if "orange" in repairer.colors else SHAPES[::4]
+    for shape, true_place, place, form in itertools.product(shapes, PLACES, PLACES, range(len(SINGULAR))):
         color, true_color = next(colors)
         wrong, truth = Statement(shape, color, 1, place), Statement(shape, true_color, 1, true_place)
         assert_repaired(repairer, wrong, truth, [true_place], form)

@@ -7,7 +7,7 @@ before but for what was repaired, and that must be right by the same boxes and s
 import dataclasses
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import combinations
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from vigor_jax.errors import InputError
 from vigor_jax.records import Edit, Span
@@ -23,7 +23,8 @@ from vigor_jax.rewards.mentions import Phrase
 from vigor_jax.rewards.phrases import Phrases
 from vigor_jax.rewards.sentences import split_sentences
 
-Edits = tuple[Edit, ...]
+Edits: TypeAlias = tuple[Edit, ...]
+_CONTRASTS = frozenset(("while", "whereas", "but", "though", "although"))
 
 
 class WrongClaim(NamedTuple):
@@ -158,7 +159,7 @@ class Repairs:
                 left.remove(moved)
             else:
                 return None
-        return None if left else after
+        return None if left or _is_no_contrast(reading, after, shift) else after
 
     def _is_right(self, claim: Claim, wrong: WrongClaim) -> bool:
         if not isinstance(claim.value, Attribute):
@@ -221,6 +222,23 @@ class _Shift:
         return dataclasses.replace(thing, span=self(thing.span))
 
 
+def _is_no_contrast(before: Reading, after: Reading, shift: _Shift) -> bool:
+    """Whether a sentence tells things apart by what has become equal: "one dog is here, while the cat is here"."""
+    for home, sentence in zip(before.spans, before.sentences, strict=True):
+        if _CONTRASTS.isdisjoint(sentence.lower):
+            continue
+        moved = shift(home)
+        old = {str(claim.value) for claim in before.claims if claim.kind == "place" and _lies_in(claim, home)}
+        new = {str(claim.value) for claim in after.claims if claim.kind == "place" and _lies_in(claim, moved)}
+        if len(new) < len(old):
+            return True
+    return False
+
+
+def _lies_in(claim: Claim, home: Span) -> bool:
+    return home.start <= claim.span.start < home.end
+
+
 def _all(repairs: Iterable[Edits]) -> list[Edit]:
     return sorted({edit for edits in repairs for edit in edits})
 
@@ -243,7 +261,7 @@ def _without_conflicts(repairs: Sequence[Edits]) -> list[Edits]:
 
 def _sentence_of(reading: Reading, claim: Claim) -> Span:
     """The sentence of a claim; its own words where that is none of the caption's."""
-    return next((span for span in reading.spans if span.start <= claim.span.start < span.end), claim.span)
+    return next((span for span in reading.spans if _lies_in(claim, span)), claim.span)
 
 
 def _is_comparable(one: Claim, other: Claim, *, same_place: bool = False) -> bool:

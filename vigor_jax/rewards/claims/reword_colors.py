@@ -8,9 +8,10 @@ from vigor_jax.rewards.claims.claim import Attribute
 from vigor_jax.rewards.claims.judge import JudgeConfig
 from vigor_jax.rewards.claims.rewording import Wording
 from vigor_jax.rewards.language.claim_words import AttributeWords
-from vigor_jax.rewards.language.words import article
+from vigor_jax.rewards.language.words import article, repair_words
 
 COLOR = "color"
+_HUES = repair_words("hues")
 
 
 def reword_color(
@@ -21,6 +22,9 @@ def reword_color(
     assert isinstance(claim.value, Attribute)
     if claim.value.kind != COLOR or " and " in claim.value.value:
         return ()
+    before = wording.start - 1
+    if wording.sentence.word(before) in _HUES or (wording.start and wording.sentence.is_noun[before]):
+        return ()  # "lime green walls"
     asked, rivals = attributed_phrases(claim, words)
     known = sorted(((scores[rival], rival) for rival in rivals if rival in scores), reverse=True)
     if not known or asked not in scores:
@@ -31,8 +35,6 @@ def reword_color(
         return ()
     new = phrase.removesuffix(asked.removeprefix(claim.value.value)).strip()
     edits = [wording.edit(wording.start, wording.end, new)]
-    if wording.sentence.word(wording.start - 1) in ("a", "an"):
-        before = wording.start - 1
-        if article(new) != wording.sentence.word(before):
-            edits.insert(0, wording.edit(before, wording.start, article(new)))
+    if wording.sentence.word(before) in ("a", "an") and wording.sentence.word(before) != article(new):
+        edits.insert(0, wording.edit(before, wording.start, article(new)))
     return tuple(edits)

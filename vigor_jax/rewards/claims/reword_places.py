@@ -1,12 +1,13 @@
 """The right place in place of a wrong one: "on the left side of the image" → "on the right side of the image"."""
 
+import dataclasses
 import re
-from collections.abc import Container
 from itertools import product
 from typing import cast
 
 from vigor_jax.records import Edit
-from vigor_jax.rewards.claims.claim import Claim, Horizontal, Place, Vertical
+from vigor_jax.rewards.claims import agreement
+from vigor_jax.rewards.claims.claim import Horizontal, Place, Vertical
 from vigor_jax.rewards.claims.judge import Found, JudgeConfig, Truth, counted_boxes, judge
 from vigor_jax.rewards.claims.rewording import Wording
 
@@ -24,8 +25,10 @@ _OPPOSITE = {
 _HORIZONTAL = frozenset(("left", "right", "lefthand", "righthand", "leftmost", "rightmost"))
 _PART = re.compile(r"[a-z]+")
 _LEADS = frozenset(("on", "at", "in"))
+_NEAR = frozenset(("near", "toward", "towards"))
 _CONTAINS = frozenset(("of", "in", "from", "within"))
-_KNOWN = frozenset(("the", "hand", "side", "corner", "part", "middle", "center", "centre", "", *_OPPOSITE))
+_MIDDLES = frozenset(("middle", "center", "centre"))
+_KNOWN = frozenset(("the", "hand", "side", "corner", "part", "", *_MIDDLES, *_OPPOSITE))
 # What speaks of a place by another: it would be another one.
 _POINTS = re.compile(
     r"\b(?:opposite|(?:other|same|opposing)\s+(?:side|end|corner|half|part|edge)|vice versa)\b", re.IGNORECASE
@@ -39,13 +42,46 @@ def reword_place(wording: Wording, subject: Found, config: JudgeConfig) -> tuple
     claim = wording.claim
     assert isinstance(claim.value, Place)
     boxes = counted_boxes(subject, config)
-    if not len(boxes) or _POINTS.search(wording.reading.text):
+    if not len(boxes) or _POINTS.search(wording.reading.text) or _is_contrasted(wording):
         return ()
+    each = [Found(box[None]) for box in boxes]
     for place in _candidates(claim.value):
-        moved = Claim(claim.subject, claim.span, place)
-        if all(judge(moved, Found(box[None]), config=config) is Truth.RIGHT for box in boxes):
+        moved = dataclasses.replace(claim, value=place)
+        if all(judge(moved, one, config=config) is Truth.RIGHT for one in each) and all(
+            judge(dataclasses.replace(claim, value=middle), one, config=_by_axis(config)) is Truth.WRONG
+            for middle in _left_behind(claim.value, place)
+            for one in each
+        ):
             return _swapped(wording, claim.value, place) or _rewritten(wording, place)
     return ()
+
+
+def _by_axis(config: JudgeConfig) -> JudgeConfig:
+    return dataclasses.replace(config, unnamed_direction="any")
+
+
+def _left_behind(old: Place, new: Place) -> list[Place]:
+    """The middles that a thing must be out of for sides that the words did not name: half an image may be both."""
+    middles = []
+    if new.horizontal in _SIDES and old.horizontal not in _SIDES:
+        middles.append(Place("center", None))
+    if new.vertical in _ROWS and old.vertical not in _ROWS:
+        middles.append(Place(None, "center"))
+    return middles
+
+
+def _is_contrasted(wording: Wording) -> bool:
+    """Whether the sentence tells things apart by their places: "one in the middle, the others around it"."""
+    sentence = wording.sentence
+    if agreement.has_pointer(wording, sentence):
+        return True
+    claimed = [claim.span for claim in wording.reading.claims]
+    sides = [
+        token.start()
+        for token, word in zip(sentence.tokens, sentence.lower, strict=True)
+        if not {*_OPPOSITE, *_MIDDLES}.isdisjoint(word.split("-"))
+    ]
+    return any(not any(span.start <= place < span.end for span in claimed) for place in sides)
 
 
 def _candidates(old: Place) -> list[Place]:
@@ -101,17 +137,22 @@ def _rewritten(wording: Wording, new: Place) -> tuple[Edit, ...]:
     """Other words for a place of another form; () of words that say more than the place."""
     own = wording.words[: _own_words(wording)]
     parts = {part for word in own[1:] for part in word.split("-")}
-    if own[0] not in _LEADS or own[1:2] != ("the",) or not parts <= _KNOWN:
+    if own[0] not in {*_LEADS, *_NEAR} or own[1:2] != ("the",) or not parts <= _KNOWN:
         return ()
-    return (wording.edit(wording.start, wording.start + len(own), _in_words(new, parts)),)
+    # "On the left side of the image" rather than "on the left of the image"
+    is_side = "side" in parts or len(own) < len(wording.words)
+    lead, name = _in_words(new, is_side=is_side or own[0] in _NEAR, is_corner="corner" in parts or own[0] in _NEAR)
+    new_words = f"{own[0] if own[0] in _NEAR else lead} the {name}"
+    return (wording.edit(wording.start, wording.start + len(own), new_words),)
 
 
-def _in_words(place: Place, parts: Container[str]) -> str:
+def _in_words(place: Place, *, is_side: bool, is_corner: bool) -> tuple[str, str]:
+    """The preposition and the name of a place."""
     horizontal, vertical = place.horizontal, place.vertical
     if horizontal == "center":
-        return "in the middle"
+        return "in", "middle"
     if horizontal and vertical:
-        return f"in the {vertical} {horizontal} corner" if "corner" in parts else f"at the {vertical} {horizontal}"
+        return ("in", f"{vertical} {horizontal} corner") if is_corner else ("at", f"{vertical} {horizontal}")
     if vertical:
-        return f"at the {vertical}"
-    return f"on the {horizontal} side" if "side" in parts else f"on the {horizontal}"
+        return "at", vertical
+    return "on", f"{horizontal} side" if is_side else str(horizontal)

@@ -80,6 +80,11 @@ def listed(section: str) -> frozenset[str]:
     return _sections("cues.txt")[section]
 
 
+def repair_words(section: str) -> frozenset[str]:
+    """A section of repairs.txt."""
+    return _sections("repairs.txt")[section]
+
+
 @cache
 def _sections(name: str) -> dict[str, frozenset[str]]:
     """The words of a file below their headings, "[heading]"."""
