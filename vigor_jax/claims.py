@@ -106,8 +106,10 @@ def run(command: ClaimsCommand) -> str:
     """
     for kind in CLAIM_KINDS:  # before the detector is asked
         choices(kind, command.claims.judge, command.grid)
-    if not command.verdicts and command.images is None:
-        raise InputError("--images is not given; give the images of the descriptions, or --verdicts of a run")
+    if not command.verdicts:
+        if command.images is None:
+            raise InputError("--images is not given; give the images of the descriptions, or --verdicts of a run")
+        command.detection.check_given()
     annotations = list(read_annotations(command.annotations))
     if not annotations:
         raise InputError(f"{command.annotations}: expected descriptions with judgments, got none")
@@ -167,6 +169,8 @@ def _stored(run_directory: str, annotations: Iterable[Annotation]) -> Verdicts:
             f"verdicts: none of the {len(wanted)} descriptions is a candidate of {run_directory}; annotate some of "
             "its candidates, or give --images and a detector"
         )
+    if not any(verdict.attributes for verdict in verdicts.values()):
+        logger.info("verdicts: %s did not ask its detector about attributes, so none is judged", run_directory)
     return verdicts
 
 

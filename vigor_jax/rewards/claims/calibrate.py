@@ -169,7 +169,8 @@ def calibrate(
     """
     judge, tables = given, []
     for kind in CLAIM_KINDS:  # numbers first, for their `iou` is that of the others
-        table = _table(kind, cases[kind], progress(choices(kind, judge, grid)), precision)
+        every = choices(kind, judge, grid)
+        table = _table(kind, cases[kind], progress(every) if cases[kind] else every, precision)
         tables.append(table)
         judge = table.suggested.config if table.suggested else judge
     return Calibrated(tuple(tables), judge)
@@ -220,13 +221,14 @@ def _count(case: Case, config: JudgeConfig) -> Counts:
 def _best(rows: Sequence[Row], precision: float) -> Row | None:
     """Of the rows that are precise enough the one with the highest recall; of equal ones the most precise.
 
-    If there are several such rows, it is the one that changes the fewest thresholds, and of those the first.
+    If there are several such rows, it is the one that changes the fewest thresholds, and those the least.
     """
     given = dataclasses.astuple(rows[0].config)
 
-    def rank(row: Row) -> tuple[float, float, int]:
-        changes = sum(one != other for one, other in zip(dataclasses.astuple(row.config), given, strict=True))
-        return row.counts.agreed, row.counts.precision or 0.0, -changes
+    def rank(row: Row) -> tuple[float, float, int, float]:
+        pairs = zip(dataclasses.astuple(row.config), given, strict=True)
+        changes = [abs(one - other) / (abs(one) + abs(other)) for one, other in pairs if one != other]
+        return row.counts.agreed, row.counts.precision or 0.0, -len(changes), -sum(changes)
 
     enough = [row for row in rows if row.counts.agreed and (row.counts.precision or 0.0) >= precision]
     return max(enough, key=rank, default=None)
