@@ -8,6 +8,7 @@ from vigor_jax.rewards.language.claim_words import AttributeWords, PlaceWords
 from vigor_jax.rewards.language.noun_groups import GroupedSentence, NounGroup
 
 _BE = frozenset(("is", "are", "was", "were"))
+_COLOR = ("color", "colour", "colors", "colours")
 _JOINTS = ("and", ",", "&", "/", "-")
 # What may follow "is red": "is red with white stripes", but not "is red wine".
 _ENDS = frozenset((".", ",", ";", ":", "!", "and", "with", "in", "on", "while", "which", "but", ")", ""))
@@ -98,6 +99,8 @@ def _behind_verb(sentence: GroupedSentence, words: AttributeWords, places: Place
         place = verb + 1
         while sentence.word(place) in words.fully:
             place += 1
+        is_in = sentence.word(place) == "in"  # "is painted in white and gray colors"
+        place += is_in
         is_made = sentence.lower[place : place + 2] in (["made", "of"], ["made", "from"])
         start = place + 2 * is_made
         if start >= len(sentence.lower) or sentence.clause_is_unsure(start):
@@ -107,11 +110,12 @@ def _behind_verb(sentence: GroupedSentence, words: AttributeWords, places: Place
             found.kind == "material" and sentence.lower[start] not in ("wooden", "metallic")
         ):
             continue
-        if not is_made and sentence.is_noun[end - 1]:
+        if is_in and (found.kind != "color" or sentence.word(end) not in _COLOR):
             continue
-        if sentence.word(end) not in _ENDS or (
-            sentence.word(end) == "in" and sentence.word(end + 1) not in ("color", "colour")
-        ):
+        if not is_made and not is_in and sentence.is_noun[end - 1]:
+            continue
+        rest = end + is_in
+        if sentence.word(rest) not in _ENDS or (sentence.word(rest) == "in" and sentence.word(rest + 1) not in _COLOR):
             continue
         groups = Attachment(sentence, places).subjects(verb + 1, end).groups
         is_several = len(found.value.split()) > 1 and word in ("are", "were")  # each of them, or some?

@@ -26,7 +26,7 @@ def find_places(sentence: GroupedSentence, words: PlaceWords, numbers: NumberWor
         return
     attachment = Attachment(sentence, words)
     # "One on the left side and another on the right side of the table": both of the table.
-    container = next((found.container for found in every if found.container), "")
+    container = next(_containers(sentence, words), "")
     last = None
     for found in every:
         container = found.container or container
@@ -36,7 +36,11 @@ def find_places(sentence: GroupedSentence, words: PlaceWords, numbers: NumberWor
         groups, pointer = attachment.subjects(found.start, found.end)
         things = [group.thing for group in groups if group.thing]
         if pointer:
-            target = _first_of(sentence, found.start, numbers) if pointer == "one" else last
+            if pointer == "one":
+                last = _first_of(sentence, found.start, numbers)
+            elif last is None and container:
+                last = _of_one(sentence, found.start, numbers)
+            target = last
             things = [target] if target else []
         if things:
             last = things[0]
@@ -63,6 +67,16 @@ def _first_of(sentence: GroupedSentence, place: int, numbers: NumberWords) -> Th
     for group in reversed(sentence.groups):
         if group.end < place and group.thing and sentence.is_plural(group, numbers.same_plural):
             return group.thing
+    return None
+
+
+def _of_one(sentence: GroupedSentence, place: int, numbers: NumberWords) -> Thing | None:
+    """What "the other" is another of, where nothing is known of the place of "one" or "one dog" before it."""
+    for one in reversed(range(place)):
+        if sentence.lower[one] == "one" and sentence.word(one - 1) not in ("other", "another"):
+            group = sentence.group_from(one)
+            is_named = group is not None and group.start == one and group.thing is not None
+            return group.thing if group and is_named else _first_of(sentence, one, numbers)
     return None
 
 
@@ -97,10 +111,10 @@ def _read_at(sentence: GroupedSentence, words: PlaceWords, lead: int) -> _Found 
     place += has_part
     if place < len(sentence.lower) and sentence.is_noun[place]:
         return None  # "on the left shoulder", "the right side table"
-    # "To the left" needs "side": else it compares with something, or says where somebody looks.
-    if sentence.word(lead) in ("to", "within") and not has_part:
-        return None
     container, end = _container(sentence, words, place)
+    # "To the left" alone compares with something, or says where somebody looks.
+    if sentence.word(lead) in ("to", "within") and not has_part and not _is_of_picture(where, container or "?", words):
+        return None
     joined = sentence.word(end) in ("and", "or", ",") and (
         _sides(sentence, words, end + 1) or _sides(sentence, words, end + 2)
     )
@@ -130,6 +144,13 @@ def _place(sides: list[str]) -> Place | None:
     return Place(
         cast("Horizontal | None", next(iter(horizontal), middle)), cast("Vertical | None", next(iter(vertical), middle))
     )
+
+
+def _containers(sentence: GroupedSentence, words: PlaceWords) -> Iterator[str]:
+    """What the sentence names the sides of, whatever it says of them: "from the left side of the table"."""
+    for place, word in enumerate(sentence.lower):
+        if word in words.parts and _sides(sentence, words, place - 1) and sentence.word(place + 1) == "of":
+            yield _container(sentence, words, place + 1)[0]
 
 
 def _container(sentence: GroupedSentence, words: PlaceWords, place: int) -> tuple[str, int]:

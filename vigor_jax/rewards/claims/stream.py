@@ -4,16 +4,16 @@ No paper has this reward: detectors are asked for things only, and ViGoR (sectio
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TypeAlias
+from collections.abc import Iterable, Iterator, Sequence
 
 from vigor_jax import fingerprint
 from vigor_jax.errors import InputError
 from vigor_jax.records import CLAIM_KINDS, ClaimKind, Edit, ScoreItem, Signal, Span, Verdict
 from vigor_jax.rewards.claims.attributes import attributed_phrases
-from vigor_jax.rewards.claims.claim import Attribute, Claim, Relation
+from vigor_jax.rewards.claims.claim import Attribute, Claim
+from vigor_jax.rewards.claims.evidence import BoxTuples, Detected, evidence
 from vigor_jax.rewards.claims.find import Claims, ClaimWordsConfig
-from vigor_jax.rewards.claims.judge import Found, JudgeConfig, Truth, judge, judge_attribute
+from vigor_jax.rewards.claims.judge import Found, JudgeConfig, Truth
 from vigor_jax.rewards.claims.repair import Repairs, WrongClaim
 from vigor_jax.rewards.language.nouns import NounPhrases
 from vigor_jax.rewards.mentions import Phrase
@@ -21,9 +21,7 @@ from vigor_jax.rewards.phrases import PhrasesConfig, made_of, make_phrases
 from vigor_jax.rewards.sentences import split_sentences
 
 # Of the grammars and word lists of claims, and of what boxes say; a change that makes other signals raises it.
-RULES = 1
-
-BoxTuples: TypeAlias = tuple[tuple[float, float, float, float], ...]  # as `Signal.boxes_xyxy`
+RULES = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,11 +117,12 @@ class ClaimStream:
           text: the caption.
           detected: the detector's verdict on it.
         """
-        found = {signal.label: signal.boxes_xyxy for signal in detected.signals}
-        scores = {asked.phrase: asked.score for asked in detected.attributes}
+        verdict, config = Detected.of(detected), self._config.judge
+        found, scores = verdict.boxes, verdict.scores
         sentences = split_sentences(text)
         claims = self._reader(text, sentences, self._reader.phrases(text, sentences))
-        truths = [self._truth(claim, found, scores) for claim in claims]
+        words = self._reader.claims.attribute_words
+        truths = [evidence(claim, verdict, words).truth(config) for claim in claims]
         wrong = [
             WrongClaim(claim, Found(found[claim.subject.phrase]), scores)
             for claim, truth in zip(claims, truths, strict=True)
@@ -137,18 +136,6 @@ class ClaimStream:
                 key = claim.subject.phrase, claim.value
                 signals[key] = _signal(text, claim, truth, found[claim.subject.phrase], own, signals.get(key))
         return tuple(sorted(signals.values(), key=lambda signal: signal.spans[0]))
-
-    def _truth(self, claim: Claim, found: Mapping[str, BoxTuples], scores: Mapping[str, float]) -> Truth:
-        config, boxes = self._config.judge, found.get(claim.subject.phrase, ())
-        if not boxes:  # what is not there has no attributes
-            return Truth.UNKNOWN
-        if isinstance(claim.value, Attribute):
-            asked, rivals = attributed_phrases(claim, self._reader.claims.attribute_words)
-            if asked not in scores:
-                return Truth.UNKNOWN
-            return judge_attribute(scores[asked], [scores[each] for each in rivals if each in scores], config)
-        target = found.get(claim.value.object.phrase, ()) if isinstance(claim.value, Relation) else ()
-        return judge(claim, Found(boxes), Found(target), config)
 
 
 def _signal(

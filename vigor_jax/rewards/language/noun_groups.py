@@ -16,6 +16,8 @@ _CLAUSE_ENDS = frozenset((",", ";", ":", ".", "(", ")", "while", "but", "whereas
 _DETERMINERS = ("DT", "PDT", "PRP$", "WDT")
 # Between a hedge and what it hedges: "appears to be a man and two dogs".
 _PASSED = frozenset(("to", "be", "been", "being", "have", "like", "and", "or", ",", "also", "both", "a", "an", "the"))
+# What taggers take for plurals: "a chair sits inside".
+_STANDS = listed("tag vbz")
 _FINITE = frozenset(("VBZ", "VBP", "VBD", "MD"))
 
 
@@ -137,6 +139,10 @@ class GroupedSentence:
             while place < size and self.is_noun[place]:
                 place += 1
             thing = self._thing(noun, place, mentions)
+            if thing is None and place > noun + 1 and self.lower[place - 1] in _STANDS:
+                self.is_noun[place - 1] = False
+                place -= 1
+                thing = self._thing(noun, place, mentions)
             if thing is None and place == noun + 1 and self.lower[noun] in self.modifiers:
                 self.is_noun[noun] = False  # "a circle in red"
                 continue
@@ -175,8 +181,14 @@ class GroupedSentence:
         tag = self.tags[place]
         if self._is_adjective(place) or tag == "CD":
             return True
+        if tag == "RB" and self.tag(following) == "VBN" and self.tag(place - 1) in (*_DETERMINERS, "CD", ","):
+            return True  # "a large, beautifully painted statue"
         if tag in ("VBN", "VBG"):  # "two parked cars", but not "a man holding cars"
             before = self.tag(place - 1)
+            if before == "RB":
+                before = self.tag(place - 2)
+            if before == "," and tag == "VBN":
+                return self._is_adjective(place - 2 - (self.tags[place - 1] == "RB"))
             return before in _DETERMINERS or before == "CD" or before.startswith("JJ")
         return tag in ("RB", "RBR", "RBS") and self._is_adjective(following)
 
@@ -186,7 +198,9 @@ class GroupedSentence:
             return None
         if self.lower[place] == "and" and self.word(place - 1) == ",":
             place -= 1
-        return place - 1 if self._is_adjective(place - 1) and self._is_adjective(self._after_joint(place)) else None
+        after = self._after_joint(place)
+        is_modified = self._is_adjective(after) or self.tag(after) in ("VBN", "RB")
+        return place - 1 if self._is_adjective(place - 1) and is_modified else None
 
     def _after_joint(self, place: int) -> int:
         return place + 2 if self.word(place + 1) == "and" else place + 1
