@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from vigor_jax.data.text.box_text import blank_boxes
 from vigor_jax.records import Span
 from vigor_jax.rewards.claims.attributes import find_attributes
 from vigor_jax.rewards.claims.claim import Claim, Number
@@ -72,7 +73,7 @@ class Claims:
             sentences: Of `split_sentences`.
             phrases: Of an extractor; claims speak of those that the caption asserts.
         """
-        mentions = asserted(phrases)
+        text, mentions = blank_boxes(text), asserted(phrases)
         quoted = quoted_signs(text)
         claims: list[Claim] = []
         introduced: Counter[str] = Counter()
