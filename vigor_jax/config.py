@@ -9,6 +9,7 @@ from vigor_jax.hf.export import ExportConfig
 from vigor_jax.hf.hub import pinned
 from vigor_jax.hf.load import ModelConfig
 from vigor_jax.parallel.sharding import DistributedConfig, MeshConfig
+from vigor_jax.rewards.claims.stream import ClaimsConfig
 from vigor_jax.rewards.detection import DetectionConfig
 from vigor_jax.rewards.reward_model import RewardModelConfig
 from vigor_jax.rewards.verifier import ClipStreamConfig
@@ -80,6 +81,7 @@ class TrainConfig:
       score: which reward streams judge them.
       detection: the detector, if it does.
       reward_model: how the reward model judges, if it does.
+      claims: what captions say of numbers, places, relations and attributes, if the detector's boxes judge it.
       clip: the verifier, a CLIP, if it does.
       select: which candidate is taken, and what is left of it.
       sft: supervised fine-tuning; on the run's own targets unless `data` names others.
@@ -98,6 +100,7 @@ class TrainConfig:
     score: ScoreConfig = dataclasses.field(default_factory=ScoreConfig)
     detection: DetectionConfig = dataclasses.field(default_factory=DetectionConfig)
     reward_model: RewardModelConfig = dataclasses.field(default_factory=RewardModelConfig)
+    claims: ClaimsConfig = dataclasses.field(default_factory=ClaimsConfig)
     clip: ClipStreamConfig = dataclasses.field(default_factory=ClipStreamConfig)
     select: SelectConfig = dataclasses.field(default_factory=SelectConfig)
     sft: SftConfig = dataclasses.field(default_factory=SftConfig)

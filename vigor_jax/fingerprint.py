@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 _ABSENT = object()
@@ -64,6 +65,14 @@ def plain(value: Any) -> Any:
 def digest(settings: Any) -> str:
     """SHA-256 of JSON values, whatever the order of their keys."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def content(path: Path | None) -> str:
+    """SHA-256 of what a file or the files of a folder hold; "" for none."""
+    if path is None:
+        return ""
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 class Difference(NamedTuple):

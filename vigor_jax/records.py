@@ -6,9 +6,11 @@ Text is never searched for again once it has been analyzed: spans are offsets in
 import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Literal, NamedTuple, Protocol, TypeAlias
+from typing import Literal, NamedTuple, Protocol, TypeAlias, get_args
 
 ErrorType: TypeAlias = Literal["object", "attribute", "relationship", "location", "conjecture"]
+ClaimKind: TypeAlias = Literal["number", "place", "relation", "attribute"]
+CLAIM_KINDS: tuple[ClaimKind, ...] = get_args(ClaimKind)
 DecidedBy: TypeAlias = Literal["content", "penalty", "positive", "repetition", "logprob", "index", "only", "random"]
 
 

@@ -223,7 +223,7 @@ def change(content: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
         ("settings/sample/sampling/temperature", 1, "settings.sample.sampling.temperature is 1 there and 0.7 here"),
         ("settings/sft", None, "settings.sft is None there"),
         ("variants/all/rounds", 2, "variants.all.rounds is 2 there and 1 here"),
-        ("variants/all/overrides/select.refine", False, "variants.all.overrides is"),
+        ("variants/all/overrides/select.refine", "none", "variants.all.overrides is"),
         ("variants/all/overrides", {}, "variants.all.overrides is [] there and [('score.streams', ["),
     ],
 )

@@ -1,5 +1,8 @@
 """The mesh and its rules, and how processes find each other."""
 
+import dataclasses
+import math
+
 import jax
 import numpy as np
 import pytest
@@ -35,6 +38,39 @@ def test_mesh_that_does_not_fit_is_refused(shape):
 
 def test_mesh_takes_the_devices_that_are_left():
     assert dict(sharding.make_mesh(MeshConfig(), jax.devices()[:1]).shape) == {"data": 1, "fsdp": 1, "tensor": 1}
+
+
+@dataclasses.dataclass(frozen=True)
+class Gpu:
+    """What a mesh knows of a GPU; JAX gives those of each node another slice index."""
+
+    id: int
+    slice_index: int
+    process_index: int
+    platform: str = "gpu"
+    device_kind: str = "NVIDIA H100 80GB HBM3"
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 3, 4])
+@pytest.mark.parametrize("shape", [(1, -1, 1), (-1, 4, 1), (1, -1, 4), (-1, 1, 2), (1, 1, -1), (-1, 1, 1)])
+def test_a_mesh_spans_nodes(nodes, shape):
+    """All devices, once; an axis leaves the node only if the axes before it are too small for the nodes."""
+    devices = [Gpu(number, number // 4, number // 4) for number in range(4 * nodes)]
+    shape = tuple(4 * nodes // abs(math.prod(shape)) if size == -1 else size for size in shape)
+    arranged = sharding.arrange(shape, devices[::-1])
+    assert arranged.shape == shape
+    assert sorted(device.id for device in arranged.flat) == list(range(4 * nodes))
+    of_nodes = np.vectorize(lambda device: device.slice_index)(arranged)
+    if shape[2] <= 4:
+        assert (of_nodes == of_nodes[..., :1]).all()
+    if shape[0] % nodes == 0:
+        assert (of_nodes == of_nodes[:, :1, :1]).all()
+
+
+def test_nodes_of_different_sizes_are_refused():
+    devices = [Gpu(number, int(number > 2), int(number > 2)) for number in range(8)]
+    with pytest.raises(InputError, match="mesh: expected as many devices on each node or slice, got 3 in slice 0, 5 "):
+        sharding.arrange((1, 8, 1), devices)
 
 
 def test_batch_must_divide():

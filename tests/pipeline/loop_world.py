@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
+import vigor_jax.demo
 from tests.detector_bridge.tiny_detector import write_transformers
 from tests.tiny_llava import Tiny, build_checkpoint
 from vigor_jax import train
 
 ROOT = Path(__file__).resolve().parents[2]
+TAGGER = Path(vigor_jax.demo.__file__).parent / "checkpoints" / "tagger"
 TINY = Tiny()
 THINGS = ("man", "dog", "red circle", "wave", "bench", "car", "traffic light", "cat")
 ENTITIES = ("man", "dog", "circle", "wave", "bench", "car", "traffic light", "cat")
@@ -69,7 +71,7 @@ def options(values: dict[str, Any]) -> list[str]:
 
 
 def loop(world: Path, run_dir: Path, **changes: Any) -> list[str]:
-    """Arguments of a run with both streams; `__` in the name of a change stands for a dot."""
+    """Arguments of a run with three streams; `__` in the name of a change stands for a dot."""
     values = {
         "run.dir": run_dir,
         "run.stages": "train_reward,sample,score,select,sft,export",
@@ -89,12 +91,13 @@ def loop(world: Path, run_dir: Path, **changes: Any) -> list[str]:
         "sample.sampling.max_new_tokens": 40,
         "sample.sampling.temperature": 1.0,
         "sample.sampling.batch_size": 4,
-        "score.streams": "detector,reward_model",
+        "score.streams": "detector,claims,reward_model",
         "detection.model": world / "detector",
         "detection.box_threshold": 0.6,
         "detection.text_threshold": 0.6,
         "detection.phrases.extractor": "entities",
         "detection.phrases.entities": world / "entities.txt",
+        "detection.phrases.tagger": TAGGER,
         "reward_model.batch_size": 4,
         "reward_model.max_length": 512,
         "sft.batch_size": 4,

@@ -9,11 +9,14 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from flax import nnx
+from jax.experimental import topologies
 
 from vigor_jax.models.llava import LlavaConfig
 from vigor_jax.models.vlm import abstract_model
+from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 from vigor_jax.plan.hardware import GIB
 
 pytestmark = pytest.mark.slow
@@ -48,6 +51,24 @@ def weights_of_layers():
     """Bytes of the language model's layers in bfloat16, norms left out."""
     text = LlavaConfig().text
     return 2 * text.num_layers * (4 * text.hidden_size**2 + 3 * text.hidden_size * text.intermediate_size)
+
+
+@needs_tpu
+@pytest.mark.parametrize(
+    ("pod", "slices", "shape"),
+    [("v6e:4x4", 1, (1, 8, 2)), ("v6e:4x4", 1, (1, 2, 8)), ("v5p:2x2x4", 1, (2, 8, 1)), ("v6e:4x4", 2, (2, 8, 2)),
+     ("v5e:4x4", 2, (1, 32, 1)), ("v5e:4x4", 4, (2, 8, 4))],
+)  # fmt: skip
+def test_meshes_of_pods(pod, slices, shape):
+    """Every shape is possible, and tensor parallelism stays in a slice."""
+    count = {"num_slices": slices} if slices > 1 else {}
+    devices = topologies.get_topology_desc(pod, platform="tpu", **count).devices
+    mesh = make_mesh(MeshConfig(*shape), devices)
+    assert mesh.devices.shape == shape
+    assert {device.id for device in mesh.devices.flat} == {device.id for device in devices}
+    of_slices = np.vectorize(lambda device: getattr(device, "slice_index", 0))(mesh.devices)
+    assert (of_slices == of_slices[..., :1]).all()
+    assert len(np.unique(of_slices)) == slices
 
 
 @pytest.mark.main

@@ -34,7 +34,7 @@ def test_of_a_whole_run(tmp_path):
     assert settings["Temperature"] == ["0.9"]
     assert settings["Rewards"] == ["detector", "reward_model"]
     assert {"box threshold: 0.25", "model: checkpoints/groundingdino-swint"} <= set(settings["Detector"])
-    assert {"refine: yes", "continuations: keep", "repetitions: count", "rule: paper", "min words: 2"} <= set(
+    assert {"refine: drop", "continuations: keep", "repetitions: count", "rule: paper", "min words: 2"} <= set(
         settings["Selection"]
     )
     assert "learning rate: 2e-05" in settings["Fine-tuning"]
@@ -113,9 +113,9 @@ def test_what_a_run_does_not_say_is_left_out(tmp_path):
     assert describe_settings(None, tmp_path) == {}
     assert describe_settings(["no", "mapping"], tmp_path) == {}
     assert describe_settings({"model": "a name", "sample": {"sampling": None, "prompts": []}}, tmp_path) == {}
-    assert describe_settings({"sample": {"prompts": "Describe."}, "select": {"refine": False}}, tmp_path) == {
+    assert describe_settings({"sample": {"prompts": "Describe."}, "select": {"refine": "drop"}}, tmp_path) == {
         "Prompt": ["Describe."],
-        "Selection": ["refine: no"],
+        "Selection": ["refine: drop"],
     }
 
 

@@ -123,7 +123,7 @@ def test_digest_names_model_and_settings(served, tmp_path, monkeypatch):
         changed = DetectionConfig((served.address,), phrases=PhrasesConfig("entities", **option))
         assert digest(changed) != plain
     with monkeypatch.context() as patch:
-        patch.setattr("vigor_jax.rewards.detection.RULES", 1)
+        patch.setattr("vigor_jax.rewards.phrases.RULES", 1)
         assert digest(config(served)) != plain
     with sidecar(write_transformers(tmp_path / "another", seed=1)) as running:
         assert digest(config(running)) != plain

@@ -1,11 +1,13 @@
 """Refinement: exactly the sentences with absent things go, and nothing else changes."""
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vigor_jax.errors import InputError
-from vigor_jax.records import Dropped, Signal, Span, Verdict
+from vigor_jax.records import Dropped, Edit, Repaired, Signal, Span, Verdict
 from vigor_jax.rewards.refine import keep_sentences, refine
 from vigor_jax.rewards.sentences import split_sentences
 
@@ -176,3 +178,85 @@ def test_what_is_dropped_is_what_spans_touch(text, data):
     if not gone:
         assert refined.text == text.strip()
     assert refined.text == keep_sentences(text, sentences, [sentence not in gone for sentence in sentences])
+
+
+PETS = "Two dogs sleep on the left. It is quiet. A red ball lies at the top."
+
+
+def claim(text, kind, old, new=None, *, absent=True, label=None):
+    """A signal on words that a claim stands in, with an edit if it can be repaired."""
+    span = Span(text.index(old), text.index(old) + len(old))
+    edits = (Edit(span, new),) if new is not None else ()
+    return Signal(label or old, (span,), float(absent), float(not absent), 0.0, absent, kind=kind, edits=edits)
+
+
+def test_wrong_claims_drop_their_sentences_or_are_repaired():
+    found = verdict(claim(PETS, "number", "Two", "Three", label="dog: two"), claim(PETS, "attribute", "red"))
+    dropped = refine(PETS, [found], drop_continuations=True)
+    assert dropped.text == ""
+    assert [each.reason for each in dropped.dropped] == [
+        'claims "dog: two", which is wrong',
+        "continues a sentence that was left out",
+        'claims "red", which is wrong',
+    ]
+    repaired = refine(PETS, [found], drop_continuations=True, repair=True)
+    assert repaired.text == "Three dogs sleep on the left. It is quiet."
+    assert repaired.repaired == (Repaired(Span(0, 3), "Two", "Three", 'claims "dog: two", which is wrong'),)
+    assert [PETS[slice(*each.span)] for each in repaired.dropped] == ["A red ball lies at the top."]
+
+
+@pytest.mark.parametrize("repair", [False, True])
+def test_kinds_that_are_not_named_stay(repair):
+    found = verdict(claim(PETS, "number", "Two", "Three"), claim(PETS, "attribute", "red"), signal(PETS, "quiet"))
+    refined = refine(PETS, [found], repair=repair, claims=("attribute",))
+    assert refined.text == "Two dogs sleep on the left."
+    assert refined.repaired == ()
+    nothing = refine(PETS, [verdict(claim(PETS, "number", "Two", "Three"))], repair=repair, claims=())
+    assert (nothing.text, nothing.dropped, nothing.repaired) == (PETS, (), ())
+
+
+def test_right_claims_change_nothing():
+    assert refine(PETS, [verdict(claim(PETS, "number", "Two", absent=False))], repair=True).text == PETS
+
+
+def test_what_is_repaired_in_a_sentence_that_goes_is_not_told():
+    found = verdict(claim(PETS, "number", "Two", "Three"), signal(PETS, "dogs"))
+    refined = refine(PETS, [found], repair=True)
+    assert refined.text == "It is quiet. A red ball lies at the top."
+    assert refined.repaired == ()
+
+
+def test_repairs_that_contradict_each_other():
+    """The first is made; for the other the sentence would have to say something else, so it goes."""
+    number = claim(PETS, "number", "Two dogs", "Three dogs")
+    same, other = claim(PETS, "number", "Two dogs", "Three dogs"), claim(PETS, "attribute", "dogs", "cats")
+    refined = refine(PETS, [verdict(number), verdict(same, stream="own")], repair=True)
+    assert refined.text == PETS.replace("Two", "Three")
+    assert len(refined.repaired) == 1
+    refined = refine(PETS, [verdict(number), verdict(other, stream="own")], repair=True)
+    assert refined.text == "It is quiet. A red ball lies at the top."
+
+
+@pytest.mark.parametrize("span", [Span(0, 70), Span(-1, 2), Span(3, 2)])
+def test_a_repair_outside_the_text_is_refused(span):
+    wrong = Signal("dog: two", (Span(0, 3),), 1.0, 0.0, 0.0, True, kind="number", edits=(Edit(span, "Three"),))
+    with pytest.raises(InputError, match=r"'dog: two' is at characters .* of a text of 68; score"):
+        refine(PETS, [verdict(wrong)], repair=True)
+
+
+@given(TEXTS, st.data())
+def test_repairs_replace_their_words_and_nothing_else(text, data):
+    words = [Span(*match.span()) for match in re.finditer(r"\w+", text)]
+    places = data.draw(st.lists(st.sampled_from(words), max_size=4, unique=True)) if words else []
+    new = st.sampled_from(["three", "Blue", "on the right"])
+    edits = sorted((Edit(place, data.draw(new)) for place in places), key=lambda edit: edit.span)
+    wrong = [Signal("x", (edit.span,), 1.0, 0.0, 0.0, True, kind="place", edits=(edit,)) for edit in edits]
+    refined = refine(text, [verdict(*wrong)], repair=True)
+    expected = text
+    for span, replacement in reversed(edits):
+        expected = expected[: span.start] + replacement + expected[span.end :]
+    assert refined.text == expected.strip()
+    assert refined.dropped == ()
+    assert [(each.span, each.old, each.new) for each in refined.repaired] == [
+        (span, text[slice(*span)], replacement) for span, replacement in edits
+    ]

@@ -101,7 +101,7 @@ def test_it_scores_and_selection_reads_it(world, context, caplog):
     verdicts = list(store.read_parts(context.dir / "verdicts" / "clip", Verdict))
     assert len(verdicts) == sum(len(item.texts) for item in clip_world.items(world))
     assert {signal.negative > 0 for verdict in verdicts for signal in verdict.signals} == {True, False}
-    SelectStage(SelectConfig(refine=True), judging.streams).run(context, Told())
+    SelectStage(SelectConfig(refine="drop"), judging.streams).run(context, Told())
     again = stage(world)
     again.run(context, Told())  # there is nothing to do
     assert list(store.read_parts(context.dir / "verdicts" / "clip", Verdict)) == verdicts

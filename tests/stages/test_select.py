@@ -15,7 +15,7 @@ from PIL import Image
 from vigor_jax.data.batches.examples import scan_examples
 from vigor_jax.data.records import store
 from vigor_jax.errors import InputError
-from vigor_jax.records import Candidate, Selection, Signal, Span, Target, Verdict
+from vigor_jax.records import Candidate, Edit, Selection, Signal, Span, Target, Verdict
 from vigor_jax.rewards.fusion import FusionConfig
 from vigor_jax.rewards.refine import refine
 from vigor_jax.rewards.sentences import split_sentences
@@ -259,7 +259,7 @@ def test_several_processes_make_what_one_makes(run_dir, num_processes):
 
 
 def test_refinement_can_be_left_out(run_dir):
-    summary = select(SelectConfig(refine=False), run_dir, streams=STREAMS)
+    summary = select(SelectConfig(refine="none"), run_dir, streams=STREAMS)
     selections = list(store.read_parts(run_dir / "selections", Selection))
     assert all(each.refined == each.text and not each.dropped for each in selections)
     assert (summary.targets, summary.dropped) == (summary.images, {})
@@ -276,7 +276,7 @@ def selections_of(run_dir, config):
 
 
 def test_the_random_control(run_dir):
-    config = SelectConfig(strategy="random", refine=False)
+    config = SelectConfig(strategy="random", refine="none")
     first = selections_of(run_dir, config)
     assert selections_of(run_dir, config) == first
     assert selections_of(run_dir, dataclasses.replace(config, seed=1)) != first
@@ -518,7 +518,7 @@ FUSION_KINDS = [
 )
 def test_a_response_that_says_nothing_loses(tmp_path, nothing, fusion):
     longer = ("A cat sits. A dog runs. A cup is red.", ("cat",), ("dog", "cup"))
-    selection, summary = select_among(tmp_path, [(nothing,), longer], SelectConfig(refine=False, fusion=fusion))
+    selection, summary = select_among(tmp_path, [(nothing,), longer], SelectConfig(refine="none", fusion=fusion))
     assert (selection.candidate, selection.decided_by, selection.reason) == (1, "content", "")
     assert selection.has_content == (False, True)
     assert summary.without_content == {"candidates": 1, "chosen": 0}
@@ -644,7 +644,7 @@ def test_refinement_drops_what_only_continues_and_says_so(tmp_path):
     assert selection.refined == "A cat sits on a mat. The sky is blue."
     selection, _ = select_among(tmp_path / "control", [said], SelectConfig(strategy="random_drop"))
     assert len(split_sentences(selection.refined)) == 2  # as many as refinement leaves
-    selection, _ = select_among(tmp_path / "unrefined", [said], SelectConfig(refine=False))
+    selection, _ = select_among(tmp_path / "unrefined", [said], SelectConfig(refine="none"))
     assert selection.refined == text
 
 
@@ -732,3 +732,39 @@ def test_without_repetitions_it_does_not_matter_how_they_count(tmp_path, fusion)
     counted, _ = select_by_model(tmp_path / "count", said, config)
     once, _ = select_by_model(tmp_path / "once", said, dataclasses.replace(config, repetitions="once"))
     assert counted == once
+
+
+def claimed(text, words, new=None, kind="number"):
+    """A wrong claim of a text, with what makes it right."""
+    span = Span(text.index(words), text.index(words) + len(words))
+    edits = () if new is None else (Edit(span, new),)
+    return Signal(f"dog: {words.lower()}", (span,), 1.0, 0.0, 0.0, True, kind=kind, edits=edits)
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({}, "Rain falls a lot."),
+        ({"refine": "repair"}, "Three dogs run. Rain falls a lot."),
+        ({"refine": "none"}, "Two dogs run. A dog on the left. Rain falls a lot."),
+        ({"claims": ()}, "Two dogs run. A dog on the left. Rain falls a lot."),
+        ({"claims": ("place",)}, "Two dogs run. Rain falls a lot."),
+        ({"refine": "repair", "claims": ("number",)}, "Three dogs run. A dog on the left. Rain falls a lot."),
+    ],
+)
+def test_wrong_claims_in_the_chosen_text(tmp_path, settings, text):
+    """Dropped, repaired or kept by their kinds; the record and the target say the same."""
+    whole = "Two dogs run. A dog on the left. Rain falls a lot."
+    signals = (claimed(whole, "Two", "Three"), claimed(whole, "on the left", kind="place"))
+    store.write_part(tmp_path / "candidates", 0, 1, [Candidate("a.png", "?", 0, whole, (2,), -1.0, "stop")], Candidate)
+    store.write_part(tmp_path / "verdicts" / "claims", 0, 1, [Verdict("a.png", 0, "claims", signals)], Verdict)
+    select(SelectConfig(**settings), tmp_path, streams=("claims",))
+    (selection,) = store.read_parts(tmp_path / "selections", Selection)
+    assert selection.refined == text
+    assert [target.text for target in store.read_parts(tmp_path / "targets", Target)] == [text]
+    assert [(each.old, each.new) for each in selection.repaired] == ([("Two", "Three")] if "Three" in text else [])
+    assert all(each.reason == 'claims "dog: two", which is wrong' for each in selection.repaired)
+    assert {each.reason for each in selection.dropped} <= {
+        'claims "dog: two", which is wrong',
+        'claims "dog: on the left", which is wrong',
+    }

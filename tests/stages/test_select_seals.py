@@ -121,7 +121,7 @@ def test_targets_of_other_selections_are_made_again(done, tmp_path):
     other = shutil.copytree(done, tmp_path / "other")
     shutil.rmtree(other / "selections")
     shutil.rmtree(other / "targets")
-    select(SelectConfig(refine=False), other, streams=STREAMS)
+    select(SelectConfig(refine="none"), other, streams=STREAMS)
     before = contents(done)
     shutil.rmtree(done / "targets")
     shutil.copytree(other / "targets", done / "targets")

@@ -18,23 +18,32 @@ import random
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from vigor_jax import cli
 from vigor_jax.config import Stage, TrainConfig
 from vigor_jax.data.records import store
 from vigor_jax.demo.config import demo_config
-from vigor_jax.demo.dataset import VERSION, DemoDataConfig, prepare, read_scenes
+from vigor_jax.demo.dataset import COLOR_WORDS, VERSION, DemoDataConfig, prepare, read_scenes
 from vigor_jax.demo.metrics import compute_metrics, reward_auc
 from vigor_jax.demo.results import COLUMNS, Results, plot, to_markdown
-from vigor_jax.demo.variants import OF_DESCRIPTIONS, VARIANTS, VERIFIER, Variant, choose, replaced
+from vigor_jax.demo.variants import (
+    CLAIMS,
+    OF_DESCRIPTIONS,
+    VARIANTS,
+    VERIFIER,
+    SharedRecords,
+    Variant,
+    choose,
+    replaced,
+)
 from vigor_jax.demo.verifier import BASELINES, ENTITIES
 from vigor_jax.errors import InputError
 from vigor_jax.inference.predictor import read_answers
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 from vigor_jax.pipeline.rounds import keep_compiled, lock, run_rounds
 from vigor_jax.pipeline.run import Run
-from vigor_jax.records import Signal, Target, Verdict
+from vigor_jax.records import PhraseScore, Signal, Target, Verdict
 from vigor_jax.stages.stage import EVALUATION, REWARD_MODEL
 from vigor_jax.verifier import measure
 
@@ -124,8 +133,7 @@ def compare(
 
 def _make_shared(config: TrainConfig, directory: Path, judged: Collection[str]) -> None:
     """Candidates, verdicts and reward models that variants share."""
-    names = "shared", "holistic_reward", "erring_detector", "verifier_verdicts"
-    shared, holistic, erring, verifier = (directory / name for name in names)
+    shared, holistic, erring, verifier, claims, erring_boxes = (directory / name for name in get_args(SharedRecords))
     with counting(shared):
         Run(_in(config, shared, ("train_reward", "sample", "score"))).go()
     if holistic.name in judged:
@@ -141,6 +149,15 @@ def _make_shared(config: TrainConfig, directory: Path, judged: Collection[str]) 
         with counting(verifier):
             _copy(shared, verifier, ("candidates",))
             Run(_in(replaced(config, VERIFIER), verifier, ("score",))).go()
+    if not {claims.name, erring_boxes.name}.isdisjoint(judged):
+        with counting(claims):
+            _copy(shared, claims, ("candidates", "verdicts/reward_model"))
+            Run(_in(replaced(config, CLAIMS), claims, ("score",))).go()
+    if erring_boxes.name in judged:
+        with counting(erring_boxes):
+            _copy(claims, erring_boxes, ("candidates", "verdicts/reward_model"))
+            misjudge(claims / "verdicts" / "detector", erring_boxes / "verdicts" / "detector", config.sft.seed)
+            Run(_in(replaced(config, CLAIMS), erring_boxes, ("score",))).go()
 
 
 @contextlib.contextmanager
@@ -177,19 +194,42 @@ def _cpu_seconds() -> float:
 
 
 def misjudge(verdicts: Path, erring: Path, seed: int) -> None:
-    """Copies a detector's verdicts, some of them turned round: of an image and a phrase in all captions alike."""
+    """Copies a detector's verdicts with errors: of an image and a phrase in all captions alike.
+
+    Some phrases are turned round, with a box anywhere for what is not there. Of several boxes some are missed, and of
+    phrases with a color some scores are turned round.
+    """
 
     def turned(image: str, signal: Signal) -> Signal:
-        if random.Random(f"{seed} {image} {signal.label}").random() >= (FALSE_ALARMS if signal.absent else MISSES):
-            return signal
+        chance = random.Random(f"{seed} {image} {signal.label}")
+        if chance.random() >= (FALSE_ALARMS if signal.absent else MISSES):
+            best, others = signal.boxes_xyxy[:1], signal.boxes_xyxy[1:]
+            found = tuple(box for box in others if chance.random() >= MISSES)
+            return dataclasses.replace(signal, boxes_xyxy=best + found)
+        left, top = chance.uniform(0, 0.75), chance.uniform(0, 0.75)
         return dataclasses.replace(
-            signal, negative=signal.positive, positive=signal.negative, score=1 - signal.score, absent=not signal.absent
+            signal,
+            negative=signal.positive,
+            positive=signal.negative,
+            score=1 - signal.score,
+            absent=not signal.absent,
+            boxes_xyxy=((left, top, left + 0.25, top + 0.25),) if signal.absent else (),
         )
+
+    def scored(image: str, asked: PhraseScore) -> PhraseScore:
+        is_turned = random.Random(f"{seed} {image} {asked.phrase}").random() < (
+            MISSES if asked.score >= 0.5 else FALSE_ALARMS
+        )
+        return asked._replace(score=1 - asked.score) if is_turned else asked
 
     count = store.count_parts(verdicts)
     for part in (part for part in range(count) if not store.has_part(erring, part, count)):
         records = (
-            dataclasses.replace(verdict, signals=tuple(turned(verdict.image, signal) for signal in verdict.signals))
+            dataclasses.replace(
+                verdict,
+                signals=tuple(turned(verdict.image, signal) for signal in verdict.signals),
+                attributes=tuple(scored(verdict.image, asked) for asked in verdict.attributes),
+            )
             for verdict in store.read_part(verdicts, part, count, Verdict)
         )
         store.write_part(erring, part, count, records, Verdict, store.part_metadata(verdicts))
@@ -283,6 +323,7 @@ def _config(data: Path, seed: int) -> TrainConfig:
             "ppo.images": str(data / "images" / "unlabeled"),
             "detection.model": data / "detector",
             "detection.phrases.tagger": data / "tagger",
+            "claims.words.attributes": data / COLOR_WORDS,
             **captioned,
             **verifier,
             **evaluated,

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from vigor_jax.data.records.annotations import write_annotations
 from vigor_jax.demo import language, teaching
 from vigor_jax.demo.drawing import draw
-from vigor_jax.demo.scenes import Object, Scene, make_scene
+from vigor_jax.demo.scenes import COLORS, Object, Scene, make_scene
 from vigor_jax.errors import InputError
 from vigor_jax.evaluation.benchmarks import pope_build
 from vigor_jax.evaluation.benchmarks.pope import write_questions
@@ -26,9 +26,10 @@ from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 from vigor_jax.records import AnnotatedSentence, Annotation, ErrorType
 from vigor_jax.rewards.sentences import split_sentences
 
+COLOR_WORDS = "colors.txt"
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 # To be raised with every change of what `prepare` writes, so that an old directory is not taken for a new one.
-VERSION = 4
+VERSION = 5
 SPLITS = ("unlabeled", "annotated", "held_out")
 # How the kinds of error are called in annotations, and the attribute.
 ERRORS: dict[language.ErrorKind, tuple[ErrorType, str]] = {
@@ -67,9 +68,9 @@ def prepare(directory: Path, config: DemoDataConfig) -> None:
     """Writes the demo's data; does nothing where they are written already.
 
     The directory appears under its name when it is complete: `images/SPLIT/`, `scenes.json` (image → scene),
-    `objects.json` (held-out image → shapes), `annotations.jsonl`, `pope/*.json`, `mme/`, and the checkpoints `policy/`,
-    `detector/`, `tagger/` and `verifier/`. Everything depends on the seed alone, and a scene on its number, not on how
-    many there are.
+    `objects.json` (held-out image → shapes), `annotations.jsonl`, `pope/*.json`, `mme/`, `colors.txt` (words of
+    claims), and the checkpoints `policy/`, `detector/`, `tagger/` and `verifier/`. Everything depends on the seed
+    alone, and a scene on its number, not on how many there are.
 
     Raises:
       InputError: the directory holds something else, such as data of other sizes.
@@ -86,6 +87,7 @@ def prepare(directory: Path, config: DemoDataConfig) -> None:
     partial.mkdir(parents=True, exist_ok=True)
     for name in ("policy", "detector", "tagger", "verifier"):
         shutil.copytree(CHECKPOINTS / name, partial / name, dirs_exist_ok=True)
+    (partial / COLOR_WORDS).write_text("\n".join(["[color]", *COLORS, ""]))
     scenes = {
         image: scene
         for split, count in zip(SPLITS, (config.unlabeled, config.annotated, config.held_out), strict=True)

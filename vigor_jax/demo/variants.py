@@ -8,7 +8,9 @@ from vigor_jax.config import Stage
 from vigor_jax.errors import InputError
 
 Config = TypeVar("Config")
-SharedRecords: TypeAlias = Literal["shared", "holistic_reward", "erring_detector", "verifier_verdicts"]
+SharedRecords: TypeAlias = Literal[
+    "shared", "holistic_reward", "erring_detector", "verifier_verdicts", "judged_claims", "erring_boxes"
+]
 
 
 class Variant(NamedTuple):
@@ -22,7 +24,8 @@ class Variant(NamedTuple):
       stages: what is run after what the variants share.
       judged: whose candidates and verdicts it takes: "shared"; "holistic_reward", where the reward model judges whole
         descriptions; "erring_detector", where the detector errs (`compare.misjudge`); "verifier_verdicts", where the
-        verifier of FiSAO judges; or None. One without a selection takes the reward model only.
+        verifier of FiSAO judges; "judged_claims" and "erring_boxes", where claims are judged by its boxes; or None. One
+        without a selection takes the reward model only.
       rounds: how often.
     """
 
@@ -37,7 +40,10 @@ class Variant(NamedTuple):
 
 DETECTOR = {"score.streams": ("detector",)}
 BOTH = {"score.streams": ("detector", "reward_model")}
-UNREFINED = {"select.refine": False}
+CLAIMS = {"score.streams": ("detector", "claims")}
+BOTH_AND_CLAIMS = {"score.streams": ("detector", "claims", "reward_model")}
+REPAIR = {"select.refine": "repair"}
+UNREFINED = {"select.refine": "none"}
 REWARD_MODEL = {"score.streams": ("reward_model",)} | UNREFINED
 OF_DESCRIPTIONS = {"train_reward.per": "description", "reward_model.per": "description"}
 RANDOM = {"select.strategy": "random"}
@@ -150,6 +156,64 @@ VARIANTS = (
         "as vigor_ppo, with the penalty for repeats of fisao_ours",
         BOTH | OURS,
         PPO,
+    ),
+    Variant(
+        "claims",
+        "AT + claims",
+        "detector and its boxes' judgment of claims choose; sentences with a wrong claim are dropped, too",
+        CLAIMS,
+        judged="judged_claims",
+    ),
+    Variant(
+        "claims_repair",
+        "AT + claims, repaired",
+        "as claims, but wrong numbers, places and colors are replaced by the right ones",
+        CLAIMS | REPAIR,
+        judged="judged_claims",
+    ),
+    Variant(
+        "claims_two_rounds",
+        "AT + claims, two rounds",
+        "as claims, and again from the model that came out of it",
+        CLAIMS,
+        judged="judged_claims",
+        rounds=2,
+    ),
+    Variant(
+        "claims_repair_two_rounds",
+        "AT + claims, repaired, two rounds",
+        "as claims_repair, and again from the model that came out of it",
+        CLAIMS | REPAIR,
+        judged="judged_claims",
+        rounds=2,
+    ),
+    Variant(
+        "all_claims",
+        "All + claims",
+        "detector, claims and reward model choose; dropped as in claims",
+        BOTH_AND_CLAIMS,
+        judged="judged_claims",
+    ),
+    Variant(
+        "all_claims_repair",
+        "All + claims, repaired",
+        "as all_claims, repaired as in claims_repair",
+        BOTH_AND_CLAIMS | REPAIR,
+        judged="judged_claims",
+    ),
+    Variant(
+        "claims_erring",
+        "AT + claims, detector that errs",
+        "as claims, with errors in the detector's answers, boxes and colors",
+        CLAIMS,
+        judged="erring_boxes",
+    ),
+    Variant(
+        "claims_repair_erring",
+        "AT + claims, repaired, detector that errs",
+        "as claims_repair, with errors in the detector's answers, boxes and colors",
+        CLAIMS | REPAIR,
+        judged="erring_boxes",
     ),
     Variant(
         "at_erring", "AT, detector that errs", "as at, with errors in the detector's answers", DETECTOR, judged=ERRING

@@ -30,7 +30,8 @@ def make_stages(config: TrainConfig) -> dict[str, Stage]:
       InputError: settings of two stages contradict each other.
     """
     config = filled(config)
-    score = ScoreStage(config.score, config.detection, config.reward_model, config.sample.images, config.clip)
+    images = config.sample.images
+    score = ScoreStage(config.score, config.detection, config.reward_model, images, config.clip, config.claims)
     trains_its_own = "train_reward" in config.run.stages and not config.score.reward_model
     if score.has_reward_model and trains_its_own:
         check_same_question(config.reward_model, dataclasses.asdict(config.train_reward), "train_reward")

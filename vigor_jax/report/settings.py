@@ -47,6 +47,7 @@ _SETTINGS = {
         "select.strategy",
         "select.min_words",
         "select.refine",
+        "select.claims",
         "select.continuations",
         "select.repetitions",
         "select.fusion.rule",

@@ -6,15 +6,16 @@ and what it only supposes is not asked for.
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, NamedTuple, Self
+from typing import Literal, NamedTuple, Protocol, Self
 
 from detector_bridge.client import BlockingClient, ClientConfig, DetectorError
 from detector_bridge.errors import InputError as BridgeError
@@ -23,10 +24,9 @@ from detector_bridge.messages import Answer, Detection, Request
 from detector_bridge.refusal import RefusedError
 from vigor_jax import fingerprint
 from vigor_jax.errors import InputError
-from vigor_jax.records import ImageFile, ScoreItem, Signal, Span, Verdict
-from vigor_jax.rewards.entities import entities_file
+from vigor_jax.records import ImageFile, PhraseScore, ScoreItem, Signal, Span, Verdict
 from vigor_jax.rewards.language.unknown_words import UnknownWords
-from vigor_jax.rewards.phrases import RULES, Phrase, PhrasesConfig, make_phrases
+from vigor_jax.rewards.phrases import Phrase, PhrasesConfig, made_of, make_phrases
 from vigor_jax.rewards.sentences import split_sentences
 
 # No noun phrase is longer; what degenerate text strings together is judged as not found, without asking.
@@ -83,11 +83,26 @@ class DetectionConfig:
             )
 
 
+class AttributeQuestions(Protocol):
+    """What the detector is asked about the attributes that a caption claims; `claims.stream.ClaimReader` is one.
+
+    Attributes:
+      digest: of all that the questions depend on.
+    """
+
+    digest: str
+
+    def questions(self, text: str, sentences: Sequence[Span], phrases: Sequence[Phrase]) -> tuple[str, ...]:
+        """Phrases such as "red car" and "blue car", each once."""
+        ...
+
+
 class _Asked(NamedTuple):
-    """An item under way: the phrases of each text, and the answers to come."""
+    """An item under way: the phrases of each text, those with attributes, and the answers to come."""
 
     item: ScoreItem
     phrases: list[list[Phrase]]
+    attributes: list[tuple[str, ...]]
     answers: list[Future[Answer]]
 
 
@@ -99,6 +114,10 @@ class DetectorStream:
     has it. A phrase that the caption denies is a negative signal of 1 if it is found; else it is none, for a caption is
     not to be paid for listing what is not there.
 
+    Args:
+      config: settings.
+      attributes: whose questions are asked, too; the scores are in `Verdict.attributes`.
+
     Raises:
       InputError: on entering: no detector is given, it cannot be reached, or several serve different models.
     """
@@ -106,9 +125,9 @@ class DetectorStream:
     name = "detector"
     digest: str
 
-    def __init__(self, config: DetectionConfig) -> None:
+    def __init__(self, config: DetectionConfig, attributes: AttributeQuestions | None = None) -> None:
         config.check_given()
-        self._config = config
+        self._config, self._attributes = config, attributes
         self._phrases = make_phrases(config.phrases)
         self._unknown = UnknownWords()
         self._stack = ExitStack()
@@ -159,9 +178,14 @@ class DetectorStream:
             yield self._verdicts(pending.popleft())
 
     def _ask(self, item: ScoreItem, image: Path | bytes) -> _Asked:
-        phrases = [self._phrases(text, split_sentences(text)) for text in item.texts]
-        named = (phrase for own in phrases for phrase in own if len(phrase.text) <= MAX_LETTERS)
-        wanted = list(dict.fromkeys(phrase.text for phrase in named if any(_spans(phrase, self._config.phrases))))
+        sentences = [split_sentences(text) for text in item.texts]
+        phrases = [self._phrases(text, own) for text, own in zip(item.texts, sentences, strict=True)]
+        attributes: list[tuple[str, ...]] = [() for _ in item.texts]
+        if self._attributes:
+            attributes = list(map(self._attributes.questions, item.texts, sentences, phrases))
+        named = (phrase.text for own in phrases for phrase in own if any(_spans(phrase, self._config.phrases)))
+        every = dict.fromkeys(itertools.chain(named, *attributes))
+        wanted = [phrase for phrase in every if len(phrase) <= MAX_LETTERS]
         requests = [
             Request(
                 image,
@@ -172,7 +196,7 @@ class DetectorStream:
             )
             for first in range(0, len(wanted), PHRASES_A_REQUEST)
         ]
-        return _Asked(item, phrases, [self._client.submit(request) for request in requests])
+        return _Asked(item, phrases, attributes, [self._client.submit(request) for request in requests])
 
     def _verdicts(self, asked: _Asked) -> list[Verdict]:
         found: dict[str, Detection] = {}
@@ -183,23 +207,21 @@ class DetectorStream:
                 raise InputError(f"detection: {asked.item.image}: {error}") from None
         self._unknown.tell(found.values())
         return [
-            Verdict(asked.item.image, candidate, self.name, _signals(phrases, found, self._config.phrases))
-            for candidate, phrases in enumerate(asked.phrases)
+            Verdict(
+                asked.item.image,
+                candidate,
+                self.name,
+                _signals(phrases, found, self._config.phrases),
+                tuple(PhraseScore(each, found[each].score) for each in attributes if each in found),
+            )
+            for candidate, (phrases, attributes) in enumerate(zip(asked.phrases, asked.attributes, strict=True))
         ]
 
     def _digest(self, weights: str) -> str:
-        config, entities = self._config, entities_file(self._config.phrases.entities)
-        settings = [
-            weights,
-            config.box_threshold,
-            config.text_threshold,
-            *config.options,
-            RULES,
-            config.phrases.extractor,
-            config.phrases.negated,
-            config.phrases.hypothetical,
-            *(_content(path) for path in (config.phrases.non_visual, entities, config.phrases.tagger)),
-        ]
+        config = self._config
+        thresholds = config.box_threshold, config.text_threshold
+        asked = [self._attributes.digest] if self._attributes else []
+        settings = [weights, *thresholds, *config.options, *made_of(config.phrases), *asked]
         return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
 
@@ -260,11 +282,3 @@ def _signal(
         boxes_xyxy=tuple(map(tuple, detection.boxes_xyxy.tolist())) if detection else (),
         denied=denied,
     )
-
-
-def _content(path: Path | None) -> str:
-    """What a file or the files of a folder hold, as a digest; "" for none."""
-    if path is None:
-        return ""
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()

@@ -13,11 +13,11 @@ from typing import Literal, Protocol
 
 from vigor_jax import fingerprint
 from vigor_jax.records import Span
-from vigor_jax.rewards.entities import EntityPhrases, make_entities
+from vigor_jax.rewards.entities import EntityPhrases, entities_file, make_entities
 from vigor_jax.rewards.language.nouns import NounPhrases
 from vigor_jax.rewards.mentions import Phrase
 
-__all__ = ["RULES", "EntityPhrases", "NounPhrases", "Phrase", "Phrases", "PhrasesConfig", "make_phrases"]
+__all__ = ["RULES", "EntityPhrases", "NounPhrases", "Phrase", "Phrases", "PhrasesConfig", "made_of", "make_phrases"]
 
 # Of the rules and word lists in this folder; a change that makes other phrases of a caption raises it, so that verdicts
 # of before are not mixed with those of after.
@@ -69,3 +69,9 @@ def make_phrases(config: PhrasesConfig) -> Phrases:
     if config.extractor == "entities":
         return make_entities(config.entities, config.non_visual, config.tagger, download=config.download)
     return NounPhrases(config.non_visual, config.tagger, download=config.download)
+
+
+def made_of(config: PhrasesConfig) -> list[str | int]:
+    """All that the phrases of a caption depend on, with digests of the files."""
+    files = config.non_visual, entities_file(config.entities), config.tagger
+    return [RULES, config.extractor, config.negated, config.hypothetical, *map(fingerprint.content, files)]

@@ -1,13 +1,14 @@
 """Leaves out the sentences of a chosen response that mention something that is not there (ViGoR, section 3.3).
 
-Beyond the paper, if asked: those that only continue such a sentence, and those that repeat an earlier one.
+Beyond the paper, if asked: those that only continue such a sentence, those that repeat an earlier one, and those with a
+wrong claim, unless that can be made right.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Sequence
 
 from vigor_jax.errors import InputError
-from vigor_jax.records import Dropped, Signal, Span, Verdict
+from vigor_jax.records import CLAIM_KINDS, Dropped, Edit, Repaired, Signal, Span, Verdict
 from vigor_jax.rewards.continuations import continuations
 from vigor_jax.rewards.repetitions import repetitions
 from vigor_jax.rewards.sentences import split_sentences
@@ -21,36 +22,46 @@ class Refined:
     """What is left of a text.
 
     Attributes:
-      text: the kept sentences as they were, with the text's own spacing between them; "" if none is kept.
+      text: the kept sentences, as they were but for what was repaired, with the text's own spacing between them; "" if
+        none is kept.
       dropped: the others, in order.
+      repaired: words of the kept ones that were replaced, in order.
     """
 
     text: str
     dropped: tuple[Dropped, ...]
+    repaired: tuple[Repaired, ...] = ()
 
 
 def refine(
-    text: str, verdicts: Sequence[Verdict], *, drop_continuations: bool = False, drop_repetitions: bool = False
+    text: str,
+    verdicts: Sequence[Verdict],
+    *,
+    drop_continuations: bool = False,
+    drop_repetitions: bool = False,
+    repair: bool = False,
+    claims: Collection[str] = CLAIM_KINDS,
 ) -> Refined:
-    """Drops every sentence that a signal with `absent` points into; changes nothing else.
+    """Drops every sentence that a signal with `absent` points into; changes nothing else, unless asked to.
 
     Args:
       text: what the verdicts are about.
       verdicts: of any streams.
       drop_continuations: whether the sentences that only continue a dropped one (`rewards/continuations.py`) go too.
       drop_repetitions: whether a sentence that is already kept, word for word, is kept once.
+      repair: whether a wrong claim whose signal has edits is made right instead.
+      claims: kinds of claims whose sentences go, or are repaired; what is wrong in other kinds stays.
 
     Raises:
       InputError: a span lies outside the text.
     """
-    absent = list(_absent(text, verdicts))
+    absent, edits = _wrong(text, verdicts, claims, repair=repair)
     repeated = repetitions(text) if drop_repetitions else []
-    if not (absent or repeated):
+    if not (absent or edits or repeated):
         return Refined(text.strip(), ())
     sentences = split_sentences(text)
     reasons = [
-        "; ".join(dict.fromkeys(reason for span, reason in absent if span.start < end and span.end > start))
-        for start, end in sentences
+        "; ".join(dict.fromkeys(reason for span, reason in absent if _meet(span, sentence))) for sentence in sentences
     ]
     if drop_continuations:
         continuing = continuations([text[slice(*span)] for span in sentences], list(map(bool, reasons)))
@@ -60,10 +71,17 @@ def refine(
         again = set(repetitions(text, kept))
         reasons = [REPEATS if span in again else why for span, why in zip(sentences, reasons, strict=True)]
     dropped = tuple(Dropped(span, why) for span, why in zip(sentences, reasons, strict=True) if why)
-    return Refined(keep_sentences(text, sentences, [not why for why in reasons]), dropped)
+    left = {
+        edit: why for edit, why in sorted(edits.items()) if not any(_meet(edit.span, each.span) for each in dropped)
+    }
+    written = [_written(text, span, [edit for edit in left if _meet(edit.span, span)]) for span in sentences]
+    repaired = tuple(Repaired(edit.span, text[slice(*edit.span)], edit.text, why) for edit, why in left.items())
+    return Refined(keep_sentences(text, sentences, [not why for why in reasons], written), dropped, repaired)
 
 
-def keep_sentences(text: str, sentences: Sequence[Span], kept: Sequence[bool]) -> str:
+def keep_sentences(
+    text: str, sentences: Sequence[Span], kept: Sequence[bool], written: Sequence[str] | None = None
+) -> str:
     """The kept sentences of a text.
 
     What stands between two of them is what stood there. Where others were left out it is the widest of the breaks
@@ -73,6 +91,7 @@ def keep_sentences(text: str, sentences: Sequence[Span], kept: Sequence[bool]) -
       text: the whole.
       sentences: all of its sentences, in order, with nothing but white space around them.
       kept: whether each of them stays.
+      written: what stands in place of each; by default the sentence as it is.
     """
     pieces: list[str] = []
     gaps: list[str] = []  # since the last kept sentence
@@ -81,7 +100,7 @@ def keep_sentences(text: str, sentences: Sequence[Span], kept: Sequence[bool]) -
             gaps.append(text[sentences[number - 1].end : span.start])
         if keep:
             pieces += [_widest(gaps)] if pieces else []
-            pieces.append(text[slice(*span)])
+            pieces.append(written[number] if written else text[slice(*span)])
             gaps = []
     return "".join(pieces)
 
@@ -97,23 +116,57 @@ def _num_lines(gap: str) -> int:
     return len(f"{gap}.".splitlines())
 
 
-def _absent(text: str, verdicts: Sequence[Verdict]) -> Iterator[tuple[Span, str]]:
-    """Where something is mentioned that is not there, and the reason that this gives."""
+def _meet(one: Span, other: Span) -> bool:
+    return one.start < other.end and one.end > other.start
+
+
+def _written(text: str, sentence: Span, edits: Sequence[Edit]) -> str:
+    """A sentence after its edits, which are in order."""
+    pieces, place = [], sentence.start
+    for span, replacement in edits:
+        pieces += [text[place : span.start], replacement]
+        place = span.end
+    return "".join([*pieces, text[place : sentence.end]])
+
+
+def _wrong(
+    text: str, verdicts: Sequence[Verdict], claims: Collection[str], *, repair: bool
+) -> tuple[list[tuple[Span, str]], dict[Edit, str]]:
+    """Where a text says what is not so, with the reason that this gives: what drops its sentence, and what repairs it.
+
+    Of edits that contradict each other the first one counts; where the others are wanted, the sentence goes.
+    """
+    absent: list[tuple[Span, str]] = []
+    edits: dict[Edit, str] = {}
     for verdict in verdicts:
         for signal in verdict.signals:
-            if not signal.absent:
+            if not signal.absent or (signal.kind and signal.kind not in claims):
                 continue
-            for span in signal.spans:
-                if not 0 <= span.start <= span.end <= len(text):
-                    raise InputError(
-                        f"verdict of {verdict.stream} on {verdict.image}, candidate {verdict.candidate}: "
-                        f"{signal.label!r} is at characters {span.start} to {span.end} of a text of {len(text)}; "
-                        "score the candidates again"
-                    )
-                yield span, _reason(signal)
+            for span in (*signal.spans, *(edit.span for edit in signal.edits)):
+                _check(span, text, verdict, signal)
+            reason = _reason(signal)
+            is_possible = all(
+                edit in edits or not any(_meet(edit.span, other.span) for other in edits) for edit in signal.edits
+            )
+            if repair and signal.edits and is_possible:
+                edits |= dict.fromkeys((edit for edit in signal.edits if edit not in edits), reason)
+            else:
+                absent += [(span, reason) for span in signal.spans]
+    return absent, edits
+
+
+def _check(span: Span, text: str, verdict: Verdict, signal: Signal) -> None:
+    if not 0 <= span.start <= span.end <= len(text):
+        raise InputError(
+            f"verdict of {verdict.stream} on {verdict.image}, candidate {verdict.candidate}: "
+            f"{signal.label!r} is at characters {span.start} to {span.end} of a text of {len(text)}; "
+            "score the candidates again"
+        )
 
 
 def _reason(signal: Signal) -> str:
+    if signal.kind:
+        return f'claims "{signal.label}", which is wrong'
     if signal.denied:
         return f'says that there is no "{signal.label}", and there is ({signal.score:.2f})'
     return f'mentions "{signal.label}", which is not there ({signal.score:.2f})'

@@ -27,6 +27,7 @@ from vigor_jax.inference.policy import Policy
 from vigor_jax.inference.tree_attention import answer_places
 from vigor_jax.json_fields import Fields
 from vigor_jax.parallel.sharding import round_up_batch
+from vigor_jax.rewards.claims.stream import ClaimReader, ClaimsConfig, ClaimStream
 from vigor_jax.rewards.clip import ClipStream
 from vigor_jax.rewards.detection import DetectionConfig, DetectorStream
 from vigor_jax.rewards.reward_model import RewardModel, RewardModelConfig
@@ -51,8 +52,8 @@ class ScoreConfig:
     """Which reward streams judge.
 
     Attributes:
-      streams: "detector", "reward_model", "clip", or one of your own: `package.module:Class`, `file.py:Class`, or an
-        object with `path` and `options` (docs/rewards.md).
+      streams: "detector", "claims", "reward_model", "clip", or one of your own: `package.module:Class`,
+        `file.py:Class`, or an object with `path` and `options` (docs/rewards.md).
       reward_model: a reward model that was trained and exported before, a directory or its name on the Hub; by default
         the one that this run trains.
     """
@@ -75,6 +76,7 @@ class ScoreStage(Stage):
       reward_model: how the reward model judges, if it does.
       images: where the images are.
       clip: the verifier, if it does.
+      claims: what is read in captions and judged by the detector's boxes, if it is.
     """
 
     name = "score"
@@ -86,8 +88,9 @@ class ScoreStage(Stage):
         reward_model: RewardModelConfig,
         images: str | None,
         clip: ClipStreamConfig | None = None,
+        claims: ClaimsConfig | None = None,
     ) -> None:
-        self._clip = ClipJudge(clip or ClipStreamConfig())
+        self._clip, self._claims = ClipJudge(clip or ClipStreamConfig()), claims or ClaimsConfig()
         self._config, self._detection, self._reward_model, self._images = config, detection, reward_model, images
         given = [as_config(stream) for stream in config.streams]
         self._streams = in_order(given)
@@ -222,7 +225,10 @@ class ScoreStage(Stage):
 
     def _settings(self, stream: StreamConfig, context: RunContext) -> dict[str, Any]:
         if stream.path == DetectorStream.name:
-            return fingerprint.of(self._detection, "detection")
+            return fingerprint.of(self._detection, "detection") | self._attribute_settings
+        if stream.path == ClaimStream.name:
+            phrases = fingerprint.of(self._detection.phrases, "detection.phrases")
+            return fingerprint.of(self._claims, "claims") | phrases
         if stream.path == ClipStream.name:
             return self._clip.settings
         if stream.path != RewardModel.name:
@@ -233,6 +239,21 @@ class ScoreStage(Stage):
         weights, tokenizer = (checkpoint.digest(), checkpoint.tokenizer.digest()) if checkpoint else (None, None)
         weights_of = {"score.reward_model": weights, "score.reward_model.tokenizer": tokenizer}
         return fingerprint.of(self._reward_model, "reward_model") | weights_of | {"model.dtype": context.dtype}
+
+    @property
+    def _asks_attributes(self) -> bool:
+        return ClaimStream.name in self._streams and "attribute" in self._claims.kinds
+
+    @property
+    def _attribute_settings(self) -> dict[str, Any]:
+        """Of what the detector is asked for the claims' sake."""
+        if not self._asks_attributes:
+            return {}
+        return {"claims.kinds": list(self._claims.kinds)} | fingerprint.of(self._claims.words, "claims.words")
+
+    def _detector(self, config: DetectionConfig) -> DetectorStream:
+        reader = ClaimReader(self._claims, config.phrases) if self._asks_attributes else None
+        return DetectorStream(config, reader)
 
     def _stream(self, name: str, context: RunContext, progress: Progress) -> RewardStream:
         """The stream, opened; its verdicts on disk, if any, were made by the same."""
@@ -248,7 +269,9 @@ class ScoreStage(Stage):
         if stream.path == RewardModel.name:
             opened = self._open_reward_model(context)
         elif stream.path == DetectorStream.name:
-            opened = DetectorStream(self._detection)
+            opened = self._detector(self._detection)
+        elif stream.path == ClaimStream.name:
+            opened = ClaimStream(self._claims, self._detection.phrases)
         elif stream.path == ClipStream.name:
             opened = self._clip.open(context)
         else:
@@ -279,7 +302,7 @@ class ScoreStage(Stage):
         """Asks the detector whether it is the one that the verdicts are of; it need not be there any more."""
         if self._streams[name].path != DetectorStream.name:
             return
-        stream = DetectorStream(dataclasses.replace(self._detection, connect_timeout=GREETING_TIMEOUT))
+        stream = self._detector(dataclasses.replace(self._detection, connect_timeout=GREETING_TIMEOUT))
         try:
             self._opened.enter_context(stream)
         except InputError as error:

@@ -158,7 +158,7 @@ def _blocks_to_measure(config: SelectConfig, sources: _Sources) -> Iterator[Iter
 
 
 def _select_part(config: SelectConfig, sources: _Sources, index: int, scale: Scale) -> Iterator[Selection]:
-    fields = ["label", "spans", "negative", "positive", "score", "absent", "denied"]
+    fields = ["label", "spans", "negative", "positive", "score", "absent", "denied", "kind", "edits"]
     for block in sources.blocks(index, ["text", "mean_logprob"], fields):
         yield from select_block(config, block, scale)
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from vigor_jax.data.records.blocks import Block, Mentions, num_words, signal_sums, unpack
 from vigor_jax.errors import InputError
-from vigor_jax.records import DecidedBy, Dropped, Selection, Signal, Span, Verdict
+from vigor_jax.records import CLAIM_KINDS, ClaimKind, DecidedBy, Dropped, Edit, Selection, Signal, Span, Verdict
 from vigor_jax.rewards.content import has_words
 from vigor_jax.rewards.fusion import Choice, FusionConfig, Moments, Scale, choose, per_unit
 from vigor_jax.rewards.refine import Refined, keep_sentences, refine
@@ -34,7 +34,10 @@ class SelectConfig:
         leaves of the candidate of the lowest penalty (all, if it has fewer).
       min_words: least length of a response, and of what is left of it. A shorter candidate loses to any that is longer,
         the controls do not draw it, and the variances leave it out; where all are shorter the image gives no target.
-      refine: whether sentences that mention what is not there are left out; "random_drop" only counts them.
+      refine: "drop" leaves out the sentences that mention what is not there, or claim of it what is wrong. "repair"
+        replaces the words of wrong claims where the stream `claims` knows the right ones, and drops the rest. "none"
+        keeps all. "random_drop" only counts them.
+      claims: kinds of wrong claims that refinement drops or repairs; wrong claims of other kinds stay in the text.
       continuations: whether refinement also drops sentences that only continue one that it leaves out ("It is red.").
         The paper keeps them.
       repetitions: "count" takes a sentence that a candidate repeats word for word as a sentence like any other; with
@@ -46,7 +49,8 @@ class SelectConfig:
 
     strategy: Literal["reward", "random", "random_drop"] = "reward"
     min_words: int = 2
-    refine: bool = True
+    refine: Literal["drop", "repair", "none"] = "drop"
+    claims: tuple[ClaimKind, ...] = CLAIM_KINDS
     continuations: Literal["drop", "keep"] = "drop"
     repetitions: Repetitions = "count"
     seed: int = 0
@@ -123,6 +127,7 @@ def select_block(config: SelectConfig, block: Block, scale: Scale) -> Iterator[S
             refined_mentions=tuple(each.left(row, refined.dropped) for each in mentions),
             has_content=tuple(has_content[start:end].tolist()),
             repeats=tuple(repeats[start:end].tolist()),
+            repaired=refined.repaired,
         )
 
 
@@ -158,13 +163,15 @@ def _choices(
 
 
 def _refine(config: SelectConfig, text: str, verdicts: Sequence[Verdict]) -> Refined:
-    if not config.refine:
+    if config.refine == "none":
         return Refined(text.strip(), ())
     return refine(
         text,
         verdicts,
         drop_continuations=config.continuations == "drop",
         drop_repetitions=config.repetitions == "once",
+        repair=config.refine == "repair",
+        claims=config.claims,
     )
 
 
@@ -196,8 +203,9 @@ class _Absent:
             owners = np.repeat(np.arange(block.rows.num_rows), np.diff(offsets))
             found = np.flatnonzero(signals.field("absent").to_numpy(zero_copy_only=False) & is_wanted[owners])
             for owner, values in zip(owners[found].tolist(), signals.take(pa.array(found)).to_pylist(), strict=True):
-                spans = tuple(Span(**span) for span in values.pop("spans"))
-                self._by_row.setdefault(owner, {}).setdefault(stream, []).append(Signal(**values, spans=spans))
+                values["spans"] = tuple(Span(**span) for span in values["spans"])
+                values["edits"] = tuple(Edit(Span(**edit["span"]), edit["text"]) for edit in values["edits"])
+                self._by_row.setdefault(owner, {}).setdefault(stream, []).append(Signal(**values))
 
     def verdicts(self, image: str, row: int, start: int) -> list[Verdict]:
         """One a stream that has such signals on the row; `start` is the row of the image's first candidate."""

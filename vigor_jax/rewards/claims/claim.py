@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from vigor_jax.records import Span
+from vigor_jax.records import ClaimKind, Span
 
-ClaimKind: TypeAlias = Literal["number", "place", "relation", "attribute"]
 Horizontal: TypeAlias = Literal["left", "center", "right"]
 Vertical: TypeAlias = Literal["top", "center", "bottom"]
 RelationName: TypeAlias = Literal["left", "right", "above", "below", "on", "inside"]

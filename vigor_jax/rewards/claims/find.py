@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from vigor_jax.data.text.box_text import blank_boxes
 from vigor_jax.records import Span
@@ -42,6 +43,26 @@ class ClaimWordsConfig:
     attributes: Path | None = None
 
 
+class Reading(NamedTuple):
+    """A caption as its claims are found.
+
+    Attributes:
+        text: The caption.
+        spans: Its sentences.
+        phrases: Its phrases.
+        sentences: The sentences, read.
+        introduced: How often it brings in things of each phrase: "a dog", "two dogs".
+        claims: In the order of their words.
+    """
+
+    text: str
+    spans: tuple[Span, ...]
+    phrases: tuple[Phrase, ...]
+    sentences: tuple[GroupedSentence, ...]
+    introduced: Counter[str]
+    claims: tuple[Claim, ...]
+
+
 class Claims:
     """Finds the claims of captions.
 
@@ -50,6 +71,7 @@ class Claims:
         config: The word lists.
 
     Attributes:
+        nouns: As given.
         attribute_words: The list of attributes, for `attributed_phrases`.
 
     Raises:
@@ -58,7 +80,7 @@ class Claims:
 
     def __init__(self, nouns: NounPhrases, config: ClaimWordsConfig | None = None) -> None:
         config = config or ClaimWordsConfig()
-        self._nouns = nouns
+        self.nouns = nouns
         self._numbers = number_words(config.numbers)
         self._places = place_words(config.places)
         self._relations = relation_words(config.relations)
@@ -73,18 +95,25 @@ class Claims:
             sentences: Of `split_sentences`.
             phrases: Of an extractor; claims speak of those that the caption asserts.
         """
-        text, mentions = blank_boxes(text), asserted(phrases)
-        quoted = quoted_signs(text)
+        return list(self.read(text, sentences, phrases).claims)
+
+    def read(self, text: str, sentences: Sequence[Span], phrases: Sequence[Phrase]) -> Reading:
+        """The claims of a caption with the sentences that they were found in; arguments as for a call."""
+        plain, mentions = blank_boxes(text), asserted(phrases)
+        quoted = quoted_signs(plain)
         claims: list[Claim] = []
         introduced: Counter[str] = Counter()
+        read = []
         for span in sentences:
-            sentence = GroupedSentence(self._nouns.read(text, span, quoted), mentions, self._modifiers)
+            sentence = GroupedSentence(self.nouns.read(plain, span, quoted), mentions, self._modifiers)
             introduced.update(_introduced(sentence))
             claims += find_numbers(sentence, self._numbers, self._places)
             claims += find_places(sentence, self._places, self._numbers)
             claims += find_relations(sentence, self._relations, self._places)
             claims += find_attributes(sentence, self.attribute_words, self._places)
-        return sorted((_narrowed(claim, introduced) for claim in claims), key=lambda claim: (claim.span, claim.kind))
+            read.append(sentence)
+        claims = sorted((_narrowed(claim, introduced) for claim in claims), key=lambda claim: (claim.span, claim.kind))
+        return Reading(text, tuple(sentences), tuple(phrases), tuple(read), introduced, tuple(claims))
 
 
 def _introduced(sentence: GroupedSentence) -> list[str]:

@@ -162,6 +162,11 @@ def counted_boxes(found: Found, config: JudgeConfig) -> Boxes:
     return boxes[suppress(boxes, scores, config.iou)]
 
 
+def count_tolerance(number: int, config: JudgeConfig) -> int:
+    """By how much a number of boxes may be wrong."""
+    return math.floor(config.count_tolerance * number + 1e-9)
+
+
 def _number(value: Number, count: int, config: JudgeConfig) -> Truth:
     if count < value.least:
         bound = value.least
@@ -171,8 +176,7 @@ def _number(value: Number, count: int, config: JudgeConfig) -> Truth:
         bound = value.most
     else:
         return Truth.RIGHT
-    tolerance = math.floor(config.count_tolerance * bound + 1e-9)
-    is_unsure = count > config.most_counted or abs(count - bound) <= tolerance
+    is_unsure = count > config.most_counted or abs(count - bound) <= count_tolerance(bound, config)
     return Truth.UNKNOWN if is_unsure else Truth.WRONG
 
 

@@ -130,6 +130,12 @@ def all_plurals(name: str) -> tuple[str, ...]:
 
 
 @lru_cache(CACHE_SIZE)
+def article(word: str) -> str:
+    """What stands before a word: "a" or "an"."""
+    return _inflect().a(word).partition(" ")[0]
+
+
+@lru_cache(CACHE_SIZE)
 def singular(word: str) -> str:
     """The singular of a plural; any other word stays as it is."""
     return _irregular().get(word) or regular_singular(word)
