@@ -22,7 +22,6 @@ from vigor_jax import fingerprint
 from vigor_jax.data.batches.tree_batches import TreeRows, collate, padded_sizes
 from vigor_jax.data.batches.tree_sequences import QUESTIONS, Description, Per, Row, TreeEncoder, TreeSequence, asked
 from vigor_jax.data.images.preprocessing import Preprocessing, load_image, preprocess
-from vigor_jax.data.text.box_text import strip_boxes
 from vigor_jax.data.text.conversation import DEFAULT_TEMPLATE, check_template, find_template
 from vigor_jax.data.text.tokenizer import Tokenizer
 from vigor_jax.errors import InputError
@@ -69,13 +68,6 @@ class RewardModelConfig:
             if getattr(self, name) < 1:
                 raise InputError(f"reward_model.{name} must be at least 1, got {getattr(self, name)}")
         check_template(self.template, "reward_model.template")
-
-
-def _description(candidate: int, text: str, sentences: list[Span], per: Per) -> Description:
-    """A text to judge, without boxes, as those that the model has learned from."""
-    plain = strip_boxes(text)
-    spans = tuple(Span(plain.index(start), plain.index(end)) for start, end in sentences)
-    return Description(candidate, plain.text, spans, asked(len(spans), per))
 
 
 @dataclasses.dataclass
@@ -197,7 +189,7 @@ class RewardModel:
         for item in items:
             spans = [split_sentences(text) for text in item.texts]
             descriptions = [
-                _description(index, text, found, self._config.per)
+                Description(index, text, tuple(found), asked(len(found), self._config.per))
                 for index, (text, found) in enumerate(zip(item.texts, spans, strict=True))
                 if found
             ]

@@ -62,10 +62,6 @@ class Stripped:
         before = self.boxes[: bisect.bisect_right(places, index)]
         return index + sum(end - start for (start, end), _ in before)
 
-    def index(self, origin: int) -> int:
-        """The other way; within a box, where it stood."""
-        return origin - sum(min(end, origin) - start for (start, end), _ in self.boxes if start < origin)
-
 
 def find_boxes(text: str) -> list[TextBox]:
     """The boxes of a text, in order."""
