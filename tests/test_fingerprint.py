@@ -118,6 +118,7 @@ def test_a_digest_does_not_depend_on_the_order_of_keys():
 class WithOptional:
     rate: float = 0.1
     adapter: Inner | None = fingerprint.optional()
+    boxes: str = fingerprint.optional("none")
 
 
 def test_a_section_that_is_left_out_leaves_nothing():
@@ -126,5 +127,6 @@ def test_a_section_that_is_left_out_leaves_nothing():
     given = {"s.rate": 0.1, "s.adapter.depth": 1, "s.adapter.folder": None}
     assert fingerprint.of(WithOptional(adapter=Inner()), "s") == given
     assert fingerprint.of(WithOptional(adapter=Inner()), "s", with_neutral=True) == given | {"s.adapter.workers": 4}
+    assert fingerprint.of(WithOptional(boxes="text"), "s") == {"s.rate": 0.1, "s.boxes": "text"}
     sft = fingerprint.of(TrainConfig(RunConfig(Path()), ModelConfig(Path())).sft, "sft")
     assert not [key for key in sft if "lora" in key]

@@ -8,6 +8,8 @@
     python -m vigor_jax.evaluate captions --captions captions.jsonl --references captions_val2014.json --out DIR
     python -m vigor_jax.evaluate questions --layout seed --questions SEED-Bench.json --answers a.jsonl --out DIR
     python -m vigor_jax.evaluate preference --captions base.jsonl tuned.jsonl --images DIR --out DIR
+    python -m vigor_jax.evaluate grounding --captions captions.jsonl --objects instances.json --out DIR
+    python -m vigor_jax.evaluate grounding --refs "refcoco/refs(unc).p" --answers a.jsonl --out DIR
 
 Saved answers are read in the layouts of many tools (docs/evaluation.md). With `--model DIR --images DIR` instead of
 answers or captions (`--data MME_DIR` for MME), the model is asked. Options may stand in a file, too (`--config FILE`).
@@ -25,6 +27,7 @@ from typing import Any
 from vigor_jax import cli
 from vigor_jax.disk import naming
 from vigor_jax.errors import InputError
+from vigor_jax.evaluation.commands.grounding import GroundingCommand
 from vigor_jax.evaluation.commands.hallucination import ChairCommand, MmeCommand, PopeCommand, PopeQuestionsCommand
 from vigor_jax.evaluation.commands.judged import MmhalCommand, PreferenceCommand
 from vigor_jax.evaluation.commands.questions import CaptionsCommand, QuestionsCommand
@@ -39,6 +42,7 @@ COMMANDS: Mapping[str, type] = {
     "preference": PreferenceCommand,
     "captions": CaptionsCommand,
     "questions": QuestionsCommand,
+    "grounding": GroundingCommand,
 }
 # Those that have no model to ask.
 WITHOUT_A_MODEL = ("pope-questions", "preference")

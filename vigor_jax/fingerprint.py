@@ -25,10 +25,10 @@ def place(default: Any = dataclasses.MISSING) -> Any:
     return dataclasses.field(default=default, metadata={"affects_results": False, "differs_on_hosts": True})
 
 
-def optional() -> Any:
-    """A section that a config may lack (None), and then leaves nothing in its fingerprint: as if there was no such
-    option, so that results of versions without it stay valid."""
-    return dataclasses.field(default=None, metadata={"absent_if_none": True})
+def optional(default: Any = None) -> Any:
+    """A section that a config may lack (None), or an option that earlier versions had not: with its default it leaves
+    nothing in the fingerprint, so that results of versions without it stay valid."""
+    return dataclasses.field(default=default, metadata={"absent_by_default": True})
 
 
 def of(config: Any, section: str = "", *, with_neutral: bool = False) -> dict[str, Any]:
@@ -47,7 +47,8 @@ def of(config: Any, section: str = "", *, with_neutral: bool = False) -> dict[st
         key = f"{section}.{field.name}" if section else field.name
         value = getattr(config, field.name)
         is_neutral, is_place = not field.metadata.get("affects_results", True), "differs_on_hosts" in field.metadata
-        if is_place or (is_neutral and not with_neutral) or (value is None and "absent_if_none" in field.metadata):
+        is_absent = "absent_by_default" in field.metadata and value == field.default
+        if is_place or (is_neutral and not with_neutral) or is_absent:
             continue
         if dataclasses.is_dataclass(value):
             found |= of(value, key, with_neutral=with_neutral)

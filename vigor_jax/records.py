@@ -182,7 +182,7 @@ class Selection:
       stream_penalties: the terms that the penalties are sums of: one row a candidate, one column a stream.
       text: the chosen one, as sampled.
       dropped: its sentences that were left out.
-      refined: what is left of it, "" if nothing is.
+      refined: what is left of it, "" if nothing is; with boxes if they were asked for.
       reason: why the image gives no target; "" if it gives one.
       decisive_stream: where the penalty decided, the stream whose terms differ most between the chosen one and the
         next best; else "".

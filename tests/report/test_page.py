@@ -8,6 +8,7 @@ import statistics
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.report.conftest import SIZES, is_dark
 from tests.report.synthetic import draw_demo, make_run, write_config, write_records
@@ -426,3 +427,31 @@ def test_five_thousand_images(large, open_page):
     assert page.locator(".tile[aria-selected=true] img").evaluate(
         "image => image.decode().then(() => image.naturalWidth)"
     )
+
+
+def test_boxes_in_captions_are_shown_and_drawn(tmp_path, open_page):
+    """Relative to the square around a wide image, and told from the detector's."""
+    run = tmp_path / "run"
+    demo = draw_demo(run / "images", 2)
+    text = "A 🐕 star [0.25, 0.25, 0.5, 0.75] and a moon [0.0, 0.5, 1.0, 0.75]. We see [1, 2] things."
+    write_records(run, demo, streams=("detector",), texts={("00000.png", number): text for number in range(5)})
+    Image.new("RGB", (200, 100)).save(run / "images" / "00000.png")
+    page = open_page(build_report([run], tmp_path / "index.html", run / "images"))
+    page.locator("#search").fill("00000")
+    card = page.locator(".card").first
+    assert text in card.locator(".caption").inner_text()
+    assert card.locator(".box").all_inner_texts() == [" [0.25, 0.25, 0.5, 0.75]", " [0.0, 0.5, 1.0, 0.75]"]
+    assert card.locator(".sentence").count() == 2
+    drawn = page.locator(".boxes rect.written")
+    assert drawn.count() == 2
+    frame = page.locator(".frame").bounding_box()
+    for number, (left, top, right, bottom) in enumerate([(0.25, 0, 0.5, 1), (0, 0.5, 1, 1)]):
+        box = drawn.nth(number).bounding_box()
+        found = (box["x"], box["y"], box["x"] + box["width"], box["y"] + box["height"])
+        wanted = [frame["x"] + part * frame["width"] for part in (left, right)]
+        assert [found[0], found[2]] == pytest.approx(wanted, abs=4)
+        wanted = [frame["y"] + part * frame["height"] for part in (top, bottom)]
+        assert [found[1], found[3]] == pytest.approx(wanted, abs=4)
+    page.locator("#search").fill("00001")
+    assert page.locator(".card").first.is_visible()
+    assert page.locator(".boxes rect.written, .box").count() == 0

@@ -22,12 +22,14 @@ from tests.pixels import normalize
 from tests.stages.sft_world import finish, spawn_python
 from tests.tiny_llava import Tiny, build_model, write_processor
 from vigor_jax.data.images.preprocessing import load_image, preprocess
+from vigor_jax.data.text.box_text import write_boxes
 from vigor_jax.errors import InputError
 from vigor_jax.hf.load import load_model, open_checkpoint
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 from vigor_jax.records import ScoreItem, Span
 from vigor_jax.rewards import reward_model
 from vigor_jax.rewards.reward_model import RewardModel, RewardModelConfig
+from vigor_jax.rewards.sentences import split_sentences
 from vigor_jax.rewards.stream import credit_of
 
 CONFIG = RewardModelConfig(batch_size=2, max_length=640, bucket=64, answer_tokens=6)
@@ -103,6 +105,25 @@ def verdicts(judge, items):
 def test_nothing_goes_to_the_device_unasked(judge, items, verdicts):
     with jax.transfer_guard("disallow"):
         assert list(judge.judge(items)) == verdicts
+
+
+def test_boxes_are_not_judged(judge, items, verdicts):
+    """A caption with boxes is judged as the one without them, and the signals point into it."""
+    box = (0.25, 0.3, 0.58, 1.0)
+    boxed, whole = [], []
+    for item in items:
+        ends = [[span.end for span in split_sentences(text)] for text in item.texts]
+        places = [[(Span(end, end), box) for end in own if end > 3] for own in ends]
+        texts = tuple(write_boxes(text, own) for text, own in zip(item.texts, places, strict=True))
+        boxed.append(item._replace(texts=texts))
+        whole += texts
+    assert sum(map(str.count, whole, ["["] * len(whole))) > 8
+    found = list(judge.judge(boxed))
+    assert [s.label for s in signals(found)] == [s.label for s in signals(verdicts)]
+    assert [s.score for s in signals(found)] == [s.score for s in signals(verdicts)]
+    for item, own in zip(boxed, found, strict=True):
+        spans = [[span for signal in verdict.signals for span in signal.spans] for verdict in own]
+        assert spans == [split_sentences(text) for text in item.texts]
 
 
 def prompt_ids(source, sentences: list[str], question: str = QUESTION) -> list[int]:

@@ -18,7 +18,10 @@ from PIL import Image
 from tests.rewards import clip_world
 from tests.rewards.clip_world import TEXTS
 from tests.stages.sft_world import finish, spawn_python
+from vigor_jax.data.text.box_text import write_boxes
 from vigor_jax.errors import InputError
+from vigor_jax.records import Span
+from vigor_jax.rewards.sentences import split_sentences
 from vigor_jax.rewards.verifier import ClipVerifier
 
 CLOSE = 1e-5
@@ -103,6 +106,21 @@ def test_sentences_and_captions(world, reference, per, pad):
                 assert stated == sentences[text]
             for each, said in zip(own, stated, strict=True):
                 assert abs(each.cosine - reference(number, said, pad)) < CLOSE
+
+
+@pytest.mark.parametrize("per", ["sentence", "caption"])
+def test_boxes_are_not_scored(world, per):
+    scorer = verifier(world, per=per)
+    item = clip_world.items(world)[0]
+    expected = next(scorer.score([item]))
+    ends = [[span.end for span in split_sentences(text)] for text in item.texts]
+    places = [[(Span(end, end), (0.25, 0.3, 0.58, 1.0)) for end in own] for own in ends]
+    boxed = item._replace(texts=tuple(map(write_boxes, item.texts, places)))
+    found = next(scorer.score([boxed]))
+    assert [[each.cosine for each in own] for own in found] == [[each.cosine for each in own] for own in expected]
+    if per == "sentence":
+        spans = [[each.spans[0] for each in own] for own in found]
+        assert spans == [split_sentences(text) for text in boxed.texts] != [split_sentences(t) for t in item.texts]
 
 
 def assert_same(found, expected):

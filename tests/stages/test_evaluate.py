@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,17 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Image.fromarray(rng.integers(0, 256, (40, 50, 3), np.uint8)).save(world / "images" / name)
     (world / "objects.json").write_text(json.dumps(OBJECTS))
     write_questions(world / "random.json", build_questions(OBJECTS, "random", per_image=2, seed=0))
+    boxes = {
+        "images": [{"id": i, "file_name": name, "width": 50, "height": 40} for i, name in enumerate(OBJECTS)],
+        "categories": [{"id": 1, "name": "car"}],
+        "annotations": [{"id": i, "image_id": i, "category_id": 1, "bbox": [0, 0, 25, 40]} for i in range(6)],
+    }
+    (world / "instances.json").write_text(json.dumps(boxes))
+    refs = [
+        {"ann_id": i, "image_id": i, "split": split, "sentences": [{"sent_id": i, "sent": f"the car {i}"}]}
+        for i, split in enumerate(("val", "val", "testA"))
+    ]
+    (world / "refs(unc).p").write_bytes(pickle.dumps(refs, protocol=2))
     (world / "mme" / "count").mkdir(parents=True)
     (world / "mme" / "count" / "a.txt").write_text("One dog?\tYes\nTwo dogs?\tNo\n")
     (world / "mme" / "count" / "a.png").write_bytes((world / "images" / "00.png").read_bytes())
@@ -45,6 +57,8 @@ def config_of(world: Path) -> EvaluateConfig:
         objects=(world / "objects.json",),
         pope=(world / "random.json",),
         mme=world / "mme",
+        instances=(world / "instances.json",),
+        refs=(world / "refs(unc).p",),
         captions=SAMPLING,
         answers=SAMPLING,
     )
@@ -67,6 +81,11 @@ def test_both_models_are_asked_everything(world: Path, tmp_path: Path, capsys: p
         assert set(found[name]["pope"]) - {"warnings"} == {"random", "mean", "strict", "protocol"}
         assert found[name]["pope"]["protocol"] == {"name": "paper", "suffix": ""}
         assert set(found[name]["mme"]["subtasks"]) == {"count"}
+        assert found[name]["grounding"]["captions"] == 6
+        parts = found[name]["referring"]
+        assert {part: each["expressions"] for part, each in parts.items()} == {
+            f"{world.name}_val": 2, f"{world.name}_testA": 1,
+        }  # fmt: skip
     texts = [(tmp_path / "out" / name / "captions.jsonl").read_text() for name in ("base", "tuned")]
     assert texts[0] != texts[1]
 
@@ -86,6 +105,17 @@ def test_both_models_are_asked_everything(world: Path, tmp_path: Path, capsys: p
     metrics = json.loads((tmp_path / "command" / "metrics.json").read_text())
     assert metrics == json.loads(json.dumps(found["base"]["pope"]))
 
+    parts = [str(tmp_path / "out" / "base" / f"expressions-{world.name}_{split}.jsonl") for split in ("val", "testA")]
+    refs = str(world / "refs(unc).p")
+    main(["grounding", "--refs", refs, "--answers", *parts, "--out", str(tmp_path / "command")])
+    metrics = json.loads((tmp_path / "command" / "metrics.json").read_text())
+    assert {part: metrics[part] for part in found["base"]["referring"]} == found["base"]["referring"]
+    captions = str(tmp_path / "out" / "base" / "captions.jsonl")
+    boxes = str(world / "instances.json")
+    main(["grounding", "--objects", boxes, "--captions", captions, "--out", str(tmp_path / "command")])
+    metrics = json.loads((tmp_path / "command" / "metrics.json").read_text())
+    assert {key: metrics[key] for key in found["base"]["grounding"]} == found["base"]["grounding"]
+
     # Nothing is asked twice.
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.jsonl")}
     assert run(world, tmp_path / "out", config_of(world)) == found
@@ -95,8 +125,9 @@ def test_both_models_are_asked_everything(world: Path, tmp_path: Path, capsys: p
 def test_what_cannot_be_asked_is_said(world: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"there is nothing to ask; give evaluate\.objects"):
         run(world, tmp_path, EvaluateConfig())
-    with pytest.raises(InputError, match=r"evaluate\.images is not given"):
-        EvaluateConfig(objects=(world / "objects.json",))
+    for name in ("objects", "instances", "refs"):
+        with pytest.raises(InputError, match=r"evaluate\.images is not given"):
+            EvaluateConfig(**{name: (world / f"{name}.json",)})
     (tmp_path / "objects.json").write_text(json.dumps({"gone.png": ["dog"]}))
     config = dataclasses.replace(config_of(world), objects=(tmp_path / "objects.json",))
     with pytest.raises(InputError, match=r"gone\.png does not exist \(1 of 1 are missing\)"):

@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from vigor_jax.data.text.box_text import without_boxes
 from vigor_jax.demo.scenes import COLORS, PLACES, SHAPES, Scene, Statement
 
 # What no detector of things sees, color, number and place, comes after the thing: it is looked up, not planned ahead.
@@ -79,8 +80,8 @@ def say(statement: Statement, form: int) -> str:
 
 
 def parse(caption: str) -> list[Sentence]:
-    """The sentences of a caption, and what they say."""
-    parts = (part.strip() for part in re.findall(r"[^.]+\.?", caption))
+    """The sentences of a caption, without boxes, and what they say."""
+    parts = (part.strip() for part in re.findall(r"[^.]+\.?", without_boxes(caption)))
     return [Sentence(part, _parse_sentence(part)) for part in parts if part]
 
 

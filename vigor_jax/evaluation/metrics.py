@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from vigor_jax.evaluation.benchmarks import chair, mme, pope
+from vigor_jax.evaluation.benchmarks import chair, grounding, mme, pope, referring
 from vigor_jax.evaluation.benchmarks.chair import CheckedCaption
+from vigor_jax.evaluation.benchmarks.grounding import CheckedBoxes
 from vigor_jax.evaluation.benchmarks.mme import MmeQuestion
 from vigor_jax.evaluation.benchmarks.pope import PopeQuestion
+from vigor_jax.evaluation.benchmarks.referring import Located
 from vigor_jax.evaluation.bootstrap import Interval, bootstrap
 
 Metrics = dict[str, Any]
@@ -59,6 +61,28 @@ def mme_metrics(results: Mapping[str, Sequence[MmeQuestion]]) -> Metrics:
         "cognition": scores.cognition,
         "yes_ratio": said.count("yes") / len(said),
         "intervals": _plain(bootstrap(counts, mme.rates, strata=strata)),
+    }
+
+
+def grounding_metrics(captions: Sequence[CheckedBoxes]) -> Metrics:
+    """Figures of the boxes in captions that were compared with their images."""
+    counts = np.array(list(grounding.count(captions).values()))
+    figures = dataclasses.asdict(grounding.compute_metrics(captions))
+    return {**figures, "intervals": _plain(bootstrap(counts, grounding.rates))}
+
+
+def referring_metrics(parts: Mapping[str, Sequence[Located]]) -> Metrics:
+    """Figures of each part of the referring expressions.
+
+    Args:
+      parts: by name, the answers that were compared with the true boxes.
+    """
+    return {
+        part: {
+            **dataclasses.asdict(referring.compute_metrics(answers)),
+            "intervals": _plain(bootstrap(np.array(list(referring.count(answers).values())), referring.rates)),
+        }
+        for part, answers in parts.items()
     }
 
 
@@ -135,6 +159,13 @@ def _rows(metrics: Mapping[str, Metrics]) -> list[tuple[str, str]]:
     if found := metrics.get("mme"):
         scores = [values["score"] for values in found["subtasks"].values()]
         rows.append((f"MME, {len(scores)} subtasks, of {200 * len(scores)}", f"{sum(scores):.1f}"))
+    if (found := metrics.get("grounding")) and "boxed" in found:
+        rows += [("phrases with a box", f"{found['boxed_share']:.1%}"), ("right boxes", f"{found['accuracy']:.1%}")]
+        rows += [("right phrases with right boxes", f"{found['grounded']:.1%}")]
+    # The command has both under one name.
+    for part, each in [*metrics.get("grounding", {}).items(), *metrics.get("referring", {}).items()]:
+        if isinstance(each, Mapping) and "mean_iou" in each:
+            rows.append((f"{part}, accuracy at 0.5", f"{each['accuracy']:.1%}"))
     if found := metrics.get("mmhal"):
         rows += [("MMHal score, of 6", f"{found['score']:.2f}")]
         rows += [("hallucination rate", f"{found['hallucination_rate']:.1%}")]

@@ -41,7 +41,7 @@ def make_stages(config: TrainConfig) -> dict[str, Stage]:
         TrainRewardStage(config.train_reward),
         SampleStage(config.sample, score.ahead if "score" in config.run.stages else _nothing_ahead),
         score,
-        SelectStage(config.select, score.streams),
+        SelectStage(config.select, score.streams, images),
         SftStage(config.sft),
         PpoStage(config.ppo, score),
         ExportStage(config.export, of=of, lora=trained.lora),

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 import yaml  # type: ignore[import-untyped]
 
 from vigor_jax.data.images.store import Folder, open_images
+from vigor_jax.data.text.box_text import without_boxes
 from vigor_jax.errors import InputError
 from vigor_jax.json_fields import show
 from vigor_jax.report.settings import describe_settings
@@ -129,7 +130,7 @@ def collect(
             texts = [caption.get("text") for caption in captions]
             if not all(isinstance(text, str) for text in texts):
                 raise InputError(f"{folder / 'captions.jsonl'}: a line has no text; run the stage evaluate again")
-            words[model] = [len(str(text).split()) for text in texts]
+            words[model] = [len(without_boxes(str(text)).split()) for text in texts]
     lines = _read_lines(directory / "metrics" / "reward_eval.jsonl")
     summary = directory / "summary.json"
     records = str(_get(config, "run", "records") or directory)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import chain, pairwise
 from typing import Any
 
+from vigor_jax.data.text.box_text import find_boxes
 from vigor_jax.records import Selection
 from vigor_jax.rewards.sentences import split_sentences
 
@@ -23,7 +24,9 @@ def make_example(rows: Sequence[Mapping[str, Any]], streams: Sequence[str], sele
     `things` has what was said once, though several candidates say it: [label, score, is bad, is absent, boxes] and of a
     claim its kind, the score in hundredths, the boxes' corners in thousandths. A candidate's `sentences` are [start,
     end, ...] and its `signals`, for each stream, [thing, start, end, ...]; each place counts from the one before it,
-    through all of the stream's signals. `flags` are HALLUCINATED and DISAGREE.
+    through all of the stream's signals. `flags` are HALLUCINATED and DISAGREE. `boxes` are those in its text, if it has
+    any: [start, end, left, top, right, bottom], the corners in thousandths of the square that LLaVA-1.5 pads an image
+    to.
     """
     things: dict[str, tuple[int, list[Any]]] = {}
     candidates = [_candidate(row, streams, things) for row in rows]
@@ -72,6 +75,7 @@ def _candidate(
                     bad[place] = bool(bad[place]) or thing[2]
         signals.append(found)
         opinions.append(bad)
+    boxes = [[*span, *(round(1000 * corner) for corner in box)] for span, box in find_boxes(row["text"])]
     disagree = any(len(set(said) - {None}) > 1 for said in zip(*opinions, strict=True))
     return {
         "text": row["text"],
@@ -80,6 +84,7 @@ def _candidate(
         "finish": row["finish_reason"],
         "signals": signals,
         "flags": HALLUCINATED * is_hallucinated + DISAGREE * disagree,
+        **({"boxes": boxes} if boxes else {}),
     }
 
 

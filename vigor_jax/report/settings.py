@@ -50,6 +50,7 @@ _SETTINGS = {
         "select.claims",
         "select.continuations",
         "select.repetitions",
+        "select.boxes",
         "select.fusion.rule",
         "select.fusion.weights",
         "select.fusion.normalize",

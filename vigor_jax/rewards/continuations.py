@@ -10,6 +10,8 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from vigor_jax.data.text.box_text import without_boxes
+
 
 class _Reference(NamedTuple):
     """What the first words of a sentence point back to.
@@ -126,7 +128,7 @@ _THAT = re.compile(
 
 def _plain(sentence: str) -> str:
     """In lower case, without what stands before the first word that counts."""
-    text = " ".join(sentence.lower().replace("’", "'").split())
+    text = " ".join(without_boxes(sentence).lower().replace("’", "'").split())
     text = re.sub(r"^(?:\(?(?:\d{1,3}|[a-z])[.)] |[^\w\s]+ ?)+", "", text)
     lead = _LEAD.match(text)
     return re.sub(r"^(it|this|that)'s\b", r"\1 is", text[lead.end() :] if lead else text)

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from vigor_jax.data.text.box_text import blank_boxes
 from vigor_jax.errors import InputError, nearest
 from vigor_jax.records import Span
 from vigor_jax.rewards.language.guessed_tags import guess_tags
@@ -66,6 +67,7 @@ class EntityPhrases:
 
     def __call__(self, text: str, sentences: Sequence[Span]) -> list[Phrase]:
         """See `Phrases`."""
+        text = blank_boxes(text)
         quoted = quoted_signs(text)
         return gather(found for sentence in sentences for found in self._find(text, sentence, quoted))
 

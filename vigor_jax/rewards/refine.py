@@ -5,10 +5,12 @@ wrong claim, unless that can be made right.
 """
 
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 
 from vigor_jax.errors import InputError
 from vigor_jax.records import CLAIM_KINDS, Dropped, Edit, Repaired, Signal, Span, Verdict
+from vigor_jax.rewards.boxed_phrases import BoxedPhrase, box_edits
 from vigor_jax.rewards.continuations import continuations
 from vigor_jax.rewards.repetitions import repetitions
 from vigor_jax.rewards.sentences import split_sentences
@@ -41,6 +43,7 @@ def refine(
     drop_repetitions: bool = False,
     repair: bool = False,
     claims: Collection[str] = CLAIM_KINDS,
+    boxes: Sequence[BoxedPhrase] | None = None,
 ) -> Refined:
     """Drops every sentence that a signal with `absent` points into; changes nothing else, unless asked to.
 
@@ -51,13 +54,15 @@ def refine(
       drop_repetitions: whether a sentence that is already kept, word for word, is kept once.
       repair: whether a wrong claim whose signal has edits is made right instead.
       claims: kinds of claims whose sentences go, or are repaired; what is wrong in other kinds stays.
+      boxes: things whose boxes are written behind their first mentions that are left, in place of all boxes that the
+        text has; by default these stay.
 
     Raises:
       InputError: a span lies outside the text.
     """
     absent, edits = _wrong(text, verdicts, claims, repair=repair)
     repeated = repetitions(text) if drop_repetitions else []
-    if not (absent or edits or repeated):
+    if not (absent or edits or repeated) and boxes is None:
         return Refined(text.strip(), ())
     sentences = split_sentences(text)
     reasons = [
@@ -71,12 +76,33 @@ def refine(
         again = set(repetitions(text, kept))
         reasons = [REPEATS if span in again else why for span, why in zip(sentences, reasons, strict=True)]
     dropped = tuple(Dropped(span, why) for span, why in zip(sentences, reasons, strict=True) if why)
-    left = {
-        edit: why for edit, why in sorted(edits.items()) if not any(_meet(edit.span, each.span) for each in dropped)
-    }
-    written = [_written(text, span, [edit for edit in left if _meet(edit.span, span)]) for span in sentences]
+    return drop(text, sentences, dropped, edits, boxes)
+
+
+def drop(
+    text: str,
+    sentences: Sequence[Span],
+    dropped: tuple[Dropped, ...],
+    edits: Mapping[Edit, str] = MappingProxyType({}),
+    boxes: Sequence[BoxedPhrase] | None = None,
+) -> Refined:
+    """A text without some of its sentences.
+
+    Args:
+      text: the whole.
+      sentences: all of its sentences, in order.
+      dropped: those that go.
+      edits: of the words of the others, and why.
+      boxes: as for `refine`.
+    """
+    gone = [each.span for each in dropped]
+    left = {edit: why for edit, why in sorted(edits.items()) if not any(_meet(edit.span, span) for span in gone)}
+    every = [*left, *(() if boxes is None else box_edits(text, boxes, gone, left))]
+    written = [_written(text, span, sorted(edit for edit in every if _is_in(edit.span, span))) for span in sentences]
     repaired = tuple(Repaired(edit.span, text[slice(*edit.span)], edit.text, why) for edit, why in left.items())
-    return Refined(keep_sentences(text, sentences, [not why for why in reasons], written), dropped, repaired)
+    return Refined(
+        keep_sentences(text, sentences, [span not in gone for span in sentences], written), dropped, repaired
+    )
 
 
 def keep_sentences(
@@ -118,6 +144,11 @@ def _num_lines(gap: str) -> int:
 
 def _meet(one: Span, other: Span) -> bool:
     return one.start < other.end and one.end > other.start
+
+
+def _is_in(edited: Span, sentence: Span) -> bool:
+    """Whether an edit is one of a sentence; what is only put in may stand at its end."""
+    return _meet(edited, sentence) if edited.start < edited.end else sentence.start < edited.end <= sentence.end
 
 
 def _written(text: str, sentence: Span, edits: Sequence[Edit]) -> str:

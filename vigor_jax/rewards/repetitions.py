@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 
+from vigor_jax.data.text.box_text import without_boxes
 from vigor_jax.records import Span
 from vigor_jax.rewards.sentences import split_sentences
 
@@ -16,7 +17,8 @@ _SQUEEZED |= dict.fromkeys(map(ord, ".!?…()[]\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2
 
 
 def repetitions(text: str, sentences: Sequence[Span] | None = None) -> list[Span]:
-    """The sentences of a text that repeat an earlier one: but for case, spacing, list markers, and marks at the end.
+    """The sentences of a text that repeat an earlier one: but for case, spacing, list markers, boxes, and
+    marks at the end.
 
     Args:
       text: a caption.
@@ -36,10 +38,11 @@ def repetitions(text: str, sentences: Sequence[Span] | None = None) -> list[Span
 
 def _may_repeat(text: str) -> bool:
     """False where no sentence is there twice, for then its last piece would be: far quicker than splitting."""
+    text = without_boxes(text)
     pieces = [piece for piece in text.casefold().translate(_SQUEEZED).split("\n") if piece]
     return len(set(pieces)) < len(pieces)
 
 
 def _key(sentence: str) -> str:
     """What two sentences share that are word for word the same; "" for one without words."""
-    return _MARKERS.sub("", " ".join(sentence.casefold().split())).rstrip(_END)
+    return _MARKERS.sub("", " ".join(without_boxes(sentence).casefold().split())).rstrip(_END)

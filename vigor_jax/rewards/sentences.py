@@ -6,6 +6,7 @@ from itertools import pairwise
 
 from nltk.tokenize.punkt import PunktParameters, PunktSentenceTokenizer
 
+from vigor_jax.data.text.box_text import strip_boxes
 from vigor_jax.records import Span
 
 # A sentence never ends after these. "in.", "no." and "max." are left out: in captions they are words.
@@ -48,19 +49,31 @@ def _starts(line: str) -> Iterator[int]:
 def split_sentences(text: str) -> list[Span]:
     """Splits a caption into sentences; the end of a line ends a sentence as well.
 
-    Uses Punkt's rules with a fixed list of abbreviations, which needs no downloaded data.
+    Uses Punkt's rules with a fixed list of abbreviations, which needs no downloaded data. A box is part of
+    the sentence before it, or of the first one, and changes nothing else.
 
     Returns:
         Spans in order, none of them empty, without white space at their ends. Whatever lies between them is white
-        space; a text of nothing else has no sentences.
+        space; a text of nothing else, or of boxes alone, has no sentences.
     """
+    if not (plain := strip_boxes(text)).boxes:
+        return _split(text)
+    starts = [plain.origin(start) for start, _ in _split(plain.text)]
+    return [_trimmed(text, start, end) for start, end in pairwise([0, *starts[1:], len(text)])] if starts else []
+
+
+def _split(text: str) -> list[Span]:
     spans = []
     for line in _LINE.finditer(text):
         offset, content = line.start(), line.group()
         _, *starts = _starts(content)
-        for start, end in pairwise([0, *starts, len(content)]):
-            sentence = content[start:end]
-            if stripped := sentence.strip():
-                first = offset + start + len(sentence) - len(sentence.lstrip())
-                spans.append(Span(first, first + len(stripped)))
+        parts = [_trimmed(text, offset + start, offset + end) for start, end in pairwise([0, *starts, len(content)])]
+        spans += [span for span in parts if span.start < span.end]
     return spans
+
+
+def _trimmed(text: str, start: int, end: int) -> Span:
+    """A part of a text without the white space at its ends; empty if it has nothing else."""
+    part = text[start:end]
+    first = start + len(part) - len(part.lstrip())
+    return Span(first, max(first, start + len(part.rstrip())))

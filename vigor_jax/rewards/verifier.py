@@ -21,6 +21,7 @@ from jaxtyping import Float
 
 from vigor_jax import fingerprint
 from vigor_jax.data.images.preprocessing import load_image, preprocess
+from vigor_jax.data.text.box_text import without_boxes
 from vigor_jax.errors import InputError
 from vigor_jax.hf.clip.checkpoint import ClipCheckpoint
 from vigor_jax.models.layers import stacks_inference
@@ -236,8 +237,12 @@ class ClipVerifier:
                 self._words = dict(zip(names, self._run_texts(names), strict=True))
             return self._words_of
         if per == "sentence":
-            return lambda text: [_Named(per, per, (span,), text[slice(*span)]) for span in split_sentences(text)]
-        return lambda text: [_Named(per, per, (Span(0, len(text)),), text)] if split_sentences(text) else []
+            return lambda text: [
+                _Named(per, per, (span,), without_boxes(text[slice(*span)])) for span in split_sentences(text)
+            ]
+        return lambda text: (
+            [_Named(per, per, (Span(0, len(text)),), without_boxes(text))] if split_sentences(text) else []
+        )
 
     def _words_of(self, text: str) -> list[_Named]:
         """The object words that a text asserts, each once; "dogs" is the word "dog"."""

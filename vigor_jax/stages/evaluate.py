@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from jax.sharding import Mesh
@@ -15,9 +15,19 @@ from vigor_jax.data.records.store import write_atomically
 from vigor_jax.data.text.conversation import check_template
 from vigor_jax.errors import InputError
 from vigor_jax.evaluation.answer_sampling import AnswerSampling
-from vigor_jax.evaluation.benchmarks import chair, mme, pope
+from vigor_jax.evaluation.benchmarks import chair, grounding, mme, pope, referring
+from vigor_jax.evaluation.benchmarks.referring_files import PICKLES, read_expressions
 from vigor_jax.evaluation.benchmarks.synonyms import Synonyms
-from vigor_jax.evaluation.metrics import Metrics, chair_metrics, mme_metrics, pope_metrics, table, warn
+from vigor_jax.evaluation.metrics import (
+    Metrics,
+    chair_metrics,
+    grounding_metrics,
+    mme_metrics,
+    pope_metrics,
+    referring_metrics,
+    table,
+    warn,
+)
 from vigor_jax.evaluation.protocols import ProtocolName, wording
 from vigor_jax.hf.load import Checkpoint, open_checkpoint
 from vigor_jax.hf.peft import is_adapter
@@ -41,10 +51,14 @@ class EvaluateConfig:
       synonyms: CHAIR's table of names; by default the objects' own names and their plurals.
       pope: files of POPE questions.
       mme: MME's folder.
+      instances: COCO's instances, which ask whether the boxes in captions are right; of the captions for CHAIR, or of
+        captions of these images.
+      refs: files of referring expressions, which ask for the box of each: refs(unc).p and the like, with instances.json
+        next to it, or JSON lines (docs/evaluation.md).
       prompt: what captions are asked for with.
       template: conversation format; by default `model.template`.
       protocol: the words that POPE and MME are asked in: "paper", their own, or "llava-1.5" (docs/evaluation.md).
-      limit: only this many images for CHAIR, the first by name; 0 takes all that have objects.
+      limit: only this many images for captions, the first by name; 0 takes all that have objects.
       base: whether the model before is asked, too.
       captions: how captions are drawn.
       answers: how answers are.
@@ -55,6 +69,8 @@ class EvaluateConfig:
     synonyms: Path | None = None
     pope: tuple[Path, ...] = ()
     mme: Path | None = None
+    instances: tuple[Path, ...] = fingerprint.optional(())
+    refs: tuple[Path, ...] = fingerprint.optional(())
     prompt: str = "Describe this image in detail."
     template: str | None = None
     protocol: ProtocolName = "paper"
@@ -65,7 +81,7 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         check_template(self.template, "evaluate.template")
-        if (self.objects or self.pope) and self.images is None:
+        if (self.objects or self.pope or self.instances or self.refs) and self.images is None:
             raise InputError("evaluate.images is not given; name the folder that objects and questions are about")
 
 
@@ -87,8 +103,11 @@ def evaluate(
     Raises:
       InputError: there is nothing to ask, or a file cannot be used.
     """
-    if not (config.objects or config.pope or config.mme):
-        raise InputError("evaluate: there is nothing to ask; give evaluate.objects, evaluate.pope or evaluate.mme")
+    if not (config.objects or config.pope or config.mme or config.instances or config.refs):
+        raise InputError(
+            "evaluate: there is nothing to ask; give evaluate.objects, evaluate.pope, evaluate.mme, evaluate.instances "
+            "or evaluate.refs"
+        )
     found = {}
     for name, checkpoint in models.items():
         predictor, folder = Predictor(checkpoint, config.template, mesh, dtype=dtype), out / name
@@ -99,6 +118,10 @@ def evaluate(
             metrics["pope"] = _pope(config, predictor, folder, name)
         if config.mme:
             metrics["mme"] = _mme(config, config.mme, predictor, folder, name)
+        if config.instances:
+            metrics["grounding"] = _grounding(config, predictor, folder, name)
+        if config.refs:
+            metrics["referring"] = _referring(config, predictor, folder, name)
         found[name] = metrics
         if is_first():
             with write_atomically(folder / "metrics.json") as file:
@@ -113,11 +136,37 @@ def evaluate(
 def _chair(config: EvaluateConfig, predictor: Predictor, folder: Path, model: str) -> Metrics:
     synonyms = Synonyms.read(config.synonyms) if config.synonyms else None
     reference = chair.read_objects(config.objects, synonyms)
-    images = _images(config, sorted(reference.objects)[: config.limit or None])
+    captions = _captions(config, reference.objects, predictor, folder, model)
+    return chair_metrics([chair.check_caption(image, text, reference) for image, text in captions])
+
+
+def _captions(
+    config: EvaluateConfig, known: Collection[str], predictor: Predictor, folder: Path, model: str
+) -> list[tuple[str, str]]:
+    """The captions of the images that are asked about."""
+    images = _images(config, sorted(known)[: config.limit or None])
     out = folder / "captions.jsonl"
     questions = [Question(name, path, config.prompt) for name, path in images.items()]
     predictor.answer(questions, out, config.captions, desc=f"captions, {model}")
-    return chair_metrics([chair.check_caption(line["image"], line["text"], reference) for line in read_answers(out)])
+    return [(line["image"], line["text"]) for line in read_answers(out) if line["image"] in images]
+
+
+def _grounding(config: EvaluateConfig, predictor: Predictor, folder: Path, model: str) -> Metrics:
+    synonyms = Synonyms.read(config.synonyms) if config.synonyms else None
+    truth = grounding.read_instances(config.instances, synonyms)
+    captions = _captions(config, truth.sizes, predictor, folder, model)
+    return grounding_metrics([grounding.check_boxes(image, text, truth) for image, text in captions])
+
+
+def _referring(config: EvaluateConfig, predictor: Predictor, folder: Path, model: str) -> Metrics:
+    located: dict[str, list[referring.Located]] = {}
+    for part, expressions in read_expressions(config.refs).items():
+        images = _images(config, sorted({each.image for each in expressions}))
+        asked = [Question(each.image, images[each.image], referring.question(each)) for each in expressions]
+        out = folder / f"expressions-{part}.jsonl"
+        texts = predictor.ask(asked, out, config.answers, desc=f"{part}, {model}")
+        located[part] = referring.locate(expressions, texts)
+    return referring_metrics(located)
 
 
 def _pope(config: EvaluateConfig, predictor: Predictor, folder: Path, model: str) -> Metrics:
@@ -167,7 +216,9 @@ class EvaluateStage(Stage):
 
     def results(self, context: RunContext) -> list[Result]:
         config = self._config
-        files = [path for path in (*config.objects, config.synonyms, *config.pope) if path and path.is_file()]
+        boxes = [path.with_name("instances.json") for path in config.refs if path.suffix in PICKLES]
+        given = (*config.objects, config.synonyms, *config.pope, *config.instances, *config.refs, *boxes)
+        files = [path for path in given if path and path.is_file()]
         content = {"evaluate.files": [file_digest(path) for path in files]}
         settings = context.model_settings | fingerprint.of(config, self.name) | content
         return [Result(self.name, settings, ("export",), (context.dir / EVALUATION,))]

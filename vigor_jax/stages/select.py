@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Self
 
 from vigor_jax import fingerprint
+from vigor_jax.data.images.preprocessing import load_image
+from vigor_jax.data.images.store import open_images
 from vigor_jax.data.records import store
 from vigor_jax.data.records.blocks import Block, read_blocks
 from vigor_jax.data.records.checksum import SUFFIX, write_checksum
@@ -39,6 +41,7 @@ def select(
     process_count: int = 1,
     barrier: Callable[[], None] = lambda: None,
     made_with: str = "",
+    images: str | Path | None = None,
 ) -> Summary | None:
     """Makes `selections/`, `targets/`, `targets.json` and `summary.json` of `candidates/` and `verdicts/STREAM/`.
 
@@ -54,6 +57,7 @@ def select(
       process_count: of all.
       barrier: returns when all processes have called it.
       made_with: names the settings, for the parts' seals.
+      images: where the images are, which boxes need, for they are relative to the square around an image.
 
     Returns:
       What was done, on process 0, which also prints it; None on the others.
@@ -63,6 +67,8 @@ def select(
         the existing selections were made with other settings.
       OtherPartsError: they were made of other parts.
     """
+    if config.boxes == "text" and images is None:
+        raise InputError("select.boxes text needs the images' sizes, and sample.images is not given; name the folder")
     if config.strategy == "reward" and not streams:
         raise InputError("select: expected at least one stream to select by, got none; name one, or use a control")
     sources = _Sources.of(run_dir, streams)
@@ -75,8 +81,9 @@ def select(
     own = set(range(process_index, count, process_count))
     if to_do := sorted(own - store.parts_done(selections, count)):
         scale = measure(config, sources.streams, _blocks_to_measure(config, sources))
+        size_of = _sizes(images) if config.boxes == "text" and images is not None else None
         for index in to_do:
-            chosen = _select_part(config, sources, index, scale)
+            chosen = _select_part(config, sources, index, scale, size_of)
             seals = {"made_with": made_with, "made_of": made_of}
             store.write_part(selections, index, count, chosen, Selection, metadata, **seals)
     for index in sorted(own):
@@ -157,10 +164,29 @@ def _blocks_to_measure(config: SelectConfig, sources: _Sources) -> Iterator[Iter
     return (sources.blocks(index, ["text"], fields) for index in range(sources.count))
 
 
-def _select_part(config: SelectConfig, sources: _Sources, index: int, scale: Scale) -> Iterator[Selection]:
+def _sizes(images: str | Path) -> Callable[[str], tuple[int, int]]:
+    """Gives width and height of an image, upright, as the models see it."""
+    opened = open_images(images)
+
+    def size_of(image: str) -> tuple[int, int]:
+        if image not in opened:
+            raise InputError(f"select: {opened.file(image)} has candidates and is gone; put it back, or sample again")
+        return load_image(opened.file(image)).size
+
+    return size_of
+
+
+def _select_part(
+    config: SelectConfig,
+    sources: _Sources,
+    index: int,
+    scale: Scale,
+    size_of: Callable[[str], tuple[int, int]] | None,
+) -> Iterator[Selection]:
     fields = ["label", "spans", "negative", "positive", "score", "absent", "denied", "kind", "edits"]
+    fields += ["boxes_xyxy"] if size_of else []
     for block in sources.blocks(index, ["text", "mean_logprob"], fields):
-        yield from select_block(config, block, scale)
+        yield from select_block(config, block, scale, size_of)
 
 
 def _targets(selections: str, index: int, count: int) -> Iterator[Target]:
@@ -188,6 +214,7 @@ class SelectStage(Stage):
     Args:
       config: settings.
       streams: name of each stream → the result that its verdicts are.
+      images: where the images are.
 
     Raises:
       InputError: the settings name streams that do not judge.
@@ -195,9 +222,9 @@ class SelectStage(Stage):
 
     name = "select"
 
-    def __init__(self, config: SelectConfig, streams: Mapping[str, str]) -> None:
+    def __init__(self, config: SelectConfig, streams: Mapping[str, str], images: str | None = None) -> None:
         config.fusion.check_streams(tuple(streams))
-        self._config, self._streams = config, streams
+        self._config, self._streams, self._images = config, streams, images
 
     def results(self, context: RunContext) -> list[Result]:
         written = ("selections", "targets", TARGETS, TARGETS + SUFFIX, "summary.json")
@@ -221,5 +248,6 @@ class SelectStage(Stage):
             streams=tuple(self._streams),
             barrier=lambda: progress.barrier("targets"),
             made_with=progress.mark(self.name),
+            images=self._images,
             **context.share,
         )

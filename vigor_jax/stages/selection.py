@@ -7,19 +7,21 @@ import dataclasses
 import hashlib
 import json
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 
+from vigor_jax import fingerprint
 from vigor_jax.data.records.blocks import Block, Mentions, num_words, signal_sums, unpack
 from vigor_jax.errors import InputError
 from vigor_jax.records import CLAIM_KINDS, ClaimKind, DecidedBy, Dropped, Edit, Selection, Signal, Span, Verdict
+from vigor_jax.rewards.boxed_phrases import BoxedPhrase, boxed_phrases
 from vigor_jax.rewards.content import has_words
 from vigor_jax.rewards.fusion import Choice, FusionConfig, Moments, Scale, choose, per_unit
-from vigor_jax.rewards.refine import Refined, keep_sentences, refine
+from vigor_jax.rewards.refine import Refined, drop, refine
 from vigor_jax.rewards.sentences import split_sentences
 from vigor_jax.stages.candidate_texts import CandidateTexts, Repetitions
 
@@ -43,6 +45,8 @@ class SelectConfig:
       repetitions: "count" takes a sentence that a candidate repeats word for word as a sentence like any other; with
         "once" it earns nothing again: its positive signals do not count, nor does it among the sentences of
         `fusion.per`, while its negative ones do; ties go to whoever repeats less, and refinement leaves it out.
+      boxes: "text" writes the best box of each thing that was found behind its first mention in what is left, relative
+        to the square that LLaVA-1.5 pads an image to, in place of whatever boxes the response has; "none" writes none.
       seed: of the controls; a draw depends on it, the image and the prompt only.
       fusion: how the streams' signals become one penalty.
     """
@@ -53,6 +57,7 @@ class SelectConfig:
     claims: tuple[ClaimKind, ...] = CLAIM_KINDS
     continuations: Literal["drop", "keep"] = "drop"
     repetitions: Repetitions = "count"
+    boxes: Literal["none", "text"] = fingerprint.optional("none")
     seed: int = 0
     fusion: FusionConfig = dataclasses.field(default_factory=FusionConfig)
 
@@ -82,8 +87,17 @@ def measure(config: SelectConfig, streams: Sequence[str], parts: Iterable[Iterab
     return Scale.of(streams, *totals, config.fusion)
 
 
-def select_block(config: SelectConfig, block: Block, scale: Scale) -> Iterator[Selection]:
-    """What becomes of the candidates of each image of a block."""
+def select_block(
+    config: SelectConfig, block: Block, scale: Scale, size_of: Callable[[str], tuple[int, int]] | None = None
+) -> Iterator[Selection]:
+    """What becomes of the candidates of each image of a block.
+
+    Args:
+      config: settings.
+      block: candidates with the signals on them.
+      scale: of the streams.
+      size_of: gives width and height of an upright image in pixels, for boxes.
+    """
     (rows, starts), streams = block, scale.streams
     texts = _texts(config, block, look=True)
     mentions = [Mentions(block.signals(stream)) for stream in streams]
@@ -96,7 +110,8 @@ def select_block(config: SelectConfig, block: Block, scale: Scale) -> Iterator[S
     drawn = starts[:-1] + [_draw(draw, each) for draw, each in zip(draws, long_enough, strict=True)]
     # Whose sentences are dropped, or counted that refinement would drop.
     refined_rows = drawn if config.strategy == "random" else best
-    absent = _Absent(streams, block, refined_rows)
+    has_boxes = config.boxes == "text"
+    signals = _Signals(streams, block, np.union1d(refined_rows, drawn) if has_boxes else refined_rows, boxes=has_boxes)
     num_mentions = np.stack([each.per_row for each in mentions], axis=1) if mentions else np.zeros((len(rows), 0), int)
     words, repeats = num_words(rows.column("text")), texts.repeats
 
@@ -104,12 +119,14 @@ def select_block(config: SelectConfig, block: Block, scale: Scale) -> Iterator[S
     for group, (image, prompt, text, choice) in enumerate(zip(images, prompts, chosen_texts, choices, strict=True)):
         start, end, row = int(starts[group]), int(starts[group + 1]), int(refined_rows[group])
         decided_by: DecidedBy = choice.decided_by if config.strategy == "reward" else "random"
-        refined = _refine(config, text, absent.verdicts(image, row, start))
+        verdicts = signals.verdicts(image, row, start)
+        refined = _refine(config, text, verdicts, _boxed(verdicts, image, size_of) if has_boxes else None)
         if config.strategy == "random_drop":
             num_kept = len(split_sentences(text)) - len(refined.dropped)
             row = int(drawn[group])
             text = rows.column("text")[row].as_py()
-            refined = _drop_at_random(text, num_kept, draws[group])
+            boxed = _boxed(signals.verdicts(image, row, start), image, size_of) if has_boxes else None
+            refined = _drop_at_random(text, num_kept, draws[group], boxed)
         yield Selection(
             image=image,
             prompt=prompt,
@@ -162,9 +179,20 @@ def _choices(
     )
 
 
-def _refine(config: SelectConfig, text: str, verdicts: Sequence[Verdict]) -> Refined:
+def _boxed(
+    verdicts: Sequence[Verdict], image: str, size_of: Callable[[str], tuple[int, int]] | None
+) -> list[BoxedPhrase]:
+    """The boxes for a text; images of which nothing was found are not looked at."""
+    assert size_of
+    has_found = any(signal.boxes_xyxy and not signal.absent for verdict in verdicts for signal in verdict.signals)
+    return boxed_phrases(verdicts, size_of(image)) if has_found else []
+
+
+def _refine(
+    config: SelectConfig, text: str, verdicts: Sequence[Verdict], boxes: Sequence[BoxedPhrase] | None
+) -> Refined:
     if config.refine == "none":
-        return Refined(text.strip(), ())
+        return refine(text, (), boxes=boxes)
     return refine(
         text,
         verdicts,
@@ -172,6 +200,7 @@ def _refine(config: SelectConfig, text: str, verdicts: Sequence[Verdict]) -> Ref
         drop_repetitions=config.repetitions == "once",
         repair=config.refine == "repair",
         claims=config.claims,
+        boxes=boxes,
     )
 
 
@@ -191,20 +220,24 @@ def _reason(config: SelectConfig, text: str, refined: Refined) -> str:
     return ""
 
 
-class _Absent:
-    """The signals of some rows that say that something is not there."""
+class _Signals:
+    """The signals of some rows that say that something is not there, and if asked to those that have boxes."""
 
-    def __init__(self, streams: Sequence[str], block: Block, rows: np.ndarray) -> None:
+    def __init__(self, streams: Sequence[str], block: Block, rows: np.ndarray, *, boxes: bool) -> None:
         is_wanted = np.zeros(block.rows.num_rows, bool)
         is_wanted[rows] = True
         self._by_row: dict[int, dict[str, list[Signal]]] = {}
         for stream in streams:
             signals, offsets = unpack(block.signals(stream))
             owners = np.repeat(np.arange(block.rows.num_rows), np.diff(offsets))
-            found = np.flatnonzero(signals.field("absent").to_numpy(zero_copy_only=False) & is_wanted[owners])
+            counts = signals.field("absent").to_numpy(zero_copy_only=False)
+            if boxes:
+                counts = counts | (np.diff(unpack(signals.field("boxes_xyxy"))[1]) > 0)
+            found = np.flatnonzero(counts & is_wanted[owners])
             for owner, values in zip(owners[found].tolist(), signals.take(pa.array(found)).to_pylist(), strict=True):
                 values["spans"] = tuple(Span(**span) for span in values["spans"])
                 values["edits"] = tuple(Edit(Span(**edit["span"]), edit["text"]) for edit in values["edits"])
+                values["boxes_xyxy"] = tuple(map(tuple, values.get("boxes_xyxy", ())))
                 self._by_row.setdefault(owner, {}).setdefault(stream, []).append(Signal(**values))
 
     def verdicts(self, image: str, row: int, start: int) -> list[Verdict]:
@@ -225,11 +258,11 @@ def _draw(draw: random.Random, long_enough: np.ndarray) -> int:
     return int(candidates[draw.randrange(len(candidates))])
 
 
-def _drop_at_random(text: str, num_kept: int, draw: random.Random) -> Refined:
+def _drop_at_random(text: str, num_kept: int, draw: random.Random, boxes: Sequence[BoxedPhrase] | None) -> Refined:
     sentences = split_sentences(text)
     kept = set(draw.sample(range(len(sentences)), min(num_kept, len(sentences))))
     dropped = tuple(Dropped(span, "left out at random") for i, span in enumerate(sentences) if i not in kept)
-    return Refined(keep_sentences(text, sentences, [i in kept for i in range(len(sentences))]), dropped)
+    return drop(text, sentences, dropped, {}, boxes)
 
 
 def _texts(config: SelectConfig, block: Block, *, look: bool) -> CandidateTexts:

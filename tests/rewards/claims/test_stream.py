@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -10,11 +11,12 @@ import pytest
 
 import vigor_jax.demo
 from detector_bridge.local import LocalConfig, LocalDetector
+from vigor_jax.data.text.box_text import strip_boxes, write_boxes
 from vigor_jax.demo.drawing import draw
 from vigor_jax.demo.language import errors, parse, say
 from vigor_jax.demo.scenes import COLORS, PLACES, Statement, make_scene
 from vigor_jax.errors import InputError
-from vigor_jax.records import PhraseScore, ScoreItem, Signal, Span, Verdict
+from vigor_jax.records import Edit, PhraseScore, ScoreItem, Signal, Span, Verdict
 from vigor_jax.rewards.claims.find import ClaimWordsConfig
 from vigor_jax.rewards.claims.judge import JudgeConfig
 from vigor_jax.rewards.claims.stream import ClaimReader, ClaimsConfig, ClaimStream
@@ -28,6 +30,7 @@ GRID = ClaimsConfig(judge=JudgeConfig(side_width=1 / 3, unnamed_direction="cente
 STAR = "There is a star in red at the top left."
 TEXT = f"{STAR} We see moons in blue, two in all. {STAR}"
 LEFT, RIGHT = (0.05, 0.05, 0.25, 0.25), (0.7, 0.7, 0.95, 0.95)
+MIDDLE = (0.4, 0.4, 0.6, 0.6)
 
 
 def detected(*found, attributes=()):
@@ -73,6 +76,32 @@ def test_signals_of_a_caption():
 )
 def test_of_what_is_not_there_no_claim_is_judged(verdict):
     assert ClaimStream(GRID, PHRASES).signals(TEXT, verdict) == ()
+
+
+def test_boxes_in_a_caption_change_nothing():
+    """Signals and repairs are those of the caption without boxes, at the same words."""
+    stream = ClaimStream(GRID, PHRASES)
+    colors = [("red star", 0.1), ("blue star", 0.8), ("blue moon", 0.7), ("red moon", 0.1)]
+    verdict = detected(("star", (RIGHT,)), ("moon", (LEFT, RIGHT, MIDDLE)), attributes=colors)
+    ends = [found.end() for found in re.finditer(r"stars?|moons?|left", TEXT)]
+    boxed = write_boxes(TEXT, [(Span(end, end), LEFT) for end in ends])
+    plain = strip_boxes(boxed)
+    places = list(map(plain.origin, range(len(TEXT))))
+    found, expected = stream.signals(boxed, verdict), stream.signals(TEXT, verdict)
+    assert sum(bool(signal.edits) for signal in expected) == 3
+
+    def back(span):
+        return Span(places.index(span.start), places.index(span.end - 1) + 1)
+
+    moved = [
+        dataclasses.replace(
+            signal,
+            spans=tuple(map(back, signal.spans)),
+            edits=tuple(Edit(back(edit.span), edit.text) for edit in signal.edits),
+        )
+        for signal in found
+    ]
+    assert moved == list(expected)
 
 
 def test_what_boxes_do_not_tell_gives_no_signal():

@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 import numpy as np
 from jaxtyping import Int32
 
+from vigor_jax.data.text.box_text import without_boxes
 from vigor_jax.data.text.conversation import IGNORE_INDEX, Template
 from vigor_jax.data.text.tokenizer import Tokenizer
 from vigor_jax.errors import InputError
@@ -253,13 +254,15 @@ class TreeEncoder:
         return ids
 
     def _segments(self, description: Description) -> list[list[int]]:
-        """Ids of each sentence up to the last that is asked about; only white space between sentences is kept."""
+        """Ids of each sentence up to the last that is asked about; only white space between sentences is kept, and no
+        box: whether boxes are right is another question."""
         segments, end = [], None
         for span in description.spans[: description.asked[-1] + 1]:
             sentence = description.text[span.start : span.end]
             start, stop = span.start + len(sentence) - len(sentence.lstrip()), span.start + len(sentence.rstrip())
             before = SEPARATOR if end is None else description.text[end:start]
-            segments.append(self._tokenizer.encode(before + description.text[start:stop], prefix=False))
+            words = without_boxes(description.text[start:stop]).strip()
+            segments.append(self._tokenizer.encode(before + words, prefix=False))
             end = stop
         return segments
 

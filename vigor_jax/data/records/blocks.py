@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from vigor_jax.data.records import store
 from vigor_jax.data.records.schemas import schema_of
+from vigor_jax.data.text.box_text import without_boxes
 from vigor_jax.errors import InputError
 from vigor_jax.records import Candidate, Dropped, Span, Verdict
 
@@ -176,7 +177,9 @@ def segment_sums(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
 
 
 def num_words(texts: pa.Array) -> np.ndarray:
-    """Runs of anything but ASCII white space in each text, int [R]."""
+    """Runs of anything but ASCII white space in each text, without its boxes, int [R]."""
+    if pc.any(pc.match_substring(texts, "[")).as_py():
+        texts = pa.array([text and without_boxes(text) for text in texts.to_pylist()], texts.type)
     trimmed = pc.ascii_trim_whitespace(texts)
     pieces = pc.list_value_length(pc.ascii_split_whitespace(trimmed)).to_numpy(zero_copy_only=False)
     return np.where(pc.binary_length(trimmed).to_numpy(zero_copy_only=False) > 0, pieces, 0)  # "" splits into one ""

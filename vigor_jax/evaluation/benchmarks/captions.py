@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from vigor_jax.data.text.box_text import without_boxes
 from vigor_jax.errors import InputError
 from vigor_jax.evaluation.benchmarks.caption_tokens import has_java, tokenize
 from vigor_jax.evaluation.bootstrap import ratio
@@ -116,8 +117,8 @@ def compute_metrics(
     """The figures of captions.
 
     Args:
-        captions: Image → caption. CIDEr weighs words by how many of these images' references have them, so figures of
-            a part of the images are not those of all.
+        captions: Image → caption, whose boxes do not count. CIDEr weighs words by how many of these images' references
+            have them, so figures of a part of the images are not those of all.
         references: Image → captions that people wrote; may have further images, which do not count.
         java: Whether to run Java programs. Default: if there is Java.
         java_metrics: Which of them are tried. SPICE takes up to 8 GB of memory, and 200 MB from the network at first.
@@ -138,7 +139,7 @@ def compute_metrics(
         there = "there is no reference at all" if example is None else f"references call images as {example!r}"
         raise InputError(f"captions: no reference for image {gone[0]!r} ({len(gone)} lack theirs); {there}")
     java = has_java() if java is None else java
-    said = tokenize({image: [text] for image, text in captions.items()}, java=java)
+    said = tokenize({image: [without_boxes(text)] for image, text in captions.items()}, java=java)
     wanted = tokenize({image: references[image] for image in captions}, java=java)
 
     bleu = BleuScorer(n=len(ORDERS))

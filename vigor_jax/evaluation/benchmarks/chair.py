@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vigor_jax.data.text.box_text import without_boxes
 from vigor_jax.errors import InputError, some
 from vigor_jax.evaluation.benchmarks.synonyms import Mention, Synonyms
 from vigor_jax.evaluation.bootstrap import ratio
@@ -38,7 +39,7 @@ class CheckedCaption:
         image: File name.
         mentions: The objects that the caption mentions, in order, each as often as it does.
         present: The objects in the image.
-        words: Words of the caption, cut at white space.
+        words: Words of the caption, cut at white space; boxes are none.
     """
 
     image: str
@@ -214,6 +215,7 @@ def check_caption(image: str, caption: str, reference: Reference) -> CheckedCapt
         example = next(iter(reference.objects), None)
         there = "there is no image at all" if example is None else f"images are called as {example!r} there"
         raise InputError(f"CHAIR: the objects of image {image!r} are not known; {there}")
+    caption = without_boxes(caption)
     mentions = tuple(reference.synonyms.extract(caption))
     return CheckedCaption(image, mentions, reference.objects[image], len(caption.split()))
 

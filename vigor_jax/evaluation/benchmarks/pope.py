@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 
+from vigor_jax.data.text.box_text import without_boxes
 from vigor_jax.errors import InputError
 from vigor_jax.evaluation.answer_matching import Asked
 from vigor_jax.evaluation.bootstrap import ratio
@@ -108,9 +109,9 @@ def parse_answer(text: str) -> YesNo:
     """Reads an answer as POPE's authors do: whatever does not say no says yes.
 
     Up to the first full stop and without commas, the text is cut at spaces, and only at these; "No", "no" or "not"
-    among the pieces is no. So "NO", "No!", "No\\nthere" and an empty answer are yes.
+    among the pieces is no. So "NO", "No!", "No\\nthere" and an empty answer are yes. Boxes are taken out before.
     """
-    words = text.partition(".")[0].replace(",", "").split(" ")
+    words = without_boxes(text).partition(".")[0].replace(",", "").split(" ")
     return "no" if {"No", "no", "not"} & set(words) else "yes"
 
 
@@ -120,7 +121,7 @@ def parse_answer_strict(text: str) -> YesNo | None:
     "Yes." with its full stop is neither, and so wrong. The figures from it are those of lmms-eval with one exception:
     what lmms-eval prints as the yes-ratio is the share of yes among the labels, which no model can change.
     """
-    word = text.lower().strip()
+    word = without_boxes(text).lower().strip()
     return "yes" if word == "yes" else "no" if word == "no" else None
 
 

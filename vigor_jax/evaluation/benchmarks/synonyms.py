@@ -124,6 +124,17 @@ class Synonyms:
 
     def extract(self, caption: str) -> list[Mention]:
         """The mentions of objects in a caption, in order."""
+        return [Mention(words, self.names[name]) for name, words in self._words(caption) if name in self.names]
+
+    def mention_at_end(self, text: str) -> tuple[int, Mention] | None:
+        """The mention that a text ends in, after its number from 0; None if it ends in none."""
+        words = self._words(text)
+        if not words or words[-1][0] not in self.names:
+            return None
+        return sum(name in self.names for name, _ in words) - 1, Mention(words[-1][1], self.names[words[-1][0]])
+
+    def _words(self, caption: str) -> list[tuple[str, str]]:
+        """The words of a caption, as `_join` gives them."""
         tokens = [
             token
             for start, end in split_sentences(caption)
@@ -133,7 +144,7 @@ class Synonyms:
         names = {name for name, _ in found}
         if {"toilet", "seat"} <= names:  # "the seat of the toilet" is no chair
             found = [(name, words) for name, words in found if name != "seat"]
-        return [Mention(words, self.names[name]) for name, words in found if name in self.names]
+        return found
 
     def _join(self, tokens: list[str]) -> Iterator[tuple[str, str]]:
         """Each word, or words that are one, as a name of the table, and as the caption has it."""

@@ -1,5 +1,12 @@
 // One image: its boxes, its candidates, and why one was chosen.
 
+function rectangle([left, top, right, bottom], kind) {
+  const rect = document.createElementNS("http://www.w3.org/2000/svg", "rect");
+  const attributes = { x: left, y: top, width: right - left, height: bottom - top, class: kind };
+  for (const [name, value] of Object.entries(attributes)) rect.setAttribute(name, value);
+  return rect;
+}
+
 class Detail {
   constructor(root, picture) {
     Object.assign(this, { root, picture });
@@ -61,20 +68,27 @@ class Detail {
     const labels = [];
     for (const [thing, [label, score, , , boxes]] of things) {
       const state = current == null ? "" : thing === current ? "current" : "dim";
-      boxes.forEach(([left, top, right, bottom], place) => {
-        const rect = document.createElementNS("http://www.w3.org/2000/svg", "rect");
-        for (const [name, value] of Object.entries({ x: left, y: top, width: right - left, height: bottom - top })) {
-          rect.setAttribute(name, value);
-        }
-        rect.setAttribute("class", state);
-        svg.append(rect);
+      boxes.forEach((corners, place) => {
+        svg.append(rectangle(corners, state));
         if (place) return;
+        const [left, top] = corners;
         const tag = make("span", { class: `tag ${state}` }, `${label} ${probability({ score })}`);
         tag.style.cssText = `left:${left / 10}%;top:${top / 10}%`;
         labels.push(tag);
       });
     }
+    svg.append(...this.#written(index).map((corners) => rectangle(corners, "written")));
     this.boxes.replaceChildren(svg, ...labels);
+  }
+
+  // The boxes in the text of a candidate, in thousandths of the image: there they are relative to the square around it.
+  #written(index) {
+    const { width, height } = this.picture(this.group.image) ?? { width: 1, height: 1 };
+    const side = Math.max(width, height);
+    const inside = (place, length) => (place * side - 500 * (side - length)) / length;
+    return (this.group.candidates[index].boxes ?? []).map(([, , left, top, right, bottom]) => [
+      inside(left, width), inside(top, height), inside(right, width), inside(bottom, height),
+    ]);
   }
 
   // Whether a candidate has no content; unknown of a run that an earlier version made.
@@ -150,10 +164,15 @@ class Detail {
     const repaired = (isChosen && this.group.repaired?.filter(([from, to]) => from >= start && to <= end)) || [];
     Object.assign(node, { signals, dropped: dropped?.[2], repaired: repaired.map((repair) => repair[3]) });
     const phrases = signals.filter((signal) => !signal.isWhole);
-    const edges = new Set([start, end, ...[...phrases.map(({ spans }) => spans), repaired.map((one) => one.slice(0, 2))].flat(2)]);
+    const boxes = (candidate.boxes ?? []).filter(([from, to]) => from < end && to > start);
+    const cutOut = [...boxes, ...repaired].flatMap(([from, to]) => [from, to]);
+    const edges = new Set([start, end, ...phrases.flatMap((signal) => signal.spans.flat()), ...cutOut]);
     const cuts = [...edges].sort((a, b) => a - b);
     for (let i = 0; i + 1 < cuts.length; i++) {
-      const text = cut(letters, cuts[i], cuts[i + 1]);
+      const isBox = boxes.some(([from, to]) => from <= cuts[i] && to >= cuts[i + 1]);
+      const text = isBox
+        ? make("span", { class: "box" }, cut(letters, cuts[i], cuts[i + 1]))
+        : cut(letters, cuts[i], cuts[i + 1]);
       const here = phrases.filter(({ spans }) => spans.some(([from, to]) => from <= cuts[i] && to >= cuts[i + 1]));
       const shown = here.find((signal) => signal.isBad) ?? here[0];
       const kind = `phrase ${shown?.isBad ? "bad" : "good"}`;

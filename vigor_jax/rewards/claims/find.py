@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from vigor_jax.data.text.box_text import blank_boxes
 from vigor_jax.records import Span
 from vigor_jax.rewards.claims.attributes import find_attributes
 from vigor_jax.rewards.claims.claim import Claim, Number
@@ -98,13 +99,13 @@ class Claims:
 
     def read(self, text: str, sentences: Sequence[Span], phrases: Sequence[Phrase]) -> Reading:
         """The claims of a caption with the sentences that they were found in; arguments as for a call."""
-        mentions = asserted(phrases)
-        quoted = quoted_signs(text)
+        plain, mentions = blank_boxes(text), asserted(phrases)
+        quoted = quoted_signs(plain)
         claims: list[Claim] = []
         introduced: Counter[str] = Counter()
         read = []
         for span in sentences:
-            sentence = GroupedSentence(self.nouns.read(text, span, quoted), mentions, self._modifiers)
+            sentence = GroupedSentence(self.nouns.read(plain, span, quoted), mentions, self._modifiers)
             introduced.update(_introduced(sentence))
             claims += find_numbers(sentence, self._numbers, self._places)
             claims += find_places(sentence, self._places, self._numbers)

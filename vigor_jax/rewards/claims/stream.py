@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 
 from vigor_jax import fingerprint
+from vigor_jax.data.text.box_text import without_boxes
 from vigor_jax.errors import InputError
 from vigor_jax.records import CLAIM_KINDS, ClaimKind, Edit, ScoreItem, Signal, Span, Verdict
 from vigor_jax.rewards.claims.attributes import attributed_phrases
@@ -147,7 +148,9 @@ def _signal(
     # Both are repaired or none: refinement would keep a sentence for an edit in another one.
     both = (*edits, *(other.edits if other else ())) if edits and (other is None or other.edits) else ()
     return Signal(
-        label=f"{claim.subject.phrase}: {text[slice(*claim.span)].lower()}" if other is None else other.label,
+        label=f"{claim.subject.phrase}: {without_boxes(text[slice(*claim.span)]).lower()}"
+        if other is None
+        else other.label,
         spans=tuple(spans),
         negative=float(not is_right),
         positive=float(is_right),

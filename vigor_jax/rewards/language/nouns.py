@@ -6,6 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+from vigor_jax.data.text.box_text import blank_boxes
 from vigor_jax.records import Span
 from vigor_jax.rewards.language.readings import Readings
 from vigor_jax.rewards.language.scopes import factuality_at
@@ -120,6 +121,7 @@ class NounPhrases:
 
     def __call__(self, text: str, sentences: Sequence[Span]) -> list[Phrase]:
         """See `Phrases`."""
+        text = blank_boxes(text)
         quoted = quoted_signs(text)
         return gather(found for sentence in sentences for found in self._find(text, sentence, quoted))
 
