@@ -154,9 +154,9 @@ class Detail {
     for (let i = 0; i + 1 < cuts.length; i++) {
       const text = cut(letters, cuts[i], cuts[i + 1]);
       const here = phrases.filter(({ spans }) => spans.some(([from, to]) => from <= cuts[i] && to >= cuts[i + 1]));
-      const shown = here.find((signal) => signal.isBad) ?? here[0];
-      const kind = `phrase ${shown?.isBad ? "bad" : "good"}`;
-      node.append(shown ? make("span", { class: kind, "data-thing": shown.index }, text) : text);
+      const shown = ["bad", "good", "unknown"].map((kind) => here.find((each) => kindOf(each) === kind)).find(Boolean);
+      const made = () => make("span", { class: `phrase ${kindOf(shown)}`, "data-thing": shown.index }, text);
+      node.append(shown ? made() : text);
     }
     return node;
   }
