@@ -14,7 +14,6 @@ import functools
 import json
 import logging
 import os
-import random
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from vigor_jax.config import Stage, TrainConfig
 from vigor_jax.data.records import store
 from vigor_jax.demo.config import demo_config
 from vigor_jax.demo.dataset import VERSION, DemoDataConfig, prepare, read_scenes
+from vigor_jax.demo.erring import agreeing, erring, misjudge
 from vigor_jax.demo.metrics import compute_metrics, reward_auc
 from vigor_jax.demo.results import COLUMNS, Results, plot, to_markdown
 from vigor_jax.demo.variants import OF_DESCRIPTIONS, VARIANTS, VERIFIER, Variant, choose, replaced
@@ -34,14 +34,13 @@ from vigor_jax.inference.predictor import read_answers
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 from vigor_jax.pipeline.rounds import keep_compiled, lock, run_rounds
 from vigor_jax.pipeline.run import Run
-from vigor_jax.records import Signal, Target, Verdict
+from vigor_jax.records import Target
 from vigor_jax.stages.stage import EVALUATION, REWARD_MODEL
 from vigor_jax.verifier import measure
 
 logger = logging.getLogger(__name__)
 
 COUNT = "cpu_seconds.json"
-MISSES, FALSE_ALARMS = 0.08, 0.05
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -124,8 +123,8 @@ def compare(
 
 def _make_shared(config: TrainConfig, directory: Path, judged: Collection[str]) -> None:
     """Candidates, verdicts and reward models that variants share."""
-    names = "shared", "holistic_reward", "erring_detector", "verifier_verdicts"
-    shared, holistic, erring, verifier = (directory / name for name in names)
+    shared, holistic, verifier = (directory / name for name in ("shared", "holistic_reward", "verifier_verdicts"))
+    seed = config.sft.seed
     with counting(shared):
         Run(_in(config, shared, ("train_reward", "sample", "score"))).go()
     if holistic.name in judged:
@@ -133,10 +132,11 @@ def _make_shared(config: TrainConfig, directory: Path, judged: Collection[str]) 
             _copy(shared, holistic, ("candidates",))
             other = replaced(config, OF_DESCRIPTIONS | {"score.streams": ("reward_model",)})
             Run(_in(other, holistic, ("train_reward", "score"))).go()
-    if erring.name in judged:
-        with counting(erring):
-            _copy(shared, erring, ("candidates", "verdicts/reward_model"))
-            misjudge(shared / "verdicts" / "detector", erring / "verdicts" / "detector", config.sft.seed)
+    for name, judge in (("erring_detector", erring(seed)), ("agreeing_detectors", agreeing(seed))):
+        if name in judged:
+            with counting(directory / name):
+                _copy(shared, directory / name, ("candidates", "verdicts/reward_model"))
+                misjudge(shared / "verdicts" / "detector", directory / name / "verdicts" / "detector", judge)
     if verifier.name in judged:
         with counting(verifier):
             _copy(shared, verifier, ("candidates",))
@@ -174,25 +174,6 @@ def _read_count(directory: Path) -> dict[str, Any]:
 
 def _cpu_seconds() -> float:
     return sum(os.times()[:4])
-
-
-def misjudge(verdicts: Path, erring: Path, seed: int) -> None:
-    """Copies a detector's verdicts, some of them turned round: of an image and a phrase in all captions alike."""
-
-    def turned(image: str, signal: Signal) -> Signal:
-        if random.Random(f"{seed} {image} {signal.label}").random() >= (FALSE_ALARMS if signal.absent else MISSES):
-            return signal
-        return dataclasses.replace(
-            signal, negative=signal.positive, positive=signal.negative, score=1 - signal.score, absent=not signal.absent
-        )
-
-    count = store.count_parts(verdicts)
-    for part in (part for part in range(count) if not store.has_part(erring, part, count)):
-        records = (
-            dataclasses.replace(verdict, signals=tuple(turned(verdict.image, signal) for signal in verdict.signals))
-            for verdict in store.read_part(verdicts, part, count, Verdict)
-        )
-        store.write_part(erring, part, count, records, Verdict, store.part_metadata(verdicts))
 
 
 def figures(evaluation: Path, data: Path) -> dict[str, float]:
