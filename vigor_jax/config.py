@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypeVar
 
 from vigor_jax.errors import InputError
 from vigor_jax.hf.export import ExportConfig
@@ -11,6 +11,7 @@ from vigor_jax.hf.load import ModelConfig
 from vigor_jax.parallel.sharding import DistributedConfig, MeshConfig
 from vigor_jax.rewards.claims.stream import ClaimsConfig
 from vigor_jax.rewards.detection import DetectionConfig
+from vigor_jax.rewards.detectors import DetectorConfig
 from vigor_jax.rewards.reward_model import RewardModelConfig
 from vigor_jax.rewards.verifier import ClipStreamConfig
 from vigor_jax.stages.evaluate import EvaluateConfig
@@ -23,6 +24,7 @@ from vigor_jax.stages.streams import as_config
 from vigor_jax.training.trackers import Reporting, TrackerName
 from vigor_jax.training.train_step import SftConfig
 
+Detector = TypeVar("Detector", bound=DetectorConfig)
 Stage: TypeAlias = Literal["train_reward", "sample", "score", "select", "sft", "ppo", "export", "evaluate"]
 
 
@@ -118,9 +120,9 @@ def with_pinned_models(config: TrainConfig) -> TrainConfig:
     """
     model, reward_model, detection = config.model, config.score.reward_model, config.detection
     judges = not {"score", "ppo"}.isdisjoint(config.run.stages)
-    detector = detection.model
-    if detector and detection.backend == "transformers" and judges:
-        detector = pinned(detector)
+    if judges:
+        second = detection.second and _with_pinned_weights(detection.second)
+        detection = dataclasses.replace(_with_pinned_weights(detection), second=second)
     verifier = config.clip.model
     if verifier and judges and any(as_config(stream).path == "clip" for stream in config.score.streams):
         verifier = pinned(verifier)
@@ -129,6 +131,13 @@ def with_pinned_models(config: TrainConfig) -> TrainConfig:
         config,
         model=dataclasses.replace(model, path=pinned(model.path), vision_tower=tower, adapter=adapter),
         score=dataclasses.replace(config.score, reward_model=reward_model and pinned(reward_model)),
-        detection=dataclasses.replace(detection, model=detector),
+        detection=detection,
         clip=dataclasses.replace(config.clip, model=verifier),
     )
+
+
+def _with_pinned_weights(detector: Detector) -> Detector:
+    """The other backend reads nothing from the Hub."""
+    if not detector.model or detector.backend != "transformers":
+        return detector
+    return dataclasses.replace(detector, model=pinned(detector.model))

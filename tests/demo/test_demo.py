@@ -18,9 +18,10 @@ import pytest
 from tests.demo.run_demo import SMALL
 from tests.pipeline.loop_world import ROOT
 from vigor_jax.data.records.store import part_metadata, read_parts, write_part
-from vigor_jax.demo.compare import FALSE_ALARMS, MISSES, compare, find_auc, misjudge, settings
+from vigor_jax.demo.compare import compare, find_auc, settings
 from vigor_jax.demo.contact_sheet import Shown, draw_sheet
 from vigor_jax.demo.drawing import draw
+from vigor_jax.demo.erring import FALSE_ALARMS, MISSES, erring, misjudge
 from vigor_jax.demo.results import COLUMNS, Results, plot, to_markdown
 from vigor_jax.demo.variants import choose
 from vigor_jax.pipeline.rounds import keep_compiled
@@ -160,7 +161,7 @@ def test_a_detector_that_errs_errs_alike_in_all_captions(tmp_path: Path) -> None
     for part in range(2):
         write_part(tmp_path / "right", part, 2, verdicts[part::2], Verdict, {"detector": "digest"})
     for out, seed in (("wrong", 7), ("again", 7), ("other", 8)):
-        misjudge(tmp_path / "right", tmp_path / out, seed)
+        misjudge(tmp_path / "right", tmp_path / out, erring(seed))
     right, wrong, again, other = (
         {(verdict.image, verdict.candidate): verdict for verdict in read_parts(tmp_path / name, Verdict)}
         for name in ("right", "wrong", "again", "other")

@@ -375,6 +375,23 @@ def test_a_custom_stream(tmp_path, open_page):
     assert "ended by length" in " ".join(page.locator(".terms").inner_text().split())
 
 
+def test_what_is_unknown_is_shown_so(tmp_path, open_page):
+    run, text = tmp_path / "run", "A dog barks. A cat sleeps. A cup stands."
+    worth = {"dog": (0.0, 1.0), "cat": (0.0, 0.0), "cup": (1.0, 0.0)}
+    spans = {word: Span(text.index(word), text.index(word) + 3) for word in worth}
+    signals = tuple(Signal(word, (spans[word],), *worth[word], 0.5, word == "cup") for word in worth)
+    store.write_part(run / "candidates", 0, 1, [Candidate("a.png", "?", 0, text, (), -1.0, "stop")], Candidate)
+    store.write_part(run / "verdicts" / "detector", 0, 1, [Verdict("a.png", 0, "detector", signals)], Verdict)
+    page = open_page(build_report([run], tmp_path / "index.html"))
+    for word, kind, said in (("dog", "good", "found"), ("cat", "unknown", "unknown"), ("cup", "bad", "not there")):
+        assert page.locator(f".caption .phrase.{kind}").all_inner_texts() == [word]
+        page.locator(".caption .sentence", has_text=word).hover()
+        assert " ".join(page.locator("#tooltip").inner_text().split()) == f"detector {word} 0.50 {said}"
+        assert page.locator(f"#tooltip .{kind}").inner_text() == said
+    assert page.locator(".caption .sentence.bad").all_inner_texts() == ["A cup stands."]
+    assert page.locator(".caption .sentence.good").count() == 0
+
+
 @pytest.fixture(scope="module")
 def large(tmp_path_factory):
     """5,000 images with 5 candidates of some 70 words; 64 of them again and again, too far apart for gzip to notice."""

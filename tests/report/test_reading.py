@@ -145,6 +145,16 @@ def test_a_custom_stream_counts_by_what_it_holds_against(tmp_path):
     assert not records.chosen.any()
 
 
+def test_what_is_unknown_is_neither_good_nor_bad(tmp_path):
+    unknown = Signal("cat", (CAT,), 0.0, 0.0, 0.6)
+    signals = (found("dog", DOG), unknown)
+    for folder, p_good in ((tmp_path / "good", 0.9), (tmp_path / "bad", 0.1)):
+        write_one(folder, TEXT, detector=signals, reward_model=(judged(FIRST, 0.9), judged(SECOND, p_good)))
+        (example,) = read_records(str(folder), ["a.png"]).examples
+        assert [thing[:4] for thing in example["things"][:2]] == [["dog", 80, False, False], ["cat", 60, None, False]]
+        assert example["candidates"][0]["flags"] == 0  # of the cat, one stream alone says anything
+
+
 def test_the_best_boxes_are_kept_inside_the_image(tmp_path):
     boxes = tuple((number / 100, -0.5, 1.5, 0.9) for number in range(MAX_BOXES + 3))
     write_one(tmp_path, TEXT, detector=(Signal("dog", (DOG,), 0.0, 1.0, 0.9, boxes_xyxy=boxes),))

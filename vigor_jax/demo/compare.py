@@ -14,43 +14,33 @@ import functools
 import json
 import logging
 import os
-import random
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from vigor_jax import cli
 from vigor_jax.config import Stage, TrainConfig
 from vigor_jax.data.records import store
 from vigor_jax.demo.config import demo_config
 from vigor_jax.demo.dataset import COLOR_WORDS, VERSION, DemoDataConfig, prepare, read_scenes
+from vigor_jax.demo.erring import agreeing, erring, misjudge
 from vigor_jax.demo.metrics import compute_metrics, reward_auc
 from vigor_jax.demo.results import COLUMNS, Results, plot, to_markdown
-from vigor_jax.demo.variants import (
-    CLAIMS,
-    OF_DESCRIPTIONS,
-    VARIANTS,
-    VERIFIER,
-    SharedRecords,
-    Variant,
-    choose,
-    replaced,
-)
+from vigor_jax.demo.variants import CLAIMS, OF_DESCRIPTIONS, VARIANTS, VERIFIER, Variant, choose, replaced
 from vigor_jax.demo.verifier import BASELINES, ENTITIES
 from vigor_jax.errors import InputError
 from vigor_jax.inference.predictor import read_answers
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 from vigor_jax.pipeline.rounds import keep_compiled, lock, run_rounds
 from vigor_jax.pipeline.run import Run
-from vigor_jax.records import PhraseScore, Signal, Target, Verdict
+from vigor_jax.records import Target
 from vigor_jax.stages.stage import EVALUATION, REWARD_MODEL
 from vigor_jax.verifier import measure
 
 logger = logging.getLogger(__name__)
 
 COUNT = "cpu_seconds.json"
-MISSES, FALSE_ALARMS = 0.08, 0.05
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -133,7 +123,10 @@ def compare(
 
 def _make_shared(config: TrainConfig, directory: Path, judged: Collection[str]) -> None:
     """Candidates, verdicts and reward models that variants share."""
-    shared, holistic, erring, verifier, claims, erring_boxes = (directory / name for name in get_args(SharedRecords))
+    shared, holistic, verifier, claims = (
+        directory / name for name in ("shared", "holistic_reward", "verifier_verdicts", "judged_claims")
+    )
+    seed = config.sft.seed
     with counting(shared):
         Run(_in(config, shared, ("train_reward", "sample", "score"))).go()
     if holistic.name in judged:
@@ -141,23 +134,27 @@ def _make_shared(config: TrainConfig, directory: Path, judged: Collection[str]) 
             _copy(shared, holistic, ("candidates",))
             other = replaced(config, OF_DESCRIPTIONS | {"score.streams": ("reward_model",)})
             Run(_in(other, holistic, ("train_reward", "score"))).go()
-    if erring.name in judged:
-        with counting(erring):
-            _copy(shared, erring, ("candidates", "verdicts/reward_model"))
-            misjudge(shared / "verdicts" / "detector", erring / "verdicts" / "detector", config.sft.seed)
     if verifier.name in judged:
         with counting(verifier):
             _copy(shared, verifier, ("candidates",))
             Run(_in(replaced(config, VERIFIER), verifier, ("score",))).go()
-    if not {claims.name, erring_boxes.name}.isdisjoint(judged):
+    judging_claims = _in(replaced(config, CLAIMS), claims, ("score",))
+    if not {claims.name, "erring_boxes", "agreeing_boxes"}.isdisjoint(judged):
         with counting(claims):
             _copy(shared, claims, ("candidates", "verdicts/reward_model"))
-            Run(_in(replaced(config, CLAIMS), claims, ("score",))).go()
-    if erring_boxes.name in judged:
-        with counting(erring_boxes):
-            _copy(claims, erring_boxes, ("candidates", "verdicts/reward_model"))
-            misjudge(claims / "verdicts" / "detector", erring_boxes / "verdicts" / "detector", config.sft.seed)
-            Run(_in(replaced(config, CLAIMS), erring_boxes, ("score",))).go()
+            Run(judging_claims).go()
+    for name, source, judge in (
+        ("erring_detector", shared, erring(seed)),
+        ("agreeing_detectors", shared, agreeing(seed)),
+        ("erring_boxes", claims, erring(seed)),
+        ("agreeing_boxes", claims, agreeing(seed)),
+    ):
+        if name in judged:
+            with counting(directory / name):
+                _copy(source, directory / name, ("candidates", "verdicts/reward_model"))
+                misjudge(source / "verdicts" / "detector", directory / name / "verdicts" / "detector", judge)
+                if source is claims:
+                    Run(_in(judging_claims, directory / name, ("score",))).go()
 
 
 @contextlib.contextmanager
@@ -191,48 +188,6 @@ def _read_count(directory: Path) -> dict[str, Any]:
 
 def _cpu_seconds() -> float:
     return sum(os.times()[:4])
-
-
-def misjudge(verdicts: Path, erring: Path, seed: int) -> None:
-    """Copies a detector's verdicts with errors: of an image and a phrase in all captions alike.
-
-    Some phrases are turned round, with a box anywhere for what is not there. Of several boxes some are missed, and of
-    phrases with a color some scores are turned round.
-    """
-
-    def turned(image: str, signal: Signal) -> Signal:
-        chance = random.Random(f"{seed} {image} {signal.label}")
-        if chance.random() >= (FALSE_ALARMS if signal.absent else MISSES):
-            best, others = signal.boxes_xyxy[:1], signal.boxes_xyxy[1:]
-            found = tuple(box for box in others if chance.random() >= MISSES)
-            return dataclasses.replace(signal, boxes_xyxy=best + found)
-        left, top = chance.uniform(0, 0.75), chance.uniform(0, 0.75)
-        return dataclasses.replace(
-            signal,
-            negative=signal.positive,
-            positive=signal.negative,
-            score=1 - signal.score,
-            absent=not signal.absent,
-            boxes_xyxy=((left, top, left + 0.25, top + 0.25),) if signal.absent else (),
-        )
-
-    def scored(image: str, asked: PhraseScore) -> PhraseScore:
-        is_turned = random.Random(f"{seed} {image} {asked.phrase}").random() < (
-            MISSES if asked.score >= 0.5 else FALSE_ALARMS
-        )
-        return asked._replace(score=1 - asked.score) if is_turned else asked
-
-    count = store.count_parts(verdicts)
-    for part in (part for part in range(count) if not store.has_part(erring, part, count)):
-        records = (
-            dataclasses.replace(
-                verdict,
-                signals=tuple(turned(verdict.image, signal) for signal in verdict.signals),
-                attributes=tuple(scored(verdict.image, asked) for asked in verdict.attributes),
-            )
-            for verdict in store.read_part(verdicts, part, count, Verdict)
-        )
-        store.write_part(erring, part, count, records, Verdict, store.part_metadata(verdicts))
 
 
 def figures(evaluation: Path, data: Path) -> dict[str, float]:

@@ -9,7 +9,14 @@ from vigor_jax.errors import InputError
 
 Config = TypeVar("Config")
 SharedRecords: TypeAlias = Literal[
-    "shared", "holistic_reward", "erring_detector", "verifier_verdicts", "judged_claims", "erring_boxes"
+    "shared",
+    "holistic_reward",
+    "erring_detector",
+    "agreeing_detectors",
+    "verifier_verdicts",
+    "judged_claims",
+    "erring_boxes",
+    "agreeing_boxes",
 ]
 
 
@@ -23,9 +30,10 @@ class Variant(NamedTuple):
       overrides: options of the demo's config that differ, `section.key` → value.
       stages: what is run after what the variants share.
       judged: whose candidates and verdicts it takes: "shared"; "holistic_reward", where the reward model judges whole
-        descriptions; "erring_detector", where the detector errs (`compare.misjudge`); "verifier_verdicts", where the
-        verifier of FiSAO judges; "judged_claims" and "erring_boxes", where claims are judged by its boxes; or None. One
-        without a selection takes the reward model only.
+        descriptions; "erring_detector", where the detector errs, and "agreeing_detectors", where two that err agree
+        (`erring.py`); "verifier_verdicts", where the verifier of FiSAO judges; "judged_claims", where claims are judged
+        by the detector's boxes, and "erring_boxes" and "agreeing_boxes", where by those of detectors that err; or None.
+        One without a selection takes the reward model only.
       rounds: how often.
     """
 
@@ -48,6 +56,7 @@ REWARD_MODEL = {"score.streams": ("reward_model",)} | UNREFINED
 OF_DESCRIPTIONS = {"train_reward.per": "description", "reward_model.per": "description"}
 RANDOM = {"select.strategy": "random"}
 ERRING: SharedRecords = "erring_detector"
+AGREEING: SharedRecords = "agreeing_detectors"
 # Scores that are as far from both means as a third of their distance are neither rewarded nor punished.
 VERIFIER = {"score.streams": ("clip",), "clip.margin": 25.0, "clip.margin_sign": "-"}
 PPO: tuple[Stage, ...] = ("ppo", "export", "evaluate")
@@ -216,10 +225,31 @@ VARIANTS = (
         judged="erring_boxes",
     ),
     Variant(
+        "claims_repair_consensus",
+        "AT + claims, repaired, two detectors that err",
+        "as claims_repair_erring, with the two detectors of at_consensus",
+        CLAIMS | REPAIR,
+        judged="agreeing_boxes",
+    ),
+    Variant(
         "at_erring", "AT, detector that errs", "as at, with errors in the detector's answers", DETECTOR, judged=ERRING
     ),
     Variant(
         "all_erring", "All, detector that errs", "as all, with errors in the detector's answers", BOTH, judged=ERRING
+    ),
+    Variant(
+        "at_consensus",
+        "AT, two detectors that err",
+        "as at_erring, where a second detector errs otherwise, and what they do not agree on does not count",
+        DETECTOR,
+        judged=AGREEING,
+    ),
+    Variant(
+        "all_consensus",
+        "All, two detectors that err",
+        "as all_erring, with the two detectors of at_consensus",
+        BOTH,
+        judged=AGREEING,
     ),
 )
 

@@ -21,12 +21,12 @@ Example = dict[str, Any]
 def make_example(rows: Sequence[Mapping[str, Any]], streams: Sequence[str], selection: Selection | None) -> Example:
     """An image as the page has it; keys as in the records, but for these, which save space.
 
-    `things` has what was said once, though several candidates say it: [label, score, is bad, is absent, boxes] and of a
-    claim its kind, the score in hundredths, the boxes' corners in thousandths. A candidate's `sentences` are [start,
-    end, ...] and its `signals`, for each stream, [thing, start, end, ...]; each place counts from the one before it,
-    through all of the stream's signals. `flags` are HALLUCINATED and DISAGREE. `boxes` are those in its text, if it has
-    any: [start, end, left, top, right, bottom], the corners in thousandths of the square that LLaVA-1.5 pads an image
-    to.
+    `things` has what was said once, though several candidates say it: [label, score, is bad (null: unknown), is absent,
+    boxes] and of a claim its kind, the score in hundredths, the boxes' corners in thousandths. A candidate's
+    `sentences` are [start, end, ...] and its `signals`, for each stream, [thing, start, end, ...]; each place counts
+    from the one before it, through all of the stream's signals. `flags` are HALLUCINATED and DISAGREE. `boxes` are
+    those in its text, if it has any: [start, end, left, top, right, bottom], the corners in thousandths of the square
+    that LLaVA-1.5 pads an image to.
     """
     things: dict[str, tuple[int, list[Any]]] = {}
     candidates = [_candidate(row, streams, things) for row in rows]
@@ -71,7 +71,7 @@ def _candidate(
             found.append([number, *(place - before for before, place in pairwise([last, *chain(*spans)]))])
             last = spans[-1][1] if spans else last
             for place, sentence in enumerate(sentences):
-                if any(start < sentence.end and end > sentence.start for start, end in spans):
+                if thing[2] is not None and any(start < sentence.end and end > sentence.start for start, end in spans):
                     bad[place] = bool(bad[place]) or thing[2]
         signals.append(found)
         opinions.append(bad)
@@ -89,8 +89,9 @@ def _candidate(
 
 
 def _thing(signal: Mapping[str, Any]) -> list[Any]:
-    """A signal finds bad what is absent, or what it holds more against than for."""
-    is_bad = bool(signal["absent"] or signal["negative"] > signal["positive"])
+    """A signal finds bad what is absent, or what it holds more against than for; None where it holds nothing."""
+    is_unknown = not (signal["absent"] or signal["negative"] or signal["positive"])
+    is_bad = None if is_unknown else bool(signal["absent"] or signal["negative"] > signal["positive"])
     boxes = [[round(1000 * min(max(corner, 0), 1)) for corner in box] for box in signal["boxes_xyxy"][:MAX_BOXES]]
     score = round(100 * signal["score"]) if math.isfinite(signal["score"]) else None
     kind = [signal["kind"]] if signal["kind"] else []

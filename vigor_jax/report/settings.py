@@ -31,6 +31,12 @@ _SETTINGS = {
     ),
     "Rewards": ("score.streams",),
     "Detector": ("detection.model", "detection.addresses", "detection.box_threshold", "detection.text_threshold"),
+    "Second detector": (
+        "detection.second.model",
+        "detection.second.addresses",
+        "detection.second.box_threshold",
+        "detection.second.text_threshold",
+    ),
     "Reward model": ("score.reward_model", "reward_model.per"),
     "Adapter of the reward model": _adapter("train_reward"),
     "Verifier": (
@@ -112,7 +118,7 @@ _STAGES = {
     "Captions of the evaluation": ("evaluate",),
 }
 LABELS = (*_SETTINGS, "Export", "Date")
-_STREAMS = {"Detector": "detector", "Reward model": "reward_model", "Verifier": "clip"}
+_STREAMS = {"Detector": "detector", "Second detector": "detector", "Reward model": "reward_model", "Verifier": "clip"}
 
 
 def describe_settings(config: Any, directory: Path) -> dict[str, list[str]]:

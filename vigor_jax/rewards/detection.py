@@ -8,23 +8,25 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import sys
+import logging
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, NamedTuple, Protocol, Self
+from typing import NamedTuple, Protocol, Self
 
-from detector_bridge.client import BlockingClient, ClientConfig, DetectorError
+from detector_bridge.client import BlockingClient, DetectorError
 from detector_bridge.errors import InputError as BridgeError
-from detector_bridge.local import LocalConfig, LocalDetector
 from detector_bridge.messages import Answer, Detection, Request
 from detector_bridge.refusal import RefusedError
 from vigor_jax import fingerprint
 from vigor_jax.errors import InputError
+from vigor_jax.percent import percent
 from vigor_jax.records import ImageFile, PhraseScore, ScoreItem, Signal, Span, Verdict
+from vigor_jax.rewards.agreement import AGREEMENT, agree
+from vigor_jax.rewards.detectors import DetectorConfig, SecondDetectorConfig, connected
 from vigor_jax.rewards.language.unknown_words import UnknownWords
 from vigor_jax.rewards.phrases import Phrase, PhrasesConfig, made_of, make_phrases
 from vigor_jax.rewards.sentences import split_sentences
@@ -35,52 +37,35 @@ PHRASES_A_REQUEST = 500
 
 IMAGE_READERS = 4
 
+# What errors call the detectors.
+FIRST, SECOND = "detection", "detection.second"
+
+logger = logging.getLogger(__name__)
+
 
 @dataclasses.dataclass(frozen=True)
-class DetectionConfig:
+class DetectionConfig(DetectorConfig):
     """The detector, and what is asked of it.
 
     Attributes:
-      addresses: sidecars that serve already, HOST:PORT or unix:PATH.
-      model: instead of addresses: a GroundingDINO that a sidecar of our own serves, a directory or its name on the Hub.
-      backend: of that sidecar.
-      python: interpreter of that sidecar, where its packages live in another environment.
-      options: further options of that sidecar, such as `--short-side 480`, each word for itself.
-      box_threshold: see docs/detector.md; the paper's 0.25.
-      text_threshold: the same.
-      in_flight: most requests under way.
-      timeout: seconds for one request, over all attempts.
-      connect_timeout: seconds for the first greeting.
-      token_file: the sidecars' token.
-      tls_ca: who signs their certificates (PEM): turns TLS on.
-      tls_cert: this client's certificate.
-      tls_key: its key.
       phrases: how noun phrases are found in captions.
+      second: a second detector that is asked the same. What both find is right, what neither finds is wrong, and what
+        one of them finds is neither rewarded nor punished.
     """
 
-    addresses: tuple[str, ...] = fingerprint.place(())
-    model: str | Path | None = fingerprint.place(None)
-    backend: Literal["transformers", "groundingdino"] = fingerprint.neutral("transformers")
-    python: Path | None = fingerprint.place(None)
-    options: tuple[str, ...] = ()
-    box_threshold: float = 0.25
-    text_threshold: float = 0.25
-    in_flight: int = fingerprint.neutral(64)
-    timeout: float = fingerprint.neutral(600.0)
-    connect_timeout: float = fingerprint.neutral(60.0)
-    token_file: Path | None = fingerprint.place(None)
-    tls_ca: Path | None = fingerprint.place(None)
-    tls_cert: Path | None = fingerprint.place(None)
-    tls_key: Path | None = fingerprint.place(None)
     phrases: PhrasesConfig = dataclasses.field(default_factory=PhrasesConfig)
+    second: SecondDetectorConfig | None = fingerprint.optional()
 
     def check_given(self) -> None:
-        """Raises InputError if no detector is given, or two."""
-        if bool(self.addresses) == bool(self.model):
-            raise InputError(
-                "detection: give either addresses, of sidecars that serve, or model, for one that this command starts; "
-                f"got {'both' if self.model else 'neither'}"
-            )
+        """Raises InputError if no detector is given, or two in one place."""
+        self.check_place(FIRST)
+        if self.second:
+            self.second.check_place(SECOND)
+
+    def greeted_within(self, seconds: float) -> Self:
+        """The same, with less time for the first greeting."""
+        second = self.second and dataclasses.replace(self.second, connect_timeout=seconds)
+        return dataclasses.replace(self, connect_timeout=seconds, second=second)
 
 
 class AttributeQuestions(Protocol):
@@ -98,12 +83,16 @@ class AttributeQuestions(Protocol):
 
 
 class _Asked(NamedTuple):
-    """An item under way: the phrases of each text, those with attributes, and the answers to come."""
+    """An item under way: the phrases of each text, those with attributes, and the answers to come, of each detector."""
 
     item: ScoreItem
     phrases: list[list[Phrase]]
     attributes: list[tuple[str, ...]]
-    answers: list[Future[Answer]]
+    answers: list[list[Future[Answer]]]
+
+    @property
+    def is_answered(self) -> bool:
+        return all(future.done() for answers in self.answers for future in answers)
 
 
 class DetectorStream:
@@ -114,12 +103,16 @@ class DetectorStream:
     has it. A phrase that the caption denies is a negative signal of 1 if it is found; else it is none, for a caption is
     not to be paid for listing what is not there.
 
+    Where there is a second detector, both look at an image at the same time, and a verdict is what they agree on
+    (`agreement.agree`).
+
     Args:
       config: settings.
       attributes: whose questions are asked, too; the scores are in `Verdict.attributes`.
 
     Raises:
-      InputError: on entering: no detector is given, it cannot be reached, or several serve different models.
+      InputError: on entering: no detector is given, one cannot be reached, or several addresses of one serve different
+        models.
     """
 
     name = "detector"
@@ -129,50 +122,41 @@ class DetectorStream:
         config.check_given()
         self._config, self._attributes = config, attributes
         self._phrases = make_phrases(config.phrases)
-        self._unknown = UnknownWords()
+        self._unknown = [UnknownWords(FIRST), UnknownWords(SECOND)]
         self._stack = ExitStack()
+        self._second: BlockingClient | None = None
+        self._both = self._differ = 0  # phrases that two detectors were asked for, and of these, those one found
 
     def __enter__(self) -> Self:
-        config, addresses = self._config, self._config.addresses
-        try:
-            if config.model:
-                local = LocalConfig(config.model, config.backend, config.python or Path(sys.executable), config.options)
-                addresses = (self._stack.enter_context(LocalDetector(local)).address,)
-            client = ClientConfig(
-                addresses=addresses,
-                timeout=config.timeout,
-                connect_timeout=config.connect_timeout,
-                in_flight=config.in_flight,
-                token_file=config.token_file,
-                tls_ca=config.tls_ca,
-                tls_cert=config.tls_cert,
-                tls_key=config.tls_key,
-            )
-            self._client = self._stack.enter_context(BlockingClient(client))
-            served = {info.digest: address for info, address in zip(self._client.info(), addresses, strict=True)}
-        except (BridgeError, DetectorError) as error:
-            self._stack.close()
-            raise InputError(f"detection: {error}") from None
-        except BaseException:
-            self._stack.close()
-            raise
-        if len(served) > 1:
-            self._stack.close()
-            raise InputError(f"detection: {' and '.join(served.values())} serve different models; give one model's")
-        self.digest = self._digest(next(iter(served)))
+        with ExitStack() as opened:  # closes the first detector if the second one cannot be reached
+            self._client, weights = opened.enter_context(connected(self._config, FIRST))
+            self.digest = self._digest(weights, self._config)
+            if self._config.second:
+                self._second, weights = opened.enter_context(connected(self._config.second, SECOND))
+                digests = [self.digest, self._digest(weights, self._config.second), AGREEMENT]
+                self.digest = hashlib.sha256(json.dumps(digests).encode()).hexdigest()
+            self._stack = opened.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._both:
+            logger.info(
+                "detection: the two detectors differ on %d of %d phrases (%s%%); these are neither right nor wrong",
+                *(self._differ, self._both, percent(self._differ / self._both, 1)),
+            )
+        self._both = self._differ = 0
         self._stack.close()
 
     def judge(self, items: Iterable[ScoreItem]) -> Iterator[list[Verdict]]:
         """See `RewardStream.judge`; at most `in_flight` images are under way."""
         pending: deque[_Asked] = deque()
+        second = self._config.second
+        most = min(self._config.in_flight, second.in_flight) if second else self._config.in_flight
         for item, image in _read_ahead(items):
             pending.append(self._ask(item, image))
-            while pending and (len(pending) >= self._config.in_flight or all(f.done() for f in pending[0].answers)):
+            while pending and (len(pending) >= most or pending[0].is_answered):
                 yield self._verdicts(pending.popleft())
         while pending:
             yield self._verdicts(pending.popleft())
@@ -186,42 +170,70 @@ class DetectorStream:
         named = (phrase.text for own in phrases for phrase in own if any(_spans(phrase, self._config.phrases)))
         every = dict.fromkeys(itertools.chain(named, *attributes))
         wanted = [phrase for phrase in every if len(phrase) <= MAX_LETTERS]
-        requests = [
-            Request(
-                image,
-                tuple(wanted[first : first + PHRASES_A_REQUEST]),
-                self._config.box_threshold,
-                self._config.text_threshold,
-                name=item.image,
+        answers = [self._submit(self._client, self._config, item, image, wanted)]
+        if self._second and self._config.second:
+            answers.append(self._submit(self._second, self._config.second, item, image, wanted))
+        return _Asked(item, phrases, attributes, answers)
+
+    def _submit(
+        self,
+        client: BlockingClient,
+        config: DetectorConfig,
+        item: ScoreItem,
+        image: Path | bytes,
+        wanted: Sequence[str],
+    ) -> list[Future[Answer]]:
+        return [
+            client.submit(
+                Request(
+                    image,
+                    tuple(wanted[first : first + PHRASES_A_REQUEST]),
+                    config.box_threshold,
+                    config.text_threshold,
+                    name=item.image,
+                )
             )
             for first in range(0, len(wanted), PHRASES_A_REQUEST)
         ]
-        return _Asked(item, phrases, attributes, [self._client.submit(request) for request in requests])
 
     def _verdicts(self, asked: _Asked) -> list[Verdict]:
-        found: dict[str, Detection] = {}
-        for future in asked.answers:
-            try:
-                found |= {detection.phrase: detection for detection in future.result().detections}
-            except (BridgeError, DetectorError, RefusedError) as error:
-                raise InputError(f"detection: {asked.item.image}: {error}") from None
-        self._unknown.tell(found.values())
-        return [
-            Verdict(
-                asked.item.image,
-                candidate,
-                self.name,
-                _signals(phrases, found, self._config.phrases),
-                tuple(PhraseScore(each, found[each].score) for each in attributes if each in found),
-            )
-            for candidate, (phrases, attributes) in enumerate(zip(asked.phrases, asked.attributes, strict=True))
+        found = [
+            self._found(section, asked.item.image, answers)
+            for section, answers in zip((FIRST, SECOND), asked.answers, strict=False)
         ]
+        for unknown, detections in zip(self._unknown, found, strict=False):
+            unknown.tell(detections.values())
+        said = [
+            [
+                Verdict(
+                    asked.item.image,
+                    candidate,
+                    self.name,
+                    _signals(phrases, detections, self._config.phrases),
+                    tuple(PhraseScore(each, detections[each].score) for each in attributes if each in detections),
+                )
+                for candidate, (phrases, attributes) in enumerate(zip(asked.phrases, asked.attributes, strict=True))
+            ]
+            for detections in found
+        ]
+        if len(found) == 1:
+            return said[0]
+        first, second = found
+        self._both += len(first)
+        self._differ += sum(first[phrase].present != second[phrase].present for phrase in first)
+        return [agree(*verdicts) for verdicts in zip(*said, strict=True)]
 
-    def _digest(self, weights: str) -> str:
-        config = self._config
-        thresholds = config.box_threshold, config.text_threshold
+    def _found(self, section: str, image: str, answers: Iterable[Future[Answer]]) -> dict[str, Detection]:
+        """What a detector found of each phrase that it was asked for."""
+        try:
+            return {found.phrase: found for future in answers for found in future.result().detections}
+        except (BridgeError, DetectorError, RefusedError) as error:
+            raise InputError(f"{section}: {image}: {error}") from None
+
+    def _digest(self, weights: str, detector: DetectorConfig) -> str:
+        thresholds = detector.box_threshold, detector.text_threshold
         asked = [self._attributes.digest] if self._attributes else []
-        settings = [weights, *thresholds, *config.options, *made_of(config.phrases), *asked]
+        settings = [weights, *thresholds, *detector.options, *made_of(self._config.phrases), *asked]
         return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
 

@@ -302,7 +302,7 @@ class ScoreStage(Stage):
         """Asks the detector whether it is the one that the verdicts are of; it need not be there any more."""
         if self._streams[name].path != DetectorStream.name:
             return
-        stream = self._detector(dataclasses.replace(self._detection, connect_timeout=GREETING_TIMEOUT))
+        stream = self._detector(self._detection.greeted_within(GREETING_TIMEOUT))
         try:
             self._opened.enter_context(stream)
         except InputError as error:

@@ -174,9 +174,9 @@ class Detail {
         ? make("span", { class: "box" }, cut(letters, cuts[i], cuts[i + 1]))
         : cut(letters, cuts[i], cuts[i + 1]);
       const here = phrases.filter(({ spans }) => spans.some(([from, to]) => from <= cuts[i] && to >= cuts[i + 1]));
-      const shown = here.find((signal) => signal.isBad) ?? here[0];
-      const kind = `phrase ${shown?.isBad ? "bad" : "good"}`;
-      const piece = shown ? make("span", { class: kind, "data-thing": shown.index }, text) : text;
+      const shown = ["bad", "good", "unknown"].map((kind) => here.find((each) => kindOf(each) === kind)).find(Boolean);
+      const made = () => make("span", { class: `phrase ${kindOf(shown)}`, "data-thing": shown.index }, text);
+      const piece = shown ? made() : text;
       const repair = repaired.find(([from, to]) => from <= cuts[i] && to >= cuts[i + 1]);
       node.append(repair ? make("del", { class: "replaced" }, piece) : piece);
       if (repair?.[1] === cuts[i + 1]) node.append(make("ins", {}, repair[2]));

@@ -8,6 +8,9 @@ const probability = (thing) => (thing.score == null ? "–" : (thing.score / 100
 const characters = (text) => (/[\ud800-\udfff]/.test(text) ? [...text] : text);
 const cut = (letters, start, end) => [].concat(letters.slice(start, end)).join("");
 
+// What a signal says of a thing: isBad is null where the stream cannot say.
+const kindOf = ({ isBad }) => (isBad == null ? "unknown" : isBad ? "bad" : "good");
+
 // Signals that point into a sentence: {stream, index, label, score, isBad, isAbsent, kind, spans, isWhole}; the spans are
 // those inside it, isWhole tells that the signal is about all of it, and kind is that of a claim.
 function signalsOn(group, candidate, streams, start, end) {
@@ -36,16 +39,18 @@ function answerOf(label) {
   return kinds.join(", ") || "bad";
 }
 
+const FOUND = { good: "found", bad: "bad", unknown: "unknown" };
+
 function describe(signals, current) {
   const rows = signals.map((signal) => {
     const said = signal.kind
       ? [`${signal.label} `, "", signal.isBad ? "wrong" : "right"]
       : !signal.isWhole
-      ? [`${signal.label} `, probability(signal), signal.isAbsent ? "not there" : signal.isBad ? "bad" : "found"]
+        ? [`${signal.label} `, probability(signal), signal.isAbsent ? "not there" : FOUND[kindOf(signal)]]
       : signal.stream === "reward_model"
         ? ["p(good) ", probability(signal), answerOf(signal.label)]
         : ["score ", probability(signal), signal.label];
-    const kind = signal.isBad ? "bad" : "good";
+    const kind = kindOf(signal);
     return make(
       "li",
       { class: signal.index === current ? "current" : "" },
@@ -60,7 +65,7 @@ function describe(signals, current) {
 // A sentence's color: from the worst p(good), or from what was not found or is wrong where no stream judges whole
 // sentences.
 function tint(signals) {
-  const whole = signals.filter((signal) => signal.isWhole && signal.score != null);
+  const whole = signals.filter((signal) => signal.isWhole && signal.score != null && signal.isBad != null);
   const worst = whole.length ? Math.min(...whole.map((signal) => signal.score)) / 100 : null;
   if (worst == null) return signals.some((signal) => signal.isBad) ? { kind: "bad", strength: 55 } : null;
   const isBad = whole.some((signal) => signal.isBad);

@@ -16,9 +16,13 @@ class UnknownWords:
 
     A phrase with a word of which nothing is read gets a warning. One with words read in pieces gets a line, the first
     `MOST_IN_PIECES` of them.
+
+    Args:
+      section: what the detector's config is called.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, section: str = "detection") -> None:
+        self._section = section
         self._told: set[str] = set()
         self._in_pieces = 0
 
@@ -31,13 +35,13 @@ class UnknownWords:
             words = ", ".join(map(str, found.unknown_words))
             if any(word.is_lost for word in found.unknown_words):
                 logger.warning(
-                    "detection: %r is judged without a word that the text encoder does not know: %s",
-                    found.phrase,
-                    words,
+                    "%s: %r is judged without a word that the text encoder does not know: %s",
+                    *(self._section, found.phrase, words),
                 )
                 continue
             self._in_pieces += 1
             if self._in_pieces <= MOST_IN_PIECES:
-                logger.info("detection: %r has words that the text encoder reads in pieces: %s", found.phrase, words)
+                told = self._section, found.phrase, words
+                logger.info("%s: %r has words that the text encoder reads in pieces: %s", *told)
             if self._in_pieces == MOST_IN_PIECES:
-                logger.info("detection: further phrases with words in pieces are not named")
+                logger.info("%s: further phrases with words in pieces are not named", self._section)
