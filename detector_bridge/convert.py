@@ -21,7 +21,7 @@ from torch import Tensor
 
 from detector_bridge.backends.original_layout import TEXT_ENCODERS, OriginalFiles
 from detector_bridge.backends.torch_backend import first_line
-from detector_bridge.backends.transformers import read_network, weights_of
+from detector_bridge.backends.transformers_checkpoint import read_network, weights_of
 from detector_bridge.command import Parser
 from detector_bridge.errors import InputError
 from detector_bridge.tensor_names import tensors_to_original, tensors_to_transformers

@@ -32,7 +32,8 @@ _FOLDERS = ("", "vision_tower/", "qformer_tokenizer/")
 _SETTINGS = (
     *("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json"),
     *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab.txt", "chat_template.jinja", "chat_template.json", "adapter_config.json", "vigor_jax.json"),
+    *("vocab.txt", "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json"),
+    *("adapter_config.json", "vigor_jax.json"),
 )
 _WEIGHTS, _INDEX = ("model.safetensors", "pytorch_model.bin"), ".index.json"
 _ADAPTERS, _WITH_ADAPTER = ("adapter_model.safetensors", "adapter_model.bin"), "non_lora_trainables.bin"

@@ -22,14 +22,15 @@ _BETWEEN_PHRASES = re.compile(r"(?<!\d)\.|\.(?!\d)|\?")
 
 
 class Prompt(NamedTuple):
-    """One caption for the model.
+    """What the model is asked at once.
 
     Attributes:
-      tokens: [CLS] phrase . phrase . ... [SEP]
-      spans: normalized phrase → first token and the one after its last.
+      tokens: of a caption, [CLS] phrase . phrase . ... [SEP]; or of several texts, where the model reads each phrase by
+        itself.
+      spans: normalized phrase → its first score and the one after its last: of each token, or one of the phrase.
     """
 
-    tokens: list[int]
+    tokens: Sequence[int] | Sequence[Sequence[int]]
     spans: Mapping[str, tuple[int, int]]
 
 
@@ -80,18 +81,10 @@ def make_prompts(phrases: Sequence[str], tokenize: Callable[[str], list[int]], m
     Raises:
       RefusedError: NO_PHRASES, EMPTY_PHRASE or PHRASE_TOO_LONG.
     """
-    if not phrases:
-        raise RefusedError("NO_PHRASES", "the request has no phrases; expected at least one")
     prompts: list[Prompt] = []
     tokens: list[int] = []
     spans: dict[str, tuple[int, int]] = {}
-    for phrase in dict.fromkeys(map(normalize, phrases)):
-        if len(phrase) > _MAX_LETTERS_PER_TOKEN * max_tokens:  # spares the tokenizer megabytes
-            raise RefusedError("PHRASE_TOO_LONG", f"a phrase has {len(phrase)} letters: {phrase[:60]!r}...")
-        ids = tokenize(phrase) if phrase else []
-        if not ids:
-            i = [normalize(given) for given in phrases].index(phrase)
-            raise RefusedError("EMPTY_PHRASE", f"phrase {i} of {len(phrases)} has no word in it: {phrases[i]!r:.80}")
+    for phrase, ids in read_phrases(phrases, tokenize, max_tokens).items():
         if len(ids) + 3 > max_tokens:
             raise RefusedError(
                 "PHRASE_TOO_LONG",
@@ -103,6 +96,25 @@ def make_prompts(phrases: Sequence[str], tokenize: Callable[[str], list[int]], m
         spans[phrase] = (1 + len(tokens), 1 + len(tokens) + len(ids))
         tokens += [*ids, DOT]
     return [*prompts, Prompt([CLS, *tokens, SEP], spans)]
+
+
+def read_phrases(phrases: Sequence[str], tokenize: Callable[[str], list[int]], max_tokens: int) -> dict[str, list[int]]:
+    """Normalized phrases with their token ids, each once, in their order.
+
+    Raises:
+      RefusedError: NO_PHRASES or EMPTY_PHRASE, or PHRASE_TOO_LONG where a tokenizer should be spared.
+    """
+    if not phrases:
+        raise RefusedError("NO_PHRASES", "the request has no phrases; expected at least one")
+    found = {}
+    for phrase in dict.fromkeys(map(normalize, phrases)):
+        if len(phrase) > _MAX_LETTERS_PER_TOKEN * max_tokens:  # spares the tokenizer megabytes
+            raise RefusedError("PHRASE_TOO_LONG", f"a phrase has {len(phrase)} letters: {phrase[:60]!r}...")
+        found[phrase] = tokenize(phrase) if phrase else []
+        if not found[phrase]:
+            i = [normalize(given) for given in phrases].index(phrase)
+            raise RefusedError("EMPTY_PHRASE", f"phrase {i} of {len(phrases)} has no word in it: {phrases[i]!r:.80}")
+    return found
 
 
 def find_phrases(
@@ -123,6 +135,8 @@ def find_phrases(
       spans: of one `Prompt`.
       tokens: [Q, T] in [0, 1], from `Backend.detect`.
       boxes_xyxy: [Q, 4].
+      box_threshold: in [0, 1].
+      text_threshold: in [0, 1]; 0 where each phrase has one score, which `box_threshold` is for.
     """
     found = {}
     for phrase, (start, end) in spans.items():

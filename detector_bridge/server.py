@@ -1,4 +1,4 @@
-"""The sidecar: serves a GroundingDINO over gRPC.
+"""The sidecar: serves a detector over gRPC.
 
 python -m detector_bridge.server --model grounding-dino-tiny --listen 127.0.0.1:50051
 """
@@ -50,7 +50,13 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     batch, limits, thresholds = BatchConfig(), Limits(), Thresholds()
     parser = Parser(prog="python -m detector_bridge.server", description=__doc__.split("\n")[0])
     add = parser.add_argument
-    add("--backend", choices=("transformers", "groundingdino"), default="transformers")
+    add(
+        "--backend",
+        choices=("transformers", "groundingdino"),
+        default="transformers",
+        help="transformers (default): GroundingDINO, MM-Grounding-DINO, OWLv2, OWL-ViT or OmDet-Turbo; groundingdino: "
+        "GroundingDINO by its authors' package",
+    )
     add(
         "--model",
         required=True,
@@ -63,7 +69,12 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     add("--short-side", type=int, help="resize to this short side, in pixels; default: the model's (800)")
     add("--long-side", type=int, help="but no longer than this; default: the model's (1333)")
     add("--box-threshold", type=float, default=thresholds.box, help="used where a request brings none; %(default)s")
-    add("--text-threshold", type=float, default=thresholds.text, help="used where a request brings none; %(default)s")
+    add(
+        "--text-threshold",
+        type=float,
+        default=thresholds.text,
+        help="the same; only for models that score tokens, which are the two GroundingDINOs; %(default)s",
+    )
     add("--batch-size", type=int, help=f"most pictures in a batch; default {batch.size} on a GPU, 1 on a CPU")
     add("--batch-wait-ms", type=float, default=batch.wait_ms, help="how long one waits for others; default %(default)s")
     add("--queue", type=int, default=batch.queue, help="most requests held at once; default %(default)s")

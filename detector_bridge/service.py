@@ -19,7 +19,7 @@ from detector_bridge.errors import InputError
 from detector_bridge.hub import short_name
 from detector_bridge.images import MAX_PIXELS, decode, formats
 from detector_bridge.metrics import Metrics
-from detector_bridge.prompts import Found, Prompt, find_phrases, make_prompts, normalize
+from detector_bridge.prompts import Found, Prompt, find_phrases, normalize
 from detector_bridge.refusal import RefusedError
 from detector_bridge.wire import SERVICE, parser
 
@@ -212,10 +212,10 @@ class DetectorService(pb_grpc.DetectorServicer):
         scores = await self._batcher.detect(pixels, prompts, deadline)
 
         def assemble() -> pb.Detections:
-            found: dict[str, Found] = {}
-            for prompt, tokens, boxes in zip(prompts, scores.tokens, scores.boxes_xyxy, strict=True):
-                found |= find_phrases(prompt.spans, tokens, boxes, box, text)
             backend, most = self._backends[0], self._limits.boxes
+            found: dict[str, Found] = {}
+            for prompt, tokens, boxes in zip(prompts, *backend.in_picture(scores, *size), strict=True):
+                found |= find_phrases(prompt.spans, tokens, boxes, box, text if backend.has_text_threshold else 0.0)
             unknown = {phrase: backend.unknown_words(phrase) for phrase in found}
             names = [(phrase, normalize(phrase)) for phrase in request.phrases]
             phrases = [_to_proto(phrase, found[name], unknown[name], most) for phrase, name in names]
@@ -244,7 +244,7 @@ class DetectorService(pb_grpc.DetectorServicer):
 
     def _prepare(self, request: pb.DetectRequest) -> tuple[tuple[int, int], np.ndarray, list[Prompt]]:
         backend = self._backends[0]
-        prompts = make_prompts(request.phrases, backend.tokenize, backend.max_tokens)
+        prompts = backend.make_prompts(request.phrases)
         image = decode(request.image, self._limits.pixels)
         try:
             return image.size, backend.prepare(image), prompts

@@ -13,11 +13,9 @@ import transformers
 from PIL import Image
 from torch import Tensor, nn
 
+from detector_bridge.backends.grounding import Grid, GroundingBackend, Prompts
 from detector_bridge.backends.original_layout import OriginalFiles
 from detector_bridge.backends.torch_backend import (
-    Grid,
-    Prompts,
-    TorchBackend,
     check_keys,
     first_line,
     read_tokenizer,
@@ -42,7 +40,7 @@ class PictureOnce(nn.Sequential):
         return features, [position[:1].expand(count, -1, -1, -1) for position in self.seen[1]]
 
 
-class GroundingDinoBackend(TorchBackend):
+class GroundingDinoBackend(GroundingBackend):
     """The original model, with BERT's tokenizer and the resizing of the package's `load_image`."""
 
     name = "groundingdino"

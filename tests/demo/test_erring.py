@@ -29,10 +29,8 @@ def truth(image: str, candidate: int = 0) -> Verdict:
     shapes = {item.shape for item in SCENES[image].objects}
     signals = []
     for place, shape in enumerate(SHAPES):
-        is_there = shape in shapes
-        signals.append(
-            Signal(shape, (Span(place, place + 1),), float(not is_there), float(is_there), 0.5, not is_there)
-        )
+        is_there, span = shape in shapes, Span(place, place + 1)
+        signals.append(Signal(shape, (span,), float(not is_there), float(is_there), 0.5, not is_there))
     return Verdict(image, candidate, "detector", tuple(signals))
 
 

@@ -13,7 +13,7 @@ import transformers
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from detector_bridge.backends.torch_backend import Grid
+from detector_bridge.backends.grounding import Grid
 from detector_bridge.backends.transformers import TransformersBackend
 from detector_bridge.convert import to_original
 from detector_bridge.errors import InputError
@@ -241,7 +241,7 @@ def test_loading_says_what_is_wrong(tmp_path, checkpoint):
         (tmp_path / "none", "found none"),
         (variant("no-weights", model_safetensors=None), "model\\*.safetensors"),
         (variant("cut", model_safetensors=b"123"), "no GroundingDINO could be read"),
-        (variant("no-config", config_json=None), "no GroundingDINO could be read"),
+        (variant("no-config", config_json=None), "no detector could be read"),
         (variant("other-model", config_json=b'{"model_type": "bert"}'), "got a bert"),
         (variant("no-processor", preprocessor_config_json=None), "no image processor"),
         (variant("wider", config_json=wider), "41|mismatched"),

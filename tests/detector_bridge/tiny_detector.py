@@ -61,6 +61,7 @@ def write_transformers(
     directory: Path,
     seed: int = 0,
     *,
+    kind: str = "GroundingDino",
     embed_dim: int = 24,
     depths: tuple[int, ...] = (1, 2, 1, 1),
     swin_heads: int = 2,
@@ -76,11 +77,13 @@ def write_transformers(
 ) -> Path:
     """Writes a checkpoint that `GroundingDinoForObjectDetection` and `AutoProcessor` load, and returns `directory`.
 
+    With the kind "MMGroundingDino" it is one for `MMGroundingDinoForObjectDetection`.
+
     The weights are random, of a spread such that scores differ between queries, phrases and pictures. Only a model
     with d_model 256 converts to the original layout, whose package has that number as a constant.
     """
     write_tokenizer(directory)
-    config = transformers.GroundingDinoConfig(
+    config = getattr(transformers, f"{kind}Config")(
         backbone_config=transformers.SwinConfig(
             image_size=224,
             embed_dim=embed_dim,
@@ -108,7 +111,7 @@ def write_transformers(
         num_feature_levels=4,
         max_text_len=256,
     )
-    model = transformers.GroundingDinoForObjectDetection(config)
+    model = getattr(transformers, f"{kind}ForObjectDetection")(config)
     spread(model.eval(), seed)
     balance(model, seed)
     state = {key: tensor for key, tensor in model.state_dict().items() if ".swin.layernorm." not in key}

@@ -20,7 +20,8 @@ from detector_bridge.client import BlockingClient, ClientConfig
 from detector_bridge.messages import Detection, Request
 from tests.detector_bridge.sidecar import is_alive, picture, sidecar, wait_until
 from tests.detector_bridge.tiny_detector import write_transformers
-from vigor_jax import cli, fingerprint
+from tests.detector_bridge.tiny_families import write_owl
+from vigor_jax import cli, demo, fingerprint
 from vigor_jax.config import TrainConfig, with_pinned_models
 from vigor_jax.errors import InputError
 from vigor_jax.records import ScoreItem
@@ -106,6 +107,22 @@ def test_two_say_what_each_alone_agrees_on(served, another, items, other):
             seen.add((found.negative, found.positive))
         assert by_phrase(merged).keys() == {key for key in ones if not key[1]} | (ones.keys() & twos.keys())
     assert seen == {(0, 0), (0, 1), (1, 0)} if other == "another" else {(0, 0)} < seen
+
+
+@pytest.mark.slow
+@pytest.mark.main
+def test_the_demos_detector_and_another_kind_of_model(items, tmp_path):
+    """An OWLv2 whose weights are random; both sidecars are ours."""
+    demos = Path(demo.__file__).parent / "checkpoints" / "detector"
+    second = SecondDetectorConfig(model=write_owl(tmp_path / "owlv2"), box_threshold=0.2, text_threshold=1.0)
+    given = DetectionConfig(model=demos, phrases=PhrasesConfig("entities"), second=second)
+    together, first, other = (judge(each, items) for each in (given, alone(given, "first"), alone(given, "second")))
+    found = {signal.positive for verdict in other for signal in verdict.signals}
+    assert found == {0, 1}  # although no score is above a text threshold of 1, which this model has no use for
+    for merged, one, two in zip(together, first, other, strict=True):
+        for key, judged in by_phrase(merged).items():
+            alike = by_phrase(one)[key].absent == by_phrase(two)[key].absent
+            assert judged.positive + judged.negative == alike
 
 
 def test_how_often_they_differ_is_told(served, items, caplog):

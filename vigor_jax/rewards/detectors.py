@@ -20,7 +20,7 @@ class DetectorConfig:
 
     Attributes:
       addresses: sidecars that serve already, HOST:PORT or unix:PATH.
-      model: instead of addresses: a GroundingDINO that a sidecar of our own serves, a directory or its name on the Hub.
+      model: instead of addresses: a detector that a sidecar of our own serves, a directory or its name on the Hub.
       backend: of that sidecar.
       python: interpreter of that sidecar, where its packages live in another environment.
       options: further options of that sidecar, such as `--short-side 480`, each word for itself.

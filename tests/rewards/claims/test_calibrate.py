@@ -26,7 +26,7 @@ def about(value, *boxes, target=(), asked=None, rivals=()):
 
 
 def cases(judged) -> list[Case]:
-    """One for each (evidence, is wrong), each of an image of its own."""
+    """One for each (evidence, is wrong), each of another image."""
     return [Case(f"{number}.png", (evidence,), is_wrong) for number, (evidence, is_wrong) in enumerate(judged)]
 
 

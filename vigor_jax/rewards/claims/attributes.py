@@ -8,7 +8,7 @@ from vigor_jax.rewards.language.claim_words import AttributeWords, PlaceWords
 from vigor_jax.rewards.language.noun_groups import GroupedSentence, NounGroup
 
 _BE = frozenset(("is", "are", "was", "were"))
-_COLOR = ("color", "colour", "colors", "colours")
+_COLOR = ("color", "colors", "colour")
 _JOINTS = ("and", ",", "&", "/", "-")
 # What may follow "is red": "is red with white stripes", but not "is red wine".
 _ENDS = frozenset((".", ",", ";", ":", "!", "and", "with", "in", "on", "while", "which", "but", ")", ""))
