@@ -5,7 +5,7 @@
 Of an image and a phrase, the detector's verdict is turned round at random, in all captions alike: a thing that it found
 is missed in 8% of the cases, one that it did not find is a false alarm in 5%, with a box anywhere. It also misses 8% of
 the other boxes of what it found, and turns round scores of attributes as often. A second detector errs as often, in
-other cases. The command compares one that errs with two that agree (`rewards/agreement.py`), on the truth of the scenes.
+other cases. The command compares one that errs with two that agree (`rewards/agreement.py`), by the truth of scenes.
 """
 
 import dataclasses

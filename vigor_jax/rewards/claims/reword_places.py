@@ -10,6 +10,7 @@ from vigor_jax.rewards.claims import agreement
 from vigor_jax.rewards.claims.claim import Horizontal, Place, Vertical
 from vigor_jax.rewards.claims.judge import Found, JudgeConfig, Truth, counted_boxes, judge
 from vigor_jax.rewards.claims.rewording import Wording
+from vigor_jax.rewards.language.words import repair_words
 
 _OPPOSITE = {
     one: other
@@ -27,7 +28,7 @@ _PART = re.compile(r"[a-z]+")
 _LEADS = frozenset(("on", "at", "in"))
 _NEAR = frozenset(("near", "toward", "towards"))
 _CONTAINS = frozenset(("of", "in", "from", "within"))
-_MIDDLES = frozenset(("middle", "center", "centre"))
+_MIDDLES = repair_words("middles")
 _KNOWN = frozenset(("the", "hand", "side", "corner", "part", "", *_MIDDLES, *_OPPOSITE))
 # What speaks of a place by another: it would be another one.
 _POINTS = re.compile(
