@@ -108,7 +108,7 @@ class TorchBackend(ABC):
             yield
 
     def parts(self, count: int) -> Iterator[slice]:
-        """So many prompts in parts that the model answers at once."""
+        """A number of prompts in parts that the model answers at once."""
         return (slice(start, start + self._rows_at_once) for start in range(0, count, self._rows_at_once))
 
 
