@@ -100,6 +100,7 @@ def test_responses_that_are_all_empty(world, tmp_path, monkeypatch):
         "iteration 1: 16 responses are empty, and none of the 16 tokens of 16 responses has a reward: rewarded 0.0%"
     )
     assert expected in str(error.value)
+    assert str(error.value).endswith("; give questions (ppo.prompts, ppo.data) that the model answers")
     assert "\n" not in str(error.value)
     assert not (tmp_path / "ppo").exists()
 

@@ -37,6 +37,7 @@ from vigor_jax.stages import ppo_programs
 from vigor_jax.stages.ppo_config import PpoConfig
 from vigor_jax.stages.ppo_learner import Learner, Publisher
 from vigor_jax.stages.ppo_questions import Question, digest, read_questions
+from vigor_jax.stages.ppo_rewards import advice
 from vigor_jax.stages.ppo_rollout import Rollouts, TokenArrays
 from vigor_jax.stages.ppo_update import PpoRows, Scores
 from vigor_jax.stages.programs import Cost, Program, Target, Work
@@ -140,7 +141,7 @@ def ppo(
                 with jax.set_mesh(mesh):
                     publish(learner.policy_params)
                 rollouts = Rollouts(config, policy, judges, [questions[index] for index in taken], iteration)
-                _check_rewards(rollouts, judges, iteration)
+                _check_rewards(config, rollouts, judges, iteration)
                 scores, ref_scores = _score(config, learner, mesh, rollouts)
                 arrays = rollouts.token_arrays(scores, ref_scores, kl_factor)
                 _check_finite(arrays, rollouts, iteration)
@@ -184,13 +185,16 @@ def _fingerprint(config: PpoConfig, checkpoint: Checkpoint, questions: list[Ques
     }
 
 
-def _check_rewards(rollouts: Rollouts, judges: Mapping[str, RewardStream], iteration: int) -> None:
+def _check_rewards(config: PpoConfig, rollouts: Rollouts, judges: Mapping[str, RewardStream], iteration: int) -> None:
     """Stops before training where no token is rewarded or punished; later it is only said."""
-    margins = {key: value for judge in judges.values() for key, value in getattr(judge, "margins", {}).items()}
+    empty = sum(not each.text for some in rollouts.completions for each in some)
+    if empty == rollouts.shares.responses:
+        what = "give questions (ppo.prompts, ppo.data) that the model answers"
+    else:
+        what = advice(judges, [own for some in rollouts.verdicts for own in some], config.token_rewards)
     try:
-        rollouts.shares.check(margins)
+        rollouts.shares.check(what)
     except InputError as error:
-        empty = sum(not each.text for some in rollouts.completions for each in some)
         said = f"ppo: iteration {iteration}: {empty} responses are empty, and {error}"
         if iteration == 1:
             raise InputError(said) from None

@@ -7,6 +7,7 @@ import jax
 from vigor_jax.parallel.processes import gather, together
 from vigor_jax.records import ScoreItem, Verdict
 from vigor_jax.rewards.stream import RewardStream
+from vigor_jax.rewards.token_rewards import TokenRewardConfig
 from vigor_jax.stages.streams import needs, uses_devices
 
 
@@ -34,6 +35,29 @@ def judge_responses(judges: Mapping[str, RewardStream], items: Sequence[ScoreIte
         [{name: by_name[name][index][candidate] for name in judges} for candidate in range(len(item.texts))]
         for index, item in enumerate(items)
     ]
+
+
+def advice(
+    judges: Mapping[str, RewardStream], verdicts: Sequence[Mapping[str, Verdict]], config: TokenRewardConfig
+) -> str:
+    """What to change where no token of any response has a reward.
+
+    A stream may have an opinion on it, in a method `advice`; see `rewards.clip.ClipStream`.
+
+    Args:
+      judges: by name.
+      verdicts: of each response.
+      config: how signals became rewards.
+    """
+    signals = {name: [signal for own in verdicts for signal in own[name].signals] for name in judges}
+    if any(signal.positive or signal.negative for own in signals.values() for signal in own):
+        weights = "".join(f", weights.{name} {weight:g}" for name, weight in config.weights.items())
+        return (
+            f"the streams do judge them, and ppo.token_rewards (positive {config.positive:g}, negative "
+            f"{config.negative:g}{weights}) leaves nothing of it; raise what is 0"
+        )
+    own = [judge.advice(is_silent=not signals[name]) for name, judge in judges.items() if hasattr(judge, "advice")]
+    return " or ".join(filter(None, own)) or "give a stream that judges what these responses say"
 
 
 def _in_shares(judge: RewardStream, items: Sequence[ScoreItem]) -> list[list[Verdict]]:

@@ -1,0 +1,88 @@
+"""What PPO's first iteration advises where no token has a reward: what would help, and nothing else."""
+
+import dataclasses
+
+import pytest
+
+from tests.rewards import clip_world
+from tests.stages.ppo_world import Letters, Silent
+from vigor_jax.records import Signal, Span, Verdict
+from vigor_jax.rewards.clip import ClipStream
+from vigor_jax.rewards.clip_baselines import make_baselines
+from vigor_jax.rewards.token_rewards import TokenRewardConfig
+from vigor_jax.rewards.verifier import ClipVerifier
+from vigor_jax.stages.ppo_rewards import advice, judge_responses
+
+KNOWN, UNKNOWN = "A dog and two cats.", "Nothing of that kind."
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return clip_world.make_world(tmp_path_factory.mktemp("advice"))
+
+
+def clip(world, **changes) -> ClipStream:
+    """Of eq. 8 with means that no score of a random CLIP reaches: a cosine is at most 1."""
+    config = clip_world.config(world, baselines=world / "b.json", **changes)
+    made_of = ClipVerifier(clip_world.checkpoint(world), config, clip_world.mesh()).made_of
+    far = make_baselines([[(1.5, False), (-1.5, True)]], made_of)
+    return ClipStream(clip_world.checkpoint(world), config, clip_world.mesh(), far)
+
+
+def advised(world, judges, text: str, **settings) -> str:
+    items = [each._replace(texts=(text,)) for each in clip_world.items(world)[:2]]
+    verdicts = [own for some in judge_responses(judges, items) for own in some]
+    return advice(judges, verdicts, TokenRewardConfig(**settings))
+
+
+@pytest.mark.parametrize(
+    ("changes", "text", "expected"),
+    [
+        ({}, KNOWN, "lower --clip.margin (now 10)"),
+        ({"margin": 3, "margin_sign": "-"}, KNOWN, "raise --clip.margin (now 3)"),
+        ({"margin": 0}, KNOWN, "give a --clip.margin above 0 with --clip.margin_sign -"),
+        ({}, UNKNOWN, "give --clip.entities a list with words that they use"),
+        ({"per": "caption"}, KNOWN, "lower --clip.margin (now 10)"),
+    ],
+    ids=["the margin", "turned", "no margin", "no word is in the list", "of the caption"],
+)
+def test_of_the_verifier(world, changes, text, expected):
+    stream = clip(world, **changes)
+    assert advised(world, {"clip": stream}, text) == expected
+    assert advised(world, {"silent": Silent(), "clip": stream}, text) == expected
+
+
+def test_of_a_stream_without_an_opinion(world):
+    """None has one but the verifier; a stream of a user need not."""
+    assert advised(world, {"silent": Silent()}, KNOWN) == "give a stream that judges what these responses say"
+
+
+def test_a_margin_is_not_blamed_for_the_weights(world):
+    """Where a stream does judge, what it says is lost later."""
+    judges = {"clip": clip(world), "letters": Letters()}
+    said = advised(world, judges, "a cat", positive=0.0, weights={"letters": 0.5})
+    assert said == (
+        "the streams do judge them, and ppo.token_rewards (positive 0, negative 1, weights.letters 0.5) leaves nothing "
+        "of it; raise what is 0"
+    )
+
+
+def test_what_helps_does_help(world):
+    """Lowered so far, the margin rewards something; the scores of `clip` stay."""
+    config = clip_world.config(world, baselines=world / "b.json", margin=1.0, margin_unit="quantile")
+    made_of = ClipVerifier(clip_world.checkpoint(world), config, clip_world.mesh()).made_of
+    near = make_baselines([[(1.0, False), (-0.9, False), (-1.0, True)]], made_of)
+    seen = []
+    for margin in (1.0, 0.0):
+        lowered = dataclasses.replace(config, margin=margin)
+        stream = ClipStream(clip_world.checkpoint(world), lowered, clip_world.mesh(), near)
+        (verdict,) = next(stream.judge([clip_world.items(world)[0]._replace(texts=(KNOWN,))]))
+        seen.append([signal.positive > 0 for signal in verdict.signals])
+    assert seen == [[False, False], [True, True]]
+
+
+def test_signals_are_looked_at_and_not_their_number():
+    """One that is neither good nor bad leaves nothing to weigh."""
+    neutral = Verdict("a", 0, "letters", (Signal("word", (Span(0, 1),), 0.0, 0.0, 0.5),))
+    found = advice({"letters": Letters()}, [{"letters": neutral}], TokenRewardConfig(positive=0.0))
+    assert found == "give a stream that judges what these responses say"
