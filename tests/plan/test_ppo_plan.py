@@ -75,6 +75,10 @@ def test_programs_of_ppo(lora):
     calls, seconds = ppo_programs.cost(config, Work(images=85), [made for _, made in found])
     assert calls == 10
     assert seconds > 0
+    for limit, iterations in ((40, 5), (84, 10), (100, 10)):
+        limited = dataclasses.replace(config, limit=limit)
+        found_then = ppo_programs.cost(limited, Work(images=85), [made for _, made in found])
+        assert found_then == (iterations, pytest.approx(seconds * iterations / 10))
 
 
 def test_weights_that_are_split_in_another_way_are_there_twice():

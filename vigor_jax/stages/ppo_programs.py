@@ -150,7 +150,7 @@ def _round_up(length: int, bucket: int) -> int:
 
 
 def cost(config: PpoConfig, work: Work, programs: Sequence[Cost]) -> tuple[int, float]:
-    """Iterations, and seconds of all programs, for all images.
+    """Iterations, and seconds of all programs, for all images that `limit` leaves.
 
     The last response of an iteration is reckoned to be as long as it can be, and all wait for it; so are the rows of
     updates. Images that fill no iteration are left out, as in a run.
@@ -165,5 +165,6 @@ def cost(config: PpoConfig, work: Work, programs: Sequence[Cost]) -> tuple[int, 
     times = {"score": 2, "update": config.ppo_epochs}
     for name, each in by_name.items():
         seconds += times.get(name, 1) * math.ceil(config.batch_size / each.rows) * each.seconds
-    iterations = work.images * config.epochs // config.batch_size
+    images = min(work.images, config.limit or work.images)
+    iterations = images * config.epochs // config.batch_size
     return iterations, iterations * seconds
