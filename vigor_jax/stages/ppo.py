@@ -8,6 +8,7 @@ killed loses the iterations after its last checkpoint, draws them again, and end
 """
 
 import contextlib
+import functools
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -42,7 +43,7 @@ from vigor_jax.stages.ppo_rollout import Rollouts, TokenArrays
 from vigor_jax.stages.ppo_update import PpoRows, Scores
 from vigor_jax.stages.programs import Cost, Program, Target, Work
 from vigor_jax.stages.score import ScoreStage
-from vigor_jax.stages.stage import Progress, Result, RunContext, Stage
+from vigor_jax.stages.stage import Lazy, Progress, Result, RunContext, Stage
 from vigor_jax.training import ppo as formulas
 from vigor_jax.training.checkpoint import Checkpoints, read_record
 from vigor_jax.training.log import TrainingLog
@@ -331,12 +332,15 @@ class PpoStage(Stage):
         self._config, self._score = config, score
 
     def results(self, context: RunContext) -> list[Result]:
+        outputs = (context.dir / "checkpoints" / self.name, join(context.records, self.name))
+        after = ("train_reward",) if self._score.trains_its_judge else ()
+        return [Result(self.name, Lazy(functools.partial(self._settings, context)), after, outputs)]
+
+    def _settings(self, context: RunContext) -> dict[str, Any]:
         data = self._config.data
         content = {"ppo.data": file_digest(data)} if data and data.is_file() else {}
         settings = context.model_settings | fingerprint.of(self._config, self.name) | content
-        outputs = (context.dir / "checkpoints" / self.name, join(context.records, self.name))
-        after = ("train_reward",) if self._score.trains_its_judge else ()
-        return [Result(self.name, settings | self._score.judge_settings(context), after, outputs)]
+        return settings | self._score.judge_settings(context)
 
     def run(self, context: RunContext, progress: Progress) -> None:
         def open_judges() -> Mapping[str, RewardStream]:
