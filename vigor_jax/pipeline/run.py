@@ -1,5 +1,6 @@
 """One pass through the stages of a config, in one run directory."""
 
+import gc
 import logging
 import sys
 from collections.abc import Iterator
@@ -89,6 +90,7 @@ class Run:
                 logger.info("stage %s", stage.name)
                 with naming(self.context.dir):
                     self._run(stage)
+                gc.collect()  # models are in cycles of references, and the next stage wants the memory of their weights
                 self.barrier(stage.name)
 
     # What stages tell
