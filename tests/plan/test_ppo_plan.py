@@ -16,6 +16,7 @@ from tests.rewards import clip_world
 from tests.stages.ppo_world import Letters, make_world
 from tests.stages.run_ppo import make_config
 from vigor_jax.config import RunConfig, TrainConfig
+from vigor_jax.errors import InputError
 from vigor_jax.hf.families import read_config
 from vigor_jax.hf.load import ModelConfig, open_checkpoint
 from vigor_jax.hf.peft import CONFIG as ADAPTER_CONFIG
@@ -79,6 +80,17 @@ def test_programs_of_ppo(lora):
         limited = dataclasses.replace(config, limit=limit)
         found_then = ppo_programs.cost(limited, Work(images=85), [made for _, made in found])
         assert found_then == (iterations, pytest.approx(seconds * iterations / 10))
+
+
+def test_a_minibatch_that_does_not_divide_is_called_by_its_name():
+    """There is a `batch_size`, too, which does not help."""
+    config = PpoConfig(sampling=SAMPLING, batch_size=64, minibatch=4, lora=LORA)
+    eight = [jax.devices()[0]] * 8
+    target = Target(CONFIG, jnp.float32, eight, MeshConfig(), MeshConfig(data=-1, fsdp=1), SIZES)
+    with pytest.raises(
+        InputError, match=r"^ppo\.minibatch 4 does not divide by data x fsdp x accumulation = 1 x 8 x 1"
+    ):
+        next(ppo_programs.programs("ppo", config, target))
 
 
 def test_weights_that_are_split_in_another_way_are_there_twice():

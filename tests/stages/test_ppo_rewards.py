@@ -6,6 +6,7 @@ import pytest
 
 from tests.rewards import clip_world
 from tests.stages.ppo_world import Letters, Silent
+from vigor_jax.errors import InputError
 from vigor_jax.records import Signal, Span, Verdict
 from vigor_jax.rewards.clip import ClipStream
 from vigor_jax.rewards.clip_baselines import make_baselines
@@ -86,3 +87,35 @@ def test_signals_are_looked_at_and_not_their_number():
     neutral = Verdict("a", 0, "letters", (Signal("word", (Span(0, 1),), 0.0, 0.0, 0.5),))
     found = advice({"letters": Letters()}, [{"letters": neutral}], TokenRewardConfig(positive=0.0))
     assert found == "give a stream that judges what these responses say"
+
+
+class Forgetful(Letters):
+    """Leaves something out: a text of each image, or an image."""
+
+    def __init__(self, kept: slice, images: slice) -> None:
+        self._kept, self._images = kept, images
+
+    def judge(self, items):
+        for verdicts in list(super().judge(items))[self._images]:
+            yield verdicts[self._kept]
+
+
+@pytest.mark.parametrize(
+    ("kept", "images", "got"),
+    [
+        (slice(1, None), slice(None), "0 of 2"),
+        (slice(None), slice(1), "1 of 1"),
+        (slice(None), slice(0), "0 of 0"),
+    ],
+    ids=["texts", "an image", "all"],
+)
+@pytest.mark.parametrize("together", [False, True])
+def test_a_stream_that_leaves_something_out_is_named(world, monkeypatch, kept, images, got, together):
+    monkeypatch.setattr(Forgetful, "uses_devices", together, raising=False)
+    items = [each._replace(texts=(KNOWN,)) for each in clip_world.items(world)[:2]]
+    with pytest.raises(InputError) as error:
+        judge_responses({"letters": Letters(), "forgetful": Forgetful(kept, images)}, items)
+    said = f"expected one verdict for each text, 2 of 2 images, got {got}; its judge must yield"
+    assert said in str(error.value)
+    assert str(error.value).startswith("stream letters: ")
+    assert "\n" not in str(error.value)

@@ -95,7 +95,7 @@ def ppo(
       TrainingDiverged: something became infinite or NaN.
       SystemExit: with `preemption.EXIT_CODE`, after SIGTERM and a checkpoint.
     """
-    check_batch_divides(config.minibatch, mesh, config.accumulate)
+    check_batch_divides(config.minibatch, mesh, config.accumulate, name="ppo.minibatch")
     questions = together(lambda: read_questions(config, checkpoint, run_dir))
     num_iterations = len(questions) * config.epochs // config.batch_size
     if not num_iterations:

@@ -61,7 +61,7 @@ def programs(stage: str, config: PpoConfig, target: Target, judges: Iterable[Pro
       InputError: a batch does not fit the mesh.
     """
     model, mesh, dtype = target.model, target.training_mesh, target.dtype
-    check_batch_divides(config.minibatch, mesh, config.accumulate)
+    check_batch_divides(config.minibatch, mesh, config.accumulate, name="ppo.minibatch")
     whole = abstract_model(model, dtype=dtype)
     if config.lora:
         add_lora(whole, config.lora, dtype=dtype)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import jax
 
+from vigor_jax.errors import InputError
 from vigor_jax.parallel.processes import gather, together
 from vigor_jax.records import ScoreItem, Verdict
 from vigor_jax.rewards.stream import RewardStream
@@ -30,7 +31,7 @@ def judge_responses(judges: Mapping[str, RewardStream], items: Sequence[ScoreIte
             item._replace(verdicts={needed: tuple(by_name[needed][index]) for needed in needs(kind)})
             for index, item in enumerate(items)
         ]
-        by_name[name] = list(judge.judge(asked)) if uses_devices(kind) else _in_shares(judge, asked)
+        by_name[name] = _judged(judge, asked) if uses_devices(kind) else _in_shares(judge, asked)
     return [
         [{name: by_name[name][index][candidate] for name in judges} for candidate in range(len(item.texts))]
         for index, item in enumerate(items)
@@ -62,8 +63,25 @@ def advice(
 
 def _in_shares(judge: RewardStream, items: Sequence[ScoreItem]) -> list[list[Verdict]]:
     first, count = jax.process_index(), jax.process_count()
-    own = together(lambda: list(judge.judge(items[first::count])))
+    own = together(lambda: _judged(judge, items[first::count]))
     verdicts: list[list[Verdict]] = [[] for _ in items]
     for process, share in enumerate(gather(own)):
         verdicts[process::count] = share
     return verdicts
+
+
+def _judged(judge: RewardStream, items: Sequence[ScoreItem]) -> list[list[Verdict]]:
+    """The verdicts of a stream, each on its text.
+
+    Raises:
+      InputError: there are more or fewer of them than texts.
+    """
+    found = [list(verdicts) for verdicts in judge.judge(items)]
+    counts, expected = [len(verdicts) for verdicts in found], [len(item.texts) for item in items]
+    if counts != expected:
+        raise InputError(
+            f"stream {judge.name}: expected one verdict for each text, {sum(expected)} of {len(expected)} images, got "
+            f"{sum(counts)} of {len(counts)}; its judge must yield a list for each item, with a verdict for each text "
+            "(docs/rewards.md)"
+        )
+    return found
