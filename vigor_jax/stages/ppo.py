@@ -226,8 +226,20 @@ def _check_finite(arrays: TokenArrays, rollouts: Rollouts, iteration: int) -> No
             place = f"token {token} of candidate {candidate} of {rollouts.questions[index].image}"
             raise TrainingDiverged(
                 f"ppo: iteration {iteration}: {name} is {values[index, candidate, token]} at {place}; nothing was "
-                "learned from it and the checkpoints before it are good; lower ppo.learning_rate"
+                f"learned from it; {_what_to_change(name, iteration)}"
             )
+
+
+def _what_to_change(name: str, iteration: int) -> str:
+    """Where one of `TokenArrays`, and none before it, is not finite."""
+    if name in ("rewards", "advantages", "returns"):  # of what the policies say all is finite
+        return "such rewards are too large: lower what the streams give, or the weights of ppo.token_rewards"
+    if iteration == 1 or name == "ref_logps":
+        return "the model that training began with gives no finite scores; are its weights sound?"
+    return (
+        "the updates before it have spoiled the policy, and the last checkpoint has that, too; lower "
+        "ppo.learning_rate and begin again"
+    )
 
 
 def _learn(

@@ -46,7 +46,7 @@ class PpoConfig(TrainingConfig):
       kl_in: whether it is taken off the reward of each token, or added to the loss.
       kl_factor: of the divergence; where it adapts, the first one. The paper's 0.2.
       kl_target: sum over a response that the factor is adapted to; 0 leaves the factor as it is.
-      kl_horizon: responses over which it is adapted.
+      kl_horizon: responses over which it is adapted; more than a fifth of those of an iteration.
       missing_eos: taken off the reward of the last token of a response that did not end by itself.
       token_rewards: how the streams' signals become rewards of tokens.
       save_every: iterations between checkpoints.
