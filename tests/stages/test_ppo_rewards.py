@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from tests.rewards import clip_world
@@ -10,7 +11,7 @@ from vigor_jax.errors import InputError
 from vigor_jax.records import Signal, Span, Verdict
 from vigor_jax.rewards.clip import ClipStream
 from vigor_jax.rewards.clip_baselines import make_baselines
-from vigor_jax.rewards.token_rewards import TokenRewardConfig
+from vigor_jax.rewards.token_rewards import TokenRewardConfig, batch_token_rewards
 from vigor_jax.rewards.verifier import ClipVerifier
 from vigor_jax.stages.ppo_rewards import advice, judge_responses
 
@@ -53,9 +54,11 @@ def test_of_the_verifier(world, changes, text, expected):
     assert advised(world, {"silent": Silent(), "clip": stream}, text) == expected
 
 
-def test_of_a_stream_without_an_opinion(world):
-    """None has one but the verifier; a stream of a user need not."""
-    assert advised(world, {"silent": Silent()}, KNOWN) == "give a stream that judges what these responses say"
+def test_of_another_stream(world):
+    """Whatever else a class of a user's may have."""
+    silent = Silent()
+    silent.advice = "none"
+    assert advised(world, {"silent": silent}, KNOWN) == "give a stream that judges what these responses say"
 
 
 def test_a_margin_is_not_blamed_for_the_weights(world):
@@ -66,6 +69,19 @@ def test_a_margin_is_not_blamed_for_the_weights(world):
         "the streams do judge them, and ppo.token_rewards (positive 0, negative 1, weights.letters 0.5) leaves nothing "
         "of it; raise what is 0"
     )
+
+
+@pytest.mark.parametrize("normalize", ["std", "variance"])
+def test_what_is_equal_everywhere_is_nothing_to_normalize(world, normalize):
+    judges = {"letters": Letters()}
+    items = [each._replace(texts=("a cat",) * 2) for each in clip_world.items(world)[:2]]
+    verdicts = [own for some in judge_responses(judges, items) for own in some]
+    offsets = [np.array([[0, 1], [1, 5]], np.int32)] * 4
+    for kind, rewarded, said in ((normalize, False, "or give normalize none"), ("none", True, "raise what is 0")):
+        config = TokenRewardConfig(normalize=kind)
+        found = batch_token_rewards(verdicts, offsets, config, credits={"letters": "words"})
+        assert bool(found.rewards.any()) == rewarded
+        assert advice(judges, verdicts, config).endswith(said)
 
 
 def test_what_helps_does_help(world):

@@ -7,6 +7,7 @@ import jax
 from vigor_jax.errors import InputError
 from vigor_jax.parallel.processes import gather, together
 from vigor_jax.records import ScoreItem, Verdict
+from vigor_jax.rewards.clip import ClipStream
 from vigor_jax.rewards.stream import RewardStream
 from vigor_jax.rewards.token_rewards import TokenRewardConfig
 from vigor_jax.stages.streams import needs, uses_devices
@@ -43,8 +44,6 @@ def advice(
 ) -> str:
     """What to change where no token of any response has a reward.
 
-    A stream may have an opinion on it, in a method `advice`; see `rewards.clip.ClipStream`.
-
     Args:
       judges: by name.
       verdicts: of each response.
@@ -53,11 +52,14 @@ def advice(
     signals = {name: [signal for own in verdicts for signal in own[name].signals] for name in judges}
     if any(signal.positive or signal.negative for own in signals.values() for signal in own):
         weights = "".join(f", weights.{name} {weight:g}" for name, weight in config.weights.items())
+        said = f"positive {config.positive:g}, negative {config.negative:g}{weights}"
+        if config.normalize == "none":
+            return f"the streams do judge them, and ppo.token_rewards ({said}) leaves nothing of it; raise what is 0"
         return (
-            f"the streams do judge them, and ppo.token_rewards (positive {config.positive:g}, negative "
-            f"{config.negative:g}{weights}) leaves nothing of it; raise what is 0"
+            f"the streams do judge them, and ppo.token_rewards (normalize {config.normalize}, {said}) leaves nothing "
+            "of it, for sums that are equal in all responses count nothing; raise what is 0, or give normalize none"
         )
-    own = [judge.advice(is_silent=not signals[name]) for name, judge in judges.items() if hasattr(judge, "advice")]
+    own = [judge.advice(is_silent=not signals[name]) for name, judge in judges.items() if isinstance(judge, ClipStream)]
     return " or ".join(filter(None, own)) or "give a stream that judges what these responses say"
 
 
