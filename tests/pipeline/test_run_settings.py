@@ -25,7 +25,7 @@ def world(tmp_path_factory):
 
 
 def config(world, run_dir, *stages, **sections) -> TrainConfig:
-    """With a verifier that is not given, and fine-tuning on data of its own."""
+    """With a verifier that is not given, and fine-tuning on data that is not made here."""
     given = {
         "model": ModelConfig(world / "model", dtype="float32"),
         "score": ScoreConfig(streams=("clip",)),
