@@ -95,9 +95,8 @@ def kl(logps: Float[Array, "*B R"], ref_logps: Float[Array, "*B R"], kind: Kl) -
     difference = logps - ref_logps
     if kind == "k1":
         return difference
-    difference = jnp.maximum(
-        difference, -MOST_LOG_RATIO
-    )  # both terms: the second alone would pull away from the reference
+    # In both terms: where exp has its limit, the second alone would pull away from the reference.
+    difference = jnp.maximum(difference, -MOST_LOG_RATIO)
     return jnp.expm1(-difference) + difference
 
 
