@@ -11,6 +11,7 @@ import pytest
 
 from tests.rewards import clip_world
 from vigor_jax import verifier
+from vigor_jax.disk import describe
 from vigor_jax.errors import InputError
 from vigor_jax.rewards.clip_baselines import Baselines
 from vigor_jax.rewards.verifier import ClipVerifier
@@ -152,6 +153,19 @@ def test_a_process_of_its_own(world, tmp_path):
 def test_files_that_are_missing(world, tmp_path, changes, message):
     with pytest.raises(InputError, match=message):
         verifier.main(arguments(world, tmp_path / "b.json", **changes))
+
+
+def test_a_place_for_no_file_is_refused_before_anything_is_scored(world, tmp_path, monkeypatch):
+    """Hours of scores would be lost."""
+    monkeypatch.setattr(verifier, "measure", None)
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(InputError, match=r"--out .* is a directory; name a file in it, such as .*/baselines\.json$"):
+        verifier.main(arguments(world, tmp_path))
+    for out, reason in (("file/b.json", "File exists"), ("file/deep/b.json", "Not a directory")):
+        with pytest.raises(OSError, match=reason) as error:
+            verifier.main(arguments(world, tmp_path / out))
+        assert describe(error.value)  # what the command prints
+    assert (tmp_path / "file").read_text() == "kept"
 
 
 def test_captions_without_what_is_needed(world, tmp_path):

@@ -30,7 +30,7 @@ from vigor_jax.evaluation.image_names import ImageNames
 from vigor_jax.evaluation.saved_captions import read_captions
 from vigor_jax.hf import hub
 from vigor_jax.hf.clip.checkpoint import open_clip
-from vigor_jax.parallel.processes import is_first
+from vigor_jax.parallel.processes import is_first, together
 from vigor_jax.parallel.sharding import DistributedConfig, MeshConfig, join_processes, make_mesh
 from vigor_jax.records import ScoreItem
 from vigor_jax.rewards.clip_baselines import Baselines, MarginUnit, make_baselines, shares, thresholds
@@ -119,15 +119,23 @@ def run(command: VerifierCommand) -> str:
     """Scores the captions, writes the baselines, and returns the figures for people.
 
     Raises:
-      InputError: as `measure`.
+      InputError: as `measure`, or `out` is no place for a file.
     """
+    together(lambda: _check_out(command.out) if is_first() else None)  # now rather than after hours
     mesh = make_mesh(command.mesh)
     found = measure(command.captions, command.objects, command.images, command.clip, mesh, synonyms=command.synonyms)
     if is_first():
         with naming(command.out):
-            command.out.parent.mkdir(parents=True, exist_ok=True)
             found.baselines.write(command.out)
     return describe(found, command.clip)
+
+
+def _check_out(out: Path) -> None:
+    """Makes the folder of a file that is to be written."""
+    if out.is_dir():
+        raise InputError(f"verifier: --out {out} is a directory; name a file in it, such as {out / 'baselines.json'}")
+    with naming(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
 
 
 def measure(

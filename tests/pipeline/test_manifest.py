@@ -8,7 +8,7 @@ import pytest
 
 from vigor_jax.errors import InputError
 from vigor_jax.pipeline.manifest import RunManifest
-from vigor_jax.stages.stage import Result
+from vigor_jax.stages.stage import Lazy, Result
 
 AFTER = {"sample": (), "score": ("sample",), "train": (), "select": ("sample", "score", "train"), "sft": ("select",)}
 
@@ -23,11 +23,12 @@ def manifest(run_dir: Path, **settings: int) -> RunManifest:
 
 def downstream(changed: set[str]) -> list[str]:
     """Brute force: a stage is stale if any path leads to it from a changed one."""
+    return [name for name in AFTER if upstream(name) & changed]
 
-    def reads(name: str) -> set[str]:
-        return {name}.union(*map(reads, AFTER[name]))
 
-    return [name for name in AFTER if reads(name) & changed]
+def upstream(name: str) -> set[str]:
+    """A stage and all that it is made of."""
+    return {name}.union(*map(upstream, AFTER[name]))
 
 
 @pytest.fixture
@@ -39,6 +40,36 @@ def run_dir(tmp_path):
         (tmp_path / name / "part").touch()
         (tmp_path / f"{name}.json").touch()
     return tmp_path
+
+
+@pytest.mark.parametrize("begun", [(), ("sample",), ("sample", "score"), tuple(AFTER)], ids=", ".join)
+@pytest.mark.parametrize("wanted", AFTER)
+def test_settings_are_read_of_what_plays_a_part(tmp_path, wanted, begun):
+    """Of what is to be made, of what was begun, and of what these are made of: nothing else need be there."""
+    for name in begun:
+        manifest(tmp_path).begin(name)
+    read: list[str] = []
+
+    def reads(name: str) -> Lazy:
+        return Lazy(lambda: (read.append(name), {f"{name}.x": 0})[1])
+
+    found = RunManifest(tmp_path, [Result(name, reads(name), after, ()) for name, after in AFTER.items()])
+    assert read == []
+    assert found.stale() == []
+    found.begin(wanted)
+    needed = set().union(*(upstream(name) for name in (wanted, *begun)))
+    assert sorted(read) == sorted(needed)  # each once
+    assert found.after("sample") == downstream({"sample"})  # which needs no settings
+    assert sorted(read) == sorted(needed)
+
+
+def test_settings_that_cannot_be_read_are_refused_where_they_are_wanted(run_dir):
+    def absent() -> dict[str, int]:
+        raise InputError("score.x is not given")
+
+    stages = [Result("sample", {"sample.x": 0}, (), ()), Result("score", Lazy(absent), ("sample",), ())]
+    with pytest.raises(InputError, match=r"score\.x is not given"):
+        RunManifest(run_dir, stages).stale()  # it was begun
 
 
 @pytest.mark.parametrize("count", range(len(AFTER) + 1))

@@ -153,7 +153,7 @@ def test_a_batch_that_does_not_divide_is_refused_with_what_helps():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == (
-        "error: batch size 8 does not divide by data x fsdp x accumulation = 1 x 16 x 1; choose a multiple of 16; "
+        "error: ppo.minibatch 8 does not divide by data x fsdp x accumulation = 1 x 16 x 1; choose a multiple of 16; "
         "--search looks for settings that fit"
     )
 

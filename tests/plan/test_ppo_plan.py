@@ -16,6 +16,7 @@ from tests.rewards import clip_world
 from tests.stages.ppo_world import Letters, make_world
 from tests.stages.run_ppo import make_config
 from vigor_jax.config import RunConfig, TrainConfig
+from vigor_jax.errors import InputError
 from vigor_jax.hf.families import read_config
 from vigor_jax.hf.load import ModelConfig, open_checkpoint
 from vigor_jax.hf.peft import CONFIG as ADAPTER_CONFIG
@@ -27,14 +28,14 @@ from vigor_jax.models.llama import LlamaConfig
 from vigor_jax.models.llava import LlavaConfig
 from vigor_jax.models.lora import LoraConfig, add_lora, lora_paths
 from vigor_jax.models.vlm import abstract_model, param_paths
-from vigor_jax.parallel.sharding import MeshConfig, make_mesh
+from vigor_jax.parallel.sharding import MeshConfig, make_mesh, to_global
 from vigor_jax.plan.estimate import Estimate, estimate
 from vigor_jax.plan.planning import programs
 from vigor_jax.plan.recipe import recipe
 from vigor_jax.rewards.detection import DetectionConfig
 from vigor_jax.rewards.reward_model import RewardModel, RewardModelConfig
 from vigor_jax.stages import ppo as stage
-from vigor_jax.stages import ppo_programs
+from vigor_jax.stages import ppo_learner, ppo_programs
 from vigor_jax.stages.ppo_config import PpoConfig
 from vigor_jax.stages.ppo_learner import Learner
 from vigor_jax.stages.programs import Sizes, Target, Work, bytes_held, for_inference
@@ -75,6 +76,21 @@ def test_programs_of_ppo(lora):
     calls, seconds = ppo_programs.cost(config, Work(images=85), [made for _, made in found])
     assert calls == 10
     assert seconds > 0
+    for limit, iterations in ((40, 5), (84, 10), (100, 10)):
+        limited = dataclasses.replace(config, limit=limit)
+        found_then = ppo_programs.cost(limited, Work(images=85), [made for _, made in found])
+        assert found_then == (iterations, pytest.approx(seconds * iterations / 10))
+
+
+def test_a_minibatch_that_does_not_divide_is_called_by_its_name():
+    """There is a `batch_size`, too, which does not help."""
+    config = PpoConfig(sampling=SAMPLING, batch_size=64, minibatch=4, lora=LORA)
+    eight = [jax.devices()[0]] * 8
+    target = Target(CONFIG, jnp.float32, eight, MeshConfig(), MeshConfig(data=-1, fsdp=1), SIZES)
+    with pytest.raises(
+        InputError, match=r"^ppo\.minibatch 4 does not divide by data x fsdp x accumulation = 1 x 8 x 1"
+    ):
+        next(ppo_programs.programs("ppo", config, target))
 
 
 def test_weights_that_are_split_in_another_way_are_there_twice():
@@ -182,24 +198,71 @@ def test_what_a_run_holds(lora, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@each_kind
+def test_the_update_and_the_pass_that_scores_are_those_that_run(lora, tmp_path, monkeypatch):
+    """The memory of the very programs that a run compiles: their arguments, and what they need besides."""
+    world = make_world(tmp_path / "w", images=8)
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    config = make_config(world, lora=lora, ppo_epochs=1, accumulate=2)
+    make, score, seen = ppo_learner.make_train_step, Learner.score, {}
+
+    def recording(*given):
+        step = make(*given)
+
+        def update(state, frozen, rows):
+            seen["update"] = rows.responses, step.lower(state, frozen, rows).compile().memory_analysis()
+            return step(state, frozen, rows)
+
+        return update
+
+    def scored(learner, rows):
+        given = learner.state.params, learner.frozen, to_global(rows, mesh)
+        seen["score"] = rows, learner._score.lower(*given).compile().memory_analysis()
+        return score(learner, rows)
+
+    monkeypatch.setattr(ppo_learner, "make_train_step", recording)
+    monkeypatch.setattr(Learner, "score", scored)
+    checkpoint = open_checkpoint(world / "model")
+    stage.ppo(config, checkpoint, tmp_path / "run", mesh, mesh, lambda: {"letters": Letters()}, dtype="float32")
+
+    rows, _ = seen["update"]
+    (_, length), (_, places) = rows.token_ids.shape, rows.places.shape
+    answers = places // 2  # tokens of each of the two
+    sizes = Sizes(length - 2 * answers + 2, answers, branch_row=0, sentences=0, example=0)
+    target = Target(checkpoint.config, jnp.dtype("float32"), mesh.devices.tolist()[0][0], *[MeshConfig()] * 2, sizes)
+    long = dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, max_new_tokens=answers))
+    planned = {each.name: each for each in ppo_programs.programs("ppo", long, target)}
+    for name, (rows, memory) in seen.items():
+        made = estimate(planned[name], CHIP, 1)
+        assert (planned[name].rows, planned[name].tokens) == rows.token_ids.shape, name
+        expected = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+        assert (made.arguments - planned[name].held_by_others, made.temporaries) == expected, name
+
+
+@pytest.mark.slow
 @pytest.mark.main
 @pytest.mark.skipif(not LINUX_COUNTS_PEAKS, reason="needs the peaks that Linux counts")
 def test_memory_is_what_a_process_takes(tmp_path):
-    """Of programs that take some hundred megabytes, so that nothing else in the process counts."""
+    """Of programs that take some hundred megabytes, so that nothing else in the process counts.
+
+    An update, of fine-tuning too, takes 35 to 90 MB more than its own buffers, whatever its size: XLA's CPU backend and
+    the library by which it multiplies allocate more. With activations that are kept, not computed again, the buffers
+    are so large (1.4 GB) that this is little.
+    """
     vision = ClipConfig(hidden_size=128, intermediate_size=512, num_layers=4, num_heads=4, image_size=112)
     text = LlamaConfig(hidden_size=256, intermediate_size=704, num_layers=4, num_heads=4, num_kv_heads=4, head_dim=64)
     sampling = SamplingConfig(temperature=1.0, max_new_tokens=64, num_candidates=4, batch_size=32)
     config = TrainConfig(
         run=RunConfig(dir=tmp_path, stages=("ppo",)),
         model=ModelConfig(path=tmp_path / "absent", dtype="float32"),
-        ppo=PpoConfig(sampling=sampling, batch_size=32, minibatch=16, lora=LoraConfig(rank=64, alpha=128)),
+        ppo=PpoConfig(
+            sampling=sampling, batch_size=32, minibatch=16, lora=LoraConfig(rank=64, alpha=128), remat="none"
+        ),
     )
     sizes = Sizes(prompt=256, response=64, branch_row=512, sentences=8, example=512)
     found = planned_and_taken(config, LlavaConfig(vision=vision, text=text), sizes)
     assert [name for name, _, _ in found] == ["hand-over", "prefill", "decode", "score", "update"]
-    # The first is too small to be told from the rest of the process. An update takes 14% more than is planned; why is
-    # not known yet.
-    for name, planned, taken in found[1:-1]:
+    for name, planned, taken in found[1:]:  # the first is too small to be told from the rest of the process
         assert taken == pytest.approx(planned, rel=0.1), name
 
 

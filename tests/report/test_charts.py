@@ -21,7 +21,7 @@ def drawn():
     bins = [{"count": 0, "p_good": None, "good": None}, {"count": 5, "p_good": 0.7, "good": 0.4}]
     yield charts.calibration(bins)
     yield charts.histogram(
-        dict.fromkeys(("rewarded", "neither", "punished"), np.arange(9) / 9), np.linspace(0, 1, 9), "s"
+        dict.fromkeys(("rewarded", "neither", "punished"), np.arange(9) / 9), np.linspace(0, 1, 9), "<b> $\\no{$"
     )
     curve = charts.Curve.of(np.arange(400), np.sin(np.arange(400)))
     yield charts.curves({"one": curve, "other": curve}, "<a & b>", (0, 399), (-1, 1), unit="number")

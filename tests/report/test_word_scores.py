@@ -1,5 +1,6 @@
 """Scores of words against what is in the images: what counts as a word, and how well scores tell."""
 
+import dataclasses
 import json
 import math
 
@@ -7,9 +8,12 @@ import numpy as np
 import pytest
 
 from tests.report.synthetic import make_rollout
+from tests.rewards import clip_world
 from vigor_jax.errors import InputError
 from vigor_jax.records import Signal, Span, Verdict
 from vigor_jax.report.word_scores import KnownObjects, ObjectFiles, word_scores
+from vigor_jax.rewards.clip import ClipStream
+from vigor_jax.verifier import measure
 
 TEXT = "A dog and a cat sit by a car, far from any tree."
 
@@ -86,6 +90,68 @@ def test_what_is_counted(files):
     assert unknown.is_there.tolist() == [-1] * 6
     assert (unknown.num_known, unknown.auc(unknown.caption_scores)) == (0, None)
     assert word_scores(rows, "another", None).scores.size == 0
+
+
+def whole(label, span, score, **more):
+    return Signal(label, (Span(*span),), 0.0, 0.0, score, **more)
+
+
+def test_a_score_of_a_caption_is_that_of_its_words(files):
+    """Dog, cat, and a car, which is none of the objects."""
+    caption = whole("caption", (0, len(TEXT)), 0.4)
+    rows = rollouts(("1.png", [caption]), ("2.png", [dataclasses.replace(caption, score=0.7)]), ("9.png", [caption]))
+    known = KnownObjects(files, ["1.png", "2.png", "9.png"])
+    found = word_scores(rows, "clip", known)
+    assert found.scores.tolist() == [0.4] * 3 + [0.7] * 3 + [0.4] * 3
+    assert found.is_there.tolist() == [1, 0, -1, 0, 1, -1, -1, -1, -1]
+    assert found.auc(found.scores[found.is_known]) == 0.5
+    unknown = word_scores(rows, "clip", None)
+    assert unknown.scores.tolist() == [0.4, 0.7, 0.4]  # as they are where nothing tells words apart
+    elsewhere = word_scores(rows, "clip", KnownObjects(files._replace(entities="nowhere.txt"), ["1.png"]))
+    assert elsewhere.scores.size == 0  # without the list nobody knows the words
+
+
+def test_a_word_that_is_called_caption_is_a_word(files):
+    """A detector may find one under a picture."""
+    rows = rollouts(("1.png", [whole("caption", (2, 5), 0.4), whole("dog", (0, len(TEXT)), 0.3)]), stream="detector")
+    found = word_scores(rows, "detector", KnownObjects(files, ["1.png"]))
+    assert (found.scores.tolist(), found.is_there.tolist()) == ([0.4, 0.3], [-1, 1])
+
+
+@pytest.mark.parametrize("per", ["word", "sentence", "caption"])
+def test_they_are_those_of_the_command_that_measures_a_verifier(tmp_path, per):
+    """The same words, scores and truth as `vigor_jax.verifier` finds in the same captions."""
+    root = clip_world.make_world(tmp_path)
+    items = clip_world.items(root)
+    objects = {item.image: ["dog", "cat"] if number % 2 else ["bench"] for number, item in enumerate(items)}
+    (root / "objects.json").write_text(json.dumps(objects))
+    lines = [json.dumps({"image": item.image, "text": text}) for item in items for text in item.texts]
+    (root / "captions.jsonl").write_text("\n".join(lines) + "\n")
+    config = clip_world.config(root, per=per, margin=0.0)
+    given = (root / "captions.jsonl",), (root / "objects.json",), str(root / "images")
+    measured = measure(*given, config, clip_world.mesh())
+    limits = dataclasses.replace(
+        measured.baselines, hallucinated=dataclasses.replace(measured.baselines.hallucinated, mean=-2.0)
+    )
+    stream = ClipStream(clip_world.checkpoint(root), config, clip_world.mesh(), limits)
+    rng = np.random.default_rng(0)
+    rows = [
+        make_rollout(item.image, verdict.candidate, item.texts[verdict.candidate], (verdict,), rng)
+        for item, verdicts in zip(items, stream.judge(items), strict=True)
+        for verdict in verdicts
+    ]
+    files = ObjectFiles((root / "objects.json",), entities=str(root / "entities.txt"))
+    found = word_scores(rows, "clip", KnownObjects(files, list(objects)))
+    expected = sorted(
+        (number, int(not word.is_wrong), round(min(max(word.cosine, 0.0), 1.0), 6))
+        for number, own in enumerate(measured.responses)
+        for word in own
+    )
+    columns = found.responses[found.is_known], found.is_there[found.is_known], found.scores[found.is_known].round(6)
+    assert sorted(zip(*(column.tolist() for column in columns), strict=True)) == expected
+    assert {truth for _, truth, _ in expected} == {0, 1}
+    if per == "word":
+        assert int((~found.is_known).sum()) == measured.unknown
 
 
 def pairs_won(correct, hallucinated):

@@ -297,7 +297,7 @@ def test_shares():
     shares.add(batch)
     assert shares == RewardShares(responses=4, tokens=20, rewarded=4, punished=2)
     assert (shares.share_rewarded, shares.share_punished) == (0.2, 0.1)
-    shares.check()
+    shares.check("")
 
 
 def test_nothing_to_learn_from_is_refused():
@@ -305,10 +305,8 @@ def test_nothing_to_learn_from_is_refused():
     shares = RewardShares()
     shares.add(batch)
     expected = "none of the 6 tokens of 1 responses has a reward: rewarded 0.0%, punished 0.0%; "
-    with pytest.raises(InputError, match=expected + "give a stream that judges what these responses say"):
-        shares.check()
-    with pytest.raises(InputError, match=expected + r"lower --score\.clip\.margin \(now 10\)"):
-        shares.check({"score.clip.margin": 10.0})
+    with pytest.raises(InputError, match=expected + r"lower --clip\.margin \(now 10\)"):
+        shares.check("lower --clip.margin (now 10)")
 
 
 @pytest.mark.parametrize(

@@ -123,13 +123,14 @@ def test_settings_name_all_that_verdicts_depend_on(world, context, tmp_path):
 
 
 def refused(world, context, message, **changes):
+    (result,) = stage(world, **changes).results(context)
     with pytest.raises(InputError, match=message) as error:
-        stage(world, **changes).results(context)
+        dict(result.settings)
     assert "\n" not in str(error.value)
 
 
 def test_it_is_refused_before_anything_is_sampled(world, context, tmp_path):
-    """The settings of all results are asked for when a run begins."""
+    """The settings of all results that are to be made are asked for when a run begins."""
     refused(world, context, "clip.model is not given", model=None)
     refused(world, context, "clip.baselines is not given", baselines=None)
     refused(world, context, "clip.model: .*/absent is no directory", model=tmp_path / "absent")

@@ -290,6 +290,10 @@ def test_it_learns_what_is_rewarded(world, tmp_path):
         ({"clip_range": 0.0}, r"ppo\.clip_range: expected more than 0 and less than 1, got 0\.0"),
         ({"kl_target": -1.0}, r"ppo\.kl_target: expected 0 or more, got -1\.0"),
         ({"lam": 1.5}, r"ppo\.lam: expected 0 to 1, got 1\.5"),
+        (
+            {"kl_horizon": 3},
+            r"ppo\.kl_horizon: expected more than 3\.2, 0\.2 of the 16 responses of an iteration, got 3:",
+        ),
         ({"kl_in": "loss"}, r"ppo\.kl_in loss: expected ppo\.kl k3, got k1"),
     ],
 )

@@ -229,7 +229,8 @@ def test_no_word_is_known(world, baselines, tmp_path):
     made_of = ClipVerifier(clip_world.checkpoint(world), config, clip_world.mesh()).made_of
     make_baselines([[(0.3, False), (0.2, False), (0.1, True), (0.0, True)]], made_of).write(tmp_path / "b.json")
     given = arguments(world, tmp_path / "run", {"word": tmp_path / "b.json"})
-    refused([*given, "--clip.entities", str(tmp_path / "entities.txt")], NOTHING)
+    advice = "give --clip.entities a list with words that they use"
+    refused([*given, "--clip.entities", str(tmp_path / "entities.txt")], NOTHING + advice)
     assert not list((tmp_path / "run").glob("ppo/*"))
 
 

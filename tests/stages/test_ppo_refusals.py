@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax.numpy as jnp
@@ -26,6 +27,9 @@ from vigor_jax.inference.sampler import Completion, Request
 from vigor_jax.models.lora import LoraConfig, add_lora
 from vigor_jax.models.vlm import abstract_model
 from vigor_jax.records import ScoreItem, Signal, Span, Verdict
+from vigor_jax.stages.ppo import _check_finite
+from vigor_jax.stages.ppo_questions import Question
+from vigor_jax.stages.ppo_rollout import TokenArrays
 from vigor_jax.training.loop import TrainingDiverged
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -100,6 +104,7 @@ def test_responses_that_are_all_empty(world, tmp_path, monkeypatch):
         "iteration 1: 16 responses are empty, and none of the 16 tokens of 16 responses has a reward: rewarded 0.0%"
     )
     assert expected in str(error.value)
+    assert str(error.value).endswith("; give questions (ppo.prompts, ppo.data) that the model answers")
     assert "\n" not in str(error.value)
     assert not (tmp_path / "ppo").exists()
 
@@ -124,4 +129,22 @@ def test_advantages_that_are_no_numbers(world, tmp_path):
     with pytest.raises(TrainingDiverged, match=message) as error:
         run(world, tmp_path, make_config(world), huge=Huge())
     assert "\n" not in str(error.value)
+    assert "such rewards are too large" in str(error.value)
     assert not (tmp_path / "ppo").exists()
+
+
+@pytest.mark.parametrize("field", [name for name in TokenArrays._fields if name != "mask"])
+@pytest.mark.parametrize("iteration", [1, 2])
+def test_what_is_blamed_for_numbers_that_are_none(field, iteration):
+    """No learning rate made those of the first iteration or of the reference."""
+    arrays = TokenArrays(*(np.zeros((2, 3, 4), np.float32) for _ in TokenArrays._fields))
+    getattr(arrays, field)[1, 2, 3] = np.nan
+    questions = [Question(name, Path(name), "?") for name in ("a.png", "b.png")]
+    with pytest.raises(TrainingDiverged) as error:
+        _check_finite(arrays, SimpleNamespace(questions=questions), iteration)
+    said = str(error.value)
+    assert f"ppo: iteration {iteration}: {field} is nan at token 3 of candidate 2 of b.png; nothing was learned" in said
+    rewards, policy = {"rewards", "advantages", "returns"}, {"old_logps", "sampled_logps", "entropies", "values"}
+    assert ("rewards are too large" in said) == (field in rewards)
+    assert ("lower ppo.learning_rate" in said) == (field in policy and iteration > 1)
+    assert ("are its weights sound" in said) == (field == "ref_logps" or (field in policy and iteration == 1))

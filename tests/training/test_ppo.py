@@ -104,6 +104,16 @@ def test_kl_estimates(seed, scale):
     assert (np.asarray(ppo.kl(logps, ref_logps, "k3")) >= -1e-6).all()
 
 
+def test_k3_never_pulls_away_from_the_reference():
+    """Its gradient is 1 - exp(-d), whose sign is that of d; however far the two are apart, it is a number."""
+    differences = np.array([-200, -30, -20.5, -19, -3, -0.5, 0.5, 3, 19, 30, 200], np.float32)
+    slopes = np.asarray(jax.grad(lambda d: ppo.kl(d, jnp.zeros_like(d), "k3").sum())(differences))
+    assert np.isfinite(slopes).all()
+    assert (slopes * differences >= 0).all()
+    near = np.abs(differences) < 20
+    np.testing.assert_allclose(slopes[near], 1 - np.exp(-differences[near].astype(np.float64)), rtol=1e-4)
+
+
 def test_both_kl_estimates_have_the_divergence_as_their_mean():
     rng = np.random.default_rng(0)
     p, q = (rng.dirichlet(np.ones(6)) for _ in range(2))

@@ -214,13 +214,18 @@ def arrange(shape: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
     return mesh_utils.create_hybrid_device_mesh(inside, across, devices, allow_split_physical_axes=True)
 
 
-def check_batch_divides(batch_size: int, mesh: Mesh, accumulate: int = 1, pack: int = 1) -> None:
-    """Checks that a global batch splits over the mesh's batch axes, the micro-batches and rows of `pack` examples."""
+def check_batch_divides(
+    batch_size: int, mesh: Mesh, accumulate: int = 1, pack: int = 1, *, name: str = "batch size"
+) -> None:
+    """Checks that a global batch splits over the mesh's batch axes, the micro-batches and rows of `pack` examples.
+
+    `name` is what the batch is called in the message.
+    """
     parts = mesh.shape["data"] * mesh.shape["fsdp"] * accumulate * pack
     if batch_size % parts:
         packing = (" x pack", f" x {pack}") if pack > 1 else ("", "")
         raise InputError(
-            f"batch size {batch_size} does not divide by data x fsdp x accumulation{packing[0]} = "
+            f"{name} {batch_size} does not divide by data x fsdp x accumulation{packing[0]} = "
             f"{mesh.shape['data']} x {mesh.shape['fsdp']} x {accumulate}{packing[1]}; choose a multiple of {parts}"
         )
 

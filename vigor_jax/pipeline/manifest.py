@@ -22,18 +22,14 @@ class RunManifest:
     Args:
       run_dir: the run directory.
       results: all that a run may make, each after those that it is made of, whether they are to be made now or not.
+        Settings are read of those that are to be made, that were begun, and of what they are made of.
     """
 
     def __init__(self, run_dir: Path, results: Sequence[Result]) -> None:
         self._path = run_dir / "stages.json"
         self._results = {result.name: result for result in results}
-        self._today: dict[str, dict[str, Any]] = {}
+        self._today: dict[str, dict[str, Any]] = {}  # of those that were asked for
         self._left: dict[str, str] = {}
-        self._marks: dict[str, str] = {}
-        for result in results:
-            after = {name: self._marks[name] for name in result.after}
-            entry = self._today[result.name] = {"settings": dict(result.settings), "after": after}
-            self._marks[result.name] = fingerprint.digest(entry)
 
     @property
     def results(self) -> tuple[Result, ...]:
@@ -42,12 +38,19 @@ class RunManifest:
 
     def mark(self, name: str) -> str:
         """Names the settings of today that a stage's result depends on, those of the stages before it included."""
-        return self._marks[name]
+        return fingerprint.digest(self.today(name))
 
-    @property
-    def today(self) -> Mapping[str, Mapping[str, Any]]:
-        """The settings of all stages, and fingerprints of those that they read."""
-        return self._today
+    def today(self, name: str) -> Mapping[str, Any]:
+        """The settings of a stage, and fingerprints of those that it reads; of no others.
+
+        Raises:
+          InputError: they cannot be read.
+        """
+        if name not in self._today:
+            result = self._results[name]
+            after = {each: self.mark(each) for each in result.after}
+            self._today[name] = {"settings": dict(result.settings), "after": after}
+        return self._today[name]
 
     def leave_to_stage(self, name: str, key: str) -> None:
         """Lets a stage find out by itself what a change of one setting means, until a stage after it was begun."""
@@ -57,10 +60,10 @@ class RunManifest:
         """Stages that were begun with other settings, or after stages that were, in their order."""
         begun = self._read()
         for name, key in self._left.items():
-            now = self._today[name]["settings"]
+            now = self.today(name)["settings"]
             if name in begun and key in now and not begun.keys() & set(self.after(name)[1:]):
                 begun[name]["settings"][key] = now[key]
-        return [name for name, entry in self._today.items() if begun.get(name, entry) != entry]
+        return [name for name in self._results if name in begun and begun[name] != self.today(name)]
 
     def check(self, stages: Collection[str], *, overwrite: bool) -> list[str]:
         """The stale stages, which may be removed.
@@ -104,13 +107,13 @@ class RunManifest:
 
     def begin(self, name: str) -> None:
         """Notes that a stage is being run with the settings of today."""
-        self._write({**self._read(), name: self._today[name]})
+        self._write({**self._read(), name: self.today(name)})
 
     def _changes(self, stale: Iterable[str]) -> list[str]:
         begun = self._read()
         found: list[str] = []
         for name in stale:
-            found += map(str, fingerprint.differences(begun[name]["settings"], self._today[name]["settings"]))
+            found += map(str, fingerprint.differences(begun[name]["settings"], self.today(name)["settings"]))
         return list(dict.fromkeys(found))
 
     def _read(self) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """One pass through the stages of a config, in one run directory."""
 
+import gc
 import logging
 import sys
 from collections.abc import Iterator
@@ -33,7 +34,8 @@ class Run:
       base: the model that the first round began with, if this is a later one.
 
     Raises:
-      InputError: the devices do not fit the mesh, the model cannot be used, or settings contradict each other.
+      InputError: the devices do not fit the mesh, the model cannot be used, settings contradict each other, or what a
+        stage to be run, or that was begun, depends on cannot be read.
     """
 
     def __init__(self, config: TrainConfig, base: str | Path | None = None) -> None:
@@ -53,10 +55,11 @@ class Run:
         self.stages = make_stages(config)
         self._results = {name: stage.results(self.context) for name, stage in self.stages.items()}
         self.manifest = RunManifest(config.run.dir, [each for found in self._results.values() for each in found])
+        self.settings(), self.manifest.stale()  # reads all that will be compared: now rather than later
 
     def settings(self) -> dict[str, Any]:
         """All that decides on the results of the stages to be run, by option."""
-        entries = [self.manifest.today[name] for name in self._wanted()]
+        entries = [self.manifest.today(name) for name in self._wanted()]
         return {key: value for entry in entries for key, value in entry["settings"].items()}
 
     def go(self) -> None:
@@ -87,6 +90,7 @@ class Run:
                 logger.info("stage %s", stage.name)
                 with naming(self.context.dir):
                     self._run(stage)
+                gc.collect()  # models are in cycles of references, and the next stage wants the memory of their weights
                 self.barrier(stage.name)
 
     # What stages tell

@@ -96,7 +96,7 @@ def histogram(series: Mapping[str, np.ndarray], edges: np.ndarray, label: str) -
         axes.yaxis.set_major_locator(MaxNLocator(4, steps=(1, 2, 5, 10)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{round(100 * share, 6):g}%"))
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=bool(np.all(edges % 1 == 0.5))))
-        axes.set_xlabel(label)
+        axes.set_xlabel(label, parse_math=False)  # it may hold a name of the user's
         return _to_svg(figure, f"Histogram of {label}: {', '.join(series)}")
 
 

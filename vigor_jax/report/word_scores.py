@@ -11,10 +11,14 @@ from vigor_jax.errors import InputError
 from vigor_jax.evaluation.auc import auc
 from vigor_jax.evaluation.benchmarks.chair import read_annotations
 from vigor_jax.evaluation.benchmarks.synonyms import Synonyms
-from vigor_jax.records import Rollout
-from vigor_jax.rewards.entities import EntityPhrases, entities_file
+from vigor_jax.records import Rollout, Span
+from vigor_jax.rewards.entities import EntityPhrases, entities_file, make_entities
+from vigor_jax.rewards.sentences import split_sentences
 
 logger = logging.getLogger(__name__)
+
+# What a verifier calls that which it scores in place of words.
+_WHOLES = ("sentence", "caption")
 
 
 class ObjectFiles(NamedTuple):
@@ -49,19 +53,29 @@ class KnownObjects:
         names = {image: own[0] for image, own in found.items() if len(own) == 1}
         reference = annotations.reference(synonyms, images=set(names.values()))
         self._present = {image: reference.objects[name] for image, name in names.items()}
-        self._synonyms, self._categories = reference.synonyms, _categories(files.entities)
+        self._synonyms, self._entities = reference.synonyms, _entities(files.entities)
 
     def __contains__(self, image: str) -> bool:
         return image in self._present
 
     def is_there(self, image: str, word: str) -> bool | None:
         """Whether what a word means is in an image; None if the word is none of the objects."""
-        name = self._synonyms.canonical(word) or self._synonyms.canonical(self._categories.get(word.lower(), ""))
+        category = self._entities.forms.get(word.lower(), "") if self._entities else ""
+        name = self._synonyms.canonical(word) or self._synonyms.canonical(category)
         return None if name is None else name in self._present[image]
+
+    def words(self, text: str, within: Span) -> list[str]:
+        """The object words that a part of a text asserts, by the verifier's list; one for each place, in no order."""
+        found = self._entities(text, split_sentences(text)) if self._entities else []
+        said = [(text[slice(*place)], each.text) for each in found for place in each.mentions if _is_in(place, within)]
+        return [category if self._synonyms.canonical(word) is None else word for word, category in said]
 
 
 class WordScores(NamedTuple):
     """What a stream says of the words of an iteration; a word that stands in several places counts in each.
+
+    Of a verifier that scores sentences or captions (`clip.per`) each object word in them has that score, where it is
+    known what is in images: the control of the FiSAO paper's figure 1.
 
     W words that have a score.
 
@@ -122,9 +136,13 @@ def word_scores(rollouts: Sequence[Rollout], stream: str, known: KnownObjects | 
             if signal.denied:
                 denied += places
                 continue
-            is_there = known.is_there(rollout.image, signal.label) if known and rollout.image in known else None
-            truth = -1 if is_there is None else int(is_there)
-            rows += [(signal.score, signal.positive - signal.negative, number, truth)] * places
+            words = [signal.label] * places
+            if known and signal.label in _WHOLES and signal.spans in _wholes(rollout.text):
+                words = known.words(rollout.text, signal.spans[0])
+            for word in words:
+                is_there = known.is_there(rollout.image, word) if known and rollout.image in known else None
+                truth = -1 if is_there is None else int(is_there)
+                rows.append((signal.score, signal.positive - signal.negative, number, truth))
     table = np.array(rows, float).reshape(-1, 4)
     table = table[np.isfinite(table).all(axis=1)]
     images = {rollout.image for rollout in rollouts}
@@ -142,10 +160,24 @@ def streams_of(rollouts: Sequence[Rollout]) -> Iterator[str]:
     yield from dict.fromkeys(verdict.stream for rollout in rollouts for verdict in rollout.verdicts)
 
 
-def _categories(entities: str | None) -> dict[str, str]:
-    """Word → category of the list that the words are from."""
+def _wholes(text: str) -> list[tuple[Span, ...]]:
+    """What is no word, as the spans of a signal: each sentence, and all of the text."""
+    return [(span,) for span in (*split_sentences(text), Span(0, len(text)))]
+
+
+def _is_in(place: Span, whole: Span) -> bool:
+    return whole.start <= place.start < whole.end
+
+
+def _entities(given: str | None) -> EntityPhrases | None:
+    """What finds the verifier's words in a text, and knows their categories."""
+    option = "clip.entities"
     try:
-        return EntityPhrases(entities_file(entities, "clip.entities")).forms
-    except InputError as error:  # the list may be on another machine
-        logger.warning("%s; words count as objects by their own names only", error)
-        return {}
+        return make_entities(given, option=option)
+    except InputError as error:
+        reason = error
+    try:  # where the data of the tagger is not here: a few words that are no nouns count, too
+        return EntityPhrases(entities_file(given, option))
+    except InputError:  # the list may be on another machine
+        logger.warning("%s; words count as objects by their own names only", reason)
+        return None

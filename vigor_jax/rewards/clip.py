@@ -50,10 +50,18 @@ class ClipStream:
         made_with = [self._verifier.made_of, dataclasses.asdict(baselines), fingerprint.of(config)]
         self.digest = fingerprint.digest(fingerprint.plain(made_with))
 
-    @property
-    def margins(self) -> dict[str, float]:
-        """The options that decide what is rewarded and punished, with their values."""
-        return {"clip.margin": self._config.margin}
+    def advice(self, *, is_silent: bool) -> str:
+        """What to change where nothing is rewarded or punished.
+
+        Args:
+          is_silent: nothing had a score, so that no margin helps.
+        """
+        config = self._config
+        if is_silent:
+            return "give --clip.entities a list with words that they use" if config.per == "word" else ""
+        if config.margin_sign == "+" and not config.margin:
+            return "give a --clip.margin above 0 with --clip.margin_sign -"
+        return f"{'lower' if config.margin_sign == '+' else 'raise'} --clip.margin (now {config.margin:g})"
 
     def judge(self, items: Iterable[ScoreItem]) -> Iterator[list[Verdict]]:
         """See `RewardStream.judge`; a batch of images is read ahead."""

@@ -229,23 +229,20 @@ class RewardShares:
         """Of all tokens, in [0, 1]; 0 if there are none."""
         return self.punished / max(self.tokens, 1)
 
-    def check(self, margins: Mapping[str, float] | None = None) -> None:
+    def check(self, advice: str) -> None:
         """Checks that there is anything to learn from.
 
         Args:
-          margins: the options that decide what is rewarded, with their values, such as `{"score.clip.margin": 10.0}`.
+          advice: what to change if there is not.
 
         Raises:
           InputError: no token of all is rewarded or punished.
         """
-        if self.rewarded or self.punished:
-            return
-        change = " or ".join(f"--{key} (now {value:g})" for key, value in (margins or {}).items())
-        raise InputError(
-            f"none of the {self.tokens} tokens of {self.responses} responses has a reward: rewarded "
-            f"{self.share_rewarded:.1%}, punished {self.share_punished:.1%}; "
-            + (f"lower {change}" if change else "give a stream that judges what these responses say")
-        )
+        if not self.rewarded and not self.punished:
+            raise InputError(
+                f"none of the {self.tokens} tokens of {self.responses} responses has a reward: rewarded "
+                f"{self.share_rewarded:.1%}, punished {self.share_punished:.1%}; {advice}"
+            )
 
 
 def _place(

@@ -1,9 +1,11 @@
 """A training checkpoint → a directory that transformers or the original LLaVA code loads."""
 
+import functools
 import logging
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +26,7 @@ from vigor_jax.models.lora import LoraConfig, add_lora
 from vigor_jax.models.vlm import abstract_model, param_paths
 from vigor_jax.parallel.processes import is_first
 from vigor_jax.parallel.sharding import param_shardings
-from vigor_jax.stages.stage import EXPORT, Progress, Result, RunContext, Stage
+from vigor_jax.stages.stage import EXPORT, Lazy, Progress, Result, RunContext, Stage
 from vigor_jax.training.checkpoint import latest_step, read_record, restore_params_only
 from vigor_jax.training.train_step import TrainingConfig, trained_in
 
@@ -125,8 +127,12 @@ class ExportStage(Stage):
         self._config, self._of, self._lora = config, of, lora
 
     def results(self, context: RunContext) -> list[Result]:
+        settings = Lazy(functools.partial(self._settings, context))
+        return [Result(self.name, settings, (self._of,), (context.dir / EXPORT,))]
+
+    def _settings(self, context: RunContext) -> dict[str, Any]:
         find_layout(self._config.layout, context.checkpoint, self._lora)  # now rather than after training
-        return [Result(self.name, fingerprint.of(self._config, self.name), (self._of,), (context.dir / EXPORT,))]
+        return fingerprint.of(self._config, self.name)
 
     def run(self, context: RunContext, progress: Progress) -> None:
         progress.begin(self.name)

@@ -8,6 +8,7 @@ killed loses the iterations after its last checkpoint, draws them again, and end
 """
 
 import contextlib
+import functools
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,11 +38,12 @@ from vigor_jax.stages import ppo_programs
 from vigor_jax.stages.ppo_config import PpoConfig
 from vigor_jax.stages.ppo_learner import Learner, Publisher
 from vigor_jax.stages.ppo_questions import Question, digest, read_questions
+from vigor_jax.stages.ppo_rewards import advice
 from vigor_jax.stages.ppo_rollout import Rollouts, TokenArrays
 from vigor_jax.stages.ppo_update import PpoRows, Scores
 from vigor_jax.stages.programs import Cost, Program, Target, Work
 from vigor_jax.stages.score import ScoreStage
-from vigor_jax.stages.stage import Progress, Result, RunContext, Stage
+from vigor_jax.stages.stage import Lazy, Progress, Result, RunContext, Stage
 from vigor_jax.training import ppo as formulas
 from vigor_jax.training.checkpoint import Checkpoints, read_record
 from vigor_jax.training.log import TrainingLog
@@ -93,7 +95,7 @@ def ppo(
       TrainingDiverged: something became infinite or NaN.
       SystemExit: with `preemption.EXIT_CODE`, after SIGTERM and a checkpoint.
     """
-    check_batch_divides(config.minibatch, mesh, config.accumulate)
+    check_batch_divides(config.minibatch, mesh, config.accumulate, name="ppo.minibatch")
     questions = together(lambda: read_questions(config, checkpoint, run_dir))
     num_iterations = len(questions) * config.epochs // config.batch_size
     if not num_iterations:
@@ -140,7 +142,7 @@ def ppo(
                 with jax.set_mesh(mesh):
                     publish(learner.policy_params)
                 rollouts = Rollouts(config, policy, judges, [questions[index] for index in taken], iteration)
-                _check_rewards(rollouts, judges, iteration)
+                _check_rewards(config, rollouts, judges, iteration)
                 scores, ref_scores = _score(config, learner, mesh, rollouts)
                 arrays = rollouts.token_arrays(scores, ref_scores, kl_factor)
                 _check_finite(arrays, rollouts, iteration)
@@ -184,13 +186,16 @@ def _fingerprint(config: PpoConfig, checkpoint: Checkpoint, questions: list[Ques
     }
 
 
-def _check_rewards(rollouts: Rollouts, judges: Mapping[str, RewardStream], iteration: int) -> None:
+def _check_rewards(config: PpoConfig, rollouts: Rollouts, judges: Mapping[str, RewardStream], iteration: int) -> None:
     """Stops before training where no token is rewarded or punished; later it is only said."""
-    margins = {key: value for judge in judges.values() for key, value in getattr(judge, "margins", {}).items()}
+    empty = sum(not each.text for some in rollouts.completions for each in some)
+    if empty == rollouts.shares.responses:
+        what = "give questions (ppo.prompts, ppo.data) that the model answers"
+    else:
+        what = advice(judges, [own for some in rollouts.verdicts for own in some], config.token_rewards)
     try:
-        rollouts.shares.check(margins)
+        rollouts.shares.check(what)
     except InputError as error:
-        empty = sum(not each.text for some in rollouts.completions for each in some)
         said = f"ppo: iteration {iteration}: {empty} responses are empty, and {error}"
         if iteration == 1:
             raise InputError(said) from None
@@ -221,8 +226,20 @@ def _check_finite(arrays: TokenArrays, rollouts: Rollouts, iteration: int) -> No
             place = f"token {token} of candidate {candidate} of {rollouts.questions[index].image}"
             raise TrainingDiverged(
                 f"ppo: iteration {iteration}: {name} is {values[index, candidate, token]} at {place}; nothing was "
-                "learned from it and the checkpoints before it are good; lower ppo.learning_rate"
+                f"learned from it; {_what_to_change(name, iteration)}"
             )
+
+
+def _what_to_change(name: str, iteration: int) -> str:
+    """Where one of `TokenArrays`, and none before it, is not finite."""
+    if name in ("rewards", "advantages", "returns"):  # of what the policies say all is finite
+        return "such rewards are too large: lower what the streams give, or the weights of ppo.token_rewards"
+    if iteration == 1 or name == "ref_logps":
+        return "the model that training began with gives no finite scores; are its weights sound?"
+    return (
+        "the updates before it have spoiled the policy, and the last checkpoint has that, too; lower "
+        "ppo.learning_rate and begin again"
+    )
 
 
 def _learn(
@@ -327,12 +344,15 @@ class PpoStage(Stage):
         self._config, self._score = config, score
 
     def results(self, context: RunContext) -> list[Result]:
+        outputs = (context.dir / "checkpoints" / self.name, join(context.records, self.name))
+        after = ("train_reward",) if self._score.trains_its_judge else ()
+        return [Result(self.name, Lazy(functools.partial(self._settings, context)), after, outputs)]
+
+    def _settings(self, context: RunContext) -> dict[str, Any]:
         data = self._config.data
         content = {"ppo.data": file_digest(data)} if data and data.is_file() else {}
         settings = context.model_settings | fingerprint.of(self._config, self.name) | content
-        outputs = (context.dir / "checkpoints" / self.name, join(context.records, self.name))
-        after = ("train_reward",) if self._score.trains_its_judge else ()
-        return [Result(self.name, settings | self._score.judge_settings(context), after, outputs)]
+        return settings | self._score.judge_settings(context)
 
     def run(self, context: RunContext, progress: Progress) -> None:
         def open_judges() -> Mapping[str, RewardStream]:

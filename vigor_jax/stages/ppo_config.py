@@ -8,7 +8,7 @@ from vigor_jax import fingerprint
 from vigor_jax.errors import InputError
 from vigor_jax.inference.sampling_methods import SamplingConfig
 from vigor_jax.rewards.token_rewards import TokenRewardConfig
-from vigor_jax.training.ppo import Kl
+from vigor_jax.training.ppo import MOST_KL_ERROR, Kl
 from vigor_jax.training.train_step import TrainingConfig
 
 Baseline: TypeAlias = Literal["value", "rloo", "grpo"]
@@ -46,7 +46,7 @@ class PpoConfig(TrainingConfig):
       kl_in: whether it is taken off the reward of each token, or added to the loss.
       kl_factor: of the divergence; where it adapts, the first one. The paper's 0.2.
       kl_target: sum over a response that the factor is adapted to; 0 leaves the factor as it is.
-      kl_horizon: responses over which it is adapted.
+      kl_horizon: responses over which it is adapted; more than a fifth of those of an iteration.
       missing_eos: taken off the reward of the last token of a response that did not end by itself.
       token_rewards: how the streams' signals become rewards of tokens.
       save_every: iterations between checkpoints.
@@ -119,6 +119,13 @@ class PpoConfig(TrainingConfig):
         if self.kl_in == "loss" and self.kl == "k1":
             raise InputError(
                 "ppo.kl_in loss: expected ppo.kl k3, got k1, whose gradient is 0 on the average and so holds nothing"
+            )
+        responses = self.batch_size * self.sampling.num_candidates
+        if self.kl_target and self.kl_horizon <= (least := MOST_KL_ERROR * responses):
+            raise InputError(
+                f"ppo.kl_horizon: expected more than {least:g}, {MOST_KL_ERROR:g} of the {responses} responses of an "
+                f"iteration, got {self.kl_horizon}: one step could make the factor 0 or negative, which pays for "
+                "leaving the reference; a ppo.kl_target of 0 leaves the factor as it is"
             )
         if not self.prompts:
             raise InputError("ppo.prompts: expected at least one, got none")

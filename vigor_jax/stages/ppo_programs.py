@@ -61,7 +61,7 @@ def programs(stage: str, config: PpoConfig, target: Target, judges: Iterable[Pro
       InputError: a batch does not fit the mesh.
     """
     model, mesh, dtype = target.model, target.training_mesh, target.dtype
-    check_batch_divides(config.minibatch, mesh, config.accumulate)
+    check_batch_divides(config.minibatch, mesh, config.accumulate, name="ppo.minibatch")
     whole = abstract_model(model, dtype=dtype)
     if config.lora:
         add_lora(whole, config.lora, dtype=dtype)
@@ -150,7 +150,7 @@ def _round_up(length: int, bucket: int) -> int:
 
 
 def cost(config: PpoConfig, work: Work, programs: Sequence[Cost]) -> tuple[int, float]:
-    """Iterations, and seconds of all programs, for all images.
+    """Iterations, and seconds of all programs, for all images that `limit` leaves.
 
     The last response of an iteration is reckoned to be as long as it can be, and all wait for it; so are the rows of
     updates. Images that fill no iteration are left out, as in a run.
@@ -165,5 +165,6 @@ def cost(config: PpoConfig, work: Work, programs: Sequence[Cost]) -> tuple[int, 
     times = {"score": 2, "update": config.ppo_epochs}
     for name, each in by_name.items():
         seconds += times.get(name, 1) * math.ceil(config.batch_size / each.rows) * each.seconds
-    iterations = work.images * config.epochs // config.batch_size
+    images = min(work.images, config.limit or work.images)
+    iterations = images * config.epochs // config.batch_size
     return iterations, iterations * seconds

@@ -1,6 +1,7 @@
 """Lets reward streams judge candidates: `candidates/` in, `verdicts/STREAM/` out (ViGoR, sections 3.2 and 3.3)."""
 
 import dataclasses
+import functools
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,7 +38,7 @@ from vigor_jax.stages.clip_stream import ClipJudge
 from vigor_jax.stages.export import PROVENANCE
 from vigor_jax.stages.judging import check_digest, score, scoring_ahead
 from vigor_jax.stages.programs import Cost, Program, Target, Work, bytes_held, for_inference, tree_rows
-from vigor_jax.stages.stage import REWARD_MODEL, Progress, Result, RunContext, Stage
+from vigor_jax.stages.stage import REWARD_MODEL, Lazy, Progress, Result, RunContext, Stage
 from vigor_jax.stages.streams import StreamConfig, as_config, in_order, make_stream, needs, stream_class, uses_devices
 from vigor_jax.training.flops import forward_flops
 
@@ -115,7 +116,8 @@ class ScoreStage(Stage):
             read = (self.streams[needed] for needed in needs(stream_class(stream)))
             after = ("sample", *(["train_reward"] if is_own else []), *read)
             folder = join(context.records, "verdicts", name)
-            found.append(Result(result_name(stream), self._settings(stream, context), after, (folder,)))
+            settings = Lazy(functools.partial(self._settings, stream, context))
+            found.append(Result(result_name(stream), settings, after, (folder,)))
         return found
 
     def run(self, context: RunContext, progress: Progress) -> None:

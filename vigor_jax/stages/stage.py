@@ -6,7 +6,7 @@ The runner, the manifest and the planner know stages by this alone (docs/extendi
 import abc
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,7 +28,7 @@ class Result:
 
     Attributes:
       name: of the stage; scoring has a result for each stream.
-      settings: option → value, all that decide on it; made by `fingerprint.of`.
+      settings: option → value, all that decide on it; made by `fingerprint.of`. `Lazy`, if files are read for it.
       after: names of the results that it is made of.
       outputs: files and folders, local or remote.
       checks_itself: an option whose change the stage understands: it continues if it can.
@@ -39,6 +39,30 @@ class Result:
     after: tuple[str, ...]
     outputs: tuple[str | Path, ...]
     checks_itself: str = ""
+
+
+class Lazy(Mapping[str, Any]):
+    """Settings that are read when they are first wanted: a result that plays no part today may lack what it needs.
+
+    Args:
+      read: gives them, or raises InputError.
+    """
+
+    def __init__(self, read: Callable[[], Mapping[str, Any]]) -> None:
+        self._read = read
+
+    @functools.cached_property
+    def _settings(self) -> Mapping[str, Any]:
+        return self._read()
+
+    def __getitem__(self, option: str) -> Any:
+        return self._settings[option]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._settings)
+
+    def __len__(self) -> int:
+        return len(self._settings)
 
 
 @dataclasses.dataclass(frozen=True)

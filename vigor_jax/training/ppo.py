@@ -85,7 +85,7 @@ def kl(logps: Float[Array, "*B R"], ref_logps: Float[Array, "*B R"], kind: Kl) -
     """Estimates, from one sampled token each, of the divergence of a policy from the reference.
 
     With d = log p - log p_ref: "k1" is d, unbiased and of any sign; "k3" is exp(-d) - 1 + d, unbiased and never
-    negative (Schulman 2020, "Approximating KL divergence").
+    negative (Schulman 2020, "Approximating KL divergence"); below d = -20 "k3" grows no more.
 
     Args:
       logps: of the tokens under the policy that drew them; in a loss, under the one that is trained.
@@ -95,7 +95,9 @@ def kl(logps: Float[Array, "*B R"], ref_logps: Float[Array, "*B R"], kind: Kl) -
     difference = logps - ref_logps
     if kind == "k1":
         return difference
-    return jnp.expm1(jnp.clip(-difference, -MOST_LOG_RATIO, MOST_LOG_RATIO)) + difference
+    # In both terms: where exp has its limit, the second alone would pull away from the reference.
+    difference = jnp.maximum(difference, -MOST_LOG_RATIO)
+    return jnp.expm1(-difference) + difference
 
 
 def with_kl(
