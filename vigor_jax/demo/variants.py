@@ -181,6 +181,13 @@ VARIANTS = (
         judged="judged_claims",
     ),
     Variant(
+        "claims_repair_boxes",
+        "AT + claims, repaired, boxes in the text",
+        "as claims_repair, with the box of each thing behind its first mention",
+        CLAIMS | REPAIR | {"select.boxes": "text", "evaluate.captions.max_new_tokens": 192},
+        judged="judged_claims",
+    ),
+    Variant(
         "claims_two_rounds",
         "AT + claims, two rounds",
         "as claims, and again from the model that came out of it",
