@@ -53,6 +53,18 @@ class Doubled:
             yield [verdict(item, i, self.name, 2 * each.signals[0].negative) for i, each in enumerate(read)]
 
 
+class Summed:
+    name = "summed"
+    digest = "s"
+    needs = ("doubled", "letters")
+
+    def judge(self, items):
+        for item in items:
+            pairs = zip(item.verdicts["doubled"], item.verdicts["letters"])
+            sums = [one.negative + other.negative for one, other in pairs]
+            yield [verdict(item, i, self.name, each) for i, each in enumerate(sums)]
+
+
 class OnDevices:
     name = "on_devices"
     uses_devices = True
@@ -171,14 +183,47 @@ def test_verdicts_of_other_candidates_are_not_read(streams, context):
         stage(context, f"{streams}:Letters", f"{streams}:Doubled").run(context, Told())
 
 
-def test_only_what_waits_for_nobody_judges_ahead(streams, context):
-    names = [f"{streams}:{name}" for name in ("Doubled", "Letters", "OnDevices")]
+def test_all_that_need_no_devices_judge_ahead(streams, context):
+    """Also those that need others, after these have judged a part; the verdicts are those of judging afterwards."""
+    names = [f"{streams}:{name}" for name in ("Summed", "Doubled", "Letters", "OnDevices")]
     told = Told()
     with stage(context, *names).ahead(context, told) as on_part:
         on_part(0, 2)
         on_part(1, 2)
-    assert told.begun == [f"score.{streams}:Letters"]
-    assert sorted(path.name for path in (context.dir / "verdicts").iterdir()) == ["letters"]
+    assert sorted(told.begun) == [f"score.{streams}:{name}" for name in ("Doubled", "Letters", "Summed")]
+    verdicts = context.dir / "verdicts"
+    ahead = {path.relative_to(verdicts): path.read_bytes() for path in verdicts.rglob("*.parquet")}
+    assert sorted({path.parts[0] for path in ahead}) == ["doubled", "letters", "summed"]
+    assert negatives(context, "summed") == [9.0, 3.0, 0.0] * 2
+    shutil.rmtree(verdicts)
+    stage(context, *names).run(context, Told())
+    assert {path: (verdicts / path).read_bytes() for path in ahead} == ahead
+
+
+def test_ahead_of_parts_that_are_there(streams, context):
+    """What a stream has judged in an earlier run it tells all the same; what is complete needs nobody to be told."""
+    letters, doubled = f"{streams}:Letters", f"{streams}:Doubled"
+    stage(context, letters).run(context, Told())
+    (last, *_) = sorted((context.dir / "verdicts" / "letters").iterdir(), reverse=True)
+    last.unlink()
+    with stage(context, letters, doubled).ahead(context, Told()) as on_part:
+        on_part(0, 2)
+    assert [path.name for path in (context.dir / "verdicts" / "doubled").iterdir()] == ["part-00000-of-00002.parquet"]
+    stage(context, letters, doubled).run(context, Told())
+    assert negatives(context, "doubled") == [6.0, 2.0, 0.0] * 2
+
+
+def test_who_needs_a_stream_that_fails_judges_nothing(streams, context):
+    (context.dir.parent / "images" / "1.png").unlink()
+    names = [f"{streams}:{name}" for name in ("Letters", "Doubled")]
+    ahead = stage(context, *names).ahead(context, Told())
+    on_part = ahead.__enter__()
+    on_part(0, 2)
+    on_part(1, 2)
+    with pytest.raises(InputError, match=r"1\.png has candidates and is gone"):
+        ahead.__exit__(None, None, None)
+    for name in ("letters", "doubled"):
+        assert [path.name for path in (context.dir / "verdicts" / name).iterdir()] == ["part-00000-of-00002.parquet"]
 
 
 def test_a_stream_on_devices_is_given_the_mesh(streams, context):

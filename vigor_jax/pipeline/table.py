@@ -11,11 +11,11 @@ from vigor_jax.json_fields import Fields, exists
 from vigor_jax.stages.evaluate import EvaluateStage
 from vigor_jax.stages.export import PROVENANCE, ExportStage
 from vigor_jax.stages.ppo import PpoStage
-from vigor_jax.stages.sample import OnPart, SampleStage
+from vigor_jax.stages.sample import SampleStage
 from vigor_jax.stages.score import ScoreStage, check_same_question
 from vigor_jax.stages.select import SelectStage
 from vigor_jax.stages.sft import SftStage
-from vigor_jax.stages.stage import EXPORT, Progress, RunContext, Stage
+from vigor_jax.stages.stage import EXPORT, OnPart, Progress, RunContext, Stage
 from vigor_jax.stages.train_reward import TrainRewardStage
 from vigor_jax.training.checkpoint import latest_step
 

@@ -5,7 +5,8 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from vigor_jax.data.records.store import (
 from vigor_jax.errors import InputError
 from vigor_jax.records import Candidate, ScoreItem, Verdict
 from vigor_jax.rewards.stream import RewardStream
+from vigor_jax.stages.stage import OnPart
 
 logger = logging.getLogger(__name__)
 
@@ -89,8 +91,20 @@ def scoring_ahead(
     process_index: int = 0,
     process_count: int = 1,
     made_with: str = "",
-) -> Iterator[Callable[[int, int], None]]:
+    needs: Sequence[str] = (),
+    then: Sequence[OnPart] = (),
+) -> Iterator[OnPart]:
     """Judges parts in a thread, as soon as they are named, while the accelerator samples the next ones.
+
+    Args:
+      stream: as in `score`, as are the others but for `then`.
+      records: as above.
+      images: as above.
+      process_index: as above.
+      process_count: as above.
+      made_with: as above.
+      needs: streams whose verdicts on a part exist when it is named.
+      then: are told (index, count) of each part of this process whose verdicts are there: streams that need these.
 
     Yields a function that takes (index, count) of a complete part of `candidates/`. Leaving the context waits for
     the parts that were named; how much of the work was hidden behind sampling is logged.
@@ -109,16 +123,20 @@ def scoring_ahead(
         nonlocal busy
         while (part := named.get()) is not None:
             index, count = part
-            if halted.is_set() or index % process_count != process_index or has_part(folder, index, count):
+            if halted.is_set() or index % process_count != process_index:
                 continue
             started = time.monotonic()
             try:
-                for _ in _judge_parts(stream, records, opened, [index], count, {index}, made_with):
-                    pass
+                if not has_part(folder, index, count):
+                    for _ in _judge_parts(stream, records, opened, [index], count, {index}, made_with, needs):
+                        pass
             except BaseException as error:  # it is raised where the context is left
                 failures.append(error)
                 halted.set()
+                continue
             busy += time.monotonic() - started
+            for tell in then:
+                tell(index, count)
 
     thread = threading.Thread(target=work, name=f"score-{stream.name}", daemon=True)
     thread.start()
@@ -139,6 +157,21 @@ def scoring_ahead(
             )  # fmt: skip
     if failures:
         raise failures[0]
+
+
+def when_all(told: int, follow: OnPart) -> OnPart:
+    """What is to be told of each part by several streams, and passes it on when all of them have."""
+    counts: Counter[int] = Counter()
+    lock = threading.Lock()
+
+    def tell(index: int, count: int) -> None:
+        with lock:
+            counts[index] += 1
+            is_last = counts[index] == told
+        if is_last:
+            follow(index, count)
+
+    return tell
 
 
 def check_digest(stream: RewardStream, records: str | Path) -> str:

@@ -33,12 +33,11 @@ from vigor_jax.parallel.processes import is_first
 from vigor_jax.parallel.sharding import round_up_batch
 from vigor_jax.records import Candidate
 from vigor_jax.stages.programs import Cost, Program, Target, Work, array, bytes_held, for_inference
-from vigor_jax.stages.stage import Progress, Result, RunContext, Stage
+from vigor_jax.stages.stage import OnPart, Progress, Result, RunContext, Stage
 from vigor_jax.training.flops import forward_flops
 
 logger = logging.getLogger(__name__)
 
-OnPart: TypeAlias = Callable[[int, int], None]
 Ahead: TypeAlias = Callable[[RunContext, Progress], AbstractContextManager[OnPart]]
 
 _NAMES_AT_A_TIME = 4096

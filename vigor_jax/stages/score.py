@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,9 +36,9 @@ from vigor_jax.rewards.stream import RewardStream
 from vigor_jax.rewards.verifier import ClipStreamConfig
 from vigor_jax.stages.clip_stream import ClipJudge
 from vigor_jax.stages.export import PROVENANCE
-from vigor_jax.stages.judging import check_digest, score, scoring_ahead
+from vigor_jax.stages.judging import check_digest, score, scoring_ahead, when_all
 from vigor_jax.stages.programs import Cost, Program, Target, Work, bytes_held, for_inference, tree_rows
-from vigor_jax.stages.stage import REWARD_MODEL, Lazy, Progress, Result, RunContext, Stage
+from vigor_jax.stages.stage import REWARD_MODEL, Lazy, OnPart, Progress, Result, RunContext, Stage
 from vigor_jax.stages.streams import StreamConfig, as_config, in_order, make_stream, needs, stream_class, uses_devices
 from vigor_jax.training.flops import forward_flops
 
@@ -164,25 +164,40 @@ class ScoreStage(Stage):
         return found
 
     @contextmanager
-    def ahead(self, context: RunContext, progress: Progress) -> Iterator[Callable[[int, int], None]]:
+    def ahead(self, context: RunContext, progress: Progress) -> Iterator[OnPart]:
         """Lets the streams that need no accelerator judge parts of candidates while others are sampled.
+
+        A stream that needs others is told of a part when these have judged it.
 
         Yields what takes (index, count) of a complete part.
         """
+        ahead: dict[str, list[OnPart]] = {}  # whom each of them tells of its parts
+        for name, stream in self._streams.items():
+            found = stream_class(stream)
+            if not (uses_devices(found) or self._is_scored(name, context)) and ahead.keys() >= set(needs(found)):
+                ahead[name] = []
         with ExitStack() as judging:
-            followers = []
-            for name, stream in self._streams.items():
-                found = stream_class(stream)
-                if uses_devices(found) or needs(found) or self._is_scored(name, context):
-                    continue
-                opened, made_with = self._stream(name, context, progress), progress.mark(result_name(stream))
+            first: list[OnPart] = []
+            for name in reversed(ahead):  # so that those who are told are left last
+                needed = needs(stream_class(self._streams[name]))
+                opened, made_with = self._stream(name, context, progress), progress.mark(self.streams[name])
                 begun = scoring_ahead(
-                    opened, context.records, self._image_place(), made_with=made_with, **context.share
+                    opened,
+                    context.records,
+                    self._image_place(),
+                    made_with=made_with,
+                    needs=needed,
+                    then=ahead[name],
+                    **context.share,
                 )
-                followers.append(judging.enter_context(begun))
+                follow = judging.enter_context(begun)
+                tell = when_all(len(needed), follow)
+                for each in needed:
+                    ahead[each].append(tell)
+                first += [] if needed else [follow]
 
             def on_part(index: int, count: int) -> None:
-                for follow in followers:
+                for follow in first:
                     follow(index, count)
 
             yield on_part

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import jax
 from jax.sharding import Mesh
@@ -17,6 +17,9 @@ from vigor_jax.hf.load import Checkpoint, ModelConfig, open_checkpoint
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 from vigor_jax.stages.programs import Cost, Program, Target, Work
 from vigor_jax.training.trackers import NOWHERE, Reporting
+
+# Takes the index of a part of the records and the number of all.
+OnPart: TypeAlias = Callable[[int, int], None]
 
 # Names below the run directory.
 REWARD_MODEL, EXPORT, TARGETS, EVALUATION = "reward_model", "export", "targets.json", "evaluation"
