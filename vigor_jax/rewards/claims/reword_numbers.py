@@ -4,7 +4,7 @@ Whatever else in a caption speaks of the number is not rewritten: where somethin
 """
 
 from vigor_jax.records import Edit
-from vigor_jax.rewards.claims import agreement
+from vigor_jax.rewards.claims import number_agreement
 from vigor_jax.rewards.claims.claim import Number
 from vigor_jax.rewards.claims.judge import Found, JudgeConfig, count_tolerance, counted_boxes
 from vigor_jax.rewards.claims.rewording import Wording
@@ -36,7 +36,7 @@ def reword_number(wording: Wording, subject: Found, config: JudgeConfig) -> tupl
         return ()
     if group.end <= wording.start:  # "dogs, three of them"
         return () if 1 in (most, count) else (_number(wording, count),)
-    if agreement.shares_number(sentence, group):
+    if number_agreement.shares_number(sentence, group):
         return ()
     if most == 1:
         return _from_one(wording, group, count)
@@ -57,9 +57,9 @@ def _is_spoken_of(wording: Wording, group: NounGroup, count: int) -> bool:
     around.update(sentence.lower[wording.end : group.end])
     if not (_MORE.isdisjoint(around) and _EACH.isdisjoint(sentence.lower[: wording.start])):
         return True
-    if agreement.has_pointer(wording, sentence, behind):
+    if number_agreement.has_pointer(wording, sentence, behind):
         return True
-    if wording.later and agreement.has_pointer(wording, wording.later[0]):
+    if wording.later and number_agreement.has_pointer(wording, wording.later[0]):
         return True
     if count == 2 and any(
         sentence.word(i) == "all" for i in range(behind, len(sentence.lower)) if sentence.word(i - 1) != "in"
@@ -91,7 +91,7 @@ def _to_other(wording: Wording, group: NounGroup, count: int) -> tuple[Edit, ...
     is_introduced = wording.start == 0 or wording.sentence.word(wording.start - 1) in _INTRODUCES
     if not (is_introduced or _COLLECTIVE.isdisjoint(wording.words)):
         return ()
-    verbs = agreement.verbs(wording, group, agreement.PLURAL_OF)  # "a pair of dogs is" → "three dogs are"
+    verbs = number_agreement.verbs(wording, group, number_agreement.PLURAL_OF)  # "a pair of dogs is" → "three dogs are"
     return () if verbs is None else _in_order(_number(wording, count), *verbs)
 
 
@@ -101,14 +101,14 @@ def _to_one(wording: Wording, group: NounGroup) -> tuple[Edit, ...]:
     one = singular(head)
     if group.start < wording.start or "pair" in wording.words or head not in (one, *all_plurals(one)):
         return ()
-    if not _TOGETHER.isdisjoint(sentence.lower) or agreement.is_named_so(wording, one, is_one=False):
+    if not _TOGETHER.isdisjoint(sentence.lower) or number_agreement.is_named_so(wording, one, is_one=False):
         return ()
     rest = sentence.lower[behind:]
     if not (_THEY | _RELATIVE).isdisjoint(rest) or any(not _THEY.isdisjoint(later.lower) for later in wording.later):
         return ()
     if any(singular(word) != word for word, noun in zip(rest, sentence.is_noun[behind:], strict=True) if noun):
         return ()  # "two men wearing hats"
-    verbs = agreement.verbs(wording, group, agreement.SINGULAR_OF)
+    verbs = number_agreement.verbs(wording, group, number_agreement.SINGULAR_OF)
     if verbs is None:
         return ()
     nouns = [wording.edit(behind - 1, behind, one)] if one != head else []
@@ -119,7 +119,11 @@ def _from_one(wording: Wording, group: NounGroup, count: int) -> tuple[Edit, ...
     sentence, behind = wording.sentence, group.end
     head = sentence.lower[behind - 1]
     several = plurals(head)[0]
-    if group.start < wording.start or singular(several) != head or agreement.is_named_so(wording, head, is_one=True):
+    if (
+        group.start < wording.start
+        or singular(several) != head
+        or number_agreement.is_named_so(wording, head, is_one=True)
+    ):
         return ()
     if not _ALONE.isdisjoint(sentence.lower[wording.end :]) or any(
         not _IT.isdisjoint(later.lower) for later in wording.later
@@ -130,7 +134,7 @@ def _from_one(wording: Wording, group: NounGroup, count: int) -> tuple[Edit, ...
         sentence.tags[behind:], sentence.tags[behind + 1 :], strict=False
     ):
         return ()  # "one man wearing a hat"
-    verbs = agreement.verbs(wording, group, agreement.PLURAL_OF)
+    verbs = number_agreement.verbs(wording, group, number_agreement.PLURAL_OF)
     if verbs is None:
         return ()
     number = NUMBERS[count - 1]

@@ -6,7 +6,7 @@ from itertools import product
 from typing import cast
 
 from vigor_jax.records import Edit
-from vigor_jax.rewards.claims import agreement
+from vigor_jax.rewards.claims import number_agreement
 from vigor_jax.rewards.claims.claim import Horizontal, Place, Vertical
 from vigor_jax.rewards.claims.judge import Found, JudgeConfig, Truth, counted_boxes, judge
 from vigor_jax.rewards.claims.rewording import Wording
@@ -74,7 +74,7 @@ def _left_behind(old: Place, new: Place) -> list[Place]:
 def _is_contrasted(wording: Wording) -> bool:
     """Whether the sentence tells things apart by their places: "one in the middle, the others around it"."""
     sentence = wording.sentence
-    if agreement.has_pointer(wording, sentence):
+    if number_agreement.has_pointer(wording, sentence):
         return True
     claimed = [claim.span for claim in wording.reading.claims]
     sides = [
