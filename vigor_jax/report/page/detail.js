@@ -66,13 +66,14 @@ class Detail {
     svg.setAttribute("viewBox", "0 0 1000 1000");
     svg.setAttribute("preserveAspectRatio", "none");
     const labels = [];
-    for (const [thing, [label, score, , , boxes]] of things) {
+    for (const [thing, [label, score, , , boxes, kind]] of things) {
+      if (kind && thing !== current) continue; // a claim's boxes are those of its thing
       const state = current == null ? "" : thing === current ? "current" : "dim";
       boxes.forEach((corners, place) => {
         svg.append(rectangle(corners, state));
         if (place) return;
         const [left, top] = corners;
-        const tag = make("span", { class: `tag ${state}` }, `${label} ${probability({ score })}`);
+        const tag = make("span", { class: `tag ${state}` }, kind ? label : `${label} ${probability({ score })}`);
         tag.style.cssText = `left:${left / 10}%;top:${top / 10}%`;
         labels.push(tag);
       });
