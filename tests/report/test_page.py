@@ -287,7 +287,7 @@ def test_claims_and_their_repairs(tmp_path, open_page):
     place, wrong = text.index("left"), Span(0, 3)
     claims = (
         Signal("dog: two", (wrong,), 1.0, 0.0, 0.0, True, kind="number", edits=(Edit(wrong, "Three <i>"),)),
-        Signal("cat: on the left", (Span(place - 7, place + 4),), 0.0, 1.0, 1.0, False, ((0, 0, 0.5, 1),), False, "place"),
+        Signal("cat: on the left", (Span(place - 7, place + 4),), 0, 1, 1, False, ((0, 0, 0.5, 1),), False, "place"),
     )
     rows = [Candidate("00000.png", "?", number, text, (), -1.0 - number, "stop") for number in range(2)]
     store.write_part(tmp_path / "run" / "candidates", 0, 1, rows, Candidate)
