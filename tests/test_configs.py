@@ -268,7 +268,7 @@ def test_help_says_what_every_option_means(command, capsys):
 # Values of which every option takes at least one, by its type.
 VALUES: dict[Any, tuple[Any, ...]] = {
     bool: (False, True),
-    int: (0, 1, 2, 4, 6),
+    int: (0, 1, 2, 4, 6, 1000),
     float: (0.0, 0.5, 2.0),
     str: ("http://localhost", "v0", "none", "llava"),
     Path: (Path("some"), Path("other")),

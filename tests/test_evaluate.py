@@ -141,6 +141,7 @@ GIVEN = {
     "captions": ("references", "r.json", "captions", "c.jsonl"),
     "mmhal": ("questions", "q.json", "answers", "a.jsonl"),
     "questions": ("questions", "q.json", "answers", "a.jsonl"),
+    "grounding": ("objects", ["instances.json"], "captions", "c.jsonl"),
 }
 MORE = {"mmhal": {"judge": {"base_url": "http://localhost:1/v1", "model": "j"}}, "questions": {"layout": "gqa"}}
 ASKING = [name for name in COMMANDS if name not in WITHOUT_A_MODEL]

@@ -125,7 +125,7 @@ def test_targets_of_other_selections_are_made_again(done, tmp_path):
     before = contents(done)
     shutil.rmtree(done / "targets")
     shutil.copytree(other / "targets", done / "targets")
-    with pytest.raises(InputError, match=r"targets was made with settings\.refine false, which is now true"):
+    with pytest.raises(InputError, match=r'targets was made with settings\.refine "none", which is now "drop"'):
         select(SelectConfig(), done, streams=STREAMS)
     shutil.rmtree(done / "targets")
     metadata = store.part_metadata(done / "selections")
