@@ -36,14 +36,19 @@ def served(model):
         yield running
 
 
-@pytest.fixture
-def items(tmp_path):
+def make_items(folder, captions):
+    """Pictures with their captions."""
     made = []
-    for number, texts in enumerate(TEXTS):
-        path = tmp_path / f"{number}.png"
+    for number, texts in enumerate(captions):
+        path = folder / f"{number}.png"
         picture(number).save(path)
         made.append(ScoreItem(path.name, path, "Describe it.", texts))
     return made
+
+
+@pytest.fixture
+def items(tmp_path):
+    return make_items(tmp_path, TEXTS)
 
 
 def config(served=None, **changes) -> DetectionConfig:

@@ -21,6 +21,7 @@ from detector_bridge.messages import Detection, Request
 from tests.detector_bridge.sidecar import is_alive, picture, sidecar, wait_until
 from tests.detector_bridge.tiny_detector import write_transformers
 from tests.detector_bridge.tiny_families import write_owl
+from tests.rewards.test_detection import make_items
 from vigor_jax import cli, demo, fingerprint
 from vigor_jax.config import TrainConfig, with_pinned_models
 from vigor_jax.errors import InputError
@@ -57,12 +58,7 @@ def another(tmp_path_factory):
 
 @pytest.fixture
 def items(tmp_path):
-    made = []
-    for number, texts in enumerate(TEXTS):
-        path = tmp_path / f"{number}.png"
-        picture(number).save(path)
-        made.append(ScoreItem(path.name, path, "Describe it.", texts))
-    return made
+    return make_items(tmp_path, TEXTS)
 
 
 def config(first, second=None, **changes):

@@ -98,7 +98,7 @@ def drop(
     gone = [each.span for each in dropped]
     left = {edit: why for edit, why in sorted(edits.items()) if not any(_meet(edit.span, span) for span in gone)}
     every = [*left, *(() if boxes is None else box_edits(text, boxes, gone, left))]
-    written = [_written(text, span, sorted(edit for edit in every if _is_in(edit.span, span))) for span in sentences]
+    written = [write_edits(text, span, sorted(edit for edit in every if _is_in(edit.span, span))) for span in sentences]
     repaired = tuple(Repaired(edit.span, text[slice(*edit.span)], edit.text, why) for edit, why in left.items())
     return Refined(
         keep_sentences(text, sentences, [span not in gone for span in sentences], written), dropped, repaired
@@ -151,8 +151,8 @@ def _is_in(edited: Span, sentence: Span) -> bool:
     return _meet(edited, sentence) if edited.start < edited.end else sentence.start < edited.end <= sentence.end
 
 
-def _written(text: str, sentence: Span, edits: Sequence[Edit]) -> str:
-    """A sentence after its edits, which are in order."""
+def write_edits(text: str, sentence: Span, edits: Sequence[Edit]) -> str:
+    """A sentence of a text after its edits, which are in order and disjoint."""
     pieces, place = [], sentence.start
     for span, replacement in edits:
         pieces += [text[place : span.start], replacement]

@@ -21,6 +21,7 @@ from vigor_jax.rewards.claims.reword_places import reword_place
 from vigor_jax.rewards.claims.rewording import Wording
 from vigor_jax.rewards.mentions import Phrase
 from vigor_jax.rewards.phrases import Phrases
+from vigor_jax.rewards.refine import write_edits
 from vigor_jax.rewards.sentences import split_sentences
 
 Edits: TypeAlias = tuple[Edit, ...]
@@ -175,8 +176,8 @@ def apply_edits(text: str, edits: Iterable[Edit]) -> str:
     Raises:
         InputError: Two edits overlap, or one lies outside the text.
     """
-    pieces, place = [], 0
-    for span, new in sorted(set(edits)):
+    place, ordered = 0, sorted(set(edits))
+    for span, new in ordered:
         if not 0 <= span.start <= span.end <= len(text):
             raise InputError(
                 f"edits: expected places in a text of {len(text)} characters, got {span.start} to {span.end} for "
@@ -187,9 +188,8 @@ def apply_edits(text: str, edits: Iterable[Edit]) -> str:
                 f"edits: expected places that do not overlap, got {span.start} to {span.end} for {new!r} after one "
                 f"that ends at {place}; score the candidates again"
             )
-        pieces += [text[place : span.start], new]
         place = span.end
-    return "".join((*pieces, text[place:]))
+    return write_edits(text, Span(0, len(text)), ordered)
 
 
 class _Shift:
