@@ -4,6 +4,7 @@ Text is never searched for again once it has been analyzed: spans are offsets in
 """
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Literal, NamedTuple, Protocol, TypeAlias, get_args
@@ -220,6 +221,37 @@ class Target:
     image: str
     prompt: str
     text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Preference:
+    """Responses to one image and prompt, and how good each is.
+
+    Attributes:
+      image: path below the image folder.
+      prompt: the last question; the image comes before it unless it says "<image>".
+      responses: two or more, no two alike.
+      ratings: of each response, on any scale: more is better. Two of equal rating are not compared.
+      context: how the answer begins that every response continues; "" where responses are whole answers.
+      whole: the answer ends with the response; with False, as with a sentence of many, it may go on.
+      history: question, answer, question, answer, ... before the prompt; the image comes before the first.
+      name: what its source calls it; "" if it has no name.
+    """
+
+    image: str
+    prompt: str
+    responses: tuple[str, ...]
+    ratings: tuple[float, ...]
+    context: str = ""
+    whole: bool = True
+    history: tuple[str, ...] = ()
+    name: str = ""
+
+    def pairs(self) -> tuple[tuple[int, int], ...]:
+        """Indices of every two responses of different ratings, the better one first; the best before the others."""
+        ranked = sorted(range(len(self.ratings)), key=lambda index: -self.ratings[index])
+        pairs = itertools.combinations(ranked, 2)
+        return tuple((better, worse) for better, worse in pairs if self.ratings[better] > self.ratings[worse])
 
 
 @dataclasses.dataclass(frozen=True)
