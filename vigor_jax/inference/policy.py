@@ -105,7 +105,7 @@ class Policy:
         self._lock = threading.RLock()  # around all that is made when it is first needed
         self._samplers: dict[SamplingConfig, Sampler] = {}  # what one has compiled, it need not compile again
         self._prompts: dict[tuple[str, bool], tuple[int, ...]] = {}
-        self._sizes = {
+        self._sizes: dict[str, Any] = {
             "image_token_id": checkpoint.config.image_token_id,
             "num_image_tokens": checkpoint.config.num_image_tokens,
         }

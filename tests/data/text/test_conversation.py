@@ -21,6 +21,7 @@ from vigor_jax.data.text.conversation import (
     Turn,
     encode_example,
     encode_prompt,
+    encode_responses,
 )
 from vigor_jax.data.text.tokenizer import Tokenizer
 from vigor_jax.errors import InputError
@@ -447,3 +448,44 @@ def test_advice_stays_within_the_models_positions(tokenizer, with_image, positio
         encode_example(tokenizer, TEMPLATES["v1"], turns, with_image=with_image, **settings)
     assert ("raise max_length" in str(caught.value)) == advised
     assert ("200 positions, so shorten the question" in str(caught.value)) != advised
+
+
+@pytest.mark.parametrize("template", ["v1", "v0", "llava_v1"])
+@pytest.mark.parametrize("with_image", [True, False])
+def test_prompt_and_responses_are_the_parts_of_an_example(tokenizer, template, with_image):
+    sizes = {"image_token_id": IMAGE_ID, "num_image_tokens": 3, "with_image": with_image}
+    history, question, responses = ("What is it?", "A cat."), "Where?", ["On a mat.", "It sleeps on the sofa."]
+    chosen = TEMPLATES[template]
+    prompt, answers = encode_responses(tokenizer, chosen, question, responses, history=history, **sizes)
+    for response, ids in zip(responses, answers, strict=True):
+        first = ("<image>\n" if with_image else "") + history[0]
+        turns = [Turn("human", first), Turn("gpt", history[1]), Turn("human", question), Turn("gpt", response)]
+        example = encode_example(tokenizer, chosen, turns, max_length=1000, **sizes)
+        assert [*prompt, *ids] == example.token_ids.tolist()
+        learned = example.labels[len(prompt) :]
+        assert ids == learned.tolist()  # supervised to the last token
+
+
+@pytest.mark.parametrize("template", ["v1", "v0", "plain"])
+def test_a_context_begins_the_answer_that_its_continuation_ends(tokenizer, template):
+    sizes = {"image_token_id": IMAGE_ID, "num_image_tokens": 3}
+    chosen, context = TEMPLATES[template], "A cat sits here."
+    start = encode_prompt(tokenizer, chosen, "Say.", **sizes)
+    prompt, (middle, last) = encode_responses(
+        tokenizer, chosen, "Say.", [" It is red.", " It is blue."], context=context, whole=False, **sizes
+    )
+    assert prompt == encode_prompt(tokenizer, chosen, "Say.", context=context, **sizes)
+    assert prompt[: len(start)] == start
+    _, (whole,) = encode_responses(tokenizer, chosen, "Say.", [" It is red."], context=context, **sizes)
+    assert whole[: len(middle)] == middle
+    assert len(whole) > len(middle)
+    assert middle != last
+    _, (sentence,) = encode_responses(tokenizer, chosen, "Say.", [context], whole=False, **sizes)
+    assert prompt == [*start, *sentence]
+
+
+def test_a_caption_has_no_history(tokenizer):
+    with pytest.raises(InputError, match="caption-only template asks one question"):
+        encode_responses(
+            tokenizer, TEMPLATES["plain"], "b", ["c"], history=("a", "b"), image_token_id=IMAGE_ID, num_image_tokens=3
+        )

@@ -112,6 +112,8 @@ def encode_prompt(
     image_token_id: int,
     num_image_tokens: int,
     with_image: bool = True,
+    history: Sequence[str] = (),
+    context: str = "",
 ) -> list[int]:
     """Token ids that ask for an answer to `question`.
 
@@ -124,22 +126,78 @@ def encode_prompt(
         image_token_id: Id that stands for one image feature.
         num_image_tokens: Image features an image has; each "<image>" becomes that many ids.
         with_image: Whether there is an image.
+        history: Earlier questions and answers in alternation, question first; the image comes before the first.
+        context: How the answer begins, in tokens of its own: what continues it brings the space before it.
 
     Returns:
         Ids from BOS to the colon after the assistant's name (no space), or to the image where `template` is
-        "plain".
+        "plain"; or to the end of `context`.
 
     Raises:
-        InputError: `with_image` is false and the question has an "<image>" or `template` is "plain".
+        InputError: `with_image` is false and the question has an "<image>" or `template` is "plain"; or this has a
+            history.
     """
-    if not with_image and IMAGE_PLACEHOLDER in question:
-        raise InputError(f"the question {question[:60]!r} places {IMAGE_PLACEHOLDER} but comes without an image")
-    if with_image and IMAGE_PLACEHOLDER not in question:
-        question = f"{IMAGE_PLACEHOLDER}\n{question}"
-    prompt = _prompt_text(template, question, is_first=True)
     writer = _Writer(tokenizer, image_token_id, num_image_tokens)
-    writer.add_prompt(prompt)
+    _add_prompt(writer, template, question, history, context, with_image=with_image)
     return writer.token_ids
+
+
+def encode_responses(
+    tokenizer: Tokenizer,
+    template: Template,
+    question: str,
+    responses: Sequence[str],
+    *,
+    image_token_id: int,
+    num_image_tokens: int,
+    with_image: bool = True,
+    history: Sequence[str] = (),
+    context: str = "",
+    whole: bool = True,
+) -> tuple[list[int], list[list[int]]]:
+    """Token ids of a prompt, and of responses that continue it.
+
+    Args:
+        tokenizer: as `encode_prompt`, and so are those that are not named here.
+        responses: What the model is to say, or not to say; behind a context, each with the space before it.
+        whole: The answer ends with the response, so what ends it (`</s>`, "###" or a newline) is a part of it.
+
+    Returns:
+        What `encode_prompt` gives, and the ids of each response: together the ids of `encode_example`, where there is
+        no context.
+    """
+    writer = _Writer(tokenizer, image_token_id, num_image_tokens)
+    _add_prompt(writer, template, question, history, context, with_image=with_image)
+    space = "" if template.is_caption_only or context else " "
+    end = (template.stop or "") if whole else ""
+    eos = [tokenizer.eos_id] if whole and template.stop is None else []
+    return writer.token_ids, [[*writer.ids(space + response + end), *eos] for response in responses]
+
+
+def _add_prompt(
+    writer: "_Writer", template: Template, question: str, history: Sequence[str], context: str, *, with_image: bool
+) -> None:
+    questions = [*history[::2], question]
+    if template.is_caption_only and history:
+        raise InputError("the caption-only template asks one question, and there were others before it")
+    if not with_image and (placed := [each for each in questions if IMAGE_PLACEHOLDER in each]):
+        raise InputError(f"the question {placed[0][:60]!r} places {IMAGE_PLACEHOLDER} but comes without an image")
+    if with_image and not any(IMAGE_PLACEHOLDER in each for each in questions):
+        questions[0] = f"{IMAGE_PLACEHOLDER}\n{questions[0]}"
+    for number, (each, answer) in enumerate(zip(questions, [*history[1::2], None], strict=True)):
+        writer.add_prompt(_prompt_text(template, each, is_first=number == 0, with_image=with_image))
+        if answer is not None:
+            _add_answer(writer, template, answer)
+    if context:
+        writer.add_text(("" if template.is_caption_only else " ") + context, supervised=False)
+
+
+def _add_answer(writer: "_Writer", template: Template, answer: str) -> None:
+    # A caption follows its image as fresh text; an answer continues the line that names the assistant.
+    space = "" if template.is_caption_only else " "
+    writer.add_text(space + answer + (template.stop or ""), supervised=True)
+    if template.stop is None:
+        writer.add_eos()
 
 
 def encode_example(
@@ -185,11 +243,7 @@ def encode_example(
             writer.add_prompt(prompt)
         else:
             writer.add_text(prompt, supervised=False)
-        # A caption follows its image as fresh text; an answer continues the line that names the assistant.
-        space = "" if template.is_caption_only else " "
-        writer.add_text(space + answer + (template.stop or ""), supervised=True)
-        if template.stop is None:
-            writer.add_eos()
+        _add_answer(writer, template, answer)
     return writer.finish(max_length, max_positions)
 
 
@@ -251,8 +305,12 @@ class _Writer:
 
     def add_text(self, text: str, *, supervised: bool) -> None:
         if text:
-            self._extend(self._tokenizer.encode(text, prefix=self._is_fresh), supervised)
+            self._extend(self.ids(text), supervised)
             self._is_fresh = False
+
+    def ids(self, text: str) -> list[int]:
+        """Of a text that would come next."""
+        return self._tokenizer.encode(text, prefix=self._is_fresh)
 
     def add_eos(self) -> None:
         self._extend([self._tokenizer.eos_id], supervised=True)
