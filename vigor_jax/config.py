@@ -14,6 +14,7 @@ from vigor_jax.rewards.detection import DetectionConfig
 from vigor_jax.rewards.detectors import DetectorConfig
 from vigor_jax.rewards.reward_model import RewardModelConfig
 from vigor_jax.rewards.verifier import ClipStreamConfig
+from vigor_jax.stages.dpo_config import DpoConfig
 from vigor_jax.stages.evaluate import EvaluateConfig
 from vigor_jax.stages.ppo_config import PpoConfig
 from vigor_jax.stages.reward_rows import TrainRewardConfig
@@ -25,7 +26,7 @@ from vigor_jax.training.trackers import Reporting, TrackerName
 from vigor_jax.training.train_step import SftConfig
 
 Detector = TypeVar("Detector", bound=DetectorConfig)
-Stage: TypeAlias = Literal["train_reward", "sample", "score", "select", "sft", "ppo", "export", "evaluate"]
+Stage: TypeAlias = Literal["train_reward", "sample", "score", "select", "sft", "dpo", "ppo", "export", "evaluate"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +88,7 @@ class TrainConfig:
       clip: the verifier, a CLIP, if it does.
       select: which candidate is taken, and what is left of it.
       sft: supervised fine-tuning; on the run's own targets unless `data` names others.
+      dpo: learning from preferences; from those that the stage pair made unless `data` names others.
       ppo: PPO with a reward for each token, from the streams that `score` names.
       export: the checkpoint to take home.
       evaluate: what the models before and after are asked.
@@ -106,6 +108,7 @@ class TrainConfig:
     clip: ClipStreamConfig = dataclasses.field(default_factory=ClipStreamConfig)
     select: SelectConfig = dataclasses.field(default_factory=SelectConfig)
     sft: SftConfig = dataclasses.field(default_factory=SftConfig)
+    dpo: DpoConfig = dataclasses.field(default_factory=DpoConfig)
     ppo: PpoConfig = dataclasses.field(default_factory=PpoConfig)
     export: ExportConfig = dataclasses.field(default_factory=ExportConfig)
     evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
