@@ -16,6 +16,7 @@ from vigor_jax.rewards.reward_model import RewardModelConfig
 from vigor_jax.rewards.verifier import ClipStreamConfig
 from vigor_jax.stages.dpo_config import DpoConfig
 from vigor_jax.stages.evaluate import EvaluateConfig
+from vigor_jax.stages.pair_config import PairConfig
 from vigor_jax.stages.ppo_config import PpoConfig
 from vigor_jax.stages.reward_rows import TrainRewardConfig
 from vigor_jax.stages.sample import SampleConfig
@@ -26,7 +27,9 @@ from vigor_jax.training.trackers import Reporting, TrackerName
 from vigor_jax.training.train_step import SftConfig
 
 Detector = TypeVar("Detector", bound=DetectorConfig)
-Stage: TypeAlias = Literal["train_reward", "sample", "score", "select", "sft", "dpo", "ppo", "export", "evaluate"]
+Stage: TypeAlias = Literal[
+    "train_reward", "sample", "score", "select", "pair", "sft", "dpo", "ppo", "export", "evaluate"
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +90,7 @@ class TrainConfig:
       claims: what captions say of numbers, places, relations and attributes, if the detector's boxes judge it.
       clip: the verifier, a CLIP, if it does.
       select: which candidate is taken, and what is left of it.
+      pair: preferences, of candidates or of next sentences.
       sft: supervised fine-tuning; on the run's own targets unless `data` names others.
       dpo: learning from preferences; from those that the stage pair made unless `data` names others.
       ppo: PPO with a reward for each token, from the streams that `score` names.
@@ -107,6 +111,7 @@ class TrainConfig:
     claims: ClaimsConfig = dataclasses.field(default_factory=ClaimsConfig)
     clip: ClipStreamConfig = dataclasses.field(default_factory=ClipStreamConfig)
     select: SelectConfig = dataclasses.field(default_factory=SelectConfig)
+    pair: PairConfig = dataclasses.field(default_factory=PairConfig)
     sft: SftConfig = dataclasses.field(default_factory=SftConfig)
     dpo: DpoConfig = dataclasses.field(default_factory=DpoConfig)
     ppo: PpoConfig = dataclasses.field(default_factory=PpoConfig)
@@ -122,7 +127,7 @@ def with_pinned_models(config: TrainConfig) -> TrainConfig:
       InputError: one cannot be fetched and is not in the cache.
     """
     model, reward_model, detection = config.model, config.score.reward_model, config.detection
-    judges = not {"score", "ppo"}.isdisjoint(config.run.stages)
+    judges = not {"score", "pair", "ppo"}.isdisjoint(config.run.stages)
     if judges:
         second = detection.second and _with_pinned_weights(detection.second)
         detection = dataclasses.replace(_with_pinned_weights(detection), second=second)

@@ -12,8 +12,9 @@ from PIL import Image
 
 from tests.inference.test_tree_attention import CONFIG
 from tests.tiny_tokenizer import build_tokenizer_dir
-from vigor_jax.data.batches.preference_rows import PreferenceEncoder, PreferenceLoader, PreferenceRow, crop, in_pairs
+from vigor_jax.data.batches.preference_rows import PreferenceEncoder, PreferenceLoader, crop, in_pairs
 from vigor_jax.data.images.preprocessing import Preprocessing, load_image, preprocess
+from vigor_jax.data.preferences.read import PreferenceRow
 from vigor_jax.data.text.conversation import TEMPLATES, encode_responses
 from vigor_jax.data.text.tokenizer import Tokenizer
 from vigor_jax.inference.logprobs import collate_responses, per_token_logps

@@ -11,6 +11,7 @@ from vigor_jax.json_fields import Fields, exists
 from vigor_jax.stages.dpo import DpoStage
 from vigor_jax.stages.evaluate import EvaluateStage
 from vigor_jax.stages.export import PROVENANCE, ExportStage
+from vigor_jax.stages.pair import PairStage
 from vigor_jax.stages.ppo import PpoStage
 from vigor_jax.stages.sample import SampleStage
 from vigor_jax.stages.score import ScoreStage, check_same_question
@@ -40,6 +41,8 @@ def make_stages(config: TrainConfig) -> dict[str, Stage]:
     trains_its_own = "train_reward" in config.run.stages and not config.score.reward_model
     if score.has_reward_model and trains_its_own:
         check_same_question(config.reward_model, dataclasses.asdict(config.train_reward), "train_reward")
+    if "pair" in config.run.stages:
+        config.pair.check(refine=config.select.refine, streams=tuple(score.streams))
     of = _exported(config)
     trained: TrainingConfig = getattr(config, of)
     stages = (
@@ -47,6 +50,7 @@ def make_stages(config: TrainConfig) -> dict[str, Stage]:
         SampleStage(config.sample, score.ahead if "score" in config.run.stages else _nothing_ahead),
         score,
         SelectStage(config.select, score.streams, images),
+        PairStage(config.pair, config.sample, score),
         SftStage(config.sft),
         DpoStage(config.dpo),
         PpoStage(config.ppo, score),

@@ -20,37 +20,10 @@ from vigor_jax.data.batches.response_rows import response_row
 from vigor_jax.data.batches.tree_batches import TreeRows, collate, padded_sizes
 from vigor_jax.data.batches.tree_sequences import Row
 from vigor_jax.data.images.preprocessing import Preprocessing, load_image, preprocess
+from vigor_jax.data.preferences.read import PreferenceRow
 from vigor_jax.data.text.conversation import Template, encode_responses
 from vigor_jax.data.text.tokenizer import Tokenizer
 from vigor_jax.errors import InputError
-from vigor_jax.records import ImageFile, Preference
-
-
-class PreferenceRow(NamedTuple):
-    """A preference where it was found.
-
-    Attributes:
-        preference: the responses.
-        image: its file, or what reads it from a shard; None where there is only text.
-        number: its line in the file, from 1, or index in the list, from 0.
-        label: the same in words, such as "line 7".
-    """
-
-    preference: Preference
-    image: ImageFile | None
-    number: int
-    label: str
-
-    @property
-    def title(self) -> str:
-        """What messages call it."""
-        name = self.preference.name
-        return self.label if not name else f"{self.label} (id {name!r})"
-
-    def digest(self) -> bytes:
-        """8 bytes of all that is learned from it, but the image's pixels."""
-        content = repr(dataclasses.astuple(dataclasses.replace(self.preference, name=""))).encode(errors="replace")
-        return hashlib.blake2b(content, digest_size=8).digest()
 
 
 class PreferenceRows(NamedTuple):

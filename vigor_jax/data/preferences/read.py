@@ -1,6 +1,7 @@
 """Preference data of every form as one record: `scan_preferences`. docs/preferences.md shows the forms."""
 
 import dataclasses
+import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,6 +38,17 @@ class PreferenceRow(NamedTuple):
     image: ImageFile | None
     number: int
     label: str
+
+    @property
+    def title(self) -> str:
+        """What messages call it."""
+        name = self.preference.name
+        return self.label if not name else f"{self.label} (id {name!r})"
+
+    def digest(self) -> bytes:
+        """8 bytes that stand for all that is learned from it, but the image's pixels."""
+        content = repr(dataclasses.astuple(dataclasses.replace(self.preference, name="")))
+        return hashlib.blake2b(content.encode(), digest_size=8).digest()
 
 
 class Scan(NamedTuple):
