@@ -124,6 +124,9 @@ def of_list(*lists):
         ([["Cat.", "Hen.", "Elk."]], {}, "Cat.", "the model ends it", [], {"step without a wrong sentence": 1}),
         ([["Cat. B"] * 3, [" cat!", " Cat.", " CAT. A"]], {}, "Cat.", "nothing new is said", [],
          {"sentence said already": 3, "step without a wrong sentence": 1}),
+        ([["A cat. B"] * 3, ["ave. There is a man. B"] * 3, [" There is a man."] * 3], {},
+         "A cat.ave. There is a man.", "nothing new is said", [],
+         {"sentence said already": 1, "step without a wrong sentence": 2}),
         ([["Cat. B"] * 3, [" Cat.", " Cow.", " Man."]], {}, "Cat. Man.", "the model ends it",
          [("Cat.", " Man.", " Cow.")], {"sentence said already": 1, "step without a wrong sentence": 1}),
         ([["Cat. B"] * 3, [" Cow.", " ...", " \ufffdat."]], {}, "Cat.", "all next sentences are wrong", [],
@@ -184,7 +187,7 @@ def test_properties_of_what_grows(settings):
         pieces = [text.context[slice(*span)] for span in text.sentences]
         assert "".join(pieces) == text.context
         assert all(len(split_sentences(piece)) == 1 and piece == piece.rstrip() for piece in pieces)
-        assert not repetitions(text.context, text.sentences)
+        assert not repetitions(text.context)
         assert not any(is_wrong(piece) for piece in pieces)
         assert text.ended
         lengths.add(len(pieces))
