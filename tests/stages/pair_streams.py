@@ -1,4 +1,4 @@
-"""Reward streams for tests of pairs: of words, of another stream's verdicts, and one that all processes compute together."""
+"""Reward streams for tests of pairs: of words, of another stream's verdicts, and one that all processes compute."""
 
 import hashlib
 import re
