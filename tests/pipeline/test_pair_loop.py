@@ -92,15 +92,15 @@ def reference(world, image):
         for completion in completions:
             written = policy.continuation(text, completion.token_ids)
             spans = split_sentences(written)
-            goes_on = len(spans) > 1
-            if not spans or not (goes_on or completion.finish_reason == "stop"):
+            continues = len(spans) > 1
+            if not spans or not (continues or completion.finish_reason == "stop"):
                 continue
             sentence = written[: spans[0][1]]
             if not any(map(str.isalnum, sentence)) or "\ufffd" in sentence:
                 continue
             if repetitions(text + sentence) and repetitions(text + sentence)[-1].end == len(text + sentence):
                 continue
-            options[sentence] = options.get(sentence, False) or goes_on
+            options[sentence] = options.get(sentence, False) or continues
         right, wrong, unknown = [], [], []
         for sentence in options:
             (first,) = next(Things().judge([ScoreItem(image, path, PROMPT, (text + sentence,))]))

@@ -220,7 +220,7 @@ def test_texts_do_not_depend_on_their_company():
         assert alone == text
 
 
-def test_every_step_draws_anew():
+def test_every_step_has_another_seed():
     assert len({step_seed(seed, step) for seed in range(20) for step in range(20)}) == 400
 
 
