@@ -206,8 +206,7 @@ def _options(policy: Policy, text: Text, completions: Sequence[Completion]) -> l
 
 def _is_repeated(text: Text, sentence: str) -> bool:
     whole = text.context + sentence
-    own = Span(len(text.context), len(whole))
-    return own in repetitions(whole, [*text.sentences, own])
+    return any(span.end == len(whole) for span in repetitions(whole))
 
 
 def _judge(
