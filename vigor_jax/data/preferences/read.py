@@ -145,7 +145,7 @@ def _read(record: Any, row: JsonRow, form: Form, place: Images | None, skipped: 
         image = dataclasses.replace(given, name=_embedded_name(given, record))
     elif given or parsed.images:
         names = (given,) if given else parsed.images
-        names = tuple(image_path(name, place) for name in names) if place else names
+        names = tuple(image_path(name, place) for name in names) if place is not None else names
     name = image.name if image else names[0] if names else ""
     preference = checked(parsed, name, record, needs_image=form.needs_image, needs_question=form.needs_question)
     skipped.update(parsed.left_out)
