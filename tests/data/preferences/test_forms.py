@@ -221,7 +221,7 @@ def test_rows_without_an_image(tmp_path):
 
 
 PLACED = {
-    "<image>\nQ?": "Q?", "Q?\n<image>": "Q?", "<image>Q?<image>": "Q?", "Say <image> now": "Say  now", " Q? ": " Q? ",
+    "<image>\nQ?": "Q?", "Q?\n<image>": "Q?", "<image>Q?<image>": "Q?", "Say <image> now": "Say  now", " Q? \n": "Q?",
     "<image>": "",
 }  # fmt: skip
 
