@@ -1,6 +1,8 @@
 """Every form of preferences is read into one record, from JSON, JSON lines and Parquet."""
 
 import json
+import re
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -9,6 +11,7 @@ import pytest
 from tests.data.preferences.form_files import BAD, GOOD, RED, ROWS, make_images, message, rated, said, write
 from vigor_jax.data.preferences.forms import FORMS
 from vigor_jax.data.preferences.read import scan_preferences
+from vigor_jax.data.preferences.write import WRITERS
 from vigor_jax.records import Preference
 
 EXPECTED = {
@@ -36,6 +39,27 @@ def read(path, images, form=None):
 
 def test_there_is_a_row_of_every_form():
     assert ROWS.keys() == FORMS.keys()
+
+
+def test_the_page_has_an_example_of_every_form(tmp_path):
+    page = (Path(__file__).parents[3] / "docs" / "preferences.md").read_text()
+    (tmp_path / "train").mkdir()
+    for name in ("17.jpg", "train/17.jpg"):
+        (tmp_path / name).write_bytes(RED)
+    found = {}
+    for block in re.findall(r"^```json\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
+        scan = scan_preferences(write(tmp_path / "f.json", [json.loads(block)]), tmp_path)
+        assert not scan.bad
+        found[scan.form] = scan.rows[0].preference
+    assert found.keys() == FORMS.keys()
+    for form, preference in found.items():
+        ((better, worse),) = preference.pairs()
+        assert "A cup" in preference.responses[better]
+        assert " fork" in preference.responses[worse]
+        assert (preference.context == "") == (form not in ("own", "sentinel"))
+    rows = re.findall(r"^\| `(\w+)` \|.*\| (yes)? ?\|$", page.partition("## The record")[0], re.MULTILINE)
+    assert [form for form, _ in rows] == list(FORMS)
+    assert {form for form, written in rows if written} == WRITERS.keys()
 
 
 @pytest.mark.parametrize("suffix", ["json", "jsonl", "parquet"])
