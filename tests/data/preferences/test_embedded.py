@@ -111,6 +111,16 @@ def test_bytes_alone(tmp_path):
     assert [row.number for row in scan.bad] == [1]
 
 
+@pytest.mark.parametrize("value", [RED, struct(RED)])
+def test_bytes_under_another_key_are_no_text_alone(value, tmp_path):
+    table = pa.Table.from_pylist([{"prompt": "Q?", "chosen": GOOD, "rejected": BAD, "jpg": value}])
+    pq.write_table(table, tmp_path / "f.parquet")
+    scan = scan_preferences(tmp_path / "f.parquet", None)
+    assert not scan.rows
+    assert scan.bad[0].reason.startswith("the key 'jpg' (")
+    assert "is about an image or another medium, which would be left out" in scan.bad[0].reason
+
+
 def test_lists_of_bytes_alone_are_refused(tmp_path):
     table = pa.Table.from_pylist([ROW]).append_column("images", pa.array([[RED]], pa.list_(pa.binary())))
     pq.write_table(table, tmp_path / "f.parquet")

@@ -80,6 +80,7 @@ WRONG_ROWS = {
         "2 questions place <image>; expected one",
     ),
     "another medium": (without(OWN, "image") | {"video": "a.mp4"}, "the key 'video' ('a.mp4') is about an image or"),
+    "image under another key": (without(TRL, "images") | {"img": "a.png"}, "the key 'img' ('a.png') is about an image"),
     # ratings
     "one response": (OWN | {"responses": [GOOD], "ratings": [1.0]}, "expected two responses or more, got 1"),
     "one response after leaving out": (

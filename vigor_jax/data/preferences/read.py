@@ -28,7 +28,8 @@ class PreferenceRow(NamedTuple):
 
     Attributes:
       preference: what it says.
-      image: its image, in the image folder or in the file itself; None if the row is text alone.
+      image: its image, in the image folder or in the file itself; None if the row is text alone. Two images in files
+        themselves may have one name, and differ in `str`.
       number: its line in the file, from 1, or index, from 0.
       label: the same in words, such as "line 7".
     """
