@@ -11,7 +11,6 @@ import random
 from pathlib import Path
 
 import numpy as np
-from nltk.tag.perceptron import PerceptronTagger
 
 from vigor_jax import cli
 from vigor_jax.demo.dataset import CHECKPOINTS
@@ -50,6 +49,8 @@ def build_tagger(out: Path, seed: int = 0) -> None:
       out: directory.
       seed: of the sentences and of their order.
     """
+    from nltk.tag.perceptron import PerceptronTagger
+
     random.seed(seed)  # the tagger shuffles
     tagger = PerceptronTagger(load=False)
     tagger.train(list(tagged_sentences(np.random.default_rng(seed), NUM_TAGGED)))

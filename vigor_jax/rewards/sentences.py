@@ -2,12 +2,15 @@
 
 import re
 from collections.abc import Iterator
+from functools import cache
 from itertools import pairwise
-
-from nltk.tokenize.punkt import PunktParameters, PunktSentenceTokenizer
+from typing import TYPE_CHECKING
 
 from vigor_jax.data.text.box_text import strip_boxes
 from vigor_jax.records import Span
+
+if TYPE_CHECKING:  # NLTK takes a second to import, which commands that split nothing need not wait for
+    from nltk.tokenize.punkt import PunktSentenceTokenizer
 
 # A sentence never ends after these. "in.", "no." and "max." are left out: in captions they are words.
 _ABBREVIATIONS = (
@@ -22,19 +25,19 @@ _LIST_MARKER = re.compile(r"\(?(?:\d{1,3}|[A-Za-z]|[ivx]+)[.)]")
 _LINE = re.compile(r"[^\n\r\v\f\x1c-\x1e\x85\u2028\u2029]+")
 
 
-def _make_tokenizer() -> PunktSentenceTokenizer:
+@cache
+def _tokenizer() -> "PunktSentenceTokenizer":
+    from nltk.tokenize.punkt import PunktParameters, PunktSentenceTokenizer
+
     parameters = PunktParameters()
     parameters.abbrev_types = set(_ABBREVIATIONS.split())
     return PunktSentenceTokenizer(parameters)
 
 
-_PUNKT = _make_tokenizer()
-
-
 def _starts(line: str) -> Iterator[int]:
     """Where the sentences of a line start."""
     previous = 0
-    found = {start for start, _ in _PUNKT.span_tokenize(line)} | {
+    found = {start for start, _ in _tokenizer().span_tokenize(line)} | {
         ellipsis.end() for ellipsis in _ELLIPSIS.finditer(line)
     }
     for number, start in enumerate(sorted(found) or [0]):

@@ -11,13 +11,12 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nltk.tokenize import NLTKWordTokenizer
-
 from vigor_jax.errors import InputError
 from vigor_jax.rewards.sentences import split_sentences
 
 if TYPE_CHECKING:
     import inflect
+    from nltk.tokenize import NLTKWordTokenizer
 
 _ANIMALS = (
     "animal", "bear", "bird", "cat", "cow", "cub", "dog", "elephant", "giraffe", "horse", "sheep", "zebra",
@@ -37,8 +36,6 @@ _IRREGULAR = (
     ("lf", "lves"), ("af", "aves"), ("rf", "rves"), ("ief", "ieves"), ("oof", "ooves"), ("ife", "ives"), ("o", "oes"),
     ("x", "xes"),
 )  # fmt: skip
-
-_tokenize = NLTKWordTokenizer().tokenize
 
 
 @dataclass(frozen=True)
@@ -138,7 +135,7 @@ class Synonyms:
         tokens = [
             token
             for start, end in split_sentences(caption)
-            for token in _tokenize(caption[start:end].lower())
+            for token in _tokenizer().tokenize(caption[start:end].lower())
         ]  # fmt: skip
         found = list(self._join(tokens))
         names = {name for name, _ in found}
@@ -165,6 +162,13 @@ def _inflect() -> "inflect.engine":
     import inflect  # takes seconds, which those who read no captions need not wait
 
     return inflect.engine()
+
+
+@cache
+def _tokenizer() -> "NLTKWordTokenizer":
+    from nltk.tokenize import NLTKWordTokenizer  # the same
+
+    return NLTKWordTokenizer()
 
 
 @cache

@@ -4,17 +4,19 @@ import json
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-
-import nltk
-from nltk.tag.perceptron import AveragedPerceptron, PerceptronTagger
+from typing import TYPE_CHECKING
 
 from vigor_jax.errors import InputError
+
+if TYPE_CHECKING:  # NLTK takes a second to import, which commands without a tagger need not wait for
+    import nltk
+    from nltk.tag.perceptron import AveragedPerceptron, PerceptronTagger
 
 TAGGER = "averaged_perceptron_tagger_eng"
 CACHE_SIZE = 2**16
 
 
-def load_tagger(path: Path | None = None, *, download: bool = False) -> PerceptronTagger:
+def load_tagger(path: Path | None = None, *, download: bool = False) -> "PerceptronTagger":
     """NLTK's part-of-speech tagger, from a folder or from where NLTK keeps its data.
 
     Args:
@@ -24,6 +26,8 @@ def load_tagger(path: Path | None = None, *, download: bool = False) -> Perceptr
     Raises:
         InputError: There is no tagger, or its files cannot be read.
     """
+    from nltk.tag.perceptron import PerceptronTagger
+
     names = [f"{TAGGER}.{part}.json" for part in ("weights", "tagdict", "classes")]
     tagger = PerceptronTagger(load=False)
     try:
@@ -47,7 +51,9 @@ def load_tagger(path: Path | None = None, *, download: bool = False) -> Perceptr
     return tagger
 
 
-def _find_tagger(download: bool) -> nltk.data.PathPointer:
+def _find_tagger(download: bool) -> "nltk.data.PathPointer":
+    import nltk
+
     resource = f"taggers/{TAGGER}/"
     try:
         return nltk.data.find(resource)
@@ -61,7 +67,7 @@ def _find_tagger(download: bool) -> nltk.data.PathPointer:
     )
 
 
-def _predict(model: AveragedPerceptron, features: dict[str, int]) -> str:
+def _predict(model: "AveragedPerceptron", features: dict[str, int]) -> str:
     """`model.predict`, without looking at the many tags that no feature speaks for."""
     scores: dict[str, float] = {}
     for feature, value in features.items():
@@ -71,7 +77,7 @@ def _predict(model: AveragedPerceptron, features: dict[str, int]) -> str:
     return tag if best > 0 else str(model.predict(features)[0])
 
 
-def cached_tag(tagger: PerceptronTagger) -> Callable[[list[str]], list[str]]:
+def cached_tag(tagger: "PerceptronTagger") -> Callable[[list[str]], list[str]]:
     """`tagger.tag`, remembering what it said of a word with the same neighbors; captions repeat themselves."""
 
     @lru_cache(CACHE_SIZE)
