@@ -15,7 +15,7 @@ from detector_bridge import command
 from detector_bridge.errors import InputError as BridgeError
 from tests.test_packaging import commands
 from vigor_jax import cli
-from vigor_jax.errors import InputError
+from vigor_jax.errors import InputError, RunEndedError
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.versions  # of jsonargparse
@@ -130,6 +130,51 @@ def test_every_command_refuses_an_unknown_option_in_one_line(command: str, tmp_p
     assert line.startswith("error: ")
     assert "--help lists" in line
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RunEndedError("update 2: loss nan"), "update 2: loss nan"),
+        (FloatingPointError("a.jpg: the scores are not finite"), "a.jpg: the scores are not finite"),
+        (
+            MemoryError("Unable to allocate 8.00 PiB for an array"),
+            "the machine's memory is full: Unable to allocate 8.00 PiB for an array; use smaller batches, or more "
+            "devices",
+        ),
+        (MemoryError(), "the machine's memory is full; use smaller batches, or more devices"),
+        (
+            RuntimeError("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 21.5G of 15.7G.\nTotal hbm:"),
+            "a device's memory is full: Ran out of memory in memory space hbm. Used 21.5G of 15.7G; use smaller "
+            "batches, or more devices",
+        ),
+    ],
+)
+def test_what_cannot_continue_ends_with_one_line(error, said, capsys):
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as end:
+        cli.run(main)
+    assert end.value.code == 3
+    assert capsys.readouterr().err == f"error: {said}\n"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("RESOURCE_EXHAUSTED: too many requests"),
+        RuntimeError("INTERNAL: out of memory and of patience"),
+        ValueError("RESOURCE_EXHAUSTED: Failed to write: no memory"),
+        ZeroDivisionError("division by zero"),
+    ],
+)
+def test_defects_keep_their_traceback(error):
+    def main():
+        raise error
+
+    with pytest.raises(type(error)):
+        cli.run(main)
 
 
 @pytest.mark.parametrize(

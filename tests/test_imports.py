@@ -38,7 +38,7 @@ FLOORS = (
     ("data", "models"),
     ("cli",),
     ("parallel",),
-    ("records", "percent", "json_fields", "run_lock", "fingerprint", "errors", "disk", "__init__"),
+    ("records", "percent", "json_fields", "run_lock", "fingerprint", "errors", "disk", "memory", "__init__"),
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 MODULES = sorted((ROOT / "vigor_jax").rglob("*.py"))

@@ -20,8 +20,8 @@ from typing import Any, NoReturn, TypeVar
 
 import jsonargparse
 
-from vigor_jax.disk import describe
-from vigor_jax.errors import InputError, nearest
+from vigor_jax import disk, memory
+from vigor_jax.errors import InputError, RunEndedError, nearest
 from vigor_jax.parallel.lost_process import HEARTBEAT_TIMEOUT, is_sign_of_loss
 
 T = TypeVar("T")
@@ -176,13 +176,13 @@ def show_progress() -> None:
 def _is_news(record: logging.LogRecord) -> bool:
     """Orbax gives several writes up when a disk is full, and asyncio tells of each; the command says it, once."""
     error = record.exc_info and record.exc_info[1]
-    is_of_the_disk = isinstance(error, OSError) and describe(error)
+    is_of_the_disk = isinstance(error, OSError) and disk.describe(error)
     return not (is_of_the_disk or "[os_error_code=" in str(error))  # as tensorstore says it, of any class
 
 
 def run(main: Callable[[], None]) -> NoReturn:
     """Runs a command: exit code 0 when done, 2 with one line when what the user gave is wrong or a place cannot be read
-    or written, 1 for a defect.
+    or written, 3 with one line when numbers are not finite or memory is full, 1 for a defect.
 
     One of several processes that fails ends at once, without waiting for the others, which notice it.
     """
@@ -190,20 +190,28 @@ def run(main: Callable[[], None]) -> NoReturn:
     try:
         main()
     except InputError as error:
-        _leave(2, f"error: {' '.join(str(error).splitlines())}")  # names of files may have line breaks
+        _leave(2, _line(error))
+    except (RunEndedError, FloatingPointError) as error:
+        _leave(3, _line(error))
     except KeyboardInterrupt:
         _leave(130, "interrupted; the same command continues from here")
     except OSError as error:
-        if (line := describe(error)) is None:
+        if (line := disk.describe(error)) is None:
             raise
         _leave(2, f"error: {line}")
     except Exception as error:
+        if line := memory.describe(error):
+            _leave(3, f"error: {line}; use smaller batches, or more devices")
         if not _is_distributed():
             raise
         if is_sign_of_loss(error):  # JAX is about to say of whom, and ends this process
             time.sleep(1.5 * HEARTBEAT_TIMEOUT)
         _leave(1, traceback.format_exc().rstrip())
     sys.exit(0)
+
+
+def _line(error: Exception) -> str:
+    return f"error: {' '.join(str(error).splitlines())}"  # names of files may have line breaks
 
 
 def _is_distributed() -> bool:

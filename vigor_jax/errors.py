@@ -12,7 +12,17 @@ class InputError(ValueError):
     """A config, file, folder or argument that the user gave cannot be used.
 
     The message is one line that says what was expected, what was found, where, and how to fix it. Commands print
-    it to stderr without a traceback and exit with code 2; every other exception is a defect and keeps its traceback.
+    it to stderr without a traceback and exit with code 2; every exception that is not of this module is a
+    defect and keeps its traceback, but for those that `cli.run` names.
+    """
+
+
+class RunEndedError(RuntimeError):
+    """What was asked for cannot continue, though all that the user gave could be used: numbers are not finite any more,
+    or memory is full.
+
+    The message is one line that says what happened, where, and what to change. Commands print it to stderr without a
+    traceback and exit with code 3; a run's `log.txt` has the traceback. What was kept before stays.
     """
 
 

@@ -19,6 +19,7 @@ from vigor_jax.errors import InputError, StaleError
 from vigor_jax.hf.load import open_checkpoint
 from vigor_jax.inference.policy import check_dtype
 from vigor_jax.parallel.processes import is_first
+from vigor_jax.pipeline.ending import naming_the_stage
 from vigor_jax.pipeline.manifest import RunManifest
 from vigor_jax.pipeline.table import make_stages
 from vigor_jax.stages.stage import RunContext, Stage
@@ -67,7 +68,8 @@ class Run:
 
         Raises:
           InputError: settings have changed, or a stage cannot use what it was given.
-          TrainingDiverged, SystemExit: as `stages.sft.sft`.
+          RunEndedError: memory is full; loss or gradient became infinite or NaN.
+          SystemExit: as `stages.sft.sft`.
         """
         to_run = [self.stages[name] for name in self.config.run.stages]
         if not self.config.run.overwrite:
@@ -88,7 +90,7 @@ class Run:
                 opened.callback(stage.close)
             for stage in to_run:
                 logger.info("stage %s", stage.name)
-                with naming(self.context.dir):
+                with naming(self.context.dir), naming_the_stage(stage.name, self.config):
                     self._run(stage)
                 gc.collect()  # models are in cycles of references, and the next stage wants the memory of their weights
                 self.barrier(stage.name)
@@ -158,7 +160,8 @@ class Run:
 
 @contextmanager
 def _log_file(path: Path) -> Iterator[None]:
-    """Appends what is logged to a file, in the one process that writes it.
+    """Appends what is logged to a file, in the one process that writes it; also the traceback of an error that ends a
+    stage, of which a command may print one line only.
 
     Where the program around this one lets no INFO through, the file gets ours all the same, and its own handlers get no
     more than before.
@@ -181,6 +184,11 @@ def _log_file(path: Path) -> Iterator[None]:
         ours.setLevel(logging.INFO)
     try:
         yield
+    except Exception as error:
+        if not isinstance(error, InputError | OSError):
+            how = (logger.name, logging.ERROR, __file__, 0, "ended by an error", (), sys.exc_info())
+            handler.handle(logging.LogRecord(*how))
+        raise
     finally:
         ours.setLevel(level)
         for other in others:

@@ -22,7 +22,7 @@ from jaxtyping import Array
 
 from vigor_jax.data.batches.loader import Batch
 from vigor_jax.data.text.conversation import DEFAULT_TEMPLATE
-from vigor_jax.errors import StaleError
+from vigor_jax.errors import RunEndedError, StaleError
 from vigor_jax.fingerprint import of, plain
 from vigor_jax.hf.load import Checkpoint
 from vigor_jax.hf.peft import begun_with
@@ -52,8 +52,8 @@ from vigor_jax.training.trainable import load_trainable, trainable_paths
 logger = logging.getLogger(__name__)
 
 
-class TrainingDiverged(RuntimeError):  # noqa: N818 (what happened, as in KeyboardInterrupt)
-    """Loss or gradient stopped being finite; the message is one line, and the exit code is 1."""
+class TrainingDiverged(RunEndedError):  # noqa: N818 (what happened, as in KeyboardInterrupt)
+    """Loss or gradient stopped being finite."""
 
 
 class Batches(Protocol):
