@@ -331,6 +331,28 @@ def test_recipe(config):
     assert longer.hours == pytest.approx(0.5)  # none is longer than the config lets it be
 
 
+@pytest.mark.parametrize("limit", [0, 10, 1000, 5000])
+def test_of_a_recipe_with_a_limit_that_many_images_are_sampled(config, limit):
+    """And judged, and fine-tuned on; not where the stage has data of another kind."""
+    estimates = [
+        an_estimate("train_reward", "update", 2, 3.6),
+        an_estimate("sample", "prefill", 4, 0.9),
+        an_estimate("sample", "decode", 12, 2.7),
+        an_estimate("score", "reward model", 2, 0.36),
+        an_estimate("sft", "update", 4, 7.2),
+    ]
+
+    def times(config, images):
+        return recipe(estimates, config, Work(images=images, descriptions=50), 8)
+
+    limited = dataclasses.replace(config, sample=dataclasses.replace(config.sample, limit=limit))
+    images = 10 if limit == 10 else 1000
+    assert times(limited, 1000)[:-1] == times(config, images)[:-1]
+    assert times(limited, 1000)[-1] == times(config, 1000)[-1]
+    on_its_targets = dataclasses.replace(limited, sft=dataclasses.replace(limited.sft, data=None))
+    assert times(on_its_targets, 1000) == times(config, images)
+
+
 def test_table_says_what_is_missing(config):
     estimates = (
         an_estimate("sample", "prefill", 1, 0.1),

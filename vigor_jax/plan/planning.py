@@ -25,7 +25,7 @@ from vigor_jax.parallel.sharding import make_mesh
 from vigor_jax.pipeline.table import make_stages
 from vigor_jax.plan.estimate import Estimate, Known, estimate
 from vigor_jax.plan.hardware import GIB, Topology
-from vigor_jax.plan.recipe import StageTime, recipe
+from vigor_jax.plan.recipe import StageTime, recipe, work_of
 from vigor_jax.plan.search import Estimator
 from vigor_jax.stages.programs import Program, Sizes, Target, Work
 
@@ -116,7 +116,8 @@ def plan(config: TrainConfig, topology: Topology, work: Work, known: Known | Non
     devices = topology.devices()
     estimates = compile_all(config, topology, devices, known)
     stages = recipe(estimates, config, work, len(devices))
-    return Plan(topology.name, len(devices), named, tuple(estimates), tuple(stages), work)
+    told = work_of("ppo" if "ppo" in config.run.stages else "sample", config, work)
+    return Plan(topology.name, len(devices), named, tuple(estimates), tuple(stages), told)
 
 
 def compiler(topology: Topology, devices: list[Any], known: Known | None = None) -> Estimator:

@@ -41,7 +41,15 @@ def recipe(estimates: Sequence[Estimate], config: TrainConfig, work: Work, num_d
     times, stages = [], make_stages(config)
     for stage in dict.fromkeys(each.stage for each in estimates):
         own = [each for each in estimates if each.stage == stage]
-        calls, seconds = stages[stage].cost(work, own)
+        calls, seconds = stages[stage].cost(work_of(stage, config, work), own)
         hours = seconds / work.efficiency / 3600
         times.append(StageTime(stage, calls, hours, hours * num_devices))
     return times
+
+
+def work_of(stage: str, config: TrainConfig, work: Work) -> Work:
+    """What a stage has to do: of the images, those that `sample.limit` leaves are sampled, judged and fine-tuned on;
+    PPO has images and another limit, which it knows."""
+    if stage == "ppo" or (stage == "sft" and config.sft.data is not None):
+        return work
+    return dataclasses.replace(work, images=min(work.images, config.sample.limit or work.images))
