@@ -96,11 +96,11 @@ def test_a_missing_file_names_itself(served, tmp_path):
 @pytest.mark.main
 def test_a_drained_server_hands_over(model):
     """SIGTERM in the middle: what it had not read is asked of the other one, and nothing is lost."""
-    requests = [Request(encode(picture(seed)), ("dog",)) for seed in range(120)]
+    requests = [Request(encode(picture(seed)), ("dog",)) for seed in range(50)]
 
     async def run(first, second):
         answers = []
-        async with DetectorClient(ClientConfig((first.address, second.address), in_flight=100)) as client:
+        async with DetectorClient(ClientConfig((first.address, second.address), in_flight=40)) as client:
             async for answer in client.detect(requests):
                 answers.append(answer)
                 if len(answers) == 10:

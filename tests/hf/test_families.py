@@ -218,7 +218,7 @@ def copies(value):
 found = {{path: copies(weight.get_value()) for path, weight in param_paths(nnx.state(model)).items()}}
 print(json.dumps([found, caption(checkpoint, model, mesh, Path({str(pictures)!r}))[1]]))
 """
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "4", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, env=environment, check=False
     )

@@ -180,7 +180,7 @@ for sizes in ((1, 1, 1), (4, 1, 2), (2, 2, 2), (1, 8, 1)):
     found.append([logps.tolist() for logps in policy.response_logps(pairs_of(policy, world), batch_size=3)])
 print(json.dumps(found))
 """
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "8"}
     done = subprocess.run(
         [sys.executable, "-c", program, str(world)], capture_output=True, text=True, env=environment, check=False
     )

@@ -35,7 +35,7 @@ TARGETS = {
         r".*\.((q|k|v|o|gate|up|down|out)_proj|fc1|fc2|linear_1|linear_2)",
     ),
 }
-RSLORA = "two of its layers"
+RSLORA, WHOLE = "two of its layers", "tower and projector"
 
 
 def set_params(model, params) -> None:
@@ -60,11 +60,12 @@ def random_adapter(model, seed: int = 0, size: float = 0.1) -> dict[str, np.ndar
 
 
 CASES = [
-    # rslora changes one factor, so fast tests have it once.
+    # rslora changes one factor, so fast tests have it once; also the whole model, which takes longest to compile.
     pytest.param(
         target, scan, rslora,
         id=f"{'stacked' if scan else 'apart'}-{target}-{'rslora' if rslora else 'lora'}",
-        marks=[pytest.mark.slow] if rslora and (scan or target != RSLORA) else [],
+        marks=[pytest.mark.slow] if rslora and (scan or target != RSLORA)
+        else [pytest.mark.slow, pytest.mark.main] if scan and target == WHOLE else [],
     )
     for target in TARGETS for scan in (True, False) for rslora in (False, True)
 ]  # fmt: skip

@@ -120,7 +120,7 @@ def start(world: Path, arguments: list[str], *, devices: int = 1, **more: str) -
         "JAX_COMPILATION_CACHE_DIR": str(world / "cache"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_NUM_CPU_DEVICES": str(devices),
     }
     command = [sys.executable, "-m", "vigor_jax.train", *arguments]
     return subprocess.Popen(command, env=os.environ | settings | more, stderr=subprocess.PIPE, text=True, cwd=ROOT)

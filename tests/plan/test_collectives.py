@@ -178,7 +178,7 @@ print(json.dumps([collective_bytes(gather), collective_bytes(reduce)]))
 
 def test_of_compiled_programs():
     """Six layers, each gathered once; a vector that is added up over all devices."""
-    settings = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    settings = {"JAX_NUM_CPU_DEVICES": "4", "JAX_PLATFORMS": "cpu"}
     found = subprocess.run(
         [sys.executable, "-c", PROGRAM], cwd=ROOT, env=os.environ | settings, check=True, capture_output=True, text=True
     )

@@ -222,7 +222,6 @@ needs_linux = pytest.mark.skipif(not LINUX_COUNTS_PEAKS, reason="needs the peaks
 
 
 @pytest.mark.slow
-@pytest.mark.main
 @needs_linux
 def test_memory_is_what_a_process_takes(config):
     """Of programs that take some hundred megabytes, so that nothing else in the process counts."""

@@ -44,6 +44,7 @@ from vigor_jax.stages.score import ScoreConfig, ScoreStage
 SAMPLING = SamplingConfig(temperature=1.0, max_new_tokens=16, num_candidates=3, batch_size=4, prompt_bucket=32)
 SIZES = Sizes(prompt=32, response=16, branch_row=128, sentences=6, example=128)
 LORA = LoraConfig(rank=4, alpha=8)
+SLOW = [pytest.mark.slow, pytest.mark.main]
 each_kind = pytest.mark.parametrize("lora", [None, LORA], ids=["all weights", "adapter"])
 
 
@@ -51,7 +52,7 @@ def size(tree) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-@each_kind
+@pytest.mark.parametrize("lora", [pytest.param(None, marks=SLOW), LORA], ids=["all weights", "adapter"])
 def test_programs_of_ppo(lora):
     config = PpoConfig(sampling=SAMPLING, batch_size=8, minibatch=4, accumulate=2, bucket=32, lora=lora)
     target = Target(CONFIG, jnp.float32, jax.devices()[:1], MeshConfig(), MeshConfig(), SIZES)

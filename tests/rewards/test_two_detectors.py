@@ -274,8 +274,7 @@ def test_a_second_that_is_killed_is_named_with_the_image(served, model, items):
             list(judged)
 
 
-@pytest.mark.slow
-@pytest.mark.main
+@pytest.mark.slow  # of the first, `test_client.py` tests it at each gate
 def test_a_second_sidecar_of_ours_that_is_killed_is_started_again(served, model, items):
     """And both end with the stream."""
     second = SecondDetectorConfig(model=model, **HIGH)

@@ -50,7 +50,7 @@ def spawn(job: dict[str, Any], *, devices: int, cache: Path) -> subprocess.Popen
 def spawn_python(arguments: list[str], *, devices: int, cache: Path) -> subprocess.Popen:
     """Starts Python on this many CPU devices; what it compiles is kept in `cache` for the next process."""
     settings = {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_NUM_CPU_DEVICES": str(devices),
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

@@ -260,6 +260,8 @@ def test_adapters_of_a_run_find_the_model_that_was_moved(world, tmp_path):
     assert judge(context(run_dir, other)) == first  # what it names is there again
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_rounds_continue_after_the_model_was_moved(world, tmp_path):
     """The adapter of a round is put on the run's `model.path`, wherever that and the run directory are now."""
     first, run_dir = shutil.copytree(world / "model", tmp_path / "first"), tmp_path / "run"
@@ -334,6 +336,8 @@ def test_what_cannot_be_exported_is_refused_before_training(world, tmp_path):
             Run(whole)
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_from_python_it_says_what_the_merged_model_says(world, trained, tmp_path):
     checkpoints = trained / "checkpoints" / "sft"
     adapter = vj.export(checkpoints, tmp_path / "adapter")
@@ -378,11 +382,11 @@ def test_a_plan_holds_gradients_and_moments_of_the_adapter_alone(world):
 
 
 @pytest.mark.slow
-@pytest.mark.main
-def test_one_device_equals_eight(world, tmp_path):
+@pytest.mark.parametrize("mesh", [(1, 8, 1), pytest.param((2, 2, 2), marks=pytest.mark.main)], ids=["fsdp", "tensor"])
+def test_one_device_equals_eight(world, tmp_path, mesh):
     lora = {"rank": 4, "alpha": 8, "target": ["language_model", "vision_tower"], "also": ["multi_modal_projector"]}
     settings = {**SETTINGS, "lora": lora, "bucket": 256, "epochs": 1, "learning_rate": 1e-3}
-    meshes = {"one": ((1, 1, 1), 1), "fsdp": ((1, 8, 1), 8), "tensor": ((2, 2, 2), 8)}
+    meshes = {"one": ((1, 1, 1), 1), "eight": (mesh, 8)}
     runs = [
         {"run_dir": str(tmp_path / name), "mesh": mesh, "devices": devices, "sft": settings}
         for name, (mesh, devices) in meshes.items()
@@ -390,10 +394,9 @@ def test_one_device_equals_eight(world, tmp_path):
     finish(spawn({"world": str(world), "runs": runs}, devices=8, cache=tmp_path / "cache"))
     expected, losses = weights(tmp_path / "one"), curve(tmp_path / "one")
     assert len(losses) == 3
-    for name in ("fsdp", "tensor"):
-        for ours, theirs in zip(curve(tmp_path / name), losses, strict=True):
-            assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
-        found = weights(tmp_path / name)
-        assert found.keys() == expected.keys()
-        for path, weight in expected.items():
-            np.testing.assert_allclose(found[path], weight, rtol=0, atol=1e-5, err_msg=path)
+    for ours, theirs in zip(curve(tmp_path / "eight"), losses, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+    found = weights(tmp_path / "eight")
+    assert found.keys() == expected.keys()
+    for path, weight in expected.items():
+        np.testing.assert_allclose(found[path], weight, rtol=0, atol=1e-5, err_msg=path)

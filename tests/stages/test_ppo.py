@@ -186,7 +186,10 @@ class StopError(Exception):
     """Ends a run from inside."""
 
 
-@pytest.mark.parametrize("place", ["_score", "_learn"])
+SLOW = [pytest.mark.slow, pytest.mark.main]
+
+
+@pytest.mark.parametrize("place", [pytest.param("_score", marks=SLOW), "_learn"])
 def test_a_resumed_run_equals_an_uninterrupted_one(world, whole, tmp_path, monkeypatch, place):
     """Stopped in the middle of its second iteration, with and without a record of it."""
     original, calls = getattr(stage, place), 0
@@ -229,7 +232,7 @@ class Other(Letters):
     digest = "0" * 64
 
 
-@pytest.mark.parametrize("baseline", ["rloo", "grpo"])
+@pytest.mark.parametrize("baseline", [pytest.param("rloo", marks=SLOW), "grpo"])
 def test_a_group_is_its_own_baseline(world, tmp_path, baseline):
     config = make_config(world, baseline=baseline, whiten=False, kl="k3", kl_in="loss", limit=8, kl_target=0)
     run(world, tmp_path, config)
@@ -251,6 +254,8 @@ def test_a_group_is_its_own_baseline(world, tmp_path, baseline):
     assert line["kl_factor"] == 0.2
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_an_adapter_is_sampled_with_and_its_reference_is_the_model_without(world, tmp_path):
     config = make_config(world, lora=LoraConfig(rank=4, alpha=8), limit=16, learning_rate=1e-2)
     run(world, tmp_path, config)

@@ -65,21 +65,19 @@ def assert_close(run_dir: Path, reference: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.main
-def test_eight_devices_equal_one(world, cache, one_device, tmp_path):
+@pytest.mark.parametrize(
+    ("mesh", "inference", "changes"),
+    [
+        ((1, 8, 1), (8, 1, 1), {}),  # the two processes below split weights and rows so, too
+        pytest.param((2, 2, 2), (4, 1, 2), {"accumulate": 2}, marks=pytest.mark.main),
+    ],
+    ids=["one way", "every way"],
+)
+def test_eight_devices_equal_one(world, cache, one_device, tmp_path, mesh, inference, changes):
     """Sampling on another mesh than training; each way to split weights and rows."""
-    runs = [
-        {"run_dir": str(tmp_path / "a"), "mesh": (1, 8, 1), "inference": (8, 1, 1), "ppo": SETTINGS},
-        {
-            "run_dir": str(tmp_path / "b"),
-            "mesh": (2, 2, 2),
-            "inference": (4, 1, 2),
-            "ppo": SETTINGS | {"accumulate": 2},
-        },
-    ]
-    finish(spawn(world, runs, devices=8, cache=cache))
-    for run in runs:
-        assert_close(Path(run["run_dir"]), one_device)
+    run = {"run_dir": str(tmp_path), "mesh": mesh, "inference": inference, "ppo": SETTINGS | changes}
+    finish(spawn(world, [run], devices=8, cache=cache))
+    assert_close(tmp_path, one_device)
 
 
 @pytest.mark.slow
@@ -99,10 +97,7 @@ def test_two_processes_equal_one(world, cache, one_device, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kills", "changes"),
-    [
-        pytest.param(3, {}, marks=pytest.mark.main),
-        pytest.param(10, {"epochs": 8, "lora": {"rank": 4, "alpha": 8}}),
-    ],
+    [(3, {}), (10, {"epochs": 8, "lora": {"rank": 4, "alpha": 8}})],
     ids=["weights", "adapter"],
 )
 def test_killed_at_random_moments(world, cache, tmp_path, kills, changes):

@@ -17,6 +17,8 @@ from vigor_jax.training.checkpoint import latest_step, read_record
 
 OVERWRITE = ("--run.overwrite", "true")
 
+pytestmark = [pytest.mark.slow, pytest.mark.main]  # as a whole; `test_ppo.py` has what is fast of the same kind
+
 
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory) -> Path:

@@ -82,5 +82,5 @@ with jax.set_mesh(make_mesh(MeshConfig(2, 2, 2))):
 
 
 def test_the_split_over_devices_makes_no_difference() -> None:
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": str(ROOT)}
+    flags = {"JAX_NUM_CPU_DEVICES": "8", "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", SPLIT], env=os.environ | flags, check=True)

@@ -149,7 +149,7 @@ with Checkpoints(directory, keep=9) as checkpoints:
 
 
 def test_restores_on_any_mesh(tmp_path):
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": str(ROOT)}
+    flags = {"JAX_NUM_CPU_DEVICES": "8", "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", SHARDED, str(tmp_path)], env=os.environ | flags, check=True)
     assert restore_params_only(tmp_path, step=1)["w"][3, 5] == 29  # on one device here, written by eight
 

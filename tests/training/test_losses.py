@@ -182,7 +182,7 @@ def test_sharded_equals_one_device(tmp_path):
         np.save(tmp_path / f"{name}.npy", value)
     ran = subprocess.run(
         [sys.executable, "-c", SHARDED, str(tmp_path)],
-        env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": str(ROOT)},
+        env=os.environ | {"JAX_NUM_CPU_DEVICES": "8", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=True,

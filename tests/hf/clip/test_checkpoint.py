@@ -79,10 +79,17 @@ def ours_of(directory, images):
     return np.stack([preprocess(image, settings) for image in images])
 
 
+def marks_of(number: int, scan: bool) -> list[pytest.MarkDecorator]:
+    """Each takes long to compile: two are fast, one is of layers that are apart."""
+    if (number, scan) in ((0, True), (2, False)):
+        return []
+    return [pytest.mark.slow, pytest.mark.main] if scan or number == 4 else [pytest.mark.slow]
+
+
 @pytest.mark.parametrize(
     ("tiny", "scan"),
     [
-        pytest.param(tiny, scan, id=f"{number}-{scan}", marks=[] if scan or number in (2, 4) else [pytest.mark.slow])
+        pytest.param(tiny, scan, id=f"{number}-{scan}", marks=marks_of(number, scan))
         for number, tiny in enumerate(VARIANTS)
         for scan in (True, False)
     ],
