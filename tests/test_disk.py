@@ -159,8 +159,7 @@ def test_a_disk_that_fills_up_during_a_save(small, steps, end):
 
 
 @pytest.mark.slow
-@pytest.mark.main
-@pytest.mark.parametrize("end", ["wait", "leave"])
+@pytest.mark.parametrize("end", ["wait", pytest.param("leave", marks=pytest.mark.main)])
 def test_a_limit_on_the_size_of_files(tmp_path, end):
     code, line = save(tmp_path / "c", steps=2, end=end, limit=200_000)
     assert code == 2
@@ -210,8 +209,9 @@ def test_a_run_on_a_read_only_disk_is_one_line(world, small, capsys):  # noqa: F
 
 
 @pytest.mark.slow
-@pytest.mark.main
-@pytest.mark.parametrize("command", ["caption", "export", "evaluate"])
+@pytest.mark.parametrize(
+    "command", [*(pytest.param(name, marks=pytest.mark.main) for name in ("caption", "evaluate")), "export"]
+)
 def test_outputs_on_a_full_disk_and_below_a_file(world, small, command):  # noqa: F811
     (world / "objects.json").write_text('{"000.jpg": ["dog"]}')
     (world / "captions.jsonl").write_text('{"image": "000.jpg", "text": "A dog."}\n')

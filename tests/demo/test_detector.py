@@ -320,7 +320,6 @@ def _centered(boxes_xyxy: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.slow
-@pytest.mark.main
 def test_the_sidecar_decides_as_the_librarys_own_tools() -> None:
     processor = transformers.AutoProcessor.from_pretrained(SHIPPED)
     network = transformers.AutoModelForZeroShotObjectDetection.from_pretrained(SHIPPED).eval()

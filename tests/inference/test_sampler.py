@@ -578,7 +578,6 @@ def test_an_unreadable_image_is_the_users_error(model, mesh, requests):
 
 
 @pytest.mark.slow
-@pytest.mark.main
 def test_scores_that_are_not_finite_are_an_error(checkpoint, mesh, requests):
     model = load_model(checkpoint, mesh=mesh, dtype=jnp.float32, scan=False)
     model.language_model.norm.scale[...] = jnp.full_like(model.language_model.norm.scale[...], jnp.nan)

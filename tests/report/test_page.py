@@ -78,8 +78,7 @@ OVERLAPS = """() => {
 
 
 @pytest.mark.slow
-@pytest.mark.main
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", [pytest.param(size, marks=[pytest.mark.main] * (size == "narrow")) for size in SIZES])
 def test_no_label_of_a_chart_lies_on_another(runs, report, open_page, tmp_path, size):
     """Where the axes meet, and where two runs have the same figures."""
     assert open_page(report, size).evaluate(OVERLAPS) == []
@@ -111,8 +110,7 @@ def test_no_column_of_the_benchmarks_is_cut_on_a_phone(runs, open_page, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.main
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", [pytest.param(size, marks=[pytest.mark.main] * (size == "narrow")) for size in SIZES])
 def test_the_table_says_whose_evaluation_it_is(runs, open_page, tmp_path, size):
     shutil.copytree(runs / "one", tmp_path / "measured")
     shutil.copytree(runs / "two", tmp_path / "not measured")

@@ -56,11 +56,12 @@ def test_answers_of_several_lengths_share_rows(world, uninterrupted):
 KEPT = [kept for size in range(NUM_PARTS) for kept in itertools.combinations(range(NUM_PARTS), size)]
 
 
-@pytest.mark.parametrize(
-    "kept",
-    [*KEPT[:2], *(pytest.param(kept, marks=[pytest.mark.slow, pytest.mark.main]) for kept in KEPT[2:])],
-    ids=str,
-)
+def case_of(kept):
+    marks = [] if kept in ((), (0,)) else [pytest.mark.slow] + [pytest.mark.main] * (kept == (0, 2))
+    return pytest.param(kept, marks=marks, id=str(kept))
+
+
+@pytest.mark.parametrize("kept", map(case_of, KEPT))
 def test_a_part_is_the_same_whatever_parts_were_there(world, uninterrupted, tmp_path, kept):
     """Log-probabilities to the last bit, whatever the parts that a kill left."""
     assert len(uninterrupted) == NUM_PARTS
