@@ -64,7 +64,7 @@ AGREEING: SharedRecords = "agreeing_detectors"
 VERIFIER = {"score.streams": ("clip",), "clip.margin": 25.0, "clip.margin_sign": "-"}
 PPO: tuple[Stage, ...] = ("ppo", "export", "evaluate")
 DPO: tuple[Stage, ...] = ("dpo", "export", "evaluate")
-SENTENCES = {"pair.kind": "sentences"}
+SENTENCES = {"pair.kind": "sentences", "dpo.epochs": 1}
 PAPER = {"score.streams": ("clip",)}
 OURS = {"ppo.kl_factor": 0.03, "ppo.kl_target": 0.0, "ppo.token_rewards.repetition": 0.05}
 OF_CAPTIONS = {"clip.per": "caption"}
@@ -183,6 +183,14 @@ VARIANTS = (
         "DPO on sentences in context",
         "next sentences that the detector finds right against those that it finds wrong, as SENTINEL does",
         DETECTOR | SENTENCES,
+        ("pair", *DPO),
+        None,
+    ),
+    Variant(
+        "sentence_dpo_claims",
+        "DPO on sentences in context, + claims",
+        "as sentence_dpo, with claims judged by the detector's boxes, too; half as many alternatives, as more are wrong",
+        CLAIMS | SENTENCES | {"pair.sampling.num_candidates": 5, "pair.per_step": 1},
         ("pair", *DPO),
         None,
     ),
