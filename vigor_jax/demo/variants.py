@@ -189,7 +189,7 @@ VARIANTS = (
     Variant(
         "sentence_dpo_claims",
         "DPO on sentences in context, + claims",
-        "as sentence_dpo, with claims judged by the detector's boxes, too; half as many alternatives, as more are wrong",
+        "as sentence_dpo, with claims judged by the detector's boxes, too; fewer alternatives, as more are wrong",
         CLAIMS | SENTENCES | {"pair.sampling.num_candidates": 5, "pair.per_step": 1},
         ("pair", *DPO),
         None,
