@@ -321,7 +321,7 @@ def test_settings_of_stages_that_contradict_each_other(sections, message):
 def test_only_options_of_its_kind_count():
     of_sentences, of_responses = (PairConfig(kind).settings().keys() for kind in ("sentences", "responses"))
     assert {key.split(".")[1] for key in of_sentences} == {
-        "kind", "match_lengths", "right", "wrong", "per_step", "max_sentences", "sampling"
+        "kind", "match_lengths", "wrong", "per_step", "max_sentences", "sampling"
     }  # fmt: skip
     assert {key.split(".")[1] for key in of_responses} == {
         "kind", "match_lengths", "chosen", "rejected", "margin", "per_image", "all_ranked"

@@ -49,21 +49,6 @@ def test_what_a_sentence_is_judged_as(signals, verdict, with_negative):
         assert found.verdict == expected
 
 
-@pytest.mark.parametrize(
-    ("signals", "verdict", "positive"),
-    [
-        ([signal(8, 9, 0, 1)], "right", 1),
-        ([Signal("x", (Span(2, 5), Span(8, 9)), 0, 1, 0.5)], "unknown", 0),
-        ([Signal("x", (Span(2, 5), Span(8, 9)), 0, 1, 0.5), signal(10, 12, 0, 3)], "right", 3),
-        ([Signal("x", (Span(2, 5), Span(8, 9)), 1, 0, 0.5, True)], "wrong", 0),
-    ],
-)
-def test_only_what_is_new_is_right(signals, verdict, positive):
-    said = {"stream": Verdict("a.png", 0, "stream", tuple(signals))}
-    found = judge_sentence(Option("A dog.", False), 7, said, PairConfig("sentences", right="new"))
-    assert (found.verdict, found.positive) == (verdict, positive)
-
-
 def test_kinds_of_errors_and_sums():
     said = {
         "detector": Verdict("a.png", 0, "detector", (signal(8, 9, 2, 0, True), signal(8, 9, 0, 3))),

@@ -10,7 +10,7 @@ from vigor_jax.errors import InputError
 from vigor_jax.inference.sampling_methods import SamplingConfig
 
 _OF_RESPONSES = ("kind", "match_lengths", "chosen", "rejected", "margin", "per_image", "all_ranked")
-_OF_SENTENCES = ("kind", "match_lengths", "right", "wrong", "per_step", "max_sentences", "sampling")
+_OF_SENTENCES = ("kind", "match_lengths", "wrong", "per_step", "max_sentences", "sampling")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +30,6 @@ class PairConfig:
       per_image: pairs an image at most; the next ones have the next worst candidates.
       all_ranked: of responses: all candidates of an image as one preference with their ratings, minus the penalties,
         in place of pairs.
-      right: of sentences: "positive" takes those with a positive signal and no negative one. With "new" a positive
-        signal has to be about what the text has not mentioned before, so that saying a thing again is not right.
       wrong: of sentences: "absent" takes those of which a stream says that something is not so, as the detector and the
         claims do; "negative" also those that a stream gives more on the negative side than on the positive one, as
         the reward model does.
@@ -47,7 +45,6 @@ class PairConfig:
     margin: float = 0.0
     per_image: int = 1
     all_ranked: bool = False
-    right: Literal["positive", "new"] = "positive"
     wrong: Literal["absent", "negative"] = "absent"
     per_step: int = 1
     max_sentences: int = 10

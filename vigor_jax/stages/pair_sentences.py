@@ -101,7 +101,7 @@ class Judged(NamedTuple):
     Attributes:
       option: the sentence.
       verdict: "right", "wrong" or "unknown".
-      positive: sum of its positive signals; of the new ones, if only those make it right.
+      positive: sum of its positive signals.
       negative: the same.
       errors: kinds of its errors.
     """
@@ -240,19 +240,14 @@ def judge_sentence(option: Option, start: int, verdicts: Mapping[str, Verdict], 
     own = {name: _within(verdict.signals, start) for name, verdict in verdicts.items()}
     signals = [signal for some in own.values() for signal in some]
     negative = [signal for signal in signals if is_negative(signal)]
-    positive = sum(signal.positive for signal in signals if config.right == "positive" or _is_new(signal, start))
     if any(signal.absent or config.wrong == "negative" for signal in negative):
         verdict = "wrong"
+    elif not negative and any(signal.positive > 0 for signal in signals):
+        verdict = "right"
     else:
-        verdict = "right" if positive > 0 and not negative else "unknown"
-    return Judged(
-        option, verdict, positive, sum(signal.negative for signal in signals), frozenset(errors_of(verdicts, own))
-    )
-
-
-def _is_new(signal: Signal, start: int) -> bool:
-    """Whether what it is about is mentioned behind a place only."""
-    return all(span.end > start for span in signal.spans)
+        verdict = "unknown"
+    sums = sum(signal.positive for signal in signals), sum(signal.negative for signal in signals)
+    return Judged(option, verdict, *sums, frozenset(errors_of(verdicts, own)))
 
 
 def _within(signals: Sequence[Signal], start: int) -> list[Signal]:
