@@ -14,6 +14,7 @@ from vigor_jax.rewards.detection import DetectionConfig
 from vigor_jax.rewards.detectors import DetectorConfig
 from vigor_jax.rewards.reward_model import RewardModelConfig
 from vigor_jax.rewards.verifier import ClipStreamConfig
+from vigor_jax.stages.dpo_config import DpoConfig
 from vigor_jax.stages.evaluate import EvaluateConfig
 from vigor_jax.stages.pair_config import PairConfig
 from vigor_jax.stages.ppo_config import PpoConfig
@@ -26,7 +27,9 @@ from vigor_jax.training.trackers import Reporting, TrackerName
 from vigor_jax.training.train_step import SftConfig
 
 Detector = TypeVar("Detector", bound=DetectorConfig)
-Stage: TypeAlias = Literal["train_reward", "sample", "score", "select", "pair", "sft", "ppo", "export", "evaluate"]
+Stage: TypeAlias = Literal[
+    "train_reward", "sample", "score", "select", "pair", "sft", "dpo", "ppo", "export", "evaluate"
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +92,7 @@ class TrainConfig:
       select: which candidate is taken, and what is left of it.
       pair: preferences, of candidates or of next sentences.
       sft: supervised fine-tuning; on the run's own targets unless `data` names others.
+      dpo: learning from preferences; from those that the stage pair made unless `data` names others.
       ppo: PPO with a reward for each token, from the streams that `score` names.
       export: the checkpoint to take home.
       evaluate: what the models before and after are asked.
@@ -109,6 +113,7 @@ class TrainConfig:
     select: SelectConfig = dataclasses.field(default_factory=SelectConfig)
     pair: PairConfig = dataclasses.field(default_factory=PairConfig)
     sft: SftConfig = dataclasses.field(default_factory=SftConfig)
+    dpo: DpoConfig = dataclasses.field(default_factory=DpoConfig)
     ppo: PpoConfig = dataclasses.field(default_factory=PpoConfig)
     export: ExportConfig = dataclasses.field(default_factory=ExportConfig)
     evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)

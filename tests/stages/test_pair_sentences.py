@@ -40,12 +40,16 @@ def signal(start, end, negative, positive, absent=False, kind=""):
         ([signal(7, 12, 0.2, 0.8)], "right", "right"),  # as the reward model's: a little of both
         ([signal(7, 12, 0.8, 0.2)], "unknown", "wrong"),
         ([Signal("x", (Span(2, 5), Span(8, 9)), 1, 0, 0.1, True)], "wrong", "wrong"),  # said again
+        ([Signal("dog", (Span(2, 5), Span(9, 12)), 0, 1, 0.9)], "unknown", "unknown"),  # right, and nothing new
+        ([Signal("dog", (Span(2, 5),), 0, 1, 0.9), Signal("dog", (Span(9, 12),), 0, 1, 0.9)], "unknown", "unknown"),
+        ([Signal("1", (Span(0, 6),), 0, 1, 0.9), Signal("1", (Span(7, 13),), 0, 1, 0.9)], "right", "right"),
+        ([Signal("dog", (Span(2, 5),), 0, 1, 0.9), Signal("a dog", (Span(7, 12),), 0, 1, 0.9)], "right", "right"),
     ],
 )
 def test_what_a_sentence_is_judged_as(signals, verdict, with_negative):
     said = {"stream": Verdict("a.png", 0, "stream", tuple(signals))}
     for wrong, expected in (("absent", verdict), ("negative", with_negative)):
-        found = judge_sentence(Option("A dog.", False), 7, said, PairConfig("sentences", wrong=wrong))
+        found = judge_sentence(Option("A dog.", False), "A dog, ", said, PairConfig("sentences", wrong=wrong))
         assert found.verdict == expected
 
 
@@ -56,7 +60,7 @@ def test_kinds_of_errors_and_sums():
             "a.png", 0, "claims", (signal(9, 10, 1, 0, True, "number"), signal(2, 3, 5, 0, True, "place"))
         ),
     }
-    found = judge_sentence(Option("A dog.", False), 7, said, PairConfig("sentences"))
+    found = judge_sentence(Option("A dog.", False), "A dog, ", said, PairConfig("sentences"))
     assert (found.positive, found.negative, found.errors) == (3, 3, {"detector", "number"})
 
 

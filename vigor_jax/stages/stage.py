@@ -23,6 +23,7 @@ OnPart: TypeAlias = Callable[[int, int], None]
 
 # Names below the run directory.
 REWARD_MODEL, EXPORT, TARGETS, EVALUATION = "reward_model", "export", "targets.json", "evaluation"
+PREFERENCES = "preferences.parquet"
 
 
 @dataclasses.dataclass(frozen=True)

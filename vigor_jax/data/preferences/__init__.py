@@ -1,0 +1,1 @@
+"""Preference data: read from every common form into one record, and written."""
