@@ -106,9 +106,11 @@ def reference(world, image):
             (first,) = next(Things().judge([ScoreItem(image, path, PROMPT, (text + sentence,))]))
             own = [each for each in first.signals if any(span.end > len(text) for span in each.spans)]
             is_even = len(text + sentence) % 2 == 0
+            said = {each.label for each in first.signals if each.spans[0].end <= len(text)}
+            says_news = is_even or any(each.positive and each.label not in said for each in own)
             bad = sum(each.negative for each in own)
             good = 1.5 * sum(each.positive for each in own) + is_even
-            (wrong if bad else right if good else unknown).append((good, 1.5 * bad, sentence))
+            (wrong if bad else right if says_news else unknown).append((good, 1.5 * bad, sentence))
         best = [max(right, key=lambda each: each[0])] if right else unknown[:1]
         if right and wrong:
             pairs.append((text, best[0][2], max(wrong, key=lambda each: each[1])[2]))

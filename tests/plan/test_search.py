@@ -12,6 +12,7 @@ from vigor_jax.hf.load import ModelConfig
 from vigor_jax.plan.estimate import Estimate
 from vigor_jax.plan.hardware import TPUS, Topology
 from vigor_jax.plan.search import nearest, search, with_flags
+from vigor_jax.stages.pair_config import PairConfig
 
 CONFIG = TrainConfig(
     run=RunConfig(dir=Path("runs/x"), stages=("train_reward", "sample", "score", "select", "sft", "export")),
@@ -41,12 +42,14 @@ class Compiler:
         if self.devices % parts:
             raise InputError("mesh: does not divide")
         sizes = {"sample": config.sample.sampling.batch_size, "score": config.reward_model.batch_size}
+        sizes |= {"pair": config.pair.sampling.batch_size}
         return [
             self.made(
                 stage,
                 sizes[stage],
                 WEIGHTS / parts + 0.5 * sizes[stage] * parts / self.devices,
                 1.0 if sizes[stage] <= self.worth else sizes[stage] / self.worth,
+                "decode",
             )
             for stage in config.run.stages
         ]
@@ -69,6 +72,16 @@ def test_takes_the_fastest_that_fits(memory, tensor, remat, accumulate):
         assert (stage.remat, stage.accumulate) == (remat, accumulate)
     assert found.config.mesh.fsdp == -1
     assert with_flags(CONFIG, found.flags) == found.config
+
+
+def test_pairs_of_sentences_take_part():
+    """Those of responses need no device."""
+    run = dataclasses.replace(CONFIG.run, stages=("sample", "pair"))
+    config = dataclasses.replace(CONFIG, run=run, pair=PairConfig("sentences"))
+    assert search(config, 16, Compiler(17)).flags["pair.sampling.batch_size"] == 64
+    compiler = Compiler(17)
+    assert "pair.sampling.batch_size" not in search(dataclasses.replace(config, pair=PairConfig()), 16, compiler).flags
+    assert {stage for asked in compiler.asked for stage in asked.run.stages} == {"sample"}
 
 
 def test_batches_grow_while_they_fit():

@@ -199,7 +199,8 @@ class PairStage(Stage):
         judges = list(self._score.judging_programs(self.name, target))
         longest = sizes.prompt + (self._config.max_sentences - 1) * sampling.max_new_tokens
         room = target.model.text.max_position_embeddings - sampling.max_new_tokens
-        prefix = dataclasses.replace(sizes, prompt=max(sizes.prompt, min(longest, room)))
+        response = max(sizes.response, sampling.max_new_tokens)
+        prefix = dataclasses.replace(sizes, prompt=max(sizes.prompt, min(longest, room)), response=response)
         others = sum(judge.held for judge in judges)
         yield from sampling_programs(
             self.name, sampling, abstract, dataclasses.replace(target, sizes=prefix), held_by_others=others
