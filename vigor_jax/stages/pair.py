@@ -9,18 +9,16 @@ import functools
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import pyarrow as pa
-import pyarrow.parquet as pq
 from flax import nnx
 from tqdm import tqdm
 
 from vigor_jax import fingerprint
+from vigor_jax.data.preferences.write import write_preferences
 from vigor_jax.data.records import store
-from vigor_jax.data.records.schemas import columns_of, schema_of
 from vigor_jax.errors import InputError, StaleError
 from vigor_jax.inference.policy import Policy
 from vigor_jax.models.int8 import quantize_decoder
@@ -42,12 +40,12 @@ from vigor_jax.stages.sample import (
     sampling_programs,
 )
 from vigor_jax.stages.score import ScoreStage
-from vigor_jax.stages.stage import Lazy, Progress, Result, RunContext, Stage
+from vigor_jax.stages.stage import PREFERENCES, Lazy, Progress, Result, RunContext, Stage
 
 logger = logging.getLogger(__name__)
 
 NAME = "pair"
-PREFERENCES, PAIRING, SINGLE_FILE, SUMMARY = "preferences", "pairing", "preferences.parquet", "pairs.json"
+PARTS, PAIRING, SUMMARY = "preferences", "pairing", "pairs.json"
 # Of a sentence in a caption of a large model, about; for the time that a plan says.
 TOKENS_A_SENTENCE = 25
 
@@ -71,7 +69,7 @@ class PairStage(Stage):
         return self._config.kind == "sentences"
 
     def results(self, context: RunContext) -> list[Result]:
-        outputs = tuple(store.join(context.records, name) for name in (PAIRING, PREFERENCES, SINGLE_FILE, SUMMARY))
+        outputs = tuple(store.join(context.records, name) for name in (PAIRING, PARTS, PREFERENCES, SUMMARY))
         if not self._of_sentences:
             return [Result(self.name, self._config.settings(), ("select",), outputs)]
         after = ("train_reward",) if self._score.trains_its_judge else ()
@@ -85,7 +83,7 @@ class PairStage(Stage):
     def changed(self, context: RunContext) -> str:
         if not self._of_sentences:  # the selections say so
             return ""
-        return check_images(images_of(self._sample), context.records, PREFERENCES)
+        return check_images(images_of(self._sample), context.records, PARTS)
 
     def run(self, context: RunContext, progress: Progress) -> None:
         if self._of_sentences:
@@ -131,9 +129,9 @@ class PairStage(Stage):
             return
         judges = self._score.judges(context)
         metadata = {"images": name_images(images), "streams": json.dumps(_digests(judges))}
-        before = store.part_metadata(store.join(records, PREFERENCES)).get("streams", metadata["streams"])
+        before = store.part_metadata(store.join(records, PARTS)).get("streams", metadata["streams"])
         if what := next(fingerprint.differences(json.loads(before), _digests(judges)), None):
-            raise StaleError(f"{store.join(records, PREFERENCES)} was judged by {what}", "go back to that stream")
+            raise StaleError(f"{store.join(records, PARTS)} was judged by {what}", "go back to that stream")
         progress.begin(self.name)
         policy = Policy(
             context.checkpoint,
@@ -165,7 +163,7 @@ class PairStage(Stage):
         Raises:
           InputError: there is no preference at all.
         """
-        folder = store.join(records, PREFERENCES)
+        folder = store.join(records, PARTS)
         pairings = store.read_parts(store.join(records, PAIRING), Pairing)
         summary = summarize(pairings, store.read_parts(folder, Preference))
         with store.write_atomically(store.join(records, SUMMARY)) as file:
@@ -174,7 +172,7 @@ class PairStage(Stage):
         if not summary.preferences:
             reasons = ", ".join(f"{number} x {reason}" for reason, number in summary.left_out.items()) or "no images"
             raise InputError(f"pair: none of {summary.images} images gave a pair ({reasons}); {self._advice(summary)}")
-        write_single_file(store.join(records, SINGLE_FILE), store.read_parts(folder, Preference))
+        write_preferences(store.join(records, PREFERENCES), store.read_parts(folder, Preference))
         return summary
 
     def _advice(self, summary: PairSummary) -> str:
@@ -218,16 +216,6 @@ class PairStage(Stage):
         return steps * calls, steps * seconds
 
 
-def write_single_file(path: str, preferences: Iterable[Preference]) -> None:
-    """All preferences in one file, as the stages that learn from them read it."""
-    schema, to_columns = schema_of(Preference), columns_of(Preference)
-    with store.write_atomically(path) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
-        columns = [
-            pa.array(values, field.type) for values, field in zip(to_columns(list(preferences)), schema, strict=True)
-        ]
-        writer.write_table(pa.Table.from_arrays(columns, schema=schema))
-
-
 def _write(
     records: str,
     index: int,
@@ -243,12 +231,12 @@ def _write(
     folder, seals = store.join(records, PAIRING), {"made_with": made_with}
     store.write_part(folder, index, count, pairings, Pairing, metadata or {}, **seals, made_of=made_of)
     digest = store.part_seal(folder, index, count).digest
-    folder = store.join(records, PREFERENCES)
+    folder = store.join(records, PARTS)
     store.write_part(folder, index, count, preferences, Preference, metadata or {}, **seals, made_of=digest)
 
 
 def _parts_done(records: str, count: int) -> set[int]:
-    return store.parts_done(store.join(records, PREFERENCES), count) & store.parts_done(
+    return store.parts_done(store.join(records, PARTS), count) & store.parts_done(
         store.join(records, PAIRING), count
     )
 
