@@ -1,0 +1,86 @@
+"""A tiny checkpoint, pictures and preferences, for tests of what learns from them."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.stages.sft_world import TINY
+from tests.tiny_llava import build_checkpoint
+from vigor_jax.data.batches.preference_rows import PreferenceRow
+from vigor_jax.records import Preference
+from vigor_jax.stages import preference_data
+
+NUM_IMAGES = 24
+PROMPTS = ("What is on the table?", "Describe the image.")
+BETTER, WORSE = (
+    ("A red circle.", "There is a cat.", "A large wave."),
+    ("A blue dog.", "Two dogs.", "A dog on the grass."),
+)
+
+
+class Scan(NamedTuple):
+    """As `data.preferences.read.Scan`."""
+
+    rows: list[PreferenceRow]
+    bad: list[Any]
+    total: int
+    skipped: dict[str, int]
+    form: str
+
+
+def make_world(root: Path) -> Path:
+    """Writes `model/`, `images/`, `captions.json` and `preferences.json`: of an image two or three responses, of which
+    those with a dog are worse; and of every sixth no image."""
+    rng = np.random.default_rng(0)
+    (root / "images").mkdir(parents=True)
+    records, captions = [], {}
+    for index in range(NUM_IMAGES):
+        name = f"{index:02}.png" if index % 6 != 5 else ""
+        if name:
+            pixels = rng.integers(0, 256, (*rng.integers(20, 50, 2), 3), np.uint8)
+            Image.fromarray(pixels).save(root / "images" / name)
+            captions[name] = [f"A cat and {index} circles.", "A table."]
+        responses = [str(rng.choice(BETTER)), str(rng.choice(WORSE))]
+        ratings = [1.0, 0.0]
+        if index % 4 == 3:
+            responses.append("A red dog and a cat.")
+            ratings = [3.0, 1.0, 2.0]
+        order = rng.permutation(len(responses))
+        records.append(
+            {
+                "image": name,
+                "prompt": PROMPTS[index % 2],
+                "responses": [responses[each] for each in order],
+                "ratings": [ratings[each] for each in order],
+                "name": f"row-{index}",
+            }
+        )
+    (root / "preferences.json").write_text(json.dumps(records))
+    (root / "captions.json").write_text(json.dumps(captions))
+    build_checkpoint(root / "model", TINY)
+    return root
+
+
+def read_rows(path: Path, images: str | Path | None) -> list[PreferenceRow]:
+    """The rows of `preferences.json`."""
+    rows = []
+    for number, record in enumerate(json.loads(Path(path).read_text())):
+        fields = {**record, "responses": tuple(record["responses"]), "ratings": tuple(record["ratings"])}
+        image = Path(images or "") / record["image"] if record["image"] else None
+        rows.append(PreferenceRow(Preference(**fields), image, number, f"row {number}"))
+    return rows
+
+
+def scan(path: Path, images: str | None, form: str | None) -> Scan:
+    rows = read_rows(path, images)
+    return Scan(rows, [], len(rows), {}, "own")
+
+
+@pytest.fixture(autouse=True)
+def rows_from_the_world(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reads the files of `make_world`."""
+    monkeypatch.setattr(preference_data, "scan_preferences", scan)
