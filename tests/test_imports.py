@@ -14,7 +14,19 @@ pytestmark = pytest.mark.versions
 # From the top down. A part may import parts of the floors below it. Parts of one floor do not import each other, except
 # the commands, and for the small modules at the bottom.
 FLOORS = (
-    ("api", "train", "caption", "claims", "evaluate", "verifier", "export", "plan", "demo", "lmms_eval_plugin"),
+    (
+        "api",
+        "train",
+        "caption",
+        "claims",
+        "preferences",
+        "evaluate",
+        "verifier",
+        "export",
+        "plan",
+        "demo",
+        "lmms_eval_plugin",
+    ),
     ("pipeline",),
     ("config",),
     ("stages",),

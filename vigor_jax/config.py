@@ -15,7 +15,9 @@ from vigor_jax.rewards.detectors import DetectorConfig
 from vigor_jax.rewards.preference_reward import PreferenceRewardStreamConfig
 from vigor_jax.rewards.reward_model import RewardModelConfig
 from vigor_jax.rewards.verifier import ClipStreamConfig
+from vigor_jax.stages.dpo_config import DpoConfig
 from vigor_jax.stages.evaluate import EvaluateConfig
+from vigor_jax.stages.pair_config import PairConfig
 from vigor_jax.stages.ppo_config import PpoConfig
 from vigor_jax.stages.preference_reward_rows import PreferenceRewardConfig
 from vigor_jax.stages.reward_rows import TrainRewardConfig
@@ -28,8 +30,9 @@ from vigor_jax.training.train_step import SftConfig
 
 Detector = TypeVar("Detector", bound=DetectorConfig)
 Stage: TypeAlias = Literal[
-    "train_reward", "train_preference_reward", "sample", "score", "select", "sft", "ppo", "export", "evaluate"
-]
+    "train_reward", "train_preference_reward", "sample", "score", "select", "pair", "sft", "dpo", "ppo", "export",
+    "evaluate",
+]  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +95,9 @@ class TrainConfig:
       clip: the verifier, a CLIP, if it does.
       preference_reward: how the reward model of preferences judges, if it does.
       select: which candidate is taken, and what is left of it.
+      pair: preferences, of candidates or of next sentences.
       sft: supervised fine-tuning; on the run's own targets unless `data` names others.
+      dpo: learning from preferences; from those that the stage pair made unless `data` names others.
       ppo: PPO with a reward for each token, from the streams that `score` names.
       export: the checkpoint to take home.
       evaluate: what the models before and after are asked.
@@ -113,7 +118,9 @@ class TrainConfig:
     clip: ClipStreamConfig = dataclasses.field(default_factory=ClipStreamConfig)
     preference_reward: PreferenceRewardStreamConfig = dataclasses.field(default_factory=PreferenceRewardStreamConfig)
     select: SelectConfig = dataclasses.field(default_factory=SelectConfig)
+    pair: PairConfig = dataclasses.field(default_factory=PairConfig)
     sft: SftConfig = dataclasses.field(default_factory=SftConfig)
+    dpo: DpoConfig = dataclasses.field(default_factory=DpoConfig)
     ppo: PpoConfig = dataclasses.field(default_factory=PpoConfig)
     export: ExportConfig = dataclasses.field(default_factory=ExportConfig)
     evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
@@ -127,7 +134,7 @@ def with_pinned_models(config: TrainConfig) -> TrainConfig:
       InputError: one cannot be fetched and is not in the cache.
     """
     model, reward_model, detection = config.model, config.score.reward_model, config.detection
-    judges = not {"score", "ppo"}.isdisjoint(config.run.stages)
+    judges = not {"score", "pair", "ppo"}.isdisjoint(config.run.stages)
     if judges:
         second = detection.second and _with_pinned_weights(detection.second)
         detection = dataclasses.replace(_with_pinned_weights(detection), second=second)

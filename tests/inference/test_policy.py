@@ -210,6 +210,39 @@ def test_a_response_is_what_fine_tuning_teaches(world, mesh, template, response)
         assert policy.response_ids(prompt, response) == tuple(example.labels[example.labels != IGNORE_INDEX])
 
 
+CONTEXTS = ("A dog.", "A dog sits on the grass.\n\nTwo plates; 3 forks", "Les chiens, ça va.  Two spaces.")
+REST = (" A cat.", "\n\nA man is riding a wave.", " It's red — 42.", "")
+
+
+@pytest.mark.parametrize("template", sorted(TEMPLATES))
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_a_context_is_the_beginning_of_the_answer(world, mesh, template, context):
+    """Its ids are those of the answer that begins so, and what continues it joins to what the model has written."""
+    policy = Policy(open_checkpoint(world / "model"), mesh, template=template)
+    tokenizer = policy.checkpoint.tokenizer
+    asked = policy.prompt_ids("What is this?")
+    begun = policy.request("1", world / "1.png", "What is this?", context=context).prompt_ids
+    assert begun == (*asked, *policy.response_ids("What is this?", context)[: len(begun) - len(asked)])
+    for rest in REST:
+        ids = [*tokenizer.encode(rest, prefix=False), tokenizer.eos_id]
+        assert policy.continuation(context, ids) == (rest if policy.template.stop != "\n" else rest.split("\n")[0])
+    assert policy.continuation("", tokenizer.encode(" A cat.", prefix=False)) == "A cat."
+
+
+def test_what_continues_a_context_is_drawn_after_it(world, policy):
+    """Greedy: the answer's own beginning as context gives its rest."""
+    greedy = dataclasses.replace(SAMPLING, temperature=0.0, num_candidates=1)
+    (whole,) = next(policy.sample([policy.request("0", world / "0.png", PROMPTS[0])], greedy))
+    for cut in (1, 7, 15):
+        context = policy.continuation("", whole.token_ids[:cut])
+        request = policy.request("0", world / "0.png", PROMPTS[0], context=context)
+        given = (*policy.prompt_ids(PROMPTS[0]), *whole.token_ids[:cut])
+        if request.prompt_ids != given:  # the tokens of a text are not always those that it was drawn in
+            request = dataclasses.replace(request, prompt_ids=given)
+        (rest,) = next(policy.sample([request], dataclasses.replace(greedy, max_new_tokens=20 - cut)))
+        assert rest.token_ids == whole.token_ids[cut:]
+
+
 @pytest.mark.slow
 def test_weights_in_8_bits_answer_alike_and_not_the_same(world, mesh, policy):
     small = Policy(policy.checkpoint, mesh, int8=True)

@@ -452,6 +452,34 @@ def test_a_stop_string_ends_a_candidate_and_is_cut(model, mesh, requests, drawn)
     assert [c.token_ids for group in others for c in group] == [c.token_ids for group in drawn[1:] for c in group]
 
 
+@pytest.mark.parametrize("least", [1, 5, 16, 17, 30])
+def test_a_text_ends_where_it_is_enough(model, mesh, requests, drawn, least):
+    """At the same token whenever the host looks, and what was drawn is what is drawn without."""
+    config = dataclasses.replace(CONFIG)
+
+    def is_enough(text):
+        return text.count("<") >= least
+
+    found = list(sampler(model, mesh, None, config, decoding.SHORTEST_CACHE).generate(requests, is_enough=is_enough))
+    for group, whole in zip(found, drawn, strict=True):
+        for ours, theirs in zip(group, whole, strict=True):
+            assert ours.token_ids == theirs.token_ids[:least]
+            assert ours.finish_reason == "stop"
+            np.testing.assert_allclose(ours.logprobs, theirs.logprobs[:least], atol=1e-5)
+
+
+def test_what_is_enough_frees_rows_sooner(model, mesh, requests, monkeypatch):
+    steps = []
+    generate = decoding.Decoder.generate
+    monkeypatch.setattr(decoding.Decoder, "generate", lambda *a: steps.append(a[-1]) or generate(*a))
+    own = sampler(model, mesh, None, dataclasses.replace(CONFIG), decoding.SHORTEST_CACHE)
+    list(own.generate(requests[:1]))
+    whole = sum(steps)
+    steps.clear()
+    list(own.generate(requests[:1], is_enough=bool))
+    assert sum(steps) == 16 < whole
+
+
 @pytest.mark.slow
 @pytest.mark.main
 def test_repetition_ends_a_candidate(model, mesh, requests):

@@ -2,17 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from tests.stages.sft_world import TINY
 from tests.tiny_llava import build_checkpoint
-from vigor_jax.data.batches.preference_rows import PreferenceRow
-from vigor_jax.records import Preference
-from vigor_jax.stages import preference_data
 
 NUM_IMAGES = 24
 PROMPTS = ("What is on the table?", "Describe the image.")
@@ -20,16 +15,6 @@ BETTER, WORSE = (
     ("A red circle.", "There is a cat.", "A large wave."),
     ("A blue dog.", "Two dogs.", "A dog on the grass."),
 )
-
-
-class Scan(NamedTuple):
-    """As `data.preferences.read.Scan`."""
-
-    rows: list[PreferenceRow]
-    bad: list[Any]
-    total: int
-    skipped: dict[str, int]
-    form: str
 
 
 def make_world(root: Path) -> Path:
@@ -63,24 +48,3 @@ def make_world(root: Path) -> Path:
     (root / "captions.json").write_text(json.dumps(captions))
     build_checkpoint(root / "model", TINY)
     return root
-
-
-def read_rows(path: Path, images: str | Path | None) -> list[PreferenceRow]:
-    """The rows of `preferences.json`."""
-    rows = []
-    for number, record in enumerate(json.loads(Path(path).read_text())):
-        fields = {**record, "responses": tuple(record["responses"]), "ratings": tuple(record["ratings"])}
-        image = Path(images or "") / record["image"] if record["image"] else None
-        rows.append(PreferenceRow(Preference(**fields), image, number, f"row {number}"))
-    return rows
-
-
-def scan(path: Path, images: str | None, form: str | None) -> Scan:
-    rows = read_rows(path, images)
-    return Scan(rows, [], len(rows), {}, "own")
-
-
-@pytest.fixture(autouse=True)
-def rows_from_the_world(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reads the files of `make_world`."""
-    monkeypatch.setattr(preference_data, "scan_preferences", scan)

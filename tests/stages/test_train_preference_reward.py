@@ -1,4 +1,4 @@
-"""The reward model of preferences: rewards and updates against transformers and torch, resumption, evaluation, export."""
+"""The reward model of preferences: rewards and updates against transformers and torch, evaluation, export."""
 
 import dataclasses
 import json
@@ -12,11 +12,11 @@ import torch
 import transformers
 
 from tests.pixels import normalize
-from tests.stages.preference_world import make_world, read_rows
-from tests.stages.preference_world import rows_from_the_world as rows_from_the_world
+from tests.stages.preference_world import make_world
 from tests.stages.sft_world import interrupt
 from vigor_jax.data.batches.preference_rows import PreferenceLoader, PreferenceRow, in_pairs
 from vigor_jax.data.images.preprocessing import load_image, preprocess
+from vigor_jax.data.preferences.read import scan_preferences
 from vigor_jax.data.text.image_captions import read_captions
 from vigor_jax.errors import InputError
 from vigor_jax.hf.export import ExportConfig
@@ -81,7 +81,7 @@ def config(world):
 
 @pytest.fixture(scope="module")
 def rows(config):
-    return read_rows(config.data, config.images)
+    return scan_preferences(config.data, config.images).rows
 
 
 def make_loader(config, checkpoint, rows, mesh, captions=None) -> PreferenceLoader:
@@ -107,7 +107,8 @@ def last_state(reference, checkpoint, row: PreferenceRow, prompt: list[int], ids
     given = {"input_ids": torch.tensor([[*prompt, *ids]])}
     if row.image is not None:
         pixels = preprocess(load_image(row.image), checkpoint.preprocessing)
-        given["pixel_values"] = torch.tensor(normalize(pixels[None]))
+        normal = normalize(pixels[None], checkpoint.preprocessing).transpose(0, 3, 1, 2)
+        given["pixel_values"] = torch.tensor(np.ascontiguousarray(normal))
     return reference.model(**given).last_hidden_state[0, -1]
 
 
@@ -253,12 +254,7 @@ def test_one_update_is_that_of_torch(config, checkpoint, mesh, rows, reference):
 def whole(config, checkpoint, mesh, tmp_path_factory):
     """The directory of a run that nothing disturbed."""
     run_dir = tmp_path_factory.mktemp("whole")
-    with pytest.MonkeyPatch.context() as patch:
-        from tests.stages.preference_world import scan
-        from vigor_jax.stages import preference_data
-
-        patch.setattr(preference_data, "scan_preferences", scan)
-        made = train_preference_reward(config, checkpoint, run_dir, mesh, dtype=jnp.float32)
+    made = train_preference_reward(config, checkpoint, run_dir, mesh, dtype=jnp.float32)
     assert made == run_dir / "checkpoints" / "train_preference_reward"
     return run_dir
 

@@ -267,7 +267,7 @@ def _config(data: Path, seed: int) -> TrainConfig:
         "clip.entities": data / "verifier" / ENTITIES,
     }
     seeded = (
-        *("train_reward.seed", "sample.sampling.seed", "select.seed", "sft.seed"),
+        *("train_reward.seed", "sample.sampling.seed", "select.seed", "pair.sampling.seed", "sft.seed", "dpo.seed"),
         *("ppo.seed", "ppo.sampling.seed", "evaluate.captions.seed"),
     )
     return replaced(

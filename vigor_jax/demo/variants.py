@@ -60,6 +60,8 @@ AGREEING: SharedRecords = "agreeing_detectors"
 # Scores that are as far from both means as a third of their distance are neither rewarded nor punished.
 VERIFIER = {"score.streams": ("clip",), "clip.margin": 25.0, "clip.margin_sign": "-"}
 PPO: tuple[Stage, ...] = ("ppo", "export", "evaluate")
+DPO: tuple[Stage, ...] = ("pair", "dpo", "export", "evaluate")
+SENTENCES = {"pair.kind": "sentences"}
 PAPER = {"score.streams": ("clip",)}
 OURS = {"ppo.kl_factor": 0.03, "ppo.kl_target": 0.0, "ppo.token_rewards.repetition": 0.05}
 OF_CAPTIONS = {"clip.per": "caption"}
@@ -165,6 +167,21 @@ VARIANTS = (
         "as vigor_ppo, with the penalty for repeats of fisao_ours",
         BOTH | OURS,
         PPO,
+    ),
+    Variant(
+        "dpo",
+        "DPO on own pairs",
+        "the refined choice of all against the worst candidate of like length",
+        BOTH | {"pair.match_lengths": 0.8},
+        ("select", *DPO),
+    ),
+    Variant(
+        "sentence_dpo",
+        "DPO on sentences in context",
+        "next sentences that the detector finds right against those that it finds wrong, as SENTINEL does",
+        DETECTOR | SENTENCES,
+        DPO,
+        None,
     ),
     Variant(
         "claims",

@@ -106,6 +106,20 @@ def target_logps(
     return logps, entropies
 
 
+def likeliest(model: Vlm, hidden: Float[Array, "B P D"]) -> Int[Array, "B P"]:
+    """The token that the model finds most likely after each hidden state; no gradient."""
+    length = hidden.shape[1]
+    num_chunks = -(-length // CHUNK)
+    hidden = jnp.pad(jax.lax.stop_gradient(hidden), ((0, 0), (0, -length % num_chunks), (0, 0)))
+    chunks = hidden.reshape(hidden.shape[0], num_chunks, -1, hidden.shape[-1]).swapaxes(0, 1)
+    head = jax.lax.stop_gradient(model.language_model.head())
+
+    def of_chunk(chunk: Float[Array, "B N D"]) -> Int[Array, "B N"]:
+        return jnp.argmax(jnp.matmul(chunk, head, preferred_element_type=jnp.float32), -1)
+
+    return jax.lax.map(of_chunk, chunks).swapaxes(0, 1).reshape(hidden.shape[0], -1)[:, :length].astype(jnp.int32)
+
+
 Found: TypeAlias = tuple[Float[Array, "*L B N"], Float[Array, "*L B N"]]
 
 

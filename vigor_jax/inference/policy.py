@@ -5,7 +5,7 @@ import gc
 import itertools
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 from typing import Any, TypeVar, Unpack
@@ -139,20 +139,26 @@ class Policy:
 
     # Prompts and responses as tokens
 
-    def prompt_ids(self, prompt: str, *, with_image: bool = True) -> tuple[int, ...]:
-        """Token ids that ask for a response; see `data.text.conversation.encode_prompt`.
+    def prompt_ids(self, prompt: str, *, with_image: bool = True, context: str = "") -> tuple[int, ...]:
+        """Token ids that ask for a response, or for what continues `context`; see
+        `data.text.conversation.encode_prompt`.
 
         Raises:
           InputError: the prompt places an image and there is none, or the template cannot ask without one.
         """
+        tokenizer, template = self.checkpoint.tokenizer, self.template
+        if context:  # mostly asked once
+            return tuple(
+                encode_prompt(tokenizer, template, prompt, with_image=with_image, context=context, **self._sizes)
+            )
         asked = prompt, with_image
         with self._lock:
             if asked not in self._prompts:
                 if len(self._prompts) >= _PROMPTS_KEPT:
                     self._prompts.clear()
-                tokenizer = self.checkpoint.tokenizer
-                ids = encode_prompt(tokenizer, self.template, prompt, with_image=with_image, **self._sizes)
-                self._prompts[asked] = tuple(ids)
+                self._prompts[asked] = tuple(
+                    encode_prompt(tokenizer, template, prompt, with_image=with_image, **self._sizes)
+                )
             return self._prompts[asked]
 
     def response_ids(self, prompt: str, response: str, *, with_image: bool = True) -> tuple[int, ...]:
@@ -184,13 +190,29 @@ class Policy:
         """
         return preprocess(load_image(image), self.checkpoint.preprocessing)
 
-    def request(self, image_id: str, image: ImageFile | None, prompt: str) -> Request:
+    def continuation(self, context: str, token_ids: Sequence[int]) -> str:
+        """What the tokens that were drawn for a request with this context add to it, with the white space before it:
+        `context + continuation` is what the model has written. Without a context a response has no space in front.
+        """
+        tokenizer = self.checkpoint.tokenizer
+        before = tokenizer.encode(context)
+        text = tokenizer.decode([*before, *token_ids])[len(tokenizer.decode(before)) :]
+        text = text if self.template.stop is None else text.split(self.template.stop)[0]
+        return text if context else text.lstrip()
+
+    def request(self, image_id: str, image: ImageFile | None, prompt: str, *, context: str = "") -> Request:
         """What `sample` and `response_logps` take; the image is read when it is needed, None if there is none.
+
+        Args:
+          image_id: names the image; random choices depend on it.
+          image: it.
+          prompt: what is asked.
+          context: how the answer begins, if it is to be continued.
 
         Raises:
           InputError: as `prompt_ids`.
         """
-        ids = self.prompt_ids(prompt, with_image=image is not None)
+        ids = self.prompt_ids(prompt, with_image=image is not None, context=context)
         return Request(image_id, ids, None if image is None else partial(self.pixels, image), prompt)
 
     # From Python
@@ -289,7 +311,12 @@ class Policy:
     # What the model does
 
     def sample(
-        self, requests: Iterable[Request], sampling: SamplingConfig, *, seed: int | None = None
+        self,
+        requests: Iterable[Request],
+        sampling: SamplingConfig,
+        *,
+        seed: int | None = None,
+        is_enough: Callable[[str], bool] | None = None,
     ) -> Iterator[list[Completion]]:
         """Candidates for each request, in the order of the requests; see `Sampler.generate`.
 
@@ -299,6 +326,7 @@ class Policy:
           requests: what is asked.
           sampling: how candidates are drawn.
           seed: instead of that of `sampling`.
+          is_enough: whether a text may end here; see `Sampler.generate`.
 
         Raises:
           InputError: a prompt is too long or an image cannot be read.
@@ -311,7 +339,7 @@ class Policy:
                     self.model, self.checkpoint.tokenizer, compiled, self.mesh, self.template.stop
                 )
             sampler = self._samplers[compiled]
-        return sampler.generate(requests, seed=sampling.seed if seed is None else seed)
+        return sampler.generate(requests, seed=sampling.seed if seed is None else seed, is_enough=is_enough)
 
     def response_logps(
         self, pairs: Iterable[tuple[Request, Sequence[int]]], *, batch_size: int = 8, bucket: int = 64

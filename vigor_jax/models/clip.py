@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int, Num, UInt8
 
 from vigor_jax.models import layers
 from vigor_jax.models.attention import Implementation, attention
@@ -216,7 +216,7 @@ def _unit(x: Float[Array, "B D"]) -> Float[Array, "B D"]:
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
-def normalize(pixels: UInt8[Array, "*B S S 3"], config: ClipConfig) -> Float[Array, "*B S S 3"]:
-    """Gray levels 0-255 → float32 pixel values with CLIP's mean and deviation removed."""
+def normalize(pixels: Num[Array, "*B S S 3"], config: ClipConfig) -> Float[Array, "*B S S 3"]:
+    """Gray levels 0-255, whole or not → float32 pixel values with CLIP's mean and deviation removed."""
     mean, std = jnp.asarray(config.image_mean), jnp.asarray(config.image_std)
     return (pixels.astype(jnp.float32) / 255.0 - mean) / std

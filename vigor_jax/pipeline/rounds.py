@@ -79,14 +79,16 @@ def of_round(config: TrainConfig, number: int) -> TrainConfig:
     if number == 1:
         return config
     stages = tuple(stage for stage in run.stages if stage not in ("train_reward", "train_preference_reward"))
-    sampling, rollouts = (
-        dataclasses.replace(each, seed=each.seed + number - 1) for each in (config.sample.sampling, config.ppo.sampling)
+    sampling, sentences, rollouts = (
+        dataclasses.replace(each, seed=each.seed + number - 1)
+        for each in (config.sample.sampling, config.pair.sampling, config.ppo.sampling)
     )
     return dataclasses.replace(
         config,
         run=dataclasses.replace(one, stages=stages),
         model=dataclasses.replace(config.model, path=run.dir / f"round-{number - 1}" / EXPORT, adapter=None),
         sample=dataclasses.replace(config.sample, sampling=sampling),
+        pair=dataclasses.replace(config.pair, sampling=sentences),
         ppo=dataclasses.replace(config.ppo, sampling=rollouts, seed=config.ppo.seed + number - 1),
         score=dataclasses.replace(config.score, reward_model=config.score.reward_model or first / REWARD_MODEL),
         preference_reward=dataclasses.replace(

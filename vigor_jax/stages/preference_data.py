@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from vigor_jax.data.batches.preference_rows import PreferenceRow
+from vigor_jax.data.preferences.read import scan_preferences
 from vigor_jax.data.records.bad_rows import bad_row, settle
 from vigor_jax.errors import InputError
 from vigor_jax.parallel.processes import is_first
@@ -65,11 +66,6 @@ def usable_preferences(
         )  # fmt: skip
     if not rows:
         raise InputError(f"{config.data}: no two responses of different ratings; expected at least one pair")
+    pairs = sum(len(row.preference.pairs()) for row in rows)
+    logger.info("%s: %d pairs of %d preferences (%s)", name, pairs, len(rows), scan.form)
     return rows
-
-
-def scan_preferences(path: Path, images: str | None, form: str | None) -> Any:
-    """`data.preferences.read.scan_preferences`."""
-    from vigor_jax.data.preferences import read  # type: ignore[import-not-found]
-
-    return read.scan_preferences(path, images, form)

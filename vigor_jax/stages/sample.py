@@ -163,9 +163,9 @@ def name_images(images: Collection[str]) -> str:
     return f"{len(images)} images, names {digest.hexdigest()[:12]}"
 
 
-def check_images(images: Collection[str], records: str | Path) -> str:
-    """What differs between the images and those that `candidates/` are of, "" if nothing does."""
-    folder = join(records, "candidates")
+def check_images(images: Collection[str], records: str | Path, of: str = "candidates") -> str:
+    """What differs between the images and those that `candidates/`, or another folder, are of, "" if nothing does."""
+    folder = join(records, of)
     sampled_of = part_metadata(folder).get("images")
     if sampled_of is None or sampled_of == name_images(images):
         return ""
@@ -173,7 +173,7 @@ def check_images(images: Collection[str], records: str | Path) -> str:
     batches = (read_batches(folder, i, count, columns=["image"]) for i in sorted(parts_done(folder, count)))
     sampled = {name for part in batches for batch in part for name in batch.column("image").to_pylist()}
     if gone := sorted(sampled.difference(images)):
-        return f"{gone[0]} has candidates in {folder} and is gone from the images ({len(gone)} in all)"
+        return f"{gone[0]} has {of} in {folder} and is gone from the images ({len(gone)} in all)"
     return f"{folder} is of {sampled_of}, and there are now {len(images)} images"
 
 

@@ -173,7 +173,7 @@ class SftStage(Stage):
 
 
 def training_result(
-    name: str, config: TrainingConfig, data: Path | None, context: RunContext, after: tuple[str, ...], *more: Path
+    name: str, config: TrainingConfig, data: Path | None, context: RunContext, after: tuple[str, ...], *more: str | Path
 ) -> Result:
     """What a stage of training makes: its checkpoints, which continue where they can when `data` has changed."""
     content = {f"{name}.data": file_digest(data)} if data and data.is_file() else {}

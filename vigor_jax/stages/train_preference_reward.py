@@ -116,10 +116,7 @@ def train_preference_reward(
         size = config.batch_size // config.accumulate  # as many rows as an update computes at a time
         held = dataclasses.replace(loader, data=held_out, batch_size=size, rows=local_rows(size, mesh))
         evaluate = Evaluation(held, abstract_trainable(checkpoint, config), mesh, dtype)
-    logger.info(
-        "%s: %d pairs of %d preferences; %d preferences are held out",
-        NAME, sum(len(row.preference.pairs()) for row in taught), len(taught), len(held_out),
-    )  # fmt: skip
+    logger.info("%s: %d preferences are held out", NAME, len(held_out))
     path = run_dir / "metrics" / "preference_reward_eval.jsonl"
     if is_first():
         keep_steps(path, latest_step(run_dir / "checkpoints" / NAME) or 0)

@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 from vigor_jax.data.batches.modalities import check_media, image_name
 from vigor_jax.data.images.store import Images, open_images
 from vigor_jax.data.records.bad_rows import BadRow, bad_row
+from vigor_jax.data.records.json_rows import JsonRow, json_rows
 from vigor_jax.data.text.conversation import IMAGE_PLACEHOLDER, Turn, check_turns
 from vigor_jax.errors import InputError
 from vigor_jax.records import ImageFile
@@ -85,7 +86,7 @@ def scan_examples(path: Path, image_folder: str | Path | None) -> Scan:
     names: list[str | None] = []
     bad: list[BadRow] = []
     total = 0
-    for row in _rows(path):
+    for row in json_rows(path, "conversation"):
         total += 1
         record: Any = None
         try:
@@ -114,54 +115,13 @@ def scan_examples(path: Path, image_folder: str | Path | None) -> Scan:
     return Scan(examples, bad, total)
 
 
-class _Row(NamedTuple):
-    """A row that may be malformed."""
-
-    number: int
-    label: str
-    record: Callable[[], Any]
-
-
-def _rows(path: Path) -> Iterator[_Row]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); convert it") from error
-    except OSError as error:
-        raise InputError(f"{path}: cannot read the conversation file ({error.strerror}); check its path") from error
-    if text.lstrip().startswith("["):
-        try:
-            records = _parse_json(text)
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from error
-        for index, record in enumerate(records):
-            yield _Row(index, f"index {index}", lambda record=record: record)  # type: ignore[misc]
-        return
-    # Not splitlines: inside JSON strings the other characters that it splits at are ordinary text.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            yield _Row(number, f"line {number}", lambda line=line: _parse_json(line))  # type: ignore[misc]
-
-
-def _parse_json(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        where = f" at line {error.lineno}" if "\n" in text.strip() else ""
-        raise InputError(f"malformed JSON{where}, column {error.colno}: {error.msg}; fix the file") from error
-    except RecursionError as error:
-        raise InputError("JSON nested too deeply for a conversation; fix the file") from error
-    except ValueError as error:  # a number of thousands of digits
-        raise InputError(f"malformed JSON: {error}; fix the file") from error
-
-
 def _id(record: Any) -> str | None:
     """What a row calls itself; any string or number, as nobody but messages reads it."""
     name = record.get("id") if isinstance(record, dict) else None
     return str(name) if isinstance(name, str | int | float) and not isinstance(name, bool) else None
 
 
-def _parse(record: Any, row: _Row, images: Images | None) -> tuple[Example, str | None]:
+def _parse(record: Any, row: JsonRow, images: Images | None) -> tuple[Example, str | None]:
     """The conversation, and its image's name."""
     if not isinstance(record, dict):
         raise InputError(f"expected an object with id and conversations, got {type(record).__name__}")

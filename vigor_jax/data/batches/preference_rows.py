@@ -7,9 +7,9 @@ image and one prompt.
 import dataclasses
 import difflib
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int32, UInt8, UInt32
@@ -20,37 +20,10 @@ from vigor_jax.data.batches.response_rows import response_row
 from vigor_jax.data.batches.tree_batches import TreeRows, collate, padded_sizes
 from vigor_jax.data.batches.tree_sequences import Row
 from vigor_jax.data.images.preprocessing import Preprocessing, load_image, preprocess
+from vigor_jax.data.preferences.read import PreferenceRow
 from vigor_jax.data.text.conversation import Template, encode_responses
 from vigor_jax.data.text.tokenizer import Tokenizer
 from vigor_jax.errors import InputError
-from vigor_jax.records import ImageFile, Preference
-
-
-class PreferenceRow(NamedTuple):
-    """A preference where it was found.
-
-    Attributes:
-        preference: the responses.
-        image: its file, or what reads it from a shard; None where there is only text.
-        number: its line in the file, from 1, or index in the list, from 0.
-        label: the same in words, such as "line 7".
-    """
-
-    preference: Preference
-    image: ImageFile | None
-    number: int
-    label: str
-
-    @property
-    def title(self) -> str:
-        """What messages call it."""
-        name = self.preference.name
-        return self.label if not name else f"{self.label} (id {name!r})"
-
-    def digest(self) -> bytes:
-        """8 bytes of all that is learned from it, but the image's pixels."""
-        content = repr(dataclasses.astuple(dataclasses.replace(self.preference, name=""))).encode(errors="replace")
-        return hashlib.blake2b(content, digest_size=8).digest()
 
 
 class PreferenceRows(NamedTuple):
@@ -109,7 +82,7 @@ class PreferenceEncoder:
         num_image_tokens: features of an image.
         max_length: most tokens of a row: the prompt and all responses.
         max_positions: of the model: the prompt and one response.
-        changed_weight: of tokens that the other response has not, see `token_weights`; other than 1 only for two
+        changed_weight: of tokens that the other response has not, see `changed_tokens`; other than 1 only for two
             responses.
         length_normalized: a response's score is the mean over its tokens rather than the sum.
     """
@@ -165,6 +138,8 @@ class PreferenceEncoder:
         weights = [np.ones(len(ids), np.float32) for ids in responses]
         if self.changed_weight != 1:
             assert len(responses) == 2, "what has changed is told between two"
+            factor = np.float32(self.changed_weight)
+            weights = [np.where(changed, factor, np.float32(1)) for changed in changed_tokens(*responses)]
         return [each / each.sum() for each in weights] if self.length_normalized else weights
 
 
@@ -230,15 +205,9 @@ def in_pairs(rows: Sequence[PreferenceRow]) -> list[PreferenceRow]:
     return found
 
 
-class References(Protocol):
-    """What the reference says of the rows, by their numbers in the data.
-
-    Returns:
-        For each token of each response, in order, its log p; and the same where another image is shown, empty if none
-        is.
-    """
-
-    def __getitem__(self, row: int, /) -> tuple[Sequence[float], Sequence[float]]: ...
+# By a row's digest: for each token of each response, in order, log p under the reference; and the same where another
+# image is shown, empty if none is.
+References: TypeAlias = Mapping[bytes, tuple[np.ndarray, np.ndarray]]
 
 
 def crop(image: Image.Image, most: float, digest: bytes) -> Image.Image:
@@ -323,9 +292,7 @@ class PreferenceLoader:
         written = [found.row for found in encoded if found is not None]
         length, places = padded_sizes(written, self.bucket) if written else (self.bucket, self.bucket)
         mine = range(self.batch_size) if self.rows is None else self.rows
-        held = [
-            _Held(data[row], encoded[row], indices[row]) if row < len(data) else _Held(None, None, 0) for row in mine
-        ]
+        held = [_Held(data[row], encoded[row]) if row < len(data) else _Held(None, None) for row in mine]
         pixels, other = self._pixels(held)
         own = [found.encoded.row if found.encoded else None for found in held]
         pad_id = self.encoder.tokenizer.pad_id
@@ -347,7 +314,7 @@ class PreferenceLoader:
         size = self.preprocessing.size
         pixels = np.zeros((len(held), 1, size, size, 3), np.uint8)
         other = None if self.cropped is None else np.zeros_like(pixels)
-        for local, (row, _, _) in enumerate(held):
+        for local, (row, _) in enumerate(held):
             if row is None or row.image is None:
                 continue
             try:
@@ -360,12 +327,12 @@ class PreferenceLoader:
         return pixels, other
 
     def _instructions(self, held: Sequence["_Held"]) -> Int32[np.ndarray, "N 1 Q"] | None:
-        asked = ["" if row is None or row.image is None else row.preference.prompt for row, _, _ in held]
+        asked = ["" if row is None or row.image is None else row.preference.prompt for row, _ in held]
         ids = self.encoder.tokenizer.instruction_ids(asked)
         return None if ids is None else ids[:, None]
 
     def _noise_keys(self, held: Sequence["_Held"]) -> UInt32[np.ndarray, "N 2"]:
-        digests = [self.seed.to_bytes(8, "big") + (row.digest() if row else b"") for row, _, _ in held]
+        digests = [self.seed.to_bytes(8, "big") + (row.digest() if row else b"") for row, _ in held]
         keys = [np.frombuffer(hashlib.blake2b(digest, digest_size=8).digest(), ">u4") for digest in digests]
         return np.stack(keys).astype(np.uint32)
 
@@ -377,7 +344,7 @@ class PreferenceLoader:
         is_pair = np.zeros((num_rows, self.num_pairs), bool)
         ref_logps = np.zeros((num_rows, num_places), np.float32)
         ref_unseen = np.zeros_like(ref_logps) if self.noised or self.cropped is not None else None
-        for local, (row, encoded, number) in enumerate(held):
+        for local, (row, encoded) in enumerate(held):
             if row is None or encoded is None:
                 continue
             sizes, total = encoded.lengths, sum(encoded.lengths)
@@ -387,7 +354,7 @@ class PreferenceLoader:
             better[local, : len(pairs)], worse[local, : len(pairs)] = pairs.T
             is_pair[local, : len(pairs)] = True
             if self.references is not None:
-                own, unseen = self.references[number]
+                own, unseen = self.references[row.digest()]
                 ref_logps[local, :total] = own
                 if ref_unseen is not None:
                     ref_unseen[local, :total] = unseen
@@ -395,8 +362,7 @@ class PreferenceLoader:
 
 
 class _Held(NamedTuple):
-    """A row of this process, its tokens, and its number in the data; None fills a batch up."""
+    """A row of this process, and its tokens; None fills a batch up."""
 
     row: PreferenceRow | None
     encoded: EncodedPreference | None
-    number: int

@@ -1,12 +1,9 @@
 """Images in Parquet files, in a column of bytes or of Hugging Face's {bytes, path}: read by row group."""
 
 import bisect
-import collections
 import contextlib
 import itertools
-import threading
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -14,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vigor_jax.data.images.places import File, Ranges
+from vigor_jax.data.images.row_groups import RowGroups
 from vigor_jax.errors import InputError
 
 SUFFIX = ".parquet"
@@ -62,9 +60,8 @@ class ParquetShards:
 
     def __init__(self, options: Mapping[str, str]) -> None:
         self._options = options
-        self._lock = threading.Lock()
         self._ends: dict[str, list[int]] = {}  # file → row behind the last one of each of its row groups
-        self._groups: collections.OrderedDict[tuple[str, int], Future[_Group]] = collections.OrderedDict()
+        self._groups: RowGroups[_Group] = RowGroups()
 
     def scan(self, file: File) -> tuple[list[str], list[list[Any]]]:
         """Names of the images of a file, in its order; no other columns.
@@ -111,37 +108,16 @@ class ParquetShards:
         return content
 
     def _group(self, file: File, number: int, start: int) -> _Group:
-        """A row group, from the cache or the file; a thread that asks while another decodes it waits for that."""
-        key = (file.path, number)
-        with self._lock:
-            future = self._groups.get(key)
-            is_mine = future is None
-            if future is None:
-                future = self._groups[key] = Future()
-            self._groups.move_to_end(key)
-        if is_mine:
-            try:
-                with _open(file) as parquet:
-                    columns = self._find(parquet.schema_arrow, file)
-                    table = parquet.read_row_group(number, columns=list(columns), use_threads=False)
-                names = _column(table, columns.name).cast(pa.string())
-                future.set_result(_Group(start, names, _column(table, columns.image)))
-            except BaseException as error:
-                with self._lock:
-                    self._groups.pop(key, None)
-                future.set_exception(error)
-            self._forget(key)
-        return future.result()
+        """A row group, from the cache or the file."""
 
-    def _forget(self, newest: tuple[str, int]) -> None:
-        """Lets go of the groups that were not asked for longest."""
-        with self._lock:
-            done = [(key, future.result().nbytes) for key, future in self._groups.items() if future.done()]
-            total = sum(size for _, size in done)
-            for key, size in done:
-                if total > CACHE_BYTES and key != newest:
-                    del self._groups[key]
-                    total -= size
+        def decode() -> _Group:
+            with _open(file) as parquet:
+                columns = self._find(parquet.schema_arrow, file)
+                table = parquet.read_row_group(number, columns=list(columns), use_threads=False)
+            names = _column(table, columns.name).cast(pa.string())
+            return _Group(start, names, _column(table, columns.image))
+
+        return self._groups.get((file.path, number), decode, CACHE_BYTES)
 
     def _find(self, schema: pa.Schema, file: File) -> _Columns:
         able = {field.name: path for field in schema if (path := _bytes_path(field))}

@@ -82,17 +82,39 @@ def write_part(
     """
     _check_count(folder, count)
     schema = schema_of(record_type).with_metadata(dict(metadata))
-    to_columns = columns_of(record_type)
-    remaining = iter(records)
     name = part_name(index, count)
     with write_atomically(join(folder, name)) as file:
         sealed = seal.SealedFile(file)
         with pq.ParquetWriter(sealed, schema, compression="zstd", write_page_checksum=True) as writer:
-            while rows := list(itertools.islice(remaining, ROWS_PER_GROUP)):
-                columns = [pa.array(values, field.type) for values, field in zip(to_columns(rows), schema, strict=True)]
-                writer.write_table(pa.Table.from_arrays(columns, schema=schema), row_group_size=ROWS_PER_GROUP)
+            _write_rows(writer, schema, records, record_type)
             writer.add_key_value_metadata(sealed.seal(Seal(name, made_with, made_of)))
         sealed.finish()
+
+
+def write_file(path: str | Path, records: Iterable[Record], record_type: type[Record]) -> None:
+    """Writes a file that is no part of a folder and has no seal; people may change it.
+
+    Args:
+      path: of the file, which appears when it is complete.
+      records: all of it, maybe none.
+      record_type: their dataclass.
+    """
+    schema = schema_of(record_type)
+    with (
+        write_atomically(path) as file,
+        pq.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True) as writer,
+    ):
+        _write_rows(writer, schema, records, record_type)
+
+
+def _write_rows(
+    writer: pq.ParquetWriter, schema: pa.Schema, records: Iterable[Record], record_type: type[Record]
+) -> None:
+    to_columns = columns_of(record_type)
+    remaining = iter(records)
+    while rows := list(itertools.islice(remaining, ROWS_PER_GROUP)):
+        columns = [pa.array(values, field.type) for values, field in zip(to_columns(rows), schema, strict=True)]
+        writer.write_table(pa.Table.from_arrays(columns, schema=schema), row_group_size=ROWS_PER_GROUP)
 
 
 def read_part(folder: str | Path, index: int, count: int, record_type: type[Record]) -> Iterator[Record]:

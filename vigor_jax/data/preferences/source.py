@@ -1,0 +1,79 @@
+"""The rows of files of preferences, whatever they are written in."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vigor_jax.data.images.row_groups import RowGroups
+from vigor_jax.data.preferences.embedded import ParquetRows
+from vigor_jax.data.records.json_rows import JsonRow, begins_with, json_rows
+from vigor_jax.errors import InputError
+
+_PARQUET, _JSON = (".parquet",), (".json", ".jsonl")
+
+
+def rows_of(path: Path) -> Iterator[JsonRow]:
+    """The rows of a file, or of all files of a folder by name; of Parquet, images stay in the file.
+
+    Raises:
+      InputError: a file cannot be read, or the folder has none.
+    """
+    if not path.is_dir():
+        yield from _rows(path, RowGroups())
+        return
+    files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
+    chosen = next(filter(None, ([file for file in files if file.suffix in kind] for kind in (_PARQUET, _JSON))), None)
+    if chosen is None:
+        raise InputError(
+            f"{path}: expected files of preferences that end in {', '.join((*_PARQUET, *_JSON))}, got none"
+        )
+    groups: RowGroups[Any] = RowGroups()
+    number = 0
+    for file in chosen:
+        for row in _rows(file, groups):
+            yield row._replace(number=number, label=f"{file.name}, {row.label}")
+            number += 1
+
+
+def _rows(path: Path, groups: RowGroups[Any]) -> Iterator[JsonRow]:
+    if path.suffix.lower() in _PARQUET:
+        for number, record in enumerate(ParquetRows(path, groups)):
+            yield JsonRow(number, f"row {number}", lambda record=record: record)  # type: ignore[misc]
+        return
+    keyed = _keyed(path)
+    yield from json_rows(path, "preference") if keyed is None else keyed
+
+
+def _keyed(path: Path) -> Iterator[JsonRow] | None:
+    """Rows of an object that has lists of pairs under the numbers of images, as SENTINEL's; None if it is no such."""
+    try:
+        if not begins_with(path, "{"):
+            return None
+        with path.open(encoding="utf-8-sig") as file:
+            first = next(line for line in file if line.strip())
+            if _object(first) is None:
+                first += file.read()
+    except (OSError, UnicodeDecodeError):  # which `json_rows` says
+        return None
+    found = _object(first)
+    if not found or not all(isinstance(pairs, list) for pairs in found.values()):
+        return None
+    return _pairs(found)
+
+
+def _object(text: str) -> dict[str, Any] | None:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _pairs(found: dict[str, Any]) -> Iterator[JsonRow]:
+    number = 0
+    for image, pairs in found.items():
+        for index, pair in enumerate(pairs):
+            record = {"image_id": image, **pair} if isinstance(pair, dict) else pair
+            yield JsonRow(number, f"image {image}, pair {index}", lambda record=record: record)  # type: ignore[misc]
+            number += 1
