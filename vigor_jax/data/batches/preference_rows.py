@@ -9,7 +9,7 @@ import difflib
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int32, UInt8, UInt32
