@@ -15,6 +15,8 @@ from tests.pixels import normalize
 from tests.stages.preference_world import make_world
 from tests.stages.sft_world import interrupt
 from vigor_jax.data.batches.preference_rows import PreferenceLoader, PreferenceRow, in_pairs
+from vigor_jax.data.batches.response_rows import last_token_row
+from vigor_jax.data.batches.tree_batches import collate, padded_sizes
 from vigor_jax.data.images.preprocessing import load_image, preprocess
 from vigor_jax.data.preferences.read import scan_preferences
 from vigor_jax.data.text.image_captions import read_captions
@@ -112,6 +114,11 @@ def last_state(reference, checkpoint, row: PreferenceRow, prompt: list[int], ids
     return reference.model(**given).last_hidden_state[0, -1]
 
 
+def compute_rewards(loaded, rows):
+    rewards = jax.jit(lambda weights, rows: rewards_at(merge_params(loaded.graphdef, weights), rows))
+    return rewards(loaded.params | loaded.frozen, rows)
+
+
 @pytest.mark.parametrize("told", [False, True])
 def test_rewards_are_those_of_each_response_alone(world, config, checkpoint, mesh, rows, reference, told):
     """In transformers: the state at the last token of prompt, response and question, times the head."""
@@ -120,8 +127,7 @@ def test_rewards_are_those_of_each_response_alone(world, config, checkpoint, mes
     encoder = make_encoder(config, checkpoint, captions)
     loaded, head = opened(config, checkpoint, mesh)
     batch = make_loader(config, checkpoint, own, mesh, captions).make(range(len(own)))
-    model = merge_params(loaded.graphdef, loaded.params | loaded.frozen)
-    found = np.asarray(rewards_at(model, batch.rows.responses))
+    found = np.asarray(compute_rewards(loaded, batch.rows.responses))
     count = 0
     for row, rewards in zip(own, found, strict=True):
         preference = row.preference
@@ -142,61 +148,37 @@ def test_rewards_are_those_of_each_response_alone(world, config, checkpoint, mes
 
 
 def test_two_responses_in_a_row_are_two_rows(config, checkpoint, mesh, rows):
-    """Rewards, loss and gradient of rows of pairs are those of one response a row, ranked across rows."""
+    """Loss and gradient of rows of pairs are those of rows of one response, ranked across rows."""
     own = [row for row in rows if len(row.preference.responses) == 2][:3]
     loaded, _ = opened(config, checkpoint, mesh)
-    together = make_loader(config, checkpoint, own, mesh).make(range(3)).rows
-    singles = [
-        row._replace(preference=dataclasses.replace(row.preference, responses=(said,), ratings=(0.0,)))
-        for row in own
-        for said in row.preference.responses
-    ]
-    encoder = make_encoder(config, checkpoint, None)
-    apart_loader = dataclasses.replace(make_loader(config, checkpoint, own, mesh), data=own, encoder=encoder)
-    written = [encoder(single) for single in singles]
-    assert all(len(each.row.places) == 1 for each in written)
+    pairs = make_loader(config, checkpoint, own, mesh).make(range(3)).rows
+    encoder, written = make_encoder(config, checkpoint, None), []
+    for row in own:
+        asked = {"with_image": row.image is not None}
+        prompt, responses = encoder.tokens(
+            row.preference.image, row.preference.prompt, row.preference.responses, **asked
+        )
+        written += [last_token_row(prompt, [ids]) for ids in responses]
+    pixels = np.repeat(pairs.pixels, 2, axis=0)
+    singles = collate(written, *padded_sizes(written, config.bucket), checkpoint.tokenizer.pad_id, pixels)
+    assert len(singles.token_ids) == 6
 
-    def loss_of(rewards_of):
-        def loss(params):
-            model = merge_params(loaded.graphdef, params | loaded.frozen)
-            rewards = rewards_of(model)
-            better, worse = (jnp.take_along_axis(rewards, x[:, :1], axis=1) for x in (together.better, together.worse))
-            return jnp.sum(jax.nn.softplus(worse - better)) + 1e-3 * jnp.sum(jnp.abs(better + worse))
-
-        return jax.value_and_grad(loss)(loaded.params)
-
-    def apart(model):
-        found = []
-        for single, each in zip(singles, written, strict=True):
-            one = dataclasses.replace(apart_loader, data=[single], batch_size=1, rows=[0])
-            batch = _one(one, each)
-            found.append(rewards_at(model, batch)[0, 0])
-        return jnp.stack(found).reshape(3, 2)
-
-    value, grads = loss_of(apart)
-
-    def ours(params):
+    @jax.value_and_grad
+    def apart(params):
         model = merge_params(loaded.graphdef, params | loaded.frozen)
-        loss, found = preference_reward_loss(model, together, dataclasses.replace(config, regularization=1e-3))
-        return loss, found
+        rewards = rewards_at(model, singles)[:, 0].reshape(3, 2)
+        better, worse = (jnp.take_along_axis(rewards, x[:, :1], axis=1) for x in (pairs.better, pairs.worse))
+        return jnp.sum(jax.nn.softplus(worse - better)) + 1e-3 * jnp.sum(jnp.abs(better + worse))
 
-    (loss, found), own_grads = jax.value_and_grad(ours, has_aux=True)(loaded.params)
-    assert float(found["tokens"]) == 3
-    assert float(loss) == pytest.approx(float(value), rel=1e-5)
-    for path, grad in grads.items():
-        assert jnp.linalg.norm(own_grads[path] - grad) <= 1e-5 * max(float(jnp.linalg.norm(grad)), 1e-3), path
+    @jax.value_and_grad
+    def together(params):
+        model = merge_params(loaded.graphdef, params | loaded.frozen)
+        return preference_reward_loss(model, pairs, config)[0]
 
-
-def _one(loader: PreferenceLoader, encoded):
-    """The row of a single response, which no loader makes: it has nothing to be compared with."""
-    from vigor_jax.data.batches.tree_batches import collate, padded_sizes
-
-    (row,) = loader.data
-    size = loader.preprocessing.size
-    pixels = np.zeros((1, 1, size, size, 3), np.uint8)
-    if row.image is not None:
-        pixels[0, 0] = preprocess(load_image(row.image), loader.preprocessing)
-    return collate([encoded.row], *padded_sizes([encoded.row], loader.bucket), 0, pixels)
+    (loss, grads), (expected, expected_grads) = jax.jit(lambda p: (together(p), apart(p)))(loaded.params)
+    assert float(loss) == pytest.approx(float(expected), rel=1e-5)
+    for path, grad in expected_grads.items():
+        assert jnp.linalg.norm(grads[path] - grad) <= 1e-5 * max(float(jnp.linalg.norm(grad)), 1e-3), path
 
 
 @pytest.mark.slow
