@@ -69,10 +69,10 @@ def config(world):
         data=world / "preferences.json",
         images=str(world / "images"),
         question=QUESTION,
-        epochs=3,
+        epochs=12,
         batch_size=4,
         accumulate=2,
-        learning_rate=3e-3,
+        learning_rate=1e-2,
         held_out=0.25,
         max_length=512,
         bucket=128,
@@ -246,6 +246,8 @@ def evaluations(run_dir: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_it_learns_and_evaluates_each_epoch_on_what_it_does_not_learn(whole, config, rows):
     held_out = [row for row in rows if is_left_for_evaluation(row, config.held_out)]
     taught = len(rows) - len(held_out)
@@ -257,13 +259,15 @@ def test_it_learns_and_evaluates_each_epoch_on_what_it_does_not_learn(whole, con
     for line in lines:
         assert line["rows"] == len(held_out)
         assert line["pairs"] == sum(len(row.preference.pairs()) for row in held_out)
-    assert lines[-1]["accuracy"] > 0.9
-    assert lines[-1]["margin"] > lines[0]["margin"]
+    assert lines[-1]["accuracy"] > 0.8
+    assert lines[-1]["margin"] > max(lines[0]["margin"], 0)
     curve = [
         json.loads(line) for line in (whole / "metrics" / "train_preference_reward.jsonl").read_text().splitlines()
     ]
-    assert curve[-1]["loss"] < 0.3 * curve[0]["loss"]
+    assert np.mean([line["loss"] for line in curve[-3:]]) < 0.3 * curve[0]["loss"]
     assert curve[0]["tokens"] == config.batch_size
+    assert {"accuracy", "margin"} <= curve[0].keys()
+    assert curve[-1]["margin"] > curve[0]["margin"]
 
 
 def test_equal_rewards_count_half(rows):
@@ -277,6 +281,8 @@ def test_equal_rewards_count_half(rows):
     assert found["reward"] == pytest.approx(perfect.sum() / 5)
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_a_resumed_run_has_the_same_bits(whole, config, checkpoint, mesh, tmp_path, monkeypatch):
     def run():
         return train_preference_reward(config, checkpoint, tmp_path, mesh, dtype=jnp.float32)
@@ -308,15 +314,17 @@ def check_that_it_judges_as_the_last_evaluation(folder, run_dir, config, mesh, r
     ]
     verdicts = list(judge_of(folder, config, mesh).judge(items))
     rewards = [np.array([v.signals[0].positive - v.signals[0].negative for v in own]) for own in verdicts]
-    assert evaluate(rewards, held_out)["accuracy"] > 0.9
+    assert evaluate(rewards, held_out)["accuracy"] > 0.75
     return rewards, held_out
 
 
+@pytest.mark.slow
+@pytest.mark.main
 @pytest.mark.parametrize("lora", [None, LoraConfig(rank=4, alpha=8)])
 def test_the_export_judges_and_torch_reads_its_head(whole, config, checkpoint, mesh, rows, tmp_path, lora, reference):
     run_dir = whole
     if lora:
-        run_dir, config = tmp_path, dataclasses.replace(config, lora=lora, epochs=6, learning_rate=1e-2)
+        run_dir, config = tmp_path, dataclasses.replace(config, lora=lora)
         train_preference_reward(config, checkpoint, run_dir, mesh, dtype=jnp.float32)
     out = tmp_path / "out"
     export(ExportConfig(), checkpoint, run_dir / "checkpoints" / "train_preference_reward", out, mesh, head=HEAD)
@@ -341,6 +349,8 @@ def test_the_export_judges_and_torch_reads_its_head(whole, config, checkpoint, m
             np.testing.assert_allclose(own, expected, atol=1e-4 * max(1, np.abs(expected).max()))
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_a_reward_model_is_trained_further_with_its_head(whole, config, checkpoint, mesh, tmp_path):
     out = tmp_path / "out"
     export(ExportConfig(), checkpoint, whole / "checkpoints" / "train_preference_reward", out, mesh, head=HEAD)
@@ -371,7 +381,7 @@ def test_the_head_begins_as_torch_does(checkpoint):
         ({"held_out": 1.0}, "held_out: expected 0 to less than 1, got 1.0"),
         ({"regularization": -1.0}, "regularization: expected 0 or more, got -1.0"),
         ({"data": None}, "train_preference_reward.data: no file is given"),
-        ({"batch_size": 512}, "preferences x 3 epochs are fewer than one batch of 512; lower batch_size or held_out"),
+        ({"batch_size": 512}, "preferences x 12 epochs are fewer than one batch of 512; lower batch_size or held_out"),
         ({"template": "plain"}, "the caption-only format asks no questions; give question none"),
         ({"max_length": 60}, "tokens, and max_length is 60; raise it, or remove the row"),
         ({"question": "very " * 300}, "tokens, and the model has 512 positions"),
@@ -396,6 +406,8 @@ def test_an_image_without_captions_is_told_with_all_others(world, config, checkp
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_other_captions_are_other_data(world, config, checkpoint, mesh, tmp_path):
     captions = json.loads((world / "captions.json").read_text())
     config = dataclasses.replace(config, captions=tmp_path / "c.json", epochs=1)
