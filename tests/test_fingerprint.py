@@ -20,6 +20,7 @@ detection: backend in_flight timeout connect_timeout phrases.download
 reward_model: batch_size max_length bucket
 clip: batch_size
 sft: skip_bad accumulate pack bucket remat loss_chunk save_every keep log_every
+pair: sampling.batch_size sampling.prompt_bucket
 ppo: skip_bad accumulate bucket remat save_every keep log_every sampling.batch_size sampling.prompt_bucket
 evaluate: captions.batch_size captions.prompt_bucket answers.batch_size answers.prompt_bucket
 """

@@ -8,9 +8,21 @@ from pathlib import Path
 import pytest
 
 from vigor_jax.data.records.annotations import read_annotations, write_annotations
-from vigor_jax.data.records.schemas import schema_of
+from vigor_jax.data.records.schemas import reader_of, schema_of
 from vigor_jax.data.records.store import read_batches, read_parts, write_part
-from vigor_jax.records import Annotation, Candidate, Dropped, Rollout, Selection, Signal, Span, Target, Verdict
+from vigor_jax.records import (
+    Annotation,
+    Candidate,
+    Dropped,
+    Preference,
+    Rollout,
+    Selection,
+    Signal,
+    Span,
+    Target,
+    Verdict,
+)
+from vigor_jax.stages.pair_records import Pairing, summarize
 from vigor_jax.stages.select import SelectConfig, select
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "artifacts.md"
@@ -27,7 +39,7 @@ def test_a_verdict_sums_its_signals():
     assert dataclasses.replace(verdict, signals=()).negative == 0
 
 
-@pytest.mark.parametrize("record", [Annotation, Candidate, Rollout, Selection, Target, Verdict])
+@pytest.mark.parametrize("record", [Annotation, Candidate, Pairing, Preference, Rollout, Selection, Target, Verdict])
 def test_records_are_frozen_and_storable(record):
     assert record.__dataclass_params__.frozen
     assert schema_of(record).names == [field.name for field in dataclasses.fields(record)]
@@ -58,6 +70,8 @@ def examples(title):
         ("`verdicts/STREAM/`", Verdict),
         ("`selections/`", Selection),
         ("`targets/`", Target),
+        ("`pairing/`", Pairing),
+        ("`preferences/`", Preference),
         ("`ppo/`", Rollout),
     ],
 )
@@ -112,6 +126,19 @@ def test_the_page_has_a_run(tmp_path):
         assert [[json.loads((tmp_path / name).read_text())]] == examples(f"`{name}`")
     (selection,) = read_parts(tmp_path / "selections", Selection)
     assert selection.dropped == (Dropped(Span(35, 58), 'mentions "person", which is not there (0.11)'),)
+
+
+def test_the_page_has_pairs(tmp_path):
+    """The page's summary is that of its preference and of what became of its image."""
+    kinds = {"pairing": Pairing, "preferences": Preference}
+    for name, kind in kinds.items():
+        (found,) = examples(f"`{name}/`")
+        write_part(tmp_path / name, 0, 1, map(reader_of(kind), found), kind)
+        assert rows(tmp_path / name) == found
+    (pairing,), (preference,) = (list(read_parts(tmp_path / name, kind)) for name, kind in kinds.items())
+    assert "".join(pairing.text[slice(*span)] for span in pairing.sentences) == pairing.text
+    assert preference.context + preference.responses[0] == pairing.text
+    assert [[dataclasses.asdict(summarize([pairing], [preference]))]] == examples("`pairs.json`")
 
 
 def test_the_page_has_an_annotation(tmp_path):

@@ -26,6 +26,7 @@ from vigor_jax.demo.config import demo_config
 from vigor_jax.demo.dataset import COLOR_WORDS, VERSION, DemoDataConfig, prepare, read_scenes
 from vigor_jax.demo.erring import agreeing, erring, misjudge
 from vigor_jax.demo.metrics import compute_metrics, reward_auc
+from vigor_jax.demo.preferences import write_preferences
 from vigor_jax.demo.results import COLUMNS, Results, plot, to_markdown
 from vigor_jax.demo.variants import CLAIMS, OF_DESCRIPTIONS, VARIANTS, VERIFIER, Variant, choose, replaced
 from vigor_jax.demo.verifier import BASELINES, ENTITIES
@@ -296,6 +297,9 @@ def _run(variant: Variant, config: TrainConfig, directory: Path, run_dir: Path) 
     """A variant's own stages, on the candidates and verdicts that it shares."""
     config = replaced(config, variant.overrides)
     config = replaced(config, {"clip.baselines": directory / "data" / "verifier" / BASELINES[config.clip.per]})
+    if variant.preferences:
+        path = write_preferences(variant.preferences, directory, DemoDataConfig(seed=config.sft.seed))
+        config = replaced(config, {"dpo.data": path})
     is_one, streams = variant.rounds == 1, config.score.streams
     if variant.judged:
         source, target = directory / variant.judged, run_dir if is_one else run_dir / "round-1"

@@ -62,6 +62,26 @@ def describe(scene: Scene, rng: np.random.Generator, how: Carelessness = CARELES
     return " ".join(say(statement, int(rng.integers(12))) for statement in statements)
 
 
+def true_and_worse(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
+    """A true caption, and the same in which half of the sentences on average are wrong: another color, number or place,
+    or another thing, one that usually goes with what is there."""
+    true, worse, said = [], [], {item.shape for item in scene.objects}
+    for truth in scene.statements:
+        statement, form = truth, int(rng.integers(12))
+        kind = str(rng.choice(("", "color", "number or place", "thing"), p=(0.5, 0.15, 0.15, 0.2)))
+        if kind == "thing":
+            shape = choose_absent(scene, rng, without=said)
+            said.add(shape)
+            statement = truth._replace(shape=shape, color=draw_color(shape, rng))
+        elif kind:
+            statement = _wrong(truth, kind, rng)
+        true.append(say(truth, form))
+        worse.append(say(statement, form))
+    if true == worse:
+        worse[-1] = say(_wrong(scene.statements[-1], "color", rng), form)
+    return " ".join(true), " ".join(worse)
+
+
 def choose_absent(
     scene: Scene,
     rng: np.random.Generator,

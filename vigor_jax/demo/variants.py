@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 from vigor_jax.config import Stage
+from vigor_jax.demo.preferences import Source
 from vigor_jax.errors import InputError
 
 Config = TypeVar("Config")
@@ -35,6 +36,7 @@ class Variant(NamedTuple):
         by the detector's boxes, and "erring_boxes" and "agreeing_boxes", where by those of detectors that err; or None.
         One without a selection takes the reward model only.
       rounds: how often.
+      preferences: which of `preferences.write_preferences` it learns from; None for its own, or none.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Variant(NamedTuple):
     stages: tuple[Stage, ...] = ("select", "sft", "export", "evaluate")
     judged: SharedRecords | None = "shared"
     rounds: int = 1
+    preferences: Source | None = None
 
 
 DETECTOR = {"score.streams": ("detector",)}
@@ -60,7 +63,7 @@ AGREEING: SharedRecords = "agreeing_detectors"
 # Scores that are as far from both means as a third of their distance are neither rewarded nor punished.
 VERIFIER = {"score.streams": ("clip",), "clip.margin": 25.0, "clip.margin_sign": "-"}
 PPO: tuple[Stage, ...] = ("ppo", "export", "evaluate")
-DPO: tuple[Stage, ...] = ("pair", "dpo", "export", "evaluate")
+DPO: tuple[Stage, ...] = ("dpo", "export", "evaluate")
 SENTENCES = {"pair.kind": "sentences"}
 PAPER = {"score.streams": ("clip",)}
 OURS = {"ppo.kl_factor": 0.03, "ppo.kl_target": 0.0, "ppo.token_rewards.repetition": 0.05}
@@ -173,15 +176,56 @@ VARIANTS = (
         "DPO on own pairs",
         "the refined choice of all against the worst candidate of like length",
         BOTH | {"pair.match_lengths": 0.8},
-        ("select", *DPO),
+        ("select", "pair", *DPO),
     ),
     Variant(
         "sentence_dpo",
         "DPO on sentences in context",
         "next sentences that the detector finds right against those that it finds wrong, as SENTINEL does",
         DETECTOR | SENTENCES,
+        ("pair", *DPO),
+        None,
+    ),
+    Variant(
+        "dpo_unmatched",
+        "DPO on own pairs of any length",
+        "control: as dpo, whatever the lengths",
+        BOTH,
+        ("select", "pair", *DPO),
+    ),
+    Variant(
+        "dpo_random",
+        "control: DPO, ratings at random",
+        "as silkie, with ratings at random",
+        {},
+        DPO,
+        preferences="random",
+    ),
+    Variant(
+        "silkie",
+        "DPO on a model's ratings (Silkie)",
+        "all ranked pairs of the candidates, as a model that knows the truth rates them, with mistakes",
+        {},
+        DPO,
+        preferences="rated",
+    ),
+    Variant(
+        "povid",
+        "DPO on answers made worse (POVID)",
+        "true captions against the same with mistakes",
+        {},
         DPO,
         None,
+        preferences="worse",
+    ),
+    Variant(
+        "povid_noise",
+        "the same, with noise (POVID)",
+        "as povid, half of the loss with what the model says under a noisy image as the worse answer",
+        {"dpo.pair_factor": 0.5, "dpo.image_factor": 0.5, "dpo.image_term": "noised"},
+        DPO,
+        None,
+        preferences="worse",
     ),
     Variant(
         "claims",

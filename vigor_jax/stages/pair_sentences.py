@@ -9,7 +9,7 @@ together. What is drawn depends on the seed, the image, its prompt and the step.
 
 Where the paper says no more, these are our readings: how long a text grows; that of several right sentences the one
 with most positive signals is taken; that an unknown one is taken where none is right; that a sentence which the text
-has said already counts for nothing.
+has said already counts for nothing, and one that says nothing new is not right.
 """
 
 import dataclasses
@@ -206,8 +206,7 @@ def _options(policy: Policy, text: Text, completions: Sequence[Completion]) -> l
 
 def _is_repeated(text: Text, sentence: str) -> bool:
     whole = text.context + sentence
-    own = Span(len(text.context), len(whole))
-    return own in repetitions(whole, [*text.sentences, own])
+    return any(span.end == len(whole) for span in repetitions(whole))
 
 
 def _judge(
@@ -226,29 +225,47 @@ def _judge(
     ]
     judged: list[list[Judged]] = [[] for _ in texts]
     for index, verdicts in zip(with_options, judge_responses(judges, items) if items else [], strict=True):
-        start = len(texts[index].context)
+        context = texts[index].context
         judged[index] = [
-            judge_sentence(option, start, each, config) for option, each in zip(options[index], verdicts, strict=True)
+            judge_sentence(option, context, each, config) for option, each in zip(options[index], verdicts, strict=True)
         ]
     return judged
 
 
-def judge_sentence(option: Option, start: int, verdicts: Mapping[str, Verdict], config: PairConfig) -> Judged:
-    """What the streams say of a sentence that begins at a place of the text that they have judged.
+def judge_sentence(option: Option, context: str, verdicts: Mapping[str, Verdict], config: PairConfig) -> Judged:
+    """What the streams say of a sentence behind a context, from what they say of both together.
 
-    A signal counts as what it is more of: the reward model's are a little negative and a little positive always.
+    A signal counts as what it is more of: the reward model's are a little negative and a little positive always. Right
+    is only what says something new: a model that is taught to prefer what it has said already repeats itself.
     """
+    start = len(context)
     own = {name: _within(verdict.signals, start) for name, verdict in verdicts.items()}
     signals = [signal for some in own.values() for signal in some]
     negative = [signal for signal in signals if is_negative(signal)]
     if any(signal.absent or config.wrong == "negative" for signal in negative):
         verdict = "wrong"
-    elif not negative and any(signal.positive > 0 for signal in signals):
+    elif not negative and _says_news(context + option.text, start, verdicts):
         verdict = "right"
     else:
         verdict = "unknown"
     sums = sum(signal.positive for signal in signals), sum(signal.negative for signal in signals)
     return Judged(option, verdict, *sums, frozenset(errors_of(verdicts, own)))
+
+
+def _says_news(text: str, start: int, verdicts: Mapping[str, Verdict]) -> bool:
+    """Whether a positive signal points behind a place at words that none of its stream and label has before it."""
+
+    def said(name: str, signal: Signal, span: Span) -> tuple[str, str, str]:
+        return name, signal.label, text[slice(*span)].lower()
+
+    spans = [
+        (name, signal, span)
+        for name, verdict in verdicts.items()
+        for signal in verdict.signals
+        for span in signal.spans
+    ]
+    before = {said(*each) for each in spans if each[2].end <= start}
+    return any(each[1].positive > 0 and said(*each) not in before for each in spans if each[2].end > start)
 
 
 def _within(signals: Sequence[Signal], start: int) -> list[Signal]:

@@ -1,1 +1,1 @@
-"""What people compare: preference data in the forms that are about, read into one record, and written."""
+"""Preference data: read from every common form into one record, and written."""

@@ -22,8 +22,8 @@ def checked(
 ) -> Preference:
     """The preference that a row states.
 
-    A single "<image>" of the first question is taken away: the image comes before it. In a later question it stays, as
-    it says where the image is.
+    "<image>" is taken away from the first question, with white space around the question: the image comes before it. In
+    a later question it stays, as it says where the image is.
 
     Args:
       parsed: the row.
@@ -91,6 +91,8 @@ def _placed(texts: Sequence[str], has_image: bool, needs_question: bool) -> list
         raise InputError(f"the question {short(found[placed[0]])} places {IMAGE_PLACEHOLDER}, but the row has no image")
     if len(placed) > 1:
         raise InputError(f"{len(placed)} questions place {IMAGE_PLACEHOLDER}; expected one")
+    if has_image and not placed:
+        found[0] = found[0].strip()  # as it is behind the image
     for index in placed:
         words = found[index]
         while IMAGE_PLACEHOLDER in words:  # LLaVA makes one of several

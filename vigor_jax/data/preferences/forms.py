@@ -45,7 +45,6 @@ _KEYS = (
     ("trl", ("prompt", "chosen", "rejected")),
     ("rlaif_v", ("question", "chosen", "rejected")),
     ("rlhf_v", ("text", "image")),
-    ("trl", ("chosen", "rejected")),
 )
 
 
@@ -64,10 +63,12 @@ def find_form(rows: Sequence[tuple[str, dict[Any, Any]]], wanted: str | None) ->
         raise InputError(f"unknown form {wanted!r} of preferences; {nearest(wanted, FORMS, quoted=True)}")
     keys = [(name, needed) for name, needed in _KEYS if wanted in (None, name)]
     found = [(label, {key for key, value in record.items() if value is not None}) for label, record in rows]
-    for _, present in found:
+    for (_, present), (_, record) in zip(found, rows, strict=True):
         for name, needed in keys:
             if present.issuperset(needed):
                 return name
+        if wanted in (None, "trl") and all(isinstance(record.get(key), list) for key in ("chosen", "rejected")):
+            return "trl"  # whose messages begin with the prompt
     label, present, name, needed = max(
         ((label, present, name, needed) for label, present in found for name, needed in keys),
         key=lambda each: len(each[1].intersection(each[3])) / len(each[3]),

@@ -29,7 +29,8 @@ class PreferenceRow(NamedTuple):
 
     Attributes:
       preference: what it says.
-      image: its image, in the image folder or in the file itself; None if the row is text alone.
+      image: its image, in the image folder or in the file itself; None if the row is text alone. Two images in files
+        themselves may have one name, and differ in `str`.
       number: its line in the file, from 1, or index, from 0.
       label: the same in words, such as "line 7".
     """
@@ -157,7 +158,7 @@ def _read(record: Any, row: JsonRow, form: Form, place: Images | None, skipped: 
         image = dataclasses.replace(given, name=_embedded_name(given, record))
     elif given or parsed.images:
         names = (given,) if given else parsed.images
-        names = tuple(image_path(name, place) for name in names) if place else names
+        names = tuple(image_path(name, place) for name in names) if place is not None else names
     name = image.name if image else names[0] if names else ""
     preference = checked(parsed, name, record, needs_image=form.needs_image, needs_question=form.needs_question)
     skipped.update(parsed.left_out)

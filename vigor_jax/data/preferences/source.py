@@ -59,7 +59,8 @@ def _keyed(path: Path) -> Iterator[JsonRow] | None:
     found = _object(first)
     if not found or not all(isinstance(pairs, list) for pairs in found.values()):
         return None
-    return _pairs(found)
+    first_pair = next((pair for pairs in found.values() for pair in pairs), None)
+    return _pairs(found) if isinstance(first_pair, dict) and {"y_win", "win"} & first_pair.keys() else None
 
 
 def _object(text: str) -> dict[str, Any] | None:

@@ -1,0 +1,93 @@
+"""Preferences that the demo makes are read by the readers that users have, and say what is true."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vigor_jax.data.preferences.read import scan_preferences
+from vigor_jax.data.records import store
+from vigor_jax.data.records.annotations import write_annotations
+from vigor_jax.demo.dataset import DemoDataConfig, annotate_caption
+from vigor_jax.demo.language import errors, parse
+from vigor_jax.demo.preferences import FILES, write_preferences
+from vigor_jax.demo.scenes import make_scene
+from vigor_jax.demo.teaching import describe, true_and_worse
+from vigor_jax.records import Candidate
+
+CONFIG = DemoDataConfig(careless_annotators=0.0)
+SCENES = {f"{number:05d}.png": make_scene(np.random.default_rng(number)) for number in range(40)}
+
+
+def wrong(text, image):
+    """Sentences of a caption with a mistake."""
+    found = [sentence.statement for sentence in parse(text)]
+    return sum(statement is None or bool(errors(statement, SCENES[image])) for statement in found)
+
+
+@pytest.fixture(scope="module")
+def seed(tmp_path_factory):
+    """As much of a seed's directory as preferences are made of."""
+    directory, rng = tmp_path_factory.mktemp("seed"), np.random.default_rng(0)
+    for split in ("unlabeled", "annotated"):
+        (directory / "data" / "images" / split).mkdir(parents=True)
+        for image in SCENES:
+            Image.new("RGB", (4, 4)).save(directory / "data" / "images" / split / image)
+    scenes = {f"{split}/{i}": dataclasses.asdict(s) for split in ("unlabeled", "annotated") for i, s in SCENES.items()}
+    (directory / "data" / "scenes.json").write_text(json.dumps(scenes))
+    annotations = [
+        annotate_caption(f"annotated/{image}", describe(scene, rng), scene, 0.0, rng)
+        for image, scene in SCENES.items()
+        for _ in range(2)
+    ]
+    write_annotations(directory / "data" / "annotations.jsonl", annotations)
+    candidates = [
+        Candidate(image, "Say.", number, describe(scene, rng), (1,), -1.0, "stop")
+        for image, scene in SCENES.items()
+        for number in range(4)
+    ]
+    store.write_part(directory / "shared" / "candidates", 0, 1, candidates, Candidate)
+    return directory
+
+
+@pytest.mark.parametrize("source", FILES)
+def test_the_better_response_has_fewer_mistakes(source, seed):
+    path = write_preferences(source, seed, CONFIG)
+    images = seed / "data" / "images"
+    scan = scan_preferences(path, images if source == "people" else images / "unlabeled")
+    assert not scan.bad
+    assert scan.form in path.name
+    assert len(scan.rows) > len(SCENES) / 2
+    right, pairs = 0, 0
+    for row in scan.rows:
+        image = row.preference.image.rpartition("/")[2]
+        for better, worse in row.preference.pairs():
+            good, bad = (row.preference.responses[index] for index in (better, worse))
+            share = [wrong(text, image) / len(parse(text)) for text in (good, bad)]
+            right += share[0] < share[1]
+            pairs += 1
+            if source == "worse":
+                assert wrong(good, image) == 0
+    assert right == pairs if source != "random" else 0.2 * pairs < right < 0.8 * pairs
+
+
+def test_preferences_are_made_once_and_always_the_same(seed):
+    path = write_preferences("rated", seed, CONFIG)
+    content = path.read_bytes()
+    path.unlink()
+    assert write_preferences("rated", seed, CONFIG).read_bytes() == content
+    path.write_text("kept")
+    assert write_preferences("rated", seed, CONFIG).read_text() == "kept"
+    path.unlink()
+
+
+def test_worse_captions_have_as_many_sentences_and_half_of_them_wrong():
+    rng, shares = np.random.default_rng(0), []
+    for image, scene in SCENES.items():
+        true, worse = true_and_worse(scene, rng)
+        assert len(parse(true)) == len(parse(worse)) == len(scene.statements)
+        assert wrong(worse, image) > 0
+        shares.append(wrong(worse, image) / len(parse(worse)))
+    assert 0.35 < np.mean(shares) < 0.7
