@@ -402,7 +402,7 @@ def test_an_image_without_captions_is_told_with_all_others(world, config, checkp
     config = dataclasses.replace(config, captions=tmp_path / "c.json", epochs=1)
     with pytest.raises(InputError, match="2 of 24 rows cannot be trained on; fix them, or give --train_pref") as caught:
         train_preference_reward(config, checkpoint, tmp_path / "run", mesh, dtype=jnp.float32)
-    assert "row 2 (id 'row-2'): image '02.png' has no captions" in str(caught.value)
+    assert "index 2 (id 'row-2'): image '02.png' has no captions" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
