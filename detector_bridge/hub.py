@@ -27,13 +27,13 @@ _SNAPSHOT = re.compile(
 
 # Where an original LLaVA of ours has its tower, and InstructBLIP its second tokenizer.
 _FOLDERS = ("", "vision_tower/", "qformer_tokenizer/")
-# All that is read of a model but its weights; the last two say what a folder is that cannot be used, and how a model
-# of ours was trained.
+# All that is read of a model but its weights; those of the last line say what a folder is that cannot be used, and how
+# a model of ours was trained, and are the small head of a reward model.
 _SETTINGS = (
     *("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json"),
     *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.txt", "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json"),
-    *("adapter_config.json", "vigor_jax.json"),
+    *("adapter_config.json", "vigor_jax.json", "reward_head"),
 )
 _WEIGHTS, _INDEX = ("model.safetensors", "pytorch_model.bin"), ".index.json"
 _ADAPTERS, _WITH_ADAPTER = ("adapter_model.safetensors", "adapter_model.bin"), "non_lora_trainables.bin"

@@ -12,12 +12,14 @@ from vigor_jax.parallel.sharding import DistributedConfig, MeshConfig
 from vigor_jax.rewards.claims.stream import ClaimsConfig
 from vigor_jax.rewards.detection import DetectionConfig
 from vigor_jax.rewards.detectors import DetectorConfig
+from vigor_jax.rewards.preference_reward import PreferenceRewardStreamConfig
 from vigor_jax.rewards.reward_model import RewardModelConfig
 from vigor_jax.rewards.verifier import ClipStreamConfig
 from vigor_jax.stages.dpo_config import DpoConfig
 from vigor_jax.stages.evaluate import EvaluateConfig
 from vigor_jax.stages.pair_config import PairConfig
 from vigor_jax.stages.ppo_config import PpoConfig
+from vigor_jax.stages.preference_reward_rows import PreferenceRewardConfig
 from vigor_jax.stages.reward_rows import TrainRewardConfig
 from vigor_jax.stages.sample import SampleConfig
 from vigor_jax.stages.score import ScoreConfig
@@ -28,8 +30,9 @@ from vigor_jax.training.train_step import SftConfig
 
 Detector = TypeVar("Detector", bound=DetectorConfig)
 Stage: TypeAlias = Literal[
-    "train_reward", "sample", "score", "select", "pair", "sft", "dpo", "ppo", "export", "evaluate"
-]
+    "train_reward", "train_preference_reward", "sample", "score", "select", "pair", "sft", "dpo", "ppo", "export",
+    "evaluate",
+]  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,12 +86,14 @@ class TrainConfig:
       inference_mesh: how they are for sampling and scoring: by default each holds all the weights.
       distributed: how processes find each other.
       train_reward: fine-tuning of the reward model.
+      train_preference_reward: training of a reward model on preferences.
       sample: candidates of unlabeled images.
       score: which reward streams judge them.
       detection: the detector, if it does.
       reward_model: how the reward model judges, if it does.
       claims: what captions say of numbers, places, relations and attributes, if the detector's boxes judge it.
       clip: the verifier, a CLIP, if it does.
+      preference_reward: how the reward model of preferences judges, if it does.
       select: which candidate is taken, and what is left of it.
       pair: preferences, of candidates or of next sentences.
       sft: supervised fine-tuning; on the run's own targets unless `data` names others.
@@ -104,12 +109,14 @@ class TrainConfig:
     inference_mesh: MeshConfig = dataclasses.field(default_factory=lambda: MeshConfig(data=-1, fsdp=1))
     distributed: DistributedConfig = dataclasses.field(default_factory=DistributedConfig)
     train_reward: TrainRewardConfig = dataclasses.field(default_factory=TrainRewardConfig)
+    train_preference_reward: PreferenceRewardConfig = dataclasses.field(default_factory=PreferenceRewardConfig)
     sample: SampleConfig = dataclasses.field(default_factory=SampleConfig)
     score: ScoreConfig = dataclasses.field(default_factory=ScoreConfig)
     detection: DetectionConfig = dataclasses.field(default_factory=DetectionConfig)
     reward_model: RewardModelConfig = dataclasses.field(default_factory=RewardModelConfig)
     claims: ClaimsConfig = dataclasses.field(default_factory=ClaimsConfig)
     clip: ClipStreamConfig = dataclasses.field(default_factory=ClipStreamConfig)
+    preference_reward: PreferenceRewardStreamConfig = dataclasses.field(default_factory=PreferenceRewardStreamConfig)
     select: SelectConfig = dataclasses.field(default_factory=SelectConfig)
     pair: PairConfig = dataclasses.field(default_factory=PairConfig)
     sft: SftConfig = dataclasses.field(default_factory=SftConfig)
@@ -121,7 +128,7 @@ class TrainConfig:
 
 def with_pinned_models(config: TrainConfig) -> TrainConfig:
     """The config with the commit of each model that is named on the Hub, so that all stages, all rounds and whoever
-    reads `config.yaml` mean the same one. The detector and the verifier count where responses are scored.
+    reads `config.yaml` mean the same one. Those that only judge count where responses are scored.
 
     Raises:
       InputError: one cannot be fetched and is not in the cache.
@@ -131,9 +138,13 @@ def with_pinned_models(config: TrainConfig) -> TrainConfig:
     if judges:
         second = detection.second and _with_pinned_weights(detection.second)
         detection = dataclasses.replace(_with_pinned_weights(detection), second=second)
-    verifier = config.clip.model
-    if verifier and judges and any(as_config(stream).path == "clip" for stream in config.score.streams):
+    verifier, preference_reward = config.clip.model, config.preference_reward
+    streams = {as_config(stream).path for stream in config.score.streams} if judges else set()
+    if verifier and "clip" in streams:
         verifier = pinned(verifier)
+    if "preference_reward" in streams:
+        above, below = (model and pinned(model) for model in (preference_reward.model, preference_reward.base))
+        preference_reward = dataclasses.replace(preference_reward, model=above, base=below)
     tower, adapter = (name and pinned(name) for name in (model.vision_tower, model.adapter))
     return dataclasses.replace(
         config,
@@ -141,6 +152,7 @@ def with_pinned_models(config: TrainConfig) -> TrainConfig:
         score=dataclasses.replace(config.score, reward_model=reward_model and pinned(reward_model)),
         detection=detection,
         clip=dataclasses.replace(config.clip, model=verifier),
+        preference_reward=preference_reward,
     )
 
 

@@ -23,6 +23,8 @@ from vigor_jax.errors import InputError
 from vigor_jax.hf.families import layouts
 from vigor_jax.hf.family import Checkpoint, Export
 from vigor_jax.hf.processor_files import write_json
+from vigor_jax.hf.reward_head import FILE as HEAD_FILE
+from vigor_jax.hf.reward_head import RewardHead, write_head
 from vigor_jax.hf.weights.merged import Rounding
 from vigor_jax.hf.write_adapter import write_adapter
 from vigor_jax.models.lora import LoraConfig
@@ -63,6 +65,7 @@ def export_checkpoint(
     more_files: Callable[[Rounding], Mapping[str, dict[str, Any]]] | None = None,
     template: Template | None = None,
     lora: LoraConfig | None = None,
+    head: RewardHead | None = None,
 ) -> None:
     """Writes the checkpoint; the directory appears under its name only when it is complete.
 
@@ -79,6 +82,7 @@ def export_checkpoint(
       template: conversation format that the model was trained with; a llava-hf export gets a chat template that writes
         it. By default the source's own chat template is copied, if it has one.
       lora: sizes of the adapter among `params`, if there is one; that of `checkpoint` is taken if nothing was trained.
+      head: of a reward model, which gets a file next to the weights.
 
     Raises:
       InputError: `out` has something in it, the disk has no room for the checkpoint, or its family has no such layout.
@@ -96,7 +100,7 @@ def export_checkpoint(
     kind = None if dtype is None else np.dtype(dtype)
     export = Export(checkpoint, params, layout, kind, shard_bytes, template, lora)
     with naming(out):
-        _write(export, out, more_files or (lambda _: {}))
+        _write(export, out, more_files or (lambda _: {}), head)
     if (share := export.rounding.share) is not None:
         kind = export.dtype or checkpoint.dtype
         advice = "" if round(100 * share) >= 99 else "; dtype float32, or the layout peft, loses nothing"
@@ -131,7 +135,12 @@ def find_layout(layout: str | None, checkpoint: Checkpoint, lora: LoraConfig | N
     return layout
 
 
-def _write(export: Export, out: Path, more_files: Callable[[Rounding], Mapping[str, dict[str, Any]]]) -> None:
+def _write(
+    export: Export,
+    out: Path,
+    more_files: Callable[[Rounding], Mapping[str, dict[str, Any]]],
+    head: RewardHead | None,
+) -> None:
     partial = out.with_name(f".{out.name}.partial")
     writes = is_first()
     if writes:
@@ -143,6 +152,8 @@ def _write(export: Export, out: Path, more_files: Callable[[Rounding], Mapping[s
     if writes:
         for name, value in more_files(export.rounding).items():
             write_json(partial / name, value)
+        if head:
+            write_head(head, partial / HEAD_FILE)
         if out.exists():
             out.rmdir()
         os.replace(partial, out)

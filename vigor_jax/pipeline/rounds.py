@@ -15,7 +15,7 @@ from vigor_jax.errors import InputError
 from vigor_jax.parallel.processes import is_first, same_everywhere, together
 from vigor_jax.pipeline.run import Run
 from vigor_jax.run_lock import RunLock
-from vigor_jax.stages.stage import EXPORT, REWARD_MODEL
+from vigor_jax.stages.stage import EXPORT, PREFERENCE_REWARD_MODEL, REWARD_MODEL
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def keep_compiled(folder: Path) -> None:
 
 
 def of_round(config: TrainConfig, number: int) -> TrainConfig:
-    """One round of an online run: the policy is what the round before exported, the reward model stays the first's.
+    """One round of an online run: the policy is what the round before exported, reward models stay the first's.
 
     Args:
       config: of the whole run.
@@ -78,7 +78,7 @@ def of_round(config: TrainConfig, number: int) -> TrainConfig:
     config = dataclasses.replace(config, run=one)
     if number == 1:
         return config
-    stages = tuple(stage for stage in run.stages if stage != "train_reward")
+    stages = tuple(stage for stage in run.stages if stage not in ("train_reward", "train_preference_reward"))
     sampling, sentences, rollouts = (
         dataclasses.replace(each, seed=each.seed + number - 1)
         for each in (config.sample.sampling, config.pair.sampling, config.ppo.sampling)
@@ -91,4 +91,7 @@ def of_round(config: TrainConfig, number: int) -> TrainConfig:
         pair=dataclasses.replace(config.pair, sampling=sentences),
         ppo=dataclasses.replace(config.ppo, sampling=rollouts, seed=config.ppo.seed + number - 1),
         score=dataclasses.replace(config.score, reward_model=config.score.reward_model or first / REWARD_MODEL),
+        preference_reward=dataclasses.replace(
+            config.preference_reward, model=config.preference_reward.model or first / PREFERENCE_REWARD_MODEL
+        ),
     )

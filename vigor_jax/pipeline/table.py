@@ -13,11 +13,13 @@ from vigor_jax.stages.evaluate import EvaluateStage
 from vigor_jax.stages.export import PROVENANCE, ExportStage
 from vigor_jax.stages.pair import PairStage
 from vigor_jax.stages.ppo import PpoStage
+from vigor_jax.stages.preference_reward_stream import check_same_question as check_same_preference_question
 from vigor_jax.stages.sample import SampleStage
 from vigor_jax.stages.score import ScoreStage, check_same_question
 from vigor_jax.stages.select import SelectStage
 from vigor_jax.stages.sft import SftStage
 from vigor_jax.stages.stage import EXPORT, OnPart, Progress, RunContext, Stage
+from vigor_jax.stages.train_preference_reward import TrainPreferenceRewardStage
 from vigor_jax.stages.train_reward import TrainRewardStage
 from vigor_jax.training.checkpoint import latest_step
 from vigor_jax.training.train_step import TrainingConfig
@@ -37,16 +39,20 @@ def make_stages(config: TrainConfig) -> dict[str, Stage]:
     """
     config = filled(config)
     images = config.sample.images
-    score = ScoreStage(config.score, config.detection, config.reward_model, images, config.clip, config.claims)
+    judges = (config.detection, config.reward_model, images, config.clip, config.claims, config.preference_reward)
+    score = ScoreStage(config.score, *judges)
     trains_its_own = "train_reward" in config.run.stages and not config.score.reward_model
     if score.has_reward_model and trains_its_own:
         check_same_question(config.reward_model, dataclasses.asdict(config.train_reward), "train_reward")
+    if "train_preference_reward" in score.trained_by:
+        _check_same_preference_question(config)
     if "pair" in config.run.stages:
         config.pair.check(refine=config.select.refine, streams=tuple(score.streams))
     of = _exported(config)
     trained: TrainingConfig = getattr(config, of)
     stages = (
         TrainRewardStage(config.train_reward),
+        TrainPreferenceRewardStage(config.train_preference_reward),
         SampleStage(config.sample, score.ahead if "score" in config.run.stages else _nothing_ahead),
         score,
         SelectStage(config.select, score.streams, images),
@@ -63,12 +69,25 @@ def make_stages(config: TrainConfig) -> dict[str, Stage]:
 def filled(config: TrainConfig) -> TrainConfig:
     """The config with what stages leave open: the template is that of the model, images those that are sampled."""
     changes: dict[str, Any] = {}
-    for name in ("train_reward", "sample", "reward_model", "sft", "dpo", "ppo", "evaluate"):
+    named = ("train_reward", "train_preference_reward", "sample", "reward_model", "preference_reward")
+    for name in (*named, "sft", "dpo", "ppo", "evaluate"):
         section: Any = getattr(config, name)
         changes[name] = dataclasses.replace(section, template=section.template or config.model.template)
-    for name in ("train_reward", "sft", "dpo", "ppo"):
+    for name in ("train_reward", "train_preference_reward", "sft", "dpo", "ppo"):
         changes[name] = dataclasses.replace(changes[name], images=changes[name].images or config.sample.images)
     return dataclasses.replace(config, **changes)
+
+
+def _check_same_preference_question(config: TrainConfig) -> None:
+    """The reward model that this run trains is asked what it learns to answer, if it is trained now."""
+    training = config.train_preference_reward
+    if "train_preference_reward" in config.run.stages:
+        learned = {
+            "question": training.question,
+            "template": training.template,
+            "data": {"captions": training.captions},
+        }
+        check_same_preference_question(config.preference_reward, learned, "train_preference_reward")
 
 
 def _exported(config: TrainConfig) -> str:

@@ -171,6 +171,7 @@ def programs(config: TrainConfig, model: VlmConfig, devices: list[Any], sizes: S
       InputError: a mesh does not fit the devices, or a batch the mesh.
     """
     adapters = {"adapter": _adapter(config.model), "judge_adapter": _judge_adapter(config)}
+    adapters["preference_adapter"] = config.train_preference_reward.lora
     dtype = jnp.dtype(config.model.dtype)
     target = Target(model, dtype, devices, config.mesh, config.inference_mesh, sizes, **adapters)
     make_mesh(config.mesh, devices), make_mesh(config.inference_mesh, devices)

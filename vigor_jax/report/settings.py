@@ -39,6 +39,8 @@ _SETTINGS = {
     ),
     "Reward model": ("score.reward_model", "reward_model.per"),
     "Adapter of the reward model": _adapter("train_reward"),
+    "Reward model of preferences": ("preference_reward.model", "preference_reward.captions"),
+    "Adapter of the reward model of preferences": _adapter("train_preference_reward"),
     "Verifier": (
         "clip.model",
         "clip.baselines",
@@ -108,6 +110,7 @@ _STAGES = {
     "Sampling": ("sample",),
     "Rewards": ("score", "ppo"),
     "Adapter of the reward model": ("train_reward",),
+    "Adapter of the reward model of preferences": ("train_preference_reward",),
     "Selection": ("select",),
     "Fine-tuning": ("sft",),
     "Adapter of the fine-tuning": ("sft",),
@@ -118,7 +121,13 @@ _STAGES = {
     "Captions of the evaluation": ("evaluate",),
 }
 LABELS = (*_SETTINGS, "Export", "Date")
-_STREAMS = {"Detector": "detector", "Second detector": "detector", "Reward model": "reward_model", "Verifier": "clip"}
+_STREAMS = {
+    "Detector": "detector",
+    "Second detector": "detector",
+    "Reward model": "reward_model",
+    "Verifier": "clip",
+    "Reward model of preferences": "preference_reward",
+}
 
 
 def describe_settings(config: Any, directory: Path) -> dict[str, list[str]]:

@@ -16,22 +16,20 @@ from vigor_jax.data.batches.places import row_keys
 from vigor_jax.data.batches.preference_rows import (
     PreferenceEncoder,
     PreferenceLoader,
-    PreferenceRow,
     PreferenceRows,
     in_pairs,
 )
-from vigor_jax.data.preferences.read import scan_preferences
-from vigor_jax.data.records.bad_rows import bad_row, settle
 from vigor_jax.data.records.checksum import file_digest
 from vigor_jax.data.records.store import join
 from vigor_jax.data.text.conversation import find_template
 from vigor_jax.errors import InputError
 from vigor_jax.hf.load import Checkpoint
-from vigor_jax.parallel.processes import is_first, together
+from vigor_jax.parallel.processes import together
 from vigor_jax.parallel.sharding import check_batch_divides, local_rows
 from vigor_jax.stages.dpo_config import DpoConfig
 from vigor_jax.stages.dpo_reference import references
 from vigor_jax.stages.dpo_update import dpo_loss
+from vigor_jax.stages.preference_data import usable_preferences
 from vigor_jax.stages.programs import Cost, Program, Target, Work, array, tree_rows, update, update_flops
 from vigor_jax.stages.sft import training_result
 from vigor_jax.stages.stage import PREFERENCES, Progress, Result, RunContext, Stage
@@ -106,7 +104,7 @@ def _data(
         changed_weight=config.changed_weight,
         length_normalized=config.length_normalized,
     )
-    rows = usable_preferences(config, encoder, run_dir, name)
+    rows = usable_preferences(config, encoder.tokens, run_dir, name)
     if config.changed_weight != 1:
         rows = in_pairs(rows)
     if config.image_factor and (text := next((row for row in rows if row.image is None), None)):
@@ -134,38 +132,6 @@ def _data(
     facts = {"sha256": file_digest(config.data), "examples": len(rows)}
     keys = row_keys((row.digest(), row.preference.name or None) for row in rows)
     return loader, Data(config.data, facts, keys, lambda index: rows[index].title)
-
-
-def usable_preferences(config: DpoConfig, encoder: PreferenceEncoder, run_dir: Path, name: str) -> list[PreferenceRow]:
-    """The rows of a file that something can be learned from.
-
-    Raises:
-      InputError: the file cannot be read, or there are others and they may not be left out; names them all.
-    """
-    assert config.data is not None
-    scan = scan_preferences(config.data, config.images, config.form)
-    bad, rows = list(scan.bad), []
-    for row in scan.rows:
-        try:
-            encoder.tokens(row)
-        except InputError as error:
-            bad.append(bad_row(config.data, row.number, row.label, row.preference.name or None, str(error)))
-        else:
-            rows.append(row)
-    settle(
-        config.data, bad, scan.total,
-        skip=config.skip_bad, option=f"{name}.skip_bad", report=run_dir / "bad_preferences.jsonl", writes=is_first(),
-    )  # fmt: skip
-    if scan.skipped and is_first():
-        logger.warning(
-            "%s: %s are left out, as they say nothing of which is better", config.data,
-            ", ".join(f"{count} {what}" for what, count in scan.skipped.items()),
-        )  # fmt: skip
-    if not rows:
-        raise InputError(f"{config.data}: no two responses of different ratings; expected at least one pair")
-    pairs = sum(len(row.preference.pairs()) for row in rows)
-    logger.info("%s: %d pairs of %d preferences (%s)", name, pairs, len(rows), scan.form)
-    return rows
 
 
 class DpoStage(Stage):

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -20,6 +21,7 @@ from vigor_jax.hf.export import ExportConfig, export_checkpoint, find_layout
 from vigor_jax.hf.hub import origin
 from vigor_jax.hf.load import Checkpoint
 from vigor_jax.hf.peft import check_begun_with
+from vigor_jax.hf.reward_head import RewardHead
 from vigor_jax.hf.weights.merged import Rounding
 from vigor_jax.json_fields import Fields, exists, read_json
 from vigor_jax.models.lora import LoraConfig, add_lora
@@ -28,6 +30,7 @@ from vigor_jax.parallel.processes import is_first
 from vigor_jax.parallel.sharding import param_shardings
 from vigor_jax.stages.stage import EXPORT, Lazy, Progress, Result, RunContext, Stage
 from vigor_jax.training.checkpoint import latest_step, read_record, restore_params_only
+from vigor_jax.training.heads import head_paths, with_abstract_head
 from vigor_jax.training.train_step import TrainingConfig, trained_in
 
 logger = logging.getLogger(__name__)
@@ -37,7 +40,9 @@ PROVENANCE = "vigor_jax.json"
 UPDATE_KEPT = "update_kept"
 
 
-def export(config: ExportConfig, checkpoint: Checkpoint, checkpoints: Path, out: Path, mesh: Mesh) -> None:
+def export(
+    config: ExportConfig, checkpoint: Checkpoint, checkpoints: Path, out: Path, mesh: Mesh, *, head: str = ""
+) -> None:
     """Writes the latest checkpoint of a training stage; does nothing where `out` holds just that already.
 
     Args:
@@ -46,6 +51,7 @@ def export(config: ExportConfig, checkpoint: Checkpoint, checkpoints: Path, out:
       checkpoints: directory that `stages.sft` returned.
       out: replaced if it holds an earlier export of this run, refused if anything else.
       mesh: the trained weights pass through its devices.
+      head: the name of the head that was trained with a reward model, if one was.
 
     Raises:
       InputError: there is no checkpoint, it is of another model, or `out` holds something else.
@@ -76,8 +82,12 @@ def export(config: ExportConfig, checkpoint: Checkpoint, checkpoints: Path, out:
         shutil.rmtree(out)
 
     model = abstract_model(checkpoint.config)
-    state = nnx.state(add_lora(model, trained_as.lora) if trained_as.lora else model)
-    trained = trained_in(param_paths(state).keys(), trained_as)
+    whole = add_lora(model, trained_as.lora) if trained_as.lora else model
+    trained = trained_in(param_paths(nnx.state(whole)).keys(), trained_as)
+    if head:
+        with_abstract_head(whole, head)
+        trained |= head_paths(head)
+    state = nnx.state(whole)
     shardings = param_paths(param_shardings(state, mesh))
     abstract = {
         path: jax.ShapeDtypeStruct(variable.get_value().shape, jnp.float32, sharding=shardings[path].get_value())
@@ -85,6 +95,7 @@ def export(config: ExportConfig, checkpoint: Checkpoint, checkpoints: Path, out:
         if path in trained
     }
     params = restore_params_only(checkpoints, abstract, step)
+    own = [np.asarray(params.pop(f"{head}.{part}")) for part in ("kernel", "bias")] if head else None
     export_checkpoint(
         checkpoint,
         params,
@@ -95,6 +106,7 @@ def export(config: ExportConfig, checkpoint: Checkpoint, checkpoints: Path, out:
         more_files=lambda rounding: {PROVENANCE: provenance | _kept(rounding)},
         template=TEMPLATES.get(template or ""),
         lora=trained_as.lora,
+        head=RewardHead(own[0], float(own[1])) if own else None,
     )
     logger.info("export: step %d is in %s", step, out)
 

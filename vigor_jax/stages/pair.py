@@ -72,8 +72,8 @@ class PairStage(Stage):
         outputs = tuple(store.join(context.records, name) for name in (PAIRING, PARTS, PREFERENCES, SUMMARY))
         if not self._of_sentences:
             return [Result(self.name, self._config.settings(), ("select",), outputs)]
-        after = ("train_reward",) if self._score.trains_its_judge else ()
-        return [Result(self.name, Lazy(functools.partial(self._settings, context)), after, outputs)]
+        settings = Lazy(functools.partial(self._settings, context))
+        return [Result(self.name, settings, self._score.trained_by, outputs)]
 
     def _settings(self, context: RunContext) -> dict[str, Any]:
         asked = fingerprint.of(self._sample, "sample")

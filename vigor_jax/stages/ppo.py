@@ -345,8 +345,8 @@ class PpoStage(Stage):
 
     def results(self, context: RunContext) -> list[Result]:
         outputs = (context.dir / "checkpoints" / self.name, join(context.records, self.name))
-        after = ("train_reward",) if self._score.trains_its_judge else ()
-        return [Result(self.name, Lazy(functools.partial(self._settings, context)), after, outputs)]
+        settings = Lazy(functools.partial(self._settings, context))
+        return [Result(self.name, settings, self._score.trained_by, outputs)]
 
     def _settings(self, context: RunContext) -> dict[str, Any]:
         data = self._config.data

@@ -4,7 +4,6 @@ import re
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
@@ -15,11 +14,11 @@ from vigor_jax.data.batches.tree_batches import TreeRows
 from vigor_jax.hf.load import Checkpoint
 from vigor_jax.inference.policy import Policy
 from vigor_jax.models.lora import add_lora
-from vigor_jax.models.value_head import ValueHead
 from vigor_jax.models.vlm import param_paths
 from vigor_jax.parallel.sharding import partition_spec, to_global
 from vigor_jax.stages.ppo_config import PpoConfig
 from vigor_jax.stages.ppo_update import PpoRows, Scores, ppo_loss, score_responses
+from vigor_jax.training.heads import Head, with_head
 from vigor_jax.training.train_step import (
     Metrics,
     TrainState,
@@ -30,7 +29,6 @@ from vigor_jax.training.train_step import (
     make_optimizer,
     make_train_step,
     merge_params,
-    partition_params,
 )
 from vigor_jax.training.trainable import load_trainable
 
@@ -59,15 +57,12 @@ class Learner:
     def __init__(self, config: PpoConfig, checkpoint: Checkpoint, mesh: Mesh, dtype: Any, num_updates: int) -> None:
         self._mesh, self._dtype = mesh, dtype
         loaded = load_trainable(checkpoint, config, mesh, dtype, reference=True)
-        params, self.frozen = loaded.params, loaded.frozen
         self._ref_graphdef, self._ref_params = loaded.ref_graphdef, loaded.ref_params
-        model = merge_params(loaded.graphdef, params | self.frozen)
         if config.baseline == "value":
-            model.value_head = ValueHead(checkpoint.config.text.hidden_size, dtype=jnp.float32)
-        self._graphdef, head, _ = partition_params(model, {f"{VALUE_HEAD}kernel", f"{VALUE_HEAD}bias"})
+            loaded = with_head(loaded, Head.zeros("value_head", checkpoint.config.text.hidden_size), mesh)
+        self._graphdef, params, self.frozen = loaded.graphdef, loaded.params, loaded.frozen
         whole = NamedSharding(mesh, P())
-        params |= {path: jax.jit(jnp.zeros_like, out_shardings=whole)(weight) for path, weight in head.items()}
-        del model, loaded
+        del loaded
 
         optimizer = make_optimizer(config, num_updates)
         self.abstract = abstract_state(params, optimizer, mesh)

@@ -13,7 +13,6 @@ from jax.sharding import PartitionSpec as P
 
 from vigor_jax.data.batches.tree_batches import TreeRows
 from vigor_jax.models.lora import add_lora, lora_paths
-from vigor_jax.models.value_head import ValueHead
 from vigor_jax.models.vlm import abstract_model, param_paths
 from vigor_jax.parallel.sharding import check_batch_divides
 from vigor_jax.stages.ppo_config import PpoConfig
@@ -34,6 +33,7 @@ from vigor_jax.stages.programs import (
 )
 from vigor_jax.stages.sample import sampling_programs
 from vigor_jax.training.flops import forward_flops
+from vigor_jax.training.heads import head_paths, with_abstract_head
 from vigor_jax.training.train_step import (
     Weights,
     abstract_state,
@@ -68,8 +68,8 @@ def programs(stage: str, config: PpoConfig, target: Target, judges: Iterable[Pro
     trained = trained_in(param_paths(nnx.state(whole)).keys(), config)
     head: frozenset[str] = frozenset()
     if config.baseline == "value":
-        head = frozenset({"value_head.kernel", "value_head.bias"})
-        whole.value_head = nnx.eval_shape(lambda: ValueHead(model.text.hidden_size, dtype=jnp.float32))
+        head = head_paths("value_head")
+        with_abstract_head(whole, "value_head")
     graphdef, params, frozen = partition_params(on_mesh(whole, mesh), trained | head)
     masters: Any = {path: jax.ShapeDtypeStruct(w.shape, jnp.float32, sharding=w.sharding) for path, w in params.items()}
     optimizer = make_optimizer(config, NUM_UPDATES)

@@ -20,6 +20,7 @@ from vigor_jax.models.vlm import PARTS, VlmConfig, abstract_model, param_paths
 from vigor_jax.models.vlm import Sizes as ModelSizes
 from vigor_jax.parallel.sharding import BATCH, MeshConfig, make_mesh, param_shardings
 from vigor_jax.training.flops import train_flops
+from vigor_jax.training.heads import head_paths, with_abstract_head
 from vigor_jax.training.train_step import (
     Loss,
     TrainingConfig,
@@ -124,6 +125,7 @@ class Target:
       sizes: of texts.
       adapter: of the model that the run begins with, if it has one.
       judge_adapter: the same of the reward model that judges.
+      preference_adapter: the same of the reward model of preferences that the run trains.
     """
 
     model: VlmConfig
@@ -134,6 +136,7 @@ class Target:
     sizes: Sizes
     adapter: LoraConfig | None = None
     judge_adapter: LoraConfig | None = None
+    preference_adapter: LoraConfig | None = None
 
     @functools.cached_property
     def training_mesh(self) -> Mesh:
@@ -151,14 +154,17 @@ class Lowers(NamedTuple):
     held: int
 
 
-def update(config: TrainingConfig, target: Target, rows: Any, loss: Loss) -> Lowers:
-    """One update of training on rows of these shapes."""
+def update(config: TrainingConfig, target: Target, rows: Any, loss: Loss, head: str = "") -> Lowers:
+    """One update of training on rows of these shapes; of a model with a head by that name, if one is given."""
     model, mesh = target.model, target.training_mesh
     whole = abstract_model(model, dtype=target.dtype)
     if config.lora:
         add_lora(whole, config.lora, dtype=target.dtype)
-    abstract = on_mesh(whole, mesh)
     trained = trained_in(param_paths(nnx.state(whole)).keys(), config)
+    if head:
+        with_abstract_head(whole, head)
+        trained |= head_paths(head)
+    abstract = on_mesh(whole, mesh)
     graphdef, params, frozen = partition_params(abstract, trained)
     masters: Any = {path: jax.ShapeDtypeStruct(w.shape, jnp.float32, sharding=w.sharding) for path, w in params.items()}
     optimizer = make_optimizer(config, NUM_UPDATES)

@@ -31,12 +31,14 @@ from vigor_jax.parallel.sharding import round_up_batch
 from vigor_jax.rewards.claims.stream import ClaimReader, ClaimsConfig, ClaimStream
 from vigor_jax.rewards.clip import ClipStream
 from vigor_jax.rewards.detection import DetectionConfig, DetectorStream
+from vigor_jax.rewards.preference_reward import PreferenceReward, PreferenceRewardStreamConfig
 from vigor_jax.rewards.reward_model import RewardModel, RewardModelConfig
 from vigor_jax.rewards.stream import RewardStream
 from vigor_jax.rewards.verifier import ClipStreamConfig
 from vigor_jax.stages.clip_stream import ClipJudge
 from vigor_jax.stages.export import PROVENANCE
 from vigor_jax.stages.judging import check_digest, score, scoring_ahead, when_all
+from vigor_jax.stages.preference_reward_stream import PreferenceRewardJudge
 from vigor_jax.stages.programs import Cost, Program, Target, Work, bytes_held, for_inference, tree_rows
 from vigor_jax.stages.stage import REWARD_MODEL, Lazy, OnPart, Progress, Result, RunContext, Stage
 from vigor_jax.stages.streams import StreamConfig, as_config, in_order, make_stream, needs, stream_class, uses_devices
@@ -53,8 +55,8 @@ class ScoreConfig:
     """Which reward streams judge.
 
     Attributes:
-      streams: "detector", "claims", "reward_model", "clip", or one of your own: `package.module:Class`,
-        `file.py:Class`, or an object with `path` and `options` (docs/rewards.md).
+      streams: "detector", "claims", "reward_model", "clip", "preference_reward", or one of your own:
+        `package.module:Class`, `file.py:Class`, or an object with `path` and `options` (docs/rewards.md).
       reward_model: a reward model that was trained and exported before, a directory or its name on the Hub; by default
         the one that this run trains.
     """
@@ -78,6 +80,7 @@ class ScoreStage(Stage):
       images: where the images are.
       clip: the verifier, if it does.
       claims: what is read in captions and judged by the detector's boxes, if it is.
+      preference_reward: the reward model of preferences, if it judges.
     """
 
     name = "score"
@@ -90,8 +93,10 @@ class ScoreStage(Stage):
         images: str | None,
         clip: ClipStreamConfig | None = None,
         claims: ClaimsConfig | None = None,
+        preference_reward: PreferenceRewardStreamConfig | None = None,
     ) -> None:
         self._clip, self._claims = ClipJudge(clip or ClipStreamConfig()), claims or ClaimsConfig()
+        self._preference_reward = PreferenceRewardJudge(preference_reward or PreferenceRewardStreamConfig())
         self._config, self._detection, self._reward_model, self._images = config, detection, reward_model, images
         given = [as_config(stream) for stream in config.streams]
         self._streams = in_order(given)
@@ -102,19 +107,33 @@ class ScoreStage(Stage):
     @property
     def has_reward_model(self) -> bool:
         """Whether our reward model judges."""
-        return any(stream.path == RewardModel.name for stream in self._streams.values())
+        return self._has(RewardModel.name)
 
     @property
-    def trains_its_judge(self) -> bool:
-        """Whether it judges with a reward model of this run."""
-        return self.has_reward_model and self._config.reward_model is None
+    def has_preference_reward(self) -> bool:
+        """Whether our reward model of preferences judges."""
+        return self._has(PreferenceReward.name)
+
+    @property
+    def trained_by(self) -> tuple[str, ...]:
+        """The stages of this run that train what judges."""
+        return tuple(stage for stream in self._streams.values() for stage in self._trained_by(stream))
+
+    def _has(self, name: str) -> bool:
+        return any(stream.path == name for stream in self._streams.values())
+
+    def _trained_by(self, stream: StreamConfig) -> tuple[str, ...]:
+        if stream.path == RewardModel.name and self._config.reward_model is None:
+            return ("train_reward",)
+        if stream.path == PreferenceReward.name and self._preference_reward.is_own:
+            return ("train_preference_reward",)
+        return ()
 
     def results(self, context: RunContext) -> list[Result]:
         found = []
         for name, stream in self._streams.items():
-            is_own = stream.path == RewardModel.name and self._config.reward_model is None
             read = (self.streams[needed] for needed in needs(stream_class(stream)))
-            after = ("sample", *(["train_reward"] if is_own else []), *read)
+            after = ("sample", *self._trained_by(stream), *read)
             folder = join(context.records, "verdicts", name)
             settings = Lazy(functools.partial(self._settings, stream, context))
             found.append(Result(result_name(stream), settings, after, (folder,)))
@@ -212,7 +231,9 @@ class ScoreStage(Stage):
         """What our streams on the devices compile, for whichever stage judges with them."""
         if self.has_reward_model:
             yield self._reward_model_program(stage, target)
-        if any(stream.path == ClipStream.name for stream in self._streams.values()):
+        if self.has_preference_reward:
+            yield self._preference_reward.program(stage, target)
+        if self._has(ClipStream.name):
             yield self._clip.program(stage, target)
 
     def _reward_model_program(self, stage: str, target: Target) -> Program:
@@ -248,6 +269,8 @@ class ScoreStage(Stage):
             return fingerprint.of(self._claims, "claims") | phrases
         if stream.path == ClipStream.name:
             return self._clip.settings
+        if stream.path == PreferenceReward.name:
+            return self._preference_reward.settings(context)
         if stream.path != RewardModel.name:
             options = fingerprint.plain(dict(stream.options))
             return {f"score.streams.{stream.path}.{key}": value for key, value in options.items()}
@@ -291,6 +314,8 @@ class ScoreStage(Stage):
             opened = ClaimStream(self._claims, self._detection.phrases)
         elif stream.path == ClipStream.name:
             opened = self._clip.open(context)
+        elif stream.path == PreferenceReward.name:
+            opened = self._preference_reward.open(context)
         else:
             given = {"mesh": context.inference_mesh} if uses_devices(stream_class(stream)) else {}
             opened = make_stream(stream, **given)

@@ -23,6 +23,7 @@ OnPart: TypeAlias = Callable[[int, int], None]
 
 # Names below the run directory.
 REWARD_MODEL, EXPORT, TARGETS, EVALUATION = "reward_model", "export", "targets.json", "evaluation"
+PREFERENCE_REWARD_MODEL = "preference_reward_model"
 PREFERENCES = "preferences.parquet"
 
 

@@ -15,11 +15,12 @@ from vigor_jax.errors import InputError, nearest
 from vigor_jax.rewards.claims.stream import ClaimStream
 from vigor_jax.rewards.clip import ClipStream
 from vigor_jax.rewards.detection import DetectorStream
+from vigor_jax.rewards.preference_reward import PreferenceReward
 from vigor_jax.rewards.reward_model import RewardModel
 from vigor_jax.rewards.stream import RewardStream
 
 OWN: dict[str, type[RewardStream]] = {
-    stream.name: stream for stream in (DetectorStream, RewardModel, ClipStream, ClaimStream)
+    stream.name: stream for stream in (DetectorStream, RewardModel, ClipStream, ClaimStream, PreferenceReward)
 }
 _WHICH = f"{', '.join(OWN)}, package.module:Class or file.py:Class"
 

@@ -32,6 +32,7 @@ from vigor_jax.parallel.processes import is_first, same_everywhere
 from vigor_jax.parallel.sharding import to_global
 from vigor_jax.training.checkpoint import Checkpoints
 from vigor_jax.training.flops import peak_flops, train_flops
+from vigor_jax.training.heads import Head, with_head
 from vigor_jax.training.log import TrainingLog
 from vigor_jax.training.preemption import Preemption
 from vigor_jax.training.trackers import NOWHERE, Reporting
@@ -94,6 +95,7 @@ def fine_tune(
     dtype: Any,
     name: str,
     loss: Loss | None = None,
+    head: Head | None = None,
     after_update: Callable[[int, Weights], None] | None = None,
     reporting: Reporting = NOWHERE,
 ) -> Path:
@@ -109,6 +111,7 @@ def fine_tune(
       dtype: type to compute in.
       name: of the stage in `run_dir`.
       loss: as `make_train_step` takes it.
+      head: that the checkpoint has not, and is trained with the rest.
       after_update: is given the number of updates done and all the weights, before a checkpoint of them is written.
         It may read the weights until it returns.
       reporting: trackers that get the metrics too; changes nothing about the result.
@@ -127,6 +130,8 @@ def fine_tune(
             logger.warning("%s: the last %d examples fill no batch and are left out", name, batches.num_dropped)
 
         loaded = load_trainable(checkpoint, config, mesh, dtype)
+        if head:
+            loaded = with_head(loaded, head, mesh)
         graphdef, params, frozen = loaded.graphdef, loaded.params, loaded.frozen
         del loaded  # its trained weights are replaced or donated below
         digest = _digest(frozen)

@@ -9,7 +9,7 @@ import difflib
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int32, UInt8, UInt32
@@ -64,7 +64,7 @@ class EncodedPreference(NamedTuple):
 
     Attributes:
         row: of `data.batches.response_rows`; the weights are those of the tokens in their response's score.
-        lengths: tokens of each response.
+        lengths: tokens of each response, or how many places are about it.
     """
 
     row: Row
@@ -120,16 +120,7 @@ class PreferenceEncoder:
             raise InputError(f"places {placed // self.num_image_tokens} images; expected one")
         if len({tuple(ids) for ids in responses}) < len(responses):
             raise InputError("two responses have the same tokens; remove one")
-        if (longest := len(prompt) + max(map(len, responses))) > self.max_positions:
-            raise InputError(
-                f"prompt and response have {longest} tokens, and the model has {self.max_positions} positions; shorten "
-                "the response or remove the row"
-            )
-        if (length := len(prompt) + sum(map(len, responses))) > self.max_length:
-            raise InputError(
-                f"prompt and {len(responses)} responses have {length} tokens, and max_length is {self.max_length}; "
-                "raise it, or remove the row (responses are never cut)"
-            )
+        check_fits(prompt, responses, self.max_length, self.max_positions)
         return prompt, responses
 
     def __call__(self, row: PreferenceRow) -> EncodedPreference:
@@ -150,6 +141,48 @@ class PreferenceEncoder:
             factor = np.float32(self.changed_weight)
             weights = [np.where(changed, factor, np.float32(1)) for changed in changed_tokens(*responses)]
         return [each / each.sum() for each in weights] if self.length_normalized else weights
+
+
+def check_fits(prompt: Sequence[int], responses: Sequence[Sequence[int]], max_length: int, max_positions: int) -> None:
+    """Refuses a row that is too long.
+
+    Args:
+        prompt: token ids.
+        responses: token ids of each.
+        max_length: most tokens of a row.
+        max_positions: of the model.
+
+    Raises:
+        InputError: it is. The message does not name the row.
+    """
+    if (longest := len(prompt) + max(map(len, responses))) > max_positions:
+        raise InputError(
+            f"prompt and response have {longest} tokens, and the model has {max_positions} positions; shorten "
+            "the response or remove the row"
+        )
+    if (length := len(prompt) + sum(map(len, responses))) > max_length:
+        raise InputError(
+            f"prompt and {len(responses)} responses have {length} tokens, and max_length is {max_length}; "
+            "raise it, or remove the row (responses are never cut)"
+        )
+
+
+class RowEncoder(Protocol):
+    """Writes preferences as tokens.
+
+    Attributes:
+        tokenizer: of the model.
+    """
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    def __call__(self, row: PreferenceRow, /) -> EncodedPreference:
+        """A row, and how many of its places are about each response.
+
+        Raises:
+            InputError: it cannot be written. The message does not name it.
+        """
 
 
 def changed_tokens(one: Sequence[int], other: Sequence[int]) -> tuple[Bool[np.ndarray, "N"], Bool[np.ndarray, "M"]]:
@@ -215,7 +248,7 @@ class PreferenceLoader:
 
     data: Sequence[PreferenceRow | None]
     data_file: Path
-    encoder: PreferenceEncoder
+    encoder: RowEncoder
     preprocessing: Preprocessing
     batch_size: int
     num_responses: int

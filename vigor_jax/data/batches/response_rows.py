@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from vigor_jax.data.batches.tree_sequences import NONE, Row, Tree
+from vigor_jax.data.text.conversation import IGNORE_INDEX
 
 
 def response_row(prompt_ids: Sequence[int], responses: Sequence[Sequence[int]]) -> Row:
@@ -41,6 +42,19 @@ def response_row(prompt_ids: Sequence[int], responses: Sequence[Sequence[int]]) 
     tree = Tree(positions, own, np.full_like(own, NONE), positions + 1)
     token_ids = np.concatenate([np.asarray(prompt_ids, np.int32), targets[in_row]])
     return Row(token_ids, tree, places.astype(np.int32), targets, np.ones(len(targets), np.float32))
+
+
+def last_token_row(prompt_ids: Sequence[int], responses: Sequence[Sequence[int]]) -> Row:
+    """A row with all tokens of the responses, and one place for each response: that of its last token.
+
+    Args:
+        prompt_ids: as `response_row`.
+        responses: the same.
+    """
+    row = response_row(prompt_ids, [[*response, 0] for response in responses])  # of which the added tokens are left out
+    ends = np.cumsum([len(response) + 1 for response in responses]) - 1
+    nothing = np.full(len(ends), IGNORE_INDEX, np.int32)
+    return Row(row.token_ids, row.tree, row.places[ends], nothing, np.ones(len(ends), np.float32))
 
 
 def split_responses(
