@@ -255,6 +255,7 @@ def _config(data: Path, seed: int) -> TrainConfig:
     """The demo's, with other data."""
     config = demo_config()
     captioned = {"train_reward.annotations": data / "annotations.jsonl", "train_reward.images": str(data / "images")}
+    captioned |= {"train_preference_reward.images": str(data / "images")}
     evaluated = {
         "evaluate.images": str(data / "images" / "held_out"),
         "evaluate.objects": (data / "objects.json",),
@@ -268,7 +269,8 @@ def _config(data: Path, seed: int) -> TrainConfig:
         "clip.entities": data / "verifier" / ENTITIES,
     }
     seeded = (
-        *("train_reward.seed", "sample.sampling.seed", "select.seed", "pair.sampling.seed", "sft.seed", "dpo.seed"),
+        *("train_reward.seed", "train_preference_reward.seed", "sample.sampling.seed", "select.seed"),
+        *("pair.sampling.seed", "sft.seed", "dpo.seed"),
         *("ppo.seed", "ppo.sampling.seed", "evaluate.captions.seed"),
     )
     return replaced(
@@ -299,7 +301,7 @@ def _run(variant: Variant, config: TrainConfig, directory: Path, run_dir: Path) 
     config = replaced(config, {"clip.baselines": directory / "data" / "verifier" / BASELINES[config.clip.per]})
     if variant.preferences:
         path = write_preferences(variant.preferences, directory, DemoDataConfig(seed=config.sft.seed))
-        config = replaced(config, {"dpo.data": path})
+        config = replaced(config, {"dpo.data": path, "train_preference_reward.data": path})
     is_one, streams = variant.rounds == 1, config.score.streams
     if variant.judged:
         source, target = directory / variant.judged, run_dir if is_one else run_dir / "round-1"

@@ -218,6 +218,15 @@ VARIANTS = (
         preferences="rated",
     ),
     Variant(
+        "llava_rlhf",
+        "PPO on people's preferences (LLaVA-RLHF)",
+        "a reward model of pairs that people compared, one number a caption, and PPO on it; KL as in fisao_ours",
+        {"score.streams": ("preference_reward",)} | OURS,
+        ("train_preference_reward", *PPO),
+        None,
+        preferences="people",
+    ),
+    Variant(
         "povid",
         "DPO on answers made worse (POVID)",
         "true captions against the same with mistakes",

@@ -62,7 +62,8 @@ class PreferenceRewardStreamConfig:
       max_length: most tokens of a row, questions included. The model's positions bound each path, not the row.
       bucket: rows are padded to multiples of it, so that few lengths are ever compiled.
       template: conversation format; by default `model.template`.
-      question: what is asked behind each response, as in `train_preference_reward.question`; "" for LLaVA-RLHF's words.
+      question: what is asked behind each response, as in `train_preference_reward.question`. Weights that others have
+        trained need the words that these have learned.
       captions: captions of the images, for a model that was trained with such.
     """
 

@@ -236,9 +236,7 @@ def _write(
 
 
 def _parts_done(records: str, count: int) -> set[int]:
-    return store.parts_done(store.join(records, PARTS), count) & store.parts_done(
-        store.join(records, PAIRING), count
-    )
+    return store.parts_done(store.join(records, PARTS), count) & store.parts_done(store.join(records, PAIRING), count)
 
 
 def _made_of(records: str, index: int, count: int, streams: Sequence[str]) -> str:

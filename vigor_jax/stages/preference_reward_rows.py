@@ -42,8 +42,8 @@ class PreferenceRewardConfig(ExampleTrainingConfig):
       form: how the file is written; by default it is found out.
       max_length: most tokens of a row: image, prompt and all responses, with the question behind each.
       held_out: share of the images that is not trained on but evaluated after each epoch, chosen by their names.
-      question: what is asked behind each response, with {captions} where captions of the image stand; "" for
-        LLaVA-RLHF's words, "none" asks nothing.
+      question: what is asked behind each response, with {captions} where captions of the image stand, and {answer}
+        where the assistant's answer begins; "" for our words, "none" asks nothing.
       captions: a file of captions of the images, which the model is told (factual augmentation): `{image: [caption,
         ...]}`, or JSON lines of `image` and `captions`.
       regularization: of the rewards' distance from 0.
