@@ -18,8 +18,8 @@ Flags: TypeAlias = dict[str, Any]
 # Compiles the programs of a config's stages; an InputError is a mesh or a batch that does not divide.
 Estimator: TypeAlias = Callable[[TrainConfig], Sequence[Estimate]]
 
-TRAINING: tuple[Stage, ...] = ("train_reward", "sft")
-INFERENCE: tuple[Stage, ...] = ("sample", "score", "ppo")  # the last does both at the same time
+TRAINING: tuple[Stage, ...] = ("train_reward", "sft", "dpo")
+INFERENCE: tuple[Stage, ...] = ("sample", "score", "pair", "ppo")  # the last does both at the same time
 LEARNING = ("score", "update")  # programs of ppo that take less if updates save memory
 MOST_PARTS = 8  # that a layer's heads are worth splitting into
 ACCUMULATE = (1, 2, 4, 8)
@@ -65,7 +65,9 @@ def search(config: TrainConfig, num_devices: int, estimate: Estimator, *, enlarg
             if fitting is None:
                 missing.append(stage)
             flags |= fitting or {}
-    inference = tuple(stage for stage in INFERENCE if stage in config.run.stages)
+    samples_sentences = config.pair.kind == "sentences"  # else the stage pair compiles nothing
+    named = tuple(stage for stage in INFERENCE if stage in config.run.stages)
+    inference = tuple(stage for stage in named if stage != "pair" or samples_sentences)
     if inference and (enlarge or not missing):
         savings = [mesh | saving for saving in _savings("ppo")] if "ppo" in inference else [{}]
         fitting = _first(config, inference, ([split | saving for saving in savings] for split in _splits()), estimate)
@@ -122,6 +124,7 @@ def _training_mesh(config: TrainConfig, num_devices: int) -> Flags:
     batches = {
         "train_reward": config.train_reward.batch_size,
         "sft": config.sft.batch_size // config.sft.pack,
+        "dpo": config.dpo.batch_size,
         "ppo": config.ppo.minibatch,
     }
     common = math.gcd(*(size for stage, size in batches.items() if stage in config.run.stages))
@@ -163,6 +166,8 @@ def _larger_batches(config: TrainConfig, stage: Stage, estimate: Estimator) -> F
     most = math.inf
     if stage == "sample":
         name, rows = "sample.sampling.batch_size", config.sample.sampling.batch_size
+    elif stage == "pair":
+        name, rows = "pair.sampling.batch_size", config.pair.sampling.batch_size
     elif stage == "ppo":
         name, rows = "ppo.sampling.batch_size", config.ppo.sampling.batch_size
         most = config.ppo.batch_size  # an iteration has no more images
@@ -171,7 +176,7 @@ def _larger_batches(config: TrainConfig, stage: Stage, estimate: Estimator) -> F
     else:
         name, rows = "reward_model.batch_size", config.reward_model.batch_size
     # The programs whose batch it is: another one that takes longer would hide what is gained.
-    which = {"sample": {each.name for each in first}, "ppo": {"decode"}}.get(stage, {first[0].name})
+    which = {"sample": {each.name for each in first}, "pair": {"decode"}, "ppo": {"decode"}}.get(stage, {first[0].name})
     least = _seconds(first, which) / rows
     while True:
         rows *= 2

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
@@ -20,6 +21,7 @@ from jax.sharding import PartitionSpec as P
 from vigor_jax import fingerprint
 from vigor_jax.data.batches.preference_rows import PreferenceLoader, PreferenceRow, PreferenceRows, References
 from vigor_jax.data.records import store
+from vigor_jax.data.text.conversation import DEFAULT_TEMPLATE
 from vigor_jax.hf.load import Checkpoint, load_model
 from vigor_jax.parallel.processes import is_first
 from vigor_jax.parallel.sharding import local_rows, to_global
@@ -62,7 +64,8 @@ def references(
       config: settings.
       checkpoint: the reference.
       loader: of all rows, as training takes them.
-      folder: below it they are kept; local or remote, the same for all processes.
+      folder: below it they are kept; local or remote, the same for all processes. What other settings have left there
+        is removed once all are.
       mesh: all devices of all processes.
       dtype: type to compute in.
       barrier: returns when all processes have called it.
@@ -76,10 +79,11 @@ def references(
         {
             "model": checkpoint.digest(),
             "tokenizer": checkpoint.tokenizer.digest(),
-            "dtype": str(dtype),
+            "dtype": jnp.dtype(dtype).name,
             "rows": hashlib.sha256(b"".join(row.digest() for row in rows)).hexdigest(),
             "preprocessing": dataclasses.asdict(checkpoint.preprocessing),
-            "template": config.template,
+            "template": config.template or DEFAULT_TEMPLATE,
+            "part": PART,
             "crop": config.crop if config.shows_crops else None,
             "noise": [config.noise_step, config.seed] if config.shows_noise else None,
         }
@@ -95,6 +99,9 @@ def references(
             found = list(score(rows[index * PART : (index + 1) * PART]))
             if is_first():
                 store.write_part(here, index, count, found, Reference, made_with=mark)
+        del score
+        if is_first():
+            store.remove_all_but(folder, mark[:16])
         barrier()
     return {
         bytes.fromhex(each.digest): (np.array(each.own, np.float32), np.array(each.unseen, np.float32))
