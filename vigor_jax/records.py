@@ -233,7 +233,7 @@ class Preference:
       responses: two or more, no two alike.
       ratings: of each response, on any scale: more is better. Two of equal rating are not compared.
       context: how the answer begins that every response continues; "" where responses are whole answers.
-      whole: the answer ends with the response; with False, as with a sentence of many, it may go on.
+      whole: the answer ends with the response; with False, as with a sentence of many, it may continue.
       history: question, answer, question, answer, ... before the prompt; the image comes before the first.
       name: what its source calls it; "" if it has no name.
     """

@@ -108,7 +108,7 @@ def test_two_processes_equal_one(world, cache, one_device, tmp_path):
 
 
 @pytest.mark.slow
-def test_another_number_of_processes_goes_on_with_what_is_kept(world, cache, one_device, tmp_path):
+def test_another_number_of_processes_continues_with_what_is_kept(world, cache, one_device, tmp_path):
     """One process computes some parts of the references, two the rest and all updates."""
     run = {"run_dir": str(tmp_path / "run"), "mesh": (2, 2, 1), "dpo": SETTINGS}
     process = spawn(world, [{**run, "mesh": (1, 1, 1)}], devices=1, cache=cache, part=8)

@@ -23,7 +23,7 @@ from vigor_jax.data.batches.preference_rows import PreferenceLoader, PreferenceR
 from vigor_jax.data.records import store
 from vigor_jax.data.text.conversation import DEFAULT_TEMPLATE
 from vigor_jax.hf.load import Checkpoint, load_model
-from vigor_jax.parallel.processes import is_first
+from vigor_jax.parallel.processes import is_first, same_everywhere
 from vigor_jax.parallel.sharding import local_rows, to_global
 from vigor_jax.stages.dpo_config import DpoConfig
 from vigor_jax.stages.dpo_update import Logps, logps_of
@@ -71,7 +71,7 @@ def references(
       barrier: returns when all processes have called it.
 
     Raises:
-      InputError: an image cannot be read.
+      InputError: an image cannot be read, or processes depend on different things.
       FloatingPointError: the model's scores are not finite.
     """
     rows = list({row.digest(): row for row in loader.data if row is not None}.values())
@@ -88,6 +88,7 @@ def references(
             "noise": [config.noise_step, config.seed] if config.shows_noise else None,
         }
     )
+    same_everywhere({"references": mark})
     here = store.join(folder, mark[:16])
     count = -(-len(rows) // PART)
     missing = sorted(set(range(count)) - store.parts_done(here, count))
@@ -134,9 +135,9 @@ class _Scorer:
                 others = itertools.repeat(None) if unseen is None else np.asarray(unseen)
                 for row, logps, other in zip(itertools.islice(unscored, len(batch.ids)), own, others, strict=False):
                     size = sum(self._loader.encoder(row).lengths)
-                    if not np.isfinite(logps[:size]).all():
+                    unseen_here = () if other is None else tuple(other[:size].tolist())
+                    if not (np.isfinite(logps[:size]).all() and np.isfinite(unseen_here).all()):
                         raise FloatingPointError(
                             f"{row.title}: the model's scores are not finite; are its weights sound?"
                         )
-                    unseen_here = () if other is None else tuple(other[:size].tolist())
                     yield Reference(row.digest().hex(), tuple(logps[:size].tolist()), unseen_here)

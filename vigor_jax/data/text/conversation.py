@@ -127,7 +127,7 @@ def encode_prompt(
         num_image_tokens: Image features an image has; each "<image>" becomes that many ids.
         with_image: Whether there is an image.
         history: Earlier questions and answers in alternation, question first; the image comes before the first.
-        context: How the answer begins, in tokens of its own: what continues it brings the space before it.
+        context: How the answer begins, in separate tokens: what continues it brings the space before it.
 
     Returns:
         Ids from BOS to the colon after the assistant's name (no space), or to the image where `template` is
