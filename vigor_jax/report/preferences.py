@@ -94,9 +94,9 @@ def _pair(preference: Preference) -> Pair:
 
 def difference(one: str, other: str) -> tuple[Pieces, Pieces]:
     """Both texts in pieces: what they have in common, word by word, and what they have not."""
-    words = [re.findall(r"\s*\S+\s*$|\s*\S+", text) for text in (one, other)]
+    words: list[list[str]] = [re.findall(r"\s*\S+\s*$|\s*\S+", text) for text in (one, other)]
     found: tuple[Pieces, Pieces] = ([], [])
-    for tag, *ends in difflib.SequenceMatcher(None, *words, autojunk=False).get_opcodes():
+    for tag, *ends in difflib.SequenceMatcher(None, words[0], words[1], autojunk=False).get_opcodes():
         for side, (start, end) in enumerate((ends[:2], ends[2:])):
             if start < end:
                 found[side].append(("".join(words[side][start:end]), tag != "equal"))

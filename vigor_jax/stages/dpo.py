@@ -79,14 +79,14 @@ def dpo(
     loader, data = together(lambda: _data(config, checkpoint, mesh, run_dir, name))
     filled, facts = hold_places(config, run_dir, name, data)
     rows = loader.data if filled is None else [loader.data[row] if row >= 0 else None for row in filled]
-    loader = dataclasses.replace(loader, data=rows)
+    placed = dataclasses.replace(loader, data=rows)
     # What training refuses is said before the reference's pass, which may take hours.
-    if steps_done(config, checkpoint, run_dir, facts, dtype=dtype, name=name) < loader.num_steps:
+    if steps_done(config, checkpoint, run_dir, facts, dtype=dtype, name=name) < placed.num_steps:
         kept = join(records or run_dir, "references", name)
         found = references(config, checkpoint, loader, kept, mesh, dtype, barrier)
-        loader = dataclasses.replace(loader, references=found)
+        placed = dataclasses.replace(placed, references=found)
     return fine_tune(
-        config, checkpoint, run_dir, mesh, loader, facts,
+        config, checkpoint, run_dir, mesh, placed, facts,
         dtype=dtype, name=name, loss=dpo_loss, reporting=reporting,
     )  # fmt: skip
 
@@ -189,8 +189,8 @@ class DpoStage(Stage):
         return [training_result(self.name, self._config, self._config.data, context, after)]
 
     def run(self, context: RunContext, progress: Progress) -> None:
-        progress.begin(self.name)
         config = dataclasses.replace(self._config, data=self._config.data or _own_preferences(context))
+        progress.begin(self.name)  # not before there is data: what has begun is bound to it
         told: dict[str, Any] = {"dtype": context.dtype, "records": context.records, "reporting": context.reporting}
         barrier = lambda: progress.barrier("references")  # noqa: E731
         dpo(config, context.checkpoint, context.dir, context.training_mesh, barrier=barrier, **told)
