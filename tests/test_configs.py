@@ -269,7 +269,7 @@ def test_help_says_what_every_option_means(command, capsys):
 VALUES: dict[Any, tuple[Any, ...]] = {
     bool: (False, True),
     int: (0, 1, 2, 4, 6, 1000),
-    float: (0.0, 0.5, 2.0),
+    float: (0.0, 0.1, 0.5, 2.0),
     str: ("http://localhost", "v0", "none", "llava"),
     Path: (Path("some"), Path("other")),
     type(None): (None,),

@@ -247,6 +247,11 @@ class Preference:
     history: tuple[str, ...] = ()
     name: str = ""
 
+    @property
+    def first_prompt(self) -> str:
+        """The first question, which the image comes with."""
+        return (*self.history, self.prompt)[0]
+
     def pairs(self) -> tuple[tuple[int, int], ...]:
         """Indices of every two responses of different ratings, the better one first; the best before the others."""
         ranked = sorted(range(len(self.ratings)), key=lambda index: -self.ratings[index])

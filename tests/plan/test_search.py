@@ -119,6 +119,42 @@ def test_the_batch_of_the_judge_grows(programs, flag):
     assert {name: value for name, value in found.flags.items() if name.endswith("batch_size")} == {flag: 512}
 
 
+def preferring(kind, **memory):
+    """Of a run that makes preferences and learns from them; the sampler of sentences takes the room of eight more."""
+    stages = ("sample", "score", "pair", "dpo", "export")
+    config = with_flags(CONFIG, {"run.stages": stages, "pair.kind": kind, "dpo.batch_size": 32})
+
+    def estimate(config):
+        made, parts = Compiler(**memory), config.inference_mesh.tensor
+        found = {
+            "dpo": lambda: [made.made("dpo", 32, {"none": 22.0, "dots": 16.0, "full": 12.0}[config.dpo.remat], 1.0)],
+            "pair": lambda: [
+                made.made("pair", rows, WEIGHTS / parts + 0.5 * rows * parts / 16, 1.0, name)
+                for rows in (config.pair.sampling.batch_size,)
+                for name in (("prefill", "decode") if kind == "sentences" else ())
+            ],
+        }
+        return [each for stage in config.run.stages for each in found.get(stage, list)()]
+
+    return search(config, 16, estimate)
+
+
+def test_learning_from_preferences_is_training():
+    found = preferring("sentences", memory=17)
+    assert (found.config.dpo.remat, found.config.dpo.accumulate, found.config.mesh.tensor) == ("dots", 1, 1)
+    assert found.flags["pair.sampling.batch_size"] == 64
+    assert preferring("sentences", memory=11).missing == ("dpo",)
+
+
+def test_pairs_of_responses_compile_nothing():
+    stages = ("pair", "dpo", "export")
+    config = with_flags(CONFIG, {"run.stages": stages, "dpo.batch_size": 12})
+    made = Compiler(17)
+    found = search(config, 8, lambda config: [made.made("dpo", 12, 10.0, 1.0)] if "dpo" in config.run.stages else [])
+    assert not found.missing
+    assert found.config.mesh.tensor == 2  # of 12 images, four at a time
+
+
 PPO = TrainConfig(run=RunConfig(dir=Path("runs/x"), stages=("ppo", "export")), model=ModelConfig(path=Path("model")))
 PPO = with_flags(PPO, {"ppo.minibatch": 8, "ppo.sampling.batch_size": 16})
 

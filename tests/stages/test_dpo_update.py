@@ -1,5 +1,6 @@
 """An update from preferences on shared prefixes against separate conversations, and against the formulas in float64."""
 
+import copy
 import dataclasses
 import difflib
 
@@ -16,6 +17,7 @@ from vigor_jax.data.batches.preference_rows import PreferenceEncoder, Preference
 from vigor_jax.data.images.preprocessing import Preprocessing, load_image, preprocess
 from vigor_jax.data.preferences.read import PreferenceRow
 from vigor_jax.data.text.conversation import TEMPLATES, encode_responses
+from vigor_jax.data.text.instructions import InstructionTokenizer
 from vigor_jax.data.text.tokenizer import Tokenizer
 from vigor_jax.inference.logprobs import collate_responses, per_token_logps
 from vigor_jax.models.vlm import abstract_model, param_paths
@@ -285,3 +287,18 @@ def test_crops_are_parts_of_the_image_of_its_proportions(most, rows):
         assert part.width * part.height <= most * image.width * image.height * 1.5 + 4
         assert preprocess(part, Preprocessing(size=28)).shape == (28, 28, 3)
         assert crop(image, most, digest).tobytes() == part.tobytes()
+
+
+def test_processes_agree_on_what_is_asked_of_an_image(tokenizer, rows, tmp_path):
+    """As wide in all of them, whichever rows they hold; behind a history it is the first question, with the image."""
+    reads = copy.copy(tokenizer)
+    reads.instructions = InstructionTokenizer(build_tokenizer_dir(tmp_path) / "tokenizer.json", 200)
+    preference = dataclasses.replace(rows[0].preference, prompt="What is it? " * 20)
+    loader = make_loader(reads, [rows[0]._replace(preference=preference), *rows[1:]], CONFIGS["sigmoid"])
+    asked = loader.make(range(3)).rows.responses.instructions
+    parts = [
+        dataclasses.replace(loader, rows=mine).make(range(3)).rows.responses.instructions for mine in ([0, 3], [1, 2])
+    ]
+    np.testing.assert_array_equal(np.concatenate(parts), asked[[0, 3, 1, 2]])
+    assert asked.shape[-1] > 16
+    np.testing.assert_array_equal(asked[:, 0], reads.instruction_ids([preference.prompt, "Hi.", "Say.", ""]))

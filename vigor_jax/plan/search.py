@@ -18,7 +18,7 @@ Flags: TypeAlias = dict[str, Any]
 # Compiles the programs of a config's stages; an InputError is a mesh or a batch that does not divide.
 Estimator: TypeAlias = Callable[[TrainConfig], Sequence[Estimate]]
 
-TRAINING: tuple[Stage, ...] = ("train_reward", "train_preference_reward", "sft")
+TRAINING: tuple[Stage, ...] = ("train_reward", "train_preference_reward", "sft", "dpo")
 INFERENCE: tuple[Stage, ...] = ("sample", "score", "pair", "ppo")  # the last two do both at the same time
 LEARNING = ("score", "update")  # programs of ppo that take less if updates save memory
 MOST_PARTS = 8  # that a layer's heads are worth splitting into
@@ -124,6 +124,7 @@ def _training_mesh(config: TrainConfig, num_devices: int) -> Flags:
         "train_reward": config.train_reward.batch_size,
         "train_preference_reward": config.train_preference_reward.batch_size,
         "sft": config.sft.batch_size // config.sft.pack,
+        "dpo": config.dpo.batch_size,
         "ppo": config.ppo.minibatch,
     }
     common = math.gcd(*(size for stage, size in batches.items() if stage in config.run.stages))

@@ -20,7 +20,7 @@ from vigor_jax.data.records import store
 from vigor_jax.errors import InputError
 from vigor_jax.percent import percent
 from vigor_jax.records import ImageFile
-from vigor_jax.report import charts, panels, ppo_panels
+from vigor_jax.report import charts, panels, ppo_panels, preferences
 from vigor_jax.report.collect import Cell, Figures, collect, expand, headline
 from vigor_jax.report.reading import Records, image_names, read_records
 from vigor_jax.report.rollouts import MAX_EXAMPLES, Rollouts, pack_examples, pick_examples, read_rollouts
@@ -40,11 +40,13 @@ _SCRIPTS = ("data.js", "tooltip.js", "strip.js", "sentences.js", "detail.js", "g
 
 
 class _Run(NamedTuple):
-    """A run as the template has it; `records` is None where there are no candidates, `rollouts` where PPO kept none."""
+    """A run as the template has it; `records` is None where there are no candidates, `rollouts` where PPO kept none,
+    `pairs` empty where the run has made none."""
 
     figures: Figures
     records: Records | None
     rollouts: Rollouts | None
+    pairs: list[preferences.Pair]
 
 
 def build_report(
@@ -76,16 +78,28 @@ def build_report(
     names = sorted({name for each in figures for name in image_names(each.records)})
     most = max(limit // len(figures), 1)
     shown = [names[int(i)] for i in np.linspace(0, len(names) - 1, min(most, len(names)))]
-    runs = [_Run(each, read_records(each.records, frozenset(shown)), read_rollouts(each.records)) for each in figures]
-    for each, records, rollouts in runs:
-        if not (records or rollouts or each.evaluation or each.reward_model or each.ppo):
+    most_pairs = max(preferences.MAX_PAIRS // len(figures), 1)
+    runs = [
+        _Run(
+            each,
+            read_records(each.records, frozenset(shown)),
+            read_rollouts(each.records),
+            preferences.read_pairs(each.records, most_pairs),
+        )
+        for each in figures
+    ]
+    for each, records, rollouts, pairs in runs:
+        if not (records or rollouts or pairs or each.evaluation or each.reward_model or each.ppo or each.dpo):
             raise InputError(
                 f"report: {each.directory} has neither candidates nor responses of PPO nor an evaluation nor a reward "
                 "model; is it a run's?"
             )
 
     context = _context(runs, len(names), len(shown))
-    gallery, paths = _gallery(runs)
+    gallery, paths, numbers = _gallery(runs)
+    context["preferences"] = preferences.shown(
+        {run.figures.name: (run.figures.dpo, run.pairs) for run in runs}, numbers
+    )
     context["records"] = _pack(gallery)
     empty = _render({**context, "thumbnails": "", "sizes": "[]"})
     room = (_TARGET_BYTES - len(empty)) * 3 // 4 - _SIZE_BYTES * len(paths)
@@ -98,29 +112,30 @@ def build_report(
     return out
 
 
-def _gallery(runs: Sequence[_Run]) -> tuple[dict[str, Any], list[ImageFile | None]]:
-    """The data of the gallery and of PPO's responses, and the files of the pictures that it numbers; runs on one place
-    share them."""
+def _gallery(runs: Sequence[_Run]) -> tuple[dict[str, Any], list[ImageFile | None], dict[str, list[int]]]:
+    """The data of the gallery and of PPO's responses, the files of the pictures that it numbers, and the numbers of
+    each run's pairs; runs on one place share pictures."""
     numbers: dict[tuple[str | None, str], int] = {}
     found, ppo = [], []
 
     def number(place: str | None, name: str) -> int:
         return numbers.setdefault((place, name), len(numbers))
 
-    for figures, records, _ in runs:
+    for figures, records, *_ in runs:
         if records:
             groups = [{**each, "image": number(figures.images, each["name"])} for each in records.examples]
             found.append({"name": figures.name, "streams": records.streams, "terms": records.terms, "groups": groups})
     with_ppo = [run for run in runs if run.rollouts]
-    for figures, _, rollouts in with_ppo:
+    for figures, _, rollouts, _ in with_ppo:
         assert rollouts
         packed = pack_examples(rollouts, pick_examples(rollouts, max(MAX_EXAMPLES // len(with_ppo), 2)))
         for group in (group for example in packed["examples"] for group in example):
             group["image"] = number(figures.ppo_images, group["name"])
         ppo.append({"name": figures.name, **packed})
+    pairs = {run.figures.name: [number(run.figures.images, pair.image) for pair in run.pairs] for run in runs}
     opened = {place: open_images(place) for place, _ in numbers if place}
     files = [opened[place].file(name) if place else None for place, name in numbers]
-    return {"runs": found, "ppo": ppo}, files
+    return {"runs": found, "ppo": ppo}, files, pairs
 
 
 def _context(runs: Sequence[_Run], num_images: int, num_shown: int) -> dict[str, Any]:
@@ -152,8 +167,8 @@ def _context(runs: Sequence[_Run], num_images: int, num_shown: int) -> dict[str,
         "models": {each.name: list(each.evaluation) for each, *_ in runs},
         "better": {row.label: row.better for rows in tables.values() for row in rows},
         "chair": Markup(charts.chair_against_recall(plotted)) if plotted else "",
-        "rewards": panels.rewards({each.name: records for each, records, _ in runs if records}),
-        "lengths": panels.lengths({each.name: (each, records) for each, records, _ in runs}),
+        "rewards": panels.rewards({each.name: records for each, records, *_ in runs if records}),
+        "lengths": panels.lengths({each.name: (each, records) for each, records, *_ in runs}),
         "ppo": _ppo(runs),
         "reward_models": reward_models,
         "kinds": ["all", *dict.fromkeys(kind for each in reward_models.values() for kind in each["metrics"]["errors"])],
@@ -166,7 +181,7 @@ def _context(runs: Sequence[_Run], num_images: int, num_shown: int) -> dict[str,
 def _ppo(runs: Sequence[_Run]) -> dict[str, Any]:
     """What the template is filled with about PPO; empty if no run has any."""
     lines = {each.name: each.ppo for each, *_ in runs if each.ppo}
-    kept = {each.name: rollouts for each, _, rollouts in runs if rollouts}
+    kept = {each.name: rollouts for each, _, rollouts, _ in runs if rollouts}
     if not lines and not kept:
         return {}
     drawn, scores = ppo_panels.scores(kept, _known_objects(runs))
@@ -188,7 +203,7 @@ def _ppo(runs: Sequence[_Run]) -> dict[str, Any]:
 def _known_objects(runs: Sequence[_Run]) -> dict[str, KnownObjects]:
     """Run → what is in the images of PPO, of those where files say so; each file is read once."""
     asked: dict[ObjectFiles, dict[str, set[str]]] = {}
-    for figures, _, rollouts in runs:
+    for figures, _, rollouts, _ in runs:
         if figures.objects and rollouts:
             images = {one.image for each in rollouts.iterations for one in each.rollouts}
             asked.setdefault(figures.objects, {})[figures.name] = images

@@ -39,6 +39,7 @@ class Figures:
       ppo: lines of `metrics/ppo.jsonl`; empty if the run has no PPO.
       ppo_images: where the images are that PPO asked about, as `images`.
       objects: where it is said what is in these, None if nothing says so.
+      dpo: lines of `metrics/dpo.jsonl`; empty if the run did not learn from preferences.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Figures:
     ppo: list[dict[str, Any]]
     ppo_images: str | None
     objects: ObjectFiles | None
+    dpo: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
 
 class Cell(NamedTuple):
@@ -149,6 +151,7 @@ def collect(
         ppo=_read_lines(directory / "metrics" / "ppo.jsonl"),
         ppo_images=_find_images(own, directory) if own else place,
         objects=_find_objects(config, directory, objects),
+        dpo=_read_lines(directory / "metrics" / "dpo.jsonl"),
     )
 
 

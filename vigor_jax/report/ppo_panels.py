@@ -15,8 +15,14 @@ from vigor_jax.report.word_scores import KnownObjects, WordScores, streams_of, w
 Lines = Sequence[Mapping[str, Any]]
 
 
-class _Measure(NamedTuple):
-    """A panel of curves: its title, its unit, and the keys of `metrics/ppo.jsonl` with what they are called."""
+class Measure(NamedTuple):
+    """A panel of curves.
+
+    Attributes:
+      title: of it.
+      unit: of what is drawn.
+      keys: of a line of `metrics/STAGE.jsonl`, with what they are called; "" for the only one.
+    """
 
     title: str
     unit: Literal["percent", "number"]
@@ -24,16 +30,16 @@ class _Measure(NamedTuple):
 
 
 _MEASURES = (
-    _Measure("Reward of a response", "number", {"reward": ""}),
-    _Measure("Tokens with a reward", "percent", {"rewarded": "rewarded", "punished": "punished"}),
-    _Measure("KL from the reference, of a response", "number", {"kl": ""}),
-    _Measure("KL factor", "number", {"kl_factor": ""}),
-    _Measure("Tokens that the clip held", "percent", {"clip_share": "ratio", "value_clip_share": "value"}),
-    _Measure("Value loss", "number", {"value_loss": ""}),
-    _Measure("Explained variance of the value head", "number", {"explained_variance": ""}),
-    _Measure("Entropy of a token", "number", {"entropy": ""}),
-    _Measure("Tokens of a response", "number", {"length": ""}),
-    _Measure("Responses", "percent", {"unfinished": "unfinished", "empty": "empty"}),
+    Measure("Reward of a response", "number", {"reward": ""}),
+    Measure("Tokens with a reward", "percent", {"rewarded": "rewarded", "punished": "punished"}),
+    Measure("KL from the reference, of a response", "number", {"kl": ""}),
+    Measure("KL factor", "number", {"kl_factor": ""}),
+    Measure("Tokens that the clip held", "percent", {"clip_share": "ratio", "value_clip_share": "value"}),
+    Measure("Value loss", "number", {"value_loss": ""}),
+    Measure("Explained variance of the value head", "number", {"explained_variance": ""}),
+    Measure("Entropy of a token", "number", {"entropy": ""}),
+    Measure("Tokens of a response", "number", {"length": ""}),
+    Measure("Responses", "percent", {"unfinished": "unfinished", "empty": "empty"}),
 )
 _LEVELS = "one", "other"
 _OPINIONS = {"rewarded": 1, "neither": 0, "punished": -1}
@@ -65,14 +71,15 @@ class StreamScores(NamedTuple):
     columns: list[Column]
 
 
-def curves(runs: Mapping[str, Lines]) -> list[Panel]:
+def curves(runs: Mapping[str, Lines], measures: Sequence[Measure] = _MEASURES) -> list[Panel]:
     """Curves of the iterations: a panel for each measure that a run has.
 
     Args:
-      runs: name → lines of `metrics/ppo.jsonl`.
+      runs: name → lines of `metrics/ppo.jsonl`, or of another stage's file.
+      measures: of that stage.
     """
     found = []
-    for measure in _MEASURES:
+    for measure in measures:
         drawn = {name: series for name, lines in runs.items() if (series := _series(lines, measure))}
         if not drawn:
             continue
@@ -89,14 +96,15 @@ def curves(runs: Mapping[str, Lines]) -> list[Panel]:
     return found
 
 
-def changes(runs: Mapping[str, Lines]) -> dict[str, dict[str, str]]:
+def changes(runs: Mapping[str, Lines], measures: Sequence[Measure] = _MEASURES) -> dict[str, dict[str, str]]:
     """Label → run → a figure of its first iteration and that of its last, as text.
 
     Args:
-      runs: name → lines of `metrics/ppo.jsonl`.
+      runs: as in `curves`.
+      measures: the same.
     """
     found: dict[str, dict[str, str]] = {}
-    for measure in _MEASURES:
+    for measure in measures:
         for key, label in measure.keys.items():
             for name, lines in runs.items():
                 _, values = _numbers(lines, key)
@@ -219,7 +227,7 @@ def _rows(one: WordScores) -> dict[str, str]:
 # Curves
 
 
-def _series(lines: Lines, measure: _Measure) -> dict[str, charts.Curve]:
+def _series(lines: Lines, measure: Measure) -> dict[str, charts.Curve]:
     found = {}
     for color, key in zip(_colors(measure), measure.keys, strict=True):
         steps, values = _numbers(lines, key)
@@ -228,7 +236,7 @@ def _series(lines: Lines, measure: _Measure) -> dict[str, charts.Curve]:
     return found
 
 
-def _colors(measure: _Measure) -> tuple[str, ...]:
+def _colors(measure: Measure) -> tuple[str, ...]:
     return tuple(measure.keys) if set(measure.keys) <= charts.COLORS.keys() else _LEVELS[: len(measure.keys)]
 
 

@@ -16,6 +16,7 @@ from vigor_jax.data.batches.places import row_keys
 from vigor_jax.data.batches.preference_rows import (
     PreferenceEncoder,
     PreferenceLoader,
+    PreferenceRow,
     PreferenceRows,
     in_pairs,
 )
@@ -33,7 +34,7 @@ from vigor_jax.stages.preference_data import usable_preferences
 from vigor_jax.stages.programs import Cost, Program, Target, Work, array, tree_rows, update, update_flops
 from vigor_jax.stages.sft import training_result
 from vigor_jax.stages.stage import PREFERENCES, Progress, Result, RunContext, Stage
-from vigor_jax.training.loop import fine_tune
+from vigor_jax.training.loop import fine_tune, steps_done
 from vigor_jax.training.resumption import Data, hold_places
 from vigor_jax.training.trackers import NOWHERE, Reporting
 
@@ -76,12 +77,15 @@ def dpo(
     """
     loader, data = together(lambda: _data(config, checkpoint, mesh, run_dir, name))
     filled, facts = hold_places(config, run_dir, name, data)
-    kept = join(records or run_dir, "references", name)
-    found = references(config, checkpoint, loader, kept, mesh, dtype, barrier)
     rows = loader.data if filled is None else [loader.data[row] if row >= 0 else None for row in filled]
-    loader = dataclasses.replace(loader, data=rows, references=found)
+    placed = dataclasses.replace(loader, data=rows)
+    # What training refuses is said before the reference's pass, which may take hours.
+    if steps_done(config, checkpoint, run_dir, facts, dtype=dtype, name=name) < placed.num_steps:
+        kept = join(records or run_dir, "references", name)
+        found = references(config, checkpoint, loader, kept, mesh, dtype, barrier)
+        placed = dataclasses.replace(placed, references=found)
     return fine_tune(
-        config, checkpoint, run_dir, mesh, loader, facts,
+        config, checkpoint, run_dir, mesh, placed, facts,
         dtype=dtype, name=name, loss=dpo_loss, reporting=reporting,
     )  # fmt: skip
 
@@ -104,11 +108,15 @@ def _data(
         changed_weight=config.changed_weight,
         length_normalized=config.length_normalized,
     )
-    rows = usable_preferences(config, encoder.tokens, run_dir, name)
+
+    def check(row: PreferenceRow) -> None:
+        if config.image_factor and row.image is None:
+            raise InputError(f"has no image, which {name}.image_factor needs; set that to 0 or remove the row")
+        encoder.tokens(row)
+
+    rows = usable_preferences(config, check, run_dir, name)
     if config.changed_weight != 1:
         rows = in_pairs(rows)
-    if config.image_factor and (text := next((row for row in rows if row.image is None), None)):
-        raise InputError(f"{config.data}, {text.title}: has no image, which {name}.image_factor needs; set that to 0")
     loader = PreferenceLoader(
         data=rows,
         data_file=config.data,
@@ -148,12 +156,12 @@ class DpoStage(Stage):
 
     def results(self, context: RunContext) -> list[Result]:
         after = () if self._config.data else ("pair",)
-        kept = join(context.records, "references", self.name)
-        return [training_result(self.name, self._config, self._config.data, context, after, kept)]
+        # What the reference says is no output: it knows what it depends on, and may outlive what was learned with it.
+        return [training_result(self.name, self._config, self._config.data, context, after)]
 
     def run(self, context: RunContext, progress: Progress) -> None:
-        progress.begin(self.name)
         config = dataclasses.replace(self._config, data=self._config.data or _own_preferences(context))
+        progress.begin(self.name)  # not before there is data: what has begun is bound to it
         told: dict[str, Any] = {"dtype": context.dtype, "records": context.records, "reporting": context.reporting}
         barrier = lambda: progress.barrier("references")  # noqa: E731
         dpo(config, context.checkpoint, context.dir, context.training_mesh, barrier=barrier, **told)
@@ -164,7 +172,7 @@ class DpoStage(Stage):
         rows, places = config.batch_size, 2 * sizes.response
         length = min(config.max_length, sizes.prompt + places)
         flops = update_flops(config, model, examples=rows, tokens=rows * length)
-        passes = 1 + bool(config.image_factor)
+        passes = 1 + config.shows_crops + config.shows_noise / 3  # what is said under noise has no gradient
         lower, held = update(config, target, preference_rows(config, target, rows, length, places), dpo_loss)
         yield Program(self.name, "update", lower, flops * passes, held, rows, length)
 

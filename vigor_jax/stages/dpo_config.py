@@ -19,7 +19,7 @@ class DpoConfig(TrainingConfig):
       data: preferences in any form that docs/preferences.md names; by default those that the stage pair made.
       form: which of these forms; by default it is told from the file.
       batch_size: images an update, over all devices: a row has all responses to its image.
-      learning_rate: peak.
+      learning_rate: peak, reached after the warm-up, from where a cosine falls to 0.
       max_length: most tokens of a row: the prompt and all responses to it, none of which is cut.
       loss: "sigmoid" is DPO, "ipo" and "hinge" are others, see `training.dpo.preference_loss`.
       beta: how much the policy is held to the model that training begins with.

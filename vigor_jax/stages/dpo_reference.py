@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
@@ -20,8 +21,9 @@ from jax.sharding import PartitionSpec as P
 from vigor_jax import fingerprint
 from vigor_jax.data.batches.preference_rows import PreferenceLoader, PreferenceRow, PreferenceRows, References
 from vigor_jax.data.records import store
+from vigor_jax.data.text.conversation import DEFAULT_TEMPLATE
 from vigor_jax.hf.load import Checkpoint, load_model
-from vigor_jax.parallel.processes import is_first
+from vigor_jax.parallel.processes import is_first, same_everywhere
 from vigor_jax.parallel.sharding import local_rows, to_global
 from vigor_jax.stages.dpo_config import DpoConfig
 from vigor_jax.stages.dpo_update import Logps, logps_of
@@ -62,13 +64,14 @@ def references(
       config: settings.
       checkpoint: the reference.
       loader: of all rows, as training takes them.
-      folder: below it they are kept; local or remote, the same for all processes.
+      folder: below it they are kept; local or remote, the same for all processes. What other settings have left there
+        is removed once all are.
       mesh: all devices of all processes.
       dtype: type to compute in.
       barrier: returns when all processes have called it.
 
     Raises:
-      InputError: an image cannot be read.
+      InputError: an image cannot be read, or processes depend on different things.
       FloatingPointError: the model's scores are not finite.
     """
     rows = list({row.digest(): row for row in loader.data if row is not None}.values())
@@ -76,14 +79,16 @@ def references(
         {
             "model": checkpoint.digest(),
             "tokenizer": checkpoint.tokenizer.digest(),
-            "dtype": str(dtype),
+            "dtype": jnp.dtype(dtype).name,
             "rows": hashlib.sha256(b"".join(row.digest() for row in rows)).hexdigest(),
             "preprocessing": dataclasses.asdict(checkpoint.preprocessing),
-            "template": config.template,
+            "template": config.template or DEFAULT_TEMPLATE,
+            "part": PART,
             "crop": config.crop if config.shows_crops else None,
             "noise": [config.noise_step, config.seed] if config.shows_noise else None,
         }
     )
+    same_everywhere({"references": mark})
     here = store.join(folder, mark[:16])
     count = -(-len(rows) // PART)
     missing = sorted(set(range(count)) - store.parts_done(here, count))
@@ -95,6 +100,9 @@ def references(
             found = list(score(rows[index * PART : (index + 1) * PART]))
             if is_first():
                 store.write_part(here, index, count, found, Reference, made_with=mark)
+        del score
+        if is_first():
+            store.remove_all_but(folder, mark[:16])
         barrier()
     return {
         bytes.fromhex(each.digest): (np.array(each.own, np.float32), np.array(each.unseen, np.float32))
@@ -127,9 +135,9 @@ class _Scorer:
                 others = itertools.repeat(None) if unseen is None else np.asarray(unseen)
                 for row, logps, other in zip(itertools.islice(unscored, len(batch.ids)), own, others, strict=False):
                     size = sum(self._loader.encoder(row).lengths)
-                    if not np.isfinite(logps[:size]).all():
+                    unseen_here = () if other is None else tuple(other[:size].tolist())
+                    if not (np.isfinite(logps[:size]).all() and np.isfinite(unseen_here).all()):
                         raise FloatingPointError(
                             f"{row.title}: the model's scores are not finite; are its weights sound?"
                         )
-                    unseen_here = () if other is None else tuple(other[:size].tolist())
                     yield Reference(row.digest().hex(), tuple(logps[:size].tolist()), unseen_here)

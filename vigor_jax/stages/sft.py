@@ -176,7 +176,7 @@ def training_result(
     name: str, config: TrainingConfig, data: Path | None, context: RunContext, after: tuple[str, ...], *more: str | Path
 ) -> Result:
     """What a stage of training makes: its checkpoints, which continue where they can when `data` has changed."""
-    content = {f"{name}.data": file_digest(data)} if data and data.is_file() else {}
+    content = {f"{name}.data": file_digest(data)} if data and data.exists() else {}
     outputs = (context.dir / "checkpoints" / name, *more, places_file(context.dir, name))
     settings = context.model_settings | of(config, name) | content
     return Result(name, settings, after, outputs, checks_itself=f"{name}.data")

@@ -113,12 +113,7 @@ class Checkpoints:
           InputError: it is missing or damaged.
           StaleError: its fingerprint is another one; the first thing that differs is named.
         """
-        record = read_record(self.directory, step)
-        where = self.directory / str(step)
-        # What JSON changes (tuples to lists) is no difference.
-        for changed in differences(record["fingerprint"], plain(fingerprint)):
-            raise StaleError(f"{where} was made with {changed}", "go back to that value")
-        return record
+        return matching_record(self.directory, step, fingerprint)
 
     def wait(self) -> None:
         """Returns when everything saved is on disk.
@@ -160,6 +155,15 @@ def read_record(directory: Path, step: int) -> dict[str, Any]:
     record = _read_json(directory, step, "record/record.json")
     if not isinstance(record.get("fingerprint"), dict):
         raise _damaged(directory, step, "record/record.json cannot be read: it has no fingerprint")
+    return record
+
+
+def matching_record(directory: Path, step: int, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """As `Checkpoints.record`."""
+    record = read_record(directory, step)
+    # What JSON changes (tuples to lists) is no difference.
+    for changed in differences(record["fingerprint"], plain(fingerprint)):
+        raise StaleError(f"{directory / str(step)} was made with {changed}", "go back to that value")
     return record
 
 

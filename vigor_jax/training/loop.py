@@ -30,7 +30,7 @@ from vigor_jax.models.lora import lora_paths
 from vigor_jax.models.vlm import VlmConfig
 from vigor_jax.parallel.processes import is_first, same_everywhere
 from vigor_jax.parallel.sharding import to_global
-from vigor_jax.training.checkpoint import Checkpoints
+from vigor_jax.training.checkpoint import Checkpoints, latest_step, matching_record
 from vigor_jax.training.flops import peak_flops, train_flops
 from vigor_jax.training.heads import Head, with_head
 from vigor_jax.training.log import TrainingLog
@@ -183,6 +183,22 @@ def fine_tune(
                     break
             checkpoints.wait()
     return directory
+
+
+def steps_done(
+    config: TrainingConfig, checkpoint: Checkpoint, run_dir: Path, data: dict[str, Any], *, dtype: Any, name: str
+) -> int:
+    """Updates that a run has done, 0 if it was not begun: for what comes before `fine_tune` and takes long.
+
+    Raises:
+      InputError: `fine_tune` would refuse these settings, or the checkpoints that are there.
+    """
+    trainable_paths(checkpoint, config)
+    directory = run_dir / "checkpoints" / name
+    done = latest_step(directory) or 0
+    if done:
+        matching_record(directory, done, _fingerprint(config, checkpoint, data, dtype))
+    return done
 
 
 def _fingerprint(config: TrainingConfig, checkpoint: Checkpoint, data: dict[str, Any], dtype: Any) -> dict[str, Any]:

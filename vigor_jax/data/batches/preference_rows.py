@@ -296,7 +296,7 @@ class PreferenceLoader:
         pixels, other = self._pixels(held)
         own = [found.encoded.row if found.encoded else None for found in held]
         pad_id = self.encoder.tokenizer.pad_id
-        responses = collate(own, length, places, pad_id, pixels, self._instructions(held))
+        responses = collate(own, length, places, pad_id, pixels, self._instructions(data, mine))
         rows = self._with_pairs(responses, held)._replace(
             other_pixels=other, noise_keys=self._noise_keys(held) if self.noised else None
         )
@@ -326,10 +326,12 @@ class PreferenceLoader:
                 raise InputError(f"{self.data_file}, {row.title}: {error}") from error
         return pixels, other
 
-    def _instructions(self, held: Sequence["_Held"]) -> Int32[np.ndarray, "N 1 Q"] | None:
-        asked = ["" if row is None or row.image is None else row.preference.prompt for row, _ in held]
+    def _instructions(self, rows: Sequence[PreferenceRow | None], mine: Sequence[int]) -> np.ndarray | None:
+        """What is asked about each image of this process, as wide as all processes have it: `Int32[N 1 Q]`."""
+        padded = [*rows, *[None] * (self.batch_size - len(rows))]
+        asked = ["" if row is None or row.image is None else row.preference.first_prompt for row in padded]
         ids = self.encoder.tokenizer.instruction_ids(asked)
-        return None if ids is None else ids[:, None]
+        return None if ids is None else ids[list(mine), None]
 
     def _noise_keys(self, held: Sequence["_Held"]) -> UInt32[np.ndarray, "N 2"]:
         digests = [self.seed.to_bytes(8, "big") + (row.digest() if row else b"") for row, _ in held]

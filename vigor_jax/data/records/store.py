@@ -48,6 +48,13 @@ def remove(place: str | Path) -> None:
         system.rm(path, recursive=True)
 
 
+def remove_all_but(folder: str | Path, name: str) -> None:
+    """Removes what a folder holds, local or remote, but for one file or folder in it."""
+    for each in _names(folder):
+        if each != name:
+            remove(join(folder, each))
+
+
 def part_name(index: int, count: int) -> str:
     """`part-00000-of-00004.parquet`."""
     assert 0 <= index < count, f"part {index} of {count}"

@@ -11,10 +11,12 @@ addEventListener("keydown", (event) => {
   const isTyped = event.ctrlKey || event.metaKey || event.target.matches("input[type=search], select");
   if (event.key === "t" && !isTyped) switchTheme();
 });
-if (element("gallery") || element("responses")) {
+const framed = document.querySelectorAll("[data-picture]");
+if (element("gallery") || element("responses") || framed.length) {
   const { runs, ppo } = await readRecords();
-  const picture = readPictures();
-  if (element("gallery")) openGallery(runs, picture);
-  if (element("responses")) openResponses(ppo, picture);
+  const pictureOf = readPictures();
+  if (element("gallery")) openGallery(runs, pictureOf);
+  if (element("responses")) openResponses(ppo, pictureOf);
+  for (const frame of framed) frame.append(picture(pictureOf(Number(frame.dataset.picture))));
   document.documentElement.dataset.ready = "";
 }

@@ -1,0 +1,57 @@
+"""The plan of learning from preferences: what an update holds and takes."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from tests.inference.test_tree_attention import CONFIG
+from tests.plan.memory_taken import CHIP
+from vigor_jax.models.lora import LoraConfig
+from vigor_jax.models.vlm import abstract_model
+from vigor_jax.parallel.sharding import MeshConfig
+from vigor_jax.plan.estimate import estimate
+from vigor_jax.stages.dpo import DpoStage
+from vigor_jax.stages.dpo_config import DpoConfig
+from vigor_jax.stages.programs import Sizes, Target, Work
+
+SIZES = Sizes(prompt=32, response=16, branch_row=128, sentences=6, example=128)
+LORA = LoraConfig(rank=4, alpha=8)
+
+
+def size(tree) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def planned(**changes):
+    config = DpoConfig(**{"batch_size": 4, "lora": LORA, **changes})
+    target = Target(CONFIG, jnp.float32, jax.devices()[:1], MeshConfig(), MeshConfig(), SIZES)
+    (program,) = DpoStage(config).programs(target)
+    return config, program
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"lora": None}, {"image_factor": 1.0}, {"image_factor": 0.5, "image_term": "noised"}],
+    ids=["adapter", "all weights", "cropped", "noised"],
+)
+def test_an_update_compiles_from_shapes_alone(changes):
+    config, program = planned(**changes)
+    assert (program.stage, program.name, program.rows, program.tokens) == ("dpo", "update", 4, 64)
+    assert program.held > size(abstract_model(CONFIG))
+    found = estimate(program, CHIP, 1)
+    assert found.peak > program.held  # activations come on top
+    calls, seconds = DpoStage(config).cost(Work(images=100), [found])
+    assert calls == 25
+    assert seconds == pytest.approx(25 * found.seconds * 4 / 3)
+    three = DpoStage(dataclasses.replace(config, epochs=3)).cost(Work(images=100), [found])
+    assert three == (75, pytest.approx(75 * found.seconds * 10 / 9))  # the reference reads the data once
+
+
+def test_another_image_is_another_pass():
+    flops = {name: planned(**changes)[1].flops for name, changes in {
+        "plain": {}, "cropped": {"image_factor": 1.0}, "noised": {"image_factor": 1.0, "image_term": "noised"},
+    }.items()}  # fmt: skip
+    assert flops["cropped"] == pytest.approx(2 * flops["plain"])
+    assert flops["noised"] == pytest.approx(4 / 3 * flops["plain"])
