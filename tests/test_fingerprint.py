@@ -21,6 +21,9 @@ reward_model: batch_size max_length bucket
 clip: batch_size
 sft: skip_bad accumulate pack bucket remat loss_chunk save_every keep log_every
 pair: sampling.batch_size sampling.prompt_bucket
+train_preference_reward: skip_bad accumulate bucket remat loss_chunk save_every keep log_every
+preference_reward: batch_size max_length bucket
+dpo: skip_bad accumulate bucket remat save_every keep log_every
 ppo: skip_bad accumulate bucket remat save_every keep log_every sampling.batch_size sampling.prompt_bucket
 evaluate: captions.batch_size captions.prompt_bucket answers.batch_size answers.prompt_bucket
 """
@@ -31,6 +34,9 @@ sample: images
 detection: addresses model python token_file tls_ca tls_cert tls_key
 clip: model baselines entities
 sft: data images
+train_preference_reward: data images captions
+preference_reward: captions
+dpo: data images
 ppo: data images
 """
 

@@ -59,11 +59,14 @@ def nearest(name: str, known: Iterable[str], *, noun: str = "known one", quoted:
     def show(one: str) -> str:
         return repr(one) if quoted else one
 
-    best = max(names, key=lambda one: _likeness(name, one), default=None)
+    section = name.rpartition(".")[0]
+    own = [one for one in names if one.rpartition(".")[0] == section]
+    # A section that is there is meant: "train_reward.data" is not "train_preference_reward.data".
+    meant = own if section and own else names
+    best = max(meant, key=lambda one: _likeness(name, one), default=None)
     if best is not None and _likeness(name, best)[0] >= ALIKE:
         return f"the nearest {noun} is {show(best)}"
-    section = name.rpartition(".")[0]
-    listed = [one for one in names if one.rpartition(".")[0] == section] or names
+    listed = own or names
     rest = f" and {len(listed) - _MOST_LISTED} more" if len(listed) > _MOST_LISTED else ""
     return f"{noun}s are {', '.join(map(show, listed[:_MOST_LISTED]))}{rest}"
 

@@ -15,7 +15,10 @@ from vigor_jax.stages.export import PROVENANCE
 from vigor_jax.stages.sample import SampleConfig
 from vigor_jax.training.train_step import SftConfig
 
-WITH_A_TEMPLATE = ("train_reward", "sample", "reward_model", "sft", "ppo", "evaluate")
+WITH_A_TEMPLATE = (
+    *("train_reward", "train_preference_reward", "sample", "reward_model", "preference_reward"),
+    *("sft", "dpo", "ppo", "evaluate"),
+)
 
 
 def config(**sections) -> TrainConfig:

@@ -105,7 +105,7 @@ def reference(world):
 
 
 def last_state(reference, checkpoint, row: PreferenceRow, prompt: list[int], ids: list[int]) -> torch.Tensor:
-    """Of one response as a conversation of its own."""
+    """Of one response as a separate conversation."""
     given = {"input_ids": torch.tensor([[*prompt, *ids]])}
     if row.image is not None:
         pixels = preprocess(load_image(row.image), checkpoint.preprocessing)

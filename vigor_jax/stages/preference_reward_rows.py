@@ -50,7 +50,7 @@ class PreferenceRewardConfig(ExampleTrainingConfig):
     """
 
     data: Path | None = fingerprint.place(None)
-    form: str | None = fingerprint.neutral(None)
+    form: str | None = None
     max_length: int = 4096
     held_out: float = 0.05
     question: str = ""
