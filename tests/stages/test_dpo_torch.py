@@ -24,6 +24,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_pairs(tmp_path_factory.mktemp("dpo-torch") / "root")
 
 
+@pytest.mark.slow
+@pytest.mark.main
 @pytest.mark.parametrize("case", CASES)
 def test_five_updates_equal_those_of_torch(root, tmp_path, case):
     config = config_of(root, **CASES[case])
