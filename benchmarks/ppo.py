@@ -32,7 +32,7 @@ import numpy as np
 import torch
 
 from benchmarks.common import build_peer, describe_machine, our_config, print_table, sizes
-from benchmarks.ppo_peer import Peer
+from benchmarks.ppo_peer import Peer, take_adapter
 from benchmarks.ppo_work import PARTS, PROMPT, Clock, Ours, Settings, make_checkpoint, make_pictures, weights_of
 from vigor_jax.models.clip import normalize
 
@@ -199,8 +199,9 @@ def main() -> None:
         pixel_values = np.array(normalize(pixels, checkpoint.config.vision)).transpose(0, 3, 1, 2)
         peer = Peer(model, settings, prompt_ids, torch.tensor(pixel_values), options.peer_attention)
         adapter = sides[SHARED].learner.policy_params
-        peer.begin_with(
-            {path.split(".")[-2]: np.asarray(weight) for path, weight in adapter.items() if path.endswith(".lora_a")}
+        take_adapter(
+            peer.model,
+            {path.split(".")[-2]: np.asarray(weight) for path, weight in adapter.items() if path.endswith(".lora_a")},
         )
         tried = choose_rollout(peer, options.peer_cache)
         sides[PEER] = peer

@@ -16,6 +16,16 @@ from vigor_jax.stages.ppo_config import PpoConfig
 TARGET = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
 
 
+def take_adapter(model: peft.PeftModel, adapter: dict[str, np.ndarray]) -> None:
+    """A of ours, by name of the projection, [layer, in, rank], for PEFT's adapter; B is 0 on both sides."""
+    for path, module in model.named_modules():
+        name = path.rsplit(".", 1)[-1]
+        if name in adapter and hasattr(module, "lora_A"):
+            layer = int(path.split(".layers.")[1].split(".")[0])
+            with torch.no_grad():
+                module.lora_A["default"].weight.copy_(torch.tensor(adapter[name][layer].T))
+
+
 @dataclasses.dataclass(frozen=True)
 class Said:
     """Responses to all images.
@@ -71,15 +81,6 @@ class Peer:
         self.cache: str | None = None
         self.merges = False
         self.losses: list[float] = []
-
-    def begin_with(self, adapter: dict[str, np.ndarray]) -> None:
-        """Takes A from ours, by name of the projection, [layer, in, rank]; B is 0 on both sides."""
-        for path, module in self.model.named_modules():
-            name = path.rsplit(".", 1)[-1]
-            if name in adapter and hasattr(module, "lora_A"):
-                layer = int(path.split(".layers.")[1].split(".")[0])
-                with torch.no_grad():
-                    module.lora_A["default"].weight.copy_(torch.tensor(adapter[name][layer].T))
 
     @contextlib.contextmanager
     def _merged(self) -> Iterator[None]:
