@@ -96,8 +96,8 @@ def test_a_foreign_claim_is_left_alone(repairer):
     text, (boxes, scores) = "There are three dogs in the image.", facts("dog 2")
     wrong = repairer.wrong(text, boxes, scores)
     other = "There are four horses in the barn."
-    assert Repairs(repairer.claims, JudgeConfig())(other, split_sentences(other), wrong) == [()]
-    assert Repairs(repairer.claims, JudgeConfig())(other, split_sentences(other), []) == []
+    assert Repairs(repairer.claims, JudgeConfig())(repairer.read(other), wrong) == [()]
+    assert Repairs(repairer.claims, JudgeConfig())(repairer.read(other), []) == []
 
 
 def test_a_winner_must_be_ahead_of_all(repairer):
@@ -246,7 +246,7 @@ def test_the_order_of_boxes_and_claims_does_not_matter(world, data, config, rng)
     order = list(range(len(expected.wrong)))
     rng.shuffle(order)
     wrong = [expected.wrong[place] for place in order]
-    edits = Repairs(repairer.claims, config)(text, split_sentences(text), wrong)
+    edits = Repairs(repairer.claims, config)(repairer.read(text), wrong)
     assert edits == [expected.edits[place] for place in order]
 
 

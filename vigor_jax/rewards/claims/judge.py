@@ -7,10 +7,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Literal
+from functools import lru_cache
+from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 
 from vigor_jax.errors import InputError
@@ -103,6 +104,10 @@ class Found:
     scores: Sequence[float] | Float[np.ndarray, " N"] | None = None
 
 
+# The counts of boxes that are kept: of the phrases of some images, whose candidates name the same things.
+_COUNTS_KEPT = 2**10
+
+
 def judge(claim: Claim, subject: Found, target: Found | None = None, config: JudgeConfig | None = None) -> Truth:
     """Judges a claim of number, place or relation.
 
@@ -125,7 +130,7 @@ def judge(claim: Claim, subject: Found, target: Found | None = None, config: Jud
     if isinstance(value, Number):
         return _number(value, len(boxes), config)
     if isinstance(value, Place):
-        return _any_of(_place(value, boxes, config))
+        return _any_of(judge_place(value, boxes, config))
     others = counted_boxes(target, config) if target else np.zeros((0, 4))
     return _any_of(_relation(value.name, boxes, others, config)) if len(others) else Truth.UNKNOWN
 
@@ -153,6 +158,19 @@ def counted_boxes(found: Found, config: JudgeConfig) -> Boxes:
     Raises:
         ValueError: Boxes are malformed, or there are not as many scores.
     """
+    if found.scores is None and isinstance(found.boxes_xyxy, tuple):  # those of a `Signal`
+        return _counted_once(found.boxes_xyxy, config)
+    return _counted(found, config)
+
+
+@lru_cache(_COUNTS_KEPT)
+def _counted_once(boxes_xyxy: tuple[Any, ...], config: JudgeConfig) -> Boxes:
+    boxes = _counted(Found(boxes_xyxy), config)
+    boxes.flags.writeable = False
+    return boxes
+
+
+def _counted(found: Found, config: JudgeConfig) -> Boxes:
     boxes = as_boxes(found.boxes_xyxy)
     scores = np.arange(len(boxes), 0.0, -1) if found.scores is None else np.asarray(found.scores, dtype=np.float64)
     if scores.shape != (len(boxes),):
@@ -187,8 +205,8 @@ def _any_of(answers: np.ndarray) -> Truth:
     return Truth.WRONG if (answers < 0).all() else Truth.UNKNOWN
 
 
-def _place(value: Place, boxes: Boxes, config: JudgeConfig) -> np.ndarray:
-    """Of each box, by its center."""
+def judge_place(value: Place, boxes: Boxes, config: JudgeConfig) -> Int[np.ndarray, " N"]:
+    """Whether each box is there, by its center: 1 right, -1 wrong, 0 unknown."""
     unnamed = "center" if config.unnamed_direction == "center" else None
     sides = (
         (value.horizontal or unnamed, (boxes[:, 0] + boxes[:, 2]) / 2),
