@@ -1,13 +1,14 @@
 """What judging claims adds to the scoring stage of a demo run: streams [detector], and [detector, claims].
 
-    python -m benchmarks.claims                                   60 scenes, 5 captions each
-    python -m benchmarks.claims --reward-model                    both sides with the reward model, as the demo has it
-    python -m benchmarks.claims --images 2 --repeats 1            a trial: its figures mean nothing
+    python -m benchmarks.claims                                  60 scenes, 5 captions each
+    python -m benchmarks.claims --reward-model                   both sides with the reward model, as the demo has it
+    python -m benchmarks.claims --kinds number,place,relation    claims for which the detector is asked nothing more
+    python -m benchmarks.claims --images 2 --repeats 1           a trial: its figures mean nothing
 
-The demo's policy describes drawn scenes once. Then the stage judges these captions, with one side's streams and with the
-other's in turn, by one sidecar with the demo's detector, which serves all the time: its start and the imports are not
-counted. Time is wall clock, and CPU seconds of this process and the sidecar together, for the cores may be shared.
-Captions a second are of one thread: sentences and phrases, and all that the stream `claims` does.
+The demo's policy describes drawn scenes once. Then the stage judges these captions, with one side's streams and with
+the other's in turn, by one sidecar with the demo's detector, which serves all the time: its start and imports are not
+counted, and what is compiled is kept. Time is wall clock, and CPU seconds of this process and the sidecar, for the
+cores may be shared. Captions a second are of one thread: sentences and phrases, and all that the stream `claims` does.
 """
 
 import argparse
@@ -32,7 +33,7 @@ from vigor_jax.demo.dataset import CHECKPOINTS, COLOR_WORDS, draw_split, write_c
 from vigor_jax.demo.variants import replaced
 from vigor_jax.pipeline.rounds import keep_compiled
 from vigor_jax.pipeline.run import Run
-from vigor_jax.records import Candidate, ScoreItem, Verdict
+from vigor_jax.records import CLAIM_KINDS, Candidate, ScoreItem, Verdict
 from vigor_jax.rewards.claims.stream import ClaimStream
 from vigor_jax.rewards.phrases import make_phrases
 from vigor_jax.rewards.sentences import split_sentences
@@ -45,9 +46,9 @@ class Seconds(NamedTuple):
     """What a run of the stage took.
 
     Attributes:
-        wall: by the clock.
+        wall: By the clock.
         ours: CPU seconds of this process, all threads.
-        sidecar: those of the sidecar.
+        sidecar: Those of the sidecar.
     """
 
     wall: float
@@ -56,6 +57,7 @@ class Seconds(NamedTuple):
 
     @property
     def cpu(self) -> float:
+        """CPU seconds of both."""
         return self.ours + self.sidecar
 
 
@@ -78,11 +80,12 @@ def make_config(folder: Path, images: int) -> TrainConfig:
 
 
 def run(config: TrainConfig, run_dir: Path, stage: Stage) -> None:
+    """One stage in a run directory."""
     Run(dataclasses.replace(config, run=dataclasses.replace(config.run, dir=run_dir, stages=(stage,)))).go()
 
 
 def time_stage(config: TrainConfig, candidates: Path, run_dir: Path, sidecar: psutil.Process) -> Seconds:
-    """Judges candidates in a new run directory."""
+    """Judges candidates in a run directory that is made for it."""
     shutil.rmtree(run_dir, ignore_errors=True)
     shutil.copytree(candidates, run_dir / "candidates")
     before, ours, start = sidecar.cpu_times(), time.process_time(), time.perf_counter()
@@ -117,58 +120,53 @@ def analyze(config: TrainConfig, items: Sequence[ScoreItem]) -> tuple[float, flo
     )
 
 
+def phrases_asked(items: Sequence[ScoreItem]) -> tuple[float, float]:
+    """Phrases an image that the detector is asked for: those that captions name, and those with attributes."""
+    named = attributed = 0
+    for item in items:
+        verdicts = item.verdicts["detector"]
+        named += len({signal.label for verdict in verdicts for signal in verdict.signals})
+        attributed += len({score.phrase for verdict in verdicts for score in verdict.attributes})
+    return named / len(items), attributed / len(items)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=60)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument(
-        "--reward-model", action="store_true", help="the stream `reward_model` judges on both sides, too"
-    )
+    parser.add_argument("--reward-model", action="store_true", help="the stream `reward_model` judges on both sides")
+    parser.add_argument("--kinds", default=",".join(CLAIM_KINDS), help="of claims; by default all")
     options = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")
     print(describe_machine())
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        config = make_config(folder, options.images)
+        config = replaced(make_config(folder, options.images), {"claims.kinds": tuple(options.kinds.split(","))})
         keep_compiled(folder / "compiled")
         run(config, folder / "sampled", "sample")
         assert config.detection.model is not None
         with LocalDetector(LocalConfig(config.detection.model, options=config.detection.options)) as local:
             served = replaced(config, {"detection.model": None, "detection.addresses": (local.address,)})
             also = ("reward_model",) if options.reward_model else ()
-            streams = {WITHOUT: ("detector", *also), WITH: ("detector", "claims", *also)}
+            streams = {WITH: ("detector", "claims", *also), WITHOUT: ("detector", *also)}
             sides = {name: replaced(served, {"score.streams": own}) for name, own in streams.items()}
-            sidecar, found = psutil.Process(local.pid), dict[str, list[Seconds]]()
+            sidecar, found = psutil.Process(local.pid), {name: list[Seconds]() for name in sides}
             for repeat in range(options.repeats + 1):  # the first one warms up
                 for name in sorted(sides, reverse=bool(repeat % 2)):
                     seconds = time_stage(sides[name], folder / "sampled" / "candidates", folder / name, sidecar)
-                    if repeat:
-                        found.setdefault(name, []).append(seconds)
+                    found[name] += [seconds] if repeat else []
         items = read_items(config, folder / WITH)
         speeds = [analyze(config, items) for _ in range(options.repeats)]
-    asked = [
-        sum(len({phrase for verdict in item.verdicts["detector"] for phrase in asked_for(verdict)}) for item in items)
-        / len(items)
-        for asked_for in (named, attributed)
-    ]
+    named, attributed = phrases_asked(items)
     print(
-        f"{len(items)} images, {sum(len(item.texts) for item in items)} captions; phrases an image: {asked[0]:.1f} named"
+        f"{len(items)} images, {sum(len(item.texts) for item in items)} captions; streams {', '.join(streams[WITH])}; "
+        f"phrases an image: {named:.1f}, and {attributed:.1f} with attributes"
     )
-    print(f"and {asked[1]:.1f} with attributes; streams {', '.join(streams[WITHOUT])}, and claims")
-    for what in ("wall", "cpu", "ours", "sidecar"):
-        print_table(
-            f"seconds, {what}", {name: [getattr(each, what) for each in found[name]] for name in (WITH, WITHOUT)}
-        )
-    both = zip(("sentences and phrases", "the stream `claims`"), zip(*speeds, strict=True), strict=True)
-    print_table("captions/s", {name: list(own) for name, own in both})
-
-
-def named(verdict: Verdict) -> list[str]:
-    return [signal.label for signal in verdict.signals]
-
-
-def attributed(verdict: Verdict) -> list[str]:
-    return [score.phrase for score in verdict.attributes]
+    for part in ("wall", "cpu", "ours", "sidecar"):
+        seconds_of = {name: [getattr(each, part) for each in runs] for name, runs in found.items()}
+        print_table(f"the stage score, seconds, {part}", seconds_of)
+    phrases, claims = map(list, zip(*speeds, strict=True))
+    print_table("captions/s", {"the stream `claims`": claims, "sentences and phrases": phrases})
 
 
 if __name__ == "__main__":
