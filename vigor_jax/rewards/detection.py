@@ -229,7 +229,9 @@ class DetectorStream:
         """What a detector found of each phrase that it was asked for."""
         try:
             return {found.phrase: found for future in answers for found in future.result().detections}
-        except (BridgeError, DetectorError, RefusedError) as error:
+        except DetectorError as error:  # which names the image
+            raise InputError(f"{section}: {error}") from None
+        except (BridgeError, RefusedError) as error:
             raise InputError(f"{section}: {image}: {error}") from None
 
     def _digest(self, weights: str, detector: DetectorConfig) -> str:
