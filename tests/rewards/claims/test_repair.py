@@ -250,6 +250,40 @@ def test_the_order_of_boxes_and_claims_does_not_matter(world, data, config, rng)
     assert edits == [expected.edits[place] for place in order]
 
 
+@pytest.fixture(scope="session")
+def listed(tmp_path_factory):
+    """The demo's sentences, where things are found by a list that has words which repairs write, as COCO's has one."""
+    path = tmp_path_factory.mktemp("list") / "entities.txt"
+    path.write_text("\n".join((*SHAPES, "orange", "top", "middle")))
+    every = itertools.product(SHAPES, ("red", "orange"), range(1, 4), PLACES, range(len(PLURAL)))
+    said = [say(Statement(shape, color, number, place), form) for shape, color, number, place, form in every]
+    return Repairer(NounPhrases(tagger=TAGGER), phrases=EntityPhrases(path)), sorted(set(said))
+
+
+@settings(deadline=None)
+@given(data=st.data(), config=configs)
+def test_a_repaired_caption_names_the_same_things(listed, data, config):
+    """A detector that was asked for one would be asked for the other: nothing new is named, denied or supposed."""
+    repairer, sentences = listed
+    text, boxes, scores = data.draw(captions(repairer, sentences))
+    assert named(repairer, repairer(text, boxes, scores, config).text) == named(repairer, text)
+
+
+def named(repairer, text):
+    found = repairer.phrases(text, split_sentences(text))
+    return [(each.text, len(each.mentions), len(each.denied), len(each.supposed)) for each in found]
+
+
+@pytest.mark.parametrize(
+    ("y", "expected"), [(0.8, "A star in red is at the bottom."), (0.1, "A star in red is on the left.")]
+)
+def test_a_word_that_names_a_thing_is_not_written(listed, y, expected):
+    """A top may be a toy, and this list has it."""
+    repairer, _ = listed
+    boxes = {"star": [(0.45, y, 0.55, y + 0.1)]}
+    assert repairer("A star in red is on the left.", boxes, {"red star": 0.8}, GRID).text == expected
+
+
 def swapped(text):
     """Left for right."""
     sides = {"left": "right", "right": "left"}
