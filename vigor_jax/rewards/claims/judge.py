@@ -18,6 +18,8 @@ from vigor_jax.errors import InputError
 from vigor_jax.rewards.claims.boxes import Boxes, areas, as_boxes, intersections, suppress
 from vigor_jax.rewards.claims.claim import Attribute, Claim, Number, Place, RelationName
 
+_COUNTS_KEPT = 2**10  # of the phrases of some images, whose candidates name the same things
+
 
 class Truth(Enum):
     """What boxes say of a claim."""
@@ -104,10 +106,6 @@ class Found:
     scores: Sequence[float] | Float[np.ndarray, " N"] | None = None
 
 
-# The counts of boxes that are kept: of the phrases of some images, whose candidates name the same things.
-_COUNTS_KEPT = 2**10
-
-
 def judge(claim: Claim, subject: Found, target: Found | None = None, config: JudgeConfig | None = None) -> Truth:
     """Judges a claim of number, place or relation.
 
@@ -158,15 +156,16 @@ def counted_boxes(found: Found, config: JudgeConfig) -> Boxes:
     Raises:
         ValueError: Boxes are malformed, or there are not as many scores.
     """
-    if found.scores is None and isinstance(found.boxes_xyxy, tuple):  # those of a `Signal`
-        return _counted_once(found.boxes_xyxy, config)
+    boxes = found.boxes_xyxy
+    if found.scores is None and isinstance(boxes, tuple) and all(isinstance(box, tuple) for box in boxes):
+        return _counted_once(boxes, config)  # those of a `Signal`: every claim about the thing asks again
     return _counted(found, config)
 
 
 @lru_cache(_COUNTS_KEPT)
 def _counted_once(boxes_xyxy: tuple[Any, ...], config: JudgeConfig) -> Boxes:
     boxes = _counted(Found(boxes_xyxy), config)
-    boxes.flags.writeable = False
+    boxes.flags.writeable = False  # it is shared
     return boxes
 
 

@@ -28,6 +28,7 @@ from vigor_jax.rewards.mentions import Factuality, Phrase, gather
 _HEADS = frozenset(("set", "sets", "supplies"))
 _DRINKS = listed("drinks")
 _WORN = listed("worn")
+_SENTENCES_KEPT = 2**8  # those of the captions that are being read
 
 
 def tell_glasses(lower: list[str]) -> None:
@@ -49,9 +50,6 @@ def _lower_after_colon(words: list[str]) -> None:
             if word.istitle() and word != "I":
                 words[place] = word.lower()
             is_first = False
-
-
-SENTENCES_KEPT = 2**8  # of a caption or two at a time
 
 
 class TaggedSentence(NamedTuple):
@@ -117,7 +115,7 @@ class NounPhrases:
         self._readings = Readings(self._nouns, [line for line in lines if len(line.split()) > 1])
         self._tag = cached_tag(load_tagger(tagger, download=download))
         self._normalize = lru_cache(CACHE_SIZE)(self._trim)
-        self._read = lru_cache(SENTENCES_KEPT)(self._tagged)
+        self._read = lru_cache(_SENTENCES_KEPT)(self._tagged)
 
     def __reduce__(self) -> tuple[type["NounPhrases"], tuple[Path | None, Path | None]]:
         """Worker processes build their own from the same files."""
