@@ -114,9 +114,9 @@ def find_model(name: str | Path, backend: str) -> Path:
         )
     model = hub.local_directory(name)
     if not model.exists():
-        raise InputError(
-            f"--model {name} does not exist; give a local directory with a GroundingDINO, or ORG/NAME on the Hub"
-        )
+        served = "a detector as transformers saves it, or ORG/NAME on the Hub"
+        wanted = served if backend == "transformers" else "a GroundingDINO's .pth"
+        raise InputError(f"--model {name} does not exist; give a local directory with {wanted}")
     if backend == "transformers":  # another layout's weights may lie in the cache, too
         hub.fetch_weights(model)
     return model

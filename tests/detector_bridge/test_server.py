@@ -438,7 +438,11 @@ LOADS = [pytest.mark.slow, pytest.mark.main]  # as far as PyTorch
         (("--model", "{model}", "--box-threshold", "2"), "--box-threshold is 2.0"),
         (("--model", "{model}", "--batch-size", "0"), "--batch-size is 0"),
         (("--model", "{model}", "--bach-size", "1"), "--bach-size"),
-        (("--model", "nowhere"), "nowhere does not exist"),
+        (
+            ("--model", "nowhere"),
+            "nowhere does not exist; give a local directory with a detector as transformers saves it, or ORG/NAME on",
+        ),
+        (("--model", "nowhere", "--backend", "groundingdino"), "give a local directory with a GroundingDINO's .pth"),
         pytest.param(("--model", "{model}", "--devices", "cuda:7"), "cuda:7", marks=LOADS),
         pytest.param(("--model", "{empty}"), "weights", marks=LOADS),
         pytest.param(

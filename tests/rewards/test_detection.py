@@ -213,8 +213,9 @@ def test_refinement_drops_the_sentence_of_a_wrong_denial(tmp_path):
 
 def test_an_unreadable_image_is_named(served, items):
     items[2].path.write_bytes(b"no image")
-    with DetectorStream(config(served)) as stream, pytest.raises(InputError, match=r"detection: 2\.png: "):
+    with DetectorStream(config(served)) as stream, pytest.raises(InputError, match=r"^detection: 2\.png: ") as caught:
         list(stream.judge(items))
+    assert str(caught.value).count("2.png") == 1
 
 
 @pytest.mark.slow

@@ -1,19 +1,28 @@
-"""What PPO's first iteration advises where no token has a reward: what would help, and nothing else."""
+"""Streams in a rollout: claims on their tokens; and what is advised where no token has a reward."""
 
 import dataclasses
+from contextlib import closing
 
 import numpy as np
 import pytest
 
 from tests.rewards import clip_world
 from tests.stages.ppo_world import Letters, Silent
+from vigor_jax.demo.config import demo_config
+from vigor_jax.demo.dataset import CHECKPOINTS, COLOR_WORDS, write_colors
+from vigor_jax.demo.drawing import draw
+from vigor_jax.demo.language import NUMBERS, say
+from vigor_jax.demo.scenes import COLORS, PLACES, make_scene
 from vigor_jax.errors import InputError
-from vigor_jax.records import Signal, Span, Verdict
+from vigor_jax.hf.load import open_checkpoint
+from vigor_jax.records import ScoreItem, Signal, Span, Verdict
 from vigor_jax.rewards.clip import ClipStream
 from vigor_jax.rewards.clip_baselines import make_baselines
-from vigor_jax.rewards.token_rewards import TokenRewardConfig, batch_token_rewards
+from vigor_jax.rewards.stream import credit_of
+from vigor_jax.rewards.token_rewards import TokenRewardConfig, batch_token_rewards, token_offsets
 from vigor_jax.rewards.verifier import ClipVerifier
 from vigor_jax.stages.ppo_rewards import advice, judge_responses
+from vigor_jax.stages.score import ScoreConfig, ScoreStage
 
 KNOWN, UNKNOWN = "A dog and two cats.", "Nothing of that kind."
 
@@ -135,3 +144,59 @@ def test_a_stream_that_leaves_something_out_is_named(world, monkeypatch, kept, i
     assert said in str(error.value)
     assert str(error.value).startswith("stream letters: ")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+@pytest.mark.main
+def test_claims_are_paid_on_the_words_that_claim(tmp_path):
+    """The demo's detector in a sidecar, drawn scenes, captions with one thing wrong, and the demo's tokens.
+
+    The streams are given in the other order: claims need the detector's verdicts on the same responses.
+    """
+    rng, tokenizer = np.random.default_rng(0), open_checkpoint(CHECKPOINTS / "policy").tokenizer
+    write_colors(tmp_path)
+    items, wrong = [], []
+    for number in range(6):
+        scene = make_scene(rng)
+        draw(scene).save(tmp_path / f"{number}.png")
+        said = [(say(*each), words) for each, words in one_thing_wrong(scene.statements, form=number)]
+        items.append(
+            ScoreItem(f"{number}.png", tmp_path / f"{number}.png", "Describe it.", tuple(text for text, _ in said))
+        )
+        wrong += [words for _, words in said]
+    demo = demo_config()
+    words = dataclasses.replace(demo.claims.words, attributes=tmp_path / COLOR_WORDS)
+    phrases = dataclasses.replace(demo.detection.phrases, tagger=CHECKPOINTS / "tagger")
+    detection = dataclasses.replace(demo.detection, model=CHECKPOINTS / "detector", phrases=phrases)
+    claims, streams = dataclasses.replace(demo.claims, words=words), ScoreConfig(("claims", "detector"))
+    with closing(ScoreStage(streams, detection, demo.reward_model, str(tmp_path), claims=claims)) as stage:
+        judges = stage.judges(None)  # which our streams without a model do not look at
+        verdicts = [own for some in judge_responses(judges, items) for own in some]
+    assert list(judges) == ["detector", "claims"]
+    texts = [text for item in items for text in item.texts]
+    ids = [tokenizer.encode(text) for text in texts]
+    offsets = [token_offsets(tokenizer, own, text) for own, text in zip(ids, texts, strict=True)]
+    config = TokenRewardConfig(weights={"detector": 0.0})
+    found = batch_token_rewards(
+        verdicts, offsets, config, credits={name: credit_of(each) for name, each in judges.items()}
+    )
+    for text, own, row, expected in zip(texts, offsets, found.rewards, wrong, strict=True):
+        start = text.index(expected)
+        inside = (own[:, 0] < start + len(expected)) & (own[:, 1] > start)
+        punished = row[: len(own)] < 0
+        np.testing.assert_array_equal(punished, inside, err_msg=f"{text!r}: {expected!r}")
+        assert row[: len(own)][inside].sum() == pytest.approx(-1)
+        assert (row[: len(own)] > 0).any()  # what else it claims is right
+    assert len(texts) > 12
+
+
+def one_thing_wrong(statements, form):
+    """Statements of a scene with another color, number or place: arguments of `say`, and the words that are wrong."""
+    for true in statements:
+        color = COLORS[COLORS.index(true.color) - 1]
+        yield (true._replace(color=color), form), color
+        if true.number == 1:
+            place = PLACES[PLACES.index(true.place) - 4]
+            yield (true._replace(place=place), form), place
+        else:
+            yield (true._replace(number=5 - true.number), form), NUMBERS[5 - true.number]

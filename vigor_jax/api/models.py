@@ -147,7 +147,7 @@ class Detector:
 
     Args:
       addresses: sidecars that serve already: HOST:PORT or unix:PATH, one or a list.
-      model: instead of addresses: a GroundingDINO checkpoint, which a sidecar of this process serves.
+      model: instead of addresses: a checkpoint of a detector, which a sidecar of this process serves.
       phrases: how phrases are found in a text.
       **settings: further fields of `DetectionConfig`, such as `box_threshold`, `token_file` or `python`.
 

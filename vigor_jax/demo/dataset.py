@@ -87,7 +87,7 @@ def prepare(directory: Path, config: DemoDataConfig) -> None:
     partial.mkdir(parents=True, exist_ok=True)
     for name in ("policy", "detector", "tagger", "verifier"):
         shutil.copytree(CHECKPOINTS / name, partial / name, dirs_exist_ok=True)
-    (partial / COLOR_WORDS).write_text("\n".join(["[color]", *COLORS, ""]))
+    write_colors(partial)
     scenes = {
         image: scene
         for split, count in zip(SPLITS, (config.unlabeled, config.annotated, config.held_out), strict=True)
@@ -108,6 +108,11 @@ def read_scenes(data: Path, split: str) -> dict[str, Scene]:
         for image, scene in scenes.items()
         if image.startswith(f"{split}/")
     }
+
+
+def write_colors(directory: Path) -> None:
+    """Writes the demo's colors, as `claims.words.attributes` has them."""
+    (directory / COLOR_WORDS).write_text("\n".join(["[color]", *COLORS, ""]))
 
 
 def draw_split(folder: Path, split: str, count: int, seed: int) -> Iterator[tuple[str, Scene]]:

@@ -28,7 +28,7 @@ from vigor_jax.records import ImageFile, PhraseScore, ScoreItem, Signal, Span, V
 from vigor_jax.rewards.agreement import AGREEMENT, agree
 from vigor_jax.rewards.detectors import DetectorConfig, SecondDetectorConfig, connected
 from vigor_jax.rewards.language.unknown_words import UnknownWords
-from vigor_jax.rewards.phrases import Phrase, PhrasesConfig, made_of, make_phrases
+from vigor_jax.rewards.phrases import Phrase, Phrases, PhrasesConfig, made_of, make_phrases
 from vigor_jax.rewards.sentences import split_sentences
 
 # No noun phrase is longer; what degenerate text strings together is judged as not found, without asking.
@@ -73,9 +73,11 @@ class AttributeQuestions(Protocol):
 
     Attributes:
       digest: of all that the questions depend on.
+      phrases: finds the things in captions, as `DetectionConfig.phrases` says.
     """
 
     digest: str
+    phrases: Phrases
 
     def questions(self, text: str, sentences: Sequence[Span], phrases: Sequence[Phrase]) -> tuple[str, ...]:
         """Phrases such as "red car" and "blue car", each once."""
@@ -121,7 +123,7 @@ class DetectorStream:
     def __init__(self, config: DetectionConfig, attributes: AttributeQuestions | None = None) -> None:
         config.check_given()
         self._config, self._attributes = config, attributes
-        self._phrases = make_phrases(config.phrases)
+        self._phrases = attributes.phrases if attributes else make_phrases(config.phrases)
         self._unknown = [UnknownWords(FIRST), UnknownWords(SECOND)]
         self._stack = ExitStack()
         self._second: BlockingClient | None = None
@@ -227,7 +229,9 @@ class DetectorStream:
         """What a detector found of each phrase that it was asked for."""
         try:
             return {found.phrase: found for future in answers for found in future.result().detections}
-        except (BridgeError, DetectorError, RefusedError) as error:
+        except DetectorError as error:  # which names the image
+            raise InputError(f"{section}: {error}") from None
+        except (BridgeError, RefusedError) as error:
             raise InputError(f"{section}: {image}: {error}") from None
 
     def _digest(self, weights: str, detector: DetectorConfig) -> str:

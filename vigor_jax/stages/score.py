@@ -103,6 +103,7 @@ class ScoreStage(Stage):
         self.streams = {stream_class(each).name: result_name(each) for each in given}
         self._open_streams: dict[str, RewardStream] = {}
         self._opened = ExitStack()
+        self._reader: ClaimReader | None = None
 
     @property
     def has_reward_model(self) -> bool:
@@ -171,6 +172,7 @@ class ScoreStage(Stage):
     def release(self) -> None:
         """Frees the streams: the sidecar's memory is wanted elsewhere."""
         self._open_streams.clear()
+        self._reader = None
         self.close()
 
     def judge_settings(self, context: RunContext) -> dict[str, Any]:
@@ -292,8 +294,12 @@ class ScoreStage(Stage):
         return {"claims.kinds": list(self._claims.kinds)} | fingerprint.of(self._claims.words, "claims.words")
 
     def _detector(self, config: DetectionConfig) -> DetectorStream:
-        reader = ClaimReader(self._claims, config.phrases) if self._asks_attributes else None
-        return DetectorStream(config, reader)
+        return DetectorStream(config, self._claim_reader() if self._asks_attributes else None)
+
+    def _claim_reader(self) -> ClaimReader:
+        """One for the detector and the claims, which read the same captions."""
+        self._reader = self._reader or ClaimReader(self._claims, self._detection.phrases)
+        return self._reader
 
     def _stream(self, name: str, context: RunContext, progress: Progress) -> RewardStream:
         """The stream, opened; its verdicts on disk, if any, were made by the same."""
@@ -311,7 +317,7 @@ class ScoreStage(Stage):
         elif stream.path == DetectorStream.name:
             opened = self._detector(self._detection)
         elif stream.path == ClaimStream.name:
-            opened = ClaimStream(self._claims, self._detection.phrases)
+            opened = ClaimStream(self._claims, self._detection.phrases, self._claim_reader())
         elif stream.path == ClipStream.name:
             opened = self._clip.open(context)
         elif stream.path == PreferenceReward.name:

@@ -28,12 +28,15 @@ class Repairer:
     def __call__(self, text, boxes, scores=None, config=None):
         config = config or self.config
         wrong = self.wrong(text, boxes, scores or {}, config)
-        edits = Repairs(self.claims, config, self.phrases)(text, split_sentences(text), wrong)
+        edits = Repairs(self.claims, config, self.phrases)(self.read(text), wrong)
         return Repaired(apply_edits(text, [edit for own in edits for edit in own]), wrong, edits)
 
-    def find(self, text):
+    def read(self, text):
         sentences = split_sentences(text)
-        return self.claims(text, sentences, self.phrases(text, sentences))
+        return self.claims.read(text, sentences, self.phrases(text, sentences))
+
+    def find(self, text):
+        return self.read(text).claims
 
     def wrong(self, text, boxes, scores, config=None):
         """The wrong claims but for relations."""

@@ -75,6 +75,29 @@ def test_hard_sentences(nouns, claims, text, _, expected):
     assert written(text, find(claims, nouns, text)) == expected
 
 
+@settings(deadline=None)
+@given(st.lists(st.sampled_from([text for text, *_ in HARD]), max_size=6))
+def test_attributes_alone_are_those_of_all_claims(taught, texts):
+    claims, text = Claims(taught), " ".join(texts)
+    sentences = split_sentences(text)
+    phrases = taught(text, sentences)
+    expected = [claim for claim in claims(text, sentences, phrases) if claim.kind == "attribute"]
+    assert claims.attributes(text, sentences, phrases) == expected
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from([text for text, *_ in HARD]), min_size=1, max_size=6))
+def test_what_was_read_before_changes_nothing(taught, taught_tagger, texts):
+    """Sentences are kept: where they stand and what stands around them is a part of what is asked."""
+    text = " ".join(texts)
+    sentences = split_sentences(text)
+    new = NounPhrases(tagger=taught_tagger)
+    for _ in range(2):
+        phrases = taught(text, sentences)
+        assert phrases == new(text, sentences)
+        assert Claims(taught)(text, sentences, phrases) == Claims(new)(text, sentences, phrases)
+
+
 def test_there_are_enough_of_them():
     assert len(HARD) >= 60
     kinds = [line.split(" | ")[2] for *_, lines in HARD for line in lines]

@@ -215,6 +215,18 @@ configs = st.sampled_from(
 )
 
 
+@given(founds(), configs, st.sampled_from([0.3, 0.5, 0.9]))
+def test_boxes_of_a_signal_count_as_arrays_do(found, config, iou):
+    """In any form, asked again or not, and nobody can change what the next one is told."""
+    config, boxes = dataclasses.replace(config, iou=iou), np.asarray(found.boxes_xyxy)
+    expected = counted_boxes(Found(boxes), config)
+    as_tuples = tuple(map(tuple, boxes.tolist()))
+    for form in (as_tuples, as_tuples, boxes.tolist(), tuple(boxes.tolist()), tuple(boxes)):
+        np.testing.assert_array_equal(counted_boxes(Found(form), config), expected)
+    with pytest.raises(ValueError, match="read-only"):
+        counted_boxes(Found(as_tuples), config)[...] = 0
+
+
 def mirrored(found):
     return Found(
         np.stack([1 - found.boxes_xyxy[:, i] if i in (0, 2) else found.boxes_xyxy[:, i] for i in (2, 1, 0, 3)], 1),

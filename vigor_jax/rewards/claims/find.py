@@ -4,7 +4,7 @@ A false claim costs a caption what it does not deserve, so a reading that is not
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -99,21 +99,29 @@ class Claims:
 
     def read(self, text: str, sentences: Sequence[Span], phrases: Sequence[Phrase]) -> Reading:
         """The claims of a caption with the sentences that they were found in; arguments as for a call."""
-        plain, mentions = blank_boxes(text), asserted(phrases)
-        quoted = quoted_signs(plain)
         claims: list[Claim] = []
         introduced: Counter[str] = Counter()
-        read = []
-        for span in sentences:
-            sentence = GroupedSentence(self.nouns.read(plain, span, quoted), mentions, self._modifiers)
+        read = tuple(self._sentences(text, sentences, phrases))
+        for sentence in read:
             introduced.update(_introduced(sentence))
             claims += find_numbers(sentence, self._numbers, self._places)
             claims += find_places(sentence, self._places, self._numbers)
             claims += find_relations(sentence, self._relations, self._places)
             claims += find_attributes(sentence, self.attribute_words, self._places)
-            read.append(sentence)
         claims = sorted((_narrowed(claim, introduced) for claim in claims), key=lambda claim: (claim.span, claim.kind))
-        return Reading(text, tuple(sentences), tuple(phrases), tuple(read), introduced, tuple(claims))
+        return Reading(text, tuple(sentences), tuple(phrases), read, introduced, tuple(claims))
+
+    def attributes(self, text: str, sentences: Sequence[Span], phrases: Sequence[Phrase]) -> list[Claim]:
+        """Those of a call that are of attributes, in less time."""
+        read = self._sentences(text, sentences, phrases)
+        claims = [claim for each in read for claim in find_attributes(each, self.attribute_words, self._places)]
+        return sorted(claims, key=lambda claim: claim.span)
+
+    def _sentences(self, text: str, spans: Sequence[Span], phrases: Sequence[Phrase]) -> Iterator[GroupedSentence]:
+        plain, mentions = blank_boxes(text), asserted(phrases)
+        quoted = quoted_signs(plain)
+        for span in spans:
+            yield GroupedSentence(self.nouns.read(plain, span, quoted), mentions, self._modifiers)
 
 
 def _introduced(sentence: GroupedSentence) -> list[str]:

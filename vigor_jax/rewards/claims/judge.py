@@ -7,15 +7,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Literal
+from functools import lru_cache
+from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 
 from vigor_jax.errors import InputError
 from vigor_jax.rewards.claims.boxes import Boxes, areas, as_boxes, intersections, suppress
 from vigor_jax.rewards.claims.claim import Attribute, Claim, Number, Place, RelationName
+
+_COUNTS_KEPT = 2**10  # of the phrases of some images, whose candidates name the same things
 
 
 class Truth(Enum):
@@ -125,7 +128,7 @@ def judge(claim: Claim, subject: Found, target: Found | None = None, config: Jud
     if isinstance(value, Number):
         return _number(value, len(boxes), config)
     if isinstance(value, Place):
-        return _any_of(_place(value, boxes, config))
+        return _any_of(judge_place(value, boxes, config))
     others = counted_boxes(target, config) if target else np.zeros((0, 4))
     return _any_of(_relation(value.name, boxes, others, config)) if len(others) else Truth.UNKNOWN
 
@@ -153,6 +156,20 @@ def counted_boxes(found: Found, config: JudgeConfig) -> Boxes:
     Raises:
         ValueError: Boxes are malformed, or there are not as many scores.
     """
+    boxes = found.boxes_xyxy
+    if found.scores is None and isinstance(boxes, tuple) and all(isinstance(box, tuple) for box in boxes):
+        return _counted_once(boxes, config)  # those of a `Signal`: every claim about the thing asks again
+    return _counted(found, config)
+
+
+@lru_cache(_COUNTS_KEPT)
+def _counted_once(boxes_xyxy: tuple[Any, ...], config: JudgeConfig) -> Boxes:
+    boxes = _counted(Found(boxes_xyxy), config)
+    boxes.flags.writeable = False  # it is shared
+    return boxes
+
+
+def _counted(found: Found, config: JudgeConfig) -> Boxes:
     boxes = as_boxes(found.boxes_xyxy)
     scores = np.arange(len(boxes), 0.0, -1) if found.scores is None else np.asarray(found.scores, dtype=np.float64)
     if scores.shape != (len(boxes),):
@@ -187,8 +204,8 @@ def _any_of(answers: np.ndarray) -> Truth:
     return Truth.WRONG if (answers < 0).all() else Truth.UNKNOWN
 
 
-def _place(value: Place, boxes: Boxes, config: JudgeConfig) -> np.ndarray:
-    """Of each box, by its center."""
+def judge_place(value: Place, boxes: Boxes, config: JudgeConfig) -> Int[np.ndarray, " N"]:
+    """Whether each box is there, by its center: 1 right, -1 wrong, 0 unknown."""
     unnamed = "center" if config.unnamed_direction == "center" else None
     sides = (
         (value.horizontal or unnamed, (boxes[:, 0] + boxes[:, 2]) / 2),

@@ -55,14 +55,13 @@ class Repairs:
         self._claims, self._config = claims, config
         self._phrases: Phrases = phrases or claims.nouns
 
-    def __call__(self, text: str, sentences: Sequence[Span], wrong: Sequence[WrongClaim]) -> list[Edits]:
+    def __call__(self, reading: Reading, wrong: Sequence[WrongClaim]) -> list[Edits]:
         """Of each wrong claim what makes it right, in the order of the text; () where that is not sure.
 
         With all of them applied, nothing is left to repair.
 
         Args:
-            text: A caption.
-            sentences: Of `split_sentences`.
+            reading: A caption, as `claims` and `phrases` read it.
             wrong: Wrong claims of it, each once.
 
         Returns:
@@ -70,7 +69,6 @@ class Repairs:
         """
         if not wrong:
             return []
-        reading = self._claims.read(text, sentences, self._phrases(text, sentences))
         left_alone: set[Span] = set()
         while True:
             repairs, after = self._repair(reading, wrong, left_alone)

@@ -8,7 +8,7 @@ from typing import cast
 from vigor_jax.records import Edit
 from vigor_jax.rewards.claims import number_agreement
 from vigor_jax.rewards.claims.claim import Horizontal, Place, Vertical
-from vigor_jax.rewards.claims.judge import Found, JudgeConfig, Truth, counted_boxes, judge
+from vigor_jax.rewards.claims.judge import Found, JudgeConfig, counted_boxes, judge_place
 from vigor_jax.rewards.claims.rewording import Wording
 from vigor_jax.rewards.language.words import repair_words
 
@@ -45,13 +45,9 @@ def reword_place(wording: Wording, subject: Found, config: JudgeConfig) -> tuple
     boxes = counted_boxes(subject, config)
     if not len(boxes) or _POINTS.search(wording.reading.text) or _is_contrasted(wording):
         return ()
-    each = [Found(box[None]) for box in boxes]
     for place in _candidates(claim.value):
-        moved = dataclasses.replace(claim, value=place)
-        if all(judge(moved, one, config=config) is Truth.RIGHT for one in each) and all(
-            judge(dataclasses.replace(claim, value=middle), one, config=_by_axis(config)) is Truth.WRONG
-            for middle in _left_behind(claim.value, place)
-            for one in each
+        if (judge_place(place, boxes, config) > 0).all() and all(
+            (judge_place(middle, boxes, _by_axis(config)) < 0).all() for middle in _left_behind(claim.value, place)
         ):
             return _swapped(wording, claim.value, place) or _rewritten(wording, place)
     return ()

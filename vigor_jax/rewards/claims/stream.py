@@ -11,9 +11,9 @@ from vigor_jax.data.text.box_text import without_boxes
 from vigor_jax.errors import InputError
 from vigor_jax.records import CLAIM_KINDS, ClaimKind, Edit, ScoreItem, Signal, Span, Verdict
 from vigor_jax.rewards.claims.attributes import attributed_phrases
-from vigor_jax.rewards.claims.claim import Attribute, Claim
+from vigor_jax.rewards.claims.claim import Claim
 from vigor_jax.rewards.claims.evidence import BoxTuples, Detected, evidence
-from vigor_jax.rewards.claims.find import Claims, ClaimWordsConfig
+from vigor_jax.rewards.claims.find import Claims, ClaimWordsConfig, Reading
 from vigor_jax.rewards.claims.judge import Found, JudgeConfig, Truth
 from vigor_jax.rewards.claims.repair import Repairs, WrongClaim
 from vigor_jax.rewards.language.nouns import NounPhrases
@@ -71,15 +71,19 @@ class ClaimReader:
         """The claims of a caption; see `Claims`."""
         return [claim for claim in self.claims(text, sentences, phrases) if claim.kind in self._kinds]
 
+    def read(self, text: str) -> Reading:
+        """A caption with its claims of all kinds."""
+        sentences = split_sentences(text)
+        return self.claims.read(text, sentences, self.phrases(text, sentences))
+
     def questions(self, text: str, sentences: Sequence[Span], phrases: Sequence[Phrase]) -> tuple[str, ...]:
         """What to ask a detector about the attributes that a caption claims: "red car", "blue car", ..."""
         if "attribute" not in self._kinds:
             return ()
         asked: list[str] = []
-        for claim in self(text, sentences, phrases):
-            if isinstance(claim.value, Attribute):
-                own, rivals = attributed_phrases(claim, self.claims.attribute_words)
-                asked += [own, *rivals]
+        for claim in self.claims.attributes(text, sentences, phrases):
+            own, rivals = attributed_phrases(claim, self.claims.attribute_words)
+            asked += [own, *rivals]
         return tuple(dict.fromkeys(asked))
 
 
@@ -89,6 +93,11 @@ class ClaimStream:
     A claim that is right is a positive signal of 1, one that is wrong a negative signal of 1, with what makes it right
     where that is sure; of what boxes do not tell there is no signal. Equal claims of a caption are one signal.
 
+    Args:
+      config: which claims, and when they are wrong.
+      phrases: how things are found, as the detector is asked for them.
+      reader: of the same settings, if there is one already: what it has learned of words is used again.
+
     Raises:
       InputError: a word list or the tagger is missing.
     """
@@ -96,8 +105,8 @@ class ClaimStream:
     name = "claims"
     needs = ("detector",)
 
-    def __init__(self, config: ClaimsConfig, phrases: PhrasesConfig) -> None:
-        self._config, self._reader = config, ClaimReader(config, phrases)
+    def __init__(self, config: ClaimsConfig, phrases: PhrasesConfig, reader: ClaimReader | None = None) -> None:
+        self._config, self._reader = config, reader or ClaimReader(config, phrases)
         self._repairs = Repairs(self._reader.claims, config.judge, self._reader.phrases)
         self.digest = fingerprint.digest([self._reader.digest, dataclasses.asdict(config.judge)])
 
@@ -120,8 +129,8 @@ class ClaimStream:
         """
         verdict, config = Detected.of(detected), self._config.judge
         found, scores = verdict.boxes, verdict.scores
-        sentences = split_sentences(text)
-        claims = self._reader(text, sentences, self._reader.phrases(text, sentences))
+        reading = self._reader.read(text)
+        claims = [claim for claim in reading.claims if claim.kind in self._config.kinds]
         words = self._reader.claims.attribute_words
         truths = [evidence(claim, verdict, words).truth(config) for claim in claims]
         wrong = [
@@ -129,7 +138,7 @@ class ClaimStream:
             for claim, truth in zip(claims, truths, strict=True)
             if truth is Truth.WRONG
         ]
-        edits = iter(self._repairs(text, sentences, wrong))
+        edits = iter(self._repairs(reading, wrong))
         signals: dict[tuple[str, object], Signal] = {}
         for claim, truth in zip(claims, truths, strict=True):
             own = next(edits) if truth is Truth.WRONG else ()

@@ -28,6 +28,7 @@ from vigor_jax.rewards.mentions import Factuality, Phrase, gather
 _HEADS = frozenset(("set", "sets", "supplies"))
 _DRINKS = listed("drinks")
 _WORN = listed("worn")
+_SENTENCES_KEPT = 2**8  # those of the captions that are being read
 
 
 def tell_glasses(lower: list[str]) -> None:
@@ -114,6 +115,7 @@ class NounPhrases:
         self._readings = Readings(self._nouns, [line for line in lines if len(line.split()) > 1])
         self._tag = cached_tag(load_tagger(tagger, download=download))
         self._normalize = lru_cache(CACHE_SIZE)(self._trim)
+        self._read = lru_cache(_SENTENCES_KEPT)(self._tagged)
 
     def __reduce__(self) -> tuple[type["NounPhrases"], tuple[Path | None, Path | None]]:
         """Worker processes build their own from the same files."""
@@ -142,7 +144,14 @@ class NounPhrases:
         return frozenset(ends)
 
     def read(self, text: str, sentence: Span, quoted: Sequence[Span] = ()) -> TaggedSentence:
-        """Tags a sentence; what it quotes from signs is no thing's name."""
+        """Tags a sentence; what it quotes from signs is no thing's name.
+
+        Whoever reads a caption asks for each sentence more than once, for phrases and for claims: the answer is shared
+        and must not be changed.
+        """
+        return self._read(text, sentence, tuple(quoted))
+
+    def _tagged(self, text: str, sentence: Span, quoted: tuple[Span, ...]) -> TaggedSentence:
         tokens = list(TOKEN.finditer(text, *sentence))
         words = [token.group() for token in tokens]
         if not _SPELLED_OTHERWISE.isdisjoint(words):

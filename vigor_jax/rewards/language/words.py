@@ -170,6 +170,8 @@ class Matcher:
 
     def __call__(self, words: Sequence[str]) -> Iterator[tuple[int, int, str]]:
         """`(start, end, value)` of each match `words[start:end]`."""
+        if self._by_first.keys().isdisjoint(words):  # mostly, and this is the fast way to see it
+            return
         free = 0
         for start, word in enumerate(words):
             if start < free or word not in self._by_first:
