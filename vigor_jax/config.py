@@ -9,6 +9,7 @@ from vigor_jax.hf.export import ExportConfig
 from vigor_jax.hf.hub import pinned
 from vigor_jax.hf.load import ModelConfig
 from vigor_jax.parallel.sharding import DistributedConfig, MeshConfig
+from vigor_jax.rewards.claims.crops import ClipAttributesConfig
 from vigor_jax.rewards.claims.stream import ClaimsConfig
 from vigor_jax.rewards.detection import DetectionConfig
 from vigor_jax.rewards.detectors import DetectorConfig
@@ -84,6 +85,7 @@ class TrainConfig:
       detection: the detector, if it does.
       reward_model: how the reward model judges, if it does.
       claims: what captions say of numbers, places, relations and attributes, if the detector's boxes judge it.
+      clip_attributes: the CLIP that says whether attributes are right, if it does.
       clip: the verifier, a CLIP, if it does.
       select: which candidate is taken, and what is left of it.
       sft: supervised fine-tuning; on the run's own targets unless `data` names others.
@@ -103,6 +105,7 @@ class TrainConfig:
     detection: DetectionConfig = dataclasses.field(default_factory=DetectionConfig)
     reward_model: RewardModelConfig = dataclasses.field(default_factory=RewardModelConfig)
     claims: ClaimsConfig = dataclasses.field(default_factory=ClaimsConfig)
+    clip_attributes: ClipAttributesConfig = dataclasses.field(default_factory=ClipAttributesConfig)
     clip: ClipStreamConfig = dataclasses.field(default_factory=ClipStreamConfig)
     select: SelectConfig = dataclasses.field(default_factory=SelectConfig)
     sft: SftConfig = dataclasses.field(default_factory=SftConfig)
@@ -113,7 +116,7 @@ class TrainConfig:
 
 def with_pinned_models(config: TrainConfig) -> TrainConfig:
     """The config with the commit of each model that is named on the Hub, so that all stages, all rounds and whoever
-    reads `config.yaml` mean the same one. The detector and the verifier count where responses are scored.
+    reads `config.yaml` mean the same one. The detector and the CLIPs count where responses are scored.
 
     Raises:
       InputError: one cannot be fetched and is not in the cache.
@@ -123,15 +126,18 @@ def with_pinned_models(config: TrainConfig) -> TrainConfig:
     if judges:
         second = detection.second and _with_pinned_weights(detection.second)
         detection = dataclasses.replace(_with_pinned_weights(detection), second=second)
-    verifier = config.clip.model
-    if verifier and judges and any(as_config(stream).path == "clip" for stream in config.score.streams):
-        verifier = pinned(verifier)
+    streams = {as_config(stream).path for stream in config.score.streams} if judges else set()
+    verifier, crops = (
+        pinned(section.model) if section.model and name in streams else section.model
+        for name, section in (("clip", config.clip), ("clip_attributes", config.clip_attributes))
+    )
     tower, adapter = (name and pinned(name) for name in (model.vision_tower, model.adapter))
     return dataclasses.replace(
         config,
         model=dataclasses.replace(model, path=pinned(model.path), vision_tower=tower, adapter=adapter),
         score=dataclasses.replace(config.score, reward_model=reward_model and pinned(reward_model)),
         detection=detection,
+        clip_attributes=dataclasses.replace(config.clip_attributes, model=crops),
         clip=dataclasses.replace(config.clip, model=verifier),
     )
 

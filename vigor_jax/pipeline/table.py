@@ -11,8 +11,9 @@ from vigor_jax.json_fields import Fields, exists
 from vigor_jax.stages.evaluate import EvaluateStage
 from vigor_jax.stages.export import PROVENANCE, ExportStage
 from vigor_jax.stages.ppo import PpoStage
+from vigor_jax.stages.reward_model_stream import check_same_question
 from vigor_jax.stages.sample import SampleStage
-from vigor_jax.stages.score import ScoreStage, check_same_question
+from vigor_jax.stages.score import ScoreStage
 from vigor_jax.stages.select import SelectStage
 from vigor_jax.stages.sft import SftStage
 from vigor_jax.stages.stage import EXPORT, OnPart, Progress, RunContext, Stage
@@ -31,7 +32,15 @@ def make_stages(config: TrainConfig) -> dict[str, Stage]:
     """
     config = filled(config)
     images = config.sample.images
-    score = ScoreStage(config.score, config.detection, config.reward_model, images, config.clip, config.claims)
+    score = ScoreStage(
+        config.score,
+        config.detection,
+        config.reward_model,
+        images,
+        config.clip,
+        config.claims,
+        config.clip_attributes,
+    )
     trains_its_own = "train_reward" in config.run.stages and not config.score.reward_model
     if score.has_reward_model and trains_its_own:
         check_same_question(config.reward_model, dataclasses.asdict(config.train_reward), "train_reward")
