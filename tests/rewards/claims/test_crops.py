@@ -82,13 +82,13 @@ RIGHT, WRONG, UNKNOWN = Truth.RIGHT, Truth.WRONG, Truth.UNKNOWN
     ("rows", "truth"),
     [
         ([[0.5, 0.3, 0.2]], RIGHT),
-        ([[0.1, 0.6, 0.3]], WRONG),
+        ([[0.05, 0.6, 0.35]], WRONG),
         ([[0.49, 0.5, 0.01]], UNKNOWN),
-        ([[0.11, 0.8, 0.09]], UNKNOWN),
-        ([[0.05, 0.5, 0.45]], UNKNOWN),  # no rival is sure
-        ([[0.1, 0.6, 0.3], [0.5, 0.3, 0.2]], RIGHT),  # one that fits is enough
-        ([[0.1, 0.6, 0.3], [0.0, 0.0, 1.0]], WRONG),
-        ([[0.1, 0.6, 0.3], [0.3, 0.6, 0.1]], UNKNOWN),
+        ([[0.06, 0.8, 0.14]], UNKNOWN),
+        ([[0.01, 0.59, 0.4]], UNKNOWN),  # no rival is sure
+        ([[0.05, 0.6, 0.35], [0.5, 0.3, 0.2]], RIGHT),  # one that fits is enough
+        ([[0.05, 0.6, 0.35], [0.0, 0.0, 1.0]], WRONG),
+        ([[0.05, 0.6, 0.35], [0.3, 0.6, 0.1]], UNKNOWN),
         ([[1.0], [1.0]], UNKNOWN),  # nothing to compare it with
     ],
 )

@@ -37,7 +37,7 @@ class ClipAttributesConfig:
     margin: float = 0.1
     skip: tuple[str, ...] = ("size",)
     least_right: float = 0.5
-    most_wrong: float = 0.1
+    most_wrong: float = 0.05
     least_rival: float = 0.6
     batch_size: int = fingerprint.neutral(32)
 
