@@ -39,6 +39,14 @@ _SETTINGS = {
     ),
     "Reward model": ("score.reward_model", "reward_model.per"),
     "Adapter of the reward model": _adapter("train_reward"),
+    "CLIP of attributes": (
+        "clip_attributes.model",
+        "clip_attributes.template",
+        "clip_attributes.margin",
+        "clip_attributes.least_right",
+        "clip_attributes.most_wrong",
+        "clip_attributes.least_rival",
+    ),
     "Verifier": (
         "clip.model",
         "clip.baselines",
@@ -118,7 +126,13 @@ _STAGES = {
     "Captions of the evaluation": ("evaluate",),
 }
 LABELS = (*_SETTINGS, "Export", "Date")
-_STREAMS = {"Detector": "detector", "Second detector": "detector", "Reward model": "reward_model", "Verifier": "clip"}
+_STREAMS = {
+    "Detector": "detector",
+    "Second detector": "detector",
+    "Reward model": "reward_model",
+    "CLIP of attributes": "clip_attributes",
+    "Verifier": "clip",
+}
 
 
 def describe_settings(config: Any, directory: Path) -> dict[str, list[str]]:
