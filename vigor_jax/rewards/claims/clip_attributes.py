@@ -41,11 +41,11 @@ MOST_PHRASES = 50_000
 
 
 class JudgedCrops(NamedTuple):
-    """A claim of attribute whose thing was found, and what crops say of it.
+    """A claim of attribute, and what crops say of it.
 
     Attributes:
         claim: The claim.
-        boxes: Where its thing was found.
+        boxes: Where its thing was found, if it was.
         evidence: What the crops say.
         scores: What a wrong claim is repaired by, see `WrongClaim`.
     """
@@ -127,7 +127,9 @@ class ClipAttributeStream:
         try:
             for item, claims in self.evidence(items):
                 known = {text: self._signals(text, own) for text, own in claims.items()}
-                truths.update(each.evidence.truth(self._config) for own in claims.values() for each in own)
+                truths.update(
+                    each.evidence.truth(self._config) for own in claims.values() for each in own if each.boxes
+                )
                 yield [Verdict(item.image, i, self.name, known[text]) for i, text in enumerate(item.texts)]
         finally:  # who has all verdicts does not ask whether there are more
             if total := truths.total():
@@ -135,9 +137,9 @@ class ClipAttributeStream:
                 logger.info("clip_attributes: %d claims, %.0f%% of them right, %.0f%% wrong", total, right, wrong)
 
     def evidence(self, items: Iterable[ScoreItem]) -> Iterator[tuple[ScoreItem, dict[str, list[JudgedCrops]]]]:
-        """Each item with what crops say of the claims of each of its texts; of things that were found."""
+        """Each item with what crops say of the claims of each of its texts."""
         for batch in self._towers.embed_images(map(self._wanted, items)):
-            every = (each.claim for asked, _ in batch for own in asked.claims.values() for each in own)
+            every = (each.claim for asked, _ in batch for own in asked.claims.values() for each in own if each.crops)
             self._embed(dict.fromkeys(phrase for claim in every for phrase in self._phrases(claim)))
             for (item, claims), points in batch:
                 if not np.isfinite(points).all():
@@ -155,9 +157,9 @@ class ClipAttributeStream:
         return Images(_Asked(item, claims), len(numbers), functools.partial(self._read, item, list(numbers)))
 
     def _shown(self, claim: Claim, detected: Detected, numbers: dict[Box, int]) -> _Shown | None:
-        boxes = detected.boxes.get(claim.subject.phrase, ())
-        if not boxes or (isinstance(claim.value, Attribute) and claim.value.kind in self._config.skip):
+        if isinstance(claim.value, Attribute) and claim.value.kind in self._config.skip:
             return None
+        boxes = detected.boxes.get(claim.subject.phrase, ())
         counted = map(tuple, counted_boxes(Found(boxes), self._boxes).tolist())
         return _Shown(claim, boxes, [numbers.setdefault(box, len(numbers)) for box in counted])
 
@@ -196,6 +198,8 @@ class ClipAttributeStream:
         return JudgedCrops(shown.claim, shown.boxes, evidence, self._sure(shown.claim, evidence, crops))
 
     def _evidence(self, claim: Claim, crops: Points) -> CropEvidence:
+        if not len(crops):
+            return CropEvidence(np.zeros((0, 1)))
         own, rivals = attributed_phrases(claim, self._words)
         texts = np.stack([self._points[each] for each in (own, *rivals)])
         return CropEvidence(probabilities(crops, texts, self._scale))

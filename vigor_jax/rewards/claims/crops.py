@@ -96,14 +96,15 @@ class CropEvidence:
     """What a CLIP says of a claim of attribute.
 
     Attributes:
-        probabilities: Of each box those of the thing as claimed, and of its rivals: [N, 1 + R].
+        probabilities: Of each box those of the thing as claimed, and of its rivals: [N, 1 + R]; of a thing that was
+            not found, N is 0.
     """
 
     probabilities: Float[np.ndarray, "N V"]
 
     def truth(self, config: ClipAttributesConfig) -> Truth:
         """Whether the claim is right: one box that is right is enough, and all must be wrong for a wrong claim."""
-        if self.probabilities.shape[1] < 2:
+        if not len(self.probabilities) or self.probabilities.shape[1] < 2:
             return Truth.UNKNOWN
         claimed, rival = self.probabilities[:, 0], self.probabilities[:, 1:].max(axis=1)
         wrong = (claimed <= config.most_wrong) & (rival >= config.least_rival)
@@ -111,8 +112,8 @@ class CropEvidence:
 
     @property
     def score(self) -> float:
-        """The probability of the claim, of the box where it is the highest."""
-        return float(self.probabilities[:, 0].max())
+        """The probability of the claim, of the box where it is the highest; 0 without a box."""
+        return float(self.probabilities[:, 0].max(initial=0.0))
 
     @property
     def rival(self) -> int | None:
