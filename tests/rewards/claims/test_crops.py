@@ -104,6 +104,14 @@ def test_a_rival_is_that_of_all_boxes():
     assert CropEvidence(np.array([[0.1, 0.6, 0.3], [0.0, 0.3, 0.7]])).rival is None
 
 
+def test_without_a_box_or_a_rival_nothing_is_known():
+    for probabilities in (np.zeros((0, 1)), np.zeros((0, 4)), np.ones((2, 1))):
+        evidence = CropEvidence(probabilities)
+        assert evidence.truth(ClipAttributesConfig()) is UNKNOWN
+        assert evidence.rival is None
+        assert evidence.score == probabilities.sum() / max(len(probabilities), 1)
+
+
 def test_thresholds_decide():
     evidence = CropEvidence(np.array([[0.3, 0.5, 0.2]]))
     assert evidence.truth(ClipAttributesConfig(least_right=0.3)) is RIGHT

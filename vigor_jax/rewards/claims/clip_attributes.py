@@ -206,8 +206,10 @@ class ClipAttributeStream:
 
     def _sure(self, claim: Claim, evidence: CropEvidence, crops: Points) -> dict[str, float]:
         """Of a wrong claim 0, and 1 of the rival that all crops show, if the claim would be right with it; else {}."""
+        if evidence.truth(self._config) is not Truth.WRONG:
+            return {}
         repaired = self._repaired(claim)
-        if not repaired or evidence.rival is None or evidence.truth(self._config) is not Truth.WRONG:
+        if not repaired or evidence.rival is None:
             return {}
         if self._evidence(repaired[evidence.rival], crops).truth(self._config) is not Truth.RIGHT:
             return {}

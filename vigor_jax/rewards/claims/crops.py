@@ -117,7 +117,9 @@ class CropEvidence:
 
     @property
     def rival(self) -> int | None:
-        """The number of the rival that is the most likely one in all boxes; None if they differ."""
+        """The number of the rival that is the most likely one in all boxes; None if they differ, or without any."""
+        if self.probabilities.shape[1] < 2:
+            return None
         best = set(self.probabilities[:, 1:].argmax(axis=1).tolist())
         return best.pop() if len(best) == 1 else None
 
