@@ -105,11 +105,11 @@ def test_a_rival_is_that_of_all_boxes():
 
 
 def test_without_a_box_or_a_rival_nothing_is_known():
-    for probabilities in (np.zeros((0, 1)), np.zeros((0, 4)), np.ones((2, 1))):
-        evidence = CropEvidence(probabilities)
+    for rows in (np.zeros((0, 1)), np.zeros((0, 4)), np.ones((2, 1))):
+        evidence = CropEvidence(rows)
         assert evidence.truth(ClipAttributesConfig()) is UNKNOWN
         assert evidence.rival is None
-        assert evidence.score == probabilities.sum() / max(len(probabilities), 1)
+        assert evidence.score == rows.sum() / max(len(rows), 1)
 
 
 def test_thresholds_decide():
