@@ -31,7 +31,7 @@ from vigor_jax.data.images.preprocessing import load_image
 from vigor_jax.inference.responses import SamplingOptions, queries
 from vigor_jax.inference.sampling_methods import SamplingConfig
 from vigor_jax.pipeline import rounds as pipeline_rounds
-from vigor_jax.records import Span, Verdict
+from vigor_jax.records import PhraseScore, Span, Verdict
 from vigor_jax.stages.streams import StreamConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -515,6 +515,89 @@ def test_refining_takes_out_what_is_not_there():
     assert vj.refine(chosen, judgments).text == refined.text
     with pytest.raises(vj.InputError, match=r"refine: a judgment is of the text 'A bus\.', expected 'A dog runs"):
         vj.refine(text, judgments)
+
+
+TAGGED = vj.PhrasesConfig(tagger=ROOT / "vigor_jax" / "demo" / "checkpoints" / "tagger")
+CLAIMS = "There is a star in red on the left. We see moons in blue, two in all."
+
+
+def found_in_claims(**changes):
+    """What a detector says of CLAIMS: the star is blue and on the right, and there are three moons, in blue."""
+    star, moons = (0.7, 0.4, 0.9, 0.6), ((0.1, 0.1, 0.2, 0.2), (0.4, 0.1, 0.5, 0.2), (0.1, 0.7, 0.2, 0.8))
+    signals = (
+        vj.Signal("star", (Span(11, 15),), 0, 1, 0.9, boxes_xyxy=(star,)),
+        vj.Signal("moon", (Span(43, 48),), 0, 1, 0.9, boxes_xyxy=moons),
+    )
+    scores = {"red star": 0.1, "blue star": 0.8, "blue moon": 0.8, "red moon": 0.1}
+    attributes = tuple(PhraseScore(*each) for each in scores.items())
+    return dataclasses.replace(judgment(made(0, 0, CLAIMS), "detector", 0, 2, *signals), attributes=attributes)
+
+
+def test_claims_are_judged_and_repaired():
+    found = found_in_claims()
+    claims = vj.Claims(phrases=TAGGED, judge={"side_width": 1 / 3, "narrowed": "exactly"})
+    (said,) = claims.judge([found])
+    assert (said.index, said.candidate, said.text, said.stream) == (0, 0, CLAIMS, "claims")
+    assert {(signal.kind, signal.absent) for signal in said.signals} == {
+        ("place", True), ("attribute", True), ("number", True), ("attribute", False)
+    }  # fmt: skip
+    assert (said.negative, said.positive) == (3, 1)
+    assert vj.refine(CLAIMS, [found, said]).text == ""
+    assert vj.refine(CLAIMS, [found, said], claims=["place"]).text == "We see moons in blue, two in all."
+    repaired = vj.refine(CLAIMS, [found, said], repair=True)
+    assert repaired.text == "There is a star in blue on the right. We see moons in blue, three in all."
+    assert [(each.old, each.new) for each in repaired.repaired] == [
+        ("red", "blue"),
+        ("left", "right"),
+        ("two", "three"),
+    ]
+    numbers_alone = vj.refine(CLAIMS, [found, said], repair=True, claims="number").text
+    assert numbers_alone == "There is a star in red on the left. We see moons in blue, three in all."
+    (numbers,) = vj.Claims(phrases=TAGGED, kinds=["number"]).judge([found])
+    assert [signal.kind for signal in numbers.signals] == ["number"]
+
+
+@pytest.mark.parametrize("size", [(60, 40), (40, 40), (30, 90)])
+def test_boxes_are_written_behind_things(size):
+    image = Image.new("RGB", size)
+    side, (width, height) = max(size), size
+    left, top = (side - width) / 2, (side - height) / 2
+    box = [(left + 0.7 * width) / side, (top + 0.4 * height) / side]
+    text = vj.refine(CLAIMS, [found_in_claims()], boxes=image).text
+    first = re.search(r"a star \[([\d.]+), ([\d.]+), [\d.]+, [\d.]+\] in red", text)
+    assert first is not None
+    assert [float(each) for each in first.groups()] == pytest.approx(box, abs=0.0051)
+    assert re.search(r"moons \[[\d., ]+\] in blue, two in all\.$", text)
+    assert vj.refine(text, [], boxes=image).text == CLAIMS  # of which nothing is known to be there
+
+
+@pytest.mark.slow
+def test_a_detector_is_asked_for_the_attributes_of_claims(world, images):
+    claims = vj.Claims(phrases=TAGGED)
+    with vj.Detector(model=world / "grounding-dino-tiny", phrases=TAGGED, claims=claims) as detector:
+        (found,) = detector.judge(images[0], ["There is a star in red."])
+    assert {"red star", "blue star"} <= {asked.phrase for asked in found.attributes}
+    assert "orange star" not in {asked.phrase for asked in found.attributes}
+    assert [said.stream for said in claims.judge([found])] == ["claims"]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda f: vj.Claims(phrases=TAGGED, judge={"iou": 2}), "Claims: .*iou: expected a fraction in .0, 1., got 2"),
+        (lambda f: vj.Claims(phrases=TAGGED, kind=["number"]), "Claims: unknown option 'kind'; the nearest option is"),
+        (
+            lambda f: vj.Claims(phrases=TAGGED).judge([dataclasses.replace(f, stream="reward_model")]),
+            r"Claims: judgments\[0\]: expected one of a Detector, got one of reward_model",
+        ),
+        (lambda f: vj.refine(CLAIMS, [f], claims="color"), "refine: claims: expected some of number, .* got 'color'"),
+        (lambda f: vj.refine(CLAIMS, [f], boxes="no.png"), "no.png"),
+    ],
+)
+def test_claims_that_cannot_be_judged(call, message):
+    with pytest.raises(vj.InputError, match=message) as caught:
+        call(found_in_claims())
+    assert "\n" not in str(caught.value)
 
 
 class WrongFrom:

@@ -17,9 +17,9 @@ from vigor_jax.config import TrainConfig
 from vigor_jax.data.records.annotations import write_annotations
 from vigor_jax.data.records.store import write_part
 from vigor_jax.demo.dataset import annotate_caption
-from vigor_jax.demo.drawing import draw
+from vigor_jax.demo.drawing import box_xyxy, draw
 from vigor_jax.demo.language import say
-from vigor_jax.demo.scenes import COLORS, PLACES, Statement, make_scene
+from vigor_jax.demo.scenes import COLORS, IMAGE_SIZE, PLACES, Statement, make_scene
 from vigor_jax.errors import InputError
 from vigor_jax.records import AnnotatedSentence, Annotation, Candidate, Span, Verdict
 
@@ -198,3 +198,77 @@ def test_the_demos_detector_and_its_people(tmp_path):
     assert failed.returncode == 2
     assert "lacks 48 of 48 images that are described" in failed.stderr.splitlines()[-1]
     assert "Traceback" not in failed.stderr
+
+
+@pytest.fixture(scope="module")
+def colored(tmp_path_factory):
+    """A run that knows the boxes of drawn things, and captions that say a color of each scene's first thing."""
+    root, rng = tmp_path_factory.mktemp("colored"), np.random.default_rng(4)
+    (root / "images").mkdir()
+    (root / "colors.txt").write_text("[color]\n" + "\n".join(COLORS))
+    candidates, verdicts, annotations = [], [], []
+    for number in range(48):
+        scene, image = make_scene(rng), f"{number}.png"
+        draw(scene).save(root / "images" / image)
+        true = scene.statements[0]
+        color = str(rng.choice(COLORS)) if number % 2 else true.color
+        text = say(true._replace(color=color), 0)
+        boxes = tuple(
+            tuple(edge / IMAGE_SIZE for edge in box_xyxy(item)) for item in scene.objects if item.shape == true.shape
+        )
+        candidates.append(Candidate(image, "Describe it.", 0, text, (1,), -0.1, "stop"))
+        verdicts.append(Verdict(image, 0, "detector", detected((true.shape, boxes)).signals))
+        wrong = ("attribute", "color") if color != true.color else ()
+        annotations.append(annotation(image, *wrong[:1], text=text, attribute=wrong[1] if wrong else ""))
+    write_part(root / "run" / "candidates", 0, 1, candidates, Candidate)
+    write_part(root / "run" / "verdicts" / "detector", 0, 1, verdicts, Verdict)
+    write_annotations(root / "annotations.jsonl", annotations)
+    return root
+
+
+CROPS = {
+    "clip_attributes.model": CHECKPOINTS / "verifier",
+    "clip_attributes.template": "there is {} in the middle.",
+    "claims.kinds": "place",
+}
+
+
+def test_attributes_that_a_clip_judges(colored, capsys):
+    words = {"claims.words.attributes": colored / "colors.txt", "images": colored / "images"}
+    claims.main(arguments(colored, **CROPS, **words))
+    out = capsys.readouterr().out
+    found = json.loads((colored / "sub" / "judge.json").read_text())
+    assert set(found["kinds"]) == {"place", "clip_attributes"}
+    table = found["kinds"]["clip_attributes"]
+    said = [row for row in table["rows"] if {**row, **table["suggested"]} == row]
+    assert len(said) == 1
+    assert said[0]["cases"] == 48
+    assert said[0]["wrong"] > 10
+    assert said[0]["precision"] >= 0.95
+    assert said[0]["recall"] > 0.4
+    assert said[0]["recall"] == max(row["recall"] for row in table["rows"] if (row["precision"] or 0) >= 0.95)
+    assert f"clip_attributes: 48 sentences, 48 with one claim; people call {said[0]['wrong']} wrong\n" in out
+    assert "most_wrong   least_rival\n" in out
+    assert "chosen on half of the images" in out
+
+    flags = ["--config", str(colored / "sub" / "judge.yaml"), "--run.dir", "r", "--model.path", "m"]
+    section = cli.parse(TrainConfig, flags, description="").clip_attributes
+    assert {name: getattr(section, name) for name in table["suggested"]} == table["suggested"]
+    assert (section.least_right, section.template) == (0.5, "a photo of {}")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": None}, r"^--images is not given; the CLIP of --clip_attributes\.model judges by them$"),
+        ({"clip_attributes__model": "absent"}, r"^clip_attributes\.model: absent is no directory"),
+        (
+            {"grid__most_wrong": "0.7"},
+            r"^grid: clip_attributes\.least_right: expected more than most_wrong, 0\.7, got 0\.5$",
+        ),
+    ],
+)
+def test_what_a_clip_needs(colored, changes, message):
+    given = {"images": colored / "images", **{name.replace(".", "__"): value for name, value in CROPS.items()}}
+    with pytest.raises(InputError, match=message):
+        claims.main(arguments(colored, **given | changes))

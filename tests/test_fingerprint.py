@@ -18,6 +18,7 @@ train_reward: skip_bad accumulate bucket remat loss_chunk save_every keep log_ev
 sample: sampling.batch_size sampling.prompt_bucket
 detection: backend in_flight timeout connect_timeout phrases.download
 reward_model: batch_size max_length bucket
+clip_attributes: batch_size
 clip: batch_size
 sft: skip_bad accumulate pack bucket remat loss_chunk save_every keep log_every
 pair: sampling.batch_size sampling.prompt_bucket
@@ -32,6 +33,7 @@ PLACES = """
 train_reward: annotations images
 sample: images
 detection: addresses model python token_file tls_ca tls_cert tls_key
+clip_attributes: model
 clip: model baselines entities
 sft: data images
 train_preference_reward: data images captions

@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vigor_jax.api.claims import Claims as Claims
     from vigor_jax.api.models import Detector as Detector
     from vigor_jax.api.models import Judgment as Judgment
     from vigor_jax.api.models import RewardModel as RewardModel
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"  # the only place: pyproject.toml reads it from here
 
 _PLACES = {
+    "vigor_jax.api.claims": ("Claims",),
     "vigor_jax.api.models": ("Detector", "Judgment", "RewardModel", "load"),
     "vigor_jax.api.selection": ("Chosen", "Fused", "Sentence", "choose", "fuse", "phrases", "refine", "sentences"),
     "vigor_jax.api.training": ("export", "run", "sft"),
@@ -52,9 +54,9 @@ _PLACES = {
 _PLACE = {name: place for place, names in _PLACES.items() for name in names}
 
 __all__ = [
-    "Chosen", "Detector", "Fused", "InputError", "Judgment", "MeshConfig", "Phrase", "PhrasesConfig", "Policy",
-    "Refined", "Response", "ResponseLogprobs", "RewardModel", "Sentence", "Signal", "TrainConfig", "choose", "export",
-    "fuse", "load", "phrases", "refine", "run", "sentences", "sft",
+    "Chosen", "Claims", "Detector", "Fused", "InputError", "Judgment", "MeshConfig", "Phrase", "PhrasesConfig",
+    "Policy", "Refined", "Response", "ResponseLogprobs", "RewardModel", "Sentence", "Signal", "TrainConfig", "choose",
+    "export", "fuse", "load", "phrases", "refine", "run", "sentences", "sft",
 ]  # fmt: skip
 
 

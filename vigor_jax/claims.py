@@ -6,7 +6,8 @@
 Annotations are those that a reward model learns from (docs/artifacts.md). The detector is asked once, or with
 `--verdicts RUN` not at all: that run's detector has judged these texts. For each kind of claim it prints how well "the
 judge says wrong" agrees with "a person says wrong", and suggests the thresholds with the highest recall at the asked
-precision. `judge.json` has all tables; `judge.yaml` is for `python -m vigor_jax.train --config`.
+precision; with `--clip_attributes.model CLIP` also for attributes that a CLIP judges by crops of the images.
+`judge.json` has all tables; `judge.yaml` is for `python -m vigor_jax.train --config`.
 """
 
 import dataclasses
@@ -24,26 +25,30 @@ from vigor_jax.data.records.annotations import read_annotations
 from vigor_jax.data.records.store import join, read_parts
 from vigor_jax.disk import naming
 from vigor_jax.errors import InputError
-from vigor_jax.percent import percent
+from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 from vigor_jax.records import CLAIM_KINDS, Annotation, Candidate, ScoreItem, Verdict
 from vigor_jax.rewards.claims.calibrate import (
-    FEWEST_CASES,
-    THRESHOLDS,
+    CROPS,
     Calibrated,
     Counts,
-    Row,
     Table,
     ThresholdGrid,
     calibrate,
+    calibrate_crops,
     choices,
 )
+from vigor_jax.rewards.claims.calibration_text import described
 from vigor_jax.rewards.claims.cases import Cases
+from vigor_jax.rewards.claims.clip_attributes import ClipAttributeStream
+from vigor_jax.rewards.claims.crops import ClipAttributesConfig
 from vigor_jax.rewards.claims.judge import JudgeConfig
 from vigor_jax.rewards.claims.stream import ClaimReader, ClaimsConfig
 from vigor_jax.rewards.detection import DetectionConfig, DetectorStream
+from vigor_jax.stages.clip_stream import open_model
 
 logger = logging.getLogger(__name__)
 
+CropTable: TypeAlias = Table[ClipAttributesConfig]
 Verdicts: TypeAlias = dict[tuple[str, str], Verdict]  # (image, text) → the detector's
 
 
@@ -54,12 +59,14 @@ class ClaimsCommand:
     Attributes:
       annotations: descriptions with judgments of every sentence, JSON lines.
       out: all tables, JSON; the thresholds are written next to it, with the suffix .yaml.
-      images: what the descriptions are about (docs/images.md), if the detector is asked.
+      images: what the descriptions are about (docs/images.md), if the detector is asked or a CLIP judges.
       verdicts: instead of a detector: a run whose detector has judged these descriptions as candidates.
       precision: how often a person must agree where the judge says wrong, (0, 1].
       claims: which claims are judged, and the thresholds as they are.
       detection: the detector, as in a run's config.
+      clip_attributes: the CLIP that judges attributes, if its `model` is given.
       grid: the thresholds that are tried.
+      mesh: how the devices are arranged for the CLIP.
     """
 
     annotations: str
@@ -69,7 +76,9 @@ class ClaimsCommand:
     precision: float = 0.95
     claims: ClaimsConfig = dataclasses.field(default_factory=ClaimsConfig)
     detection: DetectionConfig = dataclasses.field(default_factory=DetectionConfig)
+    clip_attributes: ClipAttributesConfig = dataclasses.field(default_factory=ClipAttributesConfig)
     grid: ThresholdGrid = dataclasses.field(default_factory=ThresholdGrid)
+    mesh: MeshConfig = dataclasses.field(default_factory=lambda: MeshConfig(data=-1, fsdp=1))
 
     def __post_init__(self) -> None:
         if not 0 < self.precision <= 1:
@@ -92,6 +101,20 @@ class _Section:
     claims: _Claims
 
 
+@dataclasses.dataclass(frozen=True)
+class _Crops:
+    least_right: float
+    most_wrong: float
+    least_rival: float
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sections(_Section):
+    """The same where a CLIP judges, too."""
+
+    clip_attributes: _Crops
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line; see the module's docstring."""
     cli.show_progress()
@@ -106,10 +129,14 @@ def run(command: ClaimsCommand) -> str:
     """
     for kind in CLAIM_KINDS:  # before the detector is asked
         choices(kind, command.claims.judge, command.grid)
+    choices(CROPS, command.clip_attributes, command.grid)
+    if command.images is None and not command.verdicts:
+        raise InputError("--images is not given; give the images of the descriptions, or --verdicts of a run")
+    if command.images is None and command.clip_attributes.model:
+        raise InputError("--images is not given; the CLIP of --clip_attributes.model judges by them")
     if not command.verdicts:
-        if command.images is None:
-            raise InputError("--images is not given; give the images of the descriptions, or --verdicts of a run")
         command.detection.check_given()
+    stream = _clip(command) if command.clip_attributes.model else None
     annotations = list(read_annotations(command.annotations))
     if not annotations:
         raise InputError(f"{command.annotations}: expected descriptions with judgments, got none")
@@ -124,8 +151,49 @@ def run(command: ClaimsCommand) -> str:
         else:
             skipped += 1
     found = calibrate(cases.by_kind, command.claims.judge, command.grid, command.precision, _progress)
-    _write(command, found, cases, len(annotations) - skipped)
-    return describe(command, found, cases, skipped)
+    crops = None
+    if stream:
+        _add_crops(command, stream, [each for each in annotations if _key(each) in verdicts], verdicts, cases)
+        crops = calibrate_crops(cases.crops, command.clip_attributes, command.grid, command.precision)
+    _write(command, found, crops, cases, len(annotations) - skipped)
+    return describe(command, found, crops, cases, skipped)
+
+
+def _key(annotation: Annotation) -> tuple[str, str]:
+    return annotation.image, annotation.description
+
+
+def _clip(command: ClaimsCommand) -> ClipAttributeStream:
+    """The judge of crops, opened.
+
+    Raises:
+      InputError: the CLIP cannot be used, or the mesh does not fit the devices.
+    """
+    clip = open_model(command.clip_attributes.model, "clip_attributes.model")
+    mesh = make_mesh(command.mesh)
+    return ClipAttributeStream(clip, command.clip_attributes, command.claims, command.detection.phrases, mesh)
+
+
+def _add_crops(
+    command: ClaimsCommand,
+    stream: ClipAttributeStream,
+    annotations: Sequence[Annotation],
+    verdicts: Verdicts,
+    cases: Cases,
+) -> None:
+    """Adds the cases that the CLIP judges.
+
+    Raises:
+      InputError: images are missing or cannot be read.
+    """
+    items = [
+        item._replace(verdicts={DetectorStream.name: tuple(verdicts[item.image, text] for text in item.texts)})
+        for item in _items(command, annotations)
+    ]
+    judged = stream.evidence(tqdm(items, desc="crops", unit="image", dynamic_ncols=True))
+    found = {(item.image, text): own for item, claims in judged for text, own in claims.items()}
+    for annotation in annotations:
+        cases.add_crops(annotation, found[_key(annotation)])
 
 
 def _asked(command: ClaimsCommand, annotations: Sequence[Annotation], reader: ClaimReader) -> Verdicts:
@@ -133,6 +201,22 @@ def _asked(command: ClaimsCommand, annotations: Sequence[Annotation], reader: Cl
 
     Raises:
       InputError: images are missing, or the detector cannot be asked.
+    """
+    items = _items(command, annotations)
+    asks = reader if "attribute" in command.claims.kinds else None
+    verdicts: Verdicts = {}
+    with DetectorStream(command.detection, asks) as stream:
+        judged = stream.judge(tqdm(items, desc="detector", unit="image", dynamic_ncols=True))
+        for item, own in zip(items, judged, strict=True):
+            verdicts |= {(item.image, text): verdict for text, verdict in zip(item.texts, own, strict=True)}
+    return verdicts
+
+
+def _items(command: ClaimsCommand, annotations: Iterable[Annotation]) -> list[ScoreItem]:
+    """The descriptions of each image.
+
+    Raises:
+      InputError: images are missing.
     """
     texts: dict[str, dict[str, None]] = {}
     for annotation in annotations:
@@ -143,14 +227,7 @@ def _asked(command: ClaimsCommand, annotations: Sequence[Annotation], reader: Cl
             f"images: {images.place} lacks {len(missing)} of {len(texts)} images that are described, {missing[0]!r} "
             "first; give the folder that the descriptions are of"
         )
-    items = [ScoreItem(image, images.file(image), "", tuple(own)) for image, own in texts.items()]
-    asks = reader if "attribute" in command.claims.kinds else None
-    verdicts: Verdicts = {}
-    with DetectorStream(command.detection, asks) as stream:
-        judged = stream.judge(tqdm(items, desc="detector", unit="image", dynamic_ncols=True))
-        for item, own in zip(items, judged, strict=True):
-            verdicts |= {(item.image, text): verdict for text, verdict in zip(item.texts, own, strict=True)}
-    return verdicts
+    return [ScoreItem(image, images.file(image), "", tuple(own)) for image, own in texts.items()]
 
 
 def _stored(run_directory: str, annotations: Iterable[Annotation]) -> Verdicts:
@@ -190,34 +267,42 @@ def _progress(configs: Iterable[JudgeConfig]) -> Iterable[JudgeConfig]:
     return tqdm(configs, desc="thresholds", dynamic_ncols=True, leave=False)
 
 
-def _write(command: ClaimsCommand, found: Calibrated, cases: Cases, described: int) -> None:
-    content = {
+def _write(command: ClaimsCommand, found: Calibrated, crops: CropTable | None, cases: Cases, described: int) -> None:
+    content: dict[str, Any] = {
         "annotations": command.annotations,
         "descriptions": described,
         "precision": command.precision,
         "kinds": {
-            table.kind: {
-                "unclear": cases.unclear[table.kind],
-                "with_one_claim": table.clean,
-                "too_few_cases": table.is_too_few,
-                "suggested": table.thresholds(table.suggested) if table.suggested else None,
-                "held_out": _figures(table.held_out) if table.held_out else None,
-                "rows": [table.thresholds(row) | _figures(row.counts) for row in table.rows],
-            }
-            for table in found.tables
-            if table.kind in command.claims.kinds
+            table.kind: _content(table, cases.unclear[kind])
+            for kind, table in zip(CLAIM_KINDS, found.tables, strict=True)
+            if kind in command.claims.kinds
         },
         "judge": dataclasses.asdict(found.judge),
     }
+    section = _Section(_Claims(found.judge))
+    if crops:
+        content["kinds"][CROPS] = _content(crops, cases.unclear_crops)
+        judge = (crops.suggested or crops.given).config
+        section = _Sections(_Claims(found.judge), _Crops(judge.least_right, judge.most_wrong, judge.least_rival))
     with naming(command.out):
         command.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     head = (
         f"# Thresholds of claims, by python -m vigor_jax.claims on {described} descriptions, for a precision of "
         f"{command.precision:g}.\n"
     )
-    section = cli.dump(_Section(_Claims(found.judge)))
     with naming(_yaml(command)):
-        _yaml(command).write_text(head + section, encoding="utf-8")
+        _yaml(command).write_text(head + cli.dump(section), encoding="utf-8")
+
+
+def _content(table: Table, unclear: int) -> dict[str, Any]:
+    return {
+        "unclear": unclear,
+        "with_one_claim": table.clean,
+        "too_few_cases": table.is_too_few,
+        "suggested": table.thresholds(table.suggested) if table.suggested else None,
+        "held_out": _figures(table.held_out) if table.held_out else None,
+        "rows": [table.thresholds(row) | _figures(row.counts) for row in table.rows],
+    }
 
 
 def _yaml(command: ClaimsCommand) -> Path:
@@ -228,68 +313,17 @@ def _figures(counts: Counts) -> dict[str, Any]:
     return dataclasses.asdict(counts) | {"precision": counts.precision, "recall": counts.recall}
 
 
-def describe(command: ClaimsCommand, found: Calibrated, cases: Cases, skipped: int) -> str:
+def describe(command: ClaimsCommand, found: Calibrated, crops: CropTable | None, cases: Cases, skipped: int) -> str:
     """The figures for people."""
     lines = [f"{skipped} descriptions are left out: the run has no verdict on them"] if skipped else []
-    for table in found.tables:
-        if table.kind in command.claims.kinds:
-            lines += [*_described(table, cases.unclear[table.kind], command.precision), ""]
+    for kind, table in zip(CLAIM_KINDS, found.tables, strict=True):
+        if kind in command.claims.kinds:
+            lines += [*described(table, cases.unclear[kind], command.precision), ""]
+    if crops:
+        lines += [*described(crops, cases.unclear_crops, command.precision), ""]
     lines.append(f"* as given, > suggested; all choices are in {command.out}")
     lines.append(f"use the suggestions with python -m vigor_jax.train --config {_yaml(command)}")
     return "\n".join(lines)
-
-
-def _described(table: Table, unclear: int, precision: float) -> list[str]:
-    counts, names = table.given.counts, THRESHOLDS[table.kind]
-    left_out = f"; {unclear} more are unclear" if unclear else ""
-    lines = [
-        f"{table.kind}: {counts.cases} sentences, {table.clean} with one claim; people call {counts.wrong} wrong"
-        f"{left_out}"
-    ]
-    if not counts.cases:
-        return lines
-    widths = [max(12, len(name)) for name in names]
-    header = "  ".join(f"{name:>{width}}" for name, width in zip(names, widths, strict=True))
-    lines.append(f"    {'precision':>9}  {'recall':>6}  {'decided':>7}  {header}")
-    shown = [table.given] + [row for row in (table.suggested,) if row and row is not table.given]
-    marked = [row.counts for row in shown]
-    shown += [row for row in table.frontier() if row.counts not in marked]
-    for row in sorted(shown, key=lambda row: (row.counts.recall or 0, row.counts.precision or 0), reverse=True):
-        values = table.thresholds(row).values()
-        cells = "  ".join(f"{value:>{width}.3g}" for value, width in zip(values, widths, strict=True))
-        lines.append(f"  {_mark(table, row)} {_agreement(row.counts)}  {cells}")
-    return [*lines, _conclusion(table, precision)]
-
-
-def _mark(table: Table, row: Row) -> str:
-    return ">" if row is table.suggested else "*" if row is table.given else " "
-
-
-def _agreement(counts: Counts) -> str:
-    precision, recall = _share(counts.precision), _share(counts.recall)
-    return f"{precision:>9}  {recall:>6}  {_share(counts.decided / counts.cases):>7}"
-
-
-def _share(share: float | None) -> str:
-    return "-" if share is None else f"{percent(share, 1)}%"
-
-
-def _conclusion(table: Table, precision: float) -> str:
-    asked = f"{percent(precision)}%"
-    if table.is_too_few:
-        return (
-            f"    too few cases: people call {table.given.counts.wrong} wrong, a suggestion needs {FEWEST_CASES}; "
-            "the thresholds stay as given"
-        )
-    if table.suggested is None:
-        return f"    no choice has a precision of {asked}; the thresholds stay as given"
-    held_out = table.held_out
-    if held_out is None:
-        return f"    chosen on half of the images alone, no choice has a precision of {asked}: expect less on others"
-    return (
-        f"    chosen on half of the images and measured on the other half: precision {_share(held_out.precision)}, "
-        f"recall {_share(held_out.recall)}"
-    )
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from vigor_jax.hf.export import ExportConfig
 from vigor_jax.hf.hub import pinned
 from vigor_jax.hf.load import ModelConfig
 from vigor_jax.parallel.sharding import DistributedConfig, MeshConfig
+from vigor_jax.rewards.claims.crops import ClipAttributesConfig
 from vigor_jax.rewards.claims.stream import ClaimsConfig
 from vigor_jax.rewards.detection import DetectionConfig
 from vigor_jax.rewards.detectors import DetectorConfig
@@ -92,6 +93,7 @@ class TrainConfig:
       detection: the detector, if it does.
       reward_model: how the reward model judges, if it does.
       claims: what captions say of numbers, places, relations and attributes, if the detector's boxes judge it.
+      clip_attributes: the CLIP that says whether attributes are right, if it does.
       clip: the verifier, a CLIP, if it does.
       preference_reward: how the reward model of preferences judges, if it does.
       select: which candidate is taken, and what is left of it.
@@ -115,6 +117,7 @@ class TrainConfig:
     detection: DetectionConfig = dataclasses.field(default_factory=DetectionConfig)
     reward_model: RewardModelConfig = dataclasses.field(default_factory=RewardModelConfig)
     claims: ClaimsConfig = dataclasses.field(default_factory=ClaimsConfig)
+    clip_attributes: ClipAttributesConfig = dataclasses.field(default_factory=ClipAttributesConfig)
     clip: ClipStreamConfig = dataclasses.field(default_factory=ClipStreamConfig)
     preference_reward: PreferenceRewardStreamConfig = dataclasses.field(default_factory=PreferenceRewardStreamConfig)
     select: SelectConfig = dataclasses.field(default_factory=SelectConfig)
@@ -138,10 +141,12 @@ def with_pinned_models(config: TrainConfig) -> TrainConfig:
     if judges:
         second = detection.second and _with_pinned_weights(detection.second)
         detection = dataclasses.replace(_with_pinned_weights(detection), second=second)
-    verifier, preference_reward = config.clip.model, config.preference_reward
     streams = {as_config(stream).path for stream in config.score.streams} if judges else set()
-    if verifier and "clip" in streams:
-        verifier = pinned(verifier)
+    verifier, crops = (
+        pinned(section.model) if section.model and name in streams else section.model
+        for name, section in (("clip", config.clip), ("clip_attributes", config.clip_attributes))
+    )
+    preference_reward = config.preference_reward
     if "preference_reward" in streams:
         above, below = (model and pinned(model) for model in (preference_reward.model, preference_reward.base))
         preference_reward = dataclasses.replace(preference_reward, model=above, base=below)
@@ -151,6 +156,7 @@ def with_pinned_models(config: TrainConfig) -> TrainConfig:
         model=dataclasses.replace(model, path=pinned(model.path), vision_tower=tower, adapter=adapter),
         score=dataclasses.replace(config.score, reward_model=reward_model and pinned(reward_model)),
         detection=detection,
+        clip_attributes=dataclasses.replace(config.clip_attributes, model=crops),
         clip=dataclasses.replace(config.clip, model=verifier),
         preference_reward=preference_reward,
     )

@@ -101,14 +101,20 @@ def test_batches_grow_while_it_is_worth_it():
         (("verifier",), "clip.batch_size"),
         (("reward model", "verifier"), "reward_model.batch_size"),
         (("reward model",), "reward_model.batch_size"),
+        (("crops",), "clip_attributes.batch_size"),
+        (("verifier", "crops"), "clip.batch_size"),
     ],
 )
 def test_the_batch_of_the_judge_grows(programs, flag):
     """Of two, that of the reward model, though the other program is the longer one here."""
 
     def estimate(config):
-        rows = {"verifier": config.clip.batch_size, "reward model": config.reward_model.batch_size}
-        seconds = {"verifier": 100.0, "reward model": 1.0}
+        rows = {
+            "verifier": config.clip.batch_size,
+            "reward model": config.reward_model.batch_size,
+            "crops": config.clip_attributes.batch_size,
+        }
+        seconds = {"verifier": 100.0, "reward model": 1.0, "crops": 1.0}
         return [
             Estimate("score", name, rows[name], 0, 0, rows[name], 512, 1, 1, {}, seconds[name], 0, 0, 0)
             for name in programs

@@ -17,9 +17,9 @@ from vigor_jax.inference.policy import Policy
 from vigor_jax.inference.responses import Response
 from vigor_jax.json_fields import Fields, exists
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh
-from vigor_jax.records import ScoreItem, Signal
+from vigor_jax.records import PhraseScore, ScoreItem, Signal, Verdict
 from vigor_jax.rewards import reward_model
-from vigor_jax.rewards.detection import DetectionConfig, DetectorStream
+from vigor_jax.rewards.detection import AttributeQuestions, DetectionConfig, DetectorStream
 from vigor_jax.rewards.phrases import PhrasesConfig
 from vigor_jax.rewards.stream import RewardStream
 from vigor_jax.stages.export import PROVENANCE
@@ -68,10 +68,11 @@ class Judgment:
       image: as in `Response`.
       candidate: index among the responses to this image and prompt, from 0.
       text: the response.
-      stream: which one judged: "detector" or "reward_model".
+      stream: which one judged: "detector", "reward_model" or "claims".
       negative: 0 or more: the penalty.
       positive: 0 or more: what is right.
       signals: what it says of each phrase or sentence, with its place in the text.
+      attributes: what a detector was asked for the claims' sake: "red car", "blue car".
     """
 
     index: int
@@ -82,6 +83,22 @@ class Judgment:
     negative: float
     positive: float
     signals: tuple[Signal, ...]
+    attributes: tuple[PhraseScore, ...] = ()
+
+    @classmethod
+    def of(cls, verdict: Verdict, *, index: int, candidate: int, text: str) -> Self:
+        """A verdict on one response."""
+        return cls(
+            index=index,
+            image=verdict.image,
+            candidate=candidate,
+            text=text,
+            stream=verdict.stream,
+            negative=verdict.negative,
+            positive=verdict.positive,
+            signals=verdict.signals,
+            attributes=verdict.attributes,
+        )
 
 
 ResponsesLike: TypeAlias = str | Response | Sequence[str] | Sequence[Response] | Sequence[Sequence[str]]
@@ -149,6 +166,7 @@ class Detector:
       addresses: sidecars that serve already: HOST:PORT or unix:PATH, one or a list.
       model: instead of addresses: a checkpoint of a detector, which a sidecar of this process serves.
       phrases: how phrases are found in a text.
+      claims: whose attributes are asked for, too: "red car", "blue car".
       **settings: further fields of `DetectionConfig`, such as `box_threshold`, `token_file` or `python`.
 
     Raises:
@@ -162,8 +180,10 @@ class Detector:
         *,
         model: PathLike | None = None,
         phrases: PhrasesConfig | None = None,
+        claims: AttributeQuestions | None = None,
         **settings: Any,
     ) -> None:
+        self._claims = claims
         given = {
             "addresses": [addresses] if isinstance(addresses, str) else list(addresses),
             "model": model,
@@ -176,7 +196,7 @@ class Detector:
     def __enter__(self) -> Self:
         if self._stream is not None:
             raise InputError("Detector: it is connected already")
-        self._stream = DetectorStream(self._config).__enter__()
+        self._stream = DetectorStream(self._config, self._claims).__enter__()
         return self
 
     def __exit__(
@@ -235,18 +255,8 @@ def _judge(stream: RewardStream, images: ImageLike | Sequence[ImageLike], respon
     found = []
     for (index, item, candidates), verdicts in zip(items, stream.judge(item for _, item, _ in items), strict=True):
         for verdict in verdicts:
-            found.append(
-                Judgment(
-                    index=index,
-                    image=item.image,
-                    candidate=candidates[verdict.candidate],
-                    text=item.texts[verdict.candidate],
-                    stream=verdict.stream,
-                    negative=verdict.negative,
-                    positive=verdict.positive,
-                    signals=verdict.signals,
-                )
-            )
+            candidate, text = candidates[verdict.candidate], item.texts[verdict.candidate]
+            found.append(Judgment.of(verdict, index=index, candidate=candidate, text=text))
     return found
 
 

@@ -2,15 +2,18 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
 from vigor_jax.api.models import Judgment, groups
+from vigor_jax.data.images.given import ImageLike, image_files
+from vigor_jax.data.images.preprocessing import load_image
 from vigor_jax.errors import InputError
 from vigor_jax.inference.responses import Response
-from vigor_jax.records import Verdict
+from vigor_jax.records import CLAIM_KINDS, Verdict
+from vigor_jax.rewards.boxed_phrases import boxed_phrases
 from vigor_jax.rewards.content import has_words
 from vigor_jax.rewards.fusion import FusionConfig, Moments, Scale, per_unit
 from vigor_jax.rewards.fusion import choose as choose_rows
@@ -176,18 +179,29 @@ def refine(
     *,
     drop_continuations: bool = False,
     drop_repetitions: bool = False,
+    repair: bool = False,
+    claims: Collection[str] = CLAIM_KINDS,
+    boxes: ImageLike | None = None,
 ) -> Refined:
-    """Leaves out the sentences that mention something that is not there (ViGoR, section 3.3).
+    """Leaves out the sentences that mention something that is not there (ViGoR, section 3.3), or claim what is wrong.
 
     Args:
       text: the text; of a response or a chosen one, only its own judgments among those given are read.
       judgments: of any streams.
       drop_continuations: whether sentences that only continue one that is left out go too.
       drop_repetitions: whether a sentence that stands there already is kept once.
+      repair: whether a wrong claim is made right instead, where that is sure.
+      claims: kinds of claims whose sentences go, or are repaired.
+      boxes: the image, to write behind the first mention of each thing that was found its best box, relative to the
+        square that LLaVA-1.5 pads the image to.
 
     Raises:
-      InputError: a judgment is about another text, or none is about this response.
+      InputError: a judgment is about another text, or none is about this response; there is no such kind of claim; or
+        the image cannot be read.
     """
+    kinds = [claims] if isinstance(claims, str) else claims
+    if unknown := [kind for kind in kinds if kind not in CLAIM_KINDS]:
+        raise InputError(f"refine: claims: expected some of {', '.join(CLAIM_KINDS)}, got {unknown[0]!r}")
     own = list(judgments)
     if not isinstance(text, str):
         own = [j for j in judgments if (j.index, j.candidate, j.text) == (text.index, text.candidate, text.text)]
@@ -201,7 +215,16 @@ def refine(
         if judgment.text != words:
             raise InputError(f"refine: a judgment is of the text {judgment.text[:40]!r}, expected {words[:40]!r}")
     verdicts = [Verdict(j.image, j.candidate, j.stream, j.signals) for j in own]
-    return refine_text(words, verdicts, drop_continuations=drop_continuations, drop_repetitions=drop_repetitions)
+    boxed = None if boxes is None else boxed_phrases(verdicts, load_image(image_files(boxes)[0].file).size)
+    return refine_text(
+        words,
+        verdicts,
+        drop_continuations=drop_continuations,
+        drop_repetitions=drop_repetitions,
+        repair=repair,
+        claims=kinds,
+        boxes=boxed,
+    )
 
 
 def _fuse(

@@ -28,7 +28,16 @@ from vigor_jax.demo.erring import agreeing, erring, misjudge
 from vigor_jax.demo.metrics import compute_metrics, reward_auc
 from vigor_jax.demo.preferences import write_preferences
 from vigor_jax.demo.results import COLUMNS, Results, plot, to_markdown
-from vigor_jax.demo.variants import CLAIMS, OF_DESCRIPTIONS, VARIANTS, VERIFIER, Variant, choose, replaced
+from vigor_jax.demo.variants import (
+    CLAIMS,
+    CLAIMS_AND_CROPS,
+    OF_DESCRIPTIONS,
+    VARIANTS,
+    VERIFIER,
+    Variant,
+    choose,
+    replaced,
+)
 from vigor_jax.demo.verifier import BASELINES, ENTITIES
 from vigor_jax.errors import InputError
 from vigor_jax.inference.predictor import read_answers
@@ -124,8 +133,9 @@ def compare(
 
 def _make_shared(config: TrainConfig, directory: Path, judged: Collection[str]) -> None:
     """Candidates, verdicts and reward models that variants share."""
-    shared, holistic, verifier, claims = (
-        directory / name for name in ("shared", "holistic_reward", "verifier_verdicts", "judged_claims")
+    shared, holistic, verifier, claims, crops = (
+        directory / name
+        for name in ("shared", "holistic_reward", "verifier_verdicts", "judged_claims", "claims_and_crops")
     )
     seed = config.sft.seed
     with counting(shared):
@@ -139,6 +149,10 @@ def _make_shared(config: TrainConfig, directory: Path, judged: Collection[str]) 
         with counting(verifier):
             _copy(shared, verifier, ("candidates",))
             Run(_in(replaced(config, VERIFIER), verifier, ("score",))).go()
+    if crops.name in judged:
+        with counting(crops):
+            _copy(shared, crops, ("candidates", "verdicts/detector"))
+            Run(_in(replaced(config, CLAIMS_AND_CROPS), crops, ("score",))).go()
     judging_claims = _in(replaced(config, CLAIMS), claims, ("score",))
     if not {claims.name, "erring_boxes", "agreeing_boxes"}.isdisjoint(judged):
         with counting(claims):
@@ -264,6 +278,7 @@ def _config(data: Path, seed: int) -> TrainConfig:
         "evaluate.base": False,
     }
     verifier = {
+        "clip_attributes.model": data / "verifier",
         "clip.model": data / "verifier",
         "clip.baselines": data / "verifier" / BASELINES["word"],
         "clip.entities": data / "verifier" / ENTITIES,

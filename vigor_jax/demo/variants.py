@@ -16,6 +16,7 @@ SharedRecords: TypeAlias = Literal[
     "agreeing_detectors",
     "verifier_verdicts",
     "judged_claims",
+    "claims_and_crops",
     "erring_boxes",
     "agreeing_boxes",
 ]
@@ -33,7 +34,8 @@ class Variant(NamedTuple):
       judged: whose candidates and verdicts it takes: "shared"; "holistic_reward", where the reward model judges whole
         descriptions; "erring_detector", where the detector errs, and "agreeing_detectors", where two that err agree
         (`erring.py`); "verifier_verdicts", where the verifier of FiSAO judges; "judged_claims", where claims are judged
-        by the detector's boxes, and "erring_boxes" and "agreeing_boxes", where by those of detectors that err; or None.
+        by the detector's boxes, "claims_and_crops", where a CLIP judges colors by crops of them, and "erring_boxes"
+        and "agreeing_boxes", where claims are judged by the boxes of detectors that err; or None.
         One without a selection takes the reward model only.
       rounds: how often.
       preferences: which of `preferences.write_preferences` it learns from; None for its own, or none.
@@ -52,6 +54,10 @@ class Variant(NamedTuple):
 DETECTOR = {"score.streams": ("detector",)}
 BOTH = {"score.streams": ("detector", "reward_model")}
 CLAIMS = {"score.streams": ("detector", "claims")}
+CLAIMS_AND_CROPS = {
+    "score.streams": ("detector", "claims", "clip_attributes"),
+    "claims.kinds": ("number", "place", "relation"),
+}
 BOTH_AND_CLAIMS = {"score.streams": ("detector", "claims", "reward_model")}
 REPAIR = {"select.refine": "repair"}
 UNREFINED = {"select.refine": "none"}
@@ -257,6 +263,13 @@ VARIANTS = (
         "as claims, but wrong numbers, places and colors are replaced by the right ones",
         CLAIMS | REPAIR,
         judged="judged_claims",
+    ),
+    Variant(
+        "claims_clip",
+        "AT + claims, repaired, colors by a CLIP",
+        "as claims_repair, but a CLIP says which color the crop of a box shows, and not the detector",
+        CLAIMS_AND_CROPS | REPAIR,
+        judged="claims_and_crops",
     ),
     Variant(
         "claims_repair_boxes",

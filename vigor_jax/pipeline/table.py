@@ -14,8 +14,9 @@ from vigor_jax.stages.export import PROVENANCE, ExportStage
 from vigor_jax.stages.pair import PairStage
 from vigor_jax.stages.ppo import PpoStage
 from vigor_jax.stages.preference_reward_stream import check_same_question as check_same_preference_question
+from vigor_jax.stages.reward_model_stream import check_same_question
 from vigor_jax.stages.sample import SampleStage
-from vigor_jax.stages.score import ScoreStage, check_same_question
+from vigor_jax.stages.score import ScoreStage
 from vigor_jax.stages.select import SelectStage
 from vigor_jax.stages.sft import SftStage
 from vigor_jax.stages.stage import EXPORT, OnPart, Progress, RunContext, Stage
@@ -39,8 +40,16 @@ def make_stages(config: TrainConfig) -> dict[str, Stage]:
     """
     config = filled(config)
     images = config.sample.images
-    judges = (config.detection, config.reward_model, images, config.clip, config.claims, config.preference_reward)
-    score = ScoreStage(config.score, *judges)
+    score = ScoreStage(
+        config.score,
+        config.detection,
+        config.reward_model,
+        images,
+        config.clip,
+        config.claims,
+        config.clip_attributes,
+        config.preference_reward,
+    )
     trains_its_own = "train_reward" in config.run.stages and not config.score.reward_model
     if score.has_reward_model and trains_its_own:
         check_same_question(config.reward_model, dataclasses.asdict(config.train_reward), "train_reward")

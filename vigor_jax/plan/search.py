@@ -11,6 +11,7 @@ from vigor_jax.errors import InputError
 from vigor_jax.models.layers import REMAT_POLICIES
 from vigor_jax.plan.estimate import Estimate
 from vigor_jax.plan.hardware import Topology
+from vigor_jax.stages.clip_attributes_stream import PROGRAM as CROPS
 
 logger = logging.getLogger(__name__)
 
@@ -173,6 +174,8 @@ def _larger_batches(config: TrainConfig, stage: Stage, estimate: Estimator) -> F
         most = config.ppo.batch_size  # an iteration has no more images
     elif first[0].name == "verifier":  # the reward model's program, where there is one, comes before it
         name, rows = "clip.batch_size", config.clip.batch_size
+    elif first[0].name == CROPS:
+        name, rows = "clip_attributes.batch_size", config.clip_attributes.batch_size
     else:
         name, rows = "reward_model.batch_size", config.reward_model.batch_size
     # The programs whose batch it is: another one that takes longer would hide what is gained.

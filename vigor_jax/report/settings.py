@@ -41,6 +41,14 @@ _SETTINGS = {
     "Adapter of the reward model": _adapter("train_reward"),
     "Reward model of preferences": ("preference_reward.model", "preference_reward.captions"),
     "Adapter of the reward model of preferences": _adapter("train_preference_reward"),
+    "CLIP of attributes": (
+        "clip_attributes.model",
+        "clip_attributes.template",
+        "clip_attributes.margin",
+        "clip_attributes.least_right",
+        "clip_attributes.most_wrong",
+        "clip_attributes.least_rival",
+    ),
     "Verifier": (
         "clip.model",
         "clip.baselines",
@@ -159,6 +167,7 @@ _STREAMS = {
     "Detector": "detector",
     "Second detector": "detector",
     "Reward model": "reward_model",
+    "CLIP of attributes": "clip_attributes",
     "Verifier": "clip",
     "Reward model of preferences": "preference_reward",
 }

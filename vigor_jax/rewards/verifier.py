@@ -2,33 +2,25 @@
 
 import collections
 import dataclasses
-import itertools
+import functools
 import logging
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-import jax
 import numpy as np
-from flax import nnx
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
-from jaxtyping import Float
+from jax.sharding import Mesh
 
 from vigor_jax import fingerprint
-from vigor_jax.data.images.preprocessing import load_image, preprocess
 from vigor_jax.data.text.box_text import without_boxes
 from vigor_jax.errors import InputError
 from vigor_jax.hf.clip.checkpoint import ClipCheckpoint
-from vigor_jax.models.layers import stacks_inference
-from vigor_jax.parallel.sharding import local_rows, round_up_batch, shard_rows
 from vigor_jax.percent import percent
 from vigor_jax.records import ScoreItem, Span
 from vigor_jax.rewards.clip_baselines import MarginSign, MarginUnit
+from vigor_jax.rewards.clip_towers import ClipTowers, Images, Points, read_pixels
 from vigor_jax.rewards.entities import EntityPhrases, make_entities
 from vigor_jax.rewards.language.words import singular
 from vigor_jax.rewards.phrases import RULES
@@ -37,10 +29,6 @@ from vigor_jax.rewards.sentences import split_sentences
 logger = logging.getLogger(__name__)
 
 Per: TypeAlias = Literal["word", "sentence", "caption"]
-
-IMAGE_READERS = 4
-BATCHES_AHEAD = 1
-DTYPE = "float32"  # cosines of two words differ in the third digit, and so do their roundings to bfloat16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,11 +117,10 @@ class ClipVerifier:
 
     Attributes:
       made_of: names all that cosines depend on.
-      compilations: how often a tower was compiled so far.
     """
 
     def __init__(self, checkpoint: ClipCheckpoint, config: ClipStreamConfig, mesh: Mesh) -> None:
-        self._config, self._mesh, self._tokenizer = config, mesh, checkpoint.tokenizer
+        self._config, self._tokenizer = config, checkpoint.tokenizer
         self._preprocessing = dataclasses.replace(
             checkpoint.preprocessing, pad=config.pad or checkpoint.preprocessing.pad
         )
@@ -141,25 +128,18 @@ class ClipVerifier:
         self._names: dict[tuple[str, ...], str] = {}  # of a form's words, as the list spells it
         for form in self._entities.forms:
             self._names.setdefault(_words(form), form)
-        self._size = round_up_batch(config.batch_size, mesh)
-        self._own_rows = frozenset(local_rows(self._size, mesh))
         self.made_of = made_of(checkpoint, config, self._entities)
-        self.compilations = 0
         self._checkpoint = checkpoint
-        whole = NamedSharding(mesh, P())
-        self._embed_images = jax.jit(self._images, out_shardings=whole)
-        self._embed_texts = jax.jit(self._texts, out_shardings=whole)
+        self._towers = ClipTowers(checkpoint, mesh, config.batch_size)
         self._words: dict[str, np.ndarray] = {}
         self._read_texts: collections.Counter[Per] = collections.Counter()
         self._cut_texts: collections.Counter[Per] = collections.Counter()
         self._told: set[Per] = set()
 
-    @cached_property
-    def _graphdef_and_weights(self) -> tuple[nnx.GraphDef, nnx.State]:
-        with jax.set_mesh(self._mesh):
-            scan = stacks_inference()
-        graphdef, weights = nnx.split(self._checkpoint.load(mesh=self._mesh, dtype=DTYPE, scan=scan))
-        return graphdef, weights
+    @property
+    def compilations(self) -> int:
+        """How often a tower was compiled so far."""
+        return self._towers.compilations
 
     def score(self, items: Iterable[ScoreItem], per: Per | None = None) -> Iterator[list[list[Scored]]]:
         """What each text of each item says, in the order of the first spans; nothing of an empty text.
@@ -177,21 +157,9 @@ class ClipVerifier:
         """
         per = per or self._config.per
         named = self._namer(per)
-        waiting: collections.deque[tuple[list[ScoreItem], dict[int, Future]]] = collections.deque()
-        readers = ThreadPoolExecutor(IMAGE_READERS, "read-image")
-        items = iter(items)
-        try:
-            while batch := list(itertools.islice(items, self._size)):
-                images = {
-                    row: readers.submit(self._read, batch[row]) for row in sorted(self._own_rows) if row < len(batch)
-                }
-                waiting.append((batch, images))
-                if len(waiting) > BATCHES_AHEAD:
-                    yield from self._score_batch(*waiting.popleft(), named, per)
-            while waiting:
-                yield from self._score_batch(*waiting.popleft(), named, per)
-        finally:
-            readers.shutdown(cancel_futures=True)
+        wanted = (Images(item, 1, functools.partial(self._read, item)) for item in items)
+        for batch in self._towers.embed_images(wanted):
+            yield from self._score_batch(batch, named, per)
 
     def tell_cut(self, per: Per) -> None:
         """Logs once how many of the sentences or captions so far are longer than what the text tower reads."""
@@ -204,24 +172,19 @@ class ClipVerifier:
             )  # fmt: skip
 
     def _score_batch(
-        self, batch: list[ScoreItem], images: dict[int, Future], named: Any, per: Per
+        self, batch: Sequence[tuple[ScoreItem, Points]], named: Any, per: Per
     ) -> Iterator[list[list[Scored]]]:
-        found = [[named(text) for text in item.texts] for item in batch]
+        found = [[named(text) for text in item.texts] for item, _ in batch]
         if per != "word":
             whole = [each.text for texts in found for own in texts for each in own]
             self._read_texts[per] += len(whole)
             self._cut_texts[per] += sum(map(self._tokenizer.is_cut, whole))
         wanted = list(dict.fromkeys(each.text for texts in found for own in texts for each in own))
         column = {text: number for number, text in enumerate(wanted)}
-        pixels = np.zeros((self._size, self._preprocessing.size, self._preprocessing.size, 3), np.uint8)
-        for row, future in images.items():
-            pixels[row] = future.result()
-        with jax.set_mesh(self._mesh):
-            points = jax.device_get(self._embed_images(self._graphdef_and_weights[1], shard_rows(pixels, self._mesh)))
         texts_embedded = self._embed(wanted)
         # Not as a product of matrices, whose last digits depend on how many words the batch has.
-        table = [(texts_embedded * point).sum(-1) for point in points[: len(batch)]]
-        for item, row, texts in zip(batch, table, found, strict=True):
+        table = [(texts_embedded * point).sum(-1) for _, (point,) in batch]
+        for (item, _), row, texts in zip(batch, table, found, strict=True):
             if not np.isfinite(row).all():
                 raise FloatingPointError(f"{item.image}: the verifier's scores are not finite; are its weights sound?")
             yield [
@@ -234,7 +197,7 @@ class ClipVerifier:
         if per == "word":
             if not self._words:  # all of them once, or those that a later batch brings would run the tower each time
                 names = tuple(self._entities.forms)
-                self._words = dict(zip(names, self._run_texts(names), strict=True))
+                self._words = dict(zip(names, self._towers.embed_texts(names), strict=True))
             return self._words_of
         if per == "sentence":
             return lambda text: [
@@ -260,39 +223,14 @@ class ClipVerifier:
         names = (self._names.get(form) for form in ((*words[:-1], singular(words[-1])), words))
         return next((name for name in names if name and self._entities.forms[name] == category), category)
 
-    def _embed(self, texts: Sequence[str]) -> Float[np.ndarray, "N D"]:
+    def _embed(self, texts: Sequence[str]) -> Points:
         if not texts:
-            return np.zeros((0, self._checkpoint.config.projection_dim), np.float32)
+            return self._towers.no_points()
         known = [self._words[text] for text in texts if text in self._words]
-        return np.stack(known) if len(known) == len(texts) else self._run_texts(texts, longest=True)
+        return np.stack(known) if len(known) == len(texts) else self._towers.embed_texts(texts, longest=True)
 
-    def _run_texts(self, texts: Sequence[str], *, longest: bool = False) -> Float[np.ndarray, "N D"]:
-        rows = self._tokenizer.rows(texts, longest=longest)
-        padding = -len(rows) % self._size
-        rows = np.concatenate([rows, np.repeat(rows[:1], padding, axis=0)])
-        found = []
-        for first in range(0, len(rows), self._size):
-            own = rows[first : first + self._size]
-            with jax.set_mesh(self._mesh):
-                points = self._embed_texts(self._graphdef_and_weights[1], shard_rows(own, self._mesh))
-            found.append(jax.device_get(points))
-        return np.concatenate(found)[: len(texts)]
-
-    def _read(self, item: ScoreItem) -> np.ndarray:
-        try:
-            return preprocess(load_image(item.path), self._preprocessing)
-        except InputError as error:
-            raise InputError(f"{item.image}: {error}") from error
-
-    def _images(self, weights: nnx.State, pixels: jax.Array) -> jax.Array:
-        self.compilations += 1
-        with jax.default_matmul_precision("highest"):  # on TPUs the default rounds to bfloat16
-            return nnx.merge(self._graphdef_and_weights[0], weights).embed_images(pixels)
-
-    def _texts(self, weights: nnx.State, token_ids: jax.Array) -> jax.Array:
-        self.compilations += 1
-        with jax.default_matmul_precision("highest"):  # on TPUs the default rounds to bfloat16
-            return nnx.merge(self._graphdef_and_weights[0], weights).embed_texts(token_ids)
+    def _read(self, item: ScoreItem, _: Sequence[int]) -> list[np.ndarray]:
+        return read_pixels(item, self._preprocessing)
 
 
 def read_entities(config: ClipStreamConfig) -> EntityPhrases:

@@ -21,7 +21,8 @@ from vigor_jax.parallel.processes import is_first
 from vigor_jax.parallel.sharding import round_up_batch
 from vigor_jax.rewards.clip import ClipStream, check_made_of
 from vigor_jax.rewards.clip_baselines import Baselines
-from vigor_jax.rewards.verifier import DTYPE, ClipStreamConfig, made_of, read_entities
+from vigor_jax.rewards.clip_towers import DTYPE
+from vigor_jax.rewards.verifier import ClipStreamConfig, made_of, read_entities
 from vigor_jax.stages.programs import Program, Target, array, bytes_held, for_inference
 from vigor_jax.stages.stage import RunContext
 
@@ -41,11 +42,7 @@ class ClipJudge:
     @functools.cached_property
     def checkpoint(self) -> ClipCheckpoint:
         self._config.check_given()
-        assert self._config.model is not None
-        try:
-            return open_clip(self._config.model)
-        except InputError as error:
-            raise InputError(f"clip.model: {error}") from None
+        return open_model(self._config.model, "clip.model")
 
     @functools.cached_property
     def baselines(self) -> Baselines:
@@ -80,23 +77,41 @@ class ClipJudge:
 
     def program(self, stage: str, target: Target) -> Program:
         """What a pass over images compiles; words are embedded once, in seconds."""
-        path = Path(self._config.model or "")
-        sizes = read_config(path) if (path / "config.json").is_file() else ClipPairConfig()
-        mesh = target.inference_mesh
-        rows, edge = round_up_batch(self._config.batch_size, mesh), sizes.vision.image_size
-        model = for_inference(sizes, jnp.dtype(DTYPE), mesh)
-        graphdef, weights = nnx.split(model)
-        of_text = bytes_held(nnx.state((model.text_model, model.text_projection)))  # no argument of a pass over images
-        pixels = array(mesh, (rows, edge, edge, 3), jnp.uint8)
+        return image_program(stage, "verifier", self._config.model, self._config.batch_size, target)
 
-        def embed(weights: nnx.State, pixels: jax.Array) -> Any:
-            with jax.default_matmul_precision("highest"):
-                return nnx.merge(graphdef, weights).embed_images(pixels)
 
-        def lower() -> Any:
-            with jax.set_mesh(mesh):
-                return jax.jit(embed, out_shardings=NamedSharding(mesh, P())).lower(weights, pixels)
+def open_model(model: str | Path | None, option: str) -> ClipCheckpoint:
+    """The CLIP that an option names.
 
-        flops = sizes.vision.forward_flops(sizes.vision.num_layers, images=rows)
-        held, tokens = bytes_held(weights), sizes.vision.num_patches + 1
-        return Program(stage, "verifier", lower, flops, held, rows, tokens, held_by_others=of_text)
+    Raises:
+      InputError: as `open_clip`; names the option.
+    """
+    assert model is not None
+    try:
+        return open_clip(model)
+    except InputError as error:
+        raise InputError(f"{option}: {error}") from None
+
+
+def image_program(stage: str, name: str, model: str | Path | None, batch_size: int, target: Target) -> Program:
+    """A pass of a CLIP over images; of ViT-L/14 at 336 pixels where it is not on this disk."""
+    path = Path(model or "")
+    sizes = read_config(path) if (path / "config.json").is_file() else ClipPairConfig()
+    mesh = target.inference_mesh
+    rows, edge = round_up_batch(batch_size, mesh), sizes.vision.image_size
+    whole = for_inference(sizes, jnp.dtype(DTYPE), mesh)
+    graphdef, weights = nnx.split(whole)
+    of_text = bytes_held(nnx.state((whole.text_model, whole.text_projection)))  # no argument of a pass over images
+    pixels = array(mesh, (rows, edge, edge, 3), jnp.uint8)
+
+    def embed(weights: nnx.State, pixels: jax.Array) -> Any:
+        with jax.default_matmul_precision("highest"):
+            return nnx.merge(graphdef, weights).embed_images(pixels)
+
+    def lower() -> Any:
+        with jax.set_mesh(mesh):
+            return jax.jit(embed, out_shardings=NamedSharding(mesh, P())).lower(weights, pixels)
+
+    flops = sizes.vision.forward_flops(sizes.vision.num_layers, images=rows)
+    held, tokens = bytes_held(weights), sizes.vision.num_patches + 1
+    return Program(stage, name, lower, flops, held, rows, tokens, held_by_others=of_text)

@@ -4,30 +4,20 @@ import dataclasses
 import functools
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-from flax import nnx
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
-
 from vigor_jax import fingerprint
-from vigor_jax.data.batches.tree_batches import TreeRows
 from vigor_jax.data.records.store import (
     join,
     part_count,
     parts_done,
 )
 from vigor_jax.errors import InputError
-from vigor_jax.hf.hub import local_directory
-from vigor_jax.inference.policy import Policy
-from vigor_jax.inference.tree_attention import answer_places
-from vigor_jax.json_fields import Fields
-from vigor_jax.parallel.sharding import round_up_batch
+from vigor_jax.rewards.claims.clip_attributes import ClipAttributeStream
+from vigor_jax.rewards.claims.crops import ClipAttributesConfig
 from vigor_jax.rewards.claims.stream import ClaimReader, ClaimsConfig, ClaimStream
 from vigor_jax.rewards.clip import ClipStream
 from vigor_jax.rewards.detection import DetectionConfig, DetectorStream
@@ -35,14 +25,15 @@ from vigor_jax.rewards.preference_reward import PreferenceReward, PreferenceRewa
 from vigor_jax.rewards.reward_model import RewardModel, RewardModelConfig
 from vigor_jax.rewards.stream import RewardStream
 from vigor_jax.rewards.verifier import ClipStreamConfig
+from vigor_jax.stages.clip_attributes_stream import CROPS_PER_IMAGE, ClipAttributesJudge
+from vigor_jax.stages.clip_attributes_stream import PROGRAM as CROPS
 from vigor_jax.stages.clip_stream import ClipJudge
-from vigor_jax.stages.export import PROVENANCE
 from vigor_jax.stages.judging import check_digest, score, scoring_ahead, when_all
 from vigor_jax.stages.preference_reward_stream import PreferenceRewardJudge
-from vigor_jax.stages.programs import Cost, Program, Target, Work, bytes_held, for_inference, tree_rows
-from vigor_jax.stages.stage import REWARD_MODEL, Lazy, OnPart, Progress, Result, RunContext, Stage
+from vigor_jax.stages.programs import Cost, Program, Target, Work
+from vigor_jax.stages.reward_model_stream import RewardModelJudge
+from vigor_jax.stages.stage import Lazy, OnPart, Progress, Result, RunContext, Stage
 from vigor_jax.stages.streams import StreamConfig, as_config, in_order, make_stream, needs, stream_class, uses_devices
-from vigor_jax.training.flops import forward_flops
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +46,7 @@ class ScoreConfig:
     """Which reward streams judge.
 
     Attributes:
-      streams: "detector", "claims", "reward_model", "clip", "preference_reward", or one of your own:
+      streams: "detector", "claims", "clip_attributes", "reward_model", "clip", "preference_reward", or one of your own:
         `package.module:Class`, `file.py:Class`, or an object with `path` and `options` (docs/rewards.md).
       reward_model: a reward model that was trained and exported before, a directory or its name on the Hub; by default
         the one that this run trains.
@@ -80,6 +71,7 @@ class ScoreStage(Stage):
       images: where the images are.
       clip: the verifier, if it does.
       claims: what is read in captions and judged by the detector's boxes, if it is.
+      clip_attributes: the CLIP that judges attributes, if it does.
       preference_reward: the reward model of preferences, if it judges.
     """
 
@@ -93,11 +85,14 @@ class ScoreStage(Stage):
         images: str | None,
         clip: ClipStreamConfig | None = None,
         claims: ClaimsConfig | None = None,
+        clip_attributes: ClipAttributesConfig | None = None,
         preference_reward: PreferenceRewardStreamConfig | None = None,
     ) -> None:
         self._clip, self._claims = ClipJudge(clip or ClipStreamConfig()), claims or ClaimsConfig()
+        self._crops = ClipAttributesJudge(clip_attributes or ClipAttributesConfig(), self._claims, detection.phrases)
+        self._reward_model = RewardModelJudge(reward_model, config.reward_model)
         self._preference_reward = PreferenceRewardJudge(preference_reward or PreferenceRewardStreamConfig())
-        self._config, self._detection, self._reward_model, self._images = config, detection, reward_model, images
+        self._config, self._detection, self._images = config, detection, images
         given = [as_config(stream) for stream in config.streams]
         self._streams = in_order(given)
         self.streams = {stream_class(each).name: result_name(each) for each in given}
@@ -232,35 +227,17 @@ class ScoreStage(Stage):
     def judging_programs(self, stage: str, target: Target) -> Iterator[Program]:
         """What our streams on the devices compile, for whichever stage judges with them."""
         if self.has_reward_model:
-            yield self._reward_model_program(stage, target)
+            yield self._reward_model.program(stage, target)
         if self.has_preference_reward:
             yield self._preference_reward.program(stage, target)
         if self._has(ClipStream.name):
             yield self._clip.program(stage, target)
-
-    def _reward_model_program(self, stage: str, target: Target) -> Program:
-        config, model, mesh = self._reward_model, target.model, target.inference_mesh
-        rows = round_up_batch(config.batch_size, mesh)
-        length = min(config.max_length, target.sizes.branch_row)
-        judged = tree_rows(model, mesh, rows, length, target.sizes.sentences)
-        graphdef, weights = nnx.split(for_inference(model, target.dtype, mesh, target.judge_adapter))
-
-        def answer(weights: nnx.State, rows: TreeRows, scored: jax.Array, is_answer: jax.Array) -> Any:
-            merged = nnx.merge(graphdef, weights)
-            return answer_places(merged, rows, scored, is_answer, num_tokens=config.answer_tokens, eos_id=2)
-
-        def lower() -> Any:
-            whole = NamedSharding(mesh, P())
-            scored = jax.ShapeDtypeStruct((2,), jnp.int32, sharding=whole)
-            is_answer = jax.ShapeDtypeStruct((model.text.vocab_size,), jnp.bool_, sharding=whole)
-            with jax.set_mesh(mesh):
-                return jax.jit(answer, out_shardings=whole).lower(weights, judged, scored, is_answer)
-
-        flops = forward_flops(model, rows=rows, tokens=rows * length, images=rows)
-        return Program(stage, "reward model", lower, flops, bytes_held(weights), rows, length)
+        if ClipAttributeStream.name in self._streams:
+            yield self._crops.program(stage, target)
 
     def cost(self, work: Work, programs: Sequence[Cost]) -> tuple[int, float]:
-        calls = [math.ceil(work.images / each.rows) for each in programs]
+        images = [work.images * (CROPS_PER_IMAGE if each.name == CROPS else 1) for each in programs]
+        calls = [math.ceil(number / each.rows) for number, each in zip(images, programs, strict=True)]
         return calls[0], sum(count * each.seconds for count, each in zip(calls, programs, strict=True))
 
     def _settings(self, stream: StreamConfig, context: RunContext) -> dict[str, Any]:
@@ -271,16 +248,14 @@ class ScoreStage(Stage):
             return fingerprint.of(self._claims, "claims") | phrases
         if stream.path == ClipStream.name:
             return self._clip.settings
+        if stream.path == ClipAttributeStream.name:
+            return self._crops.settings
         if stream.path == PreferenceReward.name:
             return self._preference_reward.settings(context)
-        if stream.path != RewardModel.name:
-            options = fingerprint.plain(dict(stream.options))
-            return {f"score.streams.{stream.path}.{key}": value for key, value in options.items()}
-        given = self._config.reward_model
-        checkpoint = context.open(given) if given else None
-        weights, tokenizer = (checkpoint.digest(), checkpoint.tokenizer.digest()) if checkpoint else (None, None)
-        weights_of = {"score.reward_model": weights, "score.reward_model.tokenizer": tokenizer}
-        return fingerprint.of(self._reward_model, "reward_model") | weights_of | {"model.dtype": context.dtype}
+        if stream.path == RewardModel.name:
+            return self._reward_model.settings(context)
+        options = fingerprint.plain(dict(stream.options))
+        return {f"score.streams.{stream.path}.{key}": value for key, value in options.items()}
 
     @property
     def _asks_attributes(self) -> bool:
@@ -313,33 +288,21 @@ class ScoreStage(Stage):
     def _open(self, stream: StreamConfig, context: RunContext) -> RewardStream:
         opened: Any
         if stream.path == RewardModel.name:
-            opened = self._open_reward_model(context)
+            opened = self._reward_model.open(context)
         elif stream.path == DetectorStream.name:
             opened = self._detector(self._detection)
         elif stream.path == ClaimStream.name:
             opened = ClaimStream(self._claims, self._detection.phrases, self._claim_reader())
         elif stream.path == ClipStream.name:
             opened = self._clip.open(context)
+        elif stream.path == ClipAttributeStream.name:
+            opened = self._crops.open(context)
         elif stream.path == PreferenceReward.name:
             opened = self._preference_reward.open(context)
         else:
             given = {"mesh": context.inference_mesh} if uses_devices(stream_class(stream)) else {}
             opened = make_stream(stream, **given)
         return self._opened.enter_context(opened) if isinstance(opened, AbstractContextManager) else opened
-
-    def _open_reward_model(self, context: RunContext) -> RewardModel:
-        directory = local_directory(self._config.reward_model or context.dir / REWARD_MODEL)
-        if not directory.is_dir():
-            raise InputError(
-                f"score: there is no reward model in {directory}; run the stage train_reward, or give "
-                "score.reward_model"
-            )
-        checkpoint, mesh = context.open(directory), context.inference_mesh
-        if (directory / PROVENANCE).exists():
-            training = Fields.read(directory / PROVENANCE).object("training")
-            check_same_question(self._reward_model, training.values if training else {}, str(directory))
-        policy = Policy(checkpoint, mesh, template=self._reward_model.template, dtype=context.dtype)
-        return RewardModel.of(policy, self._reward_model)
 
     def _is_scored(self, name: str, context: RunContext) -> bool:
         count = part_count(join(context.records, "candidates"))
@@ -371,15 +334,3 @@ class ScoreStage(Stage):
 def result_name(stream: StreamConfig) -> str:
     """What scoring by one stream is called among the results."""
     return f"score.{stream.path}"
-
-
-def check_same_question(config: RewardModelConfig, training: Mapping[str, Any], who: str) -> None:
-    """A reward model is asked what it has learned to answer.
-
-    Raises:
-      InputError: it was trained to answer another question.
-    """
-    for key in ("per", "question", "template"):
-        learned, asked = training.get(key, getattr(config, key)), getattr(config, key)
-        if learned != asked:
-            raise InputError(f"reward_model.{key} is {asked!r}, and {who} has {learned!r}; make them the same")

@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from vigor_jax.errors import InputError, nearest
+from vigor_jax.rewards.claims.clip_attributes import ClipAttributeStream
 from vigor_jax.rewards.claims.stream import ClaimStream
 from vigor_jax.rewards.clip import ClipStream
 from vigor_jax.rewards.detection import DetectorStream
@@ -20,7 +21,8 @@ from vigor_jax.rewards.reward_model import RewardModel
 from vigor_jax.rewards.stream import RewardStream
 
 OWN: dict[str, type[RewardStream]] = {
-    stream.name: stream for stream in (DetectorStream, RewardModel, ClipStream, ClaimStream, PreferenceReward)
+    stream.name: stream
+    for stream in (DetectorStream, RewardModel, ClipStream, ClaimStream, ClipAttributeStream, PreferenceReward)
 }
 _WHICH = f"{', '.join(OWN)}, package.module:Class or file.py:Class"
 

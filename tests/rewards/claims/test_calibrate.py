@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,9 +11,18 @@ from hypothesis import strategies as st
 from tests.rewards.claims.test_stream import GRID, LEFT, PHRASES, RIGHT, detected
 from vigor_jax.errors import InputError
 from vigor_jax.records import CLAIM_KINDS, AnnotatedSentence, Annotation, Span
-from vigor_jax.rewards.claims.calibrate import FEWEST_CASES, THRESHOLDS, ThresholdGrid, calibrate, choices
+from vigor_jax.rewards.claims.calibrate import (
+    FEWEST_CASES,
+    THRESHOLDS,
+    ThresholdGrid,
+    calibrate,
+    calibrate_crops,
+    choices,
+)
 from vigor_jax.rewards.claims.cases import Case, Cases, says_wrong
 from vigor_jax.rewards.claims.claim import Attribute, Claim, Number, Place, Relation, Thing
+from vigor_jax.rewards.claims.clip_attributes import JudgedCrops
+from vigor_jax.rewards.claims.crops import ClipAttributesConfig, CropEvidence
 from vigor_jax.rewards.claims.evidence import Evidence
 from vigor_jax.rewards.claims.judge import JudgeConfig, Truth
 from vigor_jax.rewards.claims.stream import ClaimReader
@@ -222,7 +232,9 @@ def test_the_given_thresholds_are_tried_first():
 def test_the_grid_has_every_threshold_once():
     names = [name for own in THRESHOLDS.values() for name in own]
     assert sorted(names) == sorted(field.name for field in dataclasses.fields(ThresholdGrid))
-    assert set(names) <= {field.name for field in dataclasses.fields(JudgeConfig)}
+    for kind, own in THRESHOLDS.items():
+        judge = ClipAttributesConfig if kind == "clip_attributes" else JudgeConfig
+        assert set(own) <= {field.name for field in dataclasses.fields(judge)}
 
 
 def test_a_grid_with_what_is_no_threshold():
@@ -288,3 +300,34 @@ def test_cases_of_an_annotation():
     assert found.by_kind["relation"] == []
     (evidence,) = number.evidence
     assert evidence.subject == (LEFT, RIGHT)
+
+
+def test_a_clip_is_believed_as_far_as_people_agree():
+    """People call wrong what has at most 0.1, whose rival has at least 0.7."""
+    judged = [
+        (np.array([[claimed, rival, 1 - claimed - rival]]), claimed <= 0.1 and rival >= 0.7)
+        for claimed in (0.003, 0.03, 0.09, 0.15, 0.25)
+        for rival in (0.45, 0.55, 0.65, 0.72)
+    ]
+    own = [Case(f"{number}.png", (CropEvidence(each),), wrong) for number, (each, wrong) in enumerate(judged * 5)]
+    table = calibrate_crops(own, ClipAttributesConfig(), ThresholdGrid(), 1.0)
+    assert table.suggested is not None
+    assert table.thresholds(table.suggested) == {"most_wrong": 0.1, "least_rival": 0.7}
+    assert (table.suggested.counts.precision, table.suggested.counts.recall) == (1.0, 1.0)
+    assert table.given.config == ClipAttributesConfig()
+    assert table.given.counts.precision < 1
+
+
+def test_crops_of_a_sentence_are_a_case():
+    """What was not found is unknown; an annotation of another kind of attribute does not tell."""
+    color = Claim(DOG, Span(8, 12), Attribute("color", "red"))
+    other = Claim(CAT, Span(24, 28), Attribute("color", "blue"))
+    wrong, none = CropEvidence(np.array([[0.01, 0.99]])), CropEvidence(np.zeros((0, 1)))
+    judged = [JudgedCrops(color, (LEFT,), wrong, {}), JudgedCrops(other, (), none, {})]
+    for attribute, said in (("color", True), ("material", None), ("", True)):
+        found = Cases()
+        sentences = (AnnotatedSentence(Span(0, 18), ("attribute",), attribute), AnnotatedSentence(Span(18, 30), ()))
+        found.add_crops(Annotation("a.png", "x" * 30, sentences), judged)
+        assert found.unclear_crops == (said is None)
+        truths = [(case.judged(ClipAttributesConfig()), case.is_wrong) for case in found.crops]
+        assert truths == [(Truth.WRONG, said)] * (said is not None) + [(Truth.UNKNOWN, False)]

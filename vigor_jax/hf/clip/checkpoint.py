@@ -34,6 +34,7 @@ class ClipCheckpoint:
       preprocessing: what its images go through.
       tokenizer: its tokenizer.
       tensors: name → place on disk.
+      logit_scale: the scale of its training, no weight of the towers; None where the checkpoint lacks it.
     """
 
     directory: Path
@@ -41,6 +42,7 @@ class ClipCheckpoint:
     preprocessing: Preprocessing
     tokenizer: ClipTokenizer
     tensors: Mapping[str, Stored]
+    logit_scale: Stored | None = None
 
     @property
     def origin(self) -> str:
@@ -52,6 +54,27 @@ class ClipCheckpoint:
         total = hashlib.sha256(f"{self.config} {self.preprocessing!r} {self.tokenizer.digest()}".encode())
         add_to_digest(total, self.tensors)
         return total.hexdigest()
+
+    def scale(self) -> float:
+        """What the CLIP multiplies cosines by, so that a softmax over texts makes probabilities (100 in OpenAI's).
+
+        Raises:
+          InputError: the checkpoint lacks it, or it is no number above 0.
+        """
+        if self.logit_scale is None:
+            raise InputError(
+                f"{self.directory} has no {LOGIT_SCALE}, by which cosines become probabilities; give a whole CLIP, "
+                "such as openai/clip-vit-large-patch14-336"
+            )
+        stored = self.logit_scale.read().astype(np.float64).reshape(-1)
+        with np.errstate(over="ignore"):
+            scale = np.exp(stored)
+        if scale.size != 1 or not (np.isfinite(scale).all() and scale[0] > 0):
+            raise InputError(
+                f"{self.directory}: {LOGIT_SCALE}: expected the logarithm of a scale, one finite number, got "
+                f"{stored.tolist()[:3]}; download the weights again"
+            )
+        return float(scale[0])
 
     def load(self, *, mesh: Mesh, dtype: Any, scan: bool) -> Clip:
         """Streams the weights onto the mesh; see `hf.load.load_model`."""
@@ -81,7 +104,7 @@ def open_clip(name: str | Path) -> ClipCheckpoint:
             f"{directory} has no {' and no '.join(lacking)}: it holds a part of a CLIP only; give a whole one, such as "
             "openai/clip-vit-large-patch14-336"
         )
-    stored = {name: tensor for name, tensor in stored.items() if name != LOGIT_SCALE}
+    logit_scale = stored.pop(LOGIT_SCALE, None)
     tensors = canonical(stored, lambda name: name, directory)
     check_tensors(tensors, config, entries, directory)
     preprocessing = preprocessing_from_hf(image_processor(directory), config.vision.image_size)
@@ -93,7 +116,7 @@ def open_clip(name: str | Path) -> ClipCheckpoint:
         vocab_size=config.text.vocab_size,
         end_token_id=config.text.end_token_id,
     )
-    return ClipCheckpoint(directory, config, preprocessing, tokenizer, tensors)
+    return ClipCheckpoint(directory, config, preprocessing, tokenizer, tensors, logit_scale)
 
 
 def compare_towers(clip: ClipCheckpoint, policy: Checkpoint) -> str:

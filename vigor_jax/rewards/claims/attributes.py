@@ -157,11 +157,15 @@ def attributed_phrases(claim: Claim, words: AttributeWords) -> tuple[str, tuple[
     if not isinstance(claim.value, Attribute):
         raise TypeError(f"expected a claim of attribute, got one of {claim.kind}")
     kind, value = claim.value.kind, claim.value.value
-    values = value.split(" and ")
     base = claim.subject.phrase.split()
     while len(base) > 1 and (base[0] in words.shades or words.values.get(base[0]) == (kind, value)):  # "metal fence"
         base = base[1:]
-    rivals = [rival for rival in words.rivals[kind, values[0]] if rival not in values]
-    rivals = [rival for rival in rivals if all(rival in words.rivals[kind, each] for each in values)]
     thing = " ".join(base)
-    return f"{value} {thing}", tuple(f"{rival} {thing}" for rival in rivals)
+    return f"{value} {thing}", tuple(f"{rival} {thing}" for rival in rival_values(claim.value, words))
+
+
+def rival_values(attribute: Attribute, words: AttributeWords) -> tuple[str, ...]:
+    """The values that rule an attribute out, in the order of the rivals of `attributed_phrases`."""
+    kind, values = attribute.kind, attribute.value.split(" and ")
+    rivals = [rival for rival in words.rivals[kind, values[0]] if rival not in values]
+    return tuple(rival for rival in rivals if all(rival in words.rivals[kind, each] for each in values))

@@ -4,26 +4,34 @@ import dataclasses
 import itertools
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Generic, Literal, TypeAlias, TypeVar
 
 from vigor_jax.errors import InputError
 from vigor_jax.records import CLAIM_KINDS, ClaimKind
 from vigor_jax.rewards.claims.cases import Case
+from vigor_jax.rewards.claims.crops import ClipAttributesConfig
 from vigor_jax.rewards.claims.judge import JudgeConfig, Truth
+
+# Attributes that a CLIP judges, by the name of its stream and section.
+CROPS: Literal["clip_attributes"] = "clip_attributes"
+Kind: TypeAlias = ClaimKind | Literal["clip_attributes"]
+Judge = TypeVar("Judge", bound=JudgeConfig | ClipAttributesConfig)
 
 # With fewer cases that people call wrong, precision and recall say too little.
 FEWEST_CASES = 10
 # What decides on "wrong" of a kind. `iou` is one for all kinds, and matters to numbers most.
-THRESHOLDS: dict[ClaimKind, tuple[str, ...]] = {
+THRESHOLDS: dict[Kind, tuple[str, ...]] = {
     "number": ("iou", "count_tolerance", "most_counted"),
     "place": ("place_margin", "center_width", "side_width"),
     "relation": ("relation_margin", "most_outside", "most_gap"),
     "attribute": ("attribute_margin", "least_attribute"),
+    CROPS: ("most_wrong", "least_rival"),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class ThresholdGrid:
-    """The values that are tried of each threshold of `JudgeConfig`, and the given one in any case.
+    """The values that are tried of each threshold, and the given one in any case.
 
     Attributes:
       iou: of numbers; the choice holds for all kinds.
@@ -37,6 +45,8 @@ class ThresholdGrid:
       most_gap: of relations.
       attribute_margin: of attributes.
       least_attribute: of attributes.
+      most_wrong: of attributes that a CLIP judges.
+      least_rival: the same.
     """
 
     iou: tuple[float, ...] = (0.3, 0.4, 0.5, 0.6, 0.7)
@@ -50,6 +60,8 @@ class ThresholdGrid:
     most_gap: tuple[float, ...] = (0.1, 0.25, 0.5, 1.0)
     attribute_margin: tuple[float, ...] = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
     least_attribute: tuple[float, ...] = (0.1, 0.25, 0.4, 0.5, 0.6)
+    most_wrong: tuple[float, ...] = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3)
+    least_rival: tuple[float, ...] = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,15 +103,15 @@ class Counts:
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class Row(Generic[Judge]):
     """One choice of a kind's thresholds, and what it gives."""
 
-    config: JudgeConfig
+    config: Judge
     counts: Counts
 
 
 @dataclasses.dataclass(frozen=True)
-class Table:
+class Table(Generic[Judge]):
     """A kind of claim.
 
     Attributes:
@@ -111,25 +123,25 @@ class Table:
         expect on other images; None without a suggestion, or if half of the cases give none.
     """
 
-    kind: ClaimKind
+    kind: Kind
     clean: int
-    rows: tuple[Row, ...]
-    suggested: Row | None = None
+    rows: tuple[Row[Judge], ...]
+    suggested: Row[Judge] | None = None
     held_out: Counts | None = None
 
     @property
-    def given(self) -> Row:
+    def given(self) -> Row[Judge]:
         return self.rows[0]
 
     @property
     def is_too_few(self) -> bool:
         return self.given.counts.wrong < FEWEST_CASES
 
-    def thresholds(self, row: Row) -> dict[str, float]:
+    def thresholds(self, row: Row[Judge]) -> dict[str, float]:
         """A row's values of the kind's thresholds."""
         return {name: getattr(row.config, name) for name in THRESHOLDS[self.kind]}
 
-    def frontier(self) -> list[Row]:
+    def frontier(self) -> list[Row[Judge]]:
         """The rows than which no other is as good in precision and recall and better in one, with most recall first."""
         rows = {(row.counts.recall or 0.0, row.counts.precision or 0.0): row for row in reversed(self.rows)}
         best, found = -1.0, []
@@ -144,7 +156,7 @@ class Table:
 class Calibrated:
     """The tables of all kinds, and a judge with what they suggest."""
 
-    tables: tuple[Table, ...]
+    tables: tuple[Table[JudgeConfig], ...]
     judge: JudgeConfig
 
 
@@ -167,7 +179,7 @@ def calibrate(
     Raises:
       InputError: a value of the grid is none that the judge takes.
     """
-    judge, tables = given, []
+    judge, tables = given, list[Table[JudgeConfig]]()
     for kind in CLAIM_KINDS:  # numbers first, for their `iou` is that of the others
         every = choices(kind, judge, grid)
         table = _table(kind, cases[kind], progress(every) if cases[kind] else every, precision)
@@ -176,7 +188,14 @@ def calibrate(
     return Calibrated(tuple(tables), judge)
 
 
-def choices(kind: ClaimKind, given: JudgeConfig, grid: ThresholdGrid) -> list[JudgeConfig]:
+def calibrate_crops(
+    cases: Sequence[Case], given: ClipAttributesConfig, grid: ThresholdGrid, precision: float
+) -> Table[ClipAttributesConfig]:
+    """The same for attributes that a CLIP judges; arguments as for `calibrate`."""
+    return _table(CROPS, cases, choices(CROPS, given, grid), precision)
+
+
+def choices(kind: Kind, given: Judge, grid: ThresholdGrid) -> list[Judge]:
     """The judges of a kind's grid, the given one first.
 
     Raises:
@@ -192,8 +211,8 @@ def choices(kind: ClaimKind, given: JudgeConfig, grid: ThresholdGrid) -> list[Ju
         raise InputError(f"grid: {error}") from None
 
 
-def _table(kind: ClaimKind, cases: Sequence[Case], configs: Iterable[JudgeConfig], precision: float) -> Table:
-    halves: tuple[list[Row], list[Row]] = [], []  # of the images
+def _table(kind: Kind, cases: Sequence[Case], configs: Iterable[Judge], precision: float) -> Table[Judge]:
+    halves: tuple[list[Row[Judge]], list[Row[Judge]]] = [], []  # of the images
     for config in configs:
         counts = [Counts(), Counts()]
         for case in cases:
@@ -212,20 +231,20 @@ def _table(kind: ClaimKind, cases: Sequence[Case], configs: Iterable[JudgeConfig
     return dataclasses.replace(table, suggested=suggested, held_out=held_out)
 
 
-def _count(case: Case, config: JudgeConfig) -> Counts:
+def _count(case: Case, config: Judge) -> Counts:
     truth = case.judged(config)
     said = truth is Truth.WRONG
     return Counts(1, int(truth is not Truth.UNKNOWN), int(case.is_wrong), int(said), int(said and case.is_wrong))
 
 
-def _best(rows: Sequence[Row], precision: float) -> Row | None:
+def _best(rows: Sequence[Row[Judge]], precision: float) -> Row[Judge] | None:
     """Of the rows that are precise enough the one with the highest recall; of equal ones the most precise.
 
     If there are several such rows, it is the one that changes the fewest thresholds, and those the least.
     """
     given = dataclasses.astuple(rows[0].config)
 
-    def rank(row: Row) -> tuple[float, float, int, float]:
+    def rank(row: Row[Judge]) -> tuple[float, float, int, float]:
         pairs = zip(dataclasses.astuple(row.config), given, strict=True)
         changes = [abs(one - other) / (abs(one) + abs(other)) for one, other in pairs if one != other]
         return row.counts.agreed, row.counts.precision or 0.0, -len(changes), -sum(changes)

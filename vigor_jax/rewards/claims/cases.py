@@ -2,11 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from vigor_jax.records import CLAIM_KINDS, AnnotatedSentence, Annotation, ClaimKind, Verdict
 from vigor_jax.rewards.claims.claim import Attribute, Claim
+from vigor_jax.rewards.claims.clip_attributes import JudgedCrops
+from vigor_jax.rewards.claims.crops import CropEvidence
 from vigor_jax.rewards.claims.evidence import Detected, Evidence, evidence
-from vigor_jax.rewards.claims.judge import JudgeConfig, Truth
+from vigor_jax.rewards.claims.judge import Truth
 from vigor_jax.rewards.claims.stream import ClaimReader
 from vigor_jax.rewards.sentences import split_sentences
 
@@ -17,16 +20,16 @@ class Case:
 
     Attributes:
         image: Which the sentence is about.
-        evidence: What the detector says of each of the claims.
+        evidence: What the detector says of each of the claims; or a CLIP, of attributes.
         is_wrong: Whether a person says that one of them is wrong.
     """
 
     image: str
-    evidence: tuple[Evidence, ...]
+    evidence: tuple[Evidence, ...] | tuple[CropEvidence, ...]
     is_wrong: bool
 
-    def judged(self, config: JudgeConfig) -> Truth:
-        """Wrong if one of the claims is, right if all are."""
+    def judged(self, config: Any) -> Truth:
+        """Wrong if one of the claims is, right if all are; by the settings of the judge whose evidence it is."""
         truths = [each.truth(config) for each in self.evidence]
         if Truth.WRONG in truths:
             return Truth.WRONG
@@ -40,10 +43,14 @@ class Cases:
     Attributes:
         by_kind: In the order of the annotations.
         unclear: Sentences with claims of the kind that were left out, for their annotation does not tell.
+        crops: Cases of attributes that a CLIP judges.
+        unclear_crops: As `unclear`.
     """
 
     by_kind: dict[ClaimKind, list[Case]] = field(default_factory=lambda: {kind: [] for kind in CLAIM_KINDS})
     unclear: dict[ClaimKind, int] = field(default_factory=lambda: dict.fromkeys(CLAIM_KINDS, 0))
+    crops: list[Case] = field(default_factory=list)
+    unclear_crops: int = 0
 
     def add(self, annotation: Annotation, verdict: Verdict, reader: ClaimReader) -> None:
         """Adds the sentences of a description.
@@ -69,6 +76,24 @@ class Cases:
                 else:
                     found = tuple(evidence(claim, detected, reader.claims.attribute_words) for claim in own)
                     self.by_kind[kind].append(Case(annotation.image, found, is_wrong))
+
+    def add_crops(self, annotation: Annotation, judged: Sequence[JudgedCrops]) -> None:
+        """Adds the sentences of a description by what a CLIP says of its claims.
+
+        Args:
+            annotation: The description, as a person judged it.
+            judged: Its claims.
+        """
+        for sentence in annotation.sentences:
+            start, end = sentence.span
+            own = [each for each in judged if start <= each.claim.span.start < end]
+            if not own:
+                continue
+            is_wrong = says_wrong(sentence, [each.claim for each in own])
+            if is_wrong is None:
+                self.unclear_crops += 1
+            else:
+                self.crops.append(Case(annotation.image, tuple(each.evidence for each in own), is_wrong))
 
 
 def says_wrong(sentence: AnnotatedSentence, claims: Sequence[Claim]) -> bool | None:

@@ -128,9 +128,9 @@ def judge(claim: Claim, subject: Found, target: Found | None = None, config: Jud
     if isinstance(value, Number):
         return _number(value, len(boxes), config)
     if isinstance(value, Place):
-        return _any_of(judge_place(value, boxes, config))
+        return any_of(judge_place(value, boxes, config))
     others = counted_boxes(target, config) if target else np.zeros((0, 4))
-    return _any_of(_relation(value.name, boxes, others, config)) if len(others) else Truth.UNKNOWN
+    return any_of(_relation(value.name, boxes, others, config)) if len(others) else Truth.UNKNOWN
 
 
 def judge_attribute(asked: float, rivals: Sequence[float], config: JudgeConfig | None = None) -> Truth:
@@ -197,7 +197,7 @@ def _number(value: Number, count: int, config: JudgeConfig) -> Truth:
     return Truth.UNKNOWN if is_unsure else Truth.WRONG
 
 
-def _any_of(answers: np.ndarray) -> Truth:
+def any_of(answers: np.ndarray) -> Truth:
     """Of 1 right, -1 wrong, 0 unknown: one right thing of a name is enough, and all must be wrong for a wrong claim."""
     if (answers > 0).any():
         return Truth.RIGHT

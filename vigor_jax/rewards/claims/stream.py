@@ -7,15 +7,15 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 
 from vigor_jax import fingerprint
-from vigor_jax.data.text.box_text import without_boxes
 from vigor_jax.errors import InputError
-from vigor_jax.records import CLAIM_KINDS, ClaimKind, Edit, ScoreItem, Signal, Span, Verdict
+from vigor_jax.records import CLAIM_KINDS, ClaimKind, ScoreItem, Signal, Span, Verdict
 from vigor_jax.rewards.claims.attributes import attributed_phrases
 from vigor_jax.rewards.claims.claim import Claim
-from vigor_jax.rewards.claims.evidence import BoxTuples, Detected, evidence
+from vigor_jax.rewards.claims.evidence import Detected, evidence
 from vigor_jax.rewards.claims.find import Claims, ClaimWordsConfig, Reading
-from vigor_jax.rewards.claims.judge import Found, JudgeConfig, Truth
-from vigor_jax.rewards.claims.repair import Repairs, WrongClaim
+from vigor_jax.rewards.claims.judge import JudgeConfig, Truth
+from vigor_jax.rewards.claims.repair import Repairs
+from vigor_jax.rewards.claims.signals import JudgedClaim, claim_signals
 from vigor_jax.rewards.language.nouns import NounPhrases
 from vigor_jax.rewards.mentions import Phrase
 from vigor_jax.rewards.phrases import PhrasesConfig, made_of, make_phrases
@@ -128,44 +128,11 @@ class ClaimStream:
           detected: the detector's verdict on it.
         """
         verdict, config = Detected.of(detected), self._config.judge
-        found, scores = verdict.boxes, verdict.scores
-        reading = self._reader.read(text)
-        claims = [claim for claim in reading.claims if claim.kind in self._config.kinds]
-        words = self._reader.claims.attribute_words
-        truths = [evidence(claim, verdict, words).truth(config) for claim in claims]
-        wrong = [
-            WrongClaim(claim, Found(found[claim.subject.phrase]), scores)
-            for claim, truth in zip(claims, truths, strict=True)
-            if truth is Truth.WRONG
-        ]
-        edits = iter(self._repairs(reading, wrong))
-        signals: dict[tuple[str, object], Signal] = {}
-        for claim, truth in zip(claims, truths, strict=True):
-            own = next(edits) if truth is Truth.WRONG else ()
-            if truth is not Truth.UNKNOWN:
-                key = claim.subject.phrase, claim.value
-                signals[key] = _signal(text, claim, truth, found[claim.subject.phrase], own, signals.get(key))
-        return tuple(sorted(signals.values(), key=lambda signal: signal.spans[0]))
-
-
-def _signal(
-    text: str, claim: Claim, truth: Truth, boxes: BoxTuples, edits: tuple[Edit, ...], other: Signal | None
-) -> Signal:
-    """A claim's signal, joined with that of an equal claim."""
-    is_right = truth is Truth.RIGHT
-    spans = sorted({claim.span, *(other.spans if other else ())})
-    # Both are repaired or none: refinement would keep a sentence for an edit in another one.
-    both = (*edits, *(other.edits if other else ())) if edits and (other is None or other.edits) else ()
-    return Signal(
-        label=f"{claim.subject.phrase}: {without_boxes(text[slice(*claim.span)]).lower()}"
-        if other is None
-        else other.label,
-        spans=tuple(spans),
-        negative=float(not is_right),
-        positive=float(is_right),
-        score=float(is_right),
-        absent=not is_right,
-        boxes_xyxy=boxes,
-        kind=claim.kind,
-        edits=tuple(sorted(set(both))),
-    )
+        reading, words = self._reader.read(text), self._reader.claims.attribute_words
+        judged = []
+        for claim in reading.claims:
+            if claim.kind in self._config.kinds:
+                truth = evidence(claim, verdict, words).truth(config)
+                boxes = verdict.boxes.get(claim.subject.phrase, ())
+                judged.append(JudgedClaim(claim, truth, float(truth is Truth.RIGHT), boxes, verdict.scores))
+        return claim_signals(reading, judged, self._repairs)
