@@ -114,7 +114,7 @@ class SeparateRows(NamedTuple):
 
 
 def separate_loss(model: Vlm, rows: SeparateRows, config: Any) -> tuple[Array, dict[str, Array]]:
-    """`dpo_loss` of responses in rows of their own, each with the image and the prompt once more."""
+    """`dpo_loss` of responses in separate rows, each with the image and the prompt once more."""
     logps = per_token_logps(model, rows.responses, remat=config.remat)
     scores = jnp.sum(jnp.where(rows.responses.response_mask, logps - rows.ref_logps, 0), axis=1)
     margins = scores[rows.better] - scores[rows.worse]

@@ -270,7 +270,7 @@ VALUES: dict[Any, tuple[Any, ...]] = {
     bool: (False, True),
     int: (0, 1, 2, 4, 6, 1000),
     float: (0.0, 0.1, 0.5, 2.0),
-    str: ("http://localhost", "v0", "none", "llava"),
+    str: ("http://localhost", "v0", "none", "llava", "a {}"),
     Path: (Path("some"), Path("other")),
     type(None): (None,),
 }

@@ -28,7 +28,8 @@ from vigor_jax.errors import InputError
 from vigor_jax.hf.clip.checkpoint import open_clip
 from vigor_jax.parallel.sharding import DistributedConfig, join_processes
 from vigor_jax.rewards import clip_towers
-from vigor_jax.rewards.claims.judge import JudgeConfig
+from vigor_jax.rewards.claims.crops import ClipAttributesConfig
+from vigor_jax.rewards.claims.judge import JudgeConfig, Truth
 from vigor_jax.rewards.claims.stream import ClaimsConfig
 
 CLOSE = 1e-4
@@ -275,7 +276,7 @@ def test_the_digest_covers_all_that_decides(world, judge, tmp_path):
     scaled = tensors | {"logit_scale": np.array(2.0, np.float32)}
     save_file(scaled, tmp_path / "copy" / "model.safetensors", {"format": "pt"})
     changes = [
-        {"template": "{}"}, {"margin": 0.2}, {"skip": ()}, {"least_right": 0.6}, {"most_wrong": 0.05},
+        {"template": "{}"}, {"margin": 0.2}, {"skip": ()}, {"least_right": 0.6}, {"most_wrong": 0.1},
         {"least_rival": 0.7}, {"model": tmp_path / "copy"}, {"claims": ClaimsConfig(judge=JudgeConfig(iou=0.4))},
     ]  # fmt: skip
     digests = {stream(world, **change).digest for change in changes}
