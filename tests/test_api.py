@@ -442,7 +442,7 @@ def test_judgments_are_a_table_in_the_order_of_the_texts(judged, images, respons
     for stream, found in (("detector", by_detector), ("reward_model", by_model)):
         table = pandas.DataFrame(found)
         assert [*table.columns] == [
-            "index", "image", "candidate", "text", "stream", "negative", "positive", "signals",
+            "index", "image", "candidate", "text", "stream", "negative", "positive", "signals", "attributes",
         ]  # fmt: skip
         assert table["text"].tolist() == flat
         assert table["candidate"].tolist() == [0, 1, 0]
@@ -553,7 +553,7 @@ def test_claims_are_judged_and_repaired():
     ]
     numbers_alone = vj.refine(CLAIMS, [found, said], repair=True, claims="number").text
     assert numbers_alone == "There is a star in red on the left. We see moons in blue, three in all."
-    (numbers,) = vj.Claims(phrases=TAGGED, kinds=["number"]).judge([found])
+    (numbers,) = vj.Claims(phrases=TAGGED, kinds=["number"], judge={"narrowed": "exactly"}).judge([found])
     assert [signal.kind for signal in numbers.signals] == ["number"]
 
 

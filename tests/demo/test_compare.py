@@ -61,7 +61,7 @@ def test_variants_can_be_told_apart() -> None:
     assert all(variant.name.isidentifier() for variant in VARIANTS)
     # A run's directory is called after its variant, and what several take from is next to it.
     assert not {variant.name for variant in VARIANTS} & {*get_args(SharedRecords), "data"}
-    ways = [(sorted(v.overrides.items()), v.stages, v.judged, v.rounds) for v in VARIANTS]
+    ways = [(sorted(v.overrides.items()), v.stages, v.judged, v.rounds, v.preferences) for v in VARIANTS]
     assert all(one not in ways[:number] for number, one in enumerate(ways))
 
 

@@ -25,9 +25,8 @@ from vigor_jax.hf.load import ModelConfig, open_checkpoint
 from vigor_jax.models.clip import ClipConfig
 from vigor_jax.models.llama import LlamaConfig
 from vigor_jax.models.llava import LlavaConfig
-from vigor_jax.rewards.detection import DetectionConfig
 from vigor_jax.rewards.reward_model import RewardModelConfig
-from vigor_jax.stages.score import ScoreConfig, ScoreStage
+from vigor_jax.stages.reward_model_stream import RewardModelJudge
 
 TINY = Tiny()
 WRONG = [
@@ -487,9 +486,9 @@ def test_an_image_token_that_is_no_text_is_refused_on_opening(copied: Path, toke
 @pytest.mark.parametrize("training", [[], "x", 8, True])
 def test_a_reward_model_whose_provenance_is_damaged_is_refused(copied: Path, training: Any) -> None:
     (copied / "vigor_jax.json").write_text(json.dumps({"training": training}))
-    stage = ScoreStage(ScoreConfig(reward_model=copied), DetectionConfig(), RewardModelConfig(), None)
+    judge = RewardModelJudge(RewardModelConfig(), copied)
     context: Any = SimpleNamespace(
         dir=copied, model=ModelConfig(path=copied), inference_mesh=None, open=lambda name: open_checkpoint(name)
     )
     with pytest.raises(InputError, match=r"vigor_jax.json: training: expected an object"):
-        stage._open_reward_model(context)
+        judge.open(context)

@@ -7,10 +7,10 @@ import pytest
 
 from tests.report.synthetic import draw_demo
 from tests.report.test_build import HOSTILE, Page
+from vigor_jax.data.preferences.write import write_preferences
 from vigor_jax.errors import InputError
 from vigor_jax.records import Preference
 from vigor_jax.report import build_report, preferences
-from vigor_jax.stages.pair import write_single_file
 
 
 def make_run(run, *, updates=6, pairs=20):
@@ -26,7 +26,7 @@ def make_run(run, *, updates=6, pairs=20):
         )
         for number, name in enumerate(demo.scenes)
     ]
-    write_single_file(str(run / "preferences.parquet"), made)
+    write_preferences(str(run / "preferences.parquet"), made)
     (run / "metrics").mkdir()
     lines = [
         {"step": step, "loss": 0.7 - 0.1 * step, "accuracy": 0.15 * step, "margin": 0.2 * step, "tokens": 8.0,

@@ -43,7 +43,7 @@ TEXTS = [
     ("A man is riding a wave. Two dogs sit on the grass.", "One red circle", "One red circle"),
     ("A blue square.", ""),
     (),
-    ("Yes.", "The glass is on the table. " * 6, "A dog.", "A bench. A cat.", "A car is parked. " * 8),
+    ("A lamp.", "The glass is on the table. " * 6, "A dog.", "A bench. A cat.", "A car is parked. " * 8),
     ("A large wave.",),
 ]
 CAPTIONS = {f"{index}.png": [f"Caption {index}.", "A table."] for index in range(len(TEXTS))}
@@ -106,8 +106,8 @@ def test_each_text_is_judged_as_a_conversation_of_its_own(root, verdicts):
     assert [len(own) for own in verdicts] == [len(texts) for texts in TEXTS]
     for item, own in zip(items_in(root), rewards(verdicts), strict=True):
         first, second = CAPTIONS[item.image]
-        told = "Specifically, the AI's response should be fully supported by the combination of the following captions:"
-        asked = f" USER: Good? {told}\n  - {first}\n  - {second}\n ASSISTANT: The quality score of my last response is"
+        told = "People have described the image like this, and what the response says must agree with it:"
+        asked = f" USER: Good? {told}\n  - {first}\n  - {second}\n ASSISTANT: Its quality is"
         pixels = normalize(preprocess(load_image(item.path), source.preprocessing)[None], source.preprocessing)
         for text, found in zip(item.texts, own, strict=True):
             ids = [source.tokenizer.bos_id, *encode(SYSTEM)]
@@ -131,7 +131,7 @@ def test_a_signal_is_about_the_whole_text(verdicts, stream):
             assert found.score == pytest.approx(1 / (1 + math.exp(-reward)), rel=1e-6)
             assert found.negative == pytest.approx(-math.log(found.score), rel=1e-6)
             assert min(found.positive, found.negative) > 0
-    assert rewards(verdicts)[0][1] == rewards(verdicts)[0][2]
+    assert rewards(verdicts)[0][1] == pytest.approx(rewards(verdicts)[0][2], abs=1e-6)  # the same text twice
     assert np.ptp([reward for own in rewards(verdicts) for reward in own]) > 0.5
     assert credit_of(stream) == "response"
 

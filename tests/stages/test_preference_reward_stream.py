@@ -178,7 +178,8 @@ def test_plans_have_its_programs(root):
     config = train_config(root, run=run, train_preference_reward=training)
     (update,) = programs(config, tiny, jax.devices()[:1], SIZES)
     assert (update.stage, update.name, update.rows) == ("train_preference_reward", "update", 4)
-    assert update.lower().compile().cost_analysis()["flops"] > 0.3 * update.flops
+    # XLA counts the body of the loop over layers once, and there are two.
+    assert update.lower().compile().cost_analysis()["flops"] > 0.25 * update.flops
 
 
 def test_a_name_on_the_hub_is_pinned_where_it_judges(root, monkeypatch):

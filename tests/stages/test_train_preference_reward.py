@@ -136,7 +136,7 @@ def test_rewards_are_those_of_each_response_alone(world, config, checkpoint, mes
         )
         decoded = checkpoint.tokenizer.decode(responses[0])
         assert ("A table." in decoded) == (told and row.image is not None)
-        assert "score of my last response is" in decoded
+        assert "Its quality is" in decoded
         with torch.no_grad():
             for reward, ids in zip(rewards, responses, strict=False):
                 assert ids[-1] == checkpoint.tokenizer.eos_id

@@ -237,7 +237,8 @@ def _look(update: _Update, log: TrainingLog | None) -> dict[str, float]:
     Raises:
       TrainingDiverged: they are not finite.
     """
-    metrics = {name: value.item() for name, value in update.metrics.items()}
+    names = dict.fromkeys(("loss", "grad_norm", "learning_rate", "tokens", *update.metrics))
+    metrics = {name: update.metrics[name].item() for name in names}
     if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])):
         raise TrainingDiverged(
             f"update {update.step}: loss {metrics['loss']}, gradient norm {metrics['grad_norm']}; it was not applied "
