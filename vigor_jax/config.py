@@ -31,9 +31,18 @@ from vigor_jax.training.train_step import SftConfig
 
 Detector = TypeVar("Detector", bound=DetectorConfig)
 Stage: TypeAlias = Literal[
-    "train_reward", "train_preference_reward", "sample", "score", "select", "pair", "sft", "dpo", "ppo", "export",
+    "train_reward",
+    "train_preference_reward",
+    "sample",
+    "score",
+    "select",
+    "pair",
+    "sft",
+    "dpo",
+    "ppo",
+    "export",
     "evaluate",
-]  # fmt: skip
+]
 
 
 @dataclasses.dataclass(frozen=True)
