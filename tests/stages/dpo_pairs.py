@@ -30,7 +30,7 @@ SETTINGS: dict[str, Any] = {
     "learning_rate": 1e-2,
     "warmup_ratio": 0.0,
     "weight_decay": 0.1,
-    "eps": 1e-5,  # below it are gradients that are rounding errors, which AdamW would otherwise follow
+    "eps": 1e-6,  # below it are gradients that are rounding errors, which AdamW would otherwise follow
     "max_grad_norm": 1.0,
     "bucket": 128,  # one shape, so that one program is compiled
     "remat": "none",
