@@ -27,15 +27,13 @@ from vigor_jax.hf.reward_head import read_head
 from vigor_jax.models.lora import LoraConfig
 from vigor_jax.parallel.sharding import MeshConfig, local_rows, make_mesh
 from vigor_jax.records import ScoreItem
-from vigor_jax.rewards.preference_reward import PreferenceReward, PreferenceRewardStreamConfig
-from vigor_jax.rewards.preference_reward import make_encoder as make_judging_encoder
+from vigor_jax.rewards.preference_reward import PreferenceReward, PreferenceRewardStreamConfig, make_encoder
 from vigor_jax.stages.export import export
 from vigor_jax.stages.preference_reward_rows import (
     HEAD,
     PreferenceRewardConfig,
     evaluate,
     is_left_for_evaluation,
-    make_encoder,
     preference_reward_loss,
     rewards_at,
 )
@@ -303,7 +301,7 @@ def judge_of(folder, config, mesh) -> PreferenceReward:
     model = load_model(trained, mesh=mesh, dtype=jnp.float32, scan=False)
     judging = PreferenceRewardStreamConfig(batch_size=2, max_length=512, bucket=128, question=QUESTION)
     head = read_head(trained.newest, trained.config.text.hidden_size)
-    encoder = make_judging_encoder(judging, trained, None)
+    encoder = make_encoder(judging, trained, None)
     return PreferenceReward(model, head, encoder, trained.preprocessing, judging, mesh, weights_digest="trained")
 
 

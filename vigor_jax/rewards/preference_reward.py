@@ -13,7 +13,7 @@ import itertools
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -230,10 +230,21 @@ class PreferenceReward:
         return rewards_at(nnx.merge(self._graphdef, weights), rows)
 
 
-def make_encoder(
-    config: PreferenceRewardStreamConfig, checkpoint: Checkpoint, captions: Captions | None
-) -> JudgedEncoder:
-    """What writes rows in the words of a checkpoint."""
+class Asks(Protocol):
+    """What is read of a config, of training or of judging."""
+
+    @property
+    def template(self) -> str | None: ...
+
+    @property
+    def max_length(self) -> int: ...
+
+    @property
+    def question(self) -> str: ...
+
+
+def make_encoder(config: Asks, checkpoint: Checkpoint, captions: Captions | None, section: str = NAME) -> JudgedEncoder:
+    """What writes rows in the words of a checkpoint; `section` is that of the config, for messages."""
     return JudgedEncoder(
         checkpoint.tokenizer,
         find_template(config.template),
@@ -241,7 +252,7 @@ def make_encoder(
         num_image_tokens=checkpoint.config.num_image_tokens,
         max_length=config.max_length,
         max_positions=checkpoint.config.text.max_position_embeddings,
-        question=find_question(config.question, with_captions=captions is not None, section=NAME),
+        question=find_question(config.question, with_captions=captions is not None, section=section),
         captions=captions,
     )
 

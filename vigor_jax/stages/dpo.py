@@ -26,11 +26,11 @@ from vigor_jax.data.text.conversation import find_template
 from vigor_jax.errors import InputError
 from vigor_jax.hf.load import Checkpoint
 from vigor_jax.parallel.processes import together
-from vigor_jax.parallel.sharding import check_batch_divides, local_rows
+from vigor_jax.parallel.sharding import check_batch_divides
 from vigor_jax.stages.dpo_config import DpoConfig
 from vigor_jax.stages.dpo_reference import references
 from vigor_jax.stages.dpo_update import dpo_loss
-from vigor_jax.stages.preference_data import usable_preferences
+from vigor_jax.stages.preference_data import make_loader, usable_preferences
 from vigor_jax.stages.programs import Cost, Program, Target, Work, array, tree_rows, update, update_flops
 from vigor_jax.stages.sft import training_result
 from vigor_jax.stages.stage import PREFERENCES, Progress, Result, RunContext, Stage
@@ -117,21 +117,9 @@ def _data(
     rows = usable_preferences(config, check, run_dir, name)
     if config.changed_weight != 1:
         rows = in_pairs(rows)
-    loader = PreferenceLoader(
-        data=rows,
-        data_file=config.data,
-        encoder=encoder,
-        preprocessing=checkpoint.preprocessing,
-        batch_size=config.batch_size,
-        num_responses=max(len(row.preference.responses) for row in rows),
-        num_pairs=max(len(row.preference.pairs()) for row in rows),
-        epochs=config.epochs,
-        seed=config.seed,
-        bucket=config.bucket,
-        rows=local_rows(config.batch_size, mesh),
-        cropped=config.crop if config.shows_crops else None,
-        noised=config.shows_noise,
-    )
+    loader = make_loader(config, rows, encoder, checkpoint, mesh)
+    cropped = config.crop if config.shows_crops else None
+    loader = dataclasses.replace(loader, cropped=cropped, noised=config.shows_noise)
     if loader.num_steps == 0:
         raise InputError(
             f"{config.data}: {len(rows)} preferences x {config.epochs} epochs are fewer than one batch of "

@@ -1,15 +1,19 @@
 """The preferences of a file that a stage can learn from; the others are told together, before the first update."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from vigor_jax.data.batches.preference_rows import PreferenceRow
+from jax.sharding import Mesh
+
+from vigor_jax.data.batches.preference_rows import PreferenceLoader, PreferenceRow, RowEncoder
 from vigor_jax.data.preferences.read import scan_preferences
 from vigor_jax.data.records.bad_rows import bad_row, settle
 from vigor_jax.errors import InputError
+from vigor_jax.hf.load import Checkpoint
 from vigor_jax.parallel.processes import is_first
+from vigor_jax.parallel.sharding import local_rows
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +32,22 @@ class PreferenceDataConfig(Protocol):
 
     @property
     def skip_bad(self) -> bool: ...
+
+
+class PreferenceTrainingConfig(PreferenceDataConfig, Protocol):
+    """The same of a stage that trains, with how it goes through the data."""
+
+    @property
+    def batch_size(self) -> int: ...
+
+    @property
+    def epochs(self) -> int: ...
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def bucket(self) -> int: ...
 
 
 def usable_preferences(
@@ -69,3 +89,38 @@ def usable_preferences(
     pairs = sum(len(row.preference.pairs()) for row in rows)
     logger.info("%s: %d pairs of %d preferences (%s)", name, pairs, len(rows), scan.form)
     return rows
+
+
+def make_loader(
+    config: PreferenceTrainingConfig,
+    rows: Sequence[PreferenceRow],
+    encoder: RowEncoder,
+    checkpoint: Checkpoint,
+    mesh: Mesh,
+    widest: Sequence[PreferenceRow] | None = None,
+) -> PreferenceLoader:
+    """Batches of preferences, with this process's share of the rows.
+
+    Args:
+      config: of the stage.
+      rows: what is learned, in the order of the file.
+      encoder: writes them.
+      checkpoint: what is read is how it prepares images.
+      mesh: all devices of all processes.
+      widest: rows that have room in a batch; by default those that are learned.
+    """
+    assert config.data is not None, "its rows were read"
+    preferences = [row.preference for row in widest or rows]
+    return PreferenceLoader(
+        data=rows,
+        data_file=config.data,
+        encoder=encoder,
+        preprocessing=checkpoint.preprocessing,
+        batch_size=config.batch_size,
+        num_responses=max(len(preference.responses) for preference in preferences),
+        num_pairs=max(len(preference.pairs()) for preference in preferences),
+        epochs=config.epochs,
+        seed=config.seed,
+        bucket=config.bucket,
+        rows=local_rows(config.batch_size, mesh),
+    )

@@ -14,14 +14,10 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from vigor_jax import fingerprint
-from vigor_jax.data.batches.judged_rows import JudgedEncoder
 from vigor_jax.data.batches.preference_rows import PreferenceLoader, PreferenceRow, PreferenceRows
 from vigor_jax.data.batches.tree_batches import TreeRows
-from vigor_jax.data.text.conversation import find_template
-from vigor_jax.data.text.image_captions import Captions
 from vigor_jax.data.text.quality_question import find_question
 from vigor_jax.errors import InputError
-from vigor_jax.hf.load import Checkpoint
 from vigor_jax.inference.response_rewards import HEAD, rewards_at
 from vigor_jax.models.vlm import Vlm
 from vigor_jax.parallel.sharding import to_global
@@ -64,20 +60,6 @@ class PreferenceRewardConfig(ExampleTrainingConfig):
         if not self.regularization >= 0:
             raise InputError(f"regularization: expected 0 or more, got {self.regularization}")
         find_question(self.question, with_captions=self.captions is not None, section=NAME)
-
-
-def make_encoder(config: PreferenceRewardConfig, checkpoint: Checkpoint, captions: Captions | None) -> JudgedEncoder:
-    """What writes rows in the words of a checkpoint."""
-    return JudgedEncoder(
-        checkpoint.tokenizer,
-        find_template(config.template),
-        image_token_id=checkpoint.config.image_token_id,
-        num_image_tokens=checkpoint.config.num_image_tokens,
-        max_length=config.max_length,
-        max_positions=checkpoint.config.text.max_position_embeddings,
-        question=find_question(config.question, with_captions=captions is not None, section=NAME),
-        captions=captions,
-    )
 
 
 def is_left_for_evaluation(row: PreferenceRow, share: float) -> bool:

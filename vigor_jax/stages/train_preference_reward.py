@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from vigor_jax.data.batches.places import row_keys
-from vigor_jax.data.batches.preference_rows import PreferenceLoader, PreferenceRow, PreferenceRows
+from vigor_jax.data.batches.preference_rows import PreferenceRow, PreferenceRows
 from vigor_jax.data.batches.tree_batches import PLACES_BUCKET
 from vigor_jax.data.records.checksum import file_digest
 from vigor_jax.data.text.image_captions import read_captions
@@ -28,15 +28,15 @@ from vigor_jax.hf.load import Checkpoint
 from vigor_jax.inference.response_rewards import HEAD
 from vigor_jax.parallel.processes import is_first, together
 from vigor_jax.parallel.sharding import check_batch_divides, local_rows
+from vigor_jax.rewards.preference_reward import make_encoder
 from vigor_jax.stages import reward_evaluation
 from vigor_jax.stages.export import export
-from vigor_jax.stages.preference_data import usable_preferences
+from vigor_jax.stages.preference_data import make_loader, usable_preferences
 from vigor_jax.stages.preference_reward_rows import (
     NAME,
     Evaluation,
     PreferenceRewardConfig,
     is_left_for_evaluation,
-    make_encoder,
     preference_reward_loss,
 )
 from vigor_jax.stages.programs import Cost, Program, Target, Work, array, tree_rows, update, update_flops
@@ -85,24 +85,12 @@ def train_preference_reward(
     """
     check_batch_divides(config.batch_size, mesh, config.accumulate)
     captions = together(lambda: read_captions(config.captions) if config.captions else None)
-    encoder = make_encoder(config, checkpoint, captions)
+    encoder = make_encoder(config, checkpoint, captions, NAME)
     rows = together(lambda: usable_preferences(config, encoder, run_dir, NAME))
     held_out = [row for row in rows if is_left_for_evaluation(row, config.held_out)]
     taught = [row for row in rows if not is_left_for_evaluation(row, config.held_out)]
     assert config.data is not None, "its rows were read"
-    loader = PreferenceLoader(
-        data=taught,
-        data_file=config.data,
-        encoder=encoder,
-        preprocessing=checkpoint.preprocessing,
-        batch_size=config.batch_size,
-        num_responses=max(len(row.preference.responses) for row in rows),
-        num_pairs=max(len(row.preference.pairs()) for row in rows),
-        epochs=config.epochs,
-        seed=config.seed,
-        bucket=config.bucket,
-        rows=local_rows(config.batch_size, mesh),
-    )
+    loader = make_loader(config, taught, encoder, checkpoint, mesh, widest=rows)
     if loader.num_steps == 0:
         raise InputError(
             f"{config.data}: {len(taught)} preferences x {config.epochs} epochs are fewer than one batch of "
