@@ -32,6 +32,9 @@ with vj.Detector(["127.0.0.1:50051"], phrases=vj.PhrasesConfig(extractor="entiti
     found = detector.judge(images, responses)
 reveal_type(found)
 said = judge.judge("a.jpg", [["A dog.", "A cat."]])
+claims = vj.Claims(kinds=["number", "place"], judge={"place_margin": 0.1})
+with vj.Detector(model="grounding-dino-tiny", claims=claims) as own:
+    said += claims.judge(own.judge(images, responses))
 judgment: vj.Judgment = said[0]
 signal: vj.Signal = judgment.signals[0]
 fused: list[vj.Fused] = vj.fuse(responses, found, said, rule="balanced", weights={"detector": 0.5})

@@ -11,7 +11,7 @@ from vigor_jax.records import Span, Verdict
 from vigor_jax.rewards.claims.stream import ClaimReader, ClaimsConfig, ClaimStream
 from vigor_jax.rewards.detection import DetectorStream
 from vigor_jax.rewards.mentions import Phrase
-from vigor_jax.rewards.phrases import PhrasesConfig
+from vigor_jax.rewards.phrases import Phrases, PhrasesConfig
 
 
 class Claims:
@@ -42,6 +42,11 @@ class Claims:
     def digest(self) -> str:
         """Of all that `questions` depends on."""
         return self._reader.digest
+
+    @property
+    def phrases(self) -> Phrases:
+        """What finds things in a text."""
+        return self._reader.phrases
 
     def questions(self, text: str, sentences: Sequence[Span], phrases: Sequence[Phrase]) -> tuple[str, ...]:
         """What a detector is asked about attributes; `Detector(claims=...)` calls it."""

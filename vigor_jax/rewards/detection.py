@@ -69,15 +69,15 @@ class DetectionConfig(DetectorConfig):
 
 
 class AttributeQuestions(Protocol):
-    """What the detector is asked about the attributes that a caption claims; `claims.stream.ClaimReader` is one.
+    """What the detector is asked about the attributes that a caption claims; `claims.stream.ClaimReader` is one."""
 
-    Attributes:
-      digest: of all that the questions depend on.
-      phrases: finds the things in captions, as `DetectionConfig.phrases` says.
-    """
+    @property
+    def digest(self) -> str:
+        """Of all that the questions depend on."""
 
-    digest: str
-    phrases: Phrases
+    @property
+    def phrases(self) -> Phrases:
+        """What finds the things in captions, as `DetectionConfig.phrases` says."""
 
     def questions(self, text: str, sentences: Sequence[Span], phrases: Sequence[Phrase]) -> tuple[str, ...]:
         """Phrases such as "red car" and "blue car", each once."""
