@@ -23,7 +23,7 @@ from PIL import Image
 import vigor_jax as vj
 from detector_bridge.hub import is_id
 from tests.detector_bridge.tiny_detector import write_transformers
-from tests.test_api_selection import made
+from tests.test_api_selection import WrongFrom, made
 from tests.tiny_llava import Tiny, build_checkpoint, build_model, write_processor
 from vigor_jax import cli
 from vigor_jax.config import RunConfig, TrainConfig
