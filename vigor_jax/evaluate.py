@@ -4,6 +4,7 @@
     python -m vigor_jax.evaluate pope-questions --objects instances.json --out DIR
     python -m vigor_jax.evaluate chair --captions captions.jsonl --objects instances.json --out DIR
     python -m vigor_jax.evaluate mme --results RESULTS_DIR --out DIR
+    python -m vigor_jax.evaluate amber --data AMBER/data --answers a.json --out DIR
     python -m vigor_jax.evaluate mmhal --questions response_template.json --answers a.jsonl --out DIR
     python -m vigor_jax.evaluate captions --captions captions.jsonl --references captions_val2014.json --out DIR
     python -m vigor_jax.evaluate questions --layout seed --questions SEED-Bench.json --answers a.jsonl --out DIR
@@ -27,6 +28,7 @@ from typing import Any
 from vigor_jax import cli
 from vigor_jax.disk import naming
 from vigor_jax.errors import InputError
+from vigor_jax.evaluation.commands.amber import AmberCommand
 from vigor_jax.evaluation.commands.grounding import GroundingCommand
 from vigor_jax.evaluation.commands.hallucination import ChairCommand, MmeCommand, PopeCommand, PopeQuestionsCommand
 from vigor_jax.evaluation.commands.judged import MmhalCommand, PreferenceCommand
@@ -38,6 +40,7 @@ COMMANDS: Mapping[str, type] = {
     "pope-questions": PopeQuestionsCommand,
     "chair": ChairCommand,
     "mme": MmeCommand,
+    "amber": AmberCommand,
     "mmhal": MmhalCommand,
     "preference": PreferenceCommand,
     "captions": CaptionsCommand,

@@ -2,12 +2,13 @@
 
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from vigor_jax.evaluation.benchmarks import chair, grounding, mme, pope, referring
+from vigor_jax.evaluation.benchmarks import amber, chair, grounding, mme, pope, referring
+from vigor_jax.evaluation.benchmarks.amber import AmberQuestion, CheckedDescription
 from vigor_jax.evaluation.benchmarks.chair import CheckedCaption
 from vigor_jax.evaluation.benchmarks.grounding import CheckedBoxes
 from vigor_jax.evaluation.benchmarks.mme import MmeQuestion
@@ -86,12 +87,48 @@ def referring_metrics(parts: Mapping[str, Sequence[Located]]) -> Metrics:
     }
 
 
-def warn(pope: Metrics | None = None, mme: Metrics | None = None) -> dict[str, list[str]]:
+def amber_metrics(
+    descriptions: Sequence[CheckedDescription], questions: Sequence[AmberQuestion], answers: Sequence[str]
+) -> Metrics:
+    """Figures of AMBER's descriptions and of each table of its questions; `published` has those that its script prints.
+
+    `strict` has the tables by the script's reading: "Yes" or "No" and nothing else, as those in `published` are.
+    """
+    found: Metrics = {}
+    published: dict[str, Mapping[str, float]] = {}
+    if descriptions:
+        counts = np.array(list(amber.count_descriptions(descriptions).values()))
+        found["generative"] = _amber(counts, amber.description_rates)
+        found["generative"]["descriptions"] = len(descriptions)
+        published["generative"] = amber.descriptions_as_published(counts.sum(0))
+    if questions:
+        read = amber.tables(np.array(list(amber.count_answers(questions, answers).values())))
+        found |= {name: _amber(counts, amber.answer_rates) for name, counts in read.items()}
+        every = np.array(list(amber.count_answers(questions, answers, amber.read_answer_strict).values()))
+        strict = amber.tables(every)
+        found["strict"] = {name: _plain_rates(amber.answer_rates(counts.sum(0))) for name, counts in strict.items()}
+        published |= {name: amber.answers_as_published(counts.sum(0), name) for name, counts in strict.items()}
+        found["unread"] = sum(amber.read_answer(answer) is None for answer in answers)
+    if descriptions and questions:
+        found["score"] = amber.amber_score(found["generative"]["chair"], found["discriminative"]["f1"])
+    return {**found, "published": published}
+
+
+def _amber(counts: np.ndarray, rates: Callable[[np.ndarray], Mapping[str, np.ndarray]]) -> Metrics:
+    return {**_plain_rates(rates(counts.sum(0))), "intervals": _plain(bootstrap(counts, rates))}
+
+
+def _plain_rates(rates: Mapping[str, np.ndarray]) -> dict[str, float]:
+    return {name: float(value) for name, value in rates.items()}
+
+
+def warn(pope: Metrics | None = None, mme: Metrics | None = None, amber: Metrics | None = None) -> dict[str, list[str]]:
     """Warns of figures that mislead: POPE's two readings are more than a point apart, or nearly all answers the same.
 
     Args:
       pope: of `pope_metrics`.
       mme: of `mme_metrics`.
+      amber: of `amber_metrics`.
 
     Returns:
       `{"warnings": [...]}`, or nothing if there is none.
@@ -112,6 +149,15 @@ def warn(pope: Metrics | None = None, mme: Metrics | None = None) -> dict[str, l
         subtasks = mme["subtasks"].values()
         unparsed = sum(one["unparsed"] for one in subtasks) / sum(2 * one["images"] for one in subtasks)
         warnings += _one_sided("MME", mme["yes_ratio"], 1 - mme["yes_ratio"] - unparsed)
+    if amber and "discriminative" in amber:
+        own, script = amber["discriminative"], amber["strict"]["discriminative"]
+        if abs(own["accuracy"] - script["accuracy"]) > PARSERS_APART:
+            warnings.append(
+                f"AMBER: accuracy is {own['accuracy']:.1%} by the first word of each answer and "
+                f"{script['accuracy']:.1%} as the authors' script reads it, which takes Yes or No alone; say which one "
+                "you report"
+            )
+        warnings += _one_sided("AMBER", own["yes_ratio"], 1 - own["yes_ratio"])
     for warning in warnings:
         logger.warning(warning)
     return {"warnings": warnings} if warnings else {}
@@ -166,6 +212,15 @@ def _rows(metrics: Mapping[str, Metrics]) -> list[tuple[str, str]]:
     for part, each in [*metrics.get("grounding", {}).items(), *metrics.get("referring", {}).items()]:
         if isinstance(each, Mapping) and "mean_iou" in each:
             rows.append((f"{part}, accuracy at 0.5", f"{each['accuracy']:.1%}"))
+    if (found := metrics.get("amber", {})).get("generative"):
+        figures = {"chair": "CHAIR", "cover": "Cover", "hal": "Hal", "cog": "Cog"}
+        rows += [(f"AMBER {name}", f"{found['generative'][key]:.1%}") for key, name in figures.items()]
+        rows.append(("words per description", f"{found['generative']['words']:.1f}"))
+    for part in amber.TABLES:
+        if part in found:
+            rows.append((f"AMBER {part}, F1", f"{found[part]['f1']:.1%}"))
+    if "score" in found:
+        rows.append(("AMBER score", f"{found['score']:.1%}"))
     if found := metrics.get("mmhal"):
         rows += [("MMHal score, of 6", f"{found['score']:.2f}")]
         rows += [("hallucination rate", f"{found['hallucination_rate']:.1%}")]

@@ -2,7 +2,7 @@
 
 | benchmark                | paper                                          | llava-1.5             |
 | ------------------------ | ---------------------------------------------- | --------------------- |
-| pope, gqa                | the question alone                             | + SHORT               |
+| pope, gqa, amber         | the question alone                             | + SHORT               |
 | mme                      | the question with its "Please answer yes ..."  | without that, + SHORT |
 | seed, mmbench, scienceqa | the question and its options                   | + CHOICE              |
 | mmvet                    | the question alone                             | the same              |
@@ -21,7 +21,7 @@ CHOICE = "Answer with the option's letter from the given choices directly."
 SUFFIXES = (SHORT, CHOICE)
 MME_SUFFIX = "Please answer yes or no."
 
-_LLAVA = {"pope": SHORT, "mme": SHORT, "gqa": SHORT, "seed": CHOICE, "mmbench": CHOICE, "scienceqa": CHOICE}
+_LLAVA = dict.fromkeys(("pope", "amber", "mme", "gqa"), SHORT) | dict.fromkeys(("seed", "mmbench", "scienceqa"), CHOICE)
 
 
 @dataclass(frozen=True)
