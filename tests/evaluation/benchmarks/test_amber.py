@@ -195,7 +195,7 @@ def test_an_answer_is_its_first_word(text):
 
 
 def test_the_command_reads_the_nouns_that_nltk_finds(tmp_path):
-    """From the benchmark's files to the figures, in a process of its own, for NLTK keeps what it has once read."""
+    """From the benchmark's files to the figures, in another process, since NLTK keeps what it has once read."""
     folder = make_benchmark(tmp_path / "data", random.Random(0))
     answers = json.loads((folder / "answers.json").read_text())
     for answer in answers[:6]:

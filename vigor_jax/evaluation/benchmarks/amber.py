@@ -3,7 +3,7 @@
 The figures are those of the authors' script `inference.py`, without its constants: it adds 0.001 to what it divides by,
 and rounds precision and recall to a tenth of a percent before it makes F1 of them. `as_published` has what it prints.
 Cog is what the script computes, the share of the likely hallucinations of each image that its description mentions; the
-paper divides by the words of the description instead.
+paper divides by the objects that the description mentions instead.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -264,7 +264,7 @@ def tables(counts: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def amber_score(chair: float, f1: float) -> float:
-    """Both tasks in one figure, (1 - CHAIR + F1) / 2, of 1 (the paper, section 3.4)."""
+    """Both tasks in one figure, (1 - CHAIR + F1) / 2, of 1 (the paper calls it AMBER Score)."""
     return (1 - chair + f1) / 2
 
 
