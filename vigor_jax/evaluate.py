@@ -5,6 +5,7 @@
     python -m vigor_jax.evaluate chair --captions captions.jsonl --objects instances.json --out DIR
     python -m vigor_jax.evaluate mme --results RESULTS_DIR --out DIR
     python -m vigor_jax.evaluate amber --data AMBER/data --answers a.json --out DIR
+    python -m vigor_jax.evaluate hallusion --results HallusionBench_result.json --out DIR
     python -m vigor_jax.evaluate mmhal --questions response_template.json --answers a.jsonl --out DIR
     python -m vigor_jax.evaluate captions --captions captions.jsonl --references captions_val2014.json --out DIR
     python -m vigor_jax.evaluate questions --layout seed --questions SEED-Bench.json --answers a.jsonl --out DIR
@@ -31,7 +32,7 @@ from vigor_jax.errors import InputError
 from vigor_jax.evaluation.commands.amber import AmberCommand
 from vigor_jax.evaluation.commands.grounding import GroundingCommand
 from vigor_jax.evaluation.commands.hallucination import ChairCommand, MmeCommand, PopeCommand, PopeQuestionsCommand
-from vigor_jax.evaluation.commands.judged import MmhalCommand, PreferenceCommand
+from vigor_jax.evaluation.commands.judged import HallusionCommand, MmhalCommand, PreferenceCommand
 from vigor_jax.evaluation.commands.questions import CaptionsCommand, QuestionsCommand
 from vigor_jax.evaluation.metrics import table
 
@@ -41,6 +42,7 @@ COMMANDS: Mapping[str, type] = {
     "chair": ChairCommand,
     "mme": MmeCommand,
     "amber": AmberCommand,
+    "hallusion": HallusionCommand,
     "mmhal": MmhalCommand,
     "preference": PreferenceCommand,
     "captions": CaptionsCommand,

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from vigor_jax.evaluation.benchmarks import amber, chair, grounding, mme, pope, referring
+from vigor_jax.evaluation.benchmarks import amber, chair, grounding, hallusion, mme, pope, referring
 from vigor_jax.evaluation.benchmarks.amber import AmberQuestion, CheckedDescription
 from vigor_jax.evaluation.benchmarks.chair import CheckedCaption
 from vigor_jax.evaluation.benchmarks.grounding import CheckedBoxes
+from vigor_jax.evaluation.benchmarks.hallusion import HallusionQuestion, Outcome
 from vigor_jax.evaluation.benchmarks.mme import MmeQuestion
 from vigor_jax.evaluation.benchmarks.pope import PopeQuestion
 from vigor_jax.evaluation.benchmarks.referring import Located
@@ -98,12 +99,12 @@ def amber_metrics(
     published: dict[str, Mapping[str, float]] = {}
     if descriptions:
         counts = np.array(list(amber.count_descriptions(descriptions).values()))
-        found["generative"] = _amber(counts, amber.description_rates)
+        found["generative"] = _rated(counts, amber.description_rates)
         found["generative"]["descriptions"] = len(descriptions)
         published["generative"] = amber.descriptions_as_published(counts.sum(0))
     if questions:
         read = amber.tables(np.array(list(amber.count_answers(questions, answers).values())))
-        found |= {name: _amber(counts, amber.answer_rates) for name, counts in read.items()}
+        found |= {name: _rated(counts, amber.answer_rates) for name, counts in read.items()}
         every = np.array(list(amber.count_answers(questions, answers, amber.read_answer_strict).values()))
         strict = amber.tables(every)
         found["strict"] = {name: _plain_rates(amber.answer_rates(counts.sum(0))) for name, counts in strict.items()}
@@ -114,7 +115,18 @@ def amber_metrics(
     return {**found, "published": published}
 
 
-def _amber(counts: np.ndarray, rates: Callable[[np.ndarray], Mapping[str, np.ndarray]]) -> Metrics:
+def hallusion_metrics(questions: Sequence[HallusionQuestion], outcomes: Sequence[Outcome]) -> Metrics:
+    """Figures of HallusionBench, over all and of each of its two categories."""
+    found = _rated(np.array(list(hallusion.count(questions, outcomes).values())), hallusion.rates)
+    for category in ("VD", "VS"):
+        own = [(one, outcome) for one, outcome in zip(questions, outcomes, strict=True) if one.category == category]
+        if own:
+            counts = sum(hallusion.count(*zip(*own, strict=True)).values())
+            found[category] = _plain_rates(hallusion.rates(np.asarray(counts)))
+    return {**found, "questions": len(questions), "unclear": sum(outcome == "unclear" for outcome in outcomes)}
+
+
+def _rated(counts: np.ndarray, rates: Callable[[np.ndarray], Mapping[str, np.ndarray]]) -> Metrics:
     return {**_plain_rates(rates(counts.sum(0))), "intervals": _plain(bootstrap(counts, rates))}
 
 
@@ -221,6 +233,9 @@ def _rows(metrics: Mapping[str, Metrics]) -> list[tuple[str, str]]:
             rows.append((f"AMBER {part}, F1", f"{found[part]['f1']:.1%}"))
     if "score" in found:
         rows.append(("AMBER score", f"{found['score']:.1%}"))
+    if found := metrics.get("hallusion"):
+        figures = {"a_acc": "aAcc", "f_acc": "fAcc", "q_acc": "qAcc"}
+        rows += [(f"HallusionBench {name}", f"{found[key]:.1%}") for key, name in figures.items()]
     if found := metrics.get("mmhal"):
         rows += [("MMHal score, of 6", f"{found['score']:.2f}")]
         rows += [("hallucination rate", f"{found['hallucination_rate']:.1%}")]

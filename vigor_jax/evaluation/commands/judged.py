@@ -9,16 +9,17 @@ import numpy as np
 
 from vigor_jax.data.images.store import open_images
 from vigor_jax.errors import InputError
-from vigor_jax.evaluation.answer_matching import read_answers
-from vigor_jax.evaluation.benchmarks import mmhal, preference
+from vigor_jax.evaluation.answer_matching import Asked, read_answers
+from vigor_jax.evaluation.benchmarks import hallusion, mmhal, preference
+from vigor_jax.evaluation.benchmarks.hallusion import HallusionQuestion, Outcome
 from vigor_jax.evaluation.benchmarks.mmhal_prompt import PLACES, PROMPT
 from vigor_jax.evaluation.bootstrap import bootstrap
 from vigor_jax.evaluation.commands.hallucination import AnswersQuestions
 from vigor_jax.evaluation.image_names import ImageNames
-from vigor_jax.evaluation.judge.client import JudgeConfig
-from vigor_jax.evaluation.judge.judge import Judge, JudgeResult
-from vigor_jax.evaluation.judge.prompt import read_prompt
-from vigor_jax.evaluation.metrics import Metrics
+from vigor_jax.evaluation.judge.client import JudgeConfig, JudgeRequest
+from vigor_jax.evaluation.judge.judge import Judge, JudgeResult, spending
+from vigor_jax.evaluation.judge.prompt import fill, read_prompt
+from vigor_jax.evaluation.metrics import Metrics, hallusion_metrics
 from vigor_jax.evaluation.saved_captions import read_captions, refuse_double
 from vigor_jax.records import ImageFile
 
@@ -69,6 +70,80 @@ class MmhalCommand:
             **({"extra_answers": extra} if extra else {}),
             **judging(self.judge, found.malformed, found.spending),
         }
+
+
+@dataclasses.dataclass(frozen=True)
+class HallusionCommand:
+    """HallusionBench: the same questions about figures, edited figures and none, by a judge or by yes and no.
+
+    Attributes:
+      out: gets `metrics.json`, and with a judge `replies.jsonl` with all that it said.
+      questions: HallusionBench.json.
+      results: the same file with a model's answers under `model_prediction`, as the official script takes it; or give
+        answers or a model.
+      answers: saved answers to the questions, named CATEGORY_SUBCATEGORY_SET_FIGURE_QUESTION or by image and words.
+      judge: the model that says which answers are right, GPT-4 in the official script; without one, the first word of
+        an answer does.
+      prompt: a file with the words that the judge is asked in, such as the published ones; by default our own.
+      system: name of the model, which the judge's replies are kept under.
+    """
+
+    out: Path
+    questions: Path | None = None
+    results: Path | None = None
+    answers: tuple[Path, ...] = ()
+    judge: JudgeConfig | None = None
+    prompt: Path | None = None
+    system: str = ""
+
+    def metrics(self, model: AnswersQuestions | None) -> Metrics:
+        """Reads answers, or asks for them, and finds which are right."""
+        questions, answers, extra = self._answered(model)
+        if self.judge is None:
+            outcomes: list[Outcome | None] = [*map(hallusion.read_outcome, questions, answers)]
+            told: Metrics = {"read": "first word"}
+        else:
+            outcomes, told = self._judged(self.judge, questions, answers)
+            questions = [one for one, outcome in zip(questions, outcomes, strict=True) if outcome]
+        found = hallusion_metrics(questions, [outcome for outcome in outcomes if outcome])
+        return {**found, **told, **({"extra_answers": extra} if extra else {})}
+
+    def _answered(self, model: AnswersQuestions | None) -> tuple[list[HallusionQuestion], list[str], int]:
+        if model is None and self.results is not None:
+            questions = hallusion.read_questions(self.results)
+            if lacking := [one.id for one in questions if one.answer is None]:
+                raise InputError(
+                    f"{self.results}: expected an answer under 'model_prediction' everywhere, {len(lacking)} questions "
+                    f"have none, the first is {lacking[0]}"
+                )
+            return questions, [one.answer or "" for one in questions], 0
+        if self.questions is None or (model is None and not self.answers):
+            raise InputError("hallusion: give --results, or --questions and either --answers or --model and --images")
+        questions = hallusion.read_questions(self.questions)
+        if model is None:
+            asked = [Asked((one.id,), one.image, one.question) for one in questions]
+            matched = read_answers(self.answers, asked)
+            return questions, matched.texts, len(matched.extra)
+        below = {"/".join(Path(name).parts[-3:]): name for name in model.images}
+        paths = {one.image: model.images[below[one.image]] for one in questions if one.image and one.image in below}
+        texts = model.answer("hallusion", [(one.image or "", one.question) for one in questions], paths)
+        return questions, texts, 0
+
+    def _judged(
+        self, config: JudgeConfig, questions: Sequence[HallusionQuestion], answers: Sequence[str]
+    ) -> tuple[list[Outcome | None], Metrics]:
+        prompt = read_prompt(self.prompt, hallusion.PLACES) if self.prompt else hallusion.PROMPT
+        requests = [
+            JudgeRequest("hallusion", one.id, fill(prompt, hallusion.texts(one, answer)), (self.system,))
+            for one, answer in zip(questions, answers, strict=True)
+        ]
+        results = Judge(config, self.out / "replies.jsonl").ask_all(requests, hallusion.parse_reply, desc="hallusion")
+        if all(result.value is None for result in results):
+            said = results[0].replies[-1].text[:80]
+            raise InputError(f"HallusionBench: no reply of {config.model} is a verdict; the first is {said!r}")
+        malformed = [result for result in results if result.value is None]
+        told = {"prompt": str(self.prompt or "ours"), **judging(config, malformed, spending(results, config))}
+        return [result.value for result in results], told
 
 
 @dataclasses.dataclass(frozen=True)
