@@ -239,6 +239,11 @@ def _rows(metrics: Mapping[str, Metrics]) -> list[tuple[str, str]]:
     if found := metrics.get("mmhal"):
         rows += [("MMHal score, of 6", f"{found['score']:.2f}")]
         rows += [("hallucination rate", f"{found['hallucination_rate']:.1%}")]
+    if found := metrics.get("llava-bench"):
+        rows += [
+            ("LLaVA-Bench, relative score", f"{found['relative']:.1%}"),
+            ("words per answer", f"{found['words']:.1f}"),
+        ]
     if found := metrics.get("captions"):
         names = ("bleu_4", "rouge_l", "cider", "meteor", "spice", "cap")
         rows += [(name, f"{found[name]:.3f}") for name in names if found.get(name) is not None]
