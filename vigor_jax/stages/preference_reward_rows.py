@@ -34,7 +34,7 @@ class PreferenceRewardConfig(ExampleTrainingConfig):
     """Training of a reward model on preferences: what `ExampleTrainingConfig` says, and the following.
 
     Attributes:
-      data: preferences, see docs/preferences.md.
+      data: preferences, see docs/preferences.md; by default those that the stage pair made.
       form: how the file is written; by default it is found out.
       max_length: most tokens of a row: image, prompt and all responses, with the question behind each.
       held_out: share of the images that is not trained on but evaluated after each epoch, chosen by their names.

@@ -205,7 +205,7 @@ def in_pairs(rows: Sequence[PreferenceRow]) -> list[PreferenceRow]:
     return found
 
 
-# By a row's digest: for each token of each response, in order, log p under the reference; and the same where another
+# By a row's key: for each token of each response, in order, log p under the reference; and the same where another
 # image is shown, empty if none is.
 References: TypeAlias = Mapping[bytes, tuple[np.ndarray, np.ndarray]]
 
@@ -356,7 +356,7 @@ class PreferenceLoader:
             better[local, : len(pairs)], worse[local, : len(pairs)] = pairs.T
             is_pair[local, : len(pairs)] = True
             if self.references is not None:
-                own, unseen = self.references[row.digest()]
+                own, unseen = self.references[row.key()]
                 ref_logps[local, :total] = own
                 if ref_unseen is not None:
                     ref_unseen[local, :total] = unseen
