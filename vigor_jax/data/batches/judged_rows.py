@@ -92,7 +92,7 @@ class JudgedEncoder:
             context=preference.context,
         )
         check_fits(prompt, responses, self.max_length, self.max_positions)
-        return EncodedPreference(last_token_row(prompt, responses), (1,) * len(responses))
+        return _row(prompt, responses)
 
     def rows(self, image: str, prompt: str, responses: Sequence[str]) -> Iterator[tuple[list[int], EncodedPreference]]:
         """As few rows as hold the responses to an image in their order: their indices, and the row.
