@@ -9,7 +9,6 @@ from vigor_jax.data.text.conversation import Template, encode_responses
 from vigor_jax.data.text.image_captions import Captions, captions_of
 from vigor_jax.data.text.quality_question import QualityQuestion
 from vigor_jax.data.text.tokenizer import Tokenizer
-from vigor_jax.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +69,6 @@ class JudgedEncoder:
             history=history,
             context=context,
         )
-        if (placed := prompt_ids.count(self.image_token_id)) != with_image * self.num_image_tokens:
-            raise InputError(f"places {placed // self.num_image_tokens} images; expected one")
         told = captions_of(self.captions, image) if self.captions is not None and with_image else ()
         asked = self.question.token_ids(self.tokenizer, self.template, told) if self.question else []
         return prompt_ids, [[*ids, *asked] for ids in found]
