@@ -22,7 +22,7 @@ clip_attributes: batch_size
 clip: batch_size
 sft: skip_bad accumulate pack bucket remat loss_chunk save_every keep log_every
 pair: sampling.batch_size sampling.prompt_bucket
-train_preference_reward: skip_bad accumulate bucket remat loss_chunk save_every keep log_every
+train_preference_reward: skip_bad accumulate bucket remat save_every keep log_every
 preference_reward: batch_size max_length bucket
 dpo: skip_bad accumulate bucket remat save_every keep log_every
 ppo: skip_bad accumulate bucket remat save_every keep log_every sampling.batch_size sampling.prompt_bucket

@@ -3,7 +3,8 @@
     python -m vigor_jax.export --checkpoint runs/NAME/checkpoints/sft --out DIR --layout llava-hf
 
 A directory with a config.json is converted from one layout to the other. A LoRA adapter, trained here or elsewhere, is
-written alone (`peft`, `llava-lora`) or merged into its base (docs/lora.md).
+written alone (`peft`, `llava-lora`) or merged into its base (docs/lora.md). A reward model of preferences brings its
+head along, in the file `reward_head`.
 """
 
 import dataclasses
@@ -16,15 +17,18 @@ from typing import Any, Literal
 
 from vigor_jax import cli
 from vigor_jax.errors import InputError
+from vigor_jax.hf import reward_head
 from vigor_jax.hf.export import ExportConfig, export_checkpoint
 from vigor_jax.hf.hub import local_directory
 from vigor_jax.hf.load import open_checkpoint
 from vigor_jax.hf.other_folders import refuse_adapter
 from vigor_jax.hf.peft import is_adapter
+from vigor_jax.inference.response_rewards import HEAD
 from vigor_jax.json_fields import Fields
 from vigor_jax.parallel.sharding import DistributedConfig, MeshConfig, join_processes, make_mesh
 from vigor_jax.stages.export import export
-from vigor_jax.training.checkpoint import latest_step, read_record
+from vigor_jax.training.checkpoint import latest_step, read_record, saved_params
+from vigor_jax.training.heads import head_paths
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +74,15 @@ def export_to(config: ExportCommand) -> None:
             if on_base
             else open_checkpoint(checkpoint, config.vision_tower)
         )
+        has_head = reward_head.head_file(source.newest) is not None
         export_checkpoint(
-            source, {}, config.out, layout=config.layout, dtype=config.dtype, shard_bytes=config.shard_bytes
+            source,
+            {},
+            config.out,
+            layout=config.layout,
+            dtype=config.dtype,
+            shard_bytes=config.shard_bytes,
+            head=reward_head.read_head(source.newest, source.config.text.hidden_size) if has_head else None,
         )
         return
     step = latest_step(checkpoint)
@@ -90,7 +101,8 @@ def export_to(config: ExportCommand) -> None:
     if above and not local_directory(above).is_dir():
         raise InputError(f"export: the adapter {above} that training continued is not there; give its folder as --base")
     source = open_checkpoint(base, config.vision_tower, above)
-    export(config, source, checkpoint, config.out, make_mesh(MeshConfig()))
+    head = HEAD if head_paths(HEAD) <= saved_params(checkpoint, step) else ""
+    export(config, source, checkpoint, config.out, make_mesh(MeshConfig()), head=head)
 
 
 def export_model(

@@ -12,6 +12,7 @@ from vigor_jax.errors import RunEndedError
 from vigor_jax.hf.load import ModelConfig
 from vigor_jax.pipeline.ending import naming_the_stage
 from vigor_jax.pipeline.table import make_stages
+from vigor_jax.stages.score import ScoreConfig
 from vigor_jax.training import loop
 
 
@@ -90,3 +91,13 @@ def test_advice_names_options_that_every_stage_has(tmp_path):
         named = [word.strip(",;") for word in str(caught.value).split("; ")[1].split("(")[0].split() if "." in word]
         assert named or stage not in ("train_reward", "sample", "score", "sft", "ppo", "evaluate")
         assert set(named) <= known
+
+
+@pytest.mark.parametrize("streams", [("preference_reward",), ("detector", "clip_attributes"), ("clip", "reward_model")])
+def test_advice_is_about_the_streams_that_judge(tmp_path, streams):
+    config = TrainConfig(RunConfig(tmp_path), ModelConfig(tmp_path), score=ScoreConfig(streams))
+    with pytest.raises(RunEndedError) as caught, naming_the_stage("score", config):
+        raise MemoryError
+    advice = str(caught.value).split("; ")[1]
+    judges = {"reward_model", "preference_reward", "clip", "clip_attributes"}
+    assert {name for name in judges if f" {name}.batch_size" in advice} == judges.intersection(streams)

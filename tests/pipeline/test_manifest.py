@@ -118,6 +118,19 @@ def test_after(run_dir):
     assert manifest(run_dir).after("sft") == ["sft"]
 
 
+@pytest.mark.parametrize("order", itertools.permutations(AFTER))
+def test_the_order_in_which_results_are_given_plays_no_part(tmp_path, order):
+    stages = [Result(name, {}, AFTER[name], ()) for name in order]
+    found = RunManifest(tmp_path, stages)
+    names = [result.name for result in found.results]
+    assert sorted(names) == sorted(AFTER)
+    assert all(names.index(before) < names.index(name) for name in AFTER for before in AFTER[name])
+    for name in AFTER:
+        assert set(found.after(name)) == set(downstream({name}))
+    if list(order) == list(AFTER):
+        assert names == list(AFTER)
+
+
 def test_a_damaged_file_is_named(run_dir):
     (run_dir / "stages.json").write_text("{")
     with pytest.raises(InputError, match=r"stages\.json is damaged"):

@@ -1,6 +1,7 @@
 """The plan of learning from preferences: what an update holds and takes."""
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -8,13 +9,17 @@ import pytest
 
 from tests.inference.test_tree_attention import CONFIG
 from tests.plan.memory_taken import CHIP
+from vigor_jax.config import RunConfig, TrainConfig
+from vigor_jax.hf.load import ModelConfig
 from vigor_jax.models.lora import LoraConfig
 from vigor_jax.models.vlm import abstract_model
 from vigor_jax.parallel.sharding import MeshConfig
 from vigor_jax.plan.estimate import estimate
+from vigor_jax.plan.recipe import work_of
 from vigor_jax.stages.dpo import DpoStage
 from vigor_jax.stages.dpo_config import DpoConfig
 from vigor_jax.stages.programs import Sizes, Target, Work
+from vigor_jax.stages.sample import SampleConfig
 
 SIZES = Sizes(prompt=32, response=16, branch_row=128, sentences=6, example=128)
 LORA = LoraConfig(rank=4, alpha=8)
@@ -55,3 +60,11 @@ def test_another_image_is_another_pass():
     }.items()}  # fmt: skip
     assert flops["cropped"] == pytest.approx(2 * flops["plain"])
     assert flops["noised"] == pytest.approx(4 / 3 * flops["plain"])
+
+
+@pytest.mark.parametrize("stage", ["sft", "dpo"])
+def test_data_of_its_own_is_not_what_is_sampled(stage):
+    config = TrainConfig(RunConfig(Path("x")), ModelConfig(Path("m")), sample=SampleConfig(limit=10))
+    section = dataclasses.replace(getattr(config, stage), data=Path("data.json"))
+    given = dataclasses.replace(config, **{stage: section})
+    assert [work_of(stage, each, Work(images=1000)).images for each in (config, given)] == [10, 1000]

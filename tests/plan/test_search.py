@@ -102,6 +102,7 @@ def test_batches_grow_while_it_is_worth_it():
         (("reward model", "verifier"), "reward_model.batch_size"),
         (("reward model",), "reward_model.batch_size"),
         (("crops",), "clip_attributes.batch_size"),
+        (("preference reward model",), "preference_reward.batch_size"),
         (("verifier", "crops"), "clip.batch_size"),
     ],
 )
@@ -113,8 +114,9 @@ def test_the_batch_of_the_judge_grows(programs, flag):
             "verifier": config.clip.batch_size,
             "reward model": config.reward_model.batch_size,
             "crops": config.clip_attributes.batch_size,
+            "preference reward model": config.preference_reward.batch_size,
         }
-        seconds = {"verifier": 100.0, "reward model": 1.0, "crops": 1.0}
+        seconds = {"verifier": 100.0, "reward model": 1.0, "crops": 1.0, "preference reward model": 1.0}
         return [
             Estimate("score", name, rows[name], 0, 0, rows[name], 512, 1, 1, {}, seconds[name], 0, 0, 0)
             for name in programs

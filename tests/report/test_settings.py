@@ -72,6 +72,22 @@ def test_of_ppo(tmp_path):
     assert not settings.keys() & {"Fine-tuning", "Detector", "Sampling", "Adapter of the fine-tuning"}
 
 
+@pytest.mark.parametrize(("kind", "other"), [("responses", "sentences"), ("sentences", "responses")])
+def test_of_pairs(tmp_path, kind, other):
+    """Of the options those of their kind; and of sentences what is asked about which images, and who judges."""
+    stages = "pair,dpo" if kind == "sentences" else "sample,score,select,pair,dpo"
+    given = ("--pair.kind", kind, "--run.stages", stages, "--pair.sampling.num_candidates", "7")
+    settings = describe_settings(resolved("dpo_7b", *given), tmp_path)
+    assert settings["Pairs"] == [f"kind: {kind}", "match lengths: 0.8"]
+    assert f"Pairs of {kind}" in settings
+    assert f"Pairs of {other}" not in settings
+    assert ("num candidates: 7" in settings[f"Pairs of {kind}"]) == (kind == "sentences")
+    assert settings["Images"] == ["data/ade20k/images"]
+    assert settings["Rewards"] == ["detector", "reward_model"]
+    assert len(settings["Prompt"]) == 3
+    assert "beta: 0.1" in settings["Preferences"]
+
+
 @pytest.mark.parametrize("stage", ["sft", "train_reward"])
 def test_adapters_of_other_stages(tmp_path, stage):
     label = {"sft": "Adapter of the fine-tuning", "train_reward": "Adapter of the reward model"}[stage]

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import vigor_jax as vj
+from tests.data.preferences.form_files import embedded, png
 from tests.hf.test_peft import close, needs_peft, our_logits
 from tests.stages.dpo_world import curve, folders, make_config, make_world, references, weights
 from tests.stages.sft_world import interrupt
@@ -166,6 +167,28 @@ def test_pairs_of_changed_tokens_have_their_own_rows(world):
     made = loader.make(range(8)).rows
     found = set(np.unique(made.responses.weights).tolist())
     assert found == {0.0, 1.0, 5.0}
+
+
+def test_a_pair_of_its_own_row_must_fit_and_not_all_responses_together(world, tmp_path):
+    data = tmp_path / "data.json"
+    responses = [f"{'dog ' * 25}{number}." for number in range(4)]
+    data.write_text(json.dumps([GOOD | {"responses": responses, "ratings": [*range(4)]}]))
+    settings = {"data": data, "batch_size": 1, "max_length": 300}
+    assert len(loader_of(world, make_config(world, **settings, changed_weight=5.0))[1].data) == 6
+    with pytest.raises(InputError, match=r"4 responses have \d+ tokens, and max_length is 300"):
+        loader_of(world, make_config(world, **settings))
+
+
+def test_images_in_the_file_may_share_a_name(world, tmp_path):
+    """Rows of equal texts about two such images are two rows to the reference."""
+    row = {"question": "What is it?", "chosen": "A circle.", "rejected": "A square."}
+    pictures = [{"bytes": png(color), "path": "image.png"} for color in ("red", "black", "red")]
+    data = embedded(tmp_path / "data.parquet", [row] * 3, pictures)
+    run(world, tmp_path / "run", data=data, images=None, batch_size=1)
+    said = [each.own for each in references(tmp_path / "run").values()]
+    assert said[0] == pytest.approx(said[2], abs=1e-6)
+    assert said[0] != pytest.approx(said[1], abs=1e-3)
+    assert curve(tmp_path / "run")[0]["loss"] == pytest.approx(math.log(2), rel=1e-5)
 
 
 def test_a_fixed_row_continues_and_a_learned_one_does_not(world, tmp_path, monkeypatch, caplog):

@@ -758,12 +758,14 @@ def test_wrong_claims_in_the_chosen_text(tmp_path, settings, text):
     signals = (claimed(whole, "Two", "Three"), claimed(whole, "on the left", kind="place"))
     store.write_part(tmp_path / "candidates", 0, 1, [Candidate("a.png", "?", 0, whole, (2,), -1.0, "stop")], Candidate)
     store.write_part(tmp_path / "verdicts" / "claims", 0, 1, [Verdict("a.png", 0, "claims", signals)], Verdict)
-    select(SelectConfig(**settings), tmp_path, streams=("claims",))
+    summary = select(SelectConfig(**settings), tmp_path, streams=("claims",))
     (selection,) = store.read_parts(tmp_path / "selections", Selection)
     assert selection.refined == text
     assert [target.text for target in store.read_parts(tmp_path / "targets", Target)] == [text]
     assert [(each.old, each.new) for each in selection.repaired] == ([("Two", "Three")] if "Three" in text else [])
     assert all(each.reason == 'claims "dog: two", which is wrong' for each in selection.repaired)
+    assert summary.repairs == dict.fromkeys(("targets", "repairs"), len(selection.repaired))
+    assert ("repaired: 1 targets, 1 repairs" in summary.table()) == bool(selection.repaired)
     assert {each.reason for each in selection.dropped} <= {
         'claims "dog: two", which is wrong',
         'claims "dog: on the left", which is wrong',

@@ -54,7 +54,9 @@ def test_boxes_in_the_text(tmp_path, settings, text):
     """Relative to the square: in the high image the box is moved to the right, in the wide one down."""
     images = write_images(tmp_path / "images", high=(50, 100), wide=(100, 50))
     write_found(tmp_path, ["A car and a dog. A dog sits. The dog runs."])
-    select(SelectConfig(boxes="text", **settings), tmp_path, streams=["detector"], images=str(images))
+    summary = select(SelectConfig(boxes="text", **settings), tmp_path, streams=["detector"], images=str(images))
+    assert (summary.boxes, summary.repairs) == ({"targets": 2, "boxes": 2}, {"targets": 0, "repairs": 0})
+    assert "with boxes: 2 targets, 2 boxes" in summary.table().splitlines()
     boxes = {"high.png": "[0.25, 0.0, 0.5, 1.0]", "wide.png": "[0.0, 0.25, 0.5, 0.75]"}
     for each in store.read_parts(tmp_path / "selections", Selection):
         assert each.refined == text.replace("BOX", boxes[each.image])

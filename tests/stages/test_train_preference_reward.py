@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 
+import vigor_jax as vj
 from tests.pixels import normalize
 from tests.stages.preference_world import make_world
 from tests.stages.sft_world import interrupt
@@ -332,6 +333,15 @@ def test_the_export_judges_and_torch_reads_its_head(whole, config, checkpoint, m
     np.testing.assert_array_equal(state["bias"].numpy(), trained[f"{HEAD}.bias"][None])
     assert (out / "adapter_config.json").exists() == bool(lora)
     rewards, held_out = check_that_it_judges_as_the_last_evaluation(out, run_dir, config, mesh, rows)
+    # The command does the same with the checkpoint, and takes the head along to where the model is written again.
+    again = vj.export(
+        run_dir / "checkpoints" / "train_preference_reward", tmp_path / "again", base=checkpoint.directory
+    )
+    merged = vj.export(again, tmp_path / "merged", layout="llava-hf", base=checkpoint.directory if lora else None)
+    for folder in (again, merged):
+        head = torch.load(folder / "reward_head", weights_only=True)
+        assert all(torch.equal(head[name], state[name]) for name in ("weight", "bias"))
+    assert (merged / "config.json").exists()
     if lora:
         return
     # As transformers and torch have it: their model, their head.

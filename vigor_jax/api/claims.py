@@ -1,6 +1,5 @@
 """What responses claim of numbers, places, relations and attributes, judged by what a detector found."""
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,12 +30,9 @@ class Claims:
     """
 
     def __init__(self, *, phrases: PhrasesConfig | None = None, **settings: Any) -> None:
-        self._config, self._phrases = parsed(ClaimsConfig, settings, what="Claims"), phrases or PhrasesConfig()
-        self._stream = ClaimStream(self._config, self._phrases)
-
-    @functools.cached_property
-    def _reader(self) -> ClaimReader:
-        return ClaimReader(self._config, self._phrases)
+        config, phrases = parsed(ClaimsConfig, settings, what="Claims"), phrases or PhrasesConfig()
+        self._reader = ClaimReader(config, phrases)
+        self._stream = ClaimStream(config, phrases, self._reader)
 
     @property
     def digest(self) -> str:

@@ -6,12 +6,10 @@ from contextlib import contextmanager
 from vigor_jax import memory
 from vigor_jax.config import TrainConfig
 from vigor_jax.errors import RunEndedError
+from vigor_jax.stages.streams import as_config
 
-# Of stages with other options than those of `_advice`.
-_OF_SEVERAL_SECTIONS = {
-    "score": "lower reward_model.batch_size or clip.batch_size",
-    "evaluate": "lower evaluate.captions.batch_size or evaluate.answers.batch_size",
-}
+# Sections of streams that judge on the devices, which are called as the streams.
+_JUDGES = ("reward_model", "preference_reward", "clip", "clip_attributes")
 
 
 @contextmanager
@@ -31,8 +29,12 @@ def naming_the_stage(stage: str, config: TrainConfig) -> Iterator[None]:
 
 def _advice(stage: str, config: TrainConfig) -> str:
     section = getattr(config, stage, None)
-    if stage in _OF_SEVERAL_SECTIONS:
-        first = _OF_SEVERAL_SECTIONS[stage]
+    if stage == "score":
+        streams = {as_config(stream).path for stream in config.score.streams}
+        judges = [name for name in _JUDGES if name in streams] or _JUDGES
+        first = "lower " + " or ".join(f"{name}.batch_size" for name in judges)
+    elif stage == "evaluate":
+        first = "lower evaluate.captions.batch_size or evaluate.answers.batch_size"
     else:
         options = {"accumulate": "raise", "max_length": "lower", "sampling": "lower"}
         parts = {"sampling": "sampling.batch_size"}

@@ -21,13 +21,13 @@ class RunManifest:
 
     Args:
       run_dir: the run directory.
-      results: all that a run may make, each after those that it is made of, whether they are to be made now or not.
-        Settings are read of those that are to be made, that were begun, and of what they are made of.
+      results: all that a run may make, whether they are to be made now or not. Settings are read of those that are to
+        be made, that were begun, and of what they are made of.
     """
 
     def __init__(self, run_dir: Path, results: Sequence[Result]) -> None:
         self._path = run_dir / "stages.json"
-        self._results = {result.name: result for result in results}
+        self._results = _in_order(results)
         self._today: dict[str, dict[str, Any]] = {}  # of those that were asked for
         self._left: dict[str, str] = {}
 
@@ -135,3 +135,19 @@ class RunManifest:
         with naming(partial):
             partial.write_text(json.dumps(begun, indent=1) + "\n", encoding="utf-8")
         os.replace(partial, self._path)
+
+
+def _in_order(results: Sequence[Result]) -> dict[str, Result]:
+    """Results by name, each after those that it is made of, and else as they are given."""
+    by_name, found = {result.name: result for result in results}, dict[str, Result]()
+
+    def add(result: Result) -> None:
+        for name in result.after:
+            if name in by_name and name not in found:
+                add(by_name[name])
+        found[result.name] = result
+
+    for result in results:
+        if result.name not in found:
+            add(result)
+    return found

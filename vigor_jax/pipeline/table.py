@@ -30,7 +30,7 @@ TRAINED = ("ppo", "dpo", "sft")
 
 
 def make_stages(config: TrainConfig) -> dict[str, Stage]:
-    """All stages that a config can be asked for, by name, each after those whose results it reads.
+    """All stages that a config can be asked for, by name.
 
     Which of them are to be run plays no part in their results, so `run.stages` may name any at any time; only what is
     exported follows from it, where a run has trained in two ways.
@@ -53,7 +53,7 @@ def make_stages(config: TrainConfig) -> dict[str, Stage]:
     trains_its_own = "train_reward" in config.run.stages and not config.score.reward_model
     if score.has_reward_model and trains_its_own:
         check_same_question(config.reward_model, dataclasses.asdict(config.train_reward), "train_reward")
-    if "train_preference_reward" in score.trained_by:
+    if judges := "train_preference_reward" in score.trained_by:
         _check_same_preference_question(config)
     if "pair" in config.run.stages:
         config.pair.check(refine=config.select.refine, streams=tuple(score.streams))
@@ -61,7 +61,7 @@ def make_stages(config: TrainConfig) -> dict[str, Stage]:
     trained: TrainingConfig = getattr(config, of)
     stages = (
         TrainRewardStage(config.train_reward),
-        TrainPreferenceRewardStage(config.train_preference_reward),
+        TrainPreferenceRewardStage(config.train_preference_reward, judges=judges),
         SampleStage(config.sample, score.ahead if "score" in config.run.stages else _nothing_ahead),
         score,
         SelectStage(config.select, score.streams, images),

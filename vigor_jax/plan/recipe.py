@@ -48,8 +48,8 @@ def recipe(estimates: Sequence[Estimate], config: TrainConfig, work: Work, num_d
 
 
 def work_of(stage: str, config: TrainConfig, work: Work) -> Work:
-    """What a stage has to do: of the images, those that `sample.limit` leaves are sampled, judged and fine-tuned on;
-    PPO has images and another limit, which it knows."""
-    if stage == "ppo" or (stage == "sft" and config.sft.data is not None):
+    """What a stage has to do: of the images, those that `sample.limit` leaves are sampled, judged and learned from,
+    unless a stage has other data; PPO has images and another limit, which it knows."""
+    if stage == "ppo" or (stage in ("sft", "dpo") and getattr(config, stage).data is not None):
         return work
     return dataclasses.replace(work, images=min(work.images, config.sample.limit or work.images))

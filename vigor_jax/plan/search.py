@@ -12,6 +12,7 @@ from vigor_jax.models.layers import REMAT_POLICIES
 from vigor_jax.plan.estimate import Estimate
 from vigor_jax.plan.hardware import Topology
 from vigor_jax.stages.clip_attributes_stream import PROGRAM as CROPS
+from vigor_jax.stages.preference_reward_stream import PROGRAM as PREFERENCE_REWARD
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +22,8 @@ Estimator: TypeAlias = Callable[[TrainConfig], Sequence[Estimate]]
 
 TRAINING: tuple[Stage, ...] = ("train_reward", "train_preference_reward", "sft", "dpo")
 INFERENCE: tuple[Stage, ...] = ("sample", "score", "pair", "ppo")  # the last two do both at the same time
+# The section whose batch a program that judges has, if it is not the reward model's.
+JUDGES = {PREFERENCE_REWARD: "preference_reward", "verifier": "clip", CROPS: "clip_attributes"}
 LEARNING = ("score", "update")  # programs of ppo that take less if updates save memory
 MOST_PARTS = 8  # that a layer's heads are worth splitting into
 ACCUMULATE = (1, 2, 4, 8)
@@ -172,12 +175,9 @@ def _larger_batches(config: TrainConfig, stage: Stage, estimate: Estimator) -> F
     elif stage == "ppo":
         name, rows = "ppo.sampling.batch_size", config.ppo.sampling.batch_size
         most = config.ppo.batch_size  # an iteration has no more images
-    elif first[0].name == "verifier":  # the reward model's program, where there is one, comes before it
-        name, rows = "clip.batch_size", config.clip.batch_size
-    elif first[0].name == CROPS:
-        name, rows = "clip_attributes.batch_size", config.clip_attributes.batch_size
-    else:
-        name, rows = "reward_model.batch_size", config.reward_model.batch_size
+    else:  # of the first one that judges: reward models come before CLIPs
+        section = JUDGES.get(first[0].name, "reward_model")
+        name, rows = f"{section}.batch_size", getattr(config, section).batch_size
     # The programs whose batch it is: another one that takes longer would hide what is gained.
     own = {"sample": {each.name for each in first}, "pair": {"decode"}, "ppo": {"decode"}}
     which = own.get(stage, {first[0].name})

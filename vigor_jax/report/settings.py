@@ -74,17 +74,22 @@ _SETTINGS = {
     ),
     "Fine-tuning": ("sft.data", "sft.epochs", "sft.batch_size", "sft.learning_rate", "sft.seed"),
     "Adapter of the fine-tuning": _adapter("sft"),
-    "Pairs": (
-        "pair.kind",
+    "Pairs": ("pair.kind", "pair.match_lengths"),
+    "Pairs of responses": (
         "pair.chosen",
         "pair.rejected",
-        "pair.match_lengths",
         "pair.margin",
         "pair.per_image",
         "pair.all_ranked",
+    ),
+    "Pairs of sentences": (
         "pair.wrong",
         "pair.per_step",
         "pair.max_sentences",
+        "pair.sampling.num_candidates",
+        "pair.sampling.temperature",
+        "pair.sampling.max_new_tokens",
+        "pair.sampling.seed",
     ),
     "Preferences": (
         "dpo.data",
@@ -143,17 +148,19 @@ _SETTINGS = {
 }
 # What plays a part only where a stage or a stream does.
 _STAGES = {
-    "Images": ("sample",),
-    "Prompt": ("sample",),
+    "Images": ("sample", "pair"),
+    "Prompt": ("sample", "pair"),
     "Temperature": ("sample",),
     "Sampling": ("sample",),
-    "Rewards": ("score", "ppo"),
+    "Rewards": ("score", "pair", "ppo"),
     "Adapter of the reward model": ("train_reward",),
     "Adapter of the reward model of preferences": ("train_preference_reward",),
     "Selection": ("select",),
     "Fine-tuning": ("sft",),
     "Adapter of the fine-tuning": ("sft",),
     "Pairs": ("pair",),
+    "Pairs of responses": ("pair",),
+    "Pairs of sentences": ("pair",),
     "Preferences": ("dpo",),
     "Adapter of the preferences": ("dpo",),
     "PPO": ("ppo",),
@@ -162,6 +169,7 @@ _STAGES = {
     "Adapter of PPO": ("ppo",),
     "Captions of the evaluation": ("evaluate",),
 }
+_KINDS = {"Pairs of responses": "responses", "Pairs of sentences": "sentences"}  # of `pair.kind`
 LABELS = (*_SETTINGS, "Export", "Date")
 _STREAMS = {
     "Detector": "detector",
@@ -184,6 +192,8 @@ def describe_settings(config: Any, directory: Path) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for label, keys in _SETTINGS.items():
         if label in _STAGES and isinstance(stages, list) and not set(_STAGES[label]).intersection(map(str, stages)):
+            continue
+        if label in _KINDS and _get(config, "pair.kind") != _KINDS[label]:
             continue
         if label in _STREAMS and _STREAMS[label] not in (streams or ()):
             continue

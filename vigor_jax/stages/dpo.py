@@ -7,12 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import fsspec
-import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from vigor_jax.data.batches.places import row_keys
 from vigor_jax.data.batches.preference_rows import (
     PreferenceEncoder,
     PreferenceLoader,
@@ -20,7 +17,6 @@ from vigor_jax.data.batches.preference_rows import (
     PreferenceRows,
     in_pairs,
 )
-from vigor_jax.data.records.checksum import file_digest
 from vigor_jax.data.records.store import join
 from vigor_jax.data.text.conversation import find_template
 from vigor_jax.errors import InputError
@@ -30,10 +26,10 @@ from vigor_jax.parallel.sharding import check_batch_divides
 from vigor_jax.stages.dpo_config import DpoConfig
 from vigor_jax.stages.dpo_reference import references
 from vigor_jax.stages.dpo_update import dpo_loss
-from vigor_jax.stages.preference_data import make_loader, usable_preferences
+from vigor_jax.stages.preference_data import data_of, make_loader, own_preferences, usable_preferences
 from vigor_jax.stages.programs import Cost, Program, Target, Work, array, tree_rows, update, update_flops
 from vigor_jax.stages.sft import training_result
-from vigor_jax.stages.stage import PREFERENCES, Progress, Result, RunContext, Stage
+from vigor_jax.stages.stage import Progress, Result, RunContext, Stage
 from vigor_jax.training.loop import fine_tune, steps_done
 from vigor_jax.training.resumption import Data, hold_places
 from vigor_jax.training.trackers import NOWHERE, Reporting
@@ -49,6 +45,7 @@ def dpo(
     *,
     dtype: Any,
     records: str | None = None,
+    begin: Callable[[], None] = lambda: None,
     barrier: Callable[[], None] = lambda: None,
     name: str = "dpo",
     reporting: Reporting = NOWHERE,
@@ -64,6 +61,7 @@ def dpo(
       mesh: all devices of all processes.
       dtype: type to compute in; trained weights and optimizer are float32 in any case.
       records: where what the reference says is kept, the same for all processes; `run_dir` by default.
+      begin: as `sft` takes it; it is called before the reference reads.
       barrier: returns when all processes have called it.
       name: of the stage in `run_dir`.
       reporting: trackers that get the metrics too; changes nothing about the result.
@@ -80,7 +78,9 @@ def dpo(
     rows = loader.data if filled is None else [loader.data[row] if row >= 0 else None for row in filled]
     placed = dataclasses.replace(loader, data=rows)
     # What training refuses is said before the reference's pass, which may take hours.
-    if steps_done(config, checkpoint, run_dir, facts, dtype=dtype, name=name) < placed.num_steps:
+    done = steps_done(config, checkpoint, run_dir, facts, dtype=dtype, name=name)
+    begin()
+    if done < placed.num_steps:
         kept = join(records or run_dir, "references", name)
         found = references(config, checkpoint, loader, kept, mesh, dtype, barrier)
         placed = dataclasses.replace(placed, references=found)
@@ -94,8 +94,6 @@ def _data(
     config: DpoConfig, checkpoint: Checkpoint, mesh: Mesh, run_dir: Path, name: str
 ) -> tuple[PreferenceLoader, Data]:
     """The batches, and what tells the data from other data."""
-    if config.data is None:
-        raise InputError(f"{name}.data: no file is given; name a file of preferences")
     check_batch_divides(config.batch_size, mesh, config.accumulate)
     positions = checkpoint.config.text.max_position_embeddings
     encoder = PreferenceEncoder(
@@ -109,14 +107,15 @@ def _data(
         length_normalized=config.length_normalized,
     )
 
+    split = in_pairs if config.changed_weight != 1 else list
+
     def check(row: PreferenceRow) -> None:
         if config.image_factor and row.image is None:
             raise InputError(f"has no image, which {name}.image_factor needs; set that to 0 or remove the row")
-        encoder.tokens(row)
+        for each in split([row]):
+            encoder.tokens(each)
 
-    rows = usable_preferences(config, check, run_dir, name)
-    if config.changed_weight != 1:
-        rows = in_pairs(rows)
+    rows = split(usable_preferences(config, check, run_dir, name))
     loader = make_loader(config, rows, encoder, checkpoint, mesh)
     cropped = config.crop if config.shows_crops else None
     loader = dataclasses.replace(loader, cropped=cropped, noised=config.shows_noise)
@@ -125,9 +124,7 @@ def _data(
             f"{config.data}: {len(rows)} preferences x {config.epochs} epochs are fewer than one batch of "
             f"{config.batch_size}; lower {name}.batch_size or raise {name}.epochs"
         )
-    facts = {"sha256": file_digest(config.data), "examples": len(rows)}
-    keys = row_keys((row.digest(), row.preference.name or None) for row in rows)
-    return loader, Data(config.data, facts, keys, lambda index: rows[index].title)
+    return loader, data_of(loader)
 
 
 class DpoStage(Stage):
@@ -148,11 +145,18 @@ class DpoStage(Stage):
         return [training_result(self.name, self._config, self._config.data, context, after)]
 
     def run(self, context: RunContext, progress: Progress) -> None:
-        config = dataclasses.replace(self._config, data=self._config.data or _own_preferences(context))
-        progress.begin(self.name)  # not before there is data: what has begun is bound to it
-        told: dict[str, Any] = {"dtype": context.dtype, "records": context.records, "reporting": context.reporting}
-        barrier = lambda: progress.barrier("references")  # noqa: E731
-        dpo(config, context.checkpoint, context.dir, context.training_mesh, barrier=barrier, **told)
+        data = self._config.data or own_preferences(context, self.name)
+        dpo(
+            dataclasses.replace(self._config, data=data),
+            context.checkpoint,
+            context.dir,
+            context.training_mesh,
+            dtype=context.dtype,
+            records=context.records,
+            begin=lambda: progress.begin(self.name),
+            barrier=lambda: progress.barrier("references"),
+            reporting=context.reporting,
+        )
 
     def programs(self, target: Target) -> Iterator[Program]:
         config, model, mesh, sizes = self._config, target.model, target.training_mesh, target.sizes
@@ -184,16 +188,3 @@ def preference_rows(config: DpoConfig, target: Target, rows: int, length: int, p
         responses.pixels if config.shows_crops else None,
         of(2, dtype=jnp.uint32) if config.shows_noise else None,
     )  # fmt: skip
-
-
-def _own_preferences(context: RunContext) -> Path:
-    """What the stage pair made, as a local file."""
-    path = join(context.records, PREFERENCES)
-    system, inside = fsspec.core.url_to_fs(path)
-    if not system.exists(inside):
-        raise InputError(f"dpo: there is no {path}; run the stage pair, or give dpo.data")
-    if context.records == str(context.dir):
-        return context.dir / PREFERENCES
-    local = context.dir / f"preferences-{jax.process_index()}.parquet"
-    system.get_file(inside, str(local))
-    return local

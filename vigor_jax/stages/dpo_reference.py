@@ -39,7 +39,7 @@ class Reference:
     """What the reference says of one row.
 
     Attributes:
-      digest: of the row, hexadecimal.
+      digest: the key of the row, hexadecimal.
       own: log p of each token of each response, in order.
       unseen: the same where another image is shown (`dpo_update.Logps`); empty if none is.
     """
@@ -74,13 +74,13 @@ def references(
       InputError: an image cannot be read, or processes depend on different things.
       FloatingPointError: the model's scores are not finite.
     """
-    rows = list({row.digest(): row for row in loader.data if row is not None}.values())
+    rows = {row.key(): row for row in loader.data if row is not None}
     mark = fingerprint.digest(
         {
             "model": checkpoint.digest(),
             "tokenizer": checkpoint.tokenizer.digest(),
             "dtype": jnp.dtype(dtype).name,
-            "rows": hashlib.sha256(b"".join(row.digest() for row in rows)).hexdigest(),
+            "rows": hashlib.sha256(b"".join(rows)).hexdigest(),
             "preprocessing": dataclasses.asdict(checkpoint.preprocessing),
             "template": config.template or DEFAULT_TEMPLATE,
             "part": PART,
@@ -95,9 +95,9 @@ def references(
     barrier()  # all have looked before the first writes
     if missing:
         logger.info("dpo: the reference reads %d preferences", min(len(missing) * PART, len(rows)))
-        score = _Scorer(config, checkpoint, loader, mesh, dtype)
+        score, ordered = _Scorer(config, checkpoint, loader, mesh, dtype), list(rows.values())
         for index in missing:
-            found = list(score(rows[index * PART : (index + 1) * PART]))
+            found = list(score(ordered[index * PART : (index + 1) * PART]))
             if is_first():
                 store.write_part(here, index, count, found, Reference, made_with=mark)
         del score
@@ -140,4 +140,4 @@ class _Scorer:
                         raise FloatingPointError(
                             f"{row.title}: the model's scores are not finite; are its weights sound?"
                         )
-                    yield Reference(row.digest().hex(), tuple(logps[:size].tolist()), unseen_here)
+                    yield Reference(row.key().hex(), tuple(logps[:size].tolist()), unseen_here)

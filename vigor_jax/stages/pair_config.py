@@ -28,8 +28,8 @@ class PairConfig:
         it was sampled.
       margin: of "worst": how much higher its penalty is, at least.
       per_image: pairs an image at most; the next ones have the next worst candidates.
-      all_ranked: of responses: all candidates of an image as one preference with their ratings, minus the penalties,
-        in place of pairs.
+      all_ranked: of responses: all candidates of an image that have content as one preference with their ratings, minus
+        the penalties, in place of pairs.
       wrong: of sentences: "absent" takes those of which a stream says that something is not so, as the detector and the
         claims do; "negative" also those that a stream gives more on the negative side than on the positive one, as
         the reward model does.

@@ -15,6 +15,7 @@ from vigor_jax.stages.pair_records import Pairing, counts, errors_of, length_rat
 # Why a candidate, or an image, gave no pair.
 NO_TARGET, NOT_REFINED, ONE_ONLY = "image without a target", "nothing refined", "image with one candidate"
 EQUAL, EMPTY, NO_WORSE, MARGIN, LENGTHS = "equal texts", "empty texts", "no higher penalty", "margin", "lengths"
+NO_CONTENT = "candidate without content"
 
 
 def pair_part(
@@ -67,7 +68,7 @@ def pair_image(
     preferences: list[Preference] = []
     if config.all_ranked:
         chosen = selection.text
-        ranked = _distinct(range(len(texts)), texts, left_out)
+        ranked = _distinct(_with_content(selection, left_out), texts, left_out)
         if _differ(config, selection.penalties, ranked, left_out):
             rejected = [max(ranked, key=lambda index: selection.penalties[index])]
             ratings = tuple(-selection.penalties[index] for index in ranked)
@@ -129,6 +130,13 @@ def _worst(
     return found[: config.per_image]
 
 
+def _with_content(selection: Selection, left_out: Counter[str]) -> list[int]:
+    """Candidates that say anything that counts: one that says nothing has no penalty, and would be rated best."""
+    has_content = selection.has_content or (True,) * len(selection.penalties)
+    left_out[NO_CONTENT] += has_content.count(False)
+    return [index for index, has in enumerate(has_content) if has]
+
+
 def _distinct(
     indices: Sequence[int], texts: Sequence[str], left_out: Counter[str], seen: set[str] | None = None
 ) -> list[int]:
@@ -155,7 +163,8 @@ def _differ(config: PairConfig, penalties: Sequence[float], ranked: Sequence[int
     own = [penalties[index] for index in ranked]
     difference = max(own) - min(own)
     reason = NO_WORSE if difference <= _tie(penalties) else MARGIN if difference < config.margin else ""
-    left_out[reason or MARGIN] += bool(reason)
+    if reason:
+        left_out[reason] += 1
     return not reason
 
 

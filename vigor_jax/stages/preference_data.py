@@ -7,13 +7,17 @@ from typing import Any, Protocol
 
 from jax.sharding import Mesh
 
+from vigor_jax.data.batches.places import row_keys
 from vigor_jax.data.batches.preference_rows import PreferenceLoader, PreferenceRow, RowEncoder
 from vigor_jax.data.preferences.read import scan_preferences
 from vigor_jax.data.records.bad_rows import bad_row, settle
+from vigor_jax.data.records.checksum import file_digest
 from vigor_jax.errors import InputError
 from vigor_jax.hf.load import Checkpoint
 from vigor_jax.parallel.processes import is_first
 from vigor_jax.parallel.sharding import local_rows
+from vigor_jax.stages.stage import PREFERENCES, RunContext
+from vigor_jax.training.resumption import Data
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +52,15 @@ class PreferenceTrainingConfig(PreferenceDataConfig, Protocol):
 
     @property
     def bucket(self) -> int: ...
+
+
+def own_preferences(context: RunContext, stage: str) -> Path:
+    """What the stage pair made in this run; all processes call it.
+
+    Raises:
+      InputError: it made nothing yet.
+    """
+    return context.own_file(PREFERENCES, made_by="pair", option=f"{stage}.data")
 
 
 def usable_preferences(
@@ -124,3 +137,11 @@ def make_loader(
         bucket=config.bucket,
         rows=local_rows(config.batch_size, mesh),
     )
+
+
+def data_of(loader: PreferenceLoader) -> Data:
+    """What tells the rows of a loader from those of other data."""
+    rows = [row for row in loader.data if row is not None]
+    facts = {"sha256": file_digest(loader.data_file), "examples": len(rows)}
+    keys = row_keys((row.digest(), row.preference.name or None) for row in rows)
+    return Data(loader.data_file, facts, keys, lambda index: rows[index].title)

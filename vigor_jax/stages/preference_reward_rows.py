@@ -24,17 +24,17 @@ from vigor_jax.parallel.sharding import to_global
 from vigor_jax.stages.reward_rows import is_held_out
 from vigor_jax.training.heads import with_abstract_head
 from vigor_jax.training.preference_reward import rank
-from vigor_jax.training.train_step import ExampleTrainingConfig, TrainingConfig, Weights, merge_params
+from vigor_jax.training.train_step import TrainingConfig, Weights, merge_params
 
 NAME = "train_preference_reward"
 
 
 @dataclasses.dataclass(frozen=True)
-class PreferenceRewardConfig(ExampleTrainingConfig):
-    """Training of a reward model on preferences: what `ExampleTrainingConfig` says, and the following.
+class PreferenceRewardConfig(TrainingConfig):
+    """Training of a reward model on preferences: what `TrainingConfig` says, and the following.
 
     Attributes:
-      data: preferences, see docs/preferences.md.
+      data: preferences, see docs/preferences.md; by default those that the stage pair made.
       form: how the file is written; by default it is found out.
       max_length: most tokens of a row: image, prompt and all responses, with the question behind each.
       held_out: share of the images that is not trained on but evaluated after each epoch, chosen by their names.
@@ -55,6 +55,8 @@ class PreferenceRewardConfig(ExampleTrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.max_length < 1:
+            raise InputError(f"max_length: expected at least 1, got {self.max_length!r}")
         if not 0 <= self.held_out < 1:
             raise InputError(f"held_out: expected 0 to less than 1, got {self.held_out}")
         if not self.regularization >= 0:

@@ -31,6 +31,8 @@ from vigor_jax.stages.stage import PREFERENCE_REWARD_MODEL, RunContext
 from vigor_jax.training.flops import forward_flops
 from vigor_jax.training.heads import with_abstract_head
 
+PROGRAM = "preference reward model"  # as a plan calls a pass over candidates
+
 
 class PreferenceRewardJudge:
     """A run's reward model of preferences, which is opened when it is first asked for.
@@ -115,7 +117,7 @@ class PreferenceRewardJudge:
                 return jax.jit(rewards, out_shardings=NamedSharding(mesh, P())).lower(weights, judged)
 
         flops = forward_flops(sizes, rows=rows, tokens=rows * length, images=rows)
-        return Program(stage, "preference reward model", lower, flops, bytes_held(weights), rows, length)
+        return Program(stage, PROGRAM, lower, flops, bytes_held(weights), rows, length)
 
     def _sizes(self, target: Target) -> tuple[VlmConfig, LoraConfig | None]:
         """Of the model that judges as far as it is here, else of the run's; nothing is fetched for it."""

@@ -8,6 +8,7 @@ import numpy as np
 
 from vigor_jax.data.records import store
 from vigor_jax.data.records.blocks import num_words, unpack
+from vigor_jax.data.text.box_text import find_boxes
 from vigor_jax.percent import percent
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -31,6 +32,8 @@ class Summary:
         ties.
       decisive_stream: of those that the penalty decided, how many by which stream: the one whose term differs most
         between the chosen candidate and the next best.
+      repairs: words that were repaired in the targets: in how many "targets", and how many "repairs".
+      boxes: boxes in the texts of the targets: in how many "targets", and how many "boxes".
     """
 
     images: int
@@ -44,6 +47,8 @@ class Summary:
     repeating: dict[str, int]
     decided_by: dict[str, int]
     decisive_stream: dict[str, int]
+    repairs: dict[str, int]
+    boxes: dict[str, int]
 
     def table(self) -> str:
         """The same as lines to print."""
@@ -61,6 +66,9 @@ class Summary:
             totals = {"candidates": self.candidates, "chosen": self.images}
             said = [f"{numbers[kind]} {kind} ({percent(numbers[kind] / max(n, 1), 1)}%)" for kind, n in totals.items()]
             lines.append(f"{what}: {', '.join(said)}")
+        for what, numbers in {"repaired": self.repairs, "with boxes": self.boxes}.items():
+            if numbers["targets"]:
+                lines.append(f"{what}: {', '.join(f'{number} {kind}' for kind, number in numbers.items())}")
         lines += [f"decided by {what}: {number}" for what, number in self.decided_by.items()]
         lines += [f"decisive stream {name}: {number}" for name, number in self.decisive_stream.items()]
         lines += [f"dropped {percent(share, 1)}%: {reason}" for reason, share in self.dropped.items()]
@@ -78,13 +86,14 @@ def summarize(folder: str, streams: Sequence[str]) -> Summary:
       InputError: parts are missing or damaged.
     """
     columns = ["candidate", "decided_by", "penalties", "refined", "reason", "decisive_stream", "words", "mentions"]
-    columns += ["refined_mentions", "has_content", "repeats"]
+    columns += ["refined_mentions", "has_content", "repeats", "repaired"]
     totals: Counter[str] = Counter()
     decided: Counter[str] = Counter()
     decisive: Counter[str] = Counter(dict.fromkeys(streams, 0))
     dropped: Counter[str] = Counter()
     without_content: Counter[str] = Counter(candidates=0, chosen=0)
     repeating: Counter[str] = Counter(candidates=0, chosen=0)
+    repairs, boxes = Counter(targets=0, repairs=0), Counter(targets=0, boxes=0)
     penalties: dict[str, list[np.ndarray]] = {"candidates": [np.zeros(0)], "chosen": [np.zeros(0)]}
     sums: dict[str, np.ndarray] = {kind: np.zeros(1 + len(streams)) for kind in ("candidates", "chosen", "targets")}
     count = store.count_parts(folder)
@@ -108,6 +117,10 @@ def summarize(folder: str, streams: Sequence[str]) -> Summary:
             left = batch.column("refined_mentions").flatten().to_numpy().reshape(batch.num_rows, len(streams))
             is_target = np.array([not reason for reason in reasons])
             refined = np.column_stack([num_words(batch.column("refined")), left])[is_target]
+            repaired = np.diff(unpack(batch.column("repaired"))[1])[is_target]
+            boxed = np.array([len(find_boxes(text)) for text in batch.column("refined").to_pylist()], int)[is_target]
+            repairs.update(targets=int((repaired > 0).sum()), repairs=int(repaired.sum()))
+            boxes.update(targets=int((boxed > 0).sum()), boxes=int(boxed.sum()))
             for kind, found in (("candidates", each), ("chosen", each[rows]), ("targets", refined)):
                 sums[kind] += found.sum(axis=0)
                 totals[kind] += len(found)
@@ -124,6 +137,8 @@ def summarize(folder: str, streams: Sequence[str]) -> Summary:
         repeating=dict(repeating),
         decided_by=dict(sorted(decided.items())),
         decisive_stream=dict(decisive),
+        repairs=dict(repairs),
+        boxes=dict(boxes),
     )
 
 

@@ -3,12 +3,10 @@
 import dataclasses
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import fsspec
-import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
@@ -44,6 +42,7 @@ def sft(
     mesh: Mesh,
     *,
     dtype: Any,
+    begin: Callable[[], None] = lambda: None,
     name: str = "sft",
     reporting: Reporting = NOWHERE,
 ) -> Path:
@@ -58,6 +57,8 @@ def sft(
       run_dir: gets `checkpoints/NAME/`, and `metrics/NAME.jsonl` with TensorBoard events next to it.
       mesh: all devices of all processes.
       dtype: type to compute in; trained weights and optimizer are float32 in any case.
+      begin: is called before anything is learned or kept, and after settings and data were found to be usable: a run
+        that is refused is not bound to them.
       name: of the stage in `run_dir`.
       reporting: trackers that get the metrics too; changes nothing about the result.
 
@@ -74,6 +75,7 @@ def sft(
     if filled is not None:
         examples = [loader.examples[row] if row >= 0 else None for row in filled]
         loader = dataclasses.replace(loader, examples=examples)
+    begin()
     return fine_tune(config, checkpoint, run_dir, mesh, loader, facts, dtype=dtype, name=name, reporting=reporting)
 
 
@@ -151,10 +153,10 @@ class SftStage(Stage):
         ]
 
     def run(self, context: RunContext, progress: Progress) -> None:
-        progress.begin(self.name)
         config = dataclasses.replace(self._config, data=self._config.data or _own_targets(context))
+        begin = lambda: progress.begin(self.name)  # noqa: E731
         told: dict[str, Any] = {"dtype": context.dtype, "reporting": context.reporting}
-        sft(config, context.checkpoint, context.dir, context.training_mesh, **told)
+        sft(config, context.checkpoint, context.dir, context.training_mesh, begin=begin, **told)
 
     def programs(self, target: Target) -> Iterator[Program]:
         config, model, mesh = self._config, target.model, target.training_mesh
@@ -184,13 +186,6 @@ def training_result(
 
 def _own_targets(context: RunContext) -> Path:
     """The run's own targets, as a local file."""
-    path = join(context.records, TARGETS)
-    system, inside = fsspec.core.url_to_fs(path)
-    if not system.exists(inside):
-        raise InputError(f"sft: there is no {path}; run the stage select, or give sft.data")
-    check_checksum(path, stage="select")
-    if context.records == str(context.dir):
-        return context.dir / TARGETS
-    local = context.dir / f"targets-{jax.process_index()}.json"
-    system.get_file(inside, str(local))
+    local = context.own_file(TARGETS, made_by="select", option="sft.data")
+    check_checksum(join(context.records, TARGETS), stage="select")
     return local

@@ -10,10 +10,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
+import fsspec
 import jax
 from jax.sharding import Mesh
 
+from vigor_jax.data.records.store import join
+from vigor_jax.errors import InputError
 from vigor_jax.hf.load import Checkpoint, ModelConfig, open_checkpoint
+from vigor_jax.parallel.processes import together
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 from vigor_jax.stages.programs import Cost, Program, Target, Work
 from vigor_jax.training.trackers import NOWHERE, Reporting
@@ -101,6 +105,34 @@ class RunContext:
           InputError: as `open_checkpoint`.
         """
         return open_checkpoint(name, self.model.vision_tower, base=self.base or self.model.path)
+
+    def own_file(self, name: str, *, made_by: str, option: str) -> Path:
+        """A file that an earlier stage of the run made, as a local one: of remote records each process gets a copy.
+
+        All processes call it.
+
+        Args:
+          name: of the file among the records.
+          made_by: the stage.
+          option: what names another file, such as "sft.data".
+
+        Raises:
+          InputError: there is no such file.
+        """
+        path = join(self.records, name)
+
+        def fetch() -> Path:
+            system, inside = fsspec.core.url_to_fs(path)
+            if not system.exists(inside):
+                stage = option.partition(".")[0]
+                raise InputError(f"{stage}: there is no {path}; run the stage {made_by}, or give {option}")
+            if self.records == str(self.dir):
+                return self.dir / name
+            local = self.dir / f"{Path(name).stem}-{jax.process_index()}{Path(name).suffix}"
+            system.get_file(inside, str(local))
+            return local
+
+        return together(fetch)
 
     @property
     def dtype(self) -> str:

@@ -9,14 +9,13 @@ import functools
 import hashlib
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from vigor_jax.data.batches.places import row_keys
 from vigor_jax.data.batches.preference_rows import PreferenceRow, PreferenceRows
 from vigor_jax.data.batches.tree_batches import PLACES_BUCKET
 from vigor_jax.data.records.checksum import file_digest
@@ -31,7 +30,7 @@ from vigor_jax.parallel.sharding import check_batch_divides, local_rows
 from vigor_jax.rewards.preference_reward import make_encoder
 from vigor_jax.stages import reward_evaluation
 from vigor_jax.stages.export import export
-from vigor_jax.stages.preference_data import make_loader, usable_preferences
+from vigor_jax.stages.preference_data import data_of, make_loader, own_preferences, usable_preferences
 from vigor_jax.stages.preference_reward_rows import (
     NAME,
     Evaluation,
@@ -46,7 +45,7 @@ from vigor_jax.training.checkpoint import latest_step
 from vigor_jax.training.heads import Head
 from vigor_jax.training.log import keep_steps
 from vigor_jax.training.loop import fine_tune
-from vigor_jax.training.resumption import Data, hold_places
+from vigor_jax.training.resumption import hold_places
 from vigor_jax.training.trackers import NOWHERE, Reporting
 from vigor_jax.training.train_step import Weights
 from vigor_jax.training.trainable import abstract_trainable
@@ -61,6 +60,7 @@ def train_preference_reward(
     mesh: Mesh,
     *,
     dtype: Any,
+    begin: Callable[[], None] = lambda: None,
     reporting: Reporting = NOWHERE,
 ) -> Path:
     """Trains a reward model on preferences; the same call again resumes, or returns at once if all is done.
@@ -75,7 +75,8 @@ def train_preference_reward(
         each evaluation, `metrics/preference_reward_eval.jsonl`.
       mesh: all devices of all processes.
       dtype: type to compute in; trained weights and optimizer are float32 in any case.
-      reporting: as `stages.sft.sft`.
+      begin: as `stages.sft.sft`.
+      reporting: the same.
 
     Returns:
       The directory of the checkpoints.
@@ -89,14 +90,13 @@ def train_preference_reward(
     rows = together(lambda: usable_preferences(config, encoder, run_dir, NAME))
     held_out = [row for row in rows if is_left_for_evaluation(row, config.held_out)]
     taught = [row for row in rows if not is_left_for_evaluation(row, config.held_out)]
-    assert config.data is not None, "its rows were read"
     loader = make_loader(config, taught, encoder, checkpoint, mesh, widest=rows)
     if loader.num_steps == 0:
         raise InputError(
             f"{config.data}: {len(taught)} preferences x {config.epochs} epochs are fewer than one batch of "
             f"{config.batch_size}; lower batch_size or held_out, or raise epochs"
         )
-    filled, facts = hold_places(config, run_dir, NAME, _data(config.data, taught))
+    filled, facts = hold_places(config, run_dir, NAME, data_of(loader))
     if filled is not None:
         loader = dataclasses.replace(loader, data=[taught[row] if row >= 0 else None for row in filled])
     evaluate = None
@@ -130,6 +130,7 @@ def train_preference_reward(
     head = _first_head(config, checkpoint)
     if reward_head.head_file(checkpoint.newest):
         facts["reward_head"] = reward_head.digest(reward_head.RewardHead(head.kernel, head.bias))
+    begin()
     return fine_tune(
         config, checkpoint, run_dir, mesh, loader, facts,
         dtype=dtype, name=NAME, loss=preference_reward_loss, head=head, after_update=after_update, reporting=reporting,
@@ -143,38 +144,37 @@ def _first_head(config: PreferenceRewardConfig, checkpoint: Checkpoint) -> Head:
     return Head.random(HEAD, width, config.seed)
 
 
-def _data(path: Path, rows: Sequence[PreferenceRow]) -> Data:
-    """What tells the rows from those of other data."""
-    facts = {"sha256": file_digest(path), "examples": len(rows)}
-    keys = row_keys((row.digest(), row.preference.name or None) for row in rows)
-    return Data(path, facts, keys, lambda index: rows[index].title)
-
-
 def _digest(rows: Sequence[PreferenceRow]) -> str:
     return hashlib.sha256(b"".join(row.digest() for row in rows)).hexdigest()
 
 
 class TrainPreferenceRewardStage(Stage):
-    """Preferences → a reward model, as a checkpoint with a head."""
+    """Preferences → a reward model, as a checkpoint with a head.
+
+    Args:
+      config: settings; `data` is by default what the stage pair made.
+      judges: the run's streams judge with this model, so no pairs of this run can be what it learns from.
+    """
 
     name = NAME
 
-    def __init__(self, config: PreferenceRewardConfig) -> None:
-        self._config = config
+    def __init__(self, config: PreferenceRewardConfig, *, judges: bool = False) -> None:
+        self._config, self.takes_own_pairs = config, config.data is None and not judges
 
     def results(self, context: RunContext) -> list[Result]:
-        more = context.dir / PREFERENCE_REWARD_MODEL
-        made = training_result(self.name, self._config, self._config.data, context, (), more)
+        more, after = context.dir / PREFERENCE_REWARD_MODEL, ("pair",) if self.takes_own_pairs else ()
+        made = training_result(self.name, self._config, self._config.data, context, after, more)
         captions = self._config.captions
         content = {f"{NAME}.captions": file_digest(captions)} if captions and captions.is_file() else {}
         return [dataclasses.replace(made, settings={**made.settings, **content})]
 
     def run(self, context: RunContext, progress: Progress) -> None:
         find_layout(None, context.checkpoint, self._config.lora)  # now rather than after training
-        progress.begin(self.name)
-        mesh = context.training_mesh
+        data = own_preferences(context, self.name) if self.takes_own_pairs else self._config.data
+        config = dataclasses.replace(self._config, data=data)
+        mesh, begin = context.training_mesh, lambda: progress.begin(self.name)
         told: dict[str, Any] = {"dtype": context.dtype, "reporting": context.reporting}
-        checkpoints = train_preference_reward(self._config, context.checkpoint, context.dir, mesh, **told)
+        checkpoints = train_preference_reward(config, context.checkpoint, context.dir, mesh, begin=begin, **told)
         out = context.dir / PREFERENCE_REWARD_MODEL
         export(ExportConfig(), context.checkpoint, checkpoints, out, mesh, head=HEAD)
 

@@ -10,7 +10,7 @@ import hashlib
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,7 @@ def train_reward(
     mesh: Mesh,
     *,
     dtype: Any,
+    begin: Callable[[], None] = lambda: None,
     reporting: Reporting = NOWHERE,
 ) -> Path:
     """Trains the reward model; the same call again resumes, or returns at once if all is done.
@@ -77,7 +78,8 @@ def train_reward(
         `metrics/reward_eval.jsonl`.
       mesh: all devices of all processes.
       dtype: type to compute in; trained weights and optimizer are float32 in any case.
-      reporting: as `stages.sft.sft`.
+      begin: as `stages.sft.sft`.
+      reporting: the same.
 
     Returns:
       The directory of the checkpoints.
@@ -147,6 +149,7 @@ def train_reward(
 
     # Each epoch is evaluated on the same images, or the evaluations could not be compared.
     facts |= {"held_out": hashlib.sha256(repr(_contents(questions)).encode()).hexdigest()}
+    begin()
     return fine_tune(
         config, checkpoint, run_dir, mesh, loader, facts,
         dtype=dtype, name=NAME, loss=answer_loss, after_update=after_update, reporting=reporting,
@@ -220,10 +223,9 @@ class TrainRewardStage(Stage):
 
     def run(self, context: RunContext, progress: Progress) -> None:
         find_layout(None, context.checkpoint, self._config.lora)  # now rather than after training
-        progress.begin(self.name)
-        mesh = context.training_mesh
+        mesh, begin = context.training_mesh, lambda: progress.begin(self.name)
         told: dict[str, Any] = {"dtype": context.dtype, "reporting": context.reporting}
-        checkpoints = train_reward(self._config, context.checkpoint, context.dir, mesh, **told)
+        checkpoints = train_reward(self._config, context.checkpoint, context.dir, mesh, begin=begin, **told)
         export(ExportConfig(), context.checkpoint, checkpoints, context.dir / REWARD_MODEL, mesh)
 
     def programs(self, target: Target) -> Iterator[Program]:

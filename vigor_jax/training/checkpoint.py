@@ -191,6 +191,20 @@ def restore_params_only(directory: Path, abstract: Any = None, step: int | None 
         return _restore(manager, directory, step, {"params": abstract})["params"]
 
 
+def saved_params(directory: Path, step: int) -> frozenset[str]:
+    """Paths of the trained weights of a checkpoint.
+
+    Raises:
+      InputError: it is damaged.
+    """
+    options = ocp.CheckpointManagerOptions(create=False, save_root_metadata=False)
+    with (
+        ocp.CheckpointManager(directory.absolute(), options=options, handler_registry=_handlers()) as manager,
+        _damage(directory, step),
+    ):
+        return frozenset(manager.item_metadata(step)["params"].tree)
+
+
 def _restore(manager: ocp.CheckpointManager, directory: Path, step: int, items: Mapping[str, Any]) -> Any:
     """Reads items of a step and compares them with what was saved."""
     with _damage(directory, step):

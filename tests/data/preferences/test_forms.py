@@ -134,6 +134,9 @@ def test_history_and_context_of_trl(tmp_path, images):
     row["prompt"].append(message("assistant", "It is"))
     (found,) = read(write(tmp_path / "f.jsonl", [row]), images)
     assert (found.context, found.whole, found.prompt) == ("It is", True, "Which?")
+    row |= {"chosen": [message("assistant", " quite red.")], "rejected": [message("assistant", " quite blue.")]}
+    (found,) = read(write(tmp_path / "f.jsonl", [row | {"vigor_context_length": 6}]), images)
+    assert (found.context, found.responses) == ("It is quite", (" red.", " blue."))
 
 
 def test_the_better_one_of_llava_rlhf(tmp_path, images):
@@ -269,6 +272,7 @@ def test_a_folder_of_files(tmp_path, images):
     for number in range(3):
         write(folder / f"{number}.parquet", [ROWS["rlaif_v"] | {"question": f"{number} {row}?"} for row in range(2)])
     (folder / "README.md").write_text("what this is")
+    (folder / "2.parquet").rename(folder / "2.PARQUET")
     scan = scan_preferences(folder, images)
     assert [row.preference.prompt for row in scan.rows] == [
         f"{number} {row}?" for number in range(3) for row in range(2)

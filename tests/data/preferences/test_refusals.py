@@ -178,6 +178,10 @@ WRONG_ROWS = {
         TRL | {"vigor_context_length": 12},
         "the answers differ within the first 12 letters, which 'vigor_context_length' calls common",
     ),
+    "own context is a number": (OWN | {"context": 5}, "expected text under 'context', got 5"),
+    "own history is text": (OWN | {"history": "Q?A."}, "expected a list under 'history', got 'Q?A.'"),
+    "own history is an object": (OWN | {"history": {"Q?": "A.", "R?": "B."}}, "expected a list under 'history', got {"),
+    "own prompt is a list": (OWN | {"prompt": ["Q?"]}, "expected text under 'prompt', got ['Q?']"),
     "a context that is no text": (SENTINEL | {"context": ["It rains."]}, "expected text under 'context', got ['It"),
 }  # fmt: skip
 
@@ -294,6 +298,16 @@ def test_files_that_cannot_be_read(tmp_path, images):
     }.items():
         with pytest.raises(InputError, match=told):
             scan_preferences(tmp_path / name, images)
+
+
+def test_nothing_behind_pairs_under_numbers_is_left_out_in_silence(tmp_path, images):
+    pair = {"question": "Q?", "context": "A car.", "y_win": "It is red.", "y_lose": "It is blue."}
+    for separator in ("\n", " "):
+        for name in ("f.json", "f.jsonl"):
+            (tmp_path / name).write_text(separator.join(json.dumps({number: [pair]}) for number in ("1", "2")))
+            with pytest.raises(InputError) as caught:
+                scan_preferences(tmp_path / name, images)
+            assert str(caught.value).startswith(f"{tmp_path / name}")
 
 
 def test_a_damaged_page_is_noticed(tmp_path, images):

@@ -484,6 +484,20 @@ def test_a_context_begins_the_answer_that_its_continuation_ends(tokenizer, templ
     assert prompt == [*start, *sentence]
 
 
+@pytest.mark.parametrize(("history", "question"), [((), "<image> or <image>?"), (("<image>?", "Yes."), "<image>?")])
+def test_responses_are_about_one_image(tokenizer, history, question):
+    with pytest.raises(InputError, match=r"^places 2 images; expected one$"):
+        encode_responses(
+            tokenizer,
+            TEMPLATES["v1"],
+            question,
+            ["A cat."],
+            history=history,
+            image_token_id=IMAGE_ID,
+            num_image_tokens=3,
+        )
+
+
 def test_a_caption_has_no_history(tokenizer):
     with pytest.raises(InputError, match="caption-only template asks one question"):
         encode_responses(

@@ -28,6 +28,14 @@ def test_lines(tmp_path):
     assert read_captions(tmp_path / "one.jsonl") == {"a.jpg": ("One.",)}
 
 
+@pytest.mark.parametrize("letter", ["\u2028", "\u0085", "\u00e9"])
+def test_letters_that_divide_lines_elsewhere_are_text(tmp_path, letter):
+    entries = [{"image": image, "captions": [f"A{letter}cup."]} for image in ("a.jpg", "b.jpg")]
+    content = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
+    (tmp_path / "c.jsonl").write_text(content, encoding="utf-8")
+    assert read_captions(tmp_path / "c.jsonl") == dict.fromkeys(("a.jpg", "b.jpg"), (f"A{letter}cup.",))
+
+
 def test_an_image_is_found_with_or_without_its_folders():
     assert captions_of(EXPECTED, "train2017/a.jpg") == ("One.", "Two.")
     assert captions_of(EXPECTED, "folder/b.jpg") == ("Three.",)

@@ -9,7 +9,6 @@ from vigor_jax.data.text.conversation import Template, encode_responses
 from vigor_jax.data.text.image_captions import Captions, captions_of
 from vigor_jax.data.text.quality_question import QualityQuestion
 from vigor_jax.data.text.tokenizer import Tokenizer
-from vigor_jax.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +69,6 @@ class JudgedEncoder:
             history=history,
             context=context,
         )
-        if (placed := prompt_ids.count(self.image_token_id)) != with_image * self.num_image_tokens:
-            raise InputError(f"places {placed // self.num_image_tokens} images; expected one")
         told = captions_of(self.captions, image) if self.captions is not None and with_image else ()
         asked = self.question.token_ids(self.tokenizer, self.template, told) if self.question else []
         return prompt_ids, [[*ids, *asked] for ids in found]
@@ -92,7 +89,7 @@ class JudgedEncoder:
             context=preference.context,
         )
         check_fits(prompt, responses, self.max_length, self.max_positions)
-        return EncodedPreference(last_token_row(prompt, responses), (1,) * len(responses))
+        return _row(prompt, responses)
 
     def rows(self, image: str, prompt: str, responses: Sequence[str]) -> Iterator[tuple[list[int], EncodedPreference]]:
         """As few rows as hold the responses to an image in their order: their indices, and the row.

@@ -1,6 +1,5 @@
 """What every row of preferences must be, whatever its form."""
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
@@ -51,8 +50,6 @@ def checked(
         raise InputError(f"expected two responses or more, got {len(parsed.responses)}")
     if len(set(parsed.responses)) < len(parsed.responses):
         raise InputError(f"two responses are equal ({short(_repeated(parsed.responses))}); nothing is to be learned")
-    if not all(map(math.isfinite, parsed.ratings)):
-        raise InputError(f"expected finite ratings, got {short(list(parsed.ratings))}")
     if len(set(parsed.ratings)) == 1:
         raise Skipped("ties")
     return Preference(

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from vigor_jax.data.preferences.parsed import Parsed, Row, listed, name_of, pair, short, text
+from vigor_jax.data.preferences.parsed import Parsed, Row, listed, name_of, pair, short, text, text_or_none
 from vigor_jax.data.text.conversation import IMAGE_PLACEHOLDER
 from vigor_jax.errors import InputError
 
@@ -122,9 +122,7 @@ def sentinel(row: Row) -> Parsed:
     else:
         win, lose = ("win", "lose") if "y_win" not in row and "win" in row else ("y_win", "y_lose")
         question, chosen, rejected = text(row, "question"), text(row, win), text(row, lose)
-    context = row.get("context")
-    if context is not None and not isinstance(context, str):
-        raise InputError(f"expected text under 'context', got {short(context)}")
+    context = text_or_none(row, "context")
     if context:
         chosen, rejected = f" {chosen}", f" {rejected}"
     number = name_of(row, "image_id")

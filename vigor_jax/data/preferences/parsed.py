@@ -52,13 +52,22 @@ def text(row: Row, key: str) -> str:
     return value
 
 
-def listed(row: Row, key: str) -> Sequence[Any]:
-    """A value that is a list.
+def text_or_none(row: Row, key: str) -> str | None:
+    """A value that is text, or missing.
 
     Raises:
-      InputError: it is missing or something else.
+      InputError: it is something else.
     """
-    value = row.get(key)
+    return None if row.get(key) is None else text(row, key)
+
+
+def listed(row: Row, key: str, default: Sequence[Any] | None = None) -> Sequence[Any]:
+    """A value that is a list, or missing if there is a default.
+
+    Raises:
+      InputError: it is missing without a default, or something else.
+    """
+    value = default if row.get(key) is None else row[key]
     if value is None:
         raise InputError(f"{key!r} is missing")
     if not isinstance(value, list | tuple):
@@ -110,9 +119,9 @@ def pair(row: Row, chosen: str, rejected: str, prompt: str, *, whole: bool = Tru
         raise InputError(f"expected a number of letters under {CONTEXT_LENGTH!r}, got {short(length)}")
     if chosen[:length] != rejected[:length]:
         raise InputError(f"the answers differ within the first {length} letters, which {CONTEXT_LENGTH!r} calls common")
-    if length:
-        others["context"] = chosen[:length]
-    return Parsed(prompt, (chosen[length:], rejected[length:]), whole=ends(row, whole), **others)
+    context = others.pop("context", "") + chosen[:length]
+    answers = chosen[length:], rejected[length:]
+    return Parsed(prompt, answers, whole=ends(row, whole), context=context, **others)
 
 
 def ends(row: Row, default: bool) -> bool:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from vigor_jax.data.preferences.parsed import Parsed, Row, Skipped, listed, name_of, short, text, turns
+from vigor_jax.data.preferences.parsed import Parsed, Row, Skipped, listed, name_of, short, text, text_or_none, turns
 from vigor_jax.data.text.conversation import IMAGE_PLACEHOLDER
 from vigor_jax.errors import InputError
 
@@ -127,7 +127,7 @@ def _output(row: Row, key: str) -> str:
 
 def own(row: Row) -> Parsed:
     """Our own: the fields of `vigor_jax.records.Preference`."""
-    responses, ratings, history = listed(row, "responses"), listed(row, "ratings"), row.get("history") or ()
+    responses, ratings, history = listed(row, "responses"), listed(row, "ratings"), listed(row, "history", ())
     if not all(isinstance(each, str) for each in (*responses, *history)):
         raise InputError("expected texts under 'responses' and 'history'")
     if not all(isinstance(each, int | float) and not isinstance(each, bool) for each in ratings):
@@ -144,6 +144,6 @@ def own(row: Row) -> Parsed:
     if not isinstance(whole, bool):
         raise InputError(f"expected true or false under 'whole', got {short(whole)}")
     return Parsed(
-        text(row, "prompt"), tuple(responses), tuple(map(float, ratings)), row.get("context") or "", whole,
-        tuple(history), row.get("name") or "",
+        text(row, "prompt"), tuple(responses), tuple(map(float, ratings)), text_or_none(row, "context") or "", whole,
+        tuple(history), name_of(row, "name"),
     )  # fmt: skip

@@ -23,8 +23,8 @@ def rows_of(path: Path) -> Iterator[JsonRow]:
         yield from _rows(path, RowGroups())
         return
     files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
-    chosen = next(filter(None, ([file for file in files if file.suffix in kind] for kind in (_PARQUET, _JSON))), None)
-    if chosen is None:
+    of_kinds = ([file for file in files if file.suffix.lower() in kind] for kind in (_PARQUET, _JSON))
+    if not (chosen := next(filter(None, of_kinds), [])):
         raise InputError(
             f"{path}: expected files of preferences that end in {', '.join((*_PARQUET, *_JSON))}, got none"
         )
@@ -46,21 +46,33 @@ def _rows(path: Path, groups: RowGroups[Any]) -> Iterator[JsonRow]:
 
 
 def _keyed(path: Path) -> Iterator[JsonRow] | None:
-    """Rows of an object that has lists of pairs under the numbers of images, as SENTINEL's; None if it is no such."""
+    """Rows of an object that has lists of pairs under the numbers of images, as SENTINEL's; None if it is no such.
+
+    Raises:
+      InputError: more than this object is in the file.
+    """
     try:
         if not begins_with(path, "{"):
             return None
         with path.open(encoding="utf-8-sig") as file:
             first = next(line for line in file if line.strip())
-            if _object(first) is None:
-                first += file.read()
+            found = _object(first) or _object(first + file.read())  # on one line, or on many
+            if found is None or not _has_pairs(found):
+                return None
+            if file.read().strip():
+                raise InputError(
+                    f"{path}: expected one object with the pairs of all images, got more behind it; join them into one"
+                )
     except (OSError, UnicodeDecodeError):  # which `json_rows` says
         return None
-    found = _object(first)
-    if not found or not all(isinstance(pairs, list) for pairs in found.values()):
-        return None
-    first_pair = next((pair for pairs in found.values() for pair in pairs), None)
-    return _pairs(found) if isinstance(first_pair, dict) and {"y_win", "win"} & first_pair.keys() else None
+    return _pairs(found)
+
+
+def _has_pairs(found: dict[str, Any]) -> bool:
+    if not all(isinstance(pairs, list) for pairs in found.values()):
+        return False
+    first = next((pair for pairs in found.values() for pair in pairs), None)
+    return isinstance(first, dict) and not {"y_win", "win"}.isdisjoint(first)
 
 
 def _object(text: str) -> dict[str, Any] | None:

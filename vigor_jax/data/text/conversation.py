@@ -165,9 +165,14 @@ def encode_responses(
     Returns:
         What `encode_prompt` gives, and the ids of each response: together the ids of `encode_example`, where there is
         no context.
+
+    Raises:
+        InputError: as `encode_prompt`, or the questions place several images.
     """
     writer = _Writer(tokenizer, image_token_id, num_image_tokens)
     _add_prompt(writer, template, question, history, context, with_image=with_image)
+    if (placed := writer.token_ids.count(image_token_id)) != with_image * num_image_tokens:
+        raise InputError(f"places {placed // num_image_tokens} images; expected one")
     space = "" if template.is_caption_only or context else " "
     end = (template.stop or "") if whole else ""
     eos = [tokenizer.eos_id] if whole and template.stop is None else []

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from vigor_jax.data.records.json_rows import json_rows
 from vigor_jax.errors import InputError
 from vigor_jax.json_fields import check_file, show
 
@@ -65,16 +66,14 @@ def _entries(content: str, path: Path) -> Iterator[tuple[str, Any, Any]]:
     if isinstance(whole, dict) and not {"image", "captions"} <= whole.keys():
         yield from (("", image, captions) for image, captions in whole.items())
         return
-    for number, line in enumerate(content.splitlines(), 1):
-        if not line.strip():
-            continue
+    for row in json_rows(path, "caption"):
         try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            entry = row.record()
+        except InputError as error:
             raise InputError(
-                f"captions: {path}:{number}: malformed JSON ({error}); expected {{image: [caption, ...]}}, or JSON "
-                "lines of image and captions"
+                f"captions: {path}:{row.number}: {error} (expected {{image: [caption, ...]}}, or JSON lines of image "
+                "and captions)"
             ) from None
         if not isinstance(entry, dict):
-            raise InputError(f"captions: {path}:{number}: expected an object, got {show(entry)}")
-        yield f":{number}", entry.get("image"), entry.get("captions")
+            raise InputError(f"captions: {path}:{row.number}: expected an object, got {show(entry)}")
+        yield f":{row.number}", entry.get("image"), entry.get("captions")

@@ -50,8 +50,9 @@ class QualityQuestion:
         """
         if template.is_caption_only:
             raise InputError(f"the caption-only format asks no questions; give question {NOTHING}")
-        question = self.question.replace(PLACEHOLDER, _told(captions))
-        if not captions:
+        if captions:
+            question = self.question.replace(PLACEHOLDER, _told(captions))
+        else:
             question = self.question.replace(f" {PLACEHOLDER}", "").replace(PLACEHOLDER, "")
         text = f"{template.question_header}{question}{template.answer_header} {self.answer}"
         if template.stop is not None:
