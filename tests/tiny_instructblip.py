@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +223,8 @@ def to_lavis(directory: Path, out: Path) -> Path:
             content["added_tokens_decoder"] = {i: t for i, t in content["added_tokens_decoder"].items() if int(i) < 3}
             del content["pad_token"]
         (out / name).write_text(json.dumps(content, ensure_ascii=False))
+    (out / FOLDER).mkdir()
+    shutil.copy(directory / FOLDER / "vocab.txt", out / FOLDER)
     special = json.loads((out / "special_tokens_map.json").read_text())
     (out / "special_tokens_map.json").write_text(json.dumps({k: v for k, v in special.items() if k != "pad_token"}))
 
