@@ -18,6 +18,8 @@ from vigor_jax.hf.processor_files import IMAGE_TOKEN, image_processor
 from vigor_jax.hf.weights.tensor_checks import canonical, check_tensors, stored_weights, tie
 from vigor_jax.json_fields import Fields, Json, exists
 from vigor_jax.models.instructblip import InstructBlipConfig
+from vigor_jax.models.lora import LoraConfig, trained_parts
+from vigor_jax.models.vlm import abstract_model
 
 
 class InstructBlipFamily(Family):
@@ -32,6 +34,17 @@ class InstructBlipFamily(Family):
 
     def entries(self, config: InstructBlipConfig) -> Sequence[Entry]:
         return names.entries(config)
+
+    def check_adapter(self, layout: str, checkpoint: Checkpoint, lora: LoraConfig) -> None:
+        changed = trained_parts(abstract_model(checkpoint.config), lora)
+        if checkpoint.adapter:
+            changed |= checkpoint.adapter.full_paths(checkpoint.entries)
+        if any(path.endswith(".query_tokens") for path in changed):
+            raise InputError(
+                f"layout: {layout} holds modules, and the Q-Former's query_tokens, which lora.also trains here, are "
+                f"none; choose {self.layouts[0]}, or name parts of multi_modal_projector without them, such as "
+                "multi_modal_projector.language_projection"
+            )
 
     def preprocessing(self, directory: Path, image_size: int) -> Preprocessing:
         return preprocessing_from_hf(image_processor(directory), image_size, BLIP)
