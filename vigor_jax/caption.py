@@ -44,7 +44,7 @@ class CaptionCommand:
     images: str
     out: Path
     prompt: str = "Describe this image in detail."
-    template: Literal["v0", "llava_v0", "v1", "vicuna_v1", "llava_v1", "plain"] = "v1"
+    template: Literal["v0", "llava_v0", "v1", "vicuna_v1", "llava_v1", "plain", "instructblip"] = "v1"
     vision_tower: str | Path | None = None
     adapter: str | Path | None = None
     dtype: Literal["float32", "bfloat16", "float16"] | None = None

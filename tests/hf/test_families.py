@@ -41,7 +41,7 @@ ROOT = Path(__file__).resolve().parents[2]
 QUESTIONS = ("What is in the picture?", "Name every color", "Describe it", "")
 LENGTH = 192
 # [CLS] 0, [SEP] 1, [UNK] 2, then the words in their order.
-IDS = ([0, 3, 4, 5, 6, 7, 8, 1], [0, 9, 10, 11, 1], [0, 12, 13, 1], [])
+IDS = ([0, 3, 4, 5, 6, 7, 8, 1], [0, 9, 10, 11, 1], [0, 12, 13, 1], [0, 1])
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -334,13 +334,14 @@ def test_a_layout_of_another_family_is_refused_before_anything_is_written(checkp
     assert not list(tmp_path.iterdir())
     assert ExportConfig(layout="toy").layout == "toy"
     with pytest.raises(
-        InputError, match="layout: expected llava-hf or llava or toy or peft or llava-lora, got 'toyish'"
+        InputError,
+        match="layout: expected llava-hf or llava or instructblip or toy or peft or llava-lora, got 'toyish'",
     ):
         ExportConfig(layout="toyish")
 
 
 def test_an_unknown_family_is_one_line_that_lists_the_known_ones(toy, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "blip_2"}))
-    known = " or ".join(f"'{name}'" for name in ("llava", "llava_llama", "toy_vlm"))
+    known = " or ".join(f"'{name}'" for name in ("llava", "llava_llama", "instructblip", "toy_vlm"))
     with pytest.raises(InputError, match=f"model_type 'blip_2' is not supported, only {known}$"):
         open_checkpoint(tmp_path)

@@ -58,9 +58,14 @@ def port(model, tiny: Tiny, *, scan: bool) -> Llava:
     path = "config.json"
     config = llava_config.from_hf(model.config.to_dict(), path)
     weights = {names.canonical_hf(name): value.detach().numpy() for name, value in model.state_dict().items()}
+    return fill(config, names.entries(config), weights, scan=scan)
+
+
+def fill(config, entries, weights: dict[str, np.ndarray], *, scan: bool) -> Any:
+    """Our model with weights by their canonical names."""
     graphdef, state = nnx.split(abstract_model(config, scan=scan))
     stacks: dict[str, list[np.ndarray]] = {}
-    for entry in names.entries(config):
+    for entry in entries:
         path = entry.path if scan else entry.unstacked_path
         stacks.setdefault(path, []).append(weights[entry.name].transpose(entry.axes))
     for path, variable in param_paths(state).items():

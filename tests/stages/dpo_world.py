@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tests.stages.sft_world import TINY, WORDS
-from tests.tiny_llava import build_checkpoint
+from tests.stages.sft_world import BUILD, WORDS
 from vigor_jax.data.records import store
 from vigor_jax.models.lora import LoraConfig
 from vigor_jax.stages.dpo_config import DpoConfig
@@ -16,7 +15,7 @@ from vigor_jax.stages.dpo_reference import Reference
 from vigor_jax.training.checkpoint import restore_params_only
 
 
-def make_world(root: Path, *, rows: int) -> Path:
+def make_world(root: Path, *, rows: int, family: str = "llava") -> Path:
     """Writes `model/`, `images/` and `preferences.json`: responses of all lengths, of which the better ones are about a
     circle; every fourth row has three, every fifth a context, and every eighth a conversation before it."""
     rng = np.random.default_rng(0)
@@ -42,7 +41,7 @@ def make_world(root: Path, *, rows: int) -> Path:
             record["history"] = ["Is it large?", "Yes."]
         records.append(record)
     (root / "preferences.json").write_text(json.dumps(records))
-    build_checkpoint(root / "model", TINY)
+    BUILD[family](root / "model")
     return root
 
 

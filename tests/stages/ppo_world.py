@@ -10,8 +10,7 @@ from typing import ClassVar
 import numpy as np
 from PIL import Image
 
-from tests.stages.sft_world import TINY
-from tests.tiny_llava import build_checkpoint
+from tests.stages.sft_world import BUILD
 from vigor_jax.records import ScoreItem, Signal, Span, Verdict
 
 PROMPTS = ("What is on the table?", "Describe the image.")
@@ -76,7 +75,7 @@ class Broken(Letters):
             yield [Verdict(item.image, i, self.name, (one,)) for i in range(len(item.texts))]
 
 
-def make_world(root: Path, *, images: int) -> Path:
+def make_world(root: Path, *, images: int, family: str = "llava") -> Path:
     """Writes `model/`, `images/` and `data.json`, which asks a question about each."""
     rng = np.random.default_rng(0)
     (root / "images").mkdir(parents=True)
@@ -89,5 +88,5 @@ def make_world(root: Path, *, images: int) -> Path:
         conversation = [{"from": who, "value": text} for who, text in turns]
         records.append({"id": str(index), "image": name, "conversations": conversation})
     (root / "data.json").write_text(json.dumps(records))
-    build_checkpoint(root / "model", TINY)
+    BUILD[family](root / "model")
     return root

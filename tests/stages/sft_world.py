@@ -12,16 +12,28 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests import tiny_instructblip
 from tests.tiny_llava import Tiny, build_checkpoint
 from vigor_jax.training import loop as loop_module
 from vigor_jax.training.checkpoint import restore_params_only
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = Tiny(text_width=32, text_mlp=48, heads=4, kv_heads=2, head_dim=8, vision_width=16, vision_mlp=24)
+BLIP = tiny_instructblip.TinyBlip(
+    text_width=32, text_mlp=48, heads=4, kv_heads=2, head_dim=8, vision_width=16, vision_mlp=24, vision_layers=2,
+    vision_heads=2, patch_size=14, mlp=32, layers=2, qformer_heads=4,
+)  # fmt: skip
+BUILD: dict[str, Callable[[Path], Path]] = {
+    "llava": lambda directory: build_checkpoint(directory, TINY),
+    "instructblip": lambda directory: tiny_instructblip.build_checkpoint(directory, BLIP),
+}
+"""Models of each family."""
+# Of a test whose fixture `world` makes a world of `request.param`, or of LLaVA where nothing is asked for.
+of_each_family = pytest.mark.parametrize("world", list(BUILD), indirect=True, scope="module")
 WORDS = ("a", "red", "blue", "large", "circle", "square", "dog", "cat", "on", "the", "table", "beside", "wave")
 
 
-def make_world(root: Path, *, examples: int, tiny: Tiny = TINY) -> Path:
+def make_world(root: Path, *, examples: int, tiny: Tiny = TINY, family: str = "llava") -> Path:
     """Conversations of different lengths; every fifth is text, the others are about their own picture."""
     rng = np.random.default_rng(0)
     (root / "images").mkdir(parents=True)
@@ -38,7 +50,7 @@ def make_world(root: Path, *, examples: int, tiny: Tiny = TINY) -> Path:
             question["value"] = "<image>\n" + question["value"]
         records.append(record)
     (root / "data.json").write_text(json.dumps(records))
-    build_checkpoint(root / "model", tiny)
+    build_checkpoint(root / "model", tiny) if family == "llava" else BUILD[family](root / "model")
     return root
 
 

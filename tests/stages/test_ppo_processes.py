@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from tests.stages.ppo_world import make_world
-from tests.stages.sft_world import finish, spawn_python
+from tests.stages.sft_world import finish, of_each_family, spawn_python
 from tests.stages.test_ppo import curve, parts, weights
 from vigor_jax.data.records.store import read_parts
 from vigor_jax.records import Rollout
@@ -32,8 +32,9 @@ def cache(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    return make_world(tmp_path_factory.mktemp("world") / "w", images=32)
+def world(tmp_path_factory, request):
+    family = getattr(request, "param", "llava")
+    return make_world(tmp_path_factory.mktemp("world") / "w", images=32, family=family)
 
 
 def spawn(world, runs, *, devices, cache, **distributed):
@@ -73,6 +74,7 @@ def assert_close(run_dir: Path, reference: Path) -> None:
     ],
     ids=["one way", "every way"],
 )
+@of_each_family
 def test_eight_devices_equal_one(world, cache, one_device, tmp_path, mesh, inference, changes):
     """Sampling on another mesh than training; each way to split weights and rows."""
     run = {"run_dir": str(tmp_path), "mesh": mesh, "inference": inference, "ppo": SETTINGS | changes}

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.stages.sft_world import curve, finish, make_world, spawn, spawn_python, weights
+from tests.stages.sft_world import curve, finish, make_world, of_each_family, spawn, spawn_python, weights
 
 SETTINGS = {
     "epochs": 1,
@@ -39,8 +39,9 @@ def cache(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    return make_world(tmp_path_factory.mktemp("world") / "w", examples=40)
+def world(tmp_path_factory, request):
+    family = getattr(request, "param", "llava")
+    return make_world(tmp_path_factory.mktemp("world") / "w", examples=40, family=family)
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +94,7 @@ def two_processes(world, run_dir, cache, *, settings=SETTINGS, mesh=(1, -1, 1)):
 
 
 @pytest.mark.slow
+@of_each_family
 def test_eight_devices_equal_one(world, cache, one_device, tmp_path):
     runs = [
         {"run_dir": str(tmp_path / "x".join(map(str, mesh))), "mesh": mesh, "sft": SETTINGS}
@@ -106,6 +108,7 @@ def test_eight_devices_equal_one(world, cache, one_device, tmp_path):
 
 
 @pytest.mark.slow
+@of_each_family
 @pytest.mark.parametrize("mesh", [(2, 2, 1), (1, 1, 4)], ids=str)
 def test_two_processes_equal_one(world, cache, one_device, tmp_path, mesh):
     """With tensor 4 both processes hold every row; with data 2 each holds half."""
@@ -209,6 +212,7 @@ def uninterrupted(world, cache, tmp_path_factory):
 
 
 @pytest.mark.slow
+@of_each_family
 def test_five_kills_change_no_bit(world, cache, uninterrupted, tmp_path):
     """SIGKILL at five random moments of one run's life, four while it trains and one while it starts."""
     job = {"world": str(world), "runs": [{"run_dir": str(tmp_path), "sft": LONG}]}

@@ -3,21 +3,27 @@
 from pathlib import Path
 
 from vigor_jax.hf.family import Family
+from vigor_jax.hf.instructblip.family import InstructBlipFamily
+from vigor_jax.hf.instructblip.lavis import is_lavis
 from vigor_jax.hf.llava.family import LlavaFamily
 from vigor_jax.json_fields import Fields, Json, read_json
 from vigor_jax.models.vlm import VlmConfig
 
 _LLAVA = LlavaFamily()
-FAMILIES: dict[str, Family] = {"llava": _LLAVA, "llava_llama": _LLAVA}
+_INSTRUCTBLIP = InstructBlipFamily()
+FAMILIES: dict[str, Family] = {"llava": _LLAVA, "llava_llama": _LLAVA, "instructblip": _INSTRUCTBLIP}
 """By `model_type`."""
 
 
 def family_of(config: Json, path: Path) -> Family:
-    """The family of a config.json; LLaVA's where it does not say.
+    """The family of a config.json; LLaVA's where it does not say, InstructBLIP's of a language model next to LAVIS's
+    files.
 
     Raises:
       InputError: it is not known.
     """
+    if is_lavis(config, path.parent):
+        return _INSTRUCTBLIP
     return FAMILIES[Fields(config, path).choice("model_type", tuple(FAMILIES), "llava")]
 
 

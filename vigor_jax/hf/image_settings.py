@@ -1,4 +1,4 @@
-"""preprocessor_config.json ↔ `Preprocessing`: what transformers' CLIP and LLaVA image processors do with a picture.
+"""preprocessor_config.json ↔ `Preprocessing`: what transformers' image processors of CLIP, LLaVA and BLIP do.
 
 What a file leaves out has the default of these processors. What cannot be done exactly is refused by key and value.
 """
@@ -9,36 +9,39 @@ from vigor_jax.data.images.preprocessing import CLIP_MEAN, CLIP_STD, Preprocessi
 from vigor_jax.errors import InputError, some
 from vigor_jax.json_fields import Fields, Json, show
 
+BLIP = "BlipImageProcessor"  # stretches pictures to a square, and cuts nothing off
 # The classes by the names that transformers has given them; "Fast" and "Pil" differ in what they resize with.
 _KINDS = {
     name + backend: name
-    for name in ("CLIPImageProcessor", "CLIPFeatureExtractor", "LlavaImageProcessor")
+    for name in ("CLIPImageProcessor", "CLIPFeatureExtractor", "LlavaImageProcessor", BLIP)
     for backend in ("", "Fast", "Pil")
 }
-_DEFAULT_SIZE = 224
+_DEFAULT_SIZE, _BLIP_DEFAULT_SIZE = 224, 384
 _FILTERS = (0, 1, 2, 3, 4, 5)  # numbers of PIL's resampling filters
 _MAX_SIZE = 1 << 13
 
 
-def preprocessing_from_hf(fields: Fields, image_size: int) -> Preprocessing:
+def preprocessing_from_hf(fields: Fields, image_size: int, default: str = "CLIPImageProcessor") -> Preprocessing:
     """Reads preprocessor_config.json, or the `image_processor` part of a processor_config.json.
 
     Args:
       fields: its content.
       image_size: side of the pictures that the vision tower takes, in pixels.
+      default: the class of a file that names none.
 
     Raises:
       InputError: a setting that is not supported or makes no sense, or pictures of another size than the tower's.
     """
     key = "image_processor_type" if fields.values.get("image_processor_type") is not None else "feature_extractor_type"
-    kind = fields.text(key, "CLIPImageProcessor", null=True)
+    kind = fields.text(key, None, null=True) or default
     if kind not in _KINDS:
         raise InputError(
-            f"{fields.place(key)} {show(kind)} is not supported, only CLIPImageProcessor or LlavaImageProcessor"
+            f"{fields.place(key)} {show(kind)} is not supported, only CLIPImageProcessor, LlavaImageProcessor or {BLIP}"
         )
+    is_blip = _KINDS[kind] == BLIP
     pad = fields.boolean("do_pad", False, null=True) and _KINDS[kind] == "LlavaImageProcessor"
-    resizes, crops = (_step(fields, name) for name in ("do_resize", "do_center_crop"))
-    edge, stretch = _size(fields) if resizes else (None, None)
+    resizes, crops = _step(fields, "do_resize"), not is_blip and _step(fields, "do_center_crop")
+    edge, stretch = _size(fields, is_blip) if resizes else (None, None)
     crop = _crop_size(fields) if crops else None
     # What comes out must have the tower's size whatever picture goes in; a padded picture is square.
     if not (crops or stretch or (edge and pad)):
@@ -73,7 +76,7 @@ def preprocessing_from_hf(fields: Fields, image_size: int) -> Preprocessing:
 
 
 def preprocessing_to_hf(preprocessing: Preprocessing) -> Json:
-    """A preprocessor_config.json; `LlavaImageProcessor` is the one of transformers that can pad."""
+    """A preprocessor_config.json of CLIP's processor, or of LLaVA's, which alone can pad."""
     if preprocessing.stretch:
         height, width = preprocessing.stretch
         size = {"height": height, "width": width}
@@ -100,18 +103,20 @@ def _step(fields: Fields, name: str) -> bool:
     return fields.choice(name, (True, False), True, null=True)
 
 
-def _size(fields: Fields) -> tuple[int | None, tuple[int, int] | None]:
-    """Length of the shortest edge, or (height, width) to stretch to."""
+def _size(fields: Fields, is_blip: bool) -> tuple[int | None, tuple[int, int] | None]:
+    """Length of the shortest edge, or (height, width) to stretch to; one number alone is BLIP's for both."""
     size = _object(fields, "size")
     if size is None:
-        return fields.integer("size", _DEFAULT_SIZE, least=1, most=_MAX_SIZE, null=True), None
-    if size.values.keys() == {"shortest_edge"}:
+        default = _BLIP_DEFAULT_SIZE if is_blip else _DEFAULT_SIZE
+        edge = fields.integer("size", default, least=1, most=_MAX_SIZE, null=True)
+        return (None, (edge, edge)) if is_blip else (edge, None)
+    if size.values.keys() == {"shortest_edge"} and not is_blip:
         return size.integer("shortest_edge", _DEFAULT_SIZE, least=1, most=_MAX_SIZE), None
     if size.values.keys() == {"height", "width"}:
         return None, _height_and_width(size)
     raise InputError(
-        f"{fields.place('size')}: expected a shortest_edge, or a height and a width, got the keys "
-        f"{some(map(show, size.values))}; other ways of resizing are not supported"
+        f"{fields.place('size')}: expected {'' if is_blip else 'a shortest_edge, or '}a height and a width, got the "
+        f"keys {some(map(show, size.values))}; other ways of resizing are not supported"
     )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ CHAT_FILES = ("chat_template.jinja", "chat_template.json")
 SETTINGS_FILES = ("preprocessor_config.json", "processor_config.json", "generation_config.json")
 # Reads tokenizer.json as it is in every version. LlamaTokenizer of early versions 5 builds another from its vocabulary.
 AS_IS = {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": ["input_ids", "attention_mask"]}
+
+_FLAGS = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
@@ -72,6 +75,51 @@ def rewrite_for_both_versions(path: Path) -> None:
         config |= AS_IS
     if config != before:
         write_json(path, config)
+
+
+def write_tokenizer_config(
+    directory: Path,
+    tokenizer: Tokenizer,
+    tokens: Sequence[Mapping[str, Any]],
+    out: Path,
+    kind: Mapping[str, Any],
+    *,
+    pad_token: str,
+    length: int,
+) -> None:
+    """A tokenizer_config.json made from the source's own, with exactly `tokens` after the vocabulary, and `kind`; and a
+    special_tokens_map.json.
+
+    Args:
+      directory: of the source.
+      tokenizer: of the source; what it calls the unknown token is the one of the end where it has none.
+      tokens: as a tokenizer.json lists them.
+      out: where to.
+      kind: what replaces the source's own values.
+      pad_token: the token for padding.
+      length: most tokens, where the source does not say.
+    """
+    path = directory / "tokenizer_config.json"
+    config = read_json(path) if path.exists() else {}
+    special = {
+        "bos_token": tokenizer.token(tokenizer.bos_id),
+        "eos_token": tokenizer.token(tokenizer.eos_id),
+        "unk_token": tokenizer.token(tokenizer.eos_id if tokenizer.unk_id is None else tokenizer.unk_id),
+        "pad_token": pad_token,
+    }
+    for name in ("extra_special_tokens", "image_token", "processor_class", "model_input_names", "add_prefix_space"):
+        config.pop(name, None)
+    listed = {str(token["id"]): {flag: token[flag] for flag in _FLAGS} for token in tokens}
+    legacy = {"legacy": tokenizer.legacy, "added_tokens_decoder": listed}
+    write_json(out / path.name, {"model_max_length": length, **config, **kind, **legacy, **special})
+    write_json(out / "special_tokens_map.json", special)
+
+
+def write_generation_config(directory: Path, tokenizer: Tokenizer, pad: int, out: Path) -> None:
+    """The source's own, with the ids of the special tokens; `pad` is the one for padding."""
+    path = directory / "generation_config.json"
+    ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": pad}
+    write_json(out / path.name, (read_json(path) if path.exists() else {}) | ids)
 
 
 def write_chat_template(template: Template, tokenizer: Tokenizer, image: str, out: Path) -> None:

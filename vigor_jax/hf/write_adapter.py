@@ -93,7 +93,7 @@ def target_modules(modules: Sequence[str]) -> str:
     """
     kinds: dict[str, dict[str, None]] = {}
     for module in modules:
-        found = re.fullmatch(r"(?P<stem>.*?\.)(?P<layer>\d+\.)?(?P<leaf>[^.]+(\.[^.\d][^.]*)?)", module)
+        found = re.fullmatch(r"(?P<stem>(?:.*?\.)?)(?P<layer>\d+\.)?(?P<leaf>[^.]+(\.[^.\d][^.]*)?)", module)
         assert found is not None, module
         stem = re.escape(found["stem"]) + (r"\d+\." if found["layer"] else "")
         kinds.setdefault(stem, {})[re.escape(found["leaf"])] = None

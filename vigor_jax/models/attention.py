@@ -25,14 +25,15 @@ QUERY_BLOCK = 256  # of the plain formula on packed rows
 
 def attention(
     q: Float[Array, "B T N H"],
-    k: Float[Array, "B T K H"],
-    v: Float[Array, "B T K H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
     *,
     causal: bool,
     segment_ids: Int[Array, "B T"] | None = None,
     implementation: Implementation = "auto",
 ) -> Float[Array, "B T N H"]:
-    """Scaled dot-product attention of a sequence with itself; softmax in float32, grouped queries allowed (N = g·K).
+    """Scaled dot-product attention of a sequence with itself, or with another (S != T) where it is not causal; softmax
+    in float32, grouped queries allowed (N = g·K).
 
     There is no padding mask: sequences are padded on the right, so under a causal mask no token sees the padding, and
     image patches are never padded.

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int, Num, UInt8
 
 from vigor_jax.models import layers
 from vigor_jax.models.attention import Implementation, attention
+from vigor_jax.models.vlm import VisionConfig
 from vigor_jax.parallel.sharding import constrain_batch, gather_fsdp
 
 ACTIVATIONS = {
@@ -127,11 +128,8 @@ class ClipVision(nnx.Module):
 
     def embed(self, pixel_values: Float[Array, "B S S 3"]) -> Float[Array, "B P+1 D"]:
         """Class token and patches, row by row, with positions, after the first norm (hidden state 0)."""
-        batch, size, _, _ = pixel_values.shape
-        patch, rows = self.config.patch_size, size // self.config.patch_size
-        patches = pixel_values.reshape(batch, rows, patch, rows, patch, 3).swapaxes(2, 3)
-        x = patches.reshape(batch, rows * rows, -1) @ self.patch_embedding.reshape(patch * patch * 3, -1)
-        class_token = jnp.broadcast_to(self.class_embedding[...], (batch, 1, x.shape[-1]))
+        x = embed_patches(pixel_values, self.patch_embedding[...])
+        class_token = jnp.broadcast_to(self.class_embedding[...], (len(x), 1, x.shape[-1]))
         return self.pre_layrnorm(constrain_batch(jnp.concatenate([class_token, x], 1) + self.position_embedding))
 
     def __call__(
@@ -216,7 +214,16 @@ def _unit(x: Float[Array, "B D"]) -> Float[Array, "B D"]:
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
-def normalize(pixels: Num[Array, "*B S S 3"], config: ClipConfig) -> Float[Array, "*B S S 3"]:
-    """Gray levels 0-255, whole or not → float32 pixel values with CLIP's mean and deviation removed."""
+def embed_patches(pixel_values: Float[Array, "B S S 3"], kernel: Float[Array, "H H 3 D"]) -> Float[Array, "B P D"]:
+    """A convolution without bias whose steps are as wide as its kernel: the patches, row by row."""
+    batch, size, _, _ = pixel_values.shape
+    patch = len(kernel)
+    rows = size // patch
+    patches = pixel_values.reshape(batch, rows, patch, rows, patch, 3).swapaxes(2, 3)
+    return patches.reshape(batch, rows * rows, -1) @ kernel.reshape(patch * patch * 3, -1)
+
+
+def normalize(pixels: Num[Array, "*B S S 3"], config: VisionConfig) -> Float[Array, "*B S S 3"]:
+    """Gray levels 0-255, whole or not → float32 pixel values with the tower's mean and deviation removed."""
     mean, std = jnp.asarray(config.image_mean), jnp.asarray(config.image_std)
     return (pixels.astype(jnp.float32) / 255.0 - mean) / std

@@ -277,7 +277,7 @@ def test_templates() -> None:
     assert TEMPLATES["v1"] is TEMPLATES["vicuna_v1"]
     stops = {name: template.stop for name, template in TEMPLATES.items()}
     v1 = dict.fromkeys(["v1", "vicuna_v1", "llava_v1"])
-    assert stops == {"v0": "###", "llava_v0": "###", "plain": "\n", **v1}
+    assert stops == {"v0": "###", "llava_v0": "###", "plain": "\n", "instructblip": None, **v1}
 
 
 @pytest.mark.parametrize("name", ["v0", "v1", "llava_v1"])

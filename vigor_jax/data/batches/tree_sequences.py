@@ -160,12 +160,13 @@ class TreeEncoder:
             raise InputError("template: the caption-only format asks no questions; take another one")
         self._tokenizer, self._template, self._question = tokenizer, template, question
         self._max_length, self._max_position = max_length, max_position
-        self.prefix = [
-            *([tokenizer.bos_id] if tokenizer.adds_bos else []),
-            *tokenizer.encode(template.system + template.question_header),
-            *[image_token_id] * num_image_tokens,
-            *tokenizer.encode(f"\n{question}", prefix=tokenizer.restarts_after_image),
-        ]
+        bos, image = [tokenizer.bos_id] if tokenizer.adds_bos else [], [image_token_id] * num_image_tokens
+        header = template.system + template.question_header
+        if tokenizer.images_first:
+            self.prefix = [*image, *bos, *tokenizer.encode(header + question)]
+        else:
+            after = tokenizer.encode(f"\n{question}", prefix=tokenizer.restarts_after_image)
+            self.prefix = [*bos, *tokenizer.encode(header), *image, *after]
         self.header = tokenizer.encode(template.answer_header, prefix=False)
         good, bad = self.answer_ids(GOOD), self.answer_ids(BAD)
         part = next((i for i, (a, b) in enumerate(zip(good, bad, strict=False)) if a != b), None)

@@ -36,19 +36,17 @@ class Template:
         system: Text before the first round, its separator included.
         question_header: Text before a question.
         answer_header: Text before an answer, without the space that follows; a prompt for generation ends
-            here. Empty in the caption-only format, where the answer follows the image directly.
+            here.
         stop: Text that ends an answer, to be cut from what is generated; None if the EOS token does.
+        is_caption_only: Whether examples are an image and its caption, which follows the image directly, and the words
+            of a question are left out.
     """
 
     system: str
     question_header: str
     answer_header: str
     stop: str | None
-
-    @property
-    def is_caption_only(self) -> bool:
-        """Whether examples are an image and its caption, and the words of a question are left out."""
-        return not self.answer_header
+    is_caption_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,9 +80,11 @@ TEMPLATES: dict[str, Template] = {
     "v1": _VICUNA_V1,
     "vicuna_v1": _VICUNA_V1,
     "llava_v1": Template(_system("human") + " ", "USER: ", " ASSISTANT:", stop=None),
-    "plain": Template("", "", "", stop="\n"),
+    "plain": Template("", "", "", stop="\n", is_caption_only=True),
+    "instructblip": Template("", "", "", stop=None),
 }
-"""By the names that LLaVA gives them; "v0" is "llava_v0" and "v1" is "vicuna_v1"."""
+"""By the names that LLaVA gives them; "v0" is "llava_v0" and "v1" is "vicuna_v1". "instructblip" has nothing around the
+words of a question and of its answer, as InstructBLIP was trained."""
 DEFAULT_TEMPLATE = "v1"
 
 
@@ -122,7 +122,8 @@ def encode_prompt(
         template: One of `TEMPLATES`. The caption-only "plain" asks by the image alone and leaves the question
             out.
         question: The words of the user. The image comes first; a single "<image>" anywhere in the question is
-            moved there, as LLaVA does in training, and several stay where they are.
+            moved there, as LLaVA does in training, and several stay where they are. Where the tokenizer says
+            `images_first`, the one image comes before BOS, and a question may not have several.
         image_token_id: Id that stands for one image feature.
         num_image_tokens: Image features an image has; each "<image>" becomes that many ids.
         with_image: Whether there is an image.
@@ -135,7 +136,7 @@ def encode_prompt(
 
     Raises:
         InputError: `with_image` is false and the question has an "<image>" or `template` is "plain"; or this has a
-            history.
+            history; or there are several images for a model that takes one.
     """
     writer = _Writer(tokenizer, image_token_id, num_image_tokens)
     _add_prompt(writer, template, question, history, context, with_image=with_image)
@@ -296,6 +297,8 @@ class _Writer:
         self._images_end = 0
 
     def add_prompt(self, text: str) -> None:
+        if self._tokenizer.images_first:
+            text = self._image_to_front(text)
         pieces = text.split(IMAGE_PLACEHOLDER)
         takes_left, takes_right = self._tokenizer.image_strips
         for index, words in enumerate(pieces):
@@ -307,6 +310,19 @@ class _Writer:
             if takes_left and index < len(pieces) - 1:
                 words = words.rstrip()
             self.add_text(words, supervised=False)
+
+    def _image_to_front(self, text: str) -> str:
+        """Puts the image of a text before all tokens, BOS too; returns the text without it, and without the line end
+        that LLaVA has behind it."""
+        before, placed, after = text.partition(IMAGE_PLACEHOLDER)
+        if not placed:
+            return text
+        if self._images_end or IMAGE_PLACEHOLDER in after:
+            raise InputError(f"several {IMAGE_PLACEHOLDER}, and the model takes one image a conversation; keep one")
+        self.token_ids[:0] = self._image
+        self._supervised[:0] = [False] * len(self._image)
+        self._images_end = len(self._image)
+        return before + after.removeprefix("\n")
 
     def add_text(self, text: str, *, supervised: bool) -> None:
         if text:

@@ -28,10 +28,9 @@ class InstructionTokenizer:
 
     def __init__(self, path: Path, max_length: int) -> None:
         try:
-            content = path.read_text(encoding="utf-8")
-            self._tokenizer = tokenizers.Tokenizer.from_str(content)
+            self._tokenizer = _bert(path) if path.suffix == ".txt" else tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises nothing narrower
-            raise InputError(f"{path}: no tokenizer.json that can be read ({error}); copy it here") from error
+            raise InputError(f"{path}: no {path.name} that can be read ({error}); copy it here") from error
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(max_length)
         self._digest = hashlib.sha256(f"{max_length} {self._tokenizer.to_str()}".encode()).hexdigest()
@@ -46,9 +45,14 @@ class InstructionTokenizer:
         Q is a multiple of 16, so that few shapes are ever compiled.
         """
         words = [text.replace(IMAGE_TOKEN, "").strip() for text in texts]
-        ids = [self._tokenizer.encode(text).ids if text else [] for text in words]
+        ids = [self._tokenizer.encode(text).ids for text in words]
         longest = max(map(len, ids), default=0)
         found = np.full((len(ids), max(-(-longest // _BUCKET), 1) * _BUCKET), NO_TOKEN, np.int32)
         for row, each in zip(found, ids, strict=True):
             row[: len(each)] = each
         return found
+
+
+def _bert(path: Path) -> tokenizers.Tokenizer:
+    """A new one of the library, which its own class for BERT only wraps."""
+    return tokenizers.Tokenizer.from_str(tokenizers.BertWordPieceTokenizer(str(path), lowercase=True).to_str())

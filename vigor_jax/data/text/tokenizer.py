@@ -53,9 +53,12 @@ class Tokenizer:
             declared (never so in llava-hf's own checkpoints).
         instructions: Makes the tokens of an instruction for the family's `encode_images`; None for a family that reads
             none there, as LLaVA.
+        images_first: Whether the one image of a prompt stands before BOS, as InstructBLIP's does, and not where the
+            text has it.
     """
 
     instructions: InstructionTokenizer | None = None
+    images_first: bool = False
 
     def __init__(
         self,
@@ -196,6 +199,7 @@ class Tokenizer:
         """SHA-256 of all that decides on token ids and on text made of them; layout and order of files play no part."""
         ids: list[Any] = [self.bos_id, self.eos_id, self.pad_id, self.legacy]
         ids += [] if self.instructions is None else [self.instructions.digest()]
+        ids += ["images first"] if self.images_first else []
         return hashlib.sha256(json.dumps([self._content, ids], sort_keys=True).encode()).hexdigest()
 
     def instruction_ids(self, texts: Sequence[str]) -> Int32[np.ndarray, "B Q"] | None:

@@ -35,7 +35,7 @@ class EvaluatedModelConfig:
 
     model: str | Path | None = None
     images: str | None = None
-    template: Literal["v0", "llava_v0", "v1", "vicuna_v1", "llava_v1", "plain"] = "v1"
+    template: Literal["v0", "llava_v0", "v1", "vicuna_v1", "llava_v1", "plain", "instructblip"] = "v1"
     vision_tower: str | Path | None = None
     adapter: str | Path | None = None
     dtype: Literal["float32", "bfloat16", "float16"] | None = None

@@ -14,12 +14,11 @@ from vigor_jax.hf.processor_files import (
     image_token,
     rewrite_for_both_versions,
     write_chat_template,
+    write_generation_config,
     write_json,
     write_tokenizer,
+    write_tokenizer_config,
 )
-from vigor_jax.json_fields import read_json
-
-FLAGS = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
 
 
 def write_hf_files(checkpoint: Checkpoint, vocabulary: Vocabulary, out: Path, template: Template | None = None) -> None:
@@ -37,7 +36,8 @@ def write_hf_files(checkpoint: Checkpoint, vocabulary: Vocabulary, out: Path, te
         copy_files(checkpoint.directory, out, ("tokenizer.model",))
         content = json.loads(checkpoint.tokenizer.to_json(vocabulary.new_tokens))
         (out / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
-        _write_tokenizer_config(checkpoint, content["added_tokens"], vocabulary, out, AS_IS | {"padding_side": "left"})
+        kind = AS_IS | {"padding_side": "left"}
+        _write_tokenizer_config(checkpoint, content["added_tokens"], vocabulary, out, kind)
     if template:
         write_chat_template(template, checkpoint.tokenizer, image_token(checkpoint.directory), out)
     write_json(out / "preprocessor_config.json", preprocessing_to_hf(checkpoint.preprocessing))
@@ -51,7 +51,7 @@ def write_hf_files(checkpoint: Checkpoint, vocabulary: Vocabulary, out: Path, te
             "num_additional_image_tokens": 1,
         },
     )
-    _write_generation_config(checkpoint, vocabulary.pad_id, out)
+    write_generation_config(checkpoint.directory, checkpoint.tokenizer, vocabulary.pad_id, out)
 
 
 def write_original_files(checkpoint: Checkpoint, vocabulary: Vocabulary, out: Path) -> None:
@@ -70,44 +70,12 @@ def write_original_files(checkpoint: Checkpoint, vocabulary: Vocabulary, out: Pa
         pieces = content["model"]["vocab"]
         if more := {token["content"]: token["id"] for token in kept if token["content"] not in pieces}:
             write_json(out / "added_tokens.json", more)
-    _write_generation_config(checkpoint, vocabulary.pad_id, out)
+    write_generation_config(checkpoint.directory, checkpoint.tokenizer, vocabulary.pad_id, out)
 
 
 def _write_tokenizer_config(
     checkpoint: Checkpoint, tokens: list[dict[str, Any]], vocabulary: Vocabulary, out: Path, kind: dict[str, Any]
 ) -> None:
-    """A tokenizer_config.json made from the source's own, with exactly `tokens` after the vocabulary, and `kind`."""
-    path = checkpoint.directory / "tokenizer_config.json"
-    config = read_json(path) if path.exists() else {}
-    tokenizer = checkpoint.tokenizer
-    unk = tokenizer.token(tokenizer.eos_id if tokenizer.unk_id is None else tokenizer.unk_id)
-    special = {
-        "bos_token": tokenizer.token(tokenizer.bos_id),
-        "eos_token": tokenizer.token(tokenizer.eos_id),
-        "unk_token": unk,
-        "pad_token": vocabulary.pad_token,
-    }
-    for name in ("extra_special_tokens", "image_token", "processor_class", "model_input_names", "add_prefix_space"):
-        config.pop(name, None)
-    write_json(
-        out / "tokenizer_config.json",
-        {
-            "model_max_length": checkpoint.config.text.max_position_embeddings,
-            **config,
-            **kind,
-            "legacy": tokenizer.legacy,
-            "added_tokens_decoder": {str(token["id"]): {flag: token[flag] for flag in FLAGS} for token in tokens},
-            **special,
-        },
-    )
-    write_json(out / "special_tokens_map.json", special)
-
-
-def _write_generation_config(checkpoint: Checkpoint, pad: int, out: Path) -> None:
-    path = checkpoint.directory / "generation_config.json"
-    ids = {
-        "bos_token_id": checkpoint.tokenizer.bos_id,
-        "eos_token_id": checkpoint.tokenizer.eos_id,
-        "pad_token_id": pad,
-    }
-    write_json(out / "generation_config.json", (read_json(path) if path.exists() else {}) | ids)
+    length = checkpoint.config.text.max_position_embeddings
+    pad = vocabulary.pad_token
+    write_tokenizer_config(checkpoint.directory, checkpoint.tokenizer, tokens, out, kind, pad_token=pad, length=length)

@@ -1,0 +1,1 @@
+"""InstructBLIP's checkpoints: those of transformers, and LAVIS's."""
