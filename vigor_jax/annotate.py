@@ -1,0 +1,177 @@
+"""Human judgments of descriptions: asks for them in Label Studio, reads them, and says how well people agree.
+
+    python -m vigor_jax.annotate export --run RUN_DIR --images photos/ --out project/ [--push http://localhost:8080]
+    python -m vigor_jax.annotate import --export EXPORT --out annotations.jsonl
+
+`export` writes a project that Label Studio imports; with --push it also makes the project in a running server, whose
+token is in the environment variable LABEL_STUDIO_API_KEY. `import` reads what people said, from a file of JSON or
+JSON_MIN or from http://localhost:8080/projects/NUMBER, and writes annotations.jsonl, which a reward model learns from,
+and annotations.judgments.jsonl with what each person said. docs/annotation.md has the rest.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from vigor_jax import cli
+from vigor_jax.data.images.store import open_images
+from vigor_jax.data.records.annotations import read_annotations, write_annotations
+from vigor_jax.data.records.bad_rows import SHOWN, refusal
+from vigor_jax.data.records.store import write_atomically
+from vigor_jax.errors import InputError, nearest
+from vigor_jax.feedback.adjudication import Undecided, adjudicate
+from vigor_jax.feedback.exports import exported, read_export
+from vigor_jax.feedback.form import ATTRIBUTES, check_attributes
+from vigor_jax.feedback.judgments import write_judgments
+from vigor_jax.feedback.of_run import run_descriptions
+from vigor_jax.feedback.project import make_project, mixed, write_project
+from vigor_jax.feedback.server import is_project, pull, push
+from vigor_jax.feedback.tasks import Description
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line; see the module's docstring."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    cli.show_progress()
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(__doc__)
+        return
+    name, *rest = arguments
+    if name not in COMMANDS:
+        raise InputError(f"annotate: unknown command {name!r}; {nearest(name, COMMANDS, noun='command', quoted=True)}")
+    COMMANDS[name](rest)
+
+
+def _export(arguments: Sequence[str]) -> None:
+    """Writes a project of Label Studio."""
+    parser = cli.Parser("annotate export", _export.__doc__)
+    parser.add_argument("--run", required=True, metavar="RUN_DIR", help="a run that has sampled descriptions")
+    parser.add_argument("--images", required=True, metavar="PLACE", help="what they are of (docs/images.md)")
+    parser.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="gets the project")
+    parser.add_argument(
+        "--candidates", choices=("all", "chosen"), default="all", help="all, or those that the run selected"
+    )
+    parser.add_argument("--limit", type=int, default=0, help="most descriptions, drawn at random; 0 for all")
+    parser.add_argument("--seed", type=int, default=0, help="of the random order")
+    parser.add_argument("--gold", metavar="FILE", help="annotations.jsonl whose descriptions are mixed in")
+    parser.add_argument(
+        "--predictions", choices=("none", "verdicts"), default="none",
+        help="verdicts: shows what the rewards say, to be corrected; faster, but it biases people",
+    )  # fmt: skip
+    parser.add_argument(
+        "--attributes", type=_words, default=ATTRIBUTES, metavar="A,B", help=f"by default {','.join(ATTRIBUTES)}"
+    )
+    parser.add_argument(
+        "--images_by", choices=("embed", "local", "url"), default="embed",
+        help="embed: within the tasks; local: the server reads them from its disk; url: below --images_url",
+    )  # fmt: skip
+    parser.add_argument("--images_url", default="", metavar="URL", help="where a browser finds the images")
+    parser.add_argument("--push", metavar="URL", help="makes the project in this server, or completes it there")
+    parser.add_argument("--title", help="of the project in the server; by default the name of --out")
+    options = parser.parse_args(arguments)
+    if options.limit < 0:
+        raise InputError(f"--limit: expected 0 or more, got {options.limit}")
+    if (options.images_by == "url") != bool(options.images_url):
+        raise InputError("annotate export: --images_by url and --images_url go together; give both, or none")
+    check_attributes(options.attributes)
+    asked = run_descriptions(
+        options.run, chosen=options.candidates == "chosen", verdicts=options.predictions == "verdicts"
+    )
+    gold = [Description.of(annotation) for annotation in read_annotations(options.gold)] if options.gold else []
+    strangers = set(gold) - {each._replace(expected=None) for each in asked}
+    if options.predictions == "verdicts" and strangers:
+        raise InputError(
+            f"--gold: {len(strangers)} descriptions are not candidates of {options.run}, so no verdicts are shown with "
+            "them, and people could tell them; give --predictions none"
+        )
+    descriptions = mixed(asked, gold, limit=options.limit, seed=options.seed)
+    if not descriptions:
+        raise InputError(f"{options.run}: none of its candidates has a sentence; nothing is to be judged")
+    project = make_project(
+        descriptions, open_images(options.images),
+        attributes=options.attributes, place=options.images_by, url=options.images_url,
+    )  # fmt: skip
+    write_project(options.out, project)
+    sentences = sum(len(each.sentences) for each in descriptions)
+    print(f"{options.out}: {len(descriptions)} descriptions, {sentences} sentences; README.md there says how to start")
+    if options.push:
+        pushed = push(project, options.push, options.title or options.out.resolve().name)
+        others = f", {pushed.others} others are there" if pushed.others else ""
+        print(f"{pushed.address}: {pushed.added} tasks added, {pushed.updated} updated, {pushed.kept} kept{others}")
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(","))
+
+
+def _import(arguments: Sequence[str]) -> None:
+    """Reads what people said in Label Studio."""
+    parser = cli.Parser("annotate import", _import.__doc__)
+    parser.add_argument(
+        "--export", required=True, metavar="FILE_OR_URL", help="JSON or JSON_MIN, or the address of a project"
+    )
+    parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="gets the annotations, JSON lines")
+    parser.add_argument(
+        "--weight", action="append", default=[], type=_weight, metavar="ANNOTATOR=WEIGHT",
+        help="of a person's vote, 1 by default and 0 to leave it out; may be given several times",
+    )  # fmt: skip
+    parser.add_argument("--skip_bad", action="store_true", help="leave out what cannot be used")
+    options = parser.parse_args(arguments)
+    if options.out.suffix != ".jsonl":
+        raise InputError(f"--out: expected a name that ends in .jsonl, got {options.out}; give annotations.jsonl")
+    is_pulled = is_project(options.export)
+    found = exported(pull(options.export), options.export) if is_pulled else read_export(options.export)
+    weights = dict(options.weight)
+    people = sorted({judgment.annotator for judgment in found.judgments})
+    if strangers := [name for name in weights if name not in people]:
+        raise InputError(f"--weight: no judgment is by {strangers[0]!r}; {nearest(strangers[0], people, quoted=True)}")
+    if found.bad and not (options.skip_bad and found.judgments):
+        fix = "let people correct them, or give --skip_bad to leave them out" if found.judgments else "no other is left"
+        raise InputError(refusal(options.export, found.bad, found.total or len(found.bad), fix=fix))
+    if not found.judgments:
+        told = "; ".join(f"{count} {what}" for what, count in found.left_out.items() if count)
+        raise InputError(f"{options.export}: expected judgments, got none ({told or 'it is empty'}); let people judge")
+    together = adjudicate(found.judgments, weights)
+    judgments = options.out.with_suffix(".judgments.jsonl")
+    undecided = options.out.with_suffix(".undecided.jsonl")
+    write_judgments(judgments, found.judgments)
+    _write_undecided(undecided, together.undecided)
+    write_annotations(options.out, together.annotations)
+    for row in found.bad[:SHOWN]:
+        print(f"left out: {row.label}: {row.reason}")
+    if len(found.bad) > SHOWN:
+        print(f"left out: {len(found.bad) - SHOWN} more")
+    for what, count in found.left_out.items():
+        if count:
+            print(f"{count} {what}")
+    print(f"{judgments}: {len(found.judgments)} judgments by {len(people)} people")
+    if together.undecided:
+        lost = len({(each.image, each.description) for each in together.undecided if each.is_left_out})
+        print(f"{undecided}: {len(together.undecided)} votes decide nothing; {lost} descriptions are left out for it")
+    print(f"{options.out}: {len(together.annotations)} descriptions")
+
+
+def _weight(text: str) -> tuple[str, float]:
+    name, _, value = text.rpartition("=")
+    try:
+        weight = float(value)
+    except ValueError:
+        weight = -1.0
+    if not name or not 0 <= weight < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected ANNOTATOR=WEIGHT with a weight of 0 or more, got {text!r}")
+    return name, weight
+
+
+def _write_undecided(path: Path, undecided: Sequence[Undecided]) -> None:
+    with write_atomically(path) as file:
+        for each in undecided:
+            file.write(json.dumps(each._asdict(), ensure_ascii=False).encode() + b"\n")
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"export": _export, "import": _import}
+
+
+if __name__ == "__main__":
+    cli.run(main)
