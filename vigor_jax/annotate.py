@@ -2,11 +2,13 @@
 
     python -m vigor_jax.annotate export --run RUN_DIR --images photos/ --out project/ [--push http://localhost:8080]
     python -m vigor_jax.annotate import --export EXPORT --out annotations.jsonl
+    python -m vigor_jax.annotate agreement --judgments annotations.judgments.jsonl [--gold gold.jsonl] [--page FILE]
 
 `export` writes a project that Label Studio imports; with --push it also makes the project in a running server, whose
 token is in the environment variable LABEL_STUDIO_API_KEY. `import` reads what people said, from a file of JSON or
 JSON_MIN or from http://localhost:8080/projects/NUMBER, and writes annotations.jsonl, which a reward model learns from,
-and annotations.judgments.jsonl with what each person said. docs/annotation.md has the rest.
+and annotations.judgments.jsonl with what each person said. `agreement` compares these people with each other.
+docs/annotation.md has the rest.
 """
 
 import argparse
@@ -21,10 +23,12 @@ from vigor_jax.data.records.annotations import read_annotations, write_annotatio
 from vigor_jax.data.records.bad_rows import SHOWN, refusal
 from vigor_jax.data.records.store import write_atomically
 from vigor_jax.errors import InputError, nearest
+from vigor_jax.feedback import agreement_text
 from vigor_jax.feedback.adjudication import Undecided, adjudicate
+from vigor_jax.feedback.agreement import LEAST_ALPHA, LEAST_KAPPA, measure
 from vigor_jax.feedback.exports import exported, read_export
 from vigor_jax.feedback.form import ATTRIBUTES, check_attributes
-from vigor_jax.feedback.judgments import write_judgments
+from vigor_jax.feedback.judgments import read_judgments, write_judgments
 from vigor_jax.feedback.of_run import run_descriptions
 from vigor_jax.feedback.project import make_project, mixed, write_project
 from vigor_jax.feedback.server import is_project, pull, push
@@ -170,7 +174,31 @@ def _write_undecided(path: Path, undecided: Sequence[Undecided]) -> None:
             file.write(json.dumps(each._asdict(), ensure_ascii=False).encode() + b"\n")
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"export": _export, "import": _import}
+def _agreement(arguments: Sequence[str]) -> None:
+    """Says how well people agree, who should be trained again, and which kinds of error are defined badly."""
+    parser = cli.Parser("annotate agreement", _agreement.__doc__)
+    parser.add_argument("--judgments", required=True, type=Path, metavar="FILE", help="what import has written")
+    parser.add_argument("--gold", metavar="FILE", help="annotations.jsonl of descriptions whose truth is known")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="gets all figures, JSON")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="gets the tables, HTML")
+    parser.add_argument("--least_alpha", type=float, default=LEAST_ALPHA, help="a kind below it is defined badly")
+    parser.add_argument("--least_kappa", type=float, default=LEAST_KAPPA, help="a person below it is to be retrained")
+    options = parser.parse_args(arguments)
+    gold = list(read_annotations(options.gold)) if options.gold else []
+    judgments = read_judgments(options.judgments)
+    if gold and not {each.key for each in judgments} & {(each.image, each.description) for each in gold}:
+        raise InputError(f"--gold: nobody judged any of the {len(gold)} descriptions of {options.gold}")
+    found = measure(judgments, gold, least_alpha=options.least_alpha, least_kappa=options.least_kappa)
+    if options.out:
+        with write_atomically(options.out) as file:
+            file.write(json.dumps(agreement_text.record(found), indent=1).encode() + b"\n")
+    if options.page:
+        with write_atomically(options.page) as file:
+            file.write(agreement_text.page(found).encode())
+    print(agreement_text.text(found))
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"export": _export, "import": _import, "agreement": _agreement}
 
 
 if __name__ == "__main__":
