@@ -3,11 +3,14 @@
     python -m vigor_jax.annotate export --run RUN_DIR --images photos/ --out project/ [--push http://localhost:8080]
     python -m vigor_jax.annotate import --export EXPORT --out annotations.jsonl
     python -m vigor_jax.annotate agreement --judgments annotations.judgments.jsonl [--gold gold.jsonl] [--page FILE]
+    python -m vigor_jax.annotate read FILE --out annotations.jsonl [--images photos/]
+    python -m vigor_jax.annotate inspect FILE
 
 `export` writes a project that Label Studio imports; with --push it also makes the project in a running server, whose
 token is in the environment variable LABEL_STUDIO_API_KEY. `import` reads what people said, from a file of JSON or
 JSON_MIN or from http://localhost:8080/projects/NUMBER, and writes annotations.jsonl, which a reward model learns from,
 and annotations.judgments.jsonl with what each person said. `agreement` compares these people with each other.
+`read` makes annotations.jsonl of judgments that others have published; `inspect` shows what a file of JSON consists of.
 docs/annotation.md has the rest.
 """
 
@@ -31,6 +34,11 @@ from vigor_jax.feedback.form import ATTRIBUTES, check_attributes
 from vigor_jax.feedback.judgments import read_judgments, write_judgments
 from vigor_jax.feedback.of_run import run_descriptions
 from vigor_jax.feedback.project import make_project, mixed, write_project
+from vigor_jax.feedback.public.layouts import LAYOUTS
+from vigor_jax.feedback.public.mapped import FIELDS, read_map
+from vigor_jax.feedback.public.parsed import ERRORS, MEANINGS
+from vigor_jax.feedback.public.read import read_public
+from vigor_jax.feedback.public.structure import inspect
 from vigor_jax.feedback.server import is_project, pull, push
 from vigor_jax.feedback.tasks import Description
 
@@ -198,7 +206,73 @@ def _agreement(arguments: Sequence[str]) -> None:
     print(agreement_text.text(found))
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"export": _export, "import": _import, "agreement": _agreement}
+def _read(arguments: Sequence[str]) -> None:
+    """Reads judgments in a public layout."""
+    parser = cli.Parser("annotate read", _read.__doc__)
+    parser.add_argument("file", type=Path, metavar="FILE", help="JSON, JSON lines or Parquet, or a folder of these")
+    parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="gets the annotations, JSON lines")
+    parser.add_argument("--images", metavar="PLACE", help="where the images are; checks that they exist")
+    parser.add_argument("--layout", choices=LAYOUTS, help="of the file; by default its keys say it")
+    parser.add_argument(
+        "--map", action="append", default=[], metavar="FIELD=PATH",
+        help=f"where a file of another layout has {', '.join(FIELDS)}; may be given several times",
+    )  # fmt: skip
+    parser.add_argument(
+        "--kind", action="append", default=[], type=_meaning, metavar="WORD=MEANING",
+        help=f"what a word of the file means: {', '.join(MEANINGS)}; may be given several times",
+    )  # fmt: skip
+    parser.add_argument(
+        "--unnamed", choices=ERRORS, default="object", help="the kind of an error of which the file says no kind"
+    )
+    parser.add_argument("--skip_bad", action="store_true", help="leave out what cannot be used")
+    options = parser.parse_args(arguments)
+    if options.map and options.layout:
+        raise InputError("annotate read: --map describes a layout, and --layout names one; give one of them")
+    paths = read_map(options.map) if options.map else {}
+    found = read_public(options.file, options.images, options.layout, paths, dict(options.kind), options.unnamed)
+    told = [f"{count} {what}" for what, count in found.left_out.most_common()]
+    if found.bad and not (options.skip_bad and found.annotations):
+        fix = "fix them, or give --skip_bad to leave them out" if found.annotations else "no other row is left"
+        raise InputError(refusal(options.file, found.bad, found.total, fix=fix))
+    if not found.annotations:
+        raise InputError(f"{options.file}: none of {found.total} rows can be used: {'; '.join(told)}")
+    write_annotations(options.out, found.annotations)
+    sentences = [sentence for annotation in found.annotations for sentence in annotation.sentences]
+    wrong = sum(bool(sentence.errors) for sentence in sentences)
+    print(f"{options.file}: layout {found.layout}, {found.total} rows")
+    for what, count in sorted(found.counts.items()):
+        if count:
+            print(f"  {what}: {count}")
+    for line in told:
+        print(f"left out: {line}")
+    for row in found.bad[:SHOWN]:
+        print(f"left out: {row.label}: {row.reason}")
+    if len(found.bad) > SHOWN:
+        print(f"left out: {len(found.bad) - SHOWN} more")
+    print(f"{options.out}: {len(found.annotations)} descriptions, {len(sentences)} sentences, {wrong} of them wrong")
+
+
+def _meaning(text: str) -> tuple[str, str]:
+    word, equals, meaning = text.rpartition("=")
+    if not equals or not word:
+        raise argparse.ArgumentTypeError(f"expected WORD=MEANING, got {text!r}")
+    return word, meaning
+
+
+def _inspect(arguments: Sequence[str]) -> None:
+    """Shows what a file of JSON consists of, and what each part may be."""
+    parser = cli.Parser("annotate inspect", _inspect.__doc__)
+    parser.add_argument("file", type=Path, metavar="FILE", help="JSON, JSON lines or Parquet, or a folder of these")
+    print(inspect(parser.parse_args(arguments).file))
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "read": _read,
+    "inspect": _inspect,
+    "export": _export,
+    "import": _import,
+    "agreement": _agreement,
+}
 
 
 if __name__ == "__main__":
