@@ -1,22 +1,24 @@
 """Human judgments of descriptions: asks for them in Label Studio, reads them, and says how well people agree.
 
     python -m vigor_jax.annotate export --run RUN_DIR --images photos/ --out project/ [--push http://localhost:8080]
+    python -m vigor_jax.annotate pick --run RUN_DIR --by uncertain --count 250 --out picks.jsonl
     python -m vigor_jax.annotate import --export EXPORT --out annotations.jsonl
     python -m vigor_jax.annotate agreement --judgments annotations.judgments.jsonl [--gold gold.jsonl] [--page FILE]
     python -m vigor_jax.annotate read FILE --out annotations.jsonl [--images photos/]
     python -m vigor_jax.annotate inspect FILE
 
 `export` writes a project that Label Studio imports; with --push it also makes the project in a running server, whose
-token is in the environment variable LABEL_STUDIO_API_KEY. `import` reads what people said, from a file of JSON or
-JSON_MIN or from http://localhost:8080/projects/NUMBER, and writes annotations.jsonl, which a reward model learns from,
-and annotations.judgments.jsonl with what each person said. `agreement` compares these people with each other.
-`read` makes annotations.jsonl of judgments that others have published; `inspect` shows what a file of JSON consists of.
-docs/annotation.md has the rest.
+token is in the environment variable LABEL_STUDIO_API_KEY. `pick` says which descriptions teach most. `import` reads
+what people said, from a file of JSON or JSON_MIN or from http://localhost:8080/projects/NUMBER, and writes
+annotations.jsonl, which a reward model learns from, and annotations.judgments.jsonl with what each person said.
+`agreement` compares these people with each other. `read` makes annotations.jsonl of judgments that others have
+published; `inspect` shows what a file of JSON consists of. docs/annotation.md has the rest.
 """
 
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -32,7 +34,8 @@ from vigor_jax.feedback.agreement import LEAST_ALPHA, LEAST_KAPPA, measure
 from vigor_jax.feedback.exports import exported, read_export
 from vigor_jax.feedback.form import ATTRIBUTES, check_attributes
 from vigor_jax.feedback.judgments import read_judgments, write_judgments
-from vigor_jax.feedback.of_run import run_descriptions
+from vigor_jax.feedback.of_run import run_descriptions, scored_descriptions
+from vigor_jax.feedback.pick import WAYS, pick, read_picks, write_picks
 from vigor_jax.feedback.project import make_project, mixed, write_project
 from vigor_jax.feedback.public.layouts import LAYOUTS
 from vigor_jax.feedback.public.mapped import FIELDS, read_map
@@ -65,6 +68,8 @@ def _export(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--candidates", choices=("all", "chosen"), default="all", help="all, or those that the run selected"
     )
+    parser.add_argument("--picks", type=Path, metavar="FILE", help="only these, which annotate pick has written")
+    parser.add_argument("--batch", type=int, default=0, help="of the picks: this person's and everybody's; 0 for all")
     parser.add_argument("--limit", type=int, default=0, help="most descriptions, drawn at random; 0 for all")
     parser.add_argument("--seed", type=int, default=0, help="of the random order")
     parser.add_argument("--gold", metavar="FILE", help="annotations.jsonl whose descriptions are mixed in")
@@ -91,6 +96,8 @@ def _export(arguments: Sequence[str]) -> None:
     asked = run_descriptions(
         options.run, chosen=options.candidates == "chosen", verdicts=options.predictions == "verdicts"
     )
+    if options.picks:
+        asked = _picked(options.picks, options.batch, asked)
     gold = [Description.of(annotation) for annotation in read_annotations(options.gold)] if options.gold else []
     strangers = set(gold) - {each._replace(expected=None) for each in asked}
     if options.predictions == "verdicts" and strangers:
@@ -112,6 +119,54 @@ def _export(arguments: Sequence[str]) -> None:
         pushed = push(project, options.push, options.title or options.out.resolve().name)
         others = f", {pushed.others} others are there" if pushed.others else ""
         print(f"{pushed.address}: {pushed.added} tasks added, {pushed.updated} updated, {pushed.kept} kept{others}")
+
+
+def _picked(path: Path, batch: int, asked: Sequence[Description]) -> list[Description]:
+    picks = read_picks(path)
+    by_text = {(each.image, each.text): each for each in asked}
+    if missing := [each for each in picks if (each.image, each.description) not in by_text]:
+        raise InputError(
+            f"{path}: {len(missing)} of {len(picks)} picks are no candidates of this run, one of {missing[0].image!r} "
+            "first; give the run that they were picked from"
+        )
+    found = [by_text[each.image, each.description] for each in picks if not batch or each.batch in (0, batch)]
+    if not found:
+        raise InputError(f"--batch: {path} has no picks of batch {batch}; it has {max(each.batch for each in picks)}")
+    return found
+
+
+def _pick(arguments: Sequence[str]) -> None:
+    """Says which descriptions to ask people about next."""
+    parser = cli.Parser("annotate pick", _pick.__doc__)
+    parser.add_argument("--run", required=True, metavar="RUN_DIR", help="a run that has judged its descriptions")
+    parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="gets the picks, JSON lines")
+    parser.add_argument("--count", required=True, type=int, help="most of them")
+    parser.add_argument("--by", choices=WAYS, default="uncertain", help="what teaches most")
+    parser.add_argument("--known", action="append", default=[], metavar="FILE", help="annotations.jsonl of before")
+    parser.add_argument("--per_image", type=int, default=1, help="most descriptions of one image")
+    parser.add_argument("--people", type=int, default=1, help="batches")
+    parser.add_argument("--overlap", type=float, default=0.1, help="share that everybody gets, if there are several")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    for name in ("count", "per_image", "people"):
+        if getattr(options, name) < 1:
+            raise InputError(f"--{name}: expected 1 or more, got {getattr(options, name)}")
+    if not 0 <= options.overlap <= 1:
+        raise InputError(f"--overlap: expected a share from 0 to 1, got {options.overlap:g}")
+    known = [(each.image, each.description) for path in options.known for each in read_annotations(path)]
+    scored = scored_descriptions(options.run, verdicts=options.by != "random")
+    picks = pick(
+        scored, options.by, options.count,
+        known=known, per_image=options.per_image, people=options.people, overlap=options.overlap, seed=options.seed,
+    )  # fmt: skip
+    if not picks:
+        raise InputError(f"{options.run}: none of {len(scored)} descriptions is new; nothing is left to pick")
+    write_picks(options.out, picks)
+    sizes = Counter(each.batch for each in picks)
+    told = ", ".join(f"batch {batch}: {sizes[batch]}" for batch in sorted(sizes) if batch)
+    print(
+        f"{options.out}: {len(picks)} of {len(scored)} descriptions by {options.by}; {told}, for everybody: {sizes[0]}"
+    )
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -267,6 +322,7 @@ def _inspect(arguments: Sequence[str]) -> None:
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "pick": _pick,
     "read": _read,
     "inspect": _inspect,
     "export": _export,

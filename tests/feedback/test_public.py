@@ -133,7 +133,7 @@ BROKEN = {
     "no image": (haldetect(image=None), "expected a number or a name of COCO's"),
     "no part": (haldetect(7), "annotations, part 0: expected an object with start, end and a label, got 7"),
     "no label": (haldetect(part(CAR, "car")), "annotations, part 0: expected a class under 'label'"),
-    "no start": (haldetect({"end": 3, "label": "x"}), "annotations, part 0: expected whole numbers under start and end"),
+    "no start": (haldetect({"end": 3, "label": "x"}), "annotations, part 0: expected whole numbers under start"),
     "shifted": (haldetect({"start": 3, "end": 7, "text": "A re", "label": "x"}),
                 "annotations, part 0: 3 to 7 is 'ed c', but its text says 'A re'"),
     "outside": (haldetect({"start": 3, "end": 70, "label": "ACCURATE"}), "a part from 3 to 70 is outside of the 47"),

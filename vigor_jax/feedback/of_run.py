@@ -2,13 +2,15 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import get_args
+from typing import NamedTuple, get_args
 
 from vigor_jax.data.records.store import join, part_count, read_parts
 from vigor_jax.errors import InputError
 from vigor_jax.feedback.tasks import Description
 from vigor_jax.records import AnnotatedSentence, Candidate, ErrorType, Selection, Signal, Span, Verdict
 from vigor_jax.rewards.sentences import split_sentences
+
+REWARD_MODEL = "reward_model"
 
 _KINDS: tuple[ErrorType, ...] = get_args(ErrorType)
 _OF_CLAIMS: dict[str, tuple[ErrorType, str]] = {
@@ -17,6 +19,22 @@ _OF_CLAIMS: dict[str, tuple[ErrorType, str]] = {
     "place": ("location", ""),
     "relation": ("relationship", ""),
 }
+
+
+class Scored(NamedTuple):
+    """A description with what the rewards say of each of its sentences.
+
+    Attributes:
+      description: with the kinds of error that are expected, if the run has verdicts.
+      p_good: of the reward model; None where it says nothing.
+      seen_wrong: whether another stream says that something in the sentence is not so.
+      has_others: the run has other streams.
+    """
+
+    description: Description
+    p_good: tuple[float | None, ...]
+    seen_wrong: tuple[bool, ...]
+    has_others: bool
 
 
 def run_descriptions(run_dir: str | Path, *, chosen: bool = False, verdicts: bool = False) -> list[Description]:
@@ -30,10 +48,25 @@ def run_descriptions(run_dir: str | Path, *, chosen: bool = False, verdicts: boo
     Raises:
       InputError: the run has no candidates, or lacks selections or verdicts that are asked for.
     """
+    return [each.description for each in scored_descriptions(run_dir, chosen=chosen, verdicts=verdicts)]
+
+
+def scored_descriptions(run_dir: str | Path, *, chosen: bool = False, verdicts: bool = True) -> list[Scored]:
+    """`run_descriptions` with the scores of their sentences.
+
+    Args:
+      run_dir: local or remote.
+      chosen: only those that the run selected.
+      verdicts: with what the run's streams say of each sentence.
+
+    Raises:
+      InputError: the run has no candidates, or lacks selections or verdicts that are asked for.
+    """
     picked = _chosen(run_dir) if chosen else None
     streams = _streams(run_dir) if verdicts else []
     judged = [read_parts(join(run_dir, "verdicts", name), Verdict) for name in streams]
-    found: dict[tuple[str, str], Description] = {}
+    others = [name for name in streams if name != REWARD_MODEL]
+    found: dict[tuple[str, str], Scored] = {}
     for candidate in read_parts(join(run_dir, "candidates"), Candidate):
         own = [next(verdicts, None) for verdicts in judged]
         for name, verdict in zip(streams, own, strict=True):
@@ -48,7 +81,16 @@ def run_descriptions(run_dir: str | Path, *, chosen: bool = False, verdicts: boo
             signals = [signal for verdict in own if verdict for signal in verdict.signals]
             expected = _expected(spans, signals) if verdicts else None
             description = Description(candidate.image, candidate.text, tuple(spans), expected)
-            found.setdefault((candidate.image, candidate.text), description)
+            scores = {
+                signal.spans[0]: signal.score
+                for verdict in own
+                if verdict and verdict.stream == REWARD_MODEL
+                for signal in verdict.signals
+            }
+            absent = [place for signal in signals if signal.absent for place in signal.spans]
+            wrong = [any(place.start < span.end and span.start < place.end for place in absent) for span in spans]
+            scored = Scored(description, tuple(map(scores.get, spans)), tuple(wrong), bool(others))
+            found.setdefault((candidate.image, candidate.text), scored)
     return list(found.values())
 
 
