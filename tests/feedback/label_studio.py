@@ -22,10 +22,10 @@ runpy.run_module("vigor_jax.annotate", run_name="__main__", alter_sys=True)
 
 
 class Server:
-    """Of a folder; may be stopped and started again."""
+    """Of a folder, which has all its data; may be stopped and started again. The first start takes minutes of a CPU."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self._port = free.getsockname()[1]
@@ -34,10 +34,10 @@ class Server:
 
     def start(self) -> None:
         own = {
-            "HOME": str(self._folder),
-            "LABEL_STUDIO_BASE_DATA_DIR": str(self._folder / "data"),
+            "HOME": str(self.folder),
+            "LABEL_STUDIO_BASE_DATA_DIR": str(self.folder / "data"),
             "LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED": "true",
-            "LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT": str(self._folder.resolve()),
+            "LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT": str(self.folder.resolve()),
             "LABEL_STUDIO_ENABLE_LEGACY_API_TOKEN": "true",
             "COLLECT_ANALYTICS": "false",
             "LATEST_VERSION_CHECK": "false",
@@ -47,16 +47,16 @@ class Server:
         others = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
         command = [PYTHON.parent / "label-studio", "start", "--no-browser", "--internal-host", "127.0.0.1"]
         command += ["--port", str(self._port), "--username", EMAIL, "--password", PASSWORD, "--user-token", TOKEN]
-        with (self._folder / "server.log").open("ab") as log:
-            self._process = subprocess.Popen(command, env=others | own, stdout=log, stderr=log, cwd=self._folder)
-        for _ in range(300):
-            assert self._process.poll() is None, (self._folder / "server.log").read_text()[-3000:]
+        with (self.folder / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(command, env=others | own, stdout=log, stderr=log, cwd=self.folder)
+        for _ in range(900):
+            assert self._process.poll() is None, (self.folder / "server.log").read_text()[-3000:]
             try:
                 with urllib.request.urlopen(f"{self.address}/health", timeout=5):
                     return
             except (urllib.error.URLError, OSError):
                 time.sleep(1)
-        raise AssertionError((self._folder / "server.log").read_text()[-3000:])
+        raise AssertionError((self.folder / "server.log").read_text()[-3000:])
 
     def stop(self) -> None:
         if self._process is not None:
@@ -70,7 +70,7 @@ class Server:
         start += f"client = LabelStudio(base_url={self.address!r}, api_key={TOKEN!r})\n"
         done = subprocess.run(
             [PYTHON, "-c", start + program, *arguments],
-            capture_output=True, text=True, check=False, cwd=self._folder,
+            capture_output=True, text=True, check=False, cwd=self.folder,
             env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]

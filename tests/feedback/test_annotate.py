@@ -2,6 +2,7 @@
 
 import base64
 import json
+import sys
 import xml.etree.ElementTree as ElementTree
 
 import pytest
@@ -96,6 +97,13 @@ def test_export_refuses(world, monkeypatch):
     with pytest.raises(InputError, match=f"{TOKEN} is not set; copy the token"):
         main([*command, "--push", "http://127.0.0.1:9"])
     assert (folder / "project" / "tasks.json").exists()
+    monkeypatch.setenv(TOKEN, "secret")
+    monkeypatch.setitem(sys.modules, "label_studio_sdk", None)
+    with pytest.raises(
+        InputError, match=r"label-studio-sdk is missing .*; pip install 'vigor-jax\[annotate\]'"
+    ) as refused:
+        main([*command, "--push", "http://127.0.0.1:9"])
+    assert "secret" not in str(refused.value)
     with pytest.raises(InputError, match="expected the address of a server such as"):
         main([*command, "--push", "localhost"])
     with pytest.raises(InputError, match="--images_by url and --images_url go together"):

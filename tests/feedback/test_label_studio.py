@@ -8,19 +8,22 @@ import time
 import pytest
 from PIL import Image
 
-from tests.feedback.annotations import TEXT, annotation, write_run
+from tests.feedback.annotations import TEXT, annotation, random_annotations, write_run
 from tests.feedback.label_studio import EMAIL, PASSWORD, PYTHON, TOKEN, Server, annotate, command, environment
 from tests.report.conftest import SIZES, browser
 from vigor_jax.data.records.annotations import read_annotations, write_annotations
 from vigor_jax.data.records.store import write_part
+from vigor_jax.feedback.exports import read_export
+from vigor_jax.feedback.form import label_config
 from vigor_jax.feedback.judgments import read_judgments
-from vigor_jax.feedback.tasks import results_of
+from vigor_jax.feedback.tasks import Description, results_of, task_of
 from vigor_jax.records import Candidate
 
 __all__ = ["browser"]
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(1800),
     pytest.mark.skipif(
         not PYTHON.exists(),
         reason="NOT TESTED: no Label Studio; pip install label-studio==1.23.2 in .venv-label-studio, or set "
@@ -46,7 +49,7 @@ def server(tmp_path_factory):
 @pytest.fixture(scope="module")
 def pushed(server):
     """A project of two descriptions in the server; its number and the command that made it."""
-    folder = server._folder
+    folder = server.folder
     run, images = write_run(folder)
     arguments = ("export", "--run", run, "--images", images, "--out", folder / "project", "--images_by", "local",
                  "--title", "cats and cars", "--push", server.address)  # fmt: skip
@@ -83,7 +86,7 @@ def test_the_same_push_again_adds_nothing(server, pushed):
     assert "0 tasks added, 2 updated, 0 kept" in done.stdout
     assert tasks_of(server, address) == before
     assert server.python("print(len(list(client.projects.list())))") == "1\n"
-    files = [path.read_bytes() for path in (server._folder / "project").iterdir()]
+    files = [path.read_bytes() for path in (server.folder / "project").iterdir()]
     assert not any(TOKEN.encode() in content for content in files)
     assert TOKEN not in done.stdout + done.stderr
 
@@ -186,6 +189,27 @@ print(user.id)
         assert sorted(copy.read_text().splitlines()) == sorted(out.read_text().splitlines())
 
 
+def test_what_people_said_comes_back_from_the_server(server, tmp_path):
+    """Judgments with all that is hard to store, handed in as the form would, in both exports."""
+    said = random_annotations(200)
+    tasks = [task_of(Description.of(each), "x.jpg") | {"annotations": [{"result": results_of(each)}]} for each in said]
+    (tmp_path / "tasks.json").write_text(json.dumps(tasks))
+    (tmp_path / "form.xml").write_text(label_config())
+    program = """
+project = client.projects.create(title="random", label_config=open(sys.argv[1]).read())
+client.projects.import_tasks(project.id, request=json.load(open(sys.argv[2])))
+for kind in ("JSON", "JSON_MIN"):
+    content = b"".join(client.projects.exports.download_sync(project.id, export_type=kind))
+    open(f"{sys.argv[3]}/{kind}.json", "wb").write(content)
+"""
+    server.python(program, str(tmp_path / "form.xml"), str(tmp_path / "tasks.json"), str(tmp_path))
+    for kind in ("JSON", "JSON_MIN"):
+        found = read_export(str(tmp_path / f"{kind}.json"))
+        assert not found.bad
+        by_image = {each.annotation.image: each.annotation for each in found.judgments}
+        assert by_image == {each.image: each for each in said}
+
+
 def test_a_wrong_token(pushed):
     _, arguments = pushed
     done = annotate(*arguments, token="f" * 40)
@@ -230,7 +254,7 @@ def test_another_project_of_that_name_is_left_alone(server, pushed):
     _, arguments = pushed
     done = annotate(*arguments, "--title", "mine")
     assert done.returncode == 2
-    assert "this command did not make the project 'mine' there; give another --title" in done.stderr
+    assert "has a project 'mine' that this command did not make; give another --title" in done.stderr
 
 
 def test_gold_is_not_told_apart_in_the_server(server, pushed, tmp_path):

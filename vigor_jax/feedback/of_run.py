@@ -1,8 +1,11 @@
 """The descriptions of a run that people can be asked about, with what the rewards say of their sentences."""
 
+import posixpath
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, get_args
+
+import fsspec
 
 from vigor_jax.data.records.store import join, part_count, read_parts
 from vigor_jax.errors import InputError
@@ -100,8 +103,12 @@ def _chosen(run_dir: str | Path) -> set[tuple[str, str, int]]:
 
 
 def _streams(run_dir: str | Path) -> list[str]:
-    folder = Path(str(run_dir)) / "verdicts"
-    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    folder = join(run_dir, "verdicts")
+    system, path = fsspec.core.url_to_fs(folder)
+    try:
+        names = sorted(posixpath.basename(name.rstrip("/")) for name in system.ls(path, detail=False))
+    except FileNotFoundError:
+        names = []
     if found := [name for name in names if part_count(join(folder, name))]:
         return found
     raise InputError(
