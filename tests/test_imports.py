@@ -15,6 +15,7 @@ pytestmark = pytest.mark.versions
 # the commands, and for the small modules at the bottom.
 FLOORS = (
     (
+        "annotate",
         "api",
         "train",
         "caption",
@@ -31,7 +32,7 @@ FLOORS = (
     ("config",),
     ("stages",),
     ("report",),
-    ("evaluation",),
+    ("evaluation", "feedback"),
     ("rewards",),
     ("inference", "training"),
     ("hf",),

@@ -13,36 +13,40 @@ from vigor_jax.errors import InputError
 _PARQUET, _JSON = (".parquet",), (".json", ".jsonl")
 
 
-def rows_of(path: Path) -> Iterator[JsonRow]:
+def rows_of(path: Path, what: str = "preference") -> Iterator[JsonRow]:
     """The rows of a file, or of all files of a folder by name; of Parquet, images stay in the file.
+
+    Args:
+      path: of the file or the folder.
+      what: a row is, for messages.
 
     Raises:
       InputError: a file cannot be read, or the folder has none.
     """
     if not path.is_dir():
-        yield from _rows(path, RowGroups())
+        yield from _rows(path, RowGroups(), what)
         return
     files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
     of_kinds = ([file for file in files if file.suffix.lower() in kind] for kind in (_PARQUET, _JSON))
     if not (chosen := next(filter(None, of_kinds), [])):
         raise InputError(
-            f"{path}: expected files of preferences that end in {', '.join((*_PARQUET, *_JSON))}, got none"
+            f"{path}: expected files of {what}s that end in {', '.join((*_PARQUET, *_JSON))}, got none"
         )
     groups: RowGroups[Any] = RowGroups()
     number = 0
     for file in chosen:
-        for row in _rows(file, groups):
+        for row in _rows(file, groups, what):
             yield row._replace(number=number, label=f"{file.name}, {row.label}")
             number += 1
 
 
-def _rows(path: Path, groups: RowGroups[Any]) -> Iterator[JsonRow]:
+def _rows(path: Path, groups: RowGroups[Any], what: str) -> Iterator[JsonRow]:
     if path.suffix.lower() in _PARQUET:
         for number, record in enumerate(ParquetRows(path, groups)):
             yield JsonRow(number, f"row {number}", lambda record=record: record)  # type: ignore[misc]
         return
     keyed = _keyed(path)
-    yield from json_rows(path, "preference") if keyed is None else keyed
+    yield from json_rows(path, what) if keyed is None else keyed
 
 
 def _keyed(path: Path) -> Iterator[JsonRow] | None:

@@ -77,21 +77,25 @@ def write_annotations(path: str | Path, annotations: Iterable[Annotation]) -> No
     """Writes what `read_annotations` reads; local or remote; under another name until it is complete."""
     with write_atomically(path) as file:
         for annotation in annotations:
-            line = {
-                "image": annotation.image,
-                "description": annotation.description,
-                "sentences": [
-                    {
-                        "text": annotation.description[slice(*sentence.span)],
-                        "errors": [_error_name(error, sentence.attribute) for error in sentence.errors],
-                        "creative": sentence.creative,
-                    }
-                    for sentence in annotation.sentences
-                ],
-                "detail": annotation.detail,
-                "missing": list(annotation.missing),
+            file.write(json.dumps(annotation_record(annotation), ensure_ascii=False).encode() + b"\n")
+
+
+def annotation_record(annotation: Annotation) -> dict[str, Any]:
+    """What a line of the file says, as JSON has it; `parse_annotation` reads it."""
+    return {
+        "image": annotation.image,
+        "description": annotation.description,
+        "sentences": [
+            {
+                "text": annotation.description[slice(*sentence.span)],
+                "errors": [_error_name(error, sentence.attribute) for error in sentence.errors],
+                "creative": sentence.creative,
             }
-            file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+            for sentence in annotation.sentences
+        ],
+        "detail": annotation.detail,
+        "missing": list(annotation.missing),
+    }
 
 
 def _error_name(error: ErrorType, attribute: str) -> str:
@@ -107,6 +111,19 @@ def _parse(text: str, place: str) -> Annotation:
         raise InputError(f"{place}: JSON nested too deeply for an annotation; fix the line") from error
     except ValueError as error:  # a number of thousands of digits
         raise InputError(f"{place}: malformed JSON ({error}); fix the line") from error
+    return parse_annotation(line, place)
+
+
+def parse_annotation(line: Any, place: str) -> Annotation:
+    """The annotation that a line's JSON says.
+
+    Args:
+      line: what the JSON holds.
+      place: of the line, for messages.
+
+    Raises:
+      InputError: it is not as described.
+    """
     _check_keys(line, {"image": str, "description": str, "sentences": list}, {"detail": int, "missing": list}, place)
     for key in ("image", "description"):
         try:

@@ -1,0 +1,1 @@
+"""Judgments of descriptions that others have published; docs/annotation.md shows the layouts."""
