@@ -258,6 +258,7 @@ def test_nothing_is_loaded_before_it_is_needed(world, mesh):
     assert "model" not in vars(policy)
 
 
+@pytest.mark.main
 def test_another_seed_draws_other_tokens_and_compiles_nothing(world, mesh):
     policy = Policy(open_checkpoint(world / "model"), mesh)
     requests = [policy.request(f"{i}", None, prompt) for i, prompt in enumerate(PROMPTS)]
@@ -359,6 +360,7 @@ def test_refusals_of_the_policy(world, mesh):
         list(policy.response_logps([(policy.request("a", world / "gone.png", "What?"), [3])]))
 
 
+@pytest.mark.main
 def test_scores_that_are_not_finite_are_an_error(world, mesh):
     policy = Policy(open_checkpoint(world / "model"), mesh)
     scale = policy.model.language_model.norm.scale

@@ -48,6 +48,7 @@ def ended(world, run_dir, capsys, **options) -> str:
     return line
 
 
+@pytest.mark.main
 def test_training_that_diverges(world, tmp_path, capsys):
     """A rate of 1e30; the checkpoint before stays, and a lower rate continues."""
     line = ended(world, tmp_path, capsys, sft__learning_rate=1e30, sft__warmup_ratio=0)

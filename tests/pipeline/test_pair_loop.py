@@ -234,7 +234,6 @@ def whole(world, run_dir, **changes):
     )
 
 
-@pytest.mark.main
 def test_responses_of_a_run(world, tmp_path):
     finish(start(world, whole(world, tmp_path / "one"), devices=2))
     run_in_two(world, whole, tmp_path / "many")

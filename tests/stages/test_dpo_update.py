@@ -130,7 +130,11 @@ CONFIGS = {
 }
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+# Formulas of losses are also tested alone, in `training/test_dpo.py`.
+MARKS = {name: [pytest.mark.main] for name in ("sigmoid", "changed tokens", "noised")} | {"cropped": []}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=MARKS.get(name, [pytest.mark.slow])) for name in CONFIGS])
 def test_loss_and_gradients_equal_those_of_separate_rows(name, tokenizer, rows, model):
     config = dataclasses.replace(CONFIGS[name], remat="none")
     graphdef, weights = model
@@ -246,6 +250,7 @@ def own_changes(some):
     return changed
 
 
+@pytest.mark.main
 def test_a_policy_that_is_its_reference_has_no_margin(tokenizer, rows, model):
     graphdef, weights = model
     for name in ("sigmoid", "cropped", "noised"):
