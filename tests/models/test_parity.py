@@ -243,7 +243,7 @@ def plain():
 
 
 @pytest.mark.main
-@pytest.mark.parametrize("remat", layers.REMAT_POLICIES)
+@pytest.mark.parametrize("remat", sorted(set(layers.REMAT_POLICIES) - {"none"}))
 def test_remat_changes_no_gradient(plain, remat):
     again = gradients(remat)
     for path in plain.keys() - {"vision_tower.layers.k_proj.bias"}:  # its true gradient is zero, see above

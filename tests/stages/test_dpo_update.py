@@ -287,11 +287,20 @@ def test_the_noise_of_a_row_is_its_own_wherever_it_stands(tokenizer, rows):
 @pytest.mark.parametrize("most", [0.01, 0.2, 1.0])
 def test_crops_are_parts_of_the_image_of_its_proportions(most, rows):
     image = load_image(rows[0].image)
+    whole, seen = np.asarray(image), set()
     for digest in (bytes([i] * 8) for i in range(50)):
         part = crop(image, most, digest)
-        assert part.width * part.height <= most * image.width * image.height * 1.5 + 4
+        scale = most**0.5
+        assert part.width <= round(scale * image.width)
+        assert part.height <= round(scale * image.height)
+        assert abs(part.width / image.width - part.height / image.height) <= 0.5 / image.width + 0.5 / image.height
+        shown = np.asarray(part)
+        windows = np.lib.stride_tricks.sliding_window_view(whole, shown.shape)[:, :, 0]
+        assert (windows == shown).all(axis=(-3, -2, -1)).sum() >= 1
         assert preprocess(part, Preprocessing(size=28)).shape == (28, 28, 3)
         assert crop(image, most, digest).tobytes() == part.tobytes()
+        seen.add(part.tobytes())
+    assert len(seen) > 3  # of different digests, other parts
 
 
 def test_processes_agree_on_what_is_asked_of_an_image(tokenizer, rows, tmp_path):
