@@ -87,7 +87,9 @@ def reference(tiny, checkpoint, request, response):
     return logps.gather(1, torch.tensor(response)[:, None])[:, 0].numpy()
 
 
-@pytest.mark.parametrize(("name", "tiny"), [("model", Tiny()), ("tied", Tiny(tied=True, kv_heads=4))])
+@pytest.mark.parametrize(
+    ("name", "tiny"), [("model", Tiny()), pytest.param("tied", Tiny(tied=True, kv_heads=4), marks=pytest.mark.main)]
+)
 @pytest.mark.parametrize("batch_size", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_logprobs_equal_transformers_in_float64(world, mesh, name, tiny, batch_size):
     policy = Policy(open_checkpoint(world / name), mesh)
@@ -229,6 +231,7 @@ def test_a_context_is_the_beginning_of_the_answer(world, mesh, template, context
     assert policy.continuation("", tokenizer.encode(" A cat.", prefix=False)) == "A cat."
 
 
+@pytest.mark.main
 def test_what_continues_a_context_is_drawn_after_it(world, policy):
     """Greedy: the answer's own beginning as context gives its rest."""
     greedy = dataclasses.replace(SAMPLING, temperature=0.0, num_candidates=1)

@@ -136,7 +136,7 @@ def test_candidates_are_the_same_with_stacked_layers(checkpoint, mesh, requests,
 @pytest.mark.parametrize(
     "changes",
     [
-        {"batch_size": 3},
+        pytest.param({"batch_size": 3}, marks=pytest.mark.main),
         *(pytest.param(each, marks=pytest.mark.slow) for each in ({"batch_size": 1}, {"batch_size": 8})),
         *(pytest.param(each, marks=pytest.mark.slow) for each in ({"prompt_bucket": 20}, {"prompt_bucket": 100})),
     ],
@@ -151,7 +151,6 @@ def test_candidates_do_not_depend_on_batches(model, mesh, requests, drawn, chang
 
 
 @pytest.mark.slow
-@pytest.mark.main
 def test_candidates_do_not_depend_on_their_number(model, mesh, requests, drawn):
     for few, many in zip(drawn, sample(model, mesh, requests, num_candidates=5), strict=True):
         assert [c.token_ids for c in few] == [c.token_ids for c in many[:2]]
@@ -456,6 +455,7 @@ def test_a_stop_string_ends_a_candidate_and_is_cut(model, mesh, requests, drawn)
     assert [c.token_ids for group in others for c in group] == [c.token_ids for group in drawn[1:] for c in group]
 
 
+@pytest.mark.main
 @pytest.mark.parametrize("least", [1, 5, 16, 17, 30])
 def test_a_text_ends_where_it_is_enough(model, mesh, requests, drawn, least):
     """At the same token whenever the host looks, and what was drawn is what is drawn without."""

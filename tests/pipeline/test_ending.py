@@ -58,6 +58,7 @@ def test_training_that_diverges(world, tmp_path, capsys):
     assert [path.name for path in (tmp_path / "checkpoints" / "sft").iterdir()] == ["1"]
 
 
+@pytest.mark.versions
 def test_memory_that_is_full(world, tmp_path, capsys, monkeypatch):
     """By what XLA itself says."""
     monkeypatch.setattr(loop, "load_trainable", lambda *_, **__: jnp.zeros(1 << 45).block_until_ready())

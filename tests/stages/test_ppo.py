@@ -130,6 +130,7 @@ def test_log_probabilities_are_those_of_separate_conversations(world, whole):
     assert np.abs(np.subtract(last[0].logprobs, last[0].ref_logprobs)).max() > 1e-3  # it has learned something
 
 
+@pytest.mark.main
 def test_responses_are_drawn_from_the_policy_as_it_is(whole):
     for line in curve(whole):
         assert line["sampling_gap"] < 1e-5
@@ -140,6 +141,7 @@ def test_responses_are_drawn_from_the_policy_as_it_is(whole):
     assert len({text for some in texts for text in some.values()}) > 40
 
 
+@pytest.mark.main
 def test_advantages_follow_from_the_rewards(world, whole):
     """Equation 16 over rewards less divergence and the missing end, in float64; whitened over the iteration."""
     config = make_config(world)
@@ -159,6 +161,7 @@ def test_advantages_follow_from_the_rewards(world, whole):
         assert line["unfinished"] == np.mean([r.finish_reason != "stop" for r in rollouts])
 
 
+@pytest.mark.main
 def test_tokens_of_a_word_share_its_reward(whole):
     for rollout in (r for some in iterations(whole) for r in some):
         by_word: dict[str, float] = {}
@@ -175,6 +178,7 @@ def test_tokens_of_a_word_share_its_reward(whole):
         assert sum(rollout.rewards) == pytest.approx(sum(by_word.values()), abs=1e-5)
 
 
+@pytest.mark.main
 def test_spans_of_tokens_cover_the_text(whole):
     for rollout in (r for some in iterations(whole) for r in some):
         ends = 0
@@ -217,6 +221,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(world, whole, tmp_path, monke
     assert parts(tmp_path) == parts(whole)
 
 
+@pytest.mark.main
 def test_another_setting_is_refused_on_resumption(world, whole, tmp_path):
     with pytest.raises(InputError, match=r"was made with lam 0\.95, which is now 0\.5"):
         run(world, whole, make_config(world, lam=0.5))
