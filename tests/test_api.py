@@ -256,6 +256,7 @@ def test_what_is_no_image_is_refused_before_anything_is_loaded(world, images, tm
     assert "model" not in vars(model)
 
 
+@pytest.mark.main
 def test_a_path_stays_as_it_was_given(world, model, monkeypatch):
     """And is the same image however it is written."""
     monkeypatch.chdir(world / "photos")
@@ -282,6 +283,7 @@ def test_prompts_without_images_and_several_for_one_image(model, images):
     assert each[0].text == several[0].text
 
 
+@pytest.mark.main
 def test_logprobs_of_what_was_sampled_and_of_other_texts(model, images, responses):
     again = model.logprobs(images, None, responses)
     assert [*pandas.DataFrame(again).columns] == [
@@ -406,6 +408,7 @@ def test_what_load_refuses(tmp_path, world):
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.main
 def test_what_an_export_says_of_its_training_is_taken(tmp_path, world):
     for name in ("llava-1.5-7b-hf", "reward-model"):
         shutil.copytree(world / name, tmp_path / name)
@@ -515,7 +518,17 @@ def test_a_config_from_anywhere_is_the_same(tmp_path):
     assert _train_config(from_file, {"run": from_file.run, "sft": {"epochs": 4}}).sft.epochs == 4
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "configs").glob("*.yaml")))
+# Of each kind one; `test_configs.py` reads all of them at each gate.
+OF_EACH_KIND = {"fisao_7b.yaml", "sentence_dpo_7b.yaml", "sft.yaml", "vigor_all_claims_7b.yaml"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(path.name, marks=[pytest.mark.slow] * (path.name not in OF_EACH_KIND))
+        for path in sorted((ROOT / "configs").glob("*.yaml"))
+    ],
+)
 def test_a_whole_config_comes_through_unchanged(name):
     from vigor_jax.api.training import _train_config
 

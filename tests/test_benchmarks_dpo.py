@@ -43,7 +43,7 @@ def test_all_of_it_at_tiny_sizes(tmp_path, rank, sides):
     first, second = losses["vigor_jax"]
     assert first == pytest.approx(np.log(2), rel=1e-4)
     assert abs(second - first) > 1e-3  # the update has done something
-    assert len({round(each[1], 4) for each in losses.values()}) == 1
+    assert np.ptp([each[1] for each in losses.values()]) < 1e-4
     tokens = {name: each["tokens"] for name, each in found["tokens"].items()}
     assert tokens["vigor_jax"] < tokens["one response a row"] < tokens["transformers + PEFT"]
     assert all(each["tokens"] <= each["padded"] for each in found["tokens"].values())

@@ -143,6 +143,7 @@ def test_a_killed_run_continues(world, sampled, tmp_path):
         assert line == {key: value for key, value in wanted.items() if key != "mean_logprob"}
 
 
+@pytest.mark.main
 def test_a_torn_image_is_made_again(world, sampled, tmp_path):
     """Candidates of one image belong together: two of three are not enough."""
     out = tmp_path / "captions.jsonl"
@@ -167,6 +168,7 @@ def test_a_finished_run_loads_no_weights(world, tmp_path, monkeypatch):
     assert out.read_bytes() == first
 
 
+@pytest.mark.main
 def test_other_settings_are_refused(world, tmp_path):
     out = tmp_path / "captions.jsonl"
     arguments = [*options(world, out), "--images", str(world / "images" / "01.jPg")]
@@ -178,6 +180,7 @@ def test_other_settings_are_refused(world, tmp_path):
         main(arguments)
 
 
+@pytest.mark.main
 def test_errors_are_one_line_and_exit_code_2(world, tmp_path):
     for change, message in (
         (["--images", str(tmp_path / "none")], "is neither a file nor a folder"),

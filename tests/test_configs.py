@@ -178,7 +178,13 @@ def options_of(section: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("section", SECTIONS)
+# Of the sections that mean a run of one's own, at each gate some of different kinds.
+OFTEN = FOR_THE_DEMO | {"model", "sft", "detection", "ppo"}
+
+
+@pytest.mark.parametrize(
+    "section", [pytest.param(name, marks=[pytest.mark.slow] * (name not in OFTEN)) for name in SECTIONS]
+)
 def test_the_demo_takes_whole_sections_or_none_of_them(section):
     """An option that is none of the demo's means a run of one's own, even with the value that it has in the demo."""
     options = options_of(section)

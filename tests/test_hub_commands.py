@@ -108,8 +108,7 @@ def test_a_run_says_which_commit_it_is_of(hub, machine, world, tmp_path):
     repository.revisions["main"] = build_checkpoint(tmp_path / "newer", TINY, seed=1)
     line = machine.run(*train(world, run), code=2)
     assert f"{run} was made with model " in line
-    machine.run(*train(world, run, "--model.path", name))
-    machine.run("-m", "vigor_jax.train", "--config", run / "config.yaml")
+    machine.run("-m", "vigor_jax.train", "--config", run / "config.yaml")  # which names the commit
 
 
 @pytest.mark.slow
@@ -149,6 +148,10 @@ def test_a_sidecar_serves_a_model_of_the_hub(hub, machine, tmp_path):
     assert machine.run("-c", program, "tiny/detector", HF_HUB_OFFLINE="1") == served
     assert machine.run("-c", program, detector) == "detector"
 
+
+@pytest.mark.slow  # `detector_bridge/test_hub.py` has the same refusals at each gate
+def test_what_a_sidecar_cannot_serve(hub, machine, tmp_path):
+    hub.repositories["tiny/detector"] = Repository({"main": write_transformers(tmp_path / "detector")})
     serving_it = ["-m", "detector_bridge.server", "--listen", f"unix:{tmp_path / 'socket'}", "--model"]
     assert "has no such model" in machine.run(*serving_it, "tiny/nothing", code=2)
     assert "HF_HUB_OFFLINE" in machine.run(*serving_it, "tiny/nothing", code=2, HF_HUB_OFFLINE="1")

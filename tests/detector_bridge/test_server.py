@@ -271,7 +271,6 @@ def test_a_reader_that_never_reads_stops_nobody_else(model):
 
 
 @pytest.mark.slow
-@pytest.mark.main
 def test_a_cancelled_stream_leaves_the_queue(model):
     async def run(address):
         async with grpc.aio.insecure_channel(address) as channel:
@@ -348,7 +347,6 @@ def test_metrics(model):
 
 
 @pytest.mark.slow
-@pytest.mark.main
 def test_two_replicas_give_the_same_answers(model, served):
     requests = [Request(encode(picture(seed)), PHRASES) for seed in range(12)]
     with sidecar(model, "--devices", "cpu,cpu", "--batch-size", "2") as running:

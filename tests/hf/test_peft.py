@@ -171,6 +171,7 @@ OF_PEFT = {
 }
 
 
+@pytest.mark.main
 @needs_peft
 @pytest.mark.parametrize("kind", OF_PEFT)
 def test_pefts_load_here(base, tmp_path, kind):
@@ -228,6 +229,7 @@ def as_the_original_code_does(base: Path, adapter: Path) -> dict[str, torch.Tens
     return state
 
 
+@pytest.mark.main
 @pytest.mark.parametrize("kind", ["language model", "projector in full"])
 def test_the_original_form_there_and_back(original, tmp_path, kind):
     lora = LORAS[kind]
@@ -254,6 +256,7 @@ def test_the_original_form_there_and_back(original, tmp_path, kind):
     assert close(our_logits(out), our_logits(merged))
 
 
+@pytest.mark.main
 @pytest.mark.parametrize("named", [True, False], ids=["by the adapter", "given"])
 def test_an_adapter_on_a_language_model_alone_brings_the_rest(original, tmp_path, named):
     """As LLaVA's authors publish them: Vicuna below, the projector next to the adapter, the tower by name."""

@@ -87,7 +87,9 @@ def reference(tiny, checkpoint, request, response):
     return logps.gather(1, torch.tensor(response)[:, None])[:, 0].numpy()
 
 
-@pytest.mark.parametrize(("name", "tiny"), [("model", Tiny()), ("tied", Tiny(tied=True, kv_heads=4))])
+@pytest.mark.parametrize(
+    ("name", "tiny"), [("model", Tiny()), pytest.param("tied", Tiny(tied=True, kv_heads=4), marks=pytest.mark.main)]
+)
 @pytest.mark.parametrize("batch_size", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_logprobs_equal_transformers_in_float64(world, mesh, name, tiny, batch_size):
     policy = Policy(open_checkpoint(world / name), mesh)
@@ -229,6 +231,7 @@ def test_a_context_is_the_beginning_of_the_answer(world, mesh, template, context
     assert policy.continuation("", tokenizer.encode(" A cat.", prefix=False)) == "A cat."
 
 
+@pytest.mark.main
 def test_what_continues_a_context_is_drawn_after_it(world, policy):
     """Greedy: the answer's own beginning as context gives its rest."""
     greedy = dataclasses.replace(SAMPLING, temperature=0.0, num_candidates=1)
@@ -258,6 +261,7 @@ def test_nothing_is_loaded_before_it_is_needed(world, mesh):
     assert "model" not in vars(policy)
 
 
+@pytest.mark.main
 def test_another_seed_draws_other_tokens_and_compiles_nothing(world, mesh):
     policy = Policy(open_checkpoint(world / "model"), mesh)
     requests = [policy.request(f"{i}", None, prompt) for i, prompt in enumerate(PROMPTS)]
@@ -359,6 +363,7 @@ def test_refusals_of_the_policy(world, mesh):
         list(policy.response_logps([(policy.request("a", world / "gone.png", "What?"), [3])]))
 
 
+@pytest.mark.main
 def test_scores_that_are_not_finite_are_an_error(world, mesh):
     policy = Policy(open_checkpoint(world / "model"), mesh)
     scale = policy.model.language_model.norm.scale

@@ -115,6 +115,7 @@ def drawn(model, mesh, requests):
     return sample(model, mesh, requests)
 
 
+@pytest.mark.main
 def test_the_model_of_these_tests_is_not_flat(model, requests, drawn):
     logprobs = teacher_forced(model, requests[0], drawn[0][0].token_ids)
     entropy = -(np.exp(logprobs) * logprobs).sum(-1)
@@ -123,7 +124,6 @@ def test_the_model_of_these_tests_is_not_flat(model, requests, drawn):
 
 
 @pytest.mark.slow
-@pytest.mark.main
 def test_candidates_are_the_same_with_stacked_layers(checkpoint, mesh, requests, drawn):
     """As on a TPU, where every cache is one array too."""
     stacked = load_model(checkpoint, mesh=mesh, dtype=jnp.float32, scan=True)
@@ -136,7 +136,7 @@ def test_candidates_are_the_same_with_stacked_layers(checkpoint, mesh, requests,
 @pytest.mark.parametrize(
     "changes",
     [
-        {"batch_size": 3},
+        pytest.param({"batch_size": 3}, marks=pytest.mark.main),
         *(pytest.param(each, marks=pytest.mark.slow) for each in ({"batch_size": 1}, {"batch_size": 8})),
         *(pytest.param(each, marks=pytest.mark.slow) for each in ({"prompt_bucket": 20}, {"prompt_bucket": 100})),
     ],
@@ -151,13 +151,13 @@ def test_candidates_do_not_depend_on_batches(model, mesh, requests, drawn, chang
 
 
 @pytest.mark.slow
-@pytest.mark.main
 def test_candidates_do_not_depend_on_their_number(model, mesh, requests, drawn):
     for few, many in zip(drawn, sample(model, mesh, requests, num_candidates=5), strict=True):
         assert [c.token_ids for c in few] == [c.token_ids for c in many[:2]]
         assert len({c.token_ids for c in many}) == 5
 
 
+@pytest.mark.main
 def test_candidates_do_not_depend_on_order_or_company(model, mesh, requests, drawn):
     backwards = sample(model, mesh, requests[::-1])[::-1]
     assert [[c.token_ids for c in group] for group in backwards] == [[c.token_ids for c in group] for group in drawn]
@@ -174,6 +174,7 @@ def test_nothing_goes_to_the_device_unasked(model, mesh, requests):
     assert plain(guarded) == plain(sample(model, mesh, requests))
 
 
+@pytest.mark.main
 def test_seed_image_and_prompt_each_change_the_draw(model, mesh, requests, drawn):
     request = requests[0]
     others = [
@@ -326,6 +327,7 @@ def test_truncation_equals_transformers(temperature, top_k, top_p):
     np.testing.assert_allclose(ours, wanted, rtol=1e-6)
 
 
+@pytest.mark.main
 @settings(deadline=None)
 @given(st.lists(st.integers(-3, 3), min_size=12, max_size=12), st.sampled_from([0.1, 0.5, 0.9, 0.999]))
 def test_top_p_by_its_definition(scores, top_p):
@@ -442,6 +444,7 @@ def test_the_models_positions_end_a_candidate(model, mesh, requests):
     assert {c.finish_reason for group in both for c in group} == {"length"}
 
 
+@pytest.mark.main
 def test_a_stop_string_ends_a_candidate_and_is_cut(model, mesh, requests, drawn):
     """Spread over two tokens; the text stops before it, the tokens after it."""
     first, second = drawn[0][0].token_ids[32:34]
@@ -452,6 +455,7 @@ def test_a_stop_string_ends_a_candidate_and_is_cut(model, mesh, requests, drawn)
     assert [c.token_ids for group in others for c in group] == [c.token_ids for group in drawn[1:] for c in group]
 
 
+@pytest.mark.main
 @pytest.mark.parametrize("least", [1, 5, 16, 17, 30])
 def test_a_text_ends_where_it_is_enough(model, mesh, requests, drawn, least):
     """At the same token whenever the host looks, and what was drawn is what is drawn without."""
@@ -539,6 +543,7 @@ def test_cache_lengths(monkeypatch):
     assert cache_lengths(1) == [1]
 
 
+@pytest.mark.main
 def test_requests_are_read_as_they_are_needed(model, mesh, requests):
     taken, read = [], []
 

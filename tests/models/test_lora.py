@@ -65,7 +65,8 @@ CASES = [
         target, scan, rslora,
         id=f"{'stacked' if scan else 'apart'}-{target}-{'rslora' if rslora else 'lora'}",
         marks=[pytest.mark.slow] if rslora and (scan or target != RSLORA)
-        else [pytest.mark.slow, pytest.mark.main] if scan and target == WHOLE else [],
+        else [pytest.mark.slow, pytest.mark.main] if scan and target == WHOLE
+        else [] if scan and target != RSLORA else [pytest.mark.main],
     )
     for target in TARGETS for scan in (True, False) for rslora in (False, True)
 ]  # fmt: skip
@@ -166,6 +167,7 @@ def test_a_layer_computes_with_the_sum_of_both(bias):
     assert_close(layer(x), expected, 1e-5)
 
 
+@pytest.mark.main
 def test_a_layer_of_8_bits_computes_with_the_sum_of_both():
     model = port(build_model(TINY), TINY, scan=False)
     add_lora(model, LoraConfig(rank=4, alpha=8))
@@ -215,6 +217,7 @@ def test_a_new_adapter_changes_nothing(dtype):
     assert_close(after, before, 1e-6 if dtype == jnp.float32 else 2e-2)
 
 
+@pytest.mark.main
 @pytest.mark.parametrize("scan", [True, False], ids=["stacked", "apart"])
 def test_it_begins_as_pefts_does(scan):
     model = add_lora(port(build_model(TINY), TINY, scan=scan), LoraConfig(rank=64), seed=5)

@@ -138,14 +138,13 @@ SALLOC = BATCH | {"SLURM_STEP_ID": "4294967290", "SLURM_STEP_NUM_TASKS": "1", "S
 
 
 @pytest.mark.slow
-@pytest.mark.main
 @pytest.mark.parametrize(
     ("environment", "warns"),
     [
         ({}, False),
         (JOB | {"SLURM_NTASKS": "1"}, False),
-        (JOB, False),
-        (BATCH, True),
+        pytest.param(JOB, False, marks=pytest.mark.main),
+        pytest.param(BATCH, True, marks=pytest.mark.main),
         (SALLOC, True),
         (JOB | {"SLURM_NTASKS": "4"}, True),
         (BATCH | STEP | {"SLURM_NTASKS": "1", "SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_TASKS_PER_NODE": "1"}, False),
@@ -162,16 +161,25 @@ MANY_NODES = BATCH | {"SLURM_NNODES": "2", "SLURM_JOB_NUM_NODES": "2"}
 
 
 @pytest.mark.slow
-@pytest.mark.main
 @pytest.mark.parametrize(
     ("environment", "given", "message"),
     [
-        (MANY_NODES, {}, "8 tasks on 2 nodes, and srun did not start this process; start it as srun python"),
+        pytest.param(
+            MANY_NODES,
+            {},
+            "8 tasks on 2 nodes, and srun did not start this process; start it as srun python",
+            marks=pytest.mark.main,
+        ),
         (SALLOC | {"SLURM_NNODES": "2"}, {}, "8 tasks on 2 nodes"),
         (BATCH, {"enabled": True}, "cannot join the other processes (coordinator_address should be defined.)"),
         ({}, {"enabled": True}, "cannot join the other processes"),
         ({"OMPI_COMM_WORLD_SIZE": "2"}, {}, "cannot join the other processes"),
-        ({}, {"coordinator": "localhost:1", "num_processes": 2, "process_id": 5}, "cannot join the other processes"),
+        pytest.param(
+            {},
+            {"coordinator": "localhost:1", "num_processes": 2, "process_id": 5},
+            "cannot join the other processes",
+            marks=pytest.mark.main,
+        ),
     ],
 )
 def test_processes_that_are_not_to_be_found(environment, given, message):

@@ -32,10 +32,8 @@ def exported_stage(export: Path) -> str:
     return Path(json.loads((export / "vigor_jax.json").read_text())["checkpoint"]).name
 
 
-@pytest.mark.slow
-@pytest.mark.main
-def test_rounds_on_own_pairs(tmp_path):
-    """Each round's reference is the adapter that the round before exported."""
+def two_rounds(tmp_path: Path) -> tuple[Path, str]:
+    """A run of two rounds; the world and the config."""
     world = ppo_world.make_world(tmp_path / "world", images=8)
     config = f"""
 run: {{dir: {tmp_path / "run"}, stages: [sample, score, select, pair, dpo, export], rounds: 2}}
@@ -50,6 +48,14 @@ select: {{refine: none, min_words: 0}}
 pair: {{chosen: best, rejected: worst}}
 dpo: {SMALL}"""
     launch(tmp_path, config)
+    return world, config
+
+
+@pytest.mark.slow
+@pytest.mark.main
+def test_rounds_on_own_pairs(tmp_path):
+    """Each round's reference is the adapter that the round before exported."""
+    world, _ = two_rounds(tmp_path)
     said = []
     for number in (1, 2):
         here = tmp_path / "run" / f"round-{number}"
@@ -59,6 +65,11 @@ dpo: {SMALL}"""
         said += folders(here)
     assert len({folder.name for folder in said}) == 2
 
+
+@pytest.mark.slow  # what is stale and what stays: test_manifest.py, and of references test_dpo.py
+def test_another_beta_makes_a_round_again_with_the_references_that_are_still_right(tmp_path):
+    _, config = two_rounds(tmp_path)
+    said = [folder for number in (1, 2) for folder in folders(tmp_path / "run" / f"round-{number}")]
     parts = {path: path.stat().st_mtime_ns for folder in said for path in folder.iterdir()}
     with pytest.raises(InputError, match=r"dpo\.beta"):
         launch(tmp_path, config, "--dpo.beta", "0.3")

@@ -49,6 +49,7 @@ def ended(world, run_dir, capsys, **options) -> str:
     return line
 
 
+@pytest.mark.main
 def test_training_that_diverges(world, tmp_path, capsys):
     """A rate of 1e30; the checkpoint before stays, and a lower rate continues."""
     line = ended(world, tmp_path, capsys, sft__learning_rate=1e30, sft__warmup_ratio=0)
@@ -58,6 +59,7 @@ def test_training_that_diverges(world, tmp_path, capsys):
     assert [path.name for path in (tmp_path / "checkpoints" / "sft").iterdir()] == ["1"]
 
 
+@pytest.mark.versions
 def test_memory_that_is_full(world, tmp_path, capsys, monkeypatch):
     """By what XLA itself says."""
     monkeypatch.setattr(loop, "load_trainable", lambda *_, **__: jnp.zeros(1 << 45).block_until_ready())

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from tests.detector_bridge.sidecar import sidecar
 from tests.detector_bridge.tiny_detector import write_transformers
-from tests.pipeline.loop_world import ROOT, finish, loop, make_world, start
+from tests.pipeline.loop_world import ROOT, finish, loop, start
 from vigor_jax import cli, train
 from vigor_jax.data.records.store import read_parts
 from vigor_jax.records import Candidate, Selection, Verdict
@@ -33,8 +33,8 @@ STAGES = ("train_reward", "sample", "score", "select", "sft", "export")
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    return make_world(tmp_path_factory.mktemp("loop") / "world")
+def world(taught_world):
+    return taught_world
 
 
 @pytest.fixture(scope="module")

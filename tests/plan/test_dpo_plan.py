@@ -38,7 +38,12 @@ def planned(**changes):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"lora": None}, {"image_factor": 1.0}, {"image_factor": 0.5, "image_term": "noised"}],
+    [
+        pytest.param({}, marks=pytest.mark.main),
+        pytest.param({"lora": None}, marks=pytest.mark.main),
+        {"image_factor": 1.0},
+        pytest.param({"image_factor": 0.5, "image_term": "noised"}, marks=pytest.mark.main),
+    ],
     ids=["adapter", "all weights", "cropped", "noised"],
 )
 def test_an_update_compiles_from_shapes_alone(changes):

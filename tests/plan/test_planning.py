@@ -123,7 +123,6 @@ def test_weights_in_8_bits_take_less(found, config):
 
 
 @pytest.mark.slow
-@pytest.mark.main
 def test_rings_that_grow_are_there_twice(config):
     """The longer one and the shorter one, weights and prompts next to them; twice 96 tokens, after 96."""
     model, sampling = model_config(config.model.path), dataclasses.replace(config.sample.sampling, max_new_tokens=192)
@@ -178,7 +177,6 @@ def test_arithmetic_and_traffic(found, config):
 
 
 @pytest.mark.slow
-@pytest.mark.main
 def test_update_is_the_one_that_runs(found, config, monkeypatch):
     make, seen = loop_module.make_train_step, []
 

@@ -44,7 +44,6 @@ from vigor_jax.stages.score import ScoreConfig, ScoreStage
 SAMPLING = SamplingConfig(temperature=1.0, max_new_tokens=16, num_candidates=3, batch_size=4, prompt_bucket=32)
 SIZES = Sizes(prompt=32, response=16, branch_row=128, sentences=6, example=128)
 LORA = LoraConfig(rank=4, alpha=8)
-SLOW = [pytest.mark.slow, pytest.mark.main]
 each_kind = pytest.mark.parametrize("lora", [None, LORA], ids=["all weights", "adapter"])
 
 
@@ -52,7 +51,11 @@ def size(tree) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-@pytest.mark.parametrize("lora", [pytest.param(None, marks=SLOW), LORA], ids=["all weights", "adapter"])
+@pytest.mark.parametrize(
+    "lora",
+    [pytest.param(None, marks=pytest.mark.slow), pytest.param(LORA, marks=pytest.mark.main)],
+    ids=["all weights", "adapter"],
+)
 def test_programs_of_ppo(lora):
     config = PpoConfig(sampling=SAMPLING, batch_size=8, minibatch=4, accumulate=2, bucket=32, lora=lora)
     target = Target(CONFIG, jnp.float32, jax.devices()[:1], MeshConfig(), MeshConfig(), SIZES)
@@ -157,7 +160,7 @@ def test_judges_stay_on_the_devices(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lora", [None, pytest.param(LORA, marks=pytest.mark.main)], ids=["all weights", "adapter"])
+@each_kind
 def test_what_a_run_holds(lora, tmp_path, monkeypatch):
     """Bytes of all arrays on the device: when weights are handed over, during decoding and before an update."""
     world = make_world(tmp_path / "w", images=16)

@@ -106,7 +106,6 @@ def test_two_say_what_each_alone_agrees_on(served, another, items, other):
 
 
 @pytest.mark.slow
-@pytest.mark.main
 def test_the_demos_detector_and_another_kind_of_model(items, tmp_path):
     """An OWLv2 whose weights are random; both sidecars are ours."""
     demos = Path(demo.__file__).parent / "checkpoints" / "detector"

@@ -122,6 +122,7 @@ def copied(scored, tmp_path) -> Path:
     return Path(shutil.copytree(scored, tmp_path / "run"))
 
 
+@pytest.mark.main
 @pytest.mark.parametrize(
     ("limits", "sections", "key"),
     [

@@ -297,7 +297,7 @@ def reformat(records, taken):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("change", [pytest.param(swap, marks=pytest.mark.main), reformat])
+@pytest.mark.parametrize("change", [swap, reformat])
 def test_other_bytes_with_the_same_rows(config, checkpoint, mesh, records, tmp_path, begun, change):
     """What is in which line, and keys that nobody reads, make no difference."""
     begin(config, checkpoint, mesh, records, tmp_path / "whole", begun)
@@ -331,6 +331,7 @@ def remove_a_batch(records, taken):
     return "too many rows were removed: update 4 has none left"
 
 
+@pytest.mark.main
 @pytest.mark.parametrize("change", [fix_learned, remove_learned, add, remove_a_batch])
 def test_what_a_run_cannot_continue_with(config, checkpoint, mesh, records, tmp_path, begun, change):
     taken = begin(config, checkpoint, mesh, records, tmp_path / "run", begun)
@@ -357,6 +358,7 @@ def test_all_has_been_learned_in_a_second_epoch(config, checkpoint, mesh, record
         sft(config, checkpoint, tmp_path / "run", mesh, dtype=jnp.float32)
 
 
+@pytest.mark.main
 def test_a_run_without_a_checkpoint_takes_any_data(config, checkpoint, mesh, records, tmp_path, monkeypatch):
     config.data.write_text(json.dumps(records))
     interrupt(lambda: sft(config, checkpoint, tmp_path / "run", mesh, dtype=jnp.float32), monkeypatch, after=1)
@@ -421,7 +423,6 @@ def test_the_same_command_continues_after_a_bad_row_is_fixed(config, records, ar
 
 
 @pytest.mark.slow
-@pytest.mark.main
 def test_overwrite_begins_again_where_a_row_came_back(config, records, arguments, tmp_path, capsys):
     """The data's file is what it was, so only the rows tell; what the message advises is what helps."""
     images = shutil.copytree(config.images, tmp_path / "images")

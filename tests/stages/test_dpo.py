@@ -78,6 +78,7 @@ def test_it_begins_with_its_reference_and_moves_away(trained):
     assert found.keys() == lora_paths(found.keys())
 
 
+@pytest.mark.main
 def test_the_reference_reads_every_row_once_and_is_the_model_without_adapter(world, trained):
     """By log-probabilities that the public interface gives of whole answers."""
     said, rows = references(trained), json.loads((world / "preferences.json").read_text())
@@ -93,6 +94,7 @@ def test_the_reference_reads_every_row_once_and_is_the_model_without_adapter(wor
         assert np.abs(sums - expected).min() < 1e-4 * abs(expected), row["name"]
 
 
+@pytest.mark.main
 def test_what_the_reference_said_is_not_computed_again(world, trained, tmp_path, reading):
     """Whatever is learned from it; and a run that is done needs none of it."""
     (tmp_path / "references").symlink_to(trained / "references")
@@ -191,6 +193,7 @@ def test_images_in_the_file_may_share_a_name(world, tmp_path):
     assert curve(tmp_path / "run")[0]["loss"] == pytest.approx(math.log(2), rel=1e-5)
 
 
+@pytest.mark.main
 def test_a_fixed_row_continues_and_a_learned_one_does_not(world, tmp_path, monkeypatch, caplog):
     rows = json.loads((world / "preferences.json").read_text())
     data = tmp_path / "data.json"

@@ -88,7 +88,6 @@ def assert_same_bits(run_dir: Path, expected_dir: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.main
 @of_each_family
 def test_eight_devices_equal_one(world, cache, one_device, tmp_path):
     """Each way to split weights and rows, and a batch in parts."""

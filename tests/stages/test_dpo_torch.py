@@ -25,8 +25,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.main
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", ["in full", pytest.param("adapter", marks=pytest.mark.main)])
 def test_five_updates_equal_those_of_torch(root, tmp_path, case):
     config = config_of(root, **CASES[case])
     run, first = ours(root, tmp_path, config), before(root, config)

@@ -130,7 +130,11 @@ CONFIGS = {
 }
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+# Formulas of losses are also tested alone, in `training/test_dpo.py`.
+MARKS = {name: [pytest.mark.main] for name in ("sigmoid", "changed tokens", "noised")} | {"cropped": []}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=MARKS.get(name, [pytest.mark.slow])) for name in CONFIGS])
 def test_loss_and_gradients_equal_those_of_separate_rows(name, tokenizer, rows, model):
     config = dataclasses.replace(CONFIGS[name], remat="none")
     graphdef, weights = model
@@ -246,6 +250,7 @@ def own_changes(some):
     return changed
 
 
+@pytest.mark.main
 def test_a_policy_that_is_its_reference_has_no_margin(tokenizer, rows, model):
     graphdef, weights = model
     for name in ("sigmoid", "cropped", "noised"):
@@ -282,11 +287,20 @@ def test_the_noise_of_a_row_is_its_own_wherever_it_stands(tokenizer, rows):
 @pytest.mark.parametrize("most", [0.01, 0.2, 1.0])
 def test_crops_are_parts_of_the_image_of_its_proportions(most, rows):
     image = load_image(rows[0].image)
+    whole, seen = np.asarray(image), set()
     for digest in (bytes([i] * 8) for i in range(50)):
         part = crop(image, most, digest)
-        assert part.width * part.height <= most * image.width * image.height * 1.5 + 4
+        scale = most**0.5
+        assert part.width <= round(scale * image.width)
+        assert part.height <= round(scale * image.height)
+        assert abs(part.width / image.width - part.height / image.height) <= 0.5 / image.width + 0.5 / image.height
+        shown = np.asarray(part)
+        windows = np.lib.stride_tricks.sliding_window_view(whole, shown.shape)[:, :, 0]
+        assert (windows == shown).all(axis=(-3, -2, -1)).sum() >= 1
         assert preprocess(part, Preprocessing(size=28)).shape == (28, 28, 3)
         assert crop(image, most, digest).tobytes() == part.tobytes()
+        seen.add(part.tobytes())
+    assert len(seen) > 3  # of different digests, other parts
 
 
 def test_processes_agree_on_what_is_asked_of_an_image(tokenizer, rows, tmp_path):

@@ -84,6 +84,7 @@ def test_checkpoints_hold_the_adapter_alone(trained):
     assert np.mean(losses[-2:]) < np.mean(losses[:2])
 
 
+@pytest.mark.main
 def test_the_reference_is_the_model_without_it(world):
     """By the same frozen weights: nothing is there twice but what is trained in full."""
     checkpoint = open_checkpoint(world / "model")
@@ -107,6 +108,7 @@ def test_the_reference_is_the_model_without_it(world):
     assert np.abs(reference - logits(plain.graphdef, moved)).max() > 0.1
 
 
+@pytest.mark.main
 def test_a_run_that_was_interrupted_ends_with_the_same_bits(world, trained, tmp_path, monkeypatch):
     interrupt(lambda: run(world, tmp_path), monkeypatch, after=3)
     run(world, tmp_path)
@@ -163,6 +165,7 @@ def test_a_merged_export_keeps_what_rounding_cost(world, trained, tmp_path, capl
     assert "already" in caplog.text
 
 
+@pytest.mark.main
 def test_training_continues_from_an_adapter(world, trained, tmp_path):
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     base = open_checkpoint(world / "model")
@@ -236,6 +239,7 @@ def context(run_dir: Path, model: Path, base: Path | None = None) -> RunContext:
     return RunContext(run_dir, str(run_dir), config, opened, MeshConfig(), MeshConfig(data=-1, fsdp=1), base=base)
 
 
+@pytest.mark.main
 def test_adapters_of_a_run_find_the_model_that_was_moved(world, tmp_path):
     """A reward model that is an adapter, judged with; by the digest, so not on any model that happens to fit."""
     first = shutil.copytree(world / "model", tmp_path / "first")
@@ -261,7 +265,6 @@ def test_adapters_of_a_run_find_the_model_that_was_moved(world, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.main
 def test_rounds_continue_after_the_model_was_moved(world, tmp_path):
     """The adapter of a round is put on the run's `model.path`, wherever that and the run directory are now."""
     first, run_dir = shutil.copytree(world / "model", tmp_path / "first"), tmp_path / "run"
@@ -281,7 +284,6 @@ def test_rounds_continue_after_the_model_was_moved(world, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.main
 def test_what_is_trained_on_a_language_model_alone_can_be_opened(world, tmp_path):
     """Vicuna, and an adapter that brings the projector, as LLaVA's authors publish them: trained further."""
     original = vj.export(world / "model", tmp_path / "original", layout="llava")
@@ -337,7 +339,6 @@ def test_what_cannot_be_exported_is_refused_before_training(world, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.main
 def test_from_python_it_says_what_the_merged_model_says(world, trained, tmp_path):
     checkpoints = trained / "checkpoints" / "sft"
     adapter = vj.export(checkpoints, tmp_path / "adapter")

@@ -119,7 +119,6 @@ def assert_equal_gradients(found, expected):
 
 
 @pytest.mark.slow
-@pytest.mark.main
 def test_loss_and_all_gradients_equal_the_padded_ones(config, checkpoint, mesh, losses):
     """Every fifth example is without an image; 8 a row need more keys than a block of queries has."""
     plain, packed = batches(config, checkpoint, mesh)[0], batches(config, checkpoint, mesh, bucket=16, pack=8)[0]
@@ -177,6 +176,7 @@ def assert_equal_runs(run_dir, reference):
         np.testing.assert_allclose(value, final[path], atol=1e-5, rtol=0, err_msg=path)
 
 
+@pytest.mark.main
 def test_text_only_data_has_no_images_to_pack(config, checkpoint, mesh, tmp_path):
     records = [record for record in json.loads(config.data.read_text()) if "image" not in record]
     data = tmp_path / "text.json"

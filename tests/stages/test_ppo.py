@@ -106,6 +106,7 @@ def whole(counted):
     return counted[0]
 
 
+@pytest.mark.main
 def test_new_weights_compile_nothing_and_leave_nothing_behind(counted):
     _, seen = counted
     (first, _), (second, held), (third, held_later) = seen
@@ -114,6 +115,7 @@ def test_new_weights_compile_nothing_and_leave_nothing_behind(counted):
     assert held == held_later
 
 
+@pytest.mark.main
 def test_log_probabilities_are_those_of_separate_conversations(world, whole):
     """Of the policy that drew the responses; in the first iteration it is the reference, which stays."""
     policy = Policy(open_checkpoint(world / "model"), make_mesh(MeshConfig(), jax.devices()[:1]), dtype="float32")
@@ -128,6 +130,7 @@ def test_log_probabilities_are_those_of_separate_conversations(world, whole):
     assert np.abs(np.subtract(last[0].logprobs, last[0].ref_logprobs)).max() > 1e-3  # it has learned something
 
 
+@pytest.mark.main
 def test_responses_are_drawn_from_the_policy_as_it_is(whole):
     for line in curve(whole):
         assert line["sampling_gap"] < 1e-5
@@ -138,6 +141,7 @@ def test_responses_are_drawn_from_the_policy_as_it_is(whole):
     assert len({text for some in texts for text in some.values()}) > 40
 
 
+@pytest.mark.main
 def test_advantages_follow_from_the_rewards(world, whole):
     """Equation 16 over rewards less divergence and the missing end, in float64; whitened over the iteration."""
     config = make_config(world)
@@ -157,6 +161,7 @@ def test_advantages_follow_from_the_rewards(world, whole):
         assert line["unfinished"] == np.mean([r.finish_reason != "stop" for r in rollouts])
 
 
+@pytest.mark.main
 def test_tokens_of_a_word_share_its_reward(whole):
     for rollout in (r for some in iterations(whole) for r in some):
         by_word: dict[str, float] = {}
@@ -173,6 +178,7 @@ def test_tokens_of_a_word_share_its_reward(whole):
         assert sum(rollout.rewards) == pytest.approx(sum(by_word.values()), abs=1e-5)
 
 
+@pytest.mark.main
 def test_spans_of_tokens_cover_the_text(whole):
     for rollout in (r for some in iterations(whole) for r in some):
         ends = 0
@@ -186,10 +192,9 @@ class StopError(Exception):
     """Ends a run from inside."""
 
 
-SLOW = [pytest.mark.slow, pytest.mark.main]
-
-
-@pytest.mark.parametrize("place", [pytest.param("_score", marks=SLOW), "_learn"])
+@pytest.mark.parametrize(
+    "place", [pytest.param("_score", marks=pytest.mark.slow), pytest.param("_learn", marks=pytest.mark.main)]
+)
 def test_a_resumed_run_equals_an_uninterrupted_one(world, whole, tmp_path, monkeypatch, place):
     """Stopped in the middle of its second iteration, with and without a record of it."""
     original, calls = getattr(stage, place), 0
@@ -216,6 +221,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(world, whole, tmp_path, monke
     assert parts(tmp_path) == parts(whole)
 
 
+@pytest.mark.main
 def test_another_setting_is_refused_on_resumption(world, whole, tmp_path):
     with pytest.raises(InputError, match=r"was made with lam 0\.95, which is now 0\.5"):
         run(world, whole, make_config(world, lam=0.5))
@@ -232,7 +238,9 @@ class Other(Letters):
     digest = "0" * 64
 
 
-@pytest.mark.parametrize("baseline", [pytest.param("rloo", marks=SLOW), "grpo"])
+@pytest.mark.parametrize(
+    "baseline", [pytest.param("rloo", marks=pytest.mark.slow), pytest.param("grpo", marks=pytest.mark.main)]
+)
 def test_a_group_is_its_own_baseline(world, tmp_path, baseline):
     config = make_config(world, baseline=baseline, whiten=False, kl="k3", kl_in="loss", limit=8, kl_target=0)
     run(world, tmp_path, config)
@@ -308,6 +316,7 @@ def test_settings_refused(changes, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.main
 def test_a_question_that_comes_again_gets_other_responses(world, tmp_path):
     """Four images in one iteration of 16: copies of a response would count as so much more evidence."""
     config = make_config(world, limit=4, epochs=4, batch_size=16)
@@ -322,11 +331,13 @@ def test_a_batch_larger_than_the_data(world, tmp_path):
         run(world, tmp_path, make_config(world, batch_size=32))
 
 
+@pytest.mark.main
 def test_rewards_that_are_no_numbers(world, tmp_path):
     with pytest.raises(InputError, match=r"stream broken, \d\d\.png, candidate 0, signal 'word': expected finite num"):
         run(world, tmp_path, None, broken=Broken())
 
 
+@pytest.mark.main
 def test_no_token_is_rewarded(world, tmp_path):
     with pytest.raises(InputError) as error:
         run(world, tmp_path, None, silent=Silent())
@@ -338,6 +349,7 @@ def test_no_token_is_rewarded(world, tmp_path):
     assert not (tmp_path / "ppo").exists()  # stopped before training
 
 
+@pytest.mark.main
 def test_values_that_are_no_numbers(world, tmp_path, monkeypatch):
     original = Learner.score
 
@@ -352,6 +364,7 @@ def test_values_that_are_no_numbers(world, tmp_path, monkeypatch):
         run(world, tmp_path)
 
 
+@pytest.mark.main
 def test_a_policy_that_is_not_the_one_that_drew(world, tmp_path, monkeypatch):
     """Were the weights to change between the passes, the first ratios would not be 1."""
     learn = stage._learn

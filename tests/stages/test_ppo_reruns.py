@@ -17,7 +17,7 @@ from vigor_jax.training.checkpoint import latest_step, read_record
 
 OVERWRITE = ("--run.overwrite", "true")
 
-pytestmark = [pytest.mark.slow, pytest.mark.main]  # as a whole; `test_ppo.py` has what is fast of the same kind
+pytestmark = pytest.mark.slow  # `test_ppo.py` has what is fast of the same kind
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +70,7 @@ def forget_last(world: Path) -> None:
     shutil.rmtree(world / "run" / "checkpoints" / "ppo" / "2")
 
 
+@pytest.mark.main
 def test_nothing_is_opened_where_nothing_is_left_to_do(world, monkeypatch):
     before = list(Watched.opened)
     (world / "judge.txt").unlink()  # without it the stream cannot be made
@@ -94,6 +95,7 @@ def refused(world: Path, message: str) -> None:
     assert sorted((world / "run").rglob("*")) == kept
 
 
+@pytest.mark.main
 def test_another_judge(world):
     forget_last(world)
     (world / "judge.txt").write_text("two")
@@ -130,6 +132,7 @@ def test_other_conversations(world):
     assert {rollout.prompt for rollout in read_parts(world / "run" / "ppo", Rollout)} == {"What is that?"}
 
 
+@pytest.mark.main
 def test_killed_before_its_first_checkpoint(world):
     """Its responses are of no use, and would not fit if there are fewer images now."""
     shutil.rmtree(world / "run" / "checkpoints")

@@ -75,7 +75,7 @@ CONFIGS = {
 }
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.main] * (name != "value")) for name in CONFIGS])
 def test_loss_and_gradients_equal_those_of_separate_rows(name):
     config = dataclasses.replace(CONFIGS[name], remat="none")
     graphdef, weights = make_model()
@@ -127,6 +127,7 @@ def test_loss_and_gradients_equal_those_of_separate_rows(name):
     assert trains_values == (config.baseline == "value")
 
 
+@pytest.mark.main
 def test_on_the_old_policy_every_ratio_is_1():
     graphdef, weights = make_model()
     groups, pixels = make_groups()
@@ -146,6 +147,7 @@ def test_on_the_old_policy_every_ratio_is_1():
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.main
 def test_a_frozen_output_matrix_changes_no_gradient():
     """Below it, each token's gradient is taken with its scores; otherwise they are computed again."""
     graphdef, weights = make_model()
@@ -173,6 +175,7 @@ def test_a_frozen_output_matrix_changes_no_gradient():
     assert str(jax.make_jaxpr(frozen)(hidden, head)).count("dot_general[") == 2
 
 
+@pytest.mark.main
 def test_entropy_is_that_of_the_whole_distribution():
     graphdef, weights = make_model()
     groups, pixels = make_groups()

@@ -87,6 +87,7 @@ def test_it_scores_and_selection_takes_the_highest_reward(root, context):
     assert {image: int(np.argmax(scores)) for image, scores in by_image.items()} == selections
 
 
+@pytest.mark.main
 def test_the_runs_own_model_comes_after_its_training(root, context):
     own = stage(root, model=None)
     (result,) = own.results(context)
@@ -168,6 +169,7 @@ def train_config(root, **changes) -> TrainConfig:
 SIZES = Sizes(prompt=64, response=32, branch_row=128, sentences=6, example=128)
 
 
+@pytest.mark.main
 def test_plans_have_its_programs(root):
     (judging,) = programs(train_config(root), LlavaConfig(), jax.devices()[:1], SIZES)
     assert (judging.stage, judging.name, judging.rows, judging.tokens) == ("score", "preference reward model", 2, 128)

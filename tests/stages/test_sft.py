@@ -372,7 +372,6 @@ def poisoned(tensors):
 
 
 @pytest.mark.slow
-@pytest.mark.main
 def test_divergence_stops_without_harm(config, checkpoint, mesh, tmp_path):
     """A rate of 1e30: the first update is finite, the second's loss is not."""
     wild = dataclasses.replace(config, learning_rate=1e30, warmup_ratio=0.0, save_every=1)

@@ -306,7 +306,8 @@ def judge_of(folder, config, mesh) -> PreferenceReward:
     return PreferenceReward(model, head, encoder, trained.preprocessing, judging, mesh, weights_digest="trained")
 
 
-def check_that_it_judges_as_the_last_evaluation(folder, run_dir, config, mesh, rows):
+def judged_by_the_export(folder, config, mesh, rows):
+    """The rewards of what was held out with an image, and these rows; most of them are ranked as people did."""
     held_out = [row for row in rows if is_left_for_evaluation(row, config.held_out) and row.image is not None]
     items = [
         ScoreItem(row.preference.image, row.image, row.preference.prompt, row.preference.responses) for row in held_out
@@ -318,8 +319,7 @@ def check_that_it_judges_as_the_last_evaluation(folder, run_dir, config, mesh, r
 
 
 @pytest.mark.slow
-@pytest.mark.main
-@pytest.mark.parametrize("lora", [None, LoraConfig(rank=4, alpha=8)])
+@pytest.mark.parametrize("lora", [pytest.param(None, marks=pytest.mark.main), LoraConfig(rank=4, alpha=8)])
 def test_the_export_judges_and_torch_reads_its_head(whole, config, checkpoint, mesh, rows, tmp_path, lora, reference):
     run_dir = whole
     if lora:
@@ -332,7 +332,7 @@ def test_the_export_judges_and_torch_reads_its_head(whole, config, checkpoint, m
     np.testing.assert_array_equal(state["weight"].numpy(), trained[f"{HEAD}.kernel"][None])
     np.testing.assert_array_equal(state["bias"].numpy(), trained[f"{HEAD}.bias"][None])
     assert (out / "adapter_config.json").exists() == bool(lora)
-    rewards, held_out = check_that_it_judges_as_the_last_evaluation(out, run_dir, config, mesh, rows)
+    rewards, held_out = judged_by_the_export(out, config, mesh, rows)
     # The command does the same with the checkpoint, and takes the head along to where the model is written again.
     again = vj.export(
         run_dir / "checkpoints" / "train_preference_reward", tmp_path / "again", base=checkpoint.directory
@@ -358,7 +358,6 @@ def test_the_export_judges_and_torch_reads_its_head(whole, config, checkpoint, m
 
 
 @pytest.mark.slow
-@pytest.mark.main
 def test_a_reward_model_is_trained_further_with_its_head(whole, config, checkpoint, mesh, tmp_path):
     out = tmp_path / "out"
     export(ExportConfig(), checkpoint, whole / "checkpoints" / "train_preference_reward", out, mesh, head=HEAD)
@@ -415,7 +414,6 @@ def test_an_image_without_captions_is_told_with_all_others(world, config, checkp
 
 
 @pytest.mark.slow
-@pytest.mark.main
 def test_other_captions_are_other_data(world, config, checkpoint, mesh, tmp_path):
     captions = json.loads((world / "captions.json").read_text())
     config = dataclasses.replace(config, captions=tmp_path / "c.json", epochs=1)

@@ -186,7 +186,11 @@ def in_conversations(config, checkpoint, annotations, is_good):
 
 
 @pytest.mark.parametrize(
-    ("balance", "per"), [("weighted", "sentence"), pytest.param("none", "description", marks=pytest.mark.slow)]
+    ("balance", "per"),
+    [
+        pytest.param("weighted", "sentence", marks=pytest.mark.main),
+        pytest.param("none", "description", marks=pytest.mark.slow),
+    ],
 )
 def test_loss_and_gradient_equal_those_of_conversations(config, checkpoint, mesh, balance, per):
     """Branches, separate rows, and the loss of plain fine-tuning on conversations that were encoded elsewhere."""

@@ -80,9 +80,9 @@ def ours_of(directory, images):
 
 
 def marks_of(number: int, scan: bool) -> list[pytest.MarkDecorator]:
-    """Each takes long to compile: two are fast, one is of layers that are apart."""
+    """Each takes long to compile: two are fast, of which one, of layers that are apart, runs once."""
     if (number, scan) in ((0, True), (2, False)):
-        return []
+        return [] if scan else [pytest.mark.main]
     return [pytest.mark.slow, pytest.mark.main] if scan or number == 4 else [pytest.mark.slow]
 
 
@@ -142,6 +142,7 @@ def test_configs_survive_and_the_first_conversions_are_read(tmp_path):
     assert ours.projection_dim == theirs.projection_dim
 
 
+@pytest.mark.main
 def test_half_precision_on_disk_gives_the_same_texts(tmp_path):
     directory = build_checkpoint(tmp_path / "half", dtype=torch.float16)
     words, _ = embeddings(directory, TEXTS, ours_of(directory, pictures(TINY.image_size, 1)))

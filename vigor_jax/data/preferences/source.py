@@ -29,9 +29,7 @@ def rows_of(path: Path, what: str = "preference") -> Iterator[JsonRow]:
     files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
     of_kinds = ([file for file in files if file.suffix.lower() in kind] for kind in (_PARQUET, _JSON))
     if not (chosen := next(filter(None, of_kinds), [])):
-        raise InputError(
-            f"{path}: expected files of {what}s that end in {', '.join((*_PARQUET, *_JSON))}, got none"
-        )
+        raise InputError(f"{path}: expected files of {what}s that end in {', '.join((*_PARQUET, *_JSON))}, got none")
     groups: RowGroups[Any] = RowGroups()
     number = 0
     for file in chosen:
