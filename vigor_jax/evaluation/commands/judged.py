@@ -78,7 +78,7 @@ class HallusionCommand:
 
     Attributes:
       out: gets `metrics.json`, and with a judge `replies.jsonl` with all that it said.
-      questions: HallusionBench.json.
+      questions: HallusionBench.json, the benchmark's file.
       results: the same file with a model's answers under `model_prediction`, as the official script takes it; or give
         answers or a model.
       answers: saved answers to the questions, named CATEGORY_SUBCATEGORY_SET_FIGURE_QUESTION or by image and words.
