@@ -138,12 +138,20 @@ GIVEN = {
     "pope": ("questions", ["random.json"], "answers", ["a.jsonl"]),
     "chair": ("objects", ["objects.json"], "captions", "c.jsonl"),
     "mme": ("data", "mme", "answers", ["a.jsonl"]),
+    "amber": ("data", "AMBER/data", "answers", ["a.json"]),
+    "hallusion": ("questions", "HallusionBench.json", "results", "r.json"),
+    "llava-bench": ("questions", "q.jsonl", "answers", ["a.jsonl"]),
     "captions": ("references", "r.json", "captions", "c.jsonl"),
     "mmhal": ("questions", "q.json", "answers", "a.jsonl"),
     "questions": ("questions", "q.json", "answers", "a.jsonl"),
     "grounding": ("objects", ["instances.json"], "captions", "c.jsonl"),
 }
-MORE = {"mmhal": {"judge": {"base_url": "http://localhost:1/v1", "model": "j"}}, "questions": {"layout": "gqa"}}
+JUDGE = {"judge": {"base_url": "http://localhost:1/v1", "model": "j"}}
+MORE = {
+    "mmhal": JUDGE,
+    "llava-bench": {**JUDGE, "context": "c.jsonl", "references": "g.jsonl"},
+    "questions": {"layout": "gqa"},
+}
 ASKING = [name for name in COMMANDS if name not in WITHOUT_A_MODEL]
 
 
