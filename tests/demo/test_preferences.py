@@ -1,6 +1,7 @@
 """Preferences that the demo makes are read by the readers that users have, and say what is true."""
 
 import dataclasses
+import itertools
 import json
 
 import numpy as np
@@ -9,8 +10,7 @@ from PIL import Image
 
 from vigor_jax.data.preferences.read import scan_preferences
 from vigor_jax.data.records import store
-from vigor_jax.data.records.annotations import write_annotations
-from vigor_jax.demo.dataset import DemoDataConfig, annotate_caption
+from vigor_jax.demo.dataset import DemoDataConfig
 from vigor_jax.demo.language import errors, parse
 from vigor_jax.demo.preferences import FILES, write_preferences
 from vigor_jax.demo.scenes import make_scene
@@ -31,18 +31,11 @@ def wrong(text, image):
 def seed(tmp_path_factory):
     """As much of a seed's directory as preferences are made of."""
     directory, rng = tmp_path_factory.mktemp("seed"), np.random.default_rng(0)
-    for split in ("unlabeled", "annotated"):
-        (directory / "data" / "images" / split).mkdir(parents=True)
-        for image in SCENES:
-            Image.new("RGB", (4, 4)).save(directory / "data" / "images" / split / image)
-    scenes = {f"{split}/{i}": dataclasses.asdict(s) for split in ("unlabeled", "annotated") for i, s in SCENES.items()}
+    (directory / "data" / "images" / "unlabeled").mkdir(parents=True)
+    for image in SCENES:
+        Image.new("RGB", (4, 4)).save(directory / "data" / "images" / "unlabeled" / image)
+    scenes = {f"unlabeled/{image}": dataclasses.asdict(scene) for image, scene in SCENES.items()}
     (directory / "data" / "scenes.json").write_text(json.dumps(scenes))
-    annotations = [
-        annotate_caption(f"annotated/{image}", describe(scene, rng), scene, 0.0, rng)
-        for image, scene in SCENES.items()
-        for _ in range(2)
-    ]
-    write_annotations(directory / "data" / "annotations.jsonl", annotations)
     candidates = [
         Candidate(image, "Say.", number, describe(scene, rng), (1,), -1.0, "stop")
         for image, scene in SCENES.items()
@@ -55,14 +48,13 @@ def seed(tmp_path_factory):
 @pytest.mark.parametrize("source", FILES)
 def test_the_better_response_has_fewer_mistakes(source, seed):
     path = write_preferences(source, seed, CONFIG)
-    images = seed / "data" / "images"
-    scan = scan_preferences(path, images if source == "people" else images / "unlabeled")
+    scan = scan_preferences(path, seed / "data" / "images" / "unlabeled")
     assert not scan.bad
     assert scan.form in path.name
     assert len(scan.rows) > len(SCENES) / 2
     right, pairs = 0, 0
     for row in scan.rows:
-        image = row.preference.image.rpartition("/")[2]
+        image = row.preference.image
         for better, worse in row.preference.pairs():
             good, bad = (row.preference.responses[index] for index in (better, worse))
             share = [wrong(text, image) / len(parse(text)) for text in (good, bad)]
@@ -71,6 +63,26 @@ def test_the_better_response_has_fewer_mistakes(source, seed):
             if source == "worse":
                 assert wrong(good, image) == 0
     assert right == pairs if source != "random" else 0.2 * pairs < right < 0.8 * pairs
+
+
+def test_people_compare_every_two_captions_of_an_image_that_differ_in_what_is_right(seed):
+    path = write_preferences("people", seed, CONFIG)
+    compared = [
+        {row.preference.responses[index] for index in pair}
+        for row in scan_preferences(path, seed / "data" / "images" / "unlabeled").rows
+        for pair in row.preference.pairs()
+    ]
+    texts: dict[str, list[str]] = {}
+    for candidate in store.read_parts(seed / "shared" / "candidates", Candidate):
+        texts.setdefault(candidate.image, []).append(candidate.text)
+    expected = [
+        {one, other}
+        for image, found in texts.items()
+        for one, other in itertools.combinations(found, 2)
+        if wrong(one, image) / len(parse(one)) != wrong(other, image) / len(parse(other))
+    ]
+    assert len(expected) > 3 * len(SCENES)
+    assert sorted(map(sorted, compared)) == sorted(map(sorted, expected))
 
 
 def test_preferences_are_made_once_and_always_the_same(seed):

@@ -32,8 +32,8 @@ def size(tree) -> int:
 def planned(**changes):
     config = DpoConfig(**{"batch_size": 4, "lora": LORA, **changes})
     target = Target(CONFIG, jnp.float32, jax.devices()[:1], MeshConfig(), MeshConfig(), SIZES)
-    (program,) = DpoStage(config).programs(target)
-    return config, program
+    program, reference = DpoStage(config).programs(target)
+    return config, program, reference
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def planned(**changes):
     ids=["adapter", "all weights", "cropped", "noised"],
 )
 def test_an_update_compiles_from_shapes_alone(changes):
-    config, program = planned(**changes)
+    config, program, _ = planned(**changes)
     assert (program.stage, program.name, program.rows, program.tokens) == ("dpo", "update", 4, 64)
     assert program.held > size(abstract_model(CONFIG))
     found = estimate(program, CHIP, 1)
@@ -59,12 +59,25 @@ def test_an_update_compiles_from_shapes_alone(changes):
     assert three == (75, pytest.approx(75 * found.seconds * 10 / 9))  # the reference reads the data once
 
 
+@pytest.mark.parametrize(
+    "changes", [{}, {"lora": None}, {"image_factor": 0.5, "image_term": "noised"}], ids=["adapter", "all", "noised"]
+)
+def test_the_reference_holds_its_weights_alone_and_reads_what_an_update_computes_at_a_time(changes):
+    _, update, reference = planned(accumulate=2, **changes)
+    assert (reference.stage, reference.name, reference.rows, reference.tokens) == ("dpo", "reference", 2, 64)
+    assert reference.held == size(abstract_model(CONFIG))
+    found = estimate(reference, CHIP, 1)
+    assert reference.held < found.peak < estimate(update, CHIP, 1).peak
+
+
 def test_another_image_is_another_pass():
     flops = {name: planned(**changes)[1].flops for name, changes in {
         "plain": {}, "cropped": {"image_factor": 1.0}, "noised": {"image_factor": 1.0, "image_term": "noised"},
     }.items()}  # fmt: skip
     assert flops["cropped"] == pytest.approx(2 * flops["plain"])
     assert flops["noised"] == pytest.approx(4 / 3 * flops["plain"])
+    read = [planned(**changes)[2].flops for changes in ({}, {"image_factor": 1.0})]
+    assert read[1] == pytest.approx(2 * read[0])
 
 
 @pytest.mark.parametrize("stage", ["sft", "dpo"])

@@ -269,7 +269,6 @@ def _config(data: Path, seed: int) -> TrainConfig:
     """The demo's, with other data."""
     config = demo_config()
     captioned = {"train_reward.annotations": data / "annotations.jsonl", "train_reward.images": str(data / "images")}
-    captioned |= {"train_preference_reward.images": str(data / "images")}
     evaluated = {
         "evaluate.images": str(data / "images" / "held_out"),
         "evaluate.objects": (data / "objects.json",),
@@ -293,6 +292,7 @@ def _config(data: Path, seed: int) -> TrainConfig:
         {
             "model.path": data / "policy",
             "sample.images": str(data / "images" / "unlabeled"),
+            "train_preference_reward.images": str(data / "images" / "unlabeled"),
             "ppo.images": str(data / "images" / "unlabeled"),
             "detection.model": data / "detector",
             "detection.phrases.tagger": data / "tagger",

@@ -1,7 +1,7 @@
 """What others would teach the demo's policy from: preferences of people, ratings by a model, answers made worse.
 
-Each is written in the form of the project that it stands for (docs/preferences.md), so that the demo reads what users
-have. Scenes are known, so people and models judge them by the truth, now and then wrongly.
+They are written in forms that users have (docs/preferences.md). Scenes are known, so people and models judge them by
+the truth, now and then wrongly.
 """
 
 import json
@@ -13,15 +13,14 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from vigor_jax.data.records import store
-from vigor_jax.data.records.annotations import read_annotations
 from vigor_jax.demo.dataset import DemoDataConfig, annotate_caption, read_scenes
 from vigor_jax.demo.language import PROMPTS
 from vigor_jax.demo.teaching import true_and_worse
-from vigor_jax.records import Annotation, Candidate
+from vigor_jax.records import Candidate
 
 Source: TypeAlias = Literal["people", "rated", "worse", "random"]
 FILES: dict[Source, str] = {
-    "people": "people_llava_rlhf.json",
+    "people": "people_own.json",
     "rated": "rated_vlfeedback.json",
     "worse": "worse_povid.json",
     "random": "random_vlfeedback.json",
@@ -31,14 +30,15 @@ FILES: dict[Source, str] = {
 def write_preferences(source: Source, directory: Path, config: DemoDataConfig) -> Path:
     """Writes preferences, if they are not there, and returns their file.
 
-    "people" compare the two captions of each annotated image, by how many of their sentences they found wrong, in
-    LLaVA-RLHF's form. "rated" are the candidates of all unlabeled images, rated from 1 to 5 by the share of sentences
-    that a model found right, in VLFeedback's form; "random" are the same with ratings at random, a control. "worse" are
-    true captions of the unlabeled images against the same with mistakes, in POVID's form.
+    "people" put the candidates of each unlabeled image in order, by the share of sentences that they found right; every
+    two of an image are then a comparison (InstructGPT, section 3.5), in the form of this package. "rated" are the same
+    candidates, rated from 1 to 5 by the share of sentences that a model found right, in VLFeedback's form; "random"
+    are those with ratings at random, a control. "worse" are true captions of the unlabeled images against the same with
+    mistakes, in POVID's form.
 
     Args:
       source: which.
-      directory: of a seed: `data/`, and `shared/candidates/` for "rated" and "random".
+      directory: of a seed: `data/`, and `shared/candidates/` for all but "worse".
       config: what is read is `careless_annotators` and `seed`.
     """
     path = directory / "preferences" / FILES[source]
@@ -51,33 +51,21 @@ def write_preferences(source: Source, directory: Path, config: DemoDataConfig) -
 
 
 def _people(directory: Path, config: DemoDataConfig, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
-    annotations = read_annotations(directory / "data" / "annotations.jsonl")
-    for number, (image, group) in enumerate(groupby(annotations, key=lambda annotation: annotation.image)):
-        captions = list(group)
-        if len(captions) < 2 or captions[0].description == captions[1].description:
-            continue
-        wrong = [_share_wrong(caption) for caption in captions]
-        if wrong[0] == wrong[1]:
-            continue
-        question = {"from": "human", "value": f"<image>\n{PROMPTS[number % len(PROMPTS)]}"}
-        outputs = {
-            f"output_{index}": {"from": "gpt", "value": caption.description}
-            for index, caption in enumerate(captions, 1)
+    share_right = _judge(directory, config, rng)
+    for image, prompt, candidates in _responses(directory):
+        ratings = [share_right(candidate) for candidate in candidates]
+        yield {
+            "name": image,
+            "image": image,
+            "prompt": prompt,
+            "responses": [each.text for each in candidates],
+            "ratings": ratings,
         }
-        preference = 1 if wrong[0] < wrong[1] else 2
-        yield {"id": image, "image": image, "conversations": [question], **outputs, "preference": preference}
 
 
 def _rated(directory: Path, config: DemoDataConfig, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
-    scenes = read_scenes(directory / "data", "unlabeled")
-
-    def rating(candidate: Candidate) -> int:
-        found = annotate_caption(
-            candidate.image, candidate.text, scenes[candidate.image], config.careless_annotators, rng
-        )
-        return 5 - round(4 * _share_wrong(found))
-
-    yield from _with_ratings(directory, rating)
+    share_right = _judge(directory, config, rng)
+    yield from _with_ratings(directory, lambda candidate: 5 - round(4 * (1 - share_right(candidate))))
 
 
 def _random(directory: Path, config: DemoDataConfig, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
@@ -85,18 +73,37 @@ def _random(directory: Path, config: DemoDataConfig, rng: np.random.Generator) -
 
 
 def _with_ratings(directory: Path, rating: Callable[[Candidate], int]) -> Iterator[dict[str, Any]]:
-    candidates = store.read_parts(directory / "shared" / "candidates", Candidate)
-    for (image, prompt), group in groupby(candidates, key=lambda candidate: (candidate.image, candidate.prompt)):
+    for image, prompt, candidates in _responses(directory):
         completions = [
             {
                 "model": "policy",
-                "response": text,
-                "annotations": {"Visual Faithfulness": {"Rating": str(rating(candidate)), "Rationale": ""}},
+                "response": each.text,
+                "annotations": {"Visual Faithfulness": {"Rating": str(rating(each)), "Rationale": ""}},
             }
-            for text, candidate in {each.text: each for each in group if each.text.strip()}.items()
+            for each in candidates
         ]
-        if len(completions) > 1:
-            yield {"id": image, "prompt": prompt, "img_path": image, "completions": completions}
+        yield {"id": image, "prompt": prompt, "img_path": image, "completions": completions}
+
+
+def _responses(directory: Path) -> Iterator[tuple[str, str, list[Candidate]]]:
+    """Images with prompt and candidates of different texts, where there are two or more."""
+    candidates = store.read_parts(directory / "shared" / "candidates", Candidate)
+    for (image, prompt), group in groupby(candidates, key=lambda candidate: (candidate.image, candidate.prompt)):
+        found = list({each.text: each for each in group if each.text.strip()}.values())
+        if len(found) > 1:
+            yield image, prompt, found
+
+
+def _judge(directory: Path, config: DemoDataConfig, rng: np.random.Generator) -> Callable[[Candidate], float]:
+    """What share of a candidate's sentences somebody finds right who knows the scene, and is wrong now and then."""
+    scenes = read_scenes(directory / "data", "unlabeled")
+
+    def share_right(candidate: Candidate) -> float:
+        scene = scenes[candidate.image]
+        found = annotate_caption(candidate.image, candidate.text, scene, config.careless_annotators, rng).sentences
+        return sum(not sentence.errors for sentence in found) / max(len(found), 1)
+
+    return share_right
 
 
 def _worse(directory: Path, config: DemoDataConfig, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
@@ -110,11 +117,6 @@ def _worse(directory: Path, config: DemoDataConfig, rng: np.random.Generator) ->
             "conversations": [question, {"from": "gpt", "value": true}],
             "rejected_conversations": [question, {"from": "gpt", "value": worse}],
         }
-
-
-def _share_wrong(annotation: Annotation) -> float:
-    wrong = sum(bool(sentence.errors) for sentence in annotation.sentences)
-    return wrong / max(len(annotation.sentences), 1)
 
 
 _MAKERS: Mapping[Source, Callable[[Path, DemoDataConfig, np.random.Generator], Iterable[dict[str, Any]]]] = {

@@ -226,10 +226,9 @@ VARIANTS = (
     Variant(
         "llava_rlhf",
         "PPO on people's preferences (LLaVA-RLHF)",
-        "a reward model of pairs that people compared, one number a caption, and PPO on it; KL as in fisao_ours",
+        "a reward model of captions that people put in order, one number a caption, and PPO on it; KL as in fisao_ours",
         {"score.streams": ("preference_reward",)} | OURS,
         ("train_preference_reward", *PPO),
-        None,
         preferences="people",
     ),
     Variant(

@@ -24,7 +24,7 @@ from vigor_jax.hf.load import Checkpoint
 from vigor_jax.parallel.processes import together
 from vigor_jax.parallel.sharding import check_batch_divides
 from vigor_jax.stages.dpo_config import DpoConfig
-from vigor_jax.stages.dpo_reference import references
+from vigor_jax.stages.dpo_reference import reference_program, references
 from vigor_jax.stages.dpo_update import dpo_loss
 from vigor_jax.stages.preference_data import data_of, make_loader, own_preferences, usable_preferences
 from vigor_jax.stages.programs import Cost, Program, Target, Work, array, tree_rows, update, update_flops
@@ -167,6 +167,8 @@ class DpoStage(Stage):
         passes = 1 + config.shows_crops + config.shows_noise / 3  # what is said under noise has no gradient
         lower, held = update(config, target, preference_rows(config, target, rows, length, places), dpo_loss)
         yield Program(self.name, "update", lower, flops * passes, held, rows, length)
+        at_a_time = preference_rows(config, target, rows // config.accumulate, length, places)
+        yield reference_program(config, target, at_a_time)
 
     def cost(self, work: Work, programs: Sequence[Cost]) -> tuple[int, float]:
         calls = math.ceil(work.images * self._config.epochs / self._config.batch_size)

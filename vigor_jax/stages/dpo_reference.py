@@ -23,10 +23,14 @@ from vigor_jax.data.batches.preference_rows import PreferenceLoader, PreferenceR
 from vigor_jax.data.records import store
 from vigor_jax.data.text.conversation import DEFAULT_TEMPLATE
 from vigor_jax.hf.load import Checkpoint, load_model
+from vigor_jax.models.lora import add_lora
+from vigor_jax.models.vlm import Vlm, abstract_model
 from vigor_jax.parallel.processes import is_first, same_everywhere
 from vigor_jax.parallel.sharding import local_rows, to_global
 from vigor_jax.stages.dpo_config import DpoConfig
 from vigor_jax.stages.dpo_update import Logps, logps_of
+from vigor_jax.stages.programs import Program, Target, bytes_held, on_mesh
+from vigor_jax.training.flops import forward_flops
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +114,36 @@ def references(
     }
 
 
+def reference_program(config: DpoConfig, target: Target, rows: PreferenceRows) -> Program:
+    """The pass over rows of these shapes. It is before training, so nothing else is held.
+
+    Args:
+      config: settings.
+      target: what it is compiled for.
+      rows: shapes of as many rows as are scored at a time.
+    """
+    model, mesh = abstract_model(target.model, dtype=target.dtype), target.training_mesh
+    if target.adapter:
+        add_lora(model, target.adapter, dtype=target.dtype)
+    graphdef, weights = nnx.split(on_mesh(model, mesh))
+
+    def lower() -> Any:
+        with jax.set_mesh(mesh):
+            return _make_score(config, graphdef, mesh).lower(weights, rows)
+
+    count, length = rows.responses.token_ids.shape
+    passes = 2 if config.image_factor else 1
+    flops = passes * forward_flops(target.model, rows=count, tokens=count * length, images=count)
+    return Program("dpo", "reference", lower, flops, bytes_held(weights), count, length)
+
+
+def _make_score(config: DpoConfig, graphdef: nnx.GraphDef[Vlm], mesh: Mesh) -> Any:
+    def score(weights: nnx.State, rows: PreferenceRows) -> Logps:
+        return logps_of(nnx.merge(graphdef, weights), rows, config)
+
+    return jax.jit(score, out_shardings=NamedSharding(mesh, P()))
+
+
 class _Scorer:
     """The reference, on the mesh."""
 
@@ -120,11 +154,7 @@ class _Scorer:
         self._loader = dataclasses.replace(loader, batch_size=size, rows=local_rows(size, mesh), references=None)
         self._mesh = mesh
         graphdef, self._weights = nnx.split(load_model(checkpoint, mesh=mesh, dtype=dtype))
-
-        def score(weights: nnx.State, rows: PreferenceRows) -> Logps:
-            return logps_of(nnx.merge(graphdef, weights), rows, config)
-
-        self._score = jax.jit(score, out_shardings=NamedSharding(mesh, P()))
+        self._score = _make_score(config, graphdef, mesh)
 
     def __call__(self, rows: list[PreferenceRow]) -> Iterator[Reference]:
         unscored = iter(rows)
