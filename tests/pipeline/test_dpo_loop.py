@@ -12,6 +12,7 @@ from tests.stages.dpo_world import make_world as make_preferences
 from vigor_jax import train
 from vigor_jax.errors import InputError
 from vigor_jax.hf.load import open_checkpoint
+from vigor_jax.hf.reward_head import read_head
 
 SMALL = """
   batch_size: 2
@@ -78,6 +79,34 @@ def test_another_beta_makes_a_round_again_with_the_references_that_are_still_rig
     assert {path: path.stat().st_mtime_ns for path in first} == {path: parts[path] for path in first}  # still right
     (second,) = folders(tmp_path / "run" / "round-2")  # of another model, and the older one went
     assert second.name not in {folder.name for folder in said}
+
+
+@pytest.mark.slow
+def test_a_reward_model_learns_from_own_pairs(tmp_path):
+    """And is made of them: with other pairs it is another one."""
+    world = ppo_world.make_world(tmp_path / "world", images=8)
+    config = f"""
+run: {{dir: {tmp_path / "run"}, stages: [sample, score, select, pair, train_preference_reward]}}
+model: {{path: {world / "model"}, dtype: float32}}
+sample:
+  images: {world / "images"}
+  prompts: [Describe the image.]
+  sampling: {{temperature: 1.2, num_candidates: 3, max_new_tokens: 16, batch_size: 4, prompt_bucket: 32}}
+score: {{streams: ["{ppo_world.__file__}:Letters"]}}
+select: {{refine: none, min_words: 0}}
+pair: {{chosen: best, rejected: worst}}
+train_preference_reward: {SMALL}  question: none
+  held_out: 0
+"""
+    launch(tmp_path, config)
+    run_dir = tmp_path / "run"
+    head = read_head(run_dir / "preference_reward_model", open_checkpoint(world / "model").config.text.hidden_size)
+    assert json.loads((run_dir / "stages.json").read_text())["train_preference_reward"]["after"].keys() == {"pair"}
+    with pytest.raises(InputError, match=r"pair\.per_image 1, .* 2; this makes pair, train_preference_reward stale"):
+        launch(tmp_path, config, "--pair.per_image", "2")
+    launch(tmp_path, config, "--pair.per_image", "2", "--run.overwrite", "true")
+    again = read_head(run_dir / "preference_reward_model", len(head.kernel))
+    assert (head.kernel != again.kernel).any()
 
 
 @pytest.mark.slow

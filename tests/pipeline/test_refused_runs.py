@@ -1,4 +1,4 @@
-"""A run that is refused before anything is learned is not bound to its settings: the corrected command runs."""
+"""A run that is refused before anything is learned is not bound to its settings: with others it may run."""
 
 import json
 from pathlib import Path
