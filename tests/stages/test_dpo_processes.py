@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from tests.stages.dpo_world import curve, folders, make_world, references, weights
-from tests.stages.sft_world import finish, of_each_family, spawn_python
+from tests.stages.sft_world import finish, spawn_python
 
 SETTINGS = {"epochs": 2, "image_factor": 0.5}  # with two images, so that both are split
 KILLED = {"epochs": 8, "batch_size": 4, "learning_rate": 1e-3, "eps": 1e-8, "save_every": 3, "keep": 1}
@@ -88,8 +88,9 @@ def assert_same_bits(run_dir: Path, expected_dir: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.main
-@of_each_family
+@pytest.mark.parametrize(
+    "world", [pytest.param("llava", marks=pytest.mark.main), "instructblip"], indirect=True, scope="module"
+)
 def test_eight_devices_equal_one(world, cache, one_device, tmp_path):
     """Each way to split weights and rows, and a batch in parts."""
     runs = [
