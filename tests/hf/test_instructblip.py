@@ -367,6 +367,10 @@ def test_missing_files_are_one_line(plain, tmp_path):
     shutil.copy(vicuna / "instruct_blip_vicuna7b_trimmed.pth", vicuna / "again.pth")
     with pytest.raises(InputError, match=r"which another .pth there holds too; remove one"):
         open_checkpoint(vicuna)
+    (tmp_path / "alone").mkdir()
+    shutil.copy(vicuna / "again.pth", tmp_path / "alone" / "instruct_blip_vicuna7b_trimmed.pth")
+    with pytest.raises(InputError, match="put it into the folder of its Vicuna and give that"):
+        open_checkpoint(tmp_path / "alone")
     for path in vicuna.glob("*.pth"):
         path.unlink()
     with pytest.raises(InputError, match="model_type 'llama' is not supported"):

@@ -293,6 +293,7 @@ def test_features_follow_the_instruction_and_need_none():
         assert_close(alone, model.language_projection(queries), 2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", [name for name in layers.REMAT_POLICIES if name != "none"])
 def test_remat_changes_no_gradient(remat):
     _, ours, case = setup(TINY)

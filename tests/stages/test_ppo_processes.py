@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from tests.stages.ppo_world import make_world
-from tests.stages.sft_world import finish, of_each_family, spawn_python
+from tests.stages.sft_world import finish, spawn_python
 from tests.stages.test_ppo import curve, parts, weights
 from vigor_jax.data.records.store import read_parts
 from vigor_jax.records import Rollout
@@ -67,14 +67,16 @@ def assert_close(run_dir: Path, reference: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("mesh", "inference", "changes"),
+    ("world", "mesh", "inference", "changes"),
     [
-        ((1, 8, 1), (8, 1, 1), {}),  # the two processes below split weights and rows so, too
-        pytest.param((2, 2, 2), (4, 1, 2), {"accumulate": 2}, marks=pytest.mark.main),
+        ("llava", (1, 8, 1), (8, 1, 1), {}),  # the two processes below split weights and rows so, too
+        pytest.param("llava", (2, 2, 2), (4, 1, 2), {"accumulate": 2}, marks=pytest.mark.main),
+        ("instructblip", (2, 2, 2), (4, 1, 2), {"accumulate": 2}),
     ],
-    ids=["one way", "every way"],
+    ids=["one way", "every way", "instructblip"],
+    indirect=["world"],
+    scope="module",
 )
-@of_each_family
 def test_eight_devices_equal_one(world, cache, one_device, tmp_path, mesh, inference, changes):
     """Sampling on another mesh than training; each way to split weights and rows."""
     run = {"run_dir": str(tmp_path), "mesh": mesh, "inference": inference, "ppo": SETTINGS | changes}

@@ -21,6 +21,11 @@ _PROMPTS = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNI
 # A file that gives a folder away, what the folder is, and what to do.
 _BY_FILE = (
     ("mm_projector.bin", "LLaVA's projector alone", "give a whole checkpoint, with the language model in it"),
+    (
+        "instruct_blip_*.pth",
+        "InstructBLIP's Q-Former in LAVIS's form",
+        "put it into the folder of its Vicuna and give that",
+    ),
     ("*.gguf", "weights of llama.cpp (GGUF)", "give the checkpoint that they were converted from"),
     ("consolidated.*.pth", "weights in Meta's own layout", "give the same model in the layout of transformers"),
     ("zero_to_fp32.py", "a DeepSpeed checkpoint in parts", "join them with its zero_to_fp32.py and give the result"),

@@ -12,9 +12,9 @@ from vigor_jax.hf.family import Checkpoint, Export, Family
 from vigor_jax.hf.image_settings import BLIP, preprocessing_from_hf
 from vigor_jax.hf.instructblip import lavis, names
 from vigor_jax.hf.instructblip.config import IMAGE_KEYS, from_hf, max_positions
-from vigor_jax.hf.instructblip.write import INSTRUCTION_FOLDER, write
+from vigor_jax.hf.instructblip.write import INSTRUCTION_FILES, INSTRUCTION_FOLDER, write
 from vigor_jax.hf.names import Entry
-from vigor_jax.hf.processor_files import IMAGE_TOKEN, image_processor
+from vigor_jax.hf.processor_files import IMAGE_TOKEN, SETTINGS_FILES, image_processor
 from vigor_jax.hf.weights.tensor_checks import canonical, check_tensors, stored_weights, tie
 from vigor_jax.json_fields import Fields, Json, exists
 from vigor_jax.models.instructblip import InstructBlipConfig
@@ -26,6 +26,7 @@ class InstructBlipFamily(Family):
     """InstructBLIP of any sizes whose language model is LLaMA."""
 
     layouts = ("instructblip",)
+    files = (*SETTINGS_FILES, *INSTRUCTION_FILES)
 
     def read_config(self, config: Json, directory: Path, vision_tower: str | Path | None = None) -> InstructBlipConfig:
         if lavis.is_lavis(config, directory):

@@ -57,11 +57,11 @@ def write(export: Export, directory: Path | None) -> None:
         after |= {"image_token_index": config.image_token_id}
         after["text_config"] = after["text_config"] | {"vocab_size": config.text.vocab_size}
     write_json(directory / "config.json", after)
-    copy_files(source.directory, directory, INSTRUCTION_FILES)
     if is_complete:
         copy_files(source.directory, directory, source.family.files)
         write_tokenizer(source.directory, source.tokenizer, directory)
         rewrite_for_both_versions(directory / "tokenizer_config.json")
+        rewrite_for_both_versions(directory / INSTRUCTION_FILES[1])
     else:
         _write_new_files(source, config, new_tokens, directory)
     # No chat template: `InstructBlipProcessor` takes a text without images, and puts the image in front of it.
@@ -82,7 +82,7 @@ def _with_image_token(source: Checkpoint, config: InstructBlipConfig) -> tuple[I
 def _write_new_files(source: Checkpoint, config: InstructBlipConfig, new: dict[str, int], out: Path) -> None:
     """Everything that `InstructBlipProcessor` and `generate` read; the tokenizer puts in front what ours does."""
     tokenizer = source.tokenizer
-    copy_files(source.directory, out, ("tokenizer.model",))
+    copy_files(source.directory, out, ("tokenizer.model", *INSTRUCTION_FILES))
     content = json.loads(tokenizer.to_json(new))
     content["post_processor"] = _in_front(tokenizer.token(tokenizer.bos_id), tokenizer.bos_id)
     (out / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
