@@ -18,8 +18,8 @@ from tests.stages.dpo_world import curve, folders, make_world, references, weigh
 from tests.stages.sft_world import finish, spawn_python
 
 SETTINGS = {"epochs": 2, "image_factor": 0.5}  # with two images, so that both are split
-KILLED = {"epochs": 8, "batch_size": 4, "learning_rate": 1e-3, "eps": 1e-8, "save_every": 3, "keep": 1}
-PART = 4
+KILLED = {"epochs": 4, "batch_size": 4, "learning_rate": 1e-3, "eps": 1e-8, "save_every": 3, "keep": 1}
+PART = 2  # rows of a part of the references: ten parts of 20 rows
 MEASURES = ("loss", "grad_norm", "accuracy", "margin", "better_reward", "worse_reward", "better_logps", "image_loss")
 
 
@@ -104,7 +104,9 @@ def test_eight_devices_equal_one(world, cache, one_device, tmp_path):
 @pytest.mark.slow
 @pytest.mark.main
 def test_two_processes_equal_one(world, cache, one_device, tmp_path):
-    finish(*in_two(world, {"run_dir": str(tmp_path / "run"), "mesh": (2, 2, 1), "dpo": SETTINGS}, cache))
+    """Rows and weights are split between the two, weights within each, too; and a batch is in parts."""
+    settings = SETTINGS | {"accumulate": 2}
+    finish(*in_two(world, {"run_dir": str(tmp_path / "run"), "mesh": (1, 2, 2), "dpo": settings}, cache))
     assert_close(tmp_path / "run", one_device)
 
 
@@ -125,24 +127,24 @@ def test_another_number_of_processes_continues_with_what_is_kept(world, cache, o
 @pytest.mark.slow
 @pytest.mark.main
 def test_kills_change_no_bit(world, cache, tmp_path):
-    """SIGKILL between parts of the references, within one, and while it trains."""
+    """SIGKILL between parts of the references, or within one, and twice while it trains."""
     whole, killed, more = tmp_path / "whole", tmp_path / "killed", {"devices": 1, "cache": cache, "part": PART}
     finish(spawn(world, [{"run_dir": str(whole), "dpo": KILLED}], **more))
-    assert len(curve(whole)) == 40
-    moments, seen = random.Random(0), []
-    for reached in (1, 3, 5):  # parts of the references, of five
+    assert len(curve(whole)) == 20
+    moments = random.Random(0)
+
+    def kill_when(reached, most: float) -> None:
+        """At most so many seconds later."""
         process = spawn(world, [{"run_dir": str(killed), "dpo": KILLED}], **more)
-        wait_for(lambda reached=reached: parts_of(killed) >= reached, process)
-        time.sleep(moments.uniform(0, 0.05))
+        wait_for(reached, process)
+        time.sleep(moments.uniform(0, most))
         kill(process)
-        seen.append(parts_of(killed))
-    assert min(seen) < 5, "none fell into the reference's pass"
-    for updates in (5, 20):
-        process = spawn(world, [{"run_dir": str(killed), "dpo": KILLED}], **more)
-        wait_for(lambda updates=updates: lines_of(killed) >= updates, process)
-        time.sleep(moments.uniform(0, 0.05))
-        kill(process)
-    assert lines_of(killed) < 40
+
+    kill_when(lambda: parts_of(killed) >= 1, 0.01)
+    assert parts_of(killed) < 10, "it did not fall into the reference's pass"
+    for updates in (2, 8):  # before the first checkpoint, and after the second
+        kill_when(lambda updates=updates: lines_of(killed) >= updates, 0.05)
+    assert 8 <= lines_of(killed) < 20
     finish(spawn(world, [{"run_dir": str(killed), "dpo": KILLED}], **more))
     assert_same_bits(killed, whole)
 
