@@ -56,7 +56,7 @@ def annotation(text: str, *judged: Sequence[str], image: str = "a.jpg", **others
 def judgments(*said: tuple[str, Annotation]) -> list[Judgment]:
     """What people said, in order, a minute apart."""
     return [
-        Judgment(who, what, str(number), 30.0, f"2026-05-01T10:{number:02d}:00Z")
+        Judgment(who, what, str(number), 30.0, f"2026-05-01T{number // 60:02d}:{number % 60:02d}:00Z")
         for number, (who, what) in enumerate(said)
     ]
 

@@ -123,12 +123,18 @@ def test_who_and_what_is_bad_is_said():
 def test_drift():
     right, wrong = ["object"], []
     said = []
-    for number in range(10):
+    for number in range(50):
         said += [(who, annotation("A cat.", right, image=f"{number}.jpg")) for who in "12"]
-        said.append(("3", annotation("A cat.", right if number < 5 else wrong, image=f"{number}.jpg")))
-    third = measure(judgments(*said)).people[2]
+        said.append(("3", annotation("A cat.", right if number < 25 else wrong, image=f"{number}.jpg")))
+    found = measure(judgments(*said), least_kappa=-1)
+    third = found.people[2]
     assert third.halves["agreement"] == (1.0, 0.0)
     assert third.halves["errors"] == (1.0, 0.0)
+    (drift,) = [each for each in found.advice if "drifts" in each]
+    assert drift.startswith(
+        "annotator 3 drifts: like the others on 100% of the sentences in the first half of the work"
+    )
+    assert drift.endswith("on 0% in the second")
 
 
 def test_the_command(tmp_path, capsys):

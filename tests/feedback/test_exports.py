@@ -173,6 +173,14 @@ def test_each_label_has_another_key():
         check_attributes(["color", ""])
 
 
+def test_an_attribute_that_the_rewards_see_and_the_form_lacks_is_shown_without_its_name():
+    said = annotation("Two cars.", ["attribute:count"])
+    shown = Description.of(said)._replace(expected=said.sentences)
+    for attributes, label in ((("count",), "Attribute: count"), (("color",), "Attribute")):
+        (prediction,) = task_of(shown, "x.jpg", attributes)["predictions"]
+        assert prediction["result"][0]["value"]["labels"] == [label]
+
+
 def test_an_attribute_that_the_form_lacks_is_refused():
     said = annotation("A car.", ["attribute:age"])
     with pytest.raises(InputError, match=r"attribute 'age' is not in the form, which has color.* --attributes"):

@@ -31,6 +31,7 @@ LEAST_ALPHA, LEAST_KAPPA = 2 / 3, 0.6
 # Fewer sentences, or sentences with a kind of error, say too little to call anybody or anything bad.
 FEW, FEW_OF_A_KIND = 20, 5
 MOST_SHARE = 0.5
+MOST_FALL = 0.1
 
 
 class Person(NamedTuple):
@@ -272,6 +273,12 @@ def _advice(found: Agreement, least_alpha: float, least_kappa: float) -> Iterabl
         ):
             if value is not None and value < least_kappa and count >= FEW:
                 yield f"retrain annotator {person.annotator}: kappa with {whom} is {value:.2f}, below {least_kappa:.2f}"
+        first, second = person.halves["agreement"]
+        if None not in (first, second) and first - second > MOST_FALL and person.shared >= 2 * FEW:  # type: ignore[operator]
+            yield (
+                f"annotator {person.annotator} drifts: like the others on {percent(first or 0)}% of the sentences in "
+                f"the first half of the work, on {percent(second or 0)}% in the second"
+            )
         if person.share > MOST_SHARE and len(found.people) > 2:
             share = percent(person.share)
             yield f"annotator {person.annotator} did {share}% of the work, which makes it one person's opinion"

@@ -107,7 +107,7 @@ def _tables(found: Agreement) -> list[_Table]:
         ),
         _Table(
             "First and second half of the work",
-            ["annotator", "seconds", "", "calls wrong", "", "like the others", ""],
+            ["annotator", "seconds 1st", "2nd", "calls wrong 1st", "2nd", "like the others 1st", "2nd"],
             [
                 [
                     person.annotator,

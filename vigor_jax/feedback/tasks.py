@@ -3,6 +3,7 @@
 Label Studio counts the characters of a text as Python does, in code points.
 """
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
@@ -52,15 +53,12 @@ def task_of(description: Description, image_url: str, attributes: Sequence[str] 
     Args:
       description: what is asked about.
       image_url: where a browser finds the image.
-      attributes: those that the form names.
-
-    Raises:
-      InputError: what the rewards say is not in the form.
+      attributes: those that the form names; another one that the rewards name is shown without its name.
     """
     version = SENTENCES if description.expected is None else VERDICTS
     shown = description.expected or [None] * len(description.sentences)
     regions = [
-        _region(description.text, number, span, [] if judged is None else labels_of(judged, attributes))
+        _region(description.text, number, span, [] if judged is None else _expected(judged, attributes))
         for number, (span, judged) in enumerate(zip(description.sentences, shown, strict=True), 1)
     ]
     return {
@@ -73,6 +71,11 @@ def task_of(description: Description, image_url: str, attributes: Sequence[str] 
         },
         "predictions": [{"model_version": version, "result": regions}],
     }
+
+
+def _expected(judged: AnnotatedSentence, attributes: Sequence[str]) -> list[str]:
+    named = judged if judged.attribute in attributes else dataclasses.replace(judged, attribute="")
+    return labels_of(named, attributes)
 
 
 def described(data: Any) -> Description:
