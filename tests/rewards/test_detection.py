@@ -9,8 +9,7 @@ import pytest
 
 from detector_bridge.client import BlockingClient, ClientConfig
 from detector_bridge.messages import Detection, Request
-from tests.detector_bridge.sidecar import picture, sidecar
-from tests.detector_bridge.tiny_detector import write_transformers
+from tests.detector_bridge.sidecar import picture
 from vigor_jax import demo
 from vigor_jax.errors import InputError
 from vigor_jax.records import ScoreItem, Span
@@ -23,17 +22,6 @@ TEXTS = (
     ("Nothing of note.", ""),
     ("A car, a car and a bus.", "A dog on a car."),
 )
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return write_transformers(tmp_path_factory.mktemp("detector"))
-
-
-@pytest.fixture(scope="module")
-def served(model):
-    with sidecar(model) as running:
-        yield running
 
 
 def make_items(folder, captions):
@@ -109,7 +97,7 @@ def test_an_own_sidecar_says_the_same(served, model, items):
 
 
 @pytest.mark.slow
-def test_digest_names_model_and_settings(served, tmp_path, monkeypatch):
+def test_digest_names_model_and_settings(served, another, tmp_path, monkeypatch):
     def digest(given: DetectionConfig) -> str:
         with DetectorStream(given) as stream:
             return stream.digest
@@ -130,8 +118,7 @@ def test_digest_names_model_and_settings(served, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("vigor_jax.rewards.phrases.RULES", 1)
         assert digest(config(served)) != plain
-    with sidecar(write_transformers(tmp_path / "another", seed=1)) as running:
-        assert digest(config(running)) != plain
+    assert digest(config(another)) != plain
 
 
 DENYING = (
@@ -218,13 +205,10 @@ def test_an_unreadable_image_is_named(served, items):
     assert str(caught.value).count("2.png") == 1
 
 
-@pytest.mark.slow
-@pytest.mark.main
-def test_sidecars_of_different_models_are_refused(served, tmp_path):
-    with sidecar(write_transformers(tmp_path / "another", seed=1)) as running:
-        both = DetectionConfig((served.address, running.address), phrases=PhrasesConfig("entities"))
-        with pytest.raises(InputError, match="serve different models"), DetectorStream(both):
-            pass
+def test_sidecars_of_different_models_are_refused(served, another):
+    both = DetectionConfig((served.address, another.address), phrases=PhrasesConfig("entities"))
+    with pytest.raises(InputError, match="serve different models"), DetectorStream(both):
+        pass
 
 
 @pytest.mark.parametrize("which", ["neither", "both"])

@@ -19,7 +19,6 @@ import vigor_jax as vj
 from detector_bridge.client import BlockingClient, ClientConfig
 from detector_bridge.messages import Detection, Request
 from tests.detector_bridge.sidecar import is_alive, picture, sidecar, wait_until
-from tests.detector_bridge.tiny_detector import write_transformers
 from tests.detector_bridge.tiny_families import write_owl
 from tests.rewards.test_detection import make_items
 from vigor_jax import cli, demo, fingerprint
@@ -37,23 +36,6 @@ TEXTS = (
     ("A car, a car and a bus.", "A dog on a car, without a chair or a table."),
 )
 HIGH = {"box_threshold": 0.5, "text_threshold": 0.5}
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return write_transformers(tmp_path_factory.mktemp("detector"))
-
-
-@pytest.fixture(scope="module")
-def served(model):
-    with sidecar(model) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def another(tmp_path_factory):
-    with sidecar(write_transformers(tmp_path_factory.mktemp("another"), seed=1)) as running:
-        yield running
 
 
 @pytest.fixture
