@@ -134,7 +134,7 @@ def test_kills_change_no_bit(world, cache, tmp_path):
     moments = random.Random(0)
 
     def kill_when(reached, most: float) -> None:
-        """At most so many seconds later."""
+        """After this time at the latest, in seconds."""
         process = spawn(world, [{"run_dir": str(killed), "dpo": KILLED}], **more)
         wait_for(reached, process)
         time.sleep(moments.uniform(0, most))
