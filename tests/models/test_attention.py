@@ -125,6 +125,17 @@ def test_which_kernel_packed_rows_take(monkeypatch, backend, dtype, length, head
     assert module._fastest_packed(jax.ShapeDtypeStruct((2, length, 4, head_dim), dtype)) == expected
 
 
+@pytest.mark.parametrize(
+    ("backend", "keys", "expected"),
+    [("gpu", 32, "cudnn"), ("gpu", 257, "xla"), ("tpu", 257, "xla"), ("cpu", 257, "by_heads")],
+)
+def test_which_kernel_queries_of_another_sequence_take(monkeypatch, backend, keys, expected):
+    """Such as the Q-Former's, of an image: cuDNN has no gradient for an odd number of keys."""
+    monkeypatch.setattr(module.jax, "default_backend", lambda: backend)
+    q, k = (jax.ShapeDtypeStruct((2, length, 12, 64), jnp.bfloat16) for length in (32, keys))
+    assert module._fastest(q, k, False) == expected
+
+
 @pytest.mark.parametrize("backend", ["cpu", "tpu"])
 def test_masked_attention_is_float32_inside(monkeypatch, backend):
     monkeypatch.setattr(module.jax, "default_backend", lambda: backend)

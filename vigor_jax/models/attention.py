@@ -52,7 +52,7 @@ def attention(
         assert causal, "packed rows are causal"
         return _packed(q, k, v, segment_ids, implementation)
     if implementation == "auto":
-        implementation = _fastest(q, causal)
+        implementation = _fastest(q, k, causal)
     if implementation == "splash":
         return _splash(q, k, v, None)
     if implementation == "by_heads":
@@ -76,11 +76,15 @@ def masked_attention(
     return cpu.dot_product_attention(q, k, v, mask, causal=causal)
 
 
-def _fastest(q: Float[Array, "B T N H"], causal: bool) -> Literal["xla", "cudnn", "splash", "by_heads"]:
+def _fastest(
+    q: Float[Array, "B T N H"], k: Float[Array, "B S K H"], causal: bool
+) -> Literal["xla", "cudnn", "splash", "by_heads"]:
     head_dim = q.shape[-1]
     if platform() == "cpu":
         return "by_heads"
-    if platform() == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16) and head_dim % 8 == 0 and head_dim <= 128:
+    fits = q.dtype in (jnp.bfloat16, jnp.float16) and head_dim % 8 == 0 and head_dim <= 128
+    # cuDNN's gradient takes no odd number of keys, which an image of another sequence's queries has.
+    if platform() == "gpu" and fits and q.shape[1] == k.shape[1]:
         return "cudnn"
     return "splash" if causal and _fits_splash(q) else "xla"
 
