@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from tests.stages.dpo_world import curve, folders, make_world, references, weights
-from tests.stages.sft_world import finish, spawn_python
+from tests.stages.sft_world import finish, of_each_family, spawn_python
 
 SETTINGS = {"epochs": 2, "image_factor": 0.5}  # with two images, so that both are split
 KILLED = {"epochs": 4, "batch_size": 4, "learning_rate": 1e-3, "eps": 1e-8, "save_every": 3, "keep": 1}
