@@ -27,6 +27,13 @@ def wrong(text, image):
     return sum(statement is None or bool(errors(statement, SCENES[image])) for statement in found)
 
 
+def worth(source, text, image):
+    """What a caption is to whoever judges: people count what they are told rightly, less what is wrong; others go by the
+    share that is wrong."""
+    number, bad = len(parse(text)), wrong(text, image)
+    return number - 2 * bad if source == "people" else -bad / number
+
+
 @pytest.fixture(scope="module")
 def seed(tmp_path_factory):
     """As much of a seed's directory as preferences are made of."""
@@ -46,7 +53,7 @@ def seed(tmp_path_factory):
 
 
 @pytest.mark.parametrize("source", FILES)
-def test_the_better_response_has_fewer_mistakes(source, seed):
+def test_the_better_response_is_the_better_one(source, seed):
     path = write_preferences(source, seed, CONFIG)
     scan = scan_preferences(path, seed / "data" / "images" / "unlabeled")
     assert not scan.bad
@@ -57,8 +64,7 @@ def test_the_better_response_has_fewer_mistakes(source, seed):
         image = row.preference.image
         for better, worse in row.preference.pairs():
             good, bad = (row.preference.responses[index] for index in (better, worse))
-            share = [wrong(text, image) / len(parse(text)) for text in (good, bad)]
-            right += share[0] < share[1]
+            right += worth(source, good, image) > worth(source, bad, image)
             pairs += 1
             if source == "worse":
                 assert wrong(good, image) == 0
@@ -79,9 +85,9 @@ def test_people_compare_every_two_captions_of_an_image_that_differ_in_what_is_ri
         {one, other}
         for image, found in texts.items()
         for one, other in itertools.combinations(found, 2)
-        if wrong(one, image) / len(parse(one)) != wrong(other, image) / len(parse(other))
+        if worth("people", one, image) != worth("people", other, image)
     ]
-    assert len(expected) > 3 * len(SCENES)
+    assert len(expected) > 2 * len(SCENES)
     assert sorted(map(sorted, compared)) == sorted(map(sorted, expected))
 
 

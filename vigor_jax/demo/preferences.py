@@ -30,11 +30,11 @@ FILES: dict[Source, str] = {
 def write_preferences(source: Source, directory: Path, config: DemoDataConfig) -> Path:
     """Writes preferences, if they are not there, and returns their file.
 
-    "people" put the candidates of each unlabeled image in order, by the share of sentences that they found right; every
-    two of an image are then a comparison (InstructGPT, section 3.5), in the form of this package. "rated" are the same
-    candidates, rated from 1 to 5 by the share of sentences that a model found right, in VLFeedback's form; "random"
-    are those with ratings at random, a control. "worse" are true captions of the unlabeled images against the same with
-    mistakes, in POVID's form.
+    "people" put the candidates of each unlabeled image in order, by the number of sentences that they found right less
+    those that they found wrong, since they want to be told much; every two of an image are then a comparison
+    (InstructGPT, section 3.5), in the form of this package. "rated" are the same candidates, rated from 1 to 5 by the
+    share of sentences that a model found right, in VLFeedback's form; "random" are those with ratings at random, a
+    control. "worse" are true captions of the unlabeled images against the same with mistakes, in POVID's form.
 
     Args:
       source: which.
@@ -51,9 +51,10 @@ def write_preferences(source: Source, directory: Path, config: DemoDataConfig) -
 
 
 def _people(directory: Path, config: DemoDataConfig, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
-    share_right = _judge(directory, config, rng)
+    judge = _judge(directory, config, rng)
     for image, prompt, candidates in _responses(directory):
-        ratings = [share_right(candidate) for candidate in candidates]
+        found = [judge(candidate) for candidate in candidates]
+        ratings = [right - wrong for right, wrong in found]
         yield {
             "name": image,
             "image": image,
@@ -64,8 +65,13 @@ def _people(directory: Path, config: DemoDataConfig, rng: np.random.Generator) -
 
 
 def _rated(directory: Path, config: DemoDataConfig, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
-    share_right = _judge(directory, config, rng)
-    yield from _with_ratings(directory, lambda candidate: 5 - round(4 * (1 - share_right(candidate))))
+    judge = _judge(directory, config, rng)
+
+    def rating(candidate: Candidate) -> int:
+        right, wrong = judge(candidate)
+        return 5 - round(4 * wrong / max(right + wrong, 1))
+
+    yield from _with_ratings(directory, rating)
 
 
 def _random(directory: Path, config: DemoDataConfig, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
@@ -94,16 +100,17 @@ def _responses(directory: Path) -> Iterator[tuple[str, str, list[Candidate]]]:
             yield image, prompt, found
 
 
-def _judge(directory: Path, config: DemoDataConfig, rng: np.random.Generator) -> Callable[[Candidate], float]:
-    """What share of a candidate's sentences somebody finds right who knows the scene, and is wrong now and then."""
+def _judge(directory: Path, config: DemoDataConfig, rng: np.random.Generator) -> Callable[[Candidate], tuple[int, int]]:
+    """How many of a candidate's sentences somebody finds right and wrong who knows the scene, and errs now and then."""
     scenes = read_scenes(directory / "data", "unlabeled")
 
-    def share_right(candidate: Candidate) -> float:
+    def judge(candidate: Candidate) -> tuple[int, int]:
         scene = scenes[candidate.image]
         found = annotate_caption(candidate.image, candidate.text, scene, config.careless_annotators, rng).sentences
-        return sum(not sentence.errors for sentence in found) / max(len(found), 1)
+        wrong = sum(bool(sentence.errors) for sentence in found)
+        return len(found) - wrong, wrong
 
-    return share_right
+    return judge
 
 
 def _worse(directory: Path, config: DemoDataConfig, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
