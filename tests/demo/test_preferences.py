@@ -28,8 +28,7 @@ def wrong(text, image):
 
 
 def worth(source, text, image):
-    """What a caption is to whoever judges: people count what they are told rightly, less what is wrong; others go by the
-    share that is wrong."""
+    """What a caption is worth to a judge: people count what is right less what is wrong, others the share of the wrong."""
     number, bad = len(parse(text)), wrong(text, image)
     return number - 2 * bad if source == "people" else -bad / number
 
