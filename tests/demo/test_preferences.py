@@ -28,7 +28,7 @@ def wrong(text, image):
 
 
 def worth(source, text, image):
-    """What a caption is worth: to people, what is right less what is wrong; to others, the share that is wrong counts."""
+    """What a caption is worth: to people, what is right less what is wrong; to others, the share that is right."""
     number, bad = len(parse(text)), wrong(text, image)
     return number - 2 * bad if source == "people" else -bad / number
 
