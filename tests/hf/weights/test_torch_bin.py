@@ -310,6 +310,16 @@ def test_a_changed_pickle_with_a_right_checksum_is_refused_or_harmless(
         assert reader.read(name).nbytes <= 24
 
 
+@pytest.mark.parametrize("opcode", [b"r" + (100_000).to_bytes(4, "little"), b"p100000\n"], ids=["binary", "text"])
+def test_a_pickle_that_numbers_its_objects_as_it_likes_is_refused(tmp_path: Path, opcode: bytes) -> None:
+    """Python makes room for as many objects as the number says; this one costs a megabyte, others would fill memory."""
+    content = pickled({"a": view(Storage(6), 1, (2, 2), (3, 1))})
+    assert content.endswith(b".")
+    path = archive(tmp_path / "numbered.bin", content[:-1] + opcode + b".", {"0": bytes(24)})
+    with pytest.raises(InputError, match=r"remembers an object as number 100000, in a pickle of \d+ bytes"):
+        TensorReader.open_file(path)
+
+
 def archive_bytes() -> bytes:
     buffer = io.BytesIO()
     torch.save({"a": torch.ones(5), "b": torch.ones(3, 2).half().T}, buffer)

@@ -8,6 +8,7 @@ state dict needs and refuses every other before it is looked up.
 
 import io
 import pickle
+import pickletools
 import struct
 import zipfile
 from collections import OrderedDict
@@ -146,6 +147,13 @@ class _Unpickler(pickle.Unpickler):
         return _Storage(STORAGE_DTYPES[name], key, size)
 
 
+def _check_numbers(content: bytes, path: Path) -> None:
+    """Refuses a pickle that remembers an object under a large number: Python makes room for as many, and counts on."""
+    for opcode, number, _ in pickletools.genops(content):
+        if "PUT" in opcode.name and isinstance(number, int) and number > len(content):
+            raise damaged(path, f"remembers an object as number {number}, in a pickle of {len(content)} bytes")
+
+
 class _Archive(NamedTuple):
     """An open file of `torch.save`."""
 
@@ -162,7 +170,9 @@ class _Archive(NamedTuple):
             raise InputError(f"{self.path} is big-endian: re-save it on a little-endian machine")
         self._start(pickles[0], 0)
         # `read` compares the checksum, so that no damaged pickle is run.
-        state = _Unpickler(self.zip.read(pickles[0]), self.path).load()
+        content = self.zip.read(pickles[0])
+        _check_numbers(content, self.path)
+        state = _Unpickler(content, self.path).load()
         return {name: self._place(name, view, root) for name, view in self._named(state).items()}
 
     def _named(self, state: Any) -> dict[str, Any]:
