@@ -109,7 +109,7 @@ class Words:
     """A tokenizer of which every token is a number, and none ends a response."""
 
     bos_id, eos_id, pad_id, vocab_size = 1, -1, 0, VOCAB_SIZE
-    adds_bos, restarts_after_image, image_strips = True, True, (False, False)
+    adds_bos, restarts_after_image, images_first, image_strips = True, True, False, (False, False)
 
     def encode(self, text: str, *, prefix: bool = True) -> list[int]:
         return [9 + zlib.crc32(word.encode()) % (VOCAB_SIZE - 9) for word in text.split()]

@@ -60,7 +60,7 @@ class Words:
     """A tokenizer of a token for every four letters, about as many as LLaMA's."""
 
     bos_id, eos_id, pad_id = 1, EOS, 0
-    adds_bos, restarts_after_image = True, True
+    adds_bos, restarts_after_image, images_first = True, True, False
 
     def instruction_ids(self, texts: list[str]) -> None:
         """None: LLaVA reads no instructions."""
