@@ -31,7 +31,8 @@ class CaptionCommand:
       images: one image; a folder, whose images are found however deep they lie; or shards (docs/images.md).
       out: JSON lines; captions in it are kept, and not made again.
       prompt: what is asked about each image.
-      template: the conversation format that the model was trained with.
+      template: the conversation format that the model was trained with; by default "v1" for LLaVA, "instructblip" for
+        InstructBLIP.
       vision_tower: directory, or name on the Hub, of the CLIP tower of an original checkpoint that does not bring it.
       adapter: a LoRA adapter that is put on top of the model: a folder, or its name on the Hub (docs/lora.md).
       dtype: type to compute in; by default float32 if the checkpoint is stored so, else bfloat16.
@@ -44,7 +45,7 @@ class CaptionCommand:
     images: str
     out: Path
     prompt: str = "Describe this image in detail."
-    template: Literal["v0", "llava_v0", "v1", "vicuna_v1", "llava_v1", "plain", "instructblip"] = "v1"
+    template: Literal["v0", "llava_v0", "v1", "vicuna_v1", "llava_v1", "plain", "instructblip"] | None = None
     vision_tower: str | Path | None = None
     adapter: str | Path | None = None
     dtype: Literal["float32", "bfloat16", "float16"] | None = None

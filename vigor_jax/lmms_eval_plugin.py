@@ -43,7 +43,7 @@ class VigorJax(lmms):
 
     Args:
       pretrained: a llava-hf directory or one of the original LLaVA code, or its name on the Hub (docs/checkpoints.md).
-      template: the conversation format that the model was trained with.
+      template: the conversation format that the model was trained with; by default its family's.
       vision_tower: directory, or name on the Hub, of the CLIP tower of an original checkpoint that does not bring it.
       dtype: type to compute in; by default float32 if the checkpoint is stored so, else bfloat16.
       tensor: over how many devices the weights are split.
@@ -57,7 +57,7 @@ class VigorJax(lmms):
     def __init__(
         self,
         pretrained: str,
-        template: str = "v1",
+        template: str | None = None,
         vision_tower: str | None = None,
         dtype: str | None = None,
         tensor: int = 1,

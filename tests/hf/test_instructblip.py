@@ -17,16 +17,19 @@ import transformers
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+import vigor_jax as vj
 from tests.hf.test_round_trip import assert_same, through_jax, weights
 from tests.pixels import normalize
 from tests.tiny_instructblip import FOLDER, IMAGE_TOKEN_ID, TinyBlip, build_checkpoint, to_lavis
+from vigor_jax.config import RunConfig, TrainConfig
 from vigor_jax.data.images.preprocessing import load_image, preprocess
 from vigor_jax.data.text.conversation import IGNORE_INDEX, TEMPLATES, Turn, encode_example, encode_prompt
 from vigor_jax.errors import InputError
 from vigor_jax.hf.export import export_checkpoint
-from vigor_jax.hf.load import load_model, open_checkpoint
+from vigor_jax.hf.load import ModelConfig, load_model, open_checkpoint
 from vigor_jax.inference.sampler import Request, Sampler, SamplingConfig
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh
+from vigor_jax.pipeline.run import Run
 
 ROOT = Path(__file__).resolve().parents[2]
 PHOTOS = ROOT.parent / "shared" / "data" / "photos"
@@ -408,3 +411,14 @@ def test_sizes_are_those_of_the_config(plain):
     assert found == {"num_layers": 4, "hidden_size": 24, "num_queries": 4, "vocab_size": 300}
     assert dataclasses.astuple(config.vision)[:6] == (32, 48, 3, 4, 28, 7)
     assert config.num_image_tokens == tiny.num_image_tokens
+
+
+def test_it_is_asked_in_its_own_format_unless_another_is_given(plain, tmp_path, caplog):
+    """Where no format is given, its own; a run that has LLaVA's is told."""
+    assert vj.load(plain).template_name == "instructblip"
+    assert vj.load(plain, template="v1").template_name == "v1"
+    for template, is_told in (("v1", True), ("instructblip", False)):
+        caplog.clear()
+        model = ModelConfig(plain, dtype="float32", template=template)
+        Run(TrainConfig(RunConfig(tmp_path / "run", stages=("export",)), model))
+        assert ("give --model.template instructblip" in caplog.text) == is_told

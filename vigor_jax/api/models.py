@@ -43,7 +43,7 @@ def load(
       model: directory of a checkpoint, or its name on the Hub (docs/checkpoints.md); or one of a LoRA adapter, which
         names its base.
       template: the conversation format that the model was trained with; by default what an export of ours says, else
-        "v1".
+        "v1" for LLaVA and "instructblip" for InstructBLIP.
       vision_tower: directory, or name on the Hub, of the CLIP tower of an original checkpoint that does not bring it.
       adapter: directory of a LoRA adapter that is put on top of the model, or its name on the Hub (docs/lora.md).
       dtype: type to compute in; by default float32 if the checkpoint is stored so, else bfloat16.
@@ -56,7 +56,7 @@ def load(
     checkpoint = _open(model, vision_tower, adapter)
     said = _provenance(checkpoint)
     known = said.text("template", None, null=True) if said else None
-    return Policy(checkpoint, _mesh(mesh), template=template or known or "v1", dtype=_dtype(dtype), int8=int8)
+    return Policy(checkpoint, _mesh(mesh), template=template or known, dtype=_dtype(dtype), int8=int8)
 
 
 @dataclasses.dataclass(frozen=True)

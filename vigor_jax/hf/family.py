@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from vigor_jax.data.images.preprocessing import Preprocessing
-from vigor_jax.data.text.conversation import Template
+from vigor_jax.data.text.conversation import DEFAULT_TEMPLATE, Template
 from vigor_jax.data.text.instructions import InstructionTokenizer
 from vigor_jax.data.text.tokenizer import Tokenizer
 from vigor_jax.errors import InputError
@@ -151,11 +151,13 @@ class Family(abc.ABC):
     Attributes:
       layouts: names of its layouts, for `export.layout`.
       adapter_layouts: the same for adapters; those after the first have the config.json of the whole model.
+      template: conversation format of its models, where none is given.
       files: small files next to the weights, other than config.json and the tokenizer's, that an export takes over.
     """
 
     layouts: ClassVar[tuple[str, ...]]
     adapter_layouts: ClassVar[tuple[str, ...]] = ("peft",)
+    template: ClassVar[str] = DEFAULT_TEMPLATE
     files: ClassVar[tuple[str, ...]] = SETTINGS_FILES
 
     @abc.abstractmethod

@@ -20,7 +20,6 @@ from jaxtyping import Float
 from vigor_jax.data.images.given import ImageLike
 from vigor_jax.data.images.preprocessing import load_image, preprocess
 from vigor_jax.data.text.conversation import (
-    DEFAULT_TEMPLATE,
     IMAGE_PLACEHOLDER,
     Turn,
     check_template,
@@ -72,7 +71,7 @@ class Policy:
     Args:
       checkpoint: the checkpoint.
       mesh: all devices of all processes.
-      template: the conversation format that the model was trained with, a key of `TEMPLATES`; by default LLaVA-1.5's.
+      template: the conversation format that the model was trained with, a key of `TEMPLATES`; by default its family's.
       dtype: type to compute in; by default float32 if the checkpoint is stored so, else bfloat16.
       int8: hold the language model's weights in 8 bits, see `models.int8`.
 
@@ -100,7 +99,8 @@ class Policy:
         dtype = dtype or ("float32" if checkpoint.dtype == np.float32 else "bfloat16")
         check_dtype(dtype)
         self.checkpoint, self.mesh, self.dtype = checkpoint, mesh, dtype
-        self.template_name, self.template = template or DEFAULT_TEMPLATE, find_template(template)
+        self.template_name = template or checkpoint.family.template
+        self.template = find_template(self.template_name)
         self._int8 = int8
         self._lock = threading.RLock()  # around all that is made when it is first needed
         self._samplers: dict[SamplingConfig, Sampler] = {}  # what one has compiled, it need not compile again

@@ -14,6 +14,7 @@ from jax.experimental import multihost_utils
 from vigor_jax import cli
 from vigor_jax.config import TrainConfig
 from vigor_jax.data.records.store import join, part_count, part_name, part_seal, parts_done
+from vigor_jax.data.text.conversation import DEFAULT_TEMPLATE
 from vigor_jax.disk import naming
 from vigor_jax.errors import InputError, StaleError
 from vigor_jax.hf.load import open_checkpoint
@@ -53,6 +54,10 @@ class Run:
         )
         self.context.training_mesh  # noqa: B018 (does it fit the devices?)
         check_dtype(config.model.dtype)
+        own = self.context.checkpoint.family.template
+        if own != DEFAULT_TEMPLATE and config.model.template != own:
+            told = "%s is of a family whose conversation format is %s, and gets %s; give --model.template %s"
+            logger.warning(told, config.model.path, own, config.model.template, own)
         self.stages = make_stages(config)
         self._results = {name: stage.results(self.context) for name, stage in self.stages.items()}
         self.manifest = RunManifest(config.run.dir, [each for found in self._results.values() for each in found])

@@ -24,7 +24,8 @@ class EvaluatedModelConfig:
       model: a llava-hf directory or one of the original LLaVA code, or its name on the Hub (docs/checkpoints.md);
         without one, saved answers are scored.
       images: the images that the questions are about: a folder, tar shards or Parquet (docs/images.md).
-      template: the conversation format that the model was trained with.
+      template: the conversation format that the model was trained with; by default "v1" for LLaVA, "instructblip" for
+        InstructBLIP.
       vision_tower: directory, or name on the Hub, of the CLIP tower of an original checkpoint that does not bring it.
       adapter: a LoRA adapter that is put on top of the model: a folder, or its name on the Hub (docs/lora.md).
       dtype: type to compute in; by default float32 if the checkpoint is stored so, else bfloat16.
@@ -35,7 +36,7 @@ class EvaluatedModelConfig:
 
     model: str | Path | None = None
     images: str | None = None
-    template: Literal["v0", "llava_v0", "v1", "vicuna_v1", "llava_v1", "plain", "instructblip"] = "v1"
+    template: Literal["v0", "llava_v0", "v1", "vicuna_v1", "llava_v1", "plain", "instructblip"] | None = None
     vision_tower: str | Path | None = None
     adapter: str | Path | None = None
     dtype: Literal["float32", "bfloat16", "float16"] | None = None

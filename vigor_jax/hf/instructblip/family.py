@@ -26,6 +26,7 @@ class InstructBlipFamily(Family):
     """InstructBLIP of any sizes whose language model is LLaMA."""
 
     layouts = ("instructblip",)
+    template = "instructblip"
     files = (*SETTINGS_FILES, *INSTRUCTION_FILES)
 
     def read_config(self, config: Json, directory: Path, vision_tower: str | Path | None = None) -> InstructBlipConfig:
