@@ -10,6 +10,7 @@ import numpy as np
 from vigor_jax.evaluation.benchmarks import amber, chair, grounding, hallusion, mme, pope, referring
 from vigor_jax.evaluation.benchmarks.amber import AmberQuestion, CheckedDescription
 from vigor_jax.evaluation.benchmarks.chair import CheckedCaption
+from vigor_jax.evaluation.benchmarks.first_word import read_answer
 from vigor_jax.evaluation.benchmarks.grounding import CheckedBoxes
 from vigor_jax.evaluation.benchmarks.hallusion import HallusionQuestion, Outcome
 from vigor_jax.evaluation.benchmarks.mme import MmeQuestion
@@ -109,7 +110,7 @@ def amber_metrics(
         strict = amber.tables(every)
         found["strict"] = {name: _plain_rates(amber.answer_rates(counts.sum(0))) for name, counts in strict.items()}
         published |= {name: amber.answers_as_published(counts.sum(0), name) for name, counts in strict.items()}
-        found["unread"] = sum(amber.read_answer(answer) is None for answer in answers)
+        found["unread"] = sum(read_answer(answer) is None for answer in answers)
     if descriptions and questions:
         found["score"] = amber.amber_score(found["generative"]["chair"], found["discriminative"]["f1"])
     return {**found, "published": published}

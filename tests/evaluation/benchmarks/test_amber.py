@@ -21,6 +21,7 @@ from vigor_jax.evaluation.benchmarks import amber
 from vigor_jax.evaluation.benchmarks.amber import AmberImage, AmberQuestion, Words
 from vigor_jax.evaluation.benchmarks.amber_files import read_amber
 from vigor_jax.evaluation.benchmarks.amber_nouns import NounReader, same_words, similar_words
+from vigor_jax.evaluation.benchmarks.first_word import read_answer
 from vigor_jax.evaluation.commands.amber import AmberCommand
 from vigor_jax.evaluation.metrics import amber_metrics
 
@@ -191,7 +192,7 @@ def test_published_figures_have_the_scripts_constants():
 @pytest.mark.parametrize("text", SAID)
 def test_an_answer_is_its_first_word(text):
     first = "".join(letter for letter in (text.split() or [""])[0].lower() if letter.isalpha())
-    assert amber.read_answer(text) == (first if first in ("yes", "no") else None)
+    assert read_answer(text) == (first if first in ("yes", "no") else None)
 
 
 def test_the_command_reads_the_nouns_that_nltk_finds(tmp_path):

@@ -15,6 +15,7 @@ import numpy as np
 from vigor_jax.data.text.box_text import without_boxes
 from vigor_jax.errors import InputError
 from vigor_jax.evaluation.benchmarks.amber_nouns import SimilarWords
+from vigor_jax.evaluation.benchmarks.first_word import YesNo, read_answer
 from vigor_jax.evaluation.bootstrap import ratio
 
 Kind: TypeAlias = Literal["existence", "state", "number", "action", "relation"]
@@ -29,7 +30,6 @@ TABLES: Mapping[str, tuple[Kind, ...]] = {
     "action": ("action",),
     "relation": ("relation",),
 }
-YesNo: TypeAlias = Literal["yes", "no"]
 Parser: TypeAlias = Callable[[str], YesNo | None]
 
 
@@ -181,13 +181,6 @@ class _Found:
         if place is not None:
             self.mentioned.add(place)
         return place is not None
-
-
-def read_answer(text: str) -> YesNo | None:
-    """Yes or no by an answer's first word, in any case and without what follows it: "No, there is none." is no."""
-    word = without_boxes(text).strip().split(maxsplit=1)
-    first = word[0].strip(".,!:;\"'*").lower() if word else ""
-    return "yes" if first == "yes" else "no" if first == "no" else None
 
 
 def read_answer_strict(text: str) -> YesNo | None:

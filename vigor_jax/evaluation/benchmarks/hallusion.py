@@ -14,7 +14,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from vigor_jax.errors import InputError
-from vigor_jax.evaluation.benchmarks.amber import read_answer
+from vigor_jax.evaluation.benchmarks.first_word import read_answer
 from vigor_jax.evaluation.bootstrap import ratio
 from vigor_jax.evaluation.json_records import read_records, short
 from vigor_jax.evaluation.judge.judge import MalformedReplyError
