@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from tests.stages.sft_world import ROOT
-from vigor_jax.plan.collectives import array_bytes, collective_bytes
+from vigor_jax.plan.collectives import collective_bytes
+from vigor_jax.plan.modules import arrays
 
 MODULE = """
 HloModule jit_step, is_scheduled=true
@@ -151,7 +152,7 @@ def test_reads_the_trips_of_tpu_loops_from_their_counters():
     ("text", "size"), [("f32[8,128]{1,0}", 4096), ("(bf16[3], s32[])", 10), ("s4[3]", 2), ("token[]", 0)]
 )
 def test_sizes(text, size):
-    assert array_bytes(text) == size
+    assert sum(each.bytes for each in arrays(text)) == size
 
 
 PROGRAM = """

@@ -21,7 +21,7 @@ from vigor_jax.models.llama import LlamaConfig
 from vigor_jax.models.llava import LlavaConfig
 from vigor_jax.parallel.sharding import MeshConfig
 from vigor_jax.pipeline.run import Run
-from vigor_jax.plan.estimate import Estimate, estimate
+from vigor_jax.plan.estimate import EFFICIENCY, Estimate, estimate
 from vigor_jax.plan.hardware import GIB, Topology
 from vigor_jax.plan.planning import Plan, model_config, plan, programs
 from vigor_jax.plan.recipe import recipe
@@ -172,8 +172,10 @@ def test_arithmetic_and_traffic(found, config):
     assert decode.traffic == 32 * held  # everything but the image tower is read again for each token
     for _, each in found.values():
         assert each.compute_seconds == each.flops / 197e12
-        assert each.seconds == max(each.compute_seconds, each.memory_seconds)
-        assert each.mfu_bound == each.compute_seconds / each.seconds
+        assert each.roofline == max(each.compute_seconds, each.memory_seconds)
+        assert each.compiler_seconds is None  # a CPU's compiler says nothing of time
+        assert each.seconds == each.roofline / EFFICIENCY
+        assert each.mfu == each.compute_seconds / each.seconds
 
 
 @pytest.mark.slow
@@ -271,7 +273,7 @@ def test_memory_of_scoring_is_what_a_process_takes(config):
 
 
 def an_estimate(stage, name, rows, seconds, peak=GIB):
-    return Estimate(stage, name, rows, GIB, 0, peak, 15 * GIB, 1.0, 1.0, {}, seconds, 0.0, 0.0, 0.0)
+    return Estimate(stage, name, rows, GIB, 0, peak, 15 * GIB, 1.0, 1.0, {}, 0.0, 0.0, 0.0, 0.0, seconds)
 
 
 TEMPORARIES = (
@@ -308,23 +310,23 @@ def test_other_failures_are_not_hidden(config):
 
 def test_recipe(config):
     estimates = [
-        an_estimate("train_reward", "update", 2, 3.6),
-        an_estimate("sample", "prefill", 4, 0.9),
-        an_estimate("sample", "decode", 12, 2.7),
-        an_estimate("score", "reward model", 2, 0.36),
-        an_estimate("sft", "update", 4, 7.2),
+        an_estimate("train_reward", "update", 2, 7.2),
+        an_estimate("sample", "prefill", 4, 1.8),
+        an_estimate("sample", "decode", 12, 5.4),
+        an_estimate("score", "reward model", 2, 0.72),
+        an_estimate("sft", "update", 4, 14.4),
     ]
-    times = recipe(estimates, config, Work(images=1000, descriptions=50, answer=16, efficiency=0.5), 8)
+    times = recipe(estimates, config, Work(images=1000, descriptions=50, answer=16), 8)
     assert [(time.stage, time.calls) for time in times] == [
         ("train_reward", 75),  # 50 descriptions x 3 epochs / 2
         ("sample", 250),
         ("score", 500),
         ("sft", 500),  # 1000 targets x 2 epochs / 4
     ]
-    # 250 prompts at 0.9 s, and as often half of the 2.7 s that 32 tokens take.
+    # 250 prompts at 1.8 s, and as often half of the 5.4 s that 32 tokens take.
     assert [time.hours for time in times] == pytest.approx([0.15, 0.3125, 0.1, 2.0])
     assert [time.device_hours for time in times] == pytest.approx([1.2, 2.5, 0.8, 16.0])
-    longer = recipe(estimates, config, Work(images=1000, descriptions=50, efficiency=0.5), 8)[1]
+    longer = recipe(estimates, config, Work(images=1000, descriptions=50), 8)[1]
     assert longer.hours == pytest.approx(0.5)  # none is longer than the config lets it be
 
 
@@ -356,7 +358,9 @@ def test_table_says_what_is_missing(config):
         an_estimate("sample", "decode", 12, 2.0),
         an_estimate("sft", "update", 4, 7.0, peak=19 * GIB + GIB // 4),
     )
-    planned = Plan("v5e:2x2", 4, "a model", estimates, tuple(recipe(estimates, config, Work(), 4)), Work())
+    planned = Plan(
+        "v5e:2x2", 4, "a model", "jax 1, libtpu 2", estimates, tuple(recipe(estimates, config, Work(), 4)), Work()
+    )
     assert not planned.fits
     first, second = planned.table().splitlines()[3:5]
     assert first.split()[:3] == ["sample,", "decode", "12"]

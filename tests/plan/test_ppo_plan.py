@@ -147,13 +147,13 @@ def test_judges_stay_on_the_devices(tmp_path):
         planned = estimate(both[name], CHIP, 1)
         assert planned.arguments == pytest.approx(resident, rel=0.01)  # and a batch
     estimates = [
-        Estimate("ppo", name, rows, 0, 0, 0, 0, 1.0, 1.0, {}, seconds, 0, 0, 0)
+        Estimate("ppo", name, rows, 0, 0, 0, 0, 1.0, 1.0, {}, 0, 0, 0, 0, seconds)
         for name, rows, seconds in (
             ("hand-over", 8, 0.5), ("prefill", 2, 1.0), ("decode", 4 * 3, 8.0), ("reward model", 2, 3.0),
             ("verifier", 32, 7.0), ("score", 2, 0.25), ("update", 4, 10.0),
         )
     ]  # fmt: skip
-    (time,) = recipe(estimates, config, Work(images=20, answer=4, efficiency=1.0), 1)
+    (time,) = recipe(estimates, config, Work(images=20, answer=4), 1)
     # Two iterations of 8 images, 4 at a time: of the first 4 the longest response has 4 of 16 tokens, the last has 16.
     iteration = 0.5 + 4 * 1.0 + (1 + 4 / 16) * 8.0 + 4 * 3.0 + 7.0 + 2 * 4 * 0.25 + 4 * 2 * 10.0
     assert (time.calls, time.hours * 3600) == (2, pytest.approx(2 * iteration))

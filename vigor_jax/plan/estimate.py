@@ -10,10 +10,14 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 
 from vigor_jax.plan.collectives import collective_bytes
+from vigor_jax.plan.cycles import compiler_seconds
 from vigor_jax.plan.hardware import Chip
 from vigor_jax.stages.programs import Program
 
 logger = logging.getLogger(__name__)
+
+# The share of the roofline that a program is taken to reach whose compiler does not say how long it takes.
+EFFICIENCY = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +39,8 @@ class Estimate:
       memory_seconds: traffic at its bandwidth.
       network_seconds: collectives over its links, an all-reduce twice: round the ring to add up, and again to tell.
       compiled_in: seconds.
+      compiler_seconds: what the compiler expects, recomputation and copies included, but for waiting for other devices;
+        None where it says nothing, as for GPUs.
     """
 
     stage: str
@@ -51,19 +57,27 @@ class Estimate:
     memory_seconds: float
     network_seconds: float
     compiled_in: float
+    compiler_seconds: float | None = None
 
     @property
     def fits(self) -> bool:
         return self.peak <= self.memory
 
     @property
-    def seconds(self) -> float:
-        """A roofline: the slowest of the three, as if the others were hidden behind it."""
+    def roofline(self) -> float:
+        """Least seconds: the slowest of the three, as if the others were hidden behind it."""
         return max(self.compute_seconds, self.memory_seconds, self.network_seconds)
 
     @property
-    def mfu_bound(self) -> float:
-        """The share of the chip's arithmetic that no program of this arithmetic and traffic can exceed."""
+    def seconds(self) -> float:
+        """Of one call: the compiler's, or what the network takes if that is more; else the roofline's at `EFFICIENCY`."""
+        if self.compiler_seconds is None:
+            return self.roofline / EFFICIENCY
+        return max(self.compiler_seconds, self.network_seconds)
+
+    @property
+    def mfu(self) -> float:
+        """The share of the chip's arithmetic that is of use."""
         return self.compute_seconds / self.seconds if self.seconds else 0.0
 
 
@@ -75,9 +89,17 @@ class _Memory(NamedTuple):
     peak: int
 
 
-# Of programs that were compiled before, by the chip, the number of devices and the program's text: memory and
-# collectives. Settings that a search tries differ in few programs.
-Known: TypeAlias = dict[tuple[str, int, str], tuple[_Memory, dict[str, int]]]
+class _Compiled(NamedTuple):
+    """What a compiled program tells: what it needs, what it sends, and how long its compiler thinks that it takes."""
+
+    memory: _Memory
+    sent: dict[str, int]
+    seconds: float | None = None
+
+
+# Programs that were compiled before, by the chip, the number of devices and the program's text. Settings that a search
+# tries differ in few programs.
+Known: TypeAlias = dict[tuple[str, int, str], _Compiled]
 
 
 def estimate(program: Program, chip: Chip, num_devices: int, known: Known | None = None) -> Estimate:
@@ -92,10 +114,11 @@ def estimate(program: Program, chip: Chip, num_devices: int, known: Known | None
     started = time.monotonic()
     lowered = program.lower()
     if known is None:
-        memory, sent = _compile(lowered, program)
+        found = _compile(lowered, program, chip)
     else:
         key = chip.kind, num_devices, hashlib.sha256(lowered.as_text().encode()).hexdigest()
-        memory, sent = known[key] = known.get(key) or _compile(lowered, program)
+        found = known[key] = known.get(key) or _compile(lowered, program, chip)
+    memory, sent = found.memory, found.sent
     seconds = time.monotonic() - started
     flops = program.flops / num_devices
     traffic = float(memory.arguments * program.steps)
@@ -117,28 +140,29 @@ def estimate(program: Program, chip: Chip, num_devices: int, known: Known | None
         memory_seconds=traffic / chip.bandwidth,
         network_seconds=(sum(sent.values()) + sent.get("all-reduce", 0)) / chip.link_among(num_devices),
         compiled_in=seconds,
+        compiler_seconds=found.seconds,
     )
 
 
-def _compile(lowered: Any, program: Program) -> tuple[_Memory, dict[str, int]]:
-    """Memory of a program, and what it sends."""
+def _compile(lowered: Any, program: Program, chip: Chip) -> _Compiled:
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         memory = _memory_of_refused(str(error), program.held)
         if memory is None:
             raise
-        return memory, {}
+        return _Compiled(memory, {})
     try:
         text = compiled.as_text()
     except jax.errors.JaxRuntimeError as error:  # of another version than the compiler
         logger.warning(
-            "%s, %s: JAX cannot read the compiled program, so that what it sends between devices is not in its time "
+            "%s, %s: JAX cannot read the compiled program, so that its time is by the roofline, without what it sends "
             "(%s); install the libtpu that this JAX was made for: pip install 'jax[tpu]'",
             program.stage, program.name, " ".join(str(error).split())[:100],
         )  # fmt: skip
-        return _memory(compiled), {}
-    return _memory(compiled), collective_bytes(text, default_trips=program.steps)
+        return _Compiled(_memory(compiled), {})
+    sent = collective_bytes(text, default_trips=program.steps)
+    return _Compiled(_memory(compiled), sent, compiler_seconds(text, chip, default_trips=program.steps))
 
 
 def _memory(compiled: jax.stages.Compiled) -> _Memory:

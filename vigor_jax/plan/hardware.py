@@ -25,6 +25,8 @@ class Chip:
       link: bytes a second that a chip can send to others of its pod, all links together, and as many that it receives.
       adapter: for GPUs, bytes a second each way of the network adapter that each has to other boxes.
       description: for GPUs, what XLA must know of one to compile for it.
+      clock: for TPUs, cycles a second, in which their compiler says how long instructions take; 0 where it counts
+        others.
     """
 
     kind: str
@@ -33,6 +35,7 @@ class Chip:
     link: float
     adapter: float = 0.0
     description: str = ""
+    clock: float = 0.0
 
     @property
     def flops(self) -> float:
@@ -146,13 +149,14 @@ def _gpu(kind: str, *, capability: tuple[int, str], cores: int, fpus: int, clock
     return Chip(kind, int(0.92 * memory), sizes["bandwidth"], sizes["link"], sizes["adapter"], description)
 
 
+# A clock is the peak's arithmetic by what the matrix units do in a cycle; v4's compiler counts those of one of two cores.
 # Usable memory as libtpu reports it, bandwidths as Google's pages on each generation give them. A link of NVLink is
 # half of what its data sheet says, which adds up both ways; adapters are those of NVIDIA's own boxes.
 TPUS = {
     "v4": Chip("TPU v4", 31 * GIB + 3 * GIB // 4, 1228e9, 300e9),
-    "v5e": Chip("TPU v5 lite", 15 * GIB + 3 * GIB // 4, 819e9, 200e9),
-    "v5p": Chip("TPU v5", 95 * GIB + GIB // 2, 2765e9, 600e9),
-    "v6e": Chip("TPU v6 lite", 31 * GIB + GIB // 4, 1640e9, 448e9),
+    "v5e": Chip("TPU v5 lite", 15 * GIB + 3 * GIB // 4, 819e9, 200e9, clock=1.5e9),
+    "v5p": Chip("TPU v5", 95 * GIB + GIB // 2, 2765e9, 600e9, clock=1.75e9),
+    "v6e": Chip("TPU v6 lite", 31 * GIB + GIB // 4, 1640e9, 448e9, clock=1.75e9),
 }
 _AMPERE = {
     "capability": (8, "NONE"), "cores": 108, "fpus": 64, "clock": 1.41, "l2": 40 * 2**20, "shared": 167936,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from importlib import metadata
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,7 +24,7 @@ from vigor_jax.models.lora import LoraConfig
 from vigor_jax.models.vlm import VlmConfig
 from vigor_jax.parallel.sharding import make_mesh
 from vigor_jax.pipeline.table import make_stages
-from vigor_jax.plan.estimate import Estimate, Known, estimate
+from vigor_jax.plan.estimate import EFFICIENCY, Estimate, Known, estimate
 from vigor_jax.plan.hardware import GIB, Topology
 from vigor_jax.plan.recipe import StageTime, recipe, work_of
 from vigor_jax.plan.search import Estimator
@@ -40,6 +41,7 @@ class Plan:
       topology: name of the pod.
       num_devices: of it.
       model: where the model's sizes are from.
+      compiler: what compiled the programs, with versions.
       estimates: of each program.
       stages: time of each stage, which means something if all programs fit.
       work: that the times are for.
@@ -48,6 +50,7 @@ class Plan:
     topology: str
     num_devices: int
     model: str
+    compiler: str
     estimates: tuple[Estimate, ...]
     stages: tuple[StageTime, ...]
     work: Work
@@ -56,9 +59,19 @@ class Plan:
     def fits(self) -> bool:
         return all(each.fits for each in self.estimates)
 
+    @property
+    def reckoned(self) -> str:
+        """How the times were found."""
+        if all(each.compiler_seconds is None for each in self.estimates):
+            return f"at {EFFICIENCY:.0%} of the roofline, for this compiler says nothing of time"
+        return "by what the compiler says of its programs' time"
+
     def table(self) -> str:
         """For people."""
-        lines = [f"{self.topology}, {self.num_devices} devices, {self.model}; GiB, GB and seconds are of one device"]
+        lines = [
+            f"{self.topology}, {self.num_devices} devices, {self.model}; GiB, GB and seconds are of one device; by "
+            f"{self.compiler}"
+        ]
         head = (
             "program",
             "rows",
@@ -71,7 +84,7 @@ class Plan:
             "GB sent",
             "bound by",
             "s",
-            "MFU up to",
+            "MFU",
         )
         lines.append("  ".join(f"{title:>{width}}" for title, width in zip(head, WIDTHS, strict=True)))
         for each in self.estimates:
@@ -81,14 +94,14 @@ class Plan:
                 f"{each.stage}, {each.name}", f"{each.rows}", f"{each.arguments / GIB:.1f}",
                 f"{each.temporaries / GIB:.1f}", f"{each.peak / GIB:.1f}", f"{each.memory / GIB:.1f}",
                 "fits" if each.fits else missing, f"{each.flops / 1e12:.1f}",
-                f"{sum(each.collectives.values()) / 1e9:.2f}", bound, f"{each.seconds:.3f}", f"{each.mfu_bound:.0%}",
+                f"{sum(each.collectives.values()) / 1e9:.2f}", bound, f"{each.seconds:.3f}", f"{each.mfu:.0%}",
             )  # fmt: skip
             lines.append("  ".join(f"{text:>{width}}" for text, width in zip(row, WIDTHS, strict=True)))
         if not self.fits:
             return "\n".join(lines)
         lines.append(
             f"the whole recipe, {self.work.images:,} images whose longest responses have {self.work.answer} tokens, "
-            f"{self.work.descriptions:,} annotated descriptions, at {self.work.efficiency:.0%} of the roofline:"
+            f"{self.work.descriptions:,} annotated descriptions, {self.reckoned}:"
         )
         for stage in self.stages:
             lines.append(
@@ -117,7 +130,14 @@ def plan(config: TrainConfig, topology: Topology, work: Work, known: Known | Non
     estimates = compile_all(config, topology, devices, known)
     stages = recipe(estimates, config, work, len(devices))
     told = work_of("ppo" if "ppo" in config.run.stages else "sample", config, work)
-    return Plan(topology.name, len(devices), named, tuple(estimates), tuple(stages), told)
+    return Plan(topology.name, len(devices), named, _versions(topology), tuple(estimates), tuple(stages), told)
+
+
+def _versions(topology: Topology) -> str:
+    """Of JAX and of what compiles for these devices, since figures change with them."""
+    names = "jax", "jax-cuda13-plugin" if topology.is_gpu else "libtpu"
+    found = {each.name: each.version for each in metadata.distributions() if each.name in names}
+    return ", ".join(f"{name} {found[name]}" for name in names if name in found)
 
 
 def compiler(topology: Topology, devices: list[Any], known: Known | None = None) -> Estimator:

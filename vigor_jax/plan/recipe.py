@@ -42,8 +42,7 @@ def recipe(estimates: Sequence[Estimate], config: TrainConfig, work: Work, num_d
     for stage in dict.fromkeys(each.stage for each in estimates):
         own = [each for each in estimates if each.stage == stage]
         calls, seconds = stages[stage].cost(work_of(stage, config, work), own)
-        hours = seconds / work.efficiency / 3600
-        times.append(StageTime(stage, calls, hours, hours * num_devices))
+        times.append(StageTime(stage, calls, seconds / 3600, seconds / 3600 * num_devices))
     return times
 
 

@@ -84,13 +84,11 @@ class Work:
       descriptions: annotated, for the reward model.
       answer: tokens of an image's longest response, on average: for this many steps it keeps its row. 150 is the mean
         over five captions of LLaVA-13B.
-      efficiency: share of the roofline that real programs reach; the time is the roofline's, divided by it.
     """
 
     images: int = 25_574
     descriptions: int = 16_000
     answer: int = 150
-    efficiency: float = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
