@@ -28,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--topology", required=True, help="v5e:4x4, v5p:2x2x2, v6e:4x4, v4:2x2x2, a100-40g:8, h200:1, ..."
     )
     parser.add_argument("--search", action="store_true", help="first look for the fastest settings that fit")
+    parser.add_argument("--no-nearest", action="store_true", help="if it does not fit, do not look for what would")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--images", type=int, default=25_574, help="images of the recipe")
     parser.add_argument("--descriptions", type=int, default=16_000, help="annotated descriptions of the recipe")
@@ -69,14 +70,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except InputError as error:
         raise InputError(str(error) if options.search else f"{error}; --search looks for settings that fit") from None
     compile_known = functools.partial(compiler, known=known)
-    fitting = None if found.fits else nearest(config, topology, compile_known)
+    fitting = None if found.fits or options.no_nearest else nearest(config, topology, compile_known)
     if options.json:
         near = fitting and {"topology": fitting[0].name, "flags": fitting[1].flags}
         print(json.dumps(dataclasses.asdict(found) | {"fits": found.fits, "flags": flags, "nearest": near}, indent=1))
     else:
         print(found.table())
     if not found.fits:
-        if not options.json:
+        if not (options.json or options.no_nearest):
             print(
                 f"It does not fit. The nearest that does: --topology {fitting[0].name} {_words(fitting[1].flags)}"
                 if fitting
