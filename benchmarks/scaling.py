@@ -4,8 +4,8 @@
     python -m benchmarks.scaling --tables ppo,dpo         some tables
     python -m benchmarks.scaling --write docs/scaling.md  then puts the tables in place of those in the file
 
-TPUs and GPUs need an environment each (docs/scaling.md): run it in both, with the same `--out`. Every plan is kept there,
-a row that has one is not planned again, and rows that have none say so. A plan takes one to four minutes.
+TPUs and GPUs need an environment each (docs/scaling.md): run it in both, with the same `--out`. Every plan is kept
+there, a row that has one is not planned again, and rows that have none say so. A plan takes one to four minutes.
 """
 
 import argparse
@@ -206,8 +206,7 @@ SIZES = {
 
 def plan(row: Row, out: Path) -> Found | None:
     """The plan of a row; None if this environment cannot compile it and none is kept."""
-    name = re.sub(r"[^\w.]+", "_", "_".join((row.topology, *row.arguments)).replace("configs/", ""))
-    kept = out / f"{name}.json"
+    kept = out / file_of(row)
     if not kept.is_file():
         if not importlib.util.find_spec(COMPILERS[parse_topology(row.topology).is_gpu]):
             return None
@@ -218,6 +217,11 @@ def plan(row: Row, out: Path) -> Found | None:
             raise SystemExit(done.returncode)
         kept.write_text(done.stdout, encoding="utf-8")
     return json.loads(kept.read_text(encoding="utf-8"))
+
+
+def file_of(row: Row) -> str:
+    """Name of the file that a plan is kept in."""
+    return re.sub(r"[^\w.]+", "_", " ".join((row.topology, *row.arguments))) + ".json"
 
 
 def _sizes(row: Row, out: Path) -> list[str]:
@@ -243,7 +247,7 @@ def markdown(table: Table, out: Path) -> str:
 
 def line(cells: Any) -> str:
     """A line of a table."""
-    return "| " + " | ".join(cells).replace("|  |", "| |") + " |"
+    return re.sub(r"\|  (?=\|)", "| ", f"| {' | '.join(cells)} |")
 
 
 def replaced(text: str, table: Table, made: str) -> str:

@@ -24,7 +24,8 @@ from vigor_jax.pipeline.run import Run
 from vigor_jax.plan.estimate import EFFICIENCY, Estimate, estimate
 from vigor_jax.plan.hardware import GIB, Topology
 from vigor_jax.plan.planning import Plan, model_config, plan, programs
-from vigor_jax.plan.recipe import recipe
+from vigor_jax.plan.recipe import DETECTOR_FLOPS, detector_flops, recipe
+from vigor_jax.rewards.detection import SecondDetectorConfig
 from vigor_jax.rewards.reward_model import RewardModelConfig
 from vigor_jax.stages.programs import Program, Sizes, Work
 from vigor_jax.stages.reward_rows import TrainRewardConfig
@@ -350,6 +351,26 @@ def test_of_a_recipe_with_a_limit_that_many_images_are_sampled(config, limit):
     assert times(limited, 1000)[-1] == times(config, 1000)[-1]
     on_its_targets = dataclasses.replace(limited, sft=dataclasses.replace(limited.sft, data=None))
     assert times(on_its_targets, 1000) == times(config, images)
+
+
+def test_the_detector_looks_at_each_image_once(config):
+    """And a second one once more; streams that ask none, and stages that judge nothing, cost nothing."""
+    work = Work(images=1000)
+
+    def flops(config, streams, *stages):
+        run, score = (dataclasses.replace(x, **y) for x, y in (
+            (config.run, {"stages": stages}), (config.score, {"streams": streams}),
+        ))  # fmt: skip
+        return detector_flops(dataclasses.replace(config, run=run, score=score), work)
+
+    both = dataclasses.replace(
+        config, detection=dataclasses.replace(config.detection, second=SecondDetectorConfig(model="here"))
+    )
+    assert flops(config, ("detector", "reward_model"), "sample", "score") == 1000 * DETECTOR_FLOPS
+    assert flops(both, ("detector",), "ppo") == 2000 * DETECTOR_FLOPS
+    assert flops(config, ("reward_model",), "sample", "score") == flops(config, ("detector",), "sample", "sft") == 0
+    planned = Plan("v5e:2x2", 4, "a model", "jax 1", (), (), work, flops(config, ("detector",), "score"))
+    assert planned.table().splitlines()[-1].startswith("and the detector, on other devices: 0.7 PFLOP, 0.00 h")
 
 
 def test_table_says_what_is_missing(config):

@@ -10,8 +10,8 @@ from vigor_jax.plan.modules import Instruction, arrays, calls, operands, parse
 
 logger = logging.getLogger(__name__)
 
-# Products of queries' length x keys' length x head's width in a kernel, about which the compiler says nothing: scores and
-# sums going forward; these again, and the gradients, going back.
+# Products of queries x keys x a head's width in a kernel, about which the compiler says nothing: scores and sums going
+# forward; these again, and the gradients, going back.
 PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
 
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')

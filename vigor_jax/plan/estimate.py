@@ -70,7 +70,7 @@ class Estimate:
 
     @property
     def seconds(self) -> float:
-        """Of one call: the compiler's, or what the network takes if that is more; else the roofline's at `EFFICIENCY`."""
+        """Of one call: the compiler's, or the network's if those are more; else the roofline at `EFFICIENCY`."""
         if self.compiler_seconds is None:
             return self.roofline / EFFICIENCY
         return max(self.compiler_seconds, self.network_seconds)

@@ -149,7 +149,7 @@ def _gpu(kind: str, *, capability: tuple[int, str], cores: int, fpus: int, clock
     return Chip(kind, int(0.92 * memory), sizes["bandwidth"], sizes["link"], sizes["adapter"], description)
 
 
-# A clock is the peak's arithmetic by what the matrix units do in a cycle; v4's compiler counts those of one of two cores.
+# A clock is the peak's arithmetic by what the matrix units do in a cycle; of a v4 the compiler counts one of two cores.
 # Usable memory as libtpu reports it, bandwidths as Google's pages on each generation give them. A link of NVLink is
 # half of what its data sheet says, which adds up both ways; adapters are those of NVIDIA's own boxes.
 TPUS = {

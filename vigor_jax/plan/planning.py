@@ -2,9 +2,9 @@
 
 import dataclasses
 import logging
-from importlib import metadata
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from vigor_jax.parallel.sharding import make_mesh
 from vigor_jax.pipeline.table import make_stages
 from vigor_jax.plan.estimate import EFFICIENCY, Estimate, Known, estimate
 from vigor_jax.plan.hardware import GIB, Topology
-from vigor_jax.plan.recipe import StageTime, recipe, work_of
+from vigor_jax.plan.recipe import StageTime, detector_flops, recipe, work_of
 from vigor_jax.plan.search import Estimator
 from vigor_jax.stages.programs import Program, Sizes, Target, Work
 
@@ -45,6 +45,7 @@ class Plan:
       estimates: of each program.
       stages: time of each stage, which means something if all programs fit.
       work: that the times are for.
+      detector_flops: of the detector for that work; it is not among these devices.
     """
 
     topology: str
@@ -54,6 +55,7 @@ class Plan:
     estimates: tuple[Estimate, ...]
     stages: tuple[StageTime, ...]
     work: Work
+    detector_flops: float = 0.0
 
     @property
     def fits(self) -> bool:
@@ -110,10 +112,16 @@ class Plan:
             )
         total = sum(stage.device_hours for stage in self.stages)
         lines.append(f"  {'together':14} {'':13}  {total / self.num_devices:8.2f} h  {total:9.1f} device-hours")
+        if self.detector_flops:
+            lines.append(
+                f"and the detector, on other devices: {self.detector_flops / 1e15:.1f} PFLOP, "
+                f"{self.detector_flops / DETECTOR_SPEED / 3600:.2f} h of an A100 at half of its peak in TF32"
+            )
         return "\n".join(lines)
 
 
 WIDTHS = (20, 5, 6, 8, 6, 6, 14, 8, 8, 10, 8, 10)
+DETECTOR_SPEED = 156e12 / 2
 SECONDS = {"arithmetic": "compute_seconds", "memory": "memory_seconds", "network": "network_seconds"}
 
 
@@ -130,7 +138,10 @@ def plan(config: TrainConfig, topology: Topology, work: Work, known: Known | Non
     estimates = compile_all(config, topology, devices, known)
     stages = recipe(estimates, config, work, len(devices))
     told = work_of("ppo" if "ppo" in config.run.stages else "sample", config, work)
-    return Plan(topology.name, len(devices), named, _versions(topology), tuple(estimates), tuple(stages), told)
+    return Plan(
+        topology.name, len(devices), named, _versions(topology), tuple(estimates), tuple(stages), told,
+        detector_flops(config, told),
+    )  # fmt: skip
 
 
 def _versions(topology: Topology) -> str:

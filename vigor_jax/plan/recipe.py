@@ -8,6 +8,10 @@ from vigor_jax.pipeline.table import make_stages
 from vigor_jax.plan.estimate import Estimate
 from vigor_jax.stages.programs import Work
 
+# Of GroundingDINO with its smaller tower on one image of 800 x 1,066 pixels with 64 tokens of phrases, as
+# torch.utils.flop_counter counts those of transformers' model.
+DETECTOR_FLOPS = 0.71e12
+
 
 @dataclasses.dataclass(frozen=True)
 class StageTime:
@@ -44,6 +48,18 @@ def recipe(estimates: Sequence[Estimate], config: TrainConfig, work: Work, num_d
         calls, seconds = stages[stage].cost(work_of(stage, config, work), own)
         times.append(StageTime(stage, calls, seconds / 3600, seconds / 3600 * num_devices))
     return times
+
+
+def detector_flops(config: TrainConfig, work: Work) -> float:
+    """Of the detector, which works elsewhere: each image is looked at once, for the phrases of all its candidates.
+
+    Args:
+      config: of the run.
+      work: of the stage that asks it.
+    """
+    asks = {"score", "pair", "ppo"} & set(config.run.stages) and "detector" in config.score.streams
+    detectors = 1 + (config.detection.second is not None)
+    return DETECTOR_FLOPS * work.images * detectors if asks else 0.0
 
 
 def work_of(stage: str, config: TrainConfig, work: Work) -> Work:
