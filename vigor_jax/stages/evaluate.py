@@ -18,6 +18,8 @@ from vigor_jax.evaluation.answer_sampling import AnswerSampling
 from vigor_jax.evaluation.benchmarks import chair, grounding, mme, pope, referring
 from vigor_jax.evaluation.benchmarks.referring_files import PICKLES, read_expressions
 from vigor_jax.evaluation.benchmarks.synonyms import Synonyms
+from vigor_jax.evaluation.image_counts import FILE as COUNTS_FILE
+from vigor_jax.evaluation.image_counts import take_counts, write_counts
 from vigor_jax.evaluation.metrics import (
     Metrics,
     chair_metrics,
@@ -108,7 +110,7 @@ def evaluate(
             "evaluate: there is nothing to ask; give evaluate.objects, evaluate.pope, evaluate.mme, evaluate.instances "
             "or evaluate.refs"
         )
-    found = {}
+    found: dict[str, dict[str, Metrics]] = {}
     for name, checkpoint in models.items():
         predictor, folder = Predictor(checkpoint, config.template, mesh, dtype=dtype), out / name
         metrics: dict[str, Metrics] = {}
@@ -122,10 +124,12 @@ def evaluate(
             metrics["grounding"] = _grounding(config, predictor, folder, name)
         if config.refs:
             metrics["referring"] = _referring(config, predictor, folder, name)
-        found[name] = metrics
+        split = {benchmark: take_counts(own) for benchmark, own in metrics.items()}
+        found[name] = {benchmark: own for benchmark, (own, _) in split.items()}
         if is_first():
             with write_atomically(folder / "metrics.json") as file:
-                file.write(json.dumps(metrics, indent=1).encode() + b"\n")
+                file.write(json.dumps(found[name], indent=1).encode() + b"\n")
+            write_counts(folder / COUNTS_FILE, {benchmark: counts for benchmark, (_, counts) in split.items()})
     if is_first():
         lines = table(found)
         (out / "table.txt").write_text(lines + "\n", encoding="utf-8")

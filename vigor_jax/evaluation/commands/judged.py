@@ -5,21 +5,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from vigor_jax.data.images.store import open_images
 from vigor_jax.errors import InputError
 from vigor_jax.evaluation.answer_matching import Asked, read_answers
 from vigor_jax.evaluation.benchmarks import hallusion, mmhal, preference
 from vigor_jax.evaluation.benchmarks.hallusion import HallusionQuestion, Outcome
 from vigor_jax.evaluation.benchmarks.mmhal_prompt import PLACES, PROMPT
-from vigor_jax.evaluation.bootstrap import bootstrap
 from vigor_jax.evaluation.commands.hallucination import AnswersQuestions
 from vigor_jax.evaluation.image_names import ImageNames
 from vigor_jax.evaluation.judge.client import JudgeConfig, JudgeRequest
 from vigor_jax.evaluation.judge.judge import Judge, JudgeResult, spending
 from vigor_jax.evaluation.judge.prompt import fill, read_prompt
-from vigor_jax.evaluation.metrics import Metrics, hallusion_metrics
+from vigor_jax.evaluation.metrics import Metrics, counted, hallusion_metrics
 from vigor_jax.evaluation.saved_captions import read_captions, refuse_double
 from vigor_jax.records import ImageFile
 
@@ -65,7 +62,7 @@ class MmhalCommand:
             "hallucination_rate": found.hallucination_rate,
             "types": found.types,
             "judged": found.judged,
-            "intervals": bootstrap(np.array(list(counts.values())), mmhal.rates),
+            **counted(counts, mmhal.rates),
             "prompt": str(self.prompt or "ours"),
             **({"extra_answers": extra} if extra else {}),
             **judging(self.judge, found.malformed, found.spending),

@@ -8,12 +8,11 @@ import numpy as np
 from vigor_jax.errors import InputError
 from vigor_jax.evaluation.answer_matching import read_answers
 from vigor_jax.evaluation.benchmarks import llava_bench
-from vigor_jax.evaluation.bootstrap import bootstrap
 from vigor_jax.evaluation.commands.hallucination import AnswersQuestions
 from vigor_jax.evaluation.commands.judged import judging
 from vigor_jax.evaluation.judge.client import JudgeConfig, JudgeRequest
 from vigor_jax.evaluation.judge.judge import Judge, spending
-from vigor_jax.evaluation.metrics import Metrics
+from vigor_jax.evaluation.metrics import Metrics, counted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,19 +65,20 @@ class LlavaBenchCommand:
         judge = Judge(self.judge, self.out / "replies.jsonl")
         results = judge.ask_all(requests, llava_bench.parse_scores, desc="llava-bench")
         scores = [result.value for result in results]
-        counts = np.array(list(llava_bench.count(questions, scores).values()))
-        if not len(counts):
+        counts = llava_bench.count(questions, scores)
+        if not counts:
             said = results[0].replies[-1].text[:80]
             raise InputError(f"LLaVA-Bench: no reply of {self.judge.model} has two scores; the first is {said!r}")
-        reference, answer, number = counts.sum((0, 1))
+        total = np.sum(list(counts.values()), axis=0)
+        reference, answer, number = total.sum(0)
         malformed = [result for result in results if result.value is None]
         return {
-            **{name: float(value) for name, value in llava_bench.rates(counts.sum(0)).items()},
+            **{name: float(value) for name, value in llava_bench.rates(total).items()},
             "mean_score": float(answer / number),
             "mean_reference": float(reference / number),
             "words": float(np.mean([len(text.split()) for text in answers])),
             "judged": int(number),
-            "intervals": bootstrap(counts, llava_bench.rates),
+            **counted(counts, llava_bench.rates),
             "prompt": str(self.rule or "ours"),
             **({"extra_answers": extra} if extra else {}),
             **judging(self.judge, malformed, spending(results, self.judge)),

@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
 from vigor_jax.errors import InputError
 from vigor_jax.evaluation.answer_matching import read_answers
 from vigor_jax.evaluation.benchmarks import captions, mmvet, question_files, questions
@@ -25,13 +23,12 @@ from vigor_jax.evaluation.benchmarks.question_layouts import (
     read_seed,
 )
 from vigor_jax.evaluation.benchmarks.questions import Question
-from vigor_jax.evaluation.bootstrap import bootstrap
 from vigor_jax.evaluation.commands.hallucination import AnswersQuestions, told
 from vigor_jax.evaluation.commands.judged import judging
 from vigor_jax.evaluation.judge.client import JudgeConfig
 from vigor_jax.evaluation.judge.judge import Judge
 from vigor_jax.evaluation.judge.prompt import read_prompt
-from vigor_jax.evaluation.metrics import Metrics
+from vigor_jax.evaluation.metrics import Metrics, counted
 from vigor_jax.evaluation.protocols import ProtocolName, wording, wording_seen
 from vigor_jax.evaluation.saved_captions import read_captions, refuse_double
 from vigor_jax.records import ImageFile
@@ -122,7 +119,7 @@ class QuestionsCommand:
         found = questions.outcomes(asked, texts)
         merged = questions.merge_groups(found)
         metrics = self._figures(asked, texts, parse_letter)
-        metrics["intervals"] = bootstrap(np.array(list(questions.count(merged).values())), questions.rates)
+        metrics |= counted(questions.count(merged), questions.rates)
         if self.layout != "gqa":  # which has no letters
             strict = parse_letter_alone if self.layout == "seed" else parse_letter_strict
             metrics["strict"] = self._figures(asked, texts, strict)
@@ -150,7 +147,7 @@ class QuestionsCommand:
             "capabilities": found.capabilities,
             "integrations": found.integrations,
             "judged": found.judged,
-            "intervals": bootstrap(np.array(list(counts.values())), mmvet.rates),
+            **counted(counts, mmvet.rates),
             "prompt": str(self.prompt or "ours"),
             **judging(self.judge, found.malformed, found.spending),
         }
@@ -193,5 +190,5 @@ class CaptionsCommand:
             **{name: getattr(found, name) for name in figures},
             "left_out": dict(found.left_out),
             **({"extra_answers": extra} if extra else {}),
-            "intervals": bootstrap(np.array(list(found.counts.values())), captions.rates),
+            **counted(found.counts, captions.rates),
         }
