@@ -1,4 +1,7 @@
-"""Asks the models before and after what the benchmarks ask, and compares: `evaluation/` in the run directory."""
+"""Asks the models before and after what the benchmarks ask, and compares: `evaluation/` in the run directory.
+
+What has come of it is also a card, `evaluation/card.html`, which what was exported carries in its README.md.
+"""
 
 import dataclasses
 import json
@@ -18,6 +21,9 @@ from vigor_jax.evaluation.answer_sampling import AnswerSampling
 from vigor_jax.evaluation.benchmarks import chair, grounding, mme, pope, referring
 from vigor_jax.evaluation.benchmarks.referring_files import PICKLES, read_expressions
 from vigor_jax.evaluation.benchmarks.synonyms import Synonyms
+from vigor_jax.evaluation.card.compare import make_card
+from vigor_jax.evaluation.card.results import read_systems
+from vigor_jax.evaluation.card.write import write_card
 from vigor_jax.evaluation.image_counts import FILE as COUNTS_FILE
 from vigor_jax.evaluation.image_counts import take_counts, write_counts
 from vigor_jax.evaluation.metrics import (
@@ -36,6 +42,7 @@ from vigor_jax.hf.peft import is_adapter
 from vigor_jax.inference.predictor import Predictor, Question, read_answers
 from vigor_jax.parallel.processes import is_first
 from vigor_jax.records import ImageFile
+from vigor_jax.stages.exported_readme import carry_card
 from vigor_jax.stages.stage import EVALUATION, EXPORT, Progress, Result, RunContext, Stage
 
 logger = logging.getLogger(__name__)
@@ -233,6 +240,17 @@ class EvaluateStage(Stage):
         if (context.dir / EXPORT).is_dir():
             models["tuned"] = _tuned(context)
         evaluate(self._config, models, context.dir / EVALUATION, context.inference_mesh, dtype=context.dtype)
+        if models and is_first():
+            _write_cards(context, "tuned" in models)
+
+
+def _write_cards(context: RunContext, exported: bool) -> None:
+    """The card of the run; what was exported carries it along."""
+    card = make_card(*read_systems([context.dir / EVALUATION]))
+    path, *_ = write_card(card, context.dir / EVALUATION)
+    if exported:
+        carry_card(card, context.dir / EXPORT, context.dir)
+    logger.info("evaluate: the card is %s", path)
 
 
 def _tuned(context: RunContext) -> Checkpoint:

@@ -118,7 +118,7 @@ def read_results(folder: Path) -> tuple[list[Result], list[Skipped]]:
     skipped: list[Skipped] = []
     for place in (folder, *sorted(path for path in folder.iterdir() if path.is_dir())):
         if (place / METRICS_FILE).is_file():
-            found += _read(place)
+            found += read_folder(place)
         elif any(place.glob("*.jsonl.settings.json")):
             reason = (
                 f"{place} has answers, but no {METRICS_FILE}: the evaluation ended early; run it again, it continues"
@@ -140,7 +140,12 @@ def names_of(folders: Sequence[Path | str]) -> list[str]:
     raise InputError(f"card: expected two different models, got {folders[0]} twice")
 
 
-def _read(folder: Path) -> Iterator[Result]:
+def read_folder(folder: Path) -> Iterator[Result]:
+    """The results in a folder with `metrics.json`, as a command or a run has written it.
+
+    Raises:
+        InputError: A file is damaged, or does not say of which benchmark it is.
+    """
     path = folder / METRICS_FILE
     metrics = parse_json(path.read_bytes(), path)
     counts: Mapping[str, PartCounts] = {}

@@ -1,5 +1,6 @@
 """The model that an evaluation command asks; commands import this only then, for it brings JAX."""
 
+import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -67,6 +68,13 @@ class EvaluatedModel:
         checkpoint = open_checkpoint(config.model, config.vision_tower, config.adapter)
         self._predictor = Predictor(checkpoint, config.template, make_mesh(config.mesh), dtype=config.dtype)
         self.is_first = is_first()
+
+    def at(self, out: Path, images: str | None) -> "EvaluatedModel":
+        """The same model, with its weights, which looks for images at another place and keeps its answers in `out`."""
+        other = copy.copy(self)
+        other.__dict__.pop("images", None)
+        other._config, other._out = dataclasses.replace(self._config, images=images), out
+        return other
 
     @cached_property
     def images(self) -> Images:
