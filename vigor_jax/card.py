@@ -26,7 +26,6 @@ from vigor_jax.evaluation.card.results import Skipped, System, names_of, read_sy
 from vigor_jax.evaluation.card.run import ask_all
 from vigor_jax.evaluation.card.write import write_card
 from vigor_jax.evaluation.judge.client import JudgeConfig
-from vigor_jax.evaluation.protocols import ProtocolName
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,7 +52,7 @@ class CardOptions:
       against: the model to compare with: a directory, or a name on the Hub; `adapter` is not put on it.
       benchmarks: only these, by the names of their folders.
       limit: only this many images for captions, the first by name; 0 takes all.
-      protocol: the words that questions are asked in; by default each benchmark's own default.
+      protocol: by which protocol the benchmarks that have it are run; the others by their default.
       judge: the model that judges.
     """
 
@@ -62,7 +61,7 @@ class CardOptions:
     against: str | Path | None = None
     benchmarks: tuple[str, ...] = ()
     limit: int = 0
-    protocol: ProtocolName | None = None
+    protocol: str | None = None
     judge: JudgeConfig | None = None
 
 

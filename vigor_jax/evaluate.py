@@ -31,8 +31,9 @@ from vigor_jax import cli
 from vigor_jax.disk import naming
 from vigor_jax.errors import InputError
 from vigor_jax.evaluation.commands.amber import AmberCommand
+from vigor_jax.evaluation.commands.chair import ChairCommand
 from vigor_jax.evaluation.commands.grounding import GroundingCommand
-from vigor_jax.evaluation.commands.hallucination import ChairCommand, MmeCommand, PopeCommand, PopeQuestionsCommand
+from vigor_jax.evaluation.commands.hallucination import MmeCommand, PopeCommand, PopeQuestionsCommand
 from vigor_jax.evaluation.commands.judged import HallusionCommand, MmhalCommand, PreferenceCommand
 from vigor_jax.evaluation.commands.llava_bench import LlavaBenchCommand
 from vigor_jax.evaluation.commands.questions import CaptionsCommand, QuestionsCommand
@@ -82,6 +83,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(table({name: {name: metrics}}))
         if protocol := metrics.get("protocol"):
             print(f"protocol {protocol['name']}; after each question: {protocol['suffix'] or 'nothing'}")
+            print(f"digest {protocol['digest']}")
+            for departure in protocol.get("departures", ()):
+                print(f"not as the protocol says: {departure}")
 
 
 def _parse(name: str, arguments: Sequence[str]) -> tuple[Any, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from vigor_jax.errors import InputError
 from vigor_jax.evaluation.benchmarks import amber, chair, grounding, hallusion, mme, pope, referring
 from vigor_jax.evaluation.benchmarks.amber import AmberQuestion, CheckedDescription
 from vigor_jax.evaluation.benchmarks.chair import CheckedCaption
@@ -21,6 +22,7 @@ from vigor_jax.evaluation.benchmarks.pope import PopeQuestion
 from vigor_jax.evaluation.benchmarks.referring import Located
 from vigor_jax.evaluation.bootstrap import Interval, bootstrap
 from vigor_jax.evaluation.image_counts import COUNTS, ImageCounts
+from vigor_jax.evaluation.protocol import OWN
 
 Metrics = dict[str, Any]
 
@@ -209,15 +211,47 @@ def table(metrics: Mapping[str, Mapping[str, Metrics]]) -> str:
 
     Args:
       metrics: by model and benchmark.
+
+    Raises:
+      InputError: figures of a benchmark were made by different protocols, and do not compare.
     """
-    rows: dict[str, list[str]] = {}
-    for values in metrics.values():
-        for label, text in _lines(values):
-            rows.setdefault(label, []).append(text)
+    refuse_mixed(metrics)
+    columns = {name: dict(_lines(values)) for name, values in metrics.items()}
+    labels = dict.fromkeys(label for own in columns.values() for label in own)
     width = max(10, *(len(name) + 2 for name in metrics))
     lines = [" " * 34 + "".join(f"{name:>{width}}" for name in metrics)]
-    lines += [f"{label:34}" + "".join(f"{text:>{width}}" for text in texts) for label, texts in rows.items()]
+    lines += [
+        f"{label:34}" + "".join(f"{own.get(label, '-'):>{width}}" for own in columns.values()) for label in labels
+    ]
     return "\n".join(lines)
+
+
+def refuse_mixed(metrics: Mapping[str, Mapping[str, Metrics]]) -> None:
+    """Refuses figures of one benchmark by different protocols side by side.
+
+    Args:
+      metrics: by model and benchmark; those of earlier versions, which name no digest, are let through.
+
+    Raises:
+      InputError: there are such; names the benchmark and two models.
+    """
+    first: dict[str, tuple[str, Mapping[str, Any]]] = {}
+    for model, values in metrics.items():
+        for benchmark, found in values.items():
+            protocol = found.get("protocol", {})
+            if "digest" not in protocol:
+                continue
+            before, other = first.setdefault(benchmark, (model, protocol))
+            if other["digest"] != protocol["digest"]:
+                raise InputError(
+                    f"{benchmark}: {before} was measured by protocol {_told(other)} and {model} by {_told(protocol)}, "
+                    "whose figures do not compare; measure both by one protocol"
+                )
+
+
+def _told(protocol: Mapping[str, Any]) -> str:
+    departures = f", with {'; '.join(protocol['departures'])}" if protocol.get("departures") else ""
+    return f"{protocol['name']} ({protocol['digest']}{departures})"
 
 
 def _lines(metrics: Mapping[str, Metrics]) -> list[tuple[str, str]]:
@@ -277,7 +311,7 @@ def _lines(metrics: Mapping[str, Metrics]) -> list[tuple[str, str]]:
         rows.append((f"mean rank of {system}", f"{ranks['average']:.2f}"))
     for name, values in metrics.items():
         asked = values.get("protocol", {}).get("name", "paper")
-        if asked != "paper":
+        if asked not in ("paper", OWN):
             rows.append((f"protocol of {name}", asked))
     return rows
 

@@ -94,14 +94,16 @@ def _section(names: Sequence[str], results: Sequence[Result | None], notes: list
     if len(names) == 2 and len(there) == 1 and not notes:
         (lacking,) = (name for name, result in zip(names, results, strict=True) if not result)
         notes.append(f"There is no result of {lacking}.")
-    title = first.metrics.get("protocol", {}).get("title") or TITLES.get(first.name, first.name)
+    protocol = "; ".join([first.protocol, *first.protocol_notes])
     for name, result in zip(names, results, strict=True):
         for warning in result.metrics.get("warnings", ()) if result else ():
             notes.append(f"{name}: {warning}.")
         if result and (judge := result.metrics.get("judge")):
             notes.append(f"{name}: judged by {judge.get('model')}, {_replies(result.metrics)}.")
     settings = tuple(_settings(result) if result else {} for result in results)
-    return Section(first.name, str(title), first.protocol, tuple(rows), tuple(dict.fromkeys(notes)), settings)
+    return Section(
+        first.name, TITLES.get(first.name, first.name), protocol, tuple(rows), tuple(dict.fromkeys(notes)), settings
+    )
 
 
 def _rows(

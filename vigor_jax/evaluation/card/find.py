@@ -8,8 +8,9 @@ from typing import Any
 from vigor_jax.errors import InputError
 from vigor_jax.evaluation.card.results import Skipped
 from vigor_jax.evaluation.commands.amber import AmberCommand
+from vigor_jax.evaluation.commands.chair import ChairCommand
 from vigor_jax.evaluation.commands.grounding import GroundingCommand
-from vigor_jax.evaluation.commands.hallucination import ChairCommand, MmeCommand, PopeCommand
+from vigor_jax.evaluation.commands.hallucination import MmeCommand, PopeCommand
 from vigor_jax.evaluation.commands.judged import HallusionCommand, MmhalCommand
 from vigor_jax.evaluation.commands.llava_bench import LlavaBenchCommand
 from vigor_jax.evaluation.commands.questions import CaptionsCommand, QuestionsCommand

@@ -29,7 +29,7 @@ def to_model_index(card: Card, name: str) -> list[dict[str, Any]]:
             dataset = {
                 "type": section.name,
                 "name": f"{section.title}, {part}" if part else section.title,
-                "config": section.protocol,
+                "config": section.protocol.partition(";")[0],
                 **({"split": part} if part else {}),
                 "args": MARK,
             }

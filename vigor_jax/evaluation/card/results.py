@@ -63,6 +63,12 @@ class Result:
         return f"{name} ({self.digest})" if self.digest else UNKNOWN + (f" ({name})" if name else "")
 
     @property
+    def protocol_notes(self) -> list[str]:
+        """What else there is to say of the protocol: its title, and where this result was made otherwise."""
+        title, departures = self._protocol.get("title"), self._protocol.get("departures") or []
+        return [*([str(title)] if title else []), *(f"otherwise here: {each}" for each in departures)]
+
+    @property
     def protocol_key(self) -> str:
         """What two results share that may stand in one table."""
         return self.digest or json.dumps({key: self.metrics.get(key) for key in _TOLD}, sort_keys=True)

@@ -18,6 +18,7 @@ from vigor_jax.evaluation.image_counts import FILE as COUNTS_FILE
 from vigor_jax.evaluation.image_counts import take_counts, write_counts
 from vigor_jax.evaluation.judge.client import JudgeConfig, read_key
 from vigor_jax.evaluation.judge.estimate import Estimate, NotAskedError
+from vigor_jax.evaluation.protocol import names
 
 logger = logging.getLogger(__name__)
 
@@ -102,6 +103,8 @@ def _evaluate(
 ) -> list[Result]:
     known = {field.name for field in dataclasses.fields(found.command)}  # type: ignore[arg-type]
     given = {name: value for name, value in options.items() if name in known}
+    if given.get("protocol") not in (None, *names(found.name)):
+        del given["protocol"]
     command = found.command(out=folder, **given, **found.options, **({"judge": judge} if judge else {}))
     images = None if found.images is None else str(found.images)
     metrics, counts = take_counts(command.metrics(model.at(folder, images)))
