@@ -22,6 +22,7 @@ FLOORS = (
         "claims",
         "preferences",
         "evaluate",
+        "card",
         "verifier",
         "export",
         "plan",

@@ -18,7 +18,7 @@ Saved answers are read in the layouts of many tools (docs/evaluation.md). With `
 answers or captions (`--data MME_DIR` for MME), the model is asked. Options may stand in a file, too (`--config FILE`).
 mmhal, llava-bench, preference and the layout mmvet need a judge, and hallusion may have one: `--judge.model NAME`, any
 OpenAI-compatible endpoint. All answers and replies are kept in `--out`, and the same command again continues where it
-stopped. `metrics.json` has the figures.
+stopped. `metrics.json` has the figures, `counts.json` what was counted on each image.
 """
 
 import dataclasses
@@ -31,11 +31,14 @@ from vigor_jax import cli
 from vigor_jax.disk import naming
 from vigor_jax.errors import InputError
 from vigor_jax.evaluation.commands.amber import AmberCommand
+from vigor_jax.evaluation.commands.chair import ChairCommand
 from vigor_jax.evaluation.commands.grounding import GroundingCommand
-from vigor_jax.evaluation.commands.hallucination import ChairCommand, MmeCommand, PopeCommand, PopeQuestionsCommand
+from vigor_jax.evaluation.commands.hallucination import MmeCommand, PopeCommand, PopeQuestionsCommand
 from vigor_jax.evaluation.commands.judged import HallusionCommand, MmhalCommand, PreferenceCommand
 from vigor_jax.evaluation.commands.llava_bench import LlavaBenchCommand
 from vigor_jax.evaluation.commands.questions import CaptionsCommand, QuestionsCommand
+from vigor_jax.evaluation.image_counts import FILE as COUNTS_FILE
+from vigor_jax.evaluation.image_counts import take_counts, write_counts
 from vigor_jax.evaluation.metrics import table
 
 COMMANDS: Mapping[str, type] = {
@@ -70,14 +73,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise InputError(f"evaluate: expected {', '.join(COMMANDS)}, got {name!r}")
     command, model = _parse(name, rest)
     with naming(command.out):
-        metrics = command.metrics() if name in WITHOUT_A_MODEL else command.metrics(model)
+        metrics, counts = take_counts(command.metrics() if name in WITHOUT_A_MODEL else command.metrics(model))
         if model is None or model.is_first:
             command.out.mkdir(parents=True, exist_ok=True)
             (command.out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
+            if counts:
+                write_counts(command.out / COUNTS_FILE, {name: counts})
     if model is None or model.is_first:
         print(table({name: {name: metrics}}))
         if protocol := metrics.get("protocol"):
             print(f"protocol {protocol['name']}; after each question: {protocol['suffix'] or 'nothing'}")
+            print(f"digest {protocol['digest']}")
+            for departure in protocol.get("departures", ()):
+                print(f"not as the protocol says: {departure}")
 
 
 def _parse(name: str, arguments: Sequence[str]) -> tuple[Any, Any]:

@@ -4,7 +4,7 @@
 
 A directory with a config.json is converted from one layout to the other. A LoRA adapter, trained here or elsewhere, is
 written alone (`peft`, `llava-lora`) or merged into its base (docs/lora.md). A reward model of preferences brings its
-head along, in the file `reward_head`.
+head along, in the file `reward_head`. What a run has evaluated brings its card along, in README.md (docs/card.md).
 """
 
 import dataclasses
@@ -25,8 +25,11 @@ from vigor_jax.hf.other_folders import refuse_adapter
 from vigor_jax.hf.peft import is_adapter
 from vigor_jax.inference.response_rewards import HEAD
 from vigor_jax.json_fields import Fields
+from vigor_jax.parallel.processes import is_first
 from vigor_jax.parallel.sharding import DistributedConfig, MeshConfig, join_processes, make_mesh
 from vigor_jax.stages.export import export
+from vigor_jax.stages.exported_readme import carry_card_of
+from vigor_jax.stages.stage import EXPORT
 from vigor_jax.training.checkpoint import latest_step, read_record, saved_params
 from vigor_jax.training.heads import head_paths
 
@@ -84,6 +87,8 @@ def export_to(config: ExportCommand) -> None:
             shard_bytes=config.shard_bytes,
             head=reward_head.read_head(source.newest, source.config.text.hidden_size) if has_head else None,
         )
+        if is_first() and checkpoint.name == EXPORT:
+            carry_card_of(checkpoint.parent, config.out)
         return
     step = latest_step(checkpoint)
     if step is None:
@@ -103,6 +108,8 @@ def export_to(config: ExportCommand) -> None:
     source = open_checkpoint(base, config.vision_tower, above)
     head = HEAD if head_paths(HEAD) <= saved_params(checkpoint, step) else ""
     export(config, source, checkpoint, config.out, make_mesh(MeshConfig()), head=head)
+    if is_first():
+        carry_card_of(checkpoint.resolve().parents[1], config.out, checkpoint.name, step)
 
 
 def export_model(

@@ -17,8 +17,12 @@ from vigor_jax.demo.config import DemoOptions, demo_config
 from vigor_jax.demo.dataset import DemoDataConfig, prepare
 from vigor_jax.demo.show import is_evaluated, show
 from vigor_jax.errors import InputError
+from vigor_jax.evaluation.card.compare import make_card
+from vigor_jax.evaluation.card.markdown import to_text
+from vigor_jax.evaluation.card.results import read_systems
 from vigor_jax.parallel.sharding import join_processes
 from vigor_jax.pipeline.rounds import keep_compiled, lock, of_round, run_rounds
+from vigor_jax.stages.stage import EVALUATION
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +66,8 @@ def _show_demo(config: TrainConfig) -> None:
     show(last.dir, Path(config.model.path).parent, last.records)
     from vigor_jax.report import build_report  # needs the extra `report`
 
+    card = make_card(*read_systems([last.dir / EVALUATION]))
+    print(f"\n{to_text(card)}\ncard:    {last.dir / EVALUATION / 'card.html'} (and card.md, card.json)", flush=True)
     page = build_report([config.run.dir], config.run.dir / "report" / "index.html")
     print(f"report:  {page} (opens in any browser)", flush=True)
 

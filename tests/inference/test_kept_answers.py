@@ -17,7 +17,8 @@ from tests.evaluation.judge.chat_server import ChatServer, Say
 from tests.evaluation.spoken import write
 from tests.test_evaluate import OBJECTS, run, world
 from tests.tiny_llava import Tiny, build_checkpoint
-from vigor_jax.evaluation.protocols import CHOICE, SHORT
+from vigor_jax.evaluation.protocol import read_protocol
+from vigor_jax.evaluation.wording import CHOICE, SHORT
 
 __all__ = ["world"]
 
@@ -125,7 +126,8 @@ def test_kept_answers_are_read_back(
         again = run(*arguments, option, *saved, "--out", tmp_path / "read")
     assert comparable(again) == comparable(metrics)
     if suffix := SUFFIXES.get(name):
-        assert metrics["protocol"] == {"name": "llava-1.5", "suffix": suffix}
+        assert metrics["protocol"]["name"] == "llava-1.5"
+        assert metrics["protocol"]["suffix"] == suffix
         settings = json.loads((saved[0].with_name(f"{saved[0].name}.settings.json")).read_text())
         assert settings["protocol"] == "llava-1.5"
         for path in saved:
@@ -133,10 +135,10 @@ def test_kept_answers_are_read_back(
             assert all(prompt.endswith(f"\n{suffix}") for prompt in prompts)
             assert not any("Please answer yes or no." in prompt for prompt in prompts)
     if name == "seed, paper":
-        assert metrics["protocol"] == {"name": "paper", "suffix": ""}
+        assert metrics["protocol"] == read_protocol("paper", "seed").stored()
         assert all(json.loads(line)["prompt"].endswith("d") for line in saved[0].read_text().splitlines())
     if name == "mmbench, once, own words":
-        assert metrics["protocol"] == {"name": "own", "suffix": CHINESE}
+        assert (metrics["protocol"]["name"], metrics["protocol"]["suffix"]) == ("own", CHINESE)
         assert (metrics["questions"], "once" in metrics) == (6, False)
     if name == "seed":
         assert metrics["categories"]["data"].keys() == {"image", "video"}

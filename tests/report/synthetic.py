@@ -16,6 +16,7 @@ from vigor_jax.evaluation.benchmarks.chair import Reference, check_caption
 from vigor_jax.evaluation.benchmarks.mme import MmeQuestion
 from vigor_jax.evaluation.benchmarks.pope import PopeQuestion
 from vigor_jax.evaluation.benchmarks.synonyms import Synonyms
+from vigor_jax.evaluation.image_counts import take_counts, write_counts
 from vigor_jax.evaluation.metrics import chair_metrics, mme_metrics, pope_metrics
 from vigor_jax.records import Candidate, Rollout, Signal, Span, Verdict
 from vigor_jax.rewards.sentences import split_sentences
@@ -166,7 +167,9 @@ def write_evaluation(run_dir: Path, demo: DemoScenes, model: str, truth: float) 
         "pope": pope_metrics(splits),
         "mme": mme_metrics(mme),
     }
-    (folder / "metrics.json").write_text(json.dumps(metrics))
+    split = {name: take_counts(own) for name, own in metrics.items()}
+    (folder / "metrics.json").write_text(json.dumps({name: own for name, (own, _) in split.items()}))
+    write_counts(folder / "counts.json", {name: counts for name, (_, counts) in split.items()})
 
 
 def write_reward_model(run_dir: Path, seed: int = 0) -> None:

@@ -14,6 +14,7 @@ from vigor_jax.errors import InputError
 from vigor_jax.evaluate import main
 from vigor_jax.evaluation.benchmarks.pope import read_questions, write_questions
 from vigor_jax.evaluation.benchmarks.pope_build import build_questions
+from vigor_jax.evaluation.protocol import read_protocol
 from vigor_jax.hf.load import open_checkpoint
 from vigor_jax.inference.sampling_methods import SamplingConfig
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh
@@ -79,7 +80,7 @@ def test_both_models_are_asked_everything(world: Path, tmp_path: Path, capsys: p
         assert json.loads((tmp_path / "out" / name / "metrics.json").read_text()) == json.loads(json.dumps(found[name]))
         assert found[name]["chair"]["captions"] == 6
         assert set(found[name]["pope"]) - {"warnings"} == {"random", "mean", "strict", "protocol"}
-        assert found[name]["pope"]["protocol"] == {"name": "paper", "suffix": ""}
+        assert found[name]["pope"]["protocol"] == read_protocol("paper", "pope").stored()
         assert set(found[name]["mme"]["subtasks"]) == {"count"}
         assert found[name]["grounding"]["captions"] == 6
         parts = found[name]["referring"]

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from vigor_jax.errors import InputError, some
 from vigor_jax.evaluation.image_names import ImageNames
-from vigor_jax.evaluation.protocols import SUFFIXES
 from vigor_jax.evaluation.saved_answers import SPLITS, SavedAnswer, read_saved
+from vigor_jax.evaluation.wording import SUFFIXES
 
 logger = logging.getLogger(__name__)
 

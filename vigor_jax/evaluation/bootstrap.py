@@ -1,6 +1,8 @@
 """How far a benchmark's figures would move on other images: percentile bootstrap (Efron 1979), over images.
 
-Answers about one image are not independent, so whole images are drawn, each with all that was counted on it.
+Answers about one image are not independent, so whole images are drawn, each with all that was counted on it. Two
+systems are compared on the same draws of the same images: an image that is hard for both says nothing of which is
+better.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,6 +13,8 @@ import numpy as np
 from vigor_jax.errors import InputError
 
 _WEIGHTS_AT_ONCE = 4_000_000
+# A difference that is none but for rounding.
+_SAME = 1e-12
 
 
 class Interval(NamedTuple):
@@ -18,6 +22,22 @@ class Interval(NamedTuple):
 
     low: float
     high: float
+
+
+class Difference(NamedTuple):
+    """How much one system's figure is above another's, on the same images.
+
+    Attributes:
+        value: The difference itself, in the figure's unit.
+        low: Of the interval that it lies in.
+        high: The same.
+        p_value: Two-sided, of no difference, in (0, 1].
+    """
+
+    value: float
+    low: float
+    high: float
+    p_value: float
 
 
 def bootstrap(
@@ -43,6 +63,52 @@ def bootstrap(
     Raises:
         InputError: No image, or `num` or `level` out of range.
     """
+    found = rates(_drawn_sums(counts, num=num, seed=seed, level=level, strata=strata))
+    return {name: _interval(values, level) for name, values in found.items()}
+
+
+def paired_bootstrap(
+    counts: np.ndarray,
+    others: np.ndarray,
+    rates: Callable[[np.ndarray], Mapping[str, np.ndarray]],
+    *,
+    num: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+    strata: np.ndarray | None = None,
+) -> dict[str, Difference]:
+    """How much the figures of two systems differ on the same images.
+
+    Args:
+        counts: [images, ...], what was counted on each image of one system.
+        others: The same of the system that it is compared with, in the same order of images.
+        rates: As for `bootstrap`, and so are the rest.
+
+    Raises:
+        InputError: The two are not about the same images, or as `bootstrap`.
+    """
+    if counts.shape != others.shape:
+        raise InputError(
+            f"bootstrap: expected what was counted on the same images, got {list(counts.shape)} and "
+            f"{list(others.shape)}"
+        )
+    both = np.stack([counts, others], 1)
+    sums = _drawn_sums(both, num=num, seed=seed, level=level, strata=strata)
+    own, other = (rates(sums[:, place]) for place in (0, 1))
+    values = [rates(both[:, place].sum(0)) for place in (0, 1)]
+    return {
+        name: Difference(
+            float(values[0][name] - values[1][name]),
+            *_interval(own[name] - other[name], level),
+            _two_sided(own[name] - other[name]),
+        )
+        for name in own
+        if name in other
+    }
+
+
+def _drawn_sums(counts: np.ndarray, *, num: int, seed: int, level: float, strata: np.ndarray | None) -> np.ndarray:
+    """Sums over as many images as there are, drawn with replacement: float64 [num, ...]."""
     if len(counts) == 0:
         raise InputError("bootstrap: expected counts of at least one image, got none")
     if num < 1 or not 0 < level < 1:
@@ -59,11 +125,19 @@ def bootstrap(
             # How often each image is drawn, instead of the draws: then a sum over images is a product of matrices.
             weights = rng.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=size)
             sums[start : start + size] += weights @ rows
+    return sums.reshape(num, *counts.shape[1:])
+
+
+def _interval(values: np.ndarray, level: float) -> Interval:
     tail = (1 - level) / 2
-    return {
-        name: Interval(*(float(limit) for limit in np.quantile(values, (tail, 1 - tail))))
-        for name, values in rates(sums.reshape(num, *counts.shape[1:])).items()
-    }
+    return Interval(*(float(limit) for limit in np.quantile(values, (tail, 1 - tail))))
+
+
+def _two_sided(differences: np.ndarray) -> float:
+    """Twice the smaller share of draws on one side of 0, those of 0 on both; one more draw keeps it above 0 (Davison
+    and Hinkley 1997, section 4.2)."""
+    sides = (np.sum(differences <= _SAME), np.sum(differences >= -_SAME))
+    return min(1.0, 2 * (int(min(sides)) + 1) / (len(differences) + 1))
 
 
 def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

@@ -1,4 +1,7 @@
-"""What is written of each benchmark, `metrics.json`, with confidence intervals over images, and as a table."""
+"""What is written of each benchmark, `metrics.json`, with confidence intervals over images, and as a table.
+
+Metrics come with what was counted on each image, which `image_counts.take_counts` takes out.
+"""
 
 import dataclasses
 import logging
@@ -7,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from vigor_jax.errors import InputError
 from vigor_jax.evaluation.benchmarks import amber, chair, grounding, hallusion, mme, pope, referring
 from vigor_jax.evaluation.benchmarks.amber import AmberQuestion, CheckedDescription
 from vigor_jax.evaluation.benchmarks.chair import CheckedCaption
@@ -17,6 +21,8 @@ from vigor_jax.evaluation.benchmarks.mme import MmeQuestion
 from vigor_jax.evaluation.benchmarks.pope import PopeQuestion
 from vigor_jax.evaluation.benchmarks.referring import Located
 from vigor_jax.evaluation.bootstrap import Interval, bootstrap
+from vigor_jax.evaluation.image_counts import COUNTS, ImageCounts
+from vigor_jax.evaluation.protocol import OWN
 
 Metrics = dict[str, Any]
 
@@ -39,24 +45,27 @@ def pope_metrics(splits: Mapping[str, tuple[Sequence[PopeQuestion], Sequence[str
     counts = [pope.count(*split) for split in splits.values()]
     found: Metrics = {name: dataclasses.asdict(score) for name, score in scores.items()}
     for name, count in zip(splits, counts, strict=True):
-        found[name]["intervals"] = _plain(bootstrap(pope.stack([count])[:, 0], pope.rates))
+        found[name]["intervals"] = _plain(bootstrap(_rows(count), pope.rates))
     found["mean"] = dataclasses.asdict(pope.mean(list(scores.values())))
     found["mean"]["intervals"] = _plain(bootstrap(pope.stack(counts), pope.mean_rates))
     found["strict"] = {name: dataclasses.asdict(score) for name, score in strict.items()}
     found["strict"]["mean"] = dataclasses.asdict(pope.mean(list(strict.values())))
+    images = dict.fromkeys(image for count in counts for image in count)
+    mean = dict(zip(images, pope.stack(counts), strict=True))
+    found[COUNTS] = {**dict(zip(splits, counts, strict=True)), "mean": mean}
     return found
 
 
 def chair_metrics(captions: Sequence[CheckedCaption]) -> Metrics:
     """Figures of captions that were compared with their images."""
-    counts = np.array(list(chair.count(captions).values()))
-    return {**dataclasses.asdict(chair.compute_metrics(captions)), "intervals": _plain(bootstrap(counts, chair.rates))}
+    return {**dataclasses.asdict(chair.compute_metrics(captions)), **counted(chair.count(captions), chair.rates)}
 
 
 def mme_metrics(results: Mapping[str, Sequence[MmeQuestion]]) -> Metrics:
     """Figures of each subtask, and the sums that are complete."""
     scores = mme.compute_metrics(results)
     counts, strata = mme.count(results)
+    images = [f"{subtask}/{one.image}" for subtask, questions in results.items() for one in questions[::2]]
     said = [mme.parse_answer(question.answer) for questions in results.values() for question in questions]
     return {
         "subtasks": {name: {**dataclasses.asdict(each), "score": each.score} for name, each in scores.subtasks.items()},
@@ -64,14 +73,14 @@ def mme_metrics(results: Mapping[str, Sequence[MmeQuestion]]) -> Metrics:
         "cognition": scores.cognition,
         "yes_ratio": said.count("yes") / len(said),
         "intervals": _plain(bootstrap(counts, mme.rates, strata=strata)),
+        COUNTS: {"": dict(zip(images, counts, strict=True))},
     }
 
 
 def grounding_metrics(captions: Sequence[CheckedBoxes]) -> Metrics:
     """Figures of the boxes in captions that were compared with their images."""
-    counts = np.array(list(grounding.count(captions).values()))
     figures = dataclasses.asdict(grounding.compute_metrics(captions))
-    return {**figures, "intervals": _plain(bootstrap(counts, grounding.rates))}
+    return {**figures, **counted(grounding.count(captions), grounding.rates)}
 
 
 def referring_metrics(parts: Mapping[str, Sequence[Located]]) -> Metrics:
@@ -80,13 +89,15 @@ def referring_metrics(parts: Mapping[str, Sequence[Located]]) -> Metrics:
     Args:
       parts: by name, the answers that were compared with the true boxes.
     """
-    return {
+    counts = {part: referring.count(answers) for part, answers in parts.items()}
+    found: Metrics = {
         part: {
             **dataclasses.asdict(referring.compute_metrics(answers)),
-            "intervals": _plain(bootstrap(np.array(list(referring.count(answers).values())), referring.rates)),
+            "intervals": _plain(bootstrap(_rows(counts[part]), referring.rates)),
         }
         for part, answers in parts.items()
     }
+    return {**found, COUNTS: counts}
 
 
 def amber_metrics(
@@ -98,33 +109,45 @@ def amber_metrics(
     """
     found: Metrics = {}
     published: dict[str, Mapping[str, float]] = {}
+    counts: dict[str, ImageCounts] = {}
     if descriptions:
-        counts = np.array(list(amber.count_descriptions(descriptions).values()))
-        found["generative"] = _rated(counts, amber.description_rates)
+        counts["generative"] = own = amber.count_descriptions(descriptions)
+        found["generative"] = _rated(_rows(own), amber.description_rates)
         found["generative"]["descriptions"] = len(descriptions)
-        published["generative"] = amber.descriptions_as_published(counts.sum(0))
+        published["generative"] = amber.descriptions_as_published(_rows(own).sum(0))
     if questions:
-        read = amber.tables(np.array(list(amber.count_answers(questions, answers).values())))
-        found |= {name: _rated(counts, amber.answer_rates) for name, counts in read.items()}
+        own = amber.count_answers(questions, answers)
+        read = amber.tables(_rows(own))
+        found |= {name: _rated(rows, amber.answer_rates) for name, rows in read.items()}
+        counts |= {name: dict(zip(own, rows, strict=True)) for name, rows in read.items()}
         every = np.array(list(amber.count_answers(questions, answers, amber.read_answer_strict).values()))
         strict = amber.tables(every)
-        found["strict"] = {name: _plain_rates(amber.answer_rates(counts.sum(0))) for name, counts in strict.items()}
-        published |= {name: amber.answers_as_published(counts.sum(0), name) for name, counts in strict.items()}
+        found["strict"] = {name: _plain_rates(amber.answer_rates(rows.sum(0))) for name, rows in strict.items()}
+        published |= {name: amber.answers_as_published(rows.sum(0), name) for name, rows in strict.items()}
         found["unread"] = sum(read_answer(answer) is None for answer in answers)
     if descriptions and questions:
         found["score"] = amber.amber_score(found["generative"]["chair"], found["discriminative"]["f1"])
-    return {**found, "published": published}
+    return {**found, "published": published, COUNTS: counts}
 
 
 def hallusion_metrics(questions: Sequence[HallusionQuestion], outcomes: Sequence[Outcome]) -> Metrics:
     """Figures of HallusionBench, over all and of each of its two categories."""
-    found = _rated(np.array(list(hallusion.count(questions, outcomes).values())), hallusion.rates)
+    counts = hallusion.count(questions, outcomes)
+    found = {**_plain_rates(hallusion.rates(_rows(counts).sum(0))), **counted(counts, hallusion.rates)}
     for category in ("VD", "VS"):
         own = [(one, outcome) for one, outcome in zip(questions, outcomes, strict=True) if one.category == category]
         if own:
-            counts = sum(hallusion.count(*zip(*own, strict=True)).values())
-            found[category] = _plain_rates(hallusion.rates(np.asarray(counts)))
+            found[category] = _plain_rates(hallusion.rates(_rows(hallusion.count(*zip(*own, strict=True))).sum(0)))
     return {**found, "questions": len(questions), "unclear": sum(outcome == "unclear" for outcome in outcomes)}
+
+
+def counted(counts: ImageCounts, rates: Callable[[np.ndarray], Mapping[str, np.ndarray]]) -> Metrics:
+    """The intervals of figures that are computed from counts summed over images, and these counts."""
+    return {"intervals": _plain(bootstrap(_rows(counts), rates)), COUNTS: {"": counts}}
+
+
+def _rows(counts: ImageCounts) -> np.ndarray:
+    return np.array(list(counts.values()))
 
 
 def _rated(counts: np.ndarray, rates: Callable[[np.ndarray], Mapping[str, np.ndarray]]) -> Metrics:
@@ -188,18 +211,50 @@ def table(metrics: Mapping[str, Mapping[str, Metrics]]) -> str:
 
     Args:
       metrics: by model and benchmark.
+
+    Raises:
+      InputError: figures of a benchmark were made by different protocols, and do not compare.
     """
-    rows: dict[str, list[str]] = {}
-    for values in metrics.values():
-        for label, text in _rows(values):
-            rows.setdefault(label, []).append(text)
+    refuse_mixed(metrics)
+    columns = {name: dict(_lines(values)) for name, values in metrics.items()}
+    labels = dict.fromkeys(label for own in columns.values() for label in own)
     width = max(10, *(len(name) + 2 for name in metrics))
     lines = [" " * 34 + "".join(f"{name:>{width}}" for name in metrics)]
-    lines += [f"{label:34}" + "".join(f"{text:>{width}}" for text in texts) for label, texts in rows.items()]
+    lines += [
+        f"{label:34}" + "".join(f"{own.get(label, '-'):>{width}}" for own in columns.values()) for label in labels
+    ]
     return "\n".join(lines)
 
 
-def _rows(metrics: Mapping[str, Metrics]) -> list[tuple[str, str]]:
+def refuse_mixed(metrics: Mapping[str, Mapping[str, Metrics]]) -> None:
+    """Refuses figures of one benchmark by different protocols side by side.
+
+    Args:
+      metrics: by model and benchmark; those of earlier versions, which name no digest, are let through.
+
+    Raises:
+      InputError: there are such; names the benchmark and two models.
+    """
+    first: dict[str, tuple[str, Mapping[str, Any]]] = {}
+    for model, values in metrics.items():
+        for benchmark, found in values.items():
+            protocol = found.get("protocol", {})
+            if "digest" not in protocol:
+                continue
+            before, other = first.setdefault(benchmark, (model, protocol))
+            if other["digest"] != protocol["digest"]:
+                raise InputError(
+                    f"{benchmark}: {before} was measured by protocol {_told(other)} and {model} by {_told(protocol)}, "
+                    "whose figures do not compare; measure both by one protocol"
+                )
+
+
+def _told(protocol: Mapping[str, Any]) -> str:
+    departures = f", with {'; '.join(protocol['departures'])}" if protocol.get("departures") else ""
+    return f"{protocol['name']} ({protocol['digest']}{departures})"
+
+
+def _lines(metrics: Mapping[str, Metrics]) -> list[tuple[str, str]]:
     rows = []
     if found := metrics.get("chair"):
         rows = [
@@ -256,7 +311,7 @@ def _rows(metrics: Mapping[str, Metrics]) -> list[tuple[str, str]]:
         rows.append((f"mean rank of {system}", f"{ranks['average']:.2f}"))
     for name, values in metrics.items():
         asked = values.get("protocol", {}).get("name", "paper")
-        if asked != "paper":
+        if asked not in ("paper", OWN):
             rows.append((f"protocol of {name}", asked))
     return rows
 

@@ -40,7 +40,7 @@ INFORMATION = frozenset(("versions",))
 # Errors where nothing can be written, but what is complete can be read.
 _NOTHING_WRITTEN = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT)
 # What files of earlier versions do not say.
-_NEWER = frozenset(("protocol",))
+_NEWER = frozenset(("protocol", "prompt"))
 
 
 class Question(NamedTuple):

@@ -159,6 +159,9 @@ class Run:
             logger.info("removing what is stale: %s", ", ".join(names))
             self.barrier("before removing")
             if is_first():
+                for name, stage in self.stages.items():
+                    if any(result.name in names for result in self._results[name]):
+                        stage.before_removal(self.context)
                 self.manifest.remove(names)
             self.barrier("removed")
 

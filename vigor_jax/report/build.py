@@ -221,7 +221,9 @@ def _cell(metrics: dict[str, Any], key: str) -> Cell:
 
 def _render(context: dict[str, Any]) -> bytes:
     folder = resources.files("vigor_jax.report") / "page"
-    style, *scripts = (folder.joinpath(name).read_text(encoding="utf-8") for name in ("style.css", *_SCRIPTS))
+    base, own, *scripts = (
+        folder.joinpath(name).read_text(encoding="utf-8") for name in ("base.css", "style.css", *_SCRIPTS)
+    )
     script = "\n" + "\n".join(scripts)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("vigor_jax.report", "page"),
@@ -234,7 +236,7 @@ def _render(context: dict[str, Any]) -> bytes:
     # The browser runs this script and no other, whatever else might get into the page.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     template = environment.get_template("template.html")
-    return template.render(**context, style=Markup(style), script=Markup(script), script_digest=digest).encode()
+    return template.render(**context, style=Markup(base + own), script=Markup(script), script_digest=digest).encode()
 
 
 def _written(value: float, unit: str, sign: bool = False) -> str:

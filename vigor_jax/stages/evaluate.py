@@ -1,4 +1,7 @@
-"""Asks the models before and after what the benchmarks ask, and compares: `evaluation/` in the run directory."""
+"""Asks the models before and after what the benchmarks ask, and compares: `evaluation/` in the run directory.
+
+What has come of it is also a card, `evaluation/card.html`, which what was exported carries in its README.md.
+"""
 
 import dataclasses
 import json
@@ -14,10 +17,15 @@ from vigor_jax.data.records.checksum import file_digest
 from vigor_jax.data.records.store import write_atomically
 from vigor_jax.data.text.conversation import check_template
 from vigor_jax.errors import InputError
-from vigor_jax.evaluation.answer_sampling import AnswerSampling
+from vigor_jax.evaluation.answer_sampling import AnswerSampling, by_protocol, kept_with, told_by
 from vigor_jax.evaluation.benchmarks import chair, grounding, mme, pope, referring
 from vigor_jax.evaluation.benchmarks.referring_files import PICKLES, read_expressions
 from vigor_jax.evaluation.benchmarks.synonyms import Synonyms
+from vigor_jax.evaluation.card.compare import make_card
+from vigor_jax.evaluation.card.results import read_systems
+from vigor_jax.evaluation.card.write import write_card
+from vigor_jax.evaluation.image_counts import FILE as COUNTS_FILE
+from vigor_jax.evaluation.image_counts import take_counts, write_counts
 from vigor_jax.evaluation.metrics import (
     Metrics,
     chair_metrics,
@@ -28,12 +36,13 @@ from vigor_jax.evaluation.metrics import (
     table,
     warn,
 )
-from vigor_jax.evaluation.protocols import ProtocolName, wording
+from vigor_jax.evaluation.protocol import Protocol, own, read_protocol
 from vigor_jax.hf.load import Checkpoint, open_checkpoint
 from vigor_jax.hf.peft import is_adapter
 from vigor_jax.inference.predictor import Predictor, Question, read_answers
 from vigor_jax.parallel.processes import is_first
 from vigor_jax.records import ImageFile
+from vigor_jax.stages.exported_readme import carry_card
 from vigor_jax.stages.stage import EVALUATION, EXPORT, Progress, Result, RunContext, Stage
 
 logger = logging.getLogger(__name__)
@@ -57,7 +66,7 @@ class EvaluateConfig:
         next to it, or JSON lines (docs/evaluation.md).
       prompt: what captions are asked for with.
       template: conversation format; by default `model.template`.
-      protocol: the words that POPE and MME are asked in: "paper", their own, or "llava-1.5" (docs/evaluation.md).
+      protocol: how POPE and MME are asked: "paper", "llava-1.5", or another that both have (docs/evaluation.md).
       limit: only this many images for captions, the first by name; 0 takes all that have objects.
       base: whether the model before is asked, too.
       captions: how captions are drawn.
@@ -73,7 +82,7 @@ class EvaluateConfig:
     refs: tuple[Path, ...] = fingerprint.optional(())
     prompt: str = "Describe this image in detail."
     template: str | None = None
-    protocol: ProtocolName = "paper"
+    protocol: str = "paper"
     limit: int = 0
     base: bool = True
     captions: AnswerSampling = dataclasses.field(default_factory=AnswerSampling)
@@ -108,7 +117,7 @@ def evaluate(
             "evaluate: there is nothing to ask; give evaluate.objects, evaluate.pope, evaluate.mme, evaluate.instances "
             "or evaluate.refs"
         )
-    found = {}
+    found: dict[str, dict[str, Metrics]] = {}
     for name, checkpoint in models.items():
         predictor, folder = Predictor(checkpoint, config.template, mesh, dtype=dtype), out / name
         metrics: dict[str, Metrics] = {}
@@ -122,10 +131,12 @@ def evaluate(
             metrics["grounding"] = _grounding(config, predictor, folder, name)
         if config.refs:
             metrics["referring"] = _referring(config, predictor, folder, name)
-        found[name] = metrics
+        split = {benchmark: take_counts(own) for benchmark, own in metrics.items()}
+        found[name] = {benchmark: own for benchmark, (own, _) in split.items()}
         if is_first():
             with write_atomically(folder / "metrics.json") as file:
-                file.write(json.dumps(metrics, indent=1).encode() + b"\n")
+                file.write(json.dumps(found[name], indent=1).encode() + b"\n")
+            write_counts(folder / COUNTS_FILE, {benchmark: counts for benchmark, (_, counts) in split.items()})
     if is_first():
         lines = table(found)
         (out / "table.txt").write_text(lines + "\n", encoding="utf-8")
@@ -137,7 +148,9 @@ def _chair(config: EvaluateConfig, predictor: Predictor, folder: Path, model: st
     synonyms = Synonyms.read(config.synonyms) if config.synonyms else None
     reference = chair.read_objects(config.objects, synonyms)
     captions = _captions(config, reference.objects, predictor, folder, model)
-    return chair_metrics([chair.check_caption(image, text, reference) for image, text in captions])
+    metrics = chair_metrics([chair.check_caption(image, text, reference) for image, text in captions])
+    protocol = own("chair").used(parser="singular" if synonyms else "names", images={"number": metrics["captions"]})
+    return {**metrics, "protocol": _of_captions(config, protocol)}
 
 
 def _captions(
@@ -155,7 +168,13 @@ def _grounding(config: EvaluateConfig, predictor: Predictor, folder: Path, model
     synonyms = Synonyms.read(config.synonyms) if config.synonyms else None
     truth = grounding.read_instances(config.instances, synonyms)
     captions = _captions(config, truth.sizes, predictor, folder, model)
-    return grounding_metrics([grounding.check_boxes(image, text, truth) for image, text in captions])
+    metrics = grounding_metrics([grounding.check_boxes(image, text, truth) for image, text in captions])
+    protocol = own("grounding").used(parser="boxes of the square", images={"number": len(captions)})
+    return {**metrics, "protocol": _of_captions(config, protocol)}
+
+
+def _of_captions(config: EvaluateConfig, protocol: Protocol) -> Metrics:
+    return told_by(protocol.used(prompt=config.prompt), config.captions).stored()
 
 
 def _referring(config: EvaluateConfig, predictor: Predictor, folder: Path, model: str) -> Metrics:
@@ -166,17 +185,18 @@ def _referring(config: EvaluateConfig, predictor: Predictor, folder: Path, model
         out = folder / f"expressions-{part}.jsonl"
         texts = predictor.ask(asked, out, config.answers, desc=f"{part}, {model}")
         located[part] = referring.locate(expressions, texts)
-    return referring_metrics(located)
+    protocol = own("grounding").used(prompt=referring.PROMPT, parser="first box of the square")
+    return {**referring_metrics(located), "protocol": protocol.stored()}
 
 
 def _pope(config: EvaluateConfig, predictor: Predictor, folder: Path, model: str) -> Metrics:
-    splits, words = {}, wording("pope", config.protocol)
+    splits, words = {}, read_protocol(config.protocol, "pope")
     for path in config.pope:
         questions = pope.read_questions(path)
         images = _images(config, sorted({question.image for question in questions}))
         asked = [Question(question.image, images[question.image], words.ask(question.text)) for question in questions]
-        out, settings = folder / f"pope-{path.stem}.jsonl", {"protocol": words.name}
-        texts = predictor.ask(asked, out, config.answers, desc=f"POPE {path.stem}, {model}", settings=settings)
+        out, settings = folder / f"pope-{path.stem}.jsonl", kept_with(words)
+        texts = predictor.ask(asked, out, _answers(config, words), desc=f"POPE {path.stem}, {model}", settings=settings)
         splits[path.stem] = questions, texts
     metrics = pope_metrics(splits)
     return {**metrics, "protocol": words.stored(), **warn(pope=metrics)}
@@ -184,14 +204,18 @@ def _pope(config: EvaluateConfig, predictor: Predictor, folder: Path, model: str
 
 def _mme(config: EvaluateConfig, mme_folder: Path, predictor: Predictor, folder: Path, model: str) -> Metrics:
     results: dict[str, list[mme.MmeQuestion]] = {}
-    words = wording("mme", config.protocol)
+    words = read_protocol(config.protocol, "mme")
     for subtask, questions in mme.read_subtasks(mme_folder).items():
         asked = [Question(f"{subtask}/{q.image}", q.path, words.ask(q.question)) for q in questions if q.path]
-        out, settings = folder / f"mme-{subtask}.jsonl", {"protocol": words.name}
-        texts = predictor.ask(asked, out, config.answers, desc=f"MME {subtask}, {model}", settings=settings)
+        out, settings = folder / f"mme-{subtask}.jsonl", kept_with(words)
+        texts = predictor.ask(asked, out, _answers(config, words), desc=f"MME {subtask}, {model}", settings=settings)
         results[subtask] = mme.answered(questions, texts)
     metrics = mme_metrics(results)
     return {**metrics, "protocol": words.stored(), **warn(mme=metrics)}
+
+
+def _answers(config: EvaluateConfig, protocol: Protocol) -> AnswerSampling:
+    return by_protocol(config.answers, protocol, default=EvaluateConfig().answers)
 
 
 def _images(config: EvaluateConfig, names: Sequence[str]) -> dict[str, ImageFile]:
@@ -229,6 +253,17 @@ class EvaluateStage(Stage):
         if (context.dir / EXPORT).is_dir():
             models["tuned"] = _tuned(context)
         evaluate(self._config, models, context.dir / EVALUATION, context.inference_mesh, dtype=context.dtype)
+        if models and is_first():
+            _write_cards(context, "tuned" in models)
+
+
+def _write_cards(context: RunContext, exported: bool) -> None:
+    """The card of the run; what was exported carries it along."""
+    card = make_card(*read_systems([context.dir / EVALUATION]))
+    path, *_ = write_card(card, context.dir / EVALUATION)
+    if exported:
+        carry_card(card, context.dir / EXPORT, context.dir)
+    logger.info("evaluate: the card is %s", path)
 
 
 def _tuned(context: RunContext) -> Checkpoint:

@@ -28,6 +28,8 @@ from vigor_jax.models.lora import LoraConfig, add_lora
 from vigor_jax.models.vlm import abstract_model, param_paths
 from vigor_jax.parallel.processes import is_first
 from vigor_jax.parallel.sharding import param_shardings
+from vigor_jax.stages.exported_readme import PROVENANCE as PROVENANCE
+from vigor_jax.stages.exported_readme import put_aside, put_back
 from vigor_jax.stages.stage import EXPORT, Lazy, Progress, Result, RunContext, Stage
 from vigor_jax.training.checkpoint import latest_step, read_record, restore_params_only
 from vigor_jax.training.heads import head_paths, with_abstract_head
@@ -35,8 +37,7 @@ from vigor_jax.training.train_step import TrainingConfig, trained_in
 
 logger = logging.getLogger(__name__)
 
-PROVENANCE = "vigor_jax.json"
-# In it: which part of an adapter's update survived the rounding to the type of the file, where it was merged.
+# In the provenance: which part of an adapter's update survived the rounding to the type of the file, where merged.
 UPDATE_KEPT = "update_kept"
 
 
@@ -49,7 +50,8 @@ def export(
       config: layout and types.
       checkpoint: the checkpoint that training began with.
       checkpoints: directory that `stages.sft` returned.
-      out: replaced if it holds an earlier export of this run, refused if anything else.
+      out: replaced if it holds an earlier export of this run, but for what people have written into its README.md;
+        refused if anything else.
       mesh: the trained weights pass through its devices.
       head: the name of the head that was trained with a reward model, if one was.
 
@@ -79,6 +81,7 @@ def export(
         return
     check_begun_with(record, checkpoint)
     if before.get("checkpoint") == provenance["checkpoint"] and is_first():
+        put_aside(out)
         shutil.rmtree(out)
 
     model = abstract_model(checkpoint.config)
@@ -108,6 +111,8 @@ def export(
         lora=trained_as.lora,
         head=RewardHead(own[0], float(own[1])) if own else None,
     )
+    if is_first():
+        put_back(out)
     logger.info("export: step %d is in %s", step, out)
 
 
@@ -150,3 +155,6 @@ class ExportStage(Stage):
         progress.begin(self.name)
         checkpoints = context.dir / "checkpoints" / self._of
         export(self._config, context.checkpoint, checkpoints, context.dir / EXPORT, context.training_mesh)
+
+    def before_removal(self, context: RunContext) -> None:
+        put_aside(context.dir / EXPORT)

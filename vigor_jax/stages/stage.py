@@ -203,6 +203,9 @@ class Stage(abc.ABC):
         """What differs between its inputs and those that its result was made of, which settings do not tell; or ""."""
         return ""
 
+    def before_removal(self, context: RunContext) -> None:  # noqa: B027 (most stages keep nothing)
+        """Keeps what is not its own of results that are about to be removed."""
+
     def close(self) -> None:  # noqa: B027 (most stages hold nothing)
         """Frees what it still holds; called once the run is over, however it ends."""
 

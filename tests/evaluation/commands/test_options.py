@@ -1,5 +1,6 @@
 """Options, figures and warnings of the commands that read saved answers, from files to `metrics.json`."""
 
+import dataclasses
 import json
 import random
 import re
@@ -15,7 +16,8 @@ from vigor_jax.errors import InputError
 from vigor_jax.evaluate import main
 from vigor_jax.evaluation.benchmarks import captions, questions
 from vigor_jax.evaluation.benchmarks.mmbench import read_mmbench
-from vigor_jax.evaluation.protocols import CHOICE, SHORT, Wording, wording, wording_seen
+from vigor_jax.evaluation.protocol import own
+from vigor_jax.evaluation.wording import CHOICE, SHORT, choose, seen
 
 
 def run(*arguments: object) -> dict[str, Any]:
@@ -97,7 +99,7 @@ def test_llavas_scienceqa_is_known_by_its_content(tmp_path: Path, as_lines: bool
     whole = run(*arguments, "--answers", saved, "--part", "all")
     assert (whole["questions"], whole["right"], whole["strict"]["right"]) == (12, 6, 6)
     assert whole["categories"]["context"]["IMG"]["questions"] == 8
-    assert whole["protocol"] == {"name": "llava-1.5", "suffix": CHOICE}
+    assert whole["protocol"] == choose("scienceqa", "llava-1.5").stored()
     assert run(*arguments, "--answers", saved)["questions"] == 8
 
 
@@ -417,26 +419,26 @@ def test_the_hint_names_images_that_there_are(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_words_of_a_protocol(benchmark: str, protocol: Any, suffix: str | None, asked: str, expected: str) -> None:
-    words = wording(benchmark, protocol, suffix)
+    words = choose(benchmark, protocol, suffix)
     assert words.ask(asked) == expected
     body = asked.removesuffix("Please answer yes or no.").strip()
-    seen = wording_seen(benchmark, Wording("own", "?"), [(body, f"<image>\n{expected}")] * 3)
-    assert seen.suffix == words.suffix
-    assert wording_seen(benchmark, words, [(body, expected), (body, None)]) == words
-    assert wording_seen(benchmark, words, [(body, expected), (body, f"{body} Else.")]) == words
+    declared = dataclasses.replace(own(benchmark), suffix="?")
+    assert seen(declared, [(body, f"<image>\n{expected}")] * 3).suffix == words.suffix
+    assert seen(words, [(body, expected), (body, None)]) == words
+    assert seen(words, [(body, expected), (body, f"{body} Else.")]) == words
 
 
 def test_a_suffix_is_named_by_the_protocol_that_has_it() -> None:
-    assert wording("pope", "paper", SHORT).name == "llava-1.5"
-    assert wording("seed", "llava-1.5", "").name == "paper"
-    assert wording("seed", "llava-1.5", SHORT).name == "own"
+    assert choose("pope", "paper", SHORT).name == "llava-1.5"
+    assert choose("seed", "llava-1.5", "").name == "paper"
+    assert choose("seed", "llava-1.5", SHORT).name == "own"
 
 
 def test_questions_are_put_in_other_words(tmp_path: Path) -> None:
     for one in read_mmbench(write_tsv(tmp_path / "q.tsv", mmbench_rows(4))):
         assert one.prompt == f"{questions.body(one)}\n{CHOICE}"
-        assert questions.worded(one, wording("mmbench", "paper")).prompt == questions.body(one)
-        assert questions.worded(one, wording("mmbench", "paper", "快")).prompt == f"{questions.body(one)}\n快"
+        assert questions.worded(one, choose("mmbench", "paper")).prompt == questions.body(one)
+        assert questions.worded(one, choose("mmbench", "paper", "快")).prompt == f"{questions.body(one)}\n快"
 
 
 @pytest.mark.parametrize("num_files", [1, 2])

@@ -6,16 +6,12 @@ from pathlib import Path
 from typing import TypeAlias
 
 from vigor_jax.errors import InputError
+from vigor_jax.evaluation.nltk_data import need
 
 # Whether two words are nearly the same.
 SimilarWords: TypeAlias = Callable[[str, str], bool]
 
-# NLTK's name → where it keeps it.
-_DATA = {
-    "punkt_tab": "tokenizers/punkt_tab/english/",
-    "averaged_perceptron_tagger_eng": "taggers/averaged_perceptron_tagger_eng/",
-    "wordnet": "corpora/wordnet",
-}
+_DATA = ("punkt_tab", "averaged_perceptron_tagger_eng", "wordnet")
 SIMILARITY = 0.8
 
 
@@ -30,30 +26,13 @@ class NounReader:
         import nltk
         from nltk.stem import WordNetLemmatizer
 
-        missing = [name for name, place in _DATA.items() if not _is_there(place)]
-        if missing:
-            raise InputError(
-                f"AMBER: NLTK's data {', '.join(missing)} are not installed: run `python -m nltk.downloader "
-                f"{' '.join(missing)}`, or point NLTK_DATA at a folder that has them"
-            )
+        need(_DATA, "AMBER")
         self._words, self._tag = nltk.word_tokenize, nltk.pos_tag
         self._singular = functools.cache(WordNetLemmatizer().lemmatize)
 
     def __call__(self, text: str) -> list[str]:
         """The nouns of a text, in order."""
         return [self._singular(word) for word, tag in self._tag(self._words(text)) if tag.startswith("NN")]
-
-
-def _is_there(place: str) -> bool:
-    import nltk
-
-    for path in (place, f"{place}.zip"):  # a corpus works packed, too
-        try:
-            nltk.data.find(path)
-        except LookupError:
-            continue
-        return True
-    return False
 
 
 def same_words(first: str, second: str) -> bool:

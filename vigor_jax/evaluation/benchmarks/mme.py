@@ -14,8 +14,8 @@ import numpy as np
 from vigor_jax.errors import InputError
 from vigor_jax.evaluation.answer_matching import Asked, Matched, match, tell_extra
 from vigor_jax.evaluation.bootstrap import ratio
-from vigor_jax.evaluation.protocols import MME_SUFFIX
 from vigor_jax.evaluation.saved_answers import read_saved
+from vigor_jax.evaluation.wording import MME_SUFFIX
 
 PERCEPTION = (
     "existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR",

@@ -17,7 +17,7 @@ from vigor_jax.evaluation.judge.client import JudgeRequest
 from vigor_jax.evaluation.judge.judge import Judge, JudgeResult, Spending, spending
 from vigor_jax.records import ImageFile
 
-_PROMPT = """\
+PROMPT = """\
 You see an image and {num} descriptions of it, each written by another system that was asked:
 {instruction}
 
@@ -138,7 +138,7 @@ def rank(
 def make_prompt(descriptions: Sequence[str], instruction: str) -> str:
     """What the judge reads about descriptions, in the order given."""
     num = len(descriptions)
-    return _PROMPT.format(
+    return PROMPT.format(
         num=num,
         instruction=instruction,
         descriptions="\n\n".join(

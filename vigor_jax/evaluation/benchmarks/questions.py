@@ -14,7 +14,8 @@ from vigor_jax.errors import InputError
 from vigor_jax.evaluation.answer_matching import Asked
 from vigor_jax.evaluation.benchmarks.answer_letters import LETTERS, LetterParser, normalize, parse_letter
 from vigor_jax.evaluation.bootstrap import ratio
-from vigor_jax.evaluation.protocols import CHOICE, SHORT, Wording
+from vigor_jax.evaluation.protocol import Protocol
+from vigor_jax.evaluation.wording import CHOICE, SHORT
 
 CHOICE_REQUEST, SHORT_REQUEST = CHOICE, SHORT
 
@@ -159,9 +160,9 @@ def body(question: Question) -> str:
     return question.prompt.removesuffix(f"\n{CHOICE}").removesuffix(f"\n{SHORT}")
 
 
-def worded(question: Question, wording: Wording) -> Question:
+def worded(question: Question, protocol: Protocol) -> Question:
     """The question with a prompt in other words than LLaVA-1.5's."""
-    return replace(question, prompt=wording.ask(body(question)))
+    return replace(question, prompt=protocol.ask(body(question)))
 
 
 def asked(questions: Sequence[Question]) -> list[Asked]:

@@ -143,9 +143,13 @@ class Synonyms:
             found = [(name, words) for name, words in found if name != "seat"]
         return found
 
+    def _base_forms(self, tokens: list[str]) -> list[str]:
+        """Each token in the form that the table has."""
+        return [self._singulars.get(token, token) for token in tokens]
+
     def _join(self, tokens: list[str]) -> Iterator[tuple[str, str]]:
         """Each word, or words that are one, as a name of the table, and as the caption has it."""
-        words = [self._singulars.get(token, token) for token in tokens]
+        words = self._base_forms(tokens)
         start = 0
         while start < len(words):
             end = next(

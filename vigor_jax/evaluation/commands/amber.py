@@ -14,7 +14,7 @@ from vigor_jax.evaluation.benchmarks.amber_files import Amber, read_amber
 from vigor_jax.evaluation.benchmarks.amber_nouns import SIMILARITY, NounReader, same_words, similar_words
 from vigor_jax.evaluation.commands.hallucination import AnswersQuestions, told
 from vigor_jax.evaluation.metrics import Metrics, amber_metrics, warn
-from vigor_jax.evaluation.protocols import ProtocolName, wording, wording_seen
+from vigor_jax.evaluation.wording import as_kept, choose, seen
 
 Part = Literal["all", "generative", "discriminative", "existence", "attribute", "relation"]
 
@@ -40,26 +40,29 @@ class AmberCommand:
     part: Part = "all"
     answers: tuple[Path, ...] = ()
     vectors: str | None = None
-    protocol: ProtocolName = "paper"
+    protocol: str = "paper"
     prompt_suffix: str | None = None
 
     def metrics(self, model: AnswersQuestions | None) -> Metrics:
         """Reads answers, or asks."""
-        words = wording("amber", self.protocol, self.prompt_suffix)
+        words = choose("amber", self.protocol, self.prompt_suffix)
         if model is None and not self.answers:
             raise InputError("amber: give either --answers, or --model and --images")
         benchmark = self._part(read_amber(self.data))
         images, questions = benchmark.images, benchmark.questions
         extra = 0
         if model:
-            texts = model.answer("amber-descriptions", [(one.image, one.query) for one in images]) if images else []
+            described = [(one.image, one.query) for one in images]
+            texts = model.answer("amber-descriptions", described, protocol=words) if images else []
             asked = [(one.image, words.ask(one.query)) for one in questions]
-            answers = model.answer("amber-questions", asked, protocol=words.name) if questions else []
+            answers = model.answer("amber-questions", asked, protocol=words) if questions else []
+            words = model.asking(words) if images else words
         else:
             matched = read_answers(self.answers, [*map(_asked, images), *map(_asked, questions)])
             texts, answers = matched.texts[: len(images)], matched.texts[len(images) :]
             said = zip(questions, matched.answers[len(images) :], strict=True)
-            words = wording_seen("amber", words, [(one.query, answer.question) for one, answer in said])
+            words = as_kept(words, self.answers) if images else words
+            words = seen(words, [(one.query, answer.question) for one, answer in said])
             extra = len(matched.extra)
         checked = self._checked(images, texts, benchmark.words) if images else []
         self._write(checked, texts)

@@ -1,5 +1,6 @@
 """The model that an evaluation command asks; commands import this only then, for it brings JAX."""
 
+import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -8,7 +9,8 @@ from typing import Literal
 
 from vigor_jax.data.images.store import Images, open_images
 from vigor_jax.errors import InputError
-from vigor_jax.evaluation.answer_sampling import AnswerSampling
+from vigor_jax.evaluation.answer_sampling import AnswerSampling, by_protocol, kept_with, told_by
+from vigor_jax.evaluation.protocol import Protocol
 from vigor_jax.hf.load import open_checkpoint
 from vigor_jax.inference.predictor import Predictor, Question
 from vigor_jax.parallel.processes import is_first
@@ -68,6 +70,13 @@ class EvaluatedModel:
         self._predictor = Predictor(checkpoint, config.template, make_mesh(config.mesh), dtype=config.dtype)
         self.is_first = is_first()
 
+    def at(self, out: Path, images: str | None) -> "EvaluatedModel":
+        """The same model, with its weights, which looks for images at another place and keeps its answers in `out`."""
+        other = copy.copy(self)
+        other.__dict__.pop("images", None)
+        other._config, other._out = dataclasses.replace(self._config, images=images), out
+        return other
+
     @cached_property
     def images(self) -> Images:
         """The images there are."""
@@ -81,7 +90,7 @@ class EvaluatedModel:
         asked: Sequence[tuple[str, str]],
         paths: Mapping[str, ImageFile] | None = None,
         *,
-        protocol: str = "",
+        protocol: Protocol | None = None,
     ) -> list[str]:
         """The model's answers.
 
@@ -89,10 +98,11 @@ class EvaluatedModel:
           name: of the file that they are kept in.
           asked: image and words of each question; no image is "".
           paths: image → file; by default `images`.
-          protocol: whose words these are; stands with the answers' settings, and must stay the same.
+          protocol: by which these words are asked; stands with the answers' settings, and must stay the same.
 
         Raises:
-          InputError: an image is missing or cannot be read, or there are answers of another model.
+          InputError: an image is missing or cannot be read, there are answers of another model or protocol, or the
+            options say otherwise than the protocol.
         """
         if paths is None:
             paths = self.images if any(image for image, _ in asked) else {}
@@ -102,6 +112,20 @@ class EvaluatedModel:
                 "--images"
             )
         questions = [Question(image, paths[image] if image else None, words) for image, words in asked]
-        settings = {"protocol": protocol} if protocol else {}
+        settings = kept_with(protocol) if protocol else {}
         out = self._out / f"{name}.jsonl"
-        return self._predictor.ask(questions, out, self._config.sampling, desc=name, settings=settings)
+        return self._predictor.ask(questions, out, self._sampling(protocol), desc=name, settings=settings)
+
+    def asking(self, protocol: Protocol) -> Protocol:
+        """The protocol with how this model's answers are drawn, where it does not say."""
+        return told_by(protocol, self._sampling(protocol))
+
+    def _sampling(self, protocol: Protocol | None) -> AnswerSampling:
+        if protocol is None:
+            return self._config.sampling
+        if protocol.template is not None and self._config.template != protocol.template:
+            raise InputError(
+                f"--template: protocol {protocol.name} has {protocol.template}, got {self._config.template}; give that "
+                "one"
+            )
+        return by_protocol(self._config.sampling, protocol)

@@ -17,7 +17,9 @@ from vigor_jax.evaluation.box_overlap import Frame
 from vigor_jax.evaluation.commands.hallucination import AnswersQuestions
 from vigor_jax.evaluation.image_names import ImageNames
 from vigor_jax.evaluation.metrics import Metrics, grounding_metrics, referring_metrics
+from vigor_jax.evaluation.protocol import own
 from vigor_jax.evaluation.saved_captions import read_captions
+from vigor_jax.evaluation.wording import as_kept
 from vigor_jax.records import ImageFile
 
 Parts: TypeAlias = Mapping[str, Sequence[Expression]]
@@ -72,18 +74,21 @@ class GroundingCommand:
             raise InputError("grounding: give either --captions, or --model and --images")
         synonyms = Synonyms.read(self.synonyms) if self.synonyms else None
         truth = grounding.read_instances(self.objects, synonyms)
-        extra = 0
+        extra, protocol = 0, own("grounding")
         if self.captions:
             saved = read_captions([self.captions], truth.images, "objects")
             extra = len(saved.extra)
             images = set(list(dict.fromkeys(image for image, _ in saved.pairs))[: self.limit or None])
             captions = [(image, text) for image, text in saved.pairs if image in images]
+            protocol = as_kept(protocol, [self.captions])
         else:
             assert model
             asked = sorted(truth.sizes)[: self.limit or None]
             paths = _files(model, asked)
-            texts = model.answer("captions", [(image, self.caption_prompt) for image in asked], paths)
-            captions = list(zip(asked, texts, strict=True))
+            protocol = protocol.used(prompt=self.caption_prompt)
+            prompts = [(image, self.caption_prompt) for image in asked]
+            captions = list(zip(asked, model.answer("captions", prompts, paths, protocol=protocol), strict=True))
+            protocol = model.asking(protocol)
         checked = [grounding.check_boxes(image, text, truth, self.boxes) for image, text in captions]
         details = [
             {"image": image, "text": text, "boxes": [_plain(phrase, right=phrase.is_right) for phrase in one.boxed]}
@@ -93,6 +98,7 @@ class GroundingCommand:
         return {
             **grounding_metrics(checked),
             "policy": {"limit": self.limit, "prompt": self.caption_prompt if model else None, "boxes": self.boxes},
+            "protocol": protocol.used(parser=f"boxes of the {self.boxes}", images={"number": len(checked)}).stored(),
             **({"extra_answers": extra} if extra else {}),
         }
 
@@ -121,6 +127,7 @@ class GroundingCommand:
         return {
             **referring_metrics(located),
             "policy": {"prompt": self.prompt if model else None, "boxes": self.boxes},
+            "protocol": own("grounding").used(prompt=self.prompt, parser=f"first box of the {self.boxes}").stored(),
             **({"extra_answers": extra} if extra else {}),
         }
 

@@ -2,24 +2,22 @@
 
 import dataclasses
 import itertools
-import json
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol as Interface
 
 from vigor_jax.errors import InputError
 from vigor_jax.evaluation.answer_matching import read_answers
 from vigor_jax.evaluation.benchmarks import chair, mme, pope
 from vigor_jax.evaluation.benchmarks.pope_build import SPLITS, build_questions
-from vigor_jax.evaluation.benchmarks.synonyms import Synonyms
-from vigor_jax.evaluation.metrics import Metrics, chair_metrics, mme_metrics, pope_metrics, warn
-from vigor_jax.evaluation.protocols import ProtocolName, Wording, wording, wording_seen
-from vigor_jax.evaluation.saved_captions import read_captions
+from vigor_jax.evaluation.metrics import Metrics, mme_metrics, pope_metrics, warn
+from vigor_jax.evaluation.protocol import Protocol
+from vigor_jax.evaluation.wording import choose, seen
 from vigor_jax.records import ImageFile
 
 
-class AnswersQuestions(Protocol):
+class AnswersQuestions(Interface):
     """A model that answers questions, see `vigor_jax.evaluation.commands.evaluated_model.EvaluatedModel`."""
 
     @property
@@ -32,9 +30,12 @@ class AnswersQuestions(Protocol):
         asked: Sequence[tuple[str, str]],
         paths: Mapping[str, ImageFile] | None = None,
         *,
-        protocol: str = "",
+        protocol: Protocol | None = None,
     ) -> list[str]:
         """The answers to questions about images; `name` is of the file that they are kept in."""
+
+    def asking(self, protocol: Protocol) -> Protocol:
+        """The protocol with how this model's answers are drawn, where it does not say."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,20 +46,20 @@ class PopeCommand:
       out: gets `metrics.json`.
       questions: files of questions, such as the three of the benchmark.
       answers: a file of answers to each file of questions, in the same order, or one to all; or give a model.
-      protocol: the words that a model is asked in: "paper", the question alone, or "llava-1.5", which adds a request
-        for a single word.
+      protocol: how a model is asked and its answers are read: "paper", the question alone; "llava-1.5", which adds a
+        request for a single word; "strict", read as lmms-eval does; "vcd"; or a YAML file (docs/evaluation.md).
       prompt_suffix: other words that follow each question.
     """
 
     out: Path
     questions: tuple[Path, ...]
     answers: tuple[Path, ...] = ()
-    protocol: ProtocolName = "paper"
+    protocol: str = "paper"
     prompt_suffix: str | None = None
 
     def metrics(self, model: AnswersQuestions | None) -> Metrics:
         """Reads answers, or asks."""
-        words = wording("pope", self.protocol, self.prompt_suffix)
+        words = choose("pope", self.protocol, self.prompt_suffix)
         files: dict[str, list[pope.PopeQuestion]] = {}
         if model is None and len(self.answers) not in (1, len(self.questions)):
             raise InputError(
@@ -71,9 +72,7 @@ class PopeCommand:
             files[path.stem] = pope.read_questions(path)
         if model:
             texts = {
-                name: model.answer(
-                    f"pope-{name}", [(q.image, words.ask(q.text)) for q in questions], protocol=words.name
-                )
+                name: model.answer(f"pope-{name}", [(q.image, words.ask(q.text)) for q in questions], protocol=words)
                 for name, questions in files.items()
             }
             extra = 0
@@ -83,8 +82,8 @@ class PopeCommand:
         return {**found, **told(words, extra), **warn(pope=found)}
 
     def _saved(
-        self, files: Mapping[str, Sequence[pope.PopeQuestion]], words: Wording
-    ) -> tuple[dict[str, list[str]], Wording, int]:
+        self, files: Mapping[str, Sequence[pope.PopeQuestion]], words: Protocol
+    ) -> tuple[dict[str, list[str]], Protocol, int]:
         asked = [pope.asked(questions, name) for name, questions in files.items()]
         if len(self.answers) == 1:
             matched = [read_answers(self.answers, [one for part in asked for one in part])]
@@ -96,12 +95,12 @@ class PopeCommand:
         texts = iter(answer.text for answer in answers)
         return (
             {name: list(itertools.islice(texts, len(part))) for name, part in zip(files, asked, strict=True)},
-            wording_seen("pope", words, said),
+            seen(words, said),
             sum(len(part.extra) for part in matched),
         )
 
 
-def told(words: Wording, extra: int) -> Metrics:
+def told(words: Protocol, extra: int) -> Metrics:
     """What is to be known of the questions and answers, in addition to the figures."""
     return {"protocol": words.stored(), **({"extra_answers": extra} if extra else {})}
 
@@ -150,69 +149,6 @@ class PopeQuestionsCommand:
 
 
 @dataclasses.dataclass(frozen=True)
-class ChairCommand:
-    """CHAIR: how much of what captions mention is not there?
-
-    Attributes:
-      out: gets `metrics.json`, and `captions.json` with what was found in each caption.
-      objects: what is in the images: JSON {image: [object, ...]}, or COCO's instances and captions; several files add
-        to each other.
-      captions: saved captions, with `image` or `image_id` and `text` or `caption`; or give a model.
-      synonyms: CHAIR's table of names; by default each object's own name and its plural.
-      as_published: find what the authors' script finds, which misses "bus" and a few more.
-      prompt: what a model is asked for a caption with.
-      limit: only this many images, the first by name; 0 takes all.
-    """
-
-    out: Path
-    objects: tuple[Path, ...]
-    captions: Path | None = None
-    synonyms: Path | None = None
-    as_published: bool = True
-    prompt: str = "Describe this image in detail."
-    limit: int = 0
-
-    def metrics(self, model: AnswersQuestions | None) -> Metrics:
-        """Reads captions, or asks for them."""
-        if (model is None) == (self.captions is None):
-            raise InputError("chair: give either --captions, or --model and --images")
-        synonyms = Synonyms.read(self.synonyms, as_published=self.as_published) if self.synonyms else None
-        known = chair.read_annotations(self.objects, synonyms)
-        extra = 0
-        if self.captions:
-            saved = read_captions([self.captions], known.images, "objects")
-            extra = len(saved.extra)
-            images = list(dict.fromkeys(image for image, _ in saved.pairs))[: self.limit or None]
-            reference = known.reference(synonyms, images=images)
-            captions = [(image, text) for image, text in saved.pairs if image in reference.objects]
-        else:
-            assert model
-            reference = known.reference(synonyms, images=model.images)
-            images = sorted(reference.objects)[: self.limit or None]
-            texts = model.answer("captions", [(image, self.prompt) for image in images])
-            captions = list(zip(images, texts, strict=True))
-        checked = [chair.check_caption(image, text, reference) for image, text in captions]
-        details = [
-            {
-                "image": one.image,
-                "text": text,
-                "mentions": [mention.object for mention in one.mentions],
-                "hallucinated": [m.object for m, absent in zip(one.mentions, one.hallucinated, strict=True) if absent],
-            }
-            for one, (_, text) in zip(checked, captions, strict=True)
-        ]
-        self.out.mkdir(parents=True, exist_ok=True)
-        (self.out / "captions.json").write_text(json.dumps(details, indent=1, ensure_ascii=False) + "\n", "utf-8")
-        how = "as the authors' script finds them" if self.as_published else "blind spots of the script removed"
-        return {
-            **chair_metrics(checked),
-            "names": f"{self.synonyms}, {how}" if self.synonyms else "the objects' own names",
-            "policy": {"limit": self.limit, "prompt": self.prompt if model else None},
-            **({"extra_answers": extra} if extra else {}),
-        }
-
-
-@dataclasses.dataclass(frozen=True)
 class MmeCommand:
     """MME: two questions an image, fourteen subtasks.
 
@@ -221,8 +157,8 @@ class MmeCommand:
       data: the benchmark's folder.
       results: folder of answered questions in the official format; or give answers or a model.
       answers: files of saved answers to the questions of `data`; subtasks without an answer are left out.
-      protocol: the words that a model is asked in: "paper", the question with its "Please answer yes or no.", or
-        "llava-1.5", which asks for a single word instead.
+      protocol: how a model is asked: "paper", the question with its "Please answer yes or no."; "llava-1.5", which
+        asks for a single word instead; or a YAML file.
       prompt_suffix: other words that follow each question.
     """
 
@@ -230,12 +166,12 @@ class MmeCommand:
     data: Path | None = None
     results: Path | None = None
     answers: tuple[Path, ...] = ()
-    protocol: ProtocolName = "paper"
+    protocol: str = "paper"
     prompt_suffix: str | None = None
 
     def metrics(self, model: AnswersQuestions | None) -> Metrics:
         """Reads results or answers, or asks."""
-        words = wording("mme", self.protocol, self.prompt_suffix)
+        words = choose("mme", self.protocol, self.prompt_suffix)
         if model is None and self.results is not None:
             found = mme_metrics(mme.read_results(self.results))
             return {**found, **told(words, 0), **warn(mme=found)}
@@ -249,14 +185,14 @@ class MmeCommand:
             for subtask, questions in subtasks.items():
                 paths = {f"{subtask}/{question.image}": question.path for question in questions if question.path}
                 asked = [(f"{subtask}/{q.image}", words.ask(q.question)) for q in questions]
-                texts = model.answer(f"mme-{subtask}", asked, paths, protocol=words.name)
+                texts = model.answer(f"mme-{subtask}", asked, paths, protocol=words)
                 results[subtask] = mme.answered(questions, texts)
             mme.write_results(self.out / "results", results)
         else:
             results, matched = mme.read_answers(self.answers, subtasks)
             own = [question for questions in results.values() for question in questions]
             said = zip(own, matched.answers, strict=True)
-            words = wording_seen("mme", words, [(mme.words(one.question), answer.question) for one, answer in said])
+            words = seen(words, [(mme.words(one.question), answer.question) for one, answer in said])
             extra = len(matched.extra)
         found = mme_metrics(results)
         return {**found, **told(words, extra), **warn(mme=found)}

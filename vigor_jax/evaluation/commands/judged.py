@@ -5,22 +5,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from vigor_jax.data.images.store import open_images
 from vigor_jax.errors import InputError
 from vigor_jax.evaluation.answer_matching import Asked, read_answers
 from vigor_jax.evaluation.benchmarks import hallusion, mmhal, preference
 from vigor_jax.evaluation.benchmarks.hallusion import HallusionQuestion, Outcome
 from vigor_jax.evaluation.benchmarks.mmhal_prompt import PLACES, PROMPT
-from vigor_jax.evaluation.bootstrap import bootstrap
 from vigor_jax.evaluation.commands.hallucination import AnswersQuestions
 from vigor_jax.evaluation.image_names import ImageNames
 from vigor_jax.evaluation.judge.client import JudgeConfig, JudgeRequest
 from vigor_jax.evaluation.judge.judge import Judge, JudgeResult, spending
-from vigor_jax.evaluation.judge.prompt import fill, read_prompt
-from vigor_jax.evaluation.metrics import Metrics, hallusion_metrics
+from vigor_jax.evaluation.judge.prompt import fill, read_prompt, version
+from vigor_jax.evaluation.metrics import Metrics, counted, hallusion_metrics
+from vigor_jax.evaluation.protocol import Protocol, read_protocol
 from vigor_jax.evaluation.saved_captions import read_captions, refuse_double
+from vigor_jax.evaluation.wording import as_kept
 from vigor_jax.records import ImageFile
 
 
@@ -33,6 +32,7 @@ class MmhalCommand:
       questions: the benchmark's file.
       judge: the model that judges.
       answers: saved answers; or give a model.
+      protocol: how a model is asked: "paper", or a YAML file (docs/evaluation.md).
       prompt: a file with the words that the judge is asked in, such as the published ones; by default our own.
       system: name of the model, which the judge's replies are kept under.
     """
@@ -41,19 +41,24 @@ class MmhalCommand:
     questions: Path
     judge: JudgeConfig
     answers: Path | None = None
+    protocol: str = "paper"
     prompt: Path | None = None
     system: str = ""
 
     def metrics(self, model: AnswersQuestions | None) -> Metrics:
         """Reads answers, or asks for them, and has them judged."""
+        protocol = read_protocol(self.protocol, "mmhal")
         questions, extra = mmhal.read_questions(self.questions), 0
         if model:
             paths = {question.image_id: _image(model, question.image_id) for question in questions}
-            answers = model.answer("mmhal", [(q.image_id, q.question) for q in questions], paths)
+            asked = [(q.image_id, protocol.ask(q.question)) for q in questions]
+            answers = model.answer("mmhal", asked, paths, protocol=protocol)
+            protocol = model.asking(protocol)
         elif self.answers:
             matched = read_answers([self.answers], mmhal.asked(questions))
             answers, extra = matched.texts, len(matched.extra)
             mmhal.refuse_empty(answers, str(self.answers))
+            protocol = as_kept(protocol, [self.answers])
         else:
             raise InputError("mmhal: give either --answers, or --model and --images")
         judge = Judge(self.judge, self.out / "replies.jsonl")
@@ -65,8 +70,9 @@ class MmhalCommand:
             "hallucination_rate": found.hallucination_rate,
             "types": found.types,
             "judged": found.judged,
-            "intervals": bootstrap(np.array(list(counts.values())), mmhal.rates),
+            **counted(counts, mmhal.rates),
             "prompt": str(self.prompt or "ours"),
+            "protocol": protocol.used(judge=rule(self.judge, prompt, self.prompt)).stored(),
             **({"extra_answers": extra} if extra else {}),
             **judging(self.judge, found.malformed, found.spending),
         }
@@ -84,6 +90,7 @@ class HallusionCommand:
       answers: saved answers to the questions, named CATEGORY_SUBCATEGORY_SET_FIGURE_QUESTION or by image and words.
       judge: the model that says which answers are right, GPT-4 in the official script; without one, the first word of
         an answer does.
+      protocol: how a model is asked: "paper", or a YAML file (docs/evaluation.md).
       prompt: a file with the words that the judge is asked in, such as the published ones; by default our own.
       system: name of the model, which the judge's replies are kept under.
     """
@@ -93,22 +100,26 @@ class HallusionCommand:
     results: Path | None = None
     answers: tuple[Path, ...] = ()
     judge: JudgeConfig | None = None
+    protocol: str = "paper"
     prompt: Path | None = None
     system: str = ""
 
     def metrics(self, model: AnswersQuestions | None) -> Metrics:
         """Reads answers, or asks for them, and finds which are right."""
-        questions, answers, extra = self._answered(model)
+        protocol = read_protocol(self.protocol, "hallusion")
+        questions, answers, extra = self._answered(model, protocol)
         if self.judge is None:
             outcomes: list[Outcome | None] = [*map(hallusion.read_outcome, questions, answers)]
-            told: Metrics = {"read": "first word"}
+            told: Metrics = {"read": "first word", "protocol": protocol.used(parser="first-word").stored()}
         else:
-            outcomes, told = self._judged(self.judge, questions, answers)
+            outcomes, told = self._judged(self.judge, questions, answers, protocol)
             questions = [one for one, outcome in zip(questions, outcomes, strict=True) if outcome]
         found = hallusion_metrics(questions, [outcome for outcome in outcomes if outcome])
         return {**found, **told, **({"extra_answers": extra} if extra else {})}
 
-    def _answered(self, model: AnswersQuestions | None) -> tuple[list[HallusionQuestion], list[str], int]:
+    def _answered(
+        self, model: AnswersQuestions | None, protocol: Protocol
+    ) -> tuple[list[HallusionQuestion], list[str], int]:
         if model is None and self.results is not None:
             questions = hallusion.read_questions(self.results)
             if lacking := [one.id for one in questions if one.answer is None]:
@@ -126,11 +137,12 @@ class HallusionCommand:
             return questions, matched.texts, len(matched.extra)
         below = {"/".join(Path(name).parts[-3:]): name for name in model.images}
         paths = {one.image: model.images[below[one.image]] for one in questions if one.image and one.image in below}
-        texts = model.answer("hallusion", [(one.image or "", one.question) for one in questions], paths)
+        prompts = [(one.image or "", protocol.ask(one.question)) for one in questions]
+        texts = model.answer("hallusion", prompts, paths, protocol=protocol)
         return questions, texts, 0
 
     def _judged(
-        self, config: JudgeConfig, questions: Sequence[HallusionQuestion], answers: Sequence[str]
+        self, config: JudgeConfig, questions: Sequence[HallusionQuestion], answers: Sequence[str], protocol: Protocol
     ) -> tuple[list[Outcome | None], Metrics]:
         prompt = read_prompt(self.prompt, hallusion.PLACES) if self.prompt else hallusion.PROMPT
         requests = [
@@ -142,7 +154,11 @@ class HallusionCommand:
             said = results[0].replies[-1].text[:80]
             raise InputError(f"HallusionBench: no reply of {config.model} is a verdict; the first is {said!r}")
         malformed = [result for result in results if result.value is None]
-        told = {"prompt": str(self.prompt or "ours"), **judging(config, malformed, spending(results, config))}
+        told = {
+            "prompt": str(self.prompt or "ours"),
+            "protocol": protocol.used(judge=rule(config, prompt, self.prompt)).stored(),
+            **judging(config, malformed, spending(results, config)),
+        }
         return [result.value for result in results], told
 
 
@@ -195,9 +211,15 @@ class PreferenceCommand:
                 name: {key: value.interval for key, value in own.items()} for name, own in found.ranks.items()
             },
             "images": found.images,
+            "protocol": self._protocol(found.images).stored(),
             "rankings": found.rankings,
             **judging(self.judge, found.malformed, found.spending),
         }
+
+    def _protocol(self, images: int) -> Protocol:
+        used = {"number": images}
+        judge = rule(self.judge, preference.PROMPT, None)
+        return read_protocol("paper", "preference").used(prompt=self.instruction, images=used, judge=judge)
 
 
 def _image(model: AnswersQuestions, image_id: str) -> ImageFile:
@@ -206,6 +228,11 @@ def _image(model: AnswersQuestions, image_id: str) -> ImageFile:
         if Path(name).name.startswith(image_id):
             return model.images[name]
     raise InputError(f"mmhal: no file in --images starts with {image_id}; download the benchmark's images")
+
+
+def rule(config: JudgeConfig, prompt: str, file: Path | None) -> dict[str, str]:
+    """What a protocol says of a judge."""
+    return {"model": config.model, "prompt": version(prompt, file)}
 
 
 def judging(config: JudgeConfig, malformed: Sequence[JudgeResult[Any]], spending: Any) -> Metrics:

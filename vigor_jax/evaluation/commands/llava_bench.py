@@ -8,12 +8,13 @@ import numpy as np
 from vigor_jax.errors import InputError
 from vigor_jax.evaluation.answer_matching import read_answers
 from vigor_jax.evaluation.benchmarks import llava_bench
-from vigor_jax.evaluation.bootstrap import bootstrap
 from vigor_jax.evaluation.commands.hallucination import AnswersQuestions
-from vigor_jax.evaluation.commands.judged import judging
+from vigor_jax.evaluation.commands.judged import judging, rule
 from vigor_jax.evaluation.judge.client import JudgeConfig, JudgeRequest
 from vigor_jax.evaluation.judge.judge import Judge, spending
-from vigor_jax.evaluation.metrics import Metrics
+from vigor_jax.evaluation.metrics import Metrics, counted
+from vigor_jax.evaluation.protocol import file_version, read_protocol
+from vigor_jax.evaluation.wording import as_kept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +28,7 @@ class LlavaBenchCommand:
       references: GPT-4's answers: answers_gpt4.jsonl, or qa90_gpt4_answer.jsonl of COCO.
       judge: the model that judges; GPT-4 in the paper.
       answers: saved answers; or give a model.
+      protocol: how a model is asked: "paper", or a YAML file (docs/evaluation.md).
       rule: LLaVA's rule.json, which has the published words that the judge is asked in; by default our own.
       system: name of the model, which the judge's replies are kept under.
     """
@@ -37,6 +39,7 @@ class LlavaBenchCommand:
     references: Path
     judge: JudgeConfig
     answers: tuple[Path, ...] = ()
+    protocol: str = "paper"
     rule: Path | None = None
     system: str = ""
 
@@ -46,12 +49,16 @@ class LlavaBenchCommand:
         contexts = llava_bench.read_contexts(self.context, questions)
         rules = llava_bench.read_rules(self.rule) if self.rule else None
         known, extra = llava_bench.asked(questions), 0
+        protocol = read_protocol(self.protocol, "llava-bench")
         references = read_answers([self.references], known).texts
         if model:
-            answers = model.answer("llava-bench", [(one.image, one.question) for one in questions])
+            prompts = [(one.image, protocol.ask(one.question)) for one in questions]
+            answers = model.answer("llava-bench", prompts, protocol=protocol)
+            protocol = model.asking(protocol)
         elif self.answers:
             matched = read_answers(self.answers, known)
             answers, extra = matched.texts, len(matched.extra)
+            protocol = as_kept(protocol, self.answers)
         else:
             raise InputError("llava-bench: give either --answers, or --model and --images")
         requests = [
@@ -66,20 +73,27 @@ class LlavaBenchCommand:
         judge = Judge(self.judge, self.out / "replies.jsonl")
         results = judge.ask_all(requests, llava_bench.parse_scores, desc="llava-bench")
         scores = [result.value for result in results]
-        counts = np.array(list(llava_bench.count(questions, scores).values()))
-        if not len(counts):
+        counts = llava_bench.count(questions, scores)
+        if not counts:
             said = results[0].replies[-1].text[:80]
             raise InputError(f"LLaVA-Bench: no reply of {self.judge.model} has two scores; the first is {said!r}")
-        reference, answer, number = counts.sum((0, 1))
+        total = np.sum(list(counts.values()), axis=0)
+        reference, answer, number = total.sum(0)
         malformed = [result for result in results if result.value is None]
         return {
-            **{name: float(value) for name, value in llava_bench.rates(counts.sum(0)).items()},
+            **{name: float(value) for name, value in llava_bench.rates(total).items()},
             "mean_score": float(answer / number),
             "mean_reference": float(reference / number),
             "words": float(np.mean([len(text.split()) for text in answers])),
             "judged": int(number),
-            "intervals": bootstrap(counts, llava_bench.rates),
+            **counted(counts, llava_bench.rates),
             "prompt": str(self.rule or "ours"),
+            "protocol": protocol.used(judge=self._judged()).stored(),
             **({"extra_answers": extra} if extra else {}),
             **judging(self.judge, malformed, spending(results, self.judge)),
         }
+
+    def _judged(self) -> dict[str, str]:
+        if self.rule is None:
+            return rule(self.judge, llava_bench.PROMPT, None)
+        return {"model": self.judge.model, "prompt": f"file-{file_version(self.rule)}"}

@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
 from vigor_jax.errors import InputError
 from vigor_jax.evaluation.answer_matching import read_answers
 from vigor_jax.evaluation.benchmarks import captions, mmvet, question_files, questions
@@ -25,16 +23,18 @@ from vigor_jax.evaluation.benchmarks.question_layouts import (
     read_seed,
 )
 from vigor_jax.evaluation.benchmarks.questions import Question
-from vigor_jax.evaluation.bootstrap import bootstrap
 from vigor_jax.evaluation.commands.hallucination import AnswersQuestions, told
 from vigor_jax.evaluation.commands.judged import judging
 from vigor_jax.evaluation.judge.client import JudgeConfig
 from vigor_jax.evaluation.judge.judge import Judge
-from vigor_jax.evaluation.judge.prompt import read_prompt
-from vigor_jax.evaluation.metrics import Metrics
-from vigor_jax.evaluation.protocols import ProtocolName, wording, wording_seen
+from vigor_jax.evaluation.judge.prompt import read_prompt, version
+from vigor_jax.evaluation.metrics import Metrics, counted
+from vigor_jax.evaluation.protocol import OWN, Protocol, read_protocol
 from vigor_jax.evaluation.saved_captions import read_captions, refuse_double
+from vigor_jax.evaluation.wording import as_kept, choose, requested, seen
 from vigor_jax.records import ImageFile
+
+CAPTION_PROMPT = "Provide a one-sentence caption for the provided image."
 
 Layout = Literal["seed", "mmbench", "scienceqa", "gqa", "mmvet"]
 
@@ -53,8 +53,8 @@ class QuestionsCommand:
         image, or "all".
       circular: whether MMBench's options are rotated, and an answer counts only if it is right each time.
       answers: saved answers; or give a model.
-      protocol: the words that a model is asked in: "llava-1.5" adds its request for a letter or a short answer,
-        "paper" nothing.
+      protocol: how a model is asked: "llava-1.5" adds its request for a letter or a short answer, "paper" nothing; or
+        a YAML file.
       prompt_suffix: other words that follow each question, such as LLaVA's request in Chinese.
       judge: the model that judges MM-Vet.
       prompt: a file with the words that the judge is asked in, such as the published ones; by default our own.
@@ -69,7 +69,7 @@ class QuestionsCommand:
     part: Literal["image", "video", "all"] = "image"
     circular: bool = True
     answers: Path | None = None
-    protocol: ProtocolName = "llava-1.5"
+    protocol: str = "llava-1.5"
     prompt_suffix: str | None = None
     judge: JudgeConfig | None = None
     prompt: Path | None = None
@@ -77,7 +77,7 @@ class QuestionsCommand:
 
     def metrics(self, model: AnswersQuestions | None) -> Metrics:
         """Reads answers, or asks."""
-        words = wording(self.layout, self.protocol, self.prompt_suffix)
+        words = choose(self.layout, self.protocol, self.prompt_suffix)
         asked, extra = self._read(), 0
         if model:
             asked = [questions.worded(question, words) for question in asked]
@@ -88,16 +88,19 @@ class QuestionsCommand:
             elif self.layout == "seed":  # whose images' names have no endings
                 paths = question_files.find_files(asked, model.images)
             pairs = [(question.image or "", question.prompt) for question in asked]
-            texts = model.answer(self.layout, pairs, paths, protocol=words.name)
+            texts = model.answer(self.layout, pairs, paths, protocol=words)
         elif self.answers:
             known = questions.asked(asked)
             matched = read_answers([self.answers], known)
             said = zip(known, matched.answers, strict=True)
-            words = wording_seen(self.layout, words, [(one.body, answer.question) for one, answer in said])
+            words = seen(words, [(one.body, answer.question) for one, answer in said])
             texts, extra = matched.texts, len(matched.extra)
         else:
             raise InputError("questions: give either --answers, or --model and --images")
-        found = self._judged(asked, texts) if self.layout == "mmvet" else self._compared(asked, texts)
+        if self.layout == "mmvet":
+            found, words = self._judged(asked, texts, words)
+        else:
+            found = self._compared(asked, texts)
         return {**found, **told(words, extra)}
 
     def _read(self) -> list[Question]:
@@ -122,7 +125,7 @@ class QuestionsCommand:
         found = questions.outcomes(asked, texts)
         merged = questions.merge_groups(found)
         metrics = self._figures(asked, texts, parse_letter)
-        metrics["intervals"] = bootstrap(np.array(list(questions.count(merged).values())), questions.rates)
+        metrics |= counted(questions.count(merged), questions.rates)
         if self.layout != "gqa":  # which has no letters
             strict = parse_letter_alone if self.layout == "seed" else parse_letter_strict
             metrics["strict"] = self._figures(asked, texts, strict)
@@ -136,7 +139,7 @@ class QuestionsCommand:
             metrics["once"] = questions.compute_metrics([found[place] for place in once(choices)]).accuracy
         return metrics
 
-    def _judged(self, asked: list[Question], texts: list[str]) -> Metrics:
+    def _judged(self, asked: list[Question], texts: list[str], words: Protocol) -> tuple[Metrics, Protocol]:
         if self.judge is None:
             raise InputError("questions: MM-Vet needs a judge, give --judge.model")
         own = [question for question in asked if isinstance(question, questions.OpenQuestion)]
@@ -145,15 +148,16 @@ class QuestionsCommand:
             own, texts, Judge(self.judge, self.out / "replies.jsonl"), prompt=prompt, system=self.system
         )
         counts = mmvet.count(own, [result.value for result in found.results])
+        words = words.used(judge={"model": self.judge.model, "prompt": version(prompt, self.prompt)})
         return {
             "score": found.score,
             "capabilities": found.capabilities,
             "integrations": found.integrations,
             "judged": found.judged,
-            "intervals": bootstrap(np.array(list(counts.values())), mmvet.rates),
+            **counted(counts, mmvet.rates),
             "prompt": str(self.prompt or "ours"),
             **judging(self.judge, found.malformed, found.spending),
-        }
+        }, words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,34 +168,42 @@ class CaptionsCommand:
       out: gets `metrics.json`.
       references: COCO's captions, or {image: [caption, ...]}.
       captions: saved captions, with `image` or `image_id` and `text` or `caption`; or give a model.
-      prompt: what a model is asked for a caption with.
+      protocol: how a model is asked: "fisao", or a YAML file; by default, "own", as the other options say.
+      prompt: what a model is asked for a caption with, where the protocol does not say.
       limit: only this many images, the first by name; 0 takes all.
     """
 
     out: Path
     references: Path
     captions: Path | None = None
-    prompt: str = "Provide a one-sentence caption for the provided image."
+    protocol: str = OWN
+    prompt: str = CAPTION_PROMPT
     limit: int = 0
 
     def metrics(self, model: AnswersQuestions | None) -> Metrics:
         """Reads captions, or asks for them."""
         references, names = captions.read_named_references(self.references)
-        extra = 0
+        protocol, extra = read_protocol(self.protocol, "captions"), 0
         if model:
             images = sorted(references)[: self.limit or None]
-            texts = dict(zip(images, model.answer("captions", [(i, self.prompt) for i in images]), strict=True))
+            protocol = requested(protocol, self.prompt, CAPTION_PROMPT)
+            asked = [(image, protocol.prompt or "") for image in images]
+            texts = dict(zip(images, model.answer("captions", asked, protocol=protocol), strict=True))
+            protocol = model.asking(protocol)
         elif self.captions:
             saved = read_captions([self.captions], names, "references")
             refuse_double(saved)
             texts, extra = dict(saved.pairs[: self.limit or None]), len(saved.extra)
+            protocol = as_kept(protocol, [self.captions])
         else:
             raise InputError("captions: give either --captions, or --model and --images")
-        found = captions.compute_metrics(texts, references)
+        found = captions.compute_metrics({image: protocol.read(text) for image, text in texts.items()}, references)
+        protocol = protocol.used(images={"number": len(texts)}, parser=found.tokenizer)
         figures = [field.name for field in dataclasses.fields(found) if field.name not in ("counts", "left_out")]
         return {
             **{name: getattr(found, name) for name in figures},
             "left_out": dict(found.left_out),
+            "protocol": protocol.stored(),
             **({"extra_answers": extra} if extra else {}),
-            "intervals": bootstrap(np.array(list(found.counts.values())), captions.rates),
+            **counted(found.counts, captions.rates),
         }

@@ -41,6 +41,7 @@ class JudgeConfig:
         max_attempts: How many replies are asked for until one can be read.
         price_per_million_prompt_tokens: In any currency; None where unknown, and then there is no cost.
         price_per_million_completion_tokens: The same, of the judge's own tokens.
+        ask: False only says how many requests there are, about how many tokens they take, and what that costs.
 
     Raises:
         InputError: A value is out of range.
@@ -58,6 +59,7 @@ class JudgeConfig:
     max_attempts: int = 3
     price_per_million_prompt_tokens: float | None = None
     price_per_million_completion_tokens: float | None = None
+    ask: bool = True
 
     def __post_init__(self) -> None:
         if self.base_url is not None and not self.base_url.startswith(("http://", "https://")):
@@ -124,6 +126,22 @@ class NoCompletionError(Exception):
     """What came with status 200 is no chat completion, but a proxy's page or a body cut short."""
 
 
+def read_key(config: JudgeConfig) -> str:
+    """The key of the endpoint.
+
+    Raises:
+        InputError: It is not in the environment, or none.
+    """
+    api_key = os.environ.get(config.api_key_env, "").strip()
+    if not api_key or not api_key.isascii() or not api_key.isprintable():
+        raise InputError(
+            f"judge: expected a key in the environment variable {config.api_key_env}, found "
+            f"{'characters that no key has' if api_key else 'none'}; set it (to anything, where the endpoint "
+            "wants none)"
+        )
+    return api_key
+
+
 class ChatClient:
     """The client `openai`; an asynchronous context manager.
 
@@ -138,13 +156,7 @@ class ChatClient:
             raise InputError(
                 f"judge: the package openai cannot be imported ({error}); pip install vigor-jax[judge]"
             ) from error
-        api_key = os.environ.get(config.api_key_env, "").strip()
-        if not api_key or not api_key.isascii() or not api_key.isprintable():
-            raise InputError(
-                f"judge: expected a key in the environment variable {config.api_key_env}, found "
-                f"{'characters that no key has' if api_key else 'none'}; set it (to anything, where the endpoint "
-                "wants none)"
-            )
+        api_key = read_key(config)
         self._config, self._openai = config, openai
         self._client = openai.AsyncOpenAI(
             base_url=config.base_url, api_key=api_key, timeout=config.timeout, max_retries=config.max_retries

@@ -5,6 +5,7 @@ times, then counted and shown; nothing is made up in its place.
 """
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,8 +23,11 @@ from vigor_jax.evaluation.judge.client import (
     NoCompletionError,
     RequestFailedError,
 )
+from vigor_jax.evaluation.judge.estimate import Estimate, NotAskedError
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 
 class MalformedReplyError(ValueError):
@@ -121,6 +125,7 @@ class Judge:
             A result for each request, in order.
 
         Raises:
+            NotAskedError: There is something to ask, and `config.ask` is off.
             InputError: `openai` or the key is missing, or an image or the file cannot be used. Or requests have
                 failed after all retries; all others are answered and kept by then.
         """
@@ -144,6 +149,10 @@ class Judge:
 
             due = [key for key in keyed if result(key) is None]
             if due:
+                estimate = Estimate.of((keyed[key] for key in due), self.config)
+                if not self.config.ask:
+                    raise NotAskedError(desc, self.config.model, estimate)
+                logger.info("%s: asks %s: %s", desc, self.config.model, estimate)
                 with tqdm(total=len(keyed), initial=len(keyed) - len(due), desc=desc, unit="request") as progress:
                     asking = _Asking(self.config, keyed, cache, lambda key: result(key) is not None, progress)
                     asyncio.run(asking.run(due))

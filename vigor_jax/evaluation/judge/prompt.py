@@ -1,5 +1,6 @@
 """The words that a judge is asked in: a text with named places, ours or one from a file, such as the published ones."""
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,11 @@ def read_prompt(path: Path, places: Sequence[str]) -> str:
     elif missing:
         raise InputError(f"{path}: expected a prompt with {{{'}, {'.join(places)}}}; {{{missing[0]}}} is missing")
     return prompt
+
+
+def version(prompt: str, path: Path | None) -> str:
+    """What a protocol says of a prompt: whose it is, and the start of its SHA-256."""
+    return f"{'file' if path else 'ours'}-{hashlib.sha256(prompt.encode()).hexdigest()[:8]}"
 
 
 def fill(prompt: str, texts: Mapping[str, str]) -> str:
