@@ -3,7 +3,7 @@
 import dataclasses
 from typing import ClassVar
 
-from vigor_jax.inference.sampling_methods import SamplingConfig
+from vigor_jax.inference.sampling_config import SamplingConfig
 
 
 @dataclasses.dataclass(frozen=True)

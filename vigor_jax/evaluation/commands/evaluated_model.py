@@ -11,8 +11,9 @@ from vigor_jax.errors import InputError
 from vigor_jax.evaluation.answer_sampling import AnswerSampling
 from vigor_jax.hf.load import open_checkpoint
 from vigor_jax.inference.predictor import Predictor, Question
+from vigor_jax.parallel.config import DistributedConfig, MeshConfig
 from vigor_jax.parallel.processes import is_first
-from vigor_jax.parallel.sharding import DistributedConfig, MeshConfig, join_processes, make_mesh
+from vigor_jax.parallel.sharding import join_processes, make_mesh
 from vigor_jax.records import ImageFile
 
 
