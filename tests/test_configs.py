@@ -18,7 +18,7 @@ from vigor_jax.caption import CaptionCommand
 from vigor_jax.config import TrainConfig
 from vigor_jax.demo.config import DemoOptions, demo_config
 from vigor_jax.errors import InputError
-from vigor_jax.evaluation.commands.evaluated_model import EvaluatedModelConfig
+from vigor_jax.evaluation.commands.evaluated_model_config import EvaluatedModelConfig
 from vigor_jax.export import ExportCommand
 from vigor_jax.models.lora_config import LoraConfig
 

@@ -21,7 +21,7 @@ from vigor_jax.stages.ppo_config import PpoConfig
 from vigor_jax.stages.preference_reward_config import PreferenceRewardConfig
 from vigor_jax.stages.sample_config import SampleConfig
 from vigor_jax.stages.score_config import ScoreConfig, as_config
-from vigor_jax.stages.select import SelectConfig
+from vigor_jax.stages.select_config import SelectConfig
 from vigor_jax.stages.train_reward_config import TrainRewardConfig
 from vigor_jax.training.config import SftConfig
 from vigor_jax.training.trackers import Reporting, TrackerName

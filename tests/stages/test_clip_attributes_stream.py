@@ -37,7 +37,7 @@ from vigor_jax.rewards.phrases import PhrasesConfig
 from vigor_jax.stages.programs import Sizes, Work
 from vigor_jax.stages.sample_config import SampleConfig
 from vigor_jax.stages.score_config import ScoreConfig, StreamConfig
-from vigor_jax.stages.select import SelectConfig
+from vigor_jax.stages.select_config import SelectConfig
 
 CHECKPOINTS = Path(vigor_jax.demo.__file__).parent / "checkpoints"
 BOXES = '''

@@ -7,15 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from vigor_jax.evaluation.benchmarks import amber, chair, grounding, hallusion, mme, pope, referring
+from vigor_jax.evaluation.benchmarks import amber, chair, mme, pope
 from vigor_jax.evaluation.benchmarks.amber import AmberQuestion, CheckedDescription
 from vigor_jax.evaluation.benchmarks.chair import CheckedCaption
 from vigor_jax.evaluation.benchmarks.first_word import read_answer
-from vigor_jax.evaluation.benchmarks.grounding import CheckedBoxes
-from vigor_jax.evaluation.benchmarks.hallusion import HallusionQuestion, Outcome
 from vigor_jax.evaluation.benchmarks.mme import MmeQuestion
 from vigor_jax.evaluation.benchmarks.pope import PopeQuestion
-from vigor_jax.evaluation.benchmarks.referring import Located
 from vigor_jax.evaluation.bootstrap import Interval, bootstrap
 
 Metrics = dict[str, Any]
@@ -39,9 +36,13 @@ def pope_metrics(splits: Mapping[str, tuple[Sequence[PopeQuestion], Sequence[str
     counts = [pope.count(*split) for split in splits.values()]
     found: Metrics = {name: dataclasses.asdict(score) for name, score in scores.items()}
     for name, count in zip(splits, counts, strict=True):
-        found[name]["intervals"] = _plain(bootstrap(pope.stack([count])[:, 0], pope.rates))
+        found[name]["intervals"] = plain_intervals(bootstrap(pope.stack([count])[:, 0], pope.rates))
     found["mean"] = dataclasses.asdict(pope.mean(list(scores.values())))
-    found["mean"]["intervals"] = _plain(bootstrap(pope.stack(counts), pope.mean_rates))
+    found["mean"]["intervals"] = (
+        plain_intervals(bootstrap(pope.stack(counts), pope.mean_rates))
+        if len(counts) > 1
+        else next(iter(found.values()))["intervals"]
+    )
     found["strict"] = {name: dataclasses.asdict(score) for name, score in strict.items()}
     found["strict"]["mean"] = dataclasses.asdict(pope.mean(list(strict.values())))
     return found
@@ -50,7 +51,10 @@ def pope_metrics(splits: Mapping[str, tuple[Sequence[PopeQuestion], Sequence[str
 def chair_metrics(captions: Sequence[CheckedCaption]) -> Metrics:
     """Figures of captions that were compared with their images."""
     counts = np.array(list(chair.count(captions).values()))
-    return {**dataclasses.asdict(chair.compute_metrics(captions)), "intervals": _plain(bootstrap(counts, chair.rates))}
+    return {
+        **dataclasses.asdict(chair.compute_metrics(captions)),
+        "intervals": plain_intervals(bootstrap(counts, chair.rates)),
+    }
 
 
 def mme_metrics(results: Mapping[str, Sequence[MmeQuestion]]) -> Metrics:
@@ -63,29 +67,7 @@ def mme_metrics(results: Mapping[str, Sequence[MmeQuestion]]) -> Metrics:
         "perception": scores.perception,
         "cognition": scores.cognition,
         "yes_ratio": said.count("yes") / len(said),
-        "intervals": _plain(bootstrap(counts, mme.rates, strata=strata)),
-    }
-
-
-def grounding_metrics(captions: Sequence[CheckedBoxes]) -> Metrics:
-    """Figures of the boxes in captions that were compared with their images."""
-    counts = np.array(list(grounding.count(captions).values()))
-    figures = dataclasses.asdict(grounding.compute_metrics(captions))
-    return {**figures, "intervals": _plain(bootstrap(counts, grounding.rates))}
-
-
-def referring_metrics(parts: Mapping[str, Sequence[Located]]) -> Metrics:
-    """Figures of each part of the referring expressions.
-
-    Args:
-      parts: by name, the answers that were compared with the true boxes.
-    """
-    return {
-        part: {
-            **dataclasses.asdict(referring.compute_metrics(answers)),
-            "intervals": _plain(bootstrap(np.array(list(referring.count(answers).values())), referring.rates)),
-        }
-        for part, answers in parts.items()
+        "intervals": plain_intervals(bootstrap(counts, mme.rates, strata=strata)),
     }
 
 
@@ -100,15 +82,15 @@ def amber_metrics(
     published: dict[str, Mapping[str, float]] = {}
     if descriptions:
         counts = np.array(list(amber.count_descriptions(descriptions).values()))
-        found["generative"] = _rated(counts, amber.description_rates)
+        found["generative"] = rated(counts, amber.description_rates)
         found["generative"]["descriptions"] = len(descriptions)
         published["generative"] = amber.descriptions_as_published(counts.sum(0))
     if questions:
         read = amber.tables(np.array(list(amber.count_answers(questions, answers).values())))
-        found |= {name: _rated(counts, amber.answer_rates) for name, counts in read.items()}
+        found |= {name: rated(counts, amber.answer_rates) for name, counts in read.items()}
         every = np.array(list(amber.count_answers(questions, answers, amber.read_answer_strict).values()))
         strict = amber.tables(every)
-        found["strict"] = {name: _plain_rates(amber.answer_rates(counts.sum(0))) for name, counts in strict.items()}
+        found["strict"] = {name: plain_rates(amber.answer_rates(counts.sum(0))) for name, counts in strict.items()}
         published |= {name: amber.answers_as_published(counts.sum(0), name) for name, counts in strict.items()}
         found["unread"] = sum(read_answer(answer) is None for answer in answers)
     if descriptions and questions:
@@ -116,22 +98,13 @@ def amber_metrics(
     return {**found, "published": published}
 
 
-def hallusion_metrics(questions: Sequence[HallusionQuestion], outcomes: Sequence[Outcome]) -> Metrics:
-    """Figures of HallusionBench, over all and of each of its two categories."""
-    found = _rated(np.array(list(hallusion.count(questions, outcomes).values())), hallusion.rates)
-    for category in ("VD", "VS"):
-        own = [(one, outcome) for one, outcome in zip(questions, outcomes, strict=True) if one.category == category]
-        if own:
-            counts = sum(hallusion.count(*zip(*own, strict=True)).values())
-            found[category] = _plain_rates(hallusion.rates(np.asarray(counts)))
-    return {**found, "questions": len(questions), "unclear": sum(outcome == "unclear" for outcome in outcomes)}
+def rated(counts: np.ndarray, rates: Callable[[np.ndarray], Mapping[str, np.ndarray]]) -> Metrics:
+    """Figures of counts [images, ...], with their intervals."""
+    return {**plain_rates(rates(counts.sum(0))), "intervals": plain_intervals(bootstrap(counts, rates))}
 
 
-def _rated(counts: np.ndarray, rates: Callable[[np.ndarray], Mapping[str, np.ndarray]]) -> Metrics:
-    return {**_plain_rates(rates(counts.sum(0))), "intervals": _plain(bootstrap(counts, rates))}
-
-
-def _plain_rates(rates: Mapping[str, np.ndarray]) -> dict[str, float]:
+def plain_rates(rates: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Figures as JSON has them."""
     return {name: float(value) for name, value in rates.items()}
 
 
@@ -261,5 +234,6 @@ def _rows(metrics: Mapping[str, Metrics]) -> list[tuple[str, str]]:
     return rows
 
 
-def _plain(intervals: Mapping[str, Interval]) -> dict[str, list[float]]:
+def plain_intervals(intervals: Mapping[str, Interval]) -> dict[str, list[float]]:
+    """Intervals as JSON has them."""
     return {name: list(interval) for name, interval in intervals.items()}

@@ -15,13 +15,12 @@ from vigor_jax.errors import InputError
 from vigor_jax.evaluation.benchmarks import chair, grounding, mme, pope, referring
 from vigor_jax.evaluation.benchmarks.referring_files import PICKLES, read_expressions
 from vigor_jax.evaluation.benchmarks.synonyms import Synonyms
+from vigor_jax.evaluation.box_metrics import grounding_metrics, referring_metrics
 from vigor_jax.evaluation.metrics import (
     Metrics,
     chair_metrics,
-    grounding_metrics,
     mme_metrics,
     pope_metrics,
-    referring_metrics,
     table,
     warn,
 )

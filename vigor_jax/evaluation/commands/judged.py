@@ -15,11 +15,12 @@ from vigor_jax.evaluation.benchmarks.hallusion import HallusionQuestion, Outcome
 from vigor_jax.evaluation.benchmarks.mmhal_prompt import PLACES, PROMPT
 from vigor_jax.evaluation.bootstrap import bootstrap
 from vigor_jax.evaluation.commands.hallucination import AnswersQuestions
+from vigor_jax.evaluation.hallusion_metrics import hallusion_metrics
 from vigor_jax.evaluation.image_names import ImageNames
 from vigor_jax.evaluation.judge.client import JudgeConfig, JudgeRequest
 from vigor_jax.evaluation.judge.judge import Judge, JudgeResult, spending
 from vigor_jax.evaluation.judge.prompt import fill, read_prompt
-from vigor_jax.evaluation.metrics import Metrics, hallusion_metrics
+from vigor_jax.evaluation.metrics import Metrics
 from vigor_jax.evaluation.saved_captions import read_captions, refuse_double
 from vigor_jax.records import ImageFile
 
