@@ -28,10 +28,11 @@ from flax import nnx
 from benchmarks.common import build_peer, describe_machine, port, print_table, sizes
 from benchmarks.sft import CAPTION_LENGTHS
 from vigor_jax.inference.sampler import Ending, Request, Sampler
-from vigor_jax.inference.sampling_methods import SamplingConfig
+from vigor_jax.inference.sampling_config import SamplingConfig
 from vigor_jax.models.clip import ClipConfig, normalize
 from vigor_jax.models.llava import Llava, LlavaConfig
-from vigor_jax.parallel.sharding import MeshConfig, make_mesh
+from vigor_jax.parallel.config import MeshConfig
+from vigor_jax.parallel.sharding import make_mesh
 
 NUM_WORDS = 45
 VOCAB_SIZE = 32000

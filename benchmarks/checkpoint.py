@@ -31,7 +31,8 @@ from benchmarks.common import build_peer, describe_machine, print_table, sizes
 from vigor_jax.hf.export import export_checkpoint
 from vigor_jax.hf.load import load_model, open_checkpoint
 from vigor_jax.models.vlm import param_paths
-from vigor_jax.parallel.sharding import MeshConfig, make_mesh
+from vigor_jax.parallel.config import MeshConfig
+from vigor_jax.parallel.sharding import make_mesh
 
 ROOT = Path(__file__).parents[1]
 FROZEN = "vision_tower"

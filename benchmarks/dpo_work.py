@@ -18,9 +18,10 @@ from vigor_jax.data.preferences.read import PreferenceRow
 from vigor_jax.data.text.conversation import TEMPLATES
 from vigor_jax.hf.load import Checkpoint
 from vigor_jax.inference.logprobs import ResponseBatch, collate_responses, per_token_logps
-from vigor_jax.models.lora import LoraConfig
+from vigor_jax.models.lora_config import LoraConfig
 from vigor_jax.models.vlm import Vlm
-from vigor_jax.parallel.sharding import MeshConfig, make_mesh, to_global
+from vigor_jax.parallel.config import MeshConfig
+from vigor_jax.parallel.sharding import make_mesh, to_global
 from vigor_jax.records import Preference
 from vigor_jax.stages.dpo_config import DpoConfig
 from vigor_jax.stages.dpo_update import dpo_loss, logps_of

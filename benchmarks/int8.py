@@ -22,9 +22,11 @@ from vigor_jax.demo.dataset import DemoDataConfig, prepare, read_scenes
 from vigor_jax.demo.metrics import compute_metrics
 from vigor_jax.demo.scenes import Scene
 from vigor_jax.hf.load import open_checkpoint
-from vigor_jax.parallel.sharding import MeshConfig, make_mesh
+from vigor_jax.parallel.config import MeshConfig
+from vigor_jax.parallel.sharding import make_mesh
 from vigor_jax.records import Candidate
-from vigor_jax.stages.sample import SampleConfig, sample
+from vigor_jax.stages.sample import sample
+from vigor_jax.stages.sample_config import SampleConfig
 
 
 def captions(config: SampleConfig, policy: Path, records: Path, dtype: str) -> list[Candidate]:

@@ -31,12 +31,13 @@ from jax.sharding import Mesh
 from benchmarks import caption, ppo_work, reward, sft
 from benchmarks.common import build_peer, our_config, peer_config
 from vigor_jax.data.batches.tree_batches import collate, padded_sizes
-from vigor_jax.inference.sampling_methods import SamplingConfig
+from vigor_jax.inference.sampling_config import SamplingConfig
 from vigor_jax.models.attention import PALLAS_BLOCK
 from vigor_jax.models.layers import stacks_inference
 from vigor_jax.models.llava import Llava, LlavaConfig
 from vigor_jax.models.vlm import abstract_model, param_paths
-from vigor_jax.parallel.sharding import MeshConfig, make_mesh, param_shardings
+from vigor_jax.parallel.config import MeshConfig
+from vigor_jax.parallel.sharding import make_mesh, param_shardings
 from vigor_jax.training.flops import peak_flops, train_flops
 
 # A setting: what makes it ready, as a context that holds it and gives what runs it once → how much that was.

@@ -24,11 +24,12 @@ from vigor_jax.hf.load import Checkpoint
 from vigor_jax.hf.weights.tensor_checks import Stored
 from vigor_jax.inference.policy import Policy
 from vigor_jax.inference.sampler import Completion, Ending, Sampler
-from vigor_jax.inference.sampling_methods import SamplingConfig
+from vigor_jax.inference.sampling_config import SamplingConfig
 from vigor_jax.models.llava import LlavaConfig
-from vigor_jax.models.lora import LoraConfig
+from vigor_jax.models.lora_config import LoraConfig
 from vigor_jax.models.vlm import abstract_model, param_paths
-from vigor_jax.parallel.sharding import MeshConfig, make_mesh
+from vigor_jax.parallel.config import MeshConfig
+from vigor_jax.parallel.sharding import make_mesh
 from vigor_jax.records import ScoreItem, Signal, Span, Verdict
 from vigor_jax.stages import ppo as stage
 from vigor_jax.stages.ppo_config import PpoConfig

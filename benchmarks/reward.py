@@ -34,11 +34,12 @@ from vigor_jax.inference.tree_attention import Answers, answer_places
 from vigor_jax.models.attention import attention, masked_attention
 from vigor_jax.models.llava import Llava, LlavaConfig
 from vigor_jax.models.vlm import param_paths
-from vigor_jax.parallel.sharding import MeshConfig, make_mesh, to_global
+from vigor_jax.parallel.config import MeshConfig
+from vigor_jax.parallel.sharding import make_mesh, to_global
 from vigor_jax.records import Span
 from vigor_jax.stages.reward_rows import answer_loss
+from vigor_jax.training.config import SftConfig
 from vigor_jax.training.train_step import (
-    SftConfig,
     abstract_state,
     init_state,
     learning_rate,

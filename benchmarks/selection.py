@@ -70,7 +70,7 @@ def make_part(folder: Path, index: int, count: int, num_candidates: int) -> None
 
 def measure(folder: Path) -> None:
     """Runs the stage and prints its CPU seconds and peak memory as a line of JSON."""
-    from vigor_jax.stages.select import SelectConfig, select
+    from vigor_jax.stages.select_config import SelectConfig, select
 
     start, wall = time.process_time(), time.perf_counter()
     summary = select(SelectConfig(), folder, streams=STREAMS)

@@ -34,10 +34,11 @@ from vigor_jax.data.text.conversation import IGNORE_INDEX, EncodedExample
 from vigor_jax.models.clip import normalize
 from vigor_jax.models.llava import Llava, LlavaConfig
 from vigor_jax.models.vlm import param_paths
-from vigor_jax.parallel.sharding import MeshConfig, make_mesh, to_global
+from vigor_jax.parallel.config import MeshConfig
+from vigor_jax.parallel.sharding import make_mesh, to_global
+from vigor_jax.training.config import SftConfig
 from vigor_jax.training.flops import peak_flops, train_flops
 from vigor_jax.training.train_step import (
-    SftConfig,
     abstract_state,
     init_state,
     learning_rate,

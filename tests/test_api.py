@@ -30,9 +30,9 @@ from vigor_jax.config import RunConfig, TrainConfig
 from vigor_jax.data.images.given import image_files
 from vigor_jax.data.images.preprocessing import load_image
 from vigor_jax.inference.responses import SamplingOptions, queries
-from vigor_jax.inference.sampling_methods import SamplingConfig
+from vigor_jax.inference.sampling_config import SamplingConfig
 from vigor_jax.pipeline import rounds as pipeline_rounds
-from vigor_jax.stages.streams import StreamConfig
+from vigor_jax.stages.score_config import StreamConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 ENTITIES = vj.PhrasesConfig(extractor="entities")

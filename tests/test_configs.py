@@ -18,9 +18,9 @@ from vigor_jax.caption import CaptionCommand
 from vigor_jax.config import TrainConfig
 from vigor_jax.demo.config import DemoOptions, demo_config
 from vigor_jax.errors import InputError
-from vigor_jax.evaluation.commands.evaluated_model import EvaluatedModelConfig
+from vigor_jax.evaluation.commands.evaluated_model_config import EvaluatedModelConfig
 from vigor_jax.export import ExportCommand
-from vigor_jax.models.lora import LoraConfig
+from vigor_jax.models.lora_config import LoraConfig
 
 pytestmark = pytest.mark.versions  # of jsonargparse
 
@@ -113,6 +113,7 @@ REFUSED = {
     ),
     "unknown remat": ([*BASE, "--sft.remat", "some"], "remat: expected one of none, full, dots"),
 }  # fmt: skip
+BENCHMARKS = tuple(map(evaluate.options_of, evaluate.COMMANDS))
 
 
 @pytest.mark.parametrize("what", REFUSED)
@@ -260,7 +261,7 @@ def test_what_has_no_meaning_for_a_section_is_no_option_of_it(key, where_it_is_o
     assert f"{key}," not in str(error.value)
 
 
-@pytest.mark.parametrize("command", [*HELPED, *evaluate.COMMANDS.values()], ids=lambda one: one.__name__)
+@pytest.mark.parametrize("command", [*HELPED, *BENCHMARKS], ids=lambda one: one.__name__)
 def test_help_says_what_every_option_means(command, capsys):
     """Also those that a class inherits, and those within sections; each in the words of its docstring."""
     with pytest.raises(SystemExit):
@@ -282,7 +283,7 @@ VALUES: dict[Any, tuple[Any, ...]] = {
     Path: (Path("some"), Path("other")),
     type(None): (None,),
 }
-COMMANDS = (*HELPED, *evaluate.COMMANDS.values())
+COMMANDS = (*HELPED, *BENCHMARKS)
 
 
 def schemas(schema: Any) -> Iterator[Any]:

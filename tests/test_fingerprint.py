@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from vigor_jax import fingerprint
 from vigor_jax.config import RunConfig, TrainConfig
-from vigor_jax.hf.load import ModelConfig
+from vigor_jax.hf.options import ModelConfig
 
 # Every option of a run that changes no result. Who adds one answers for it: a run continues with another value.
 NEUTRAL = """

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from vigor_jax.inference.policy import Policy as Policy
     from vigor_jax.inference.responses import Response as Response
     from vigor_jax.inference.responses import ResponseLogprobs as ResponseLogprobs
-    from vigor_jax.parallel.sharding import MeshConfig as MeshConfig
+    from vigor_jax.parallel.config import MeshConfig as MeshConfig
     from vigor_jax.records import Signal as Signal
     from vigor_jax.rewards.mentions import Phrase as Phrase
     from vigor_jax.rewards.phrases import PhrasesConfig as PhrasesConfig

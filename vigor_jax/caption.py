@@ -18,8 +18,9 @@ from vigor_jax import cli
 from vigor_jax.data.images.store import open_images
 from vigor_jax.hf.load import open_checkpoint
 from vigor_jax.inference.predictor import Predictor, Question
-from vigor_jax.inference.sampling_methods import SamplingConfig
-from vigor_jax.parallel.sharding import DistributedConfig, MeshConfig, join_processes, make_mesh
+from vigor_jax.inference.sampling_config import SamplingConfig
+from vigor_jax.parallel.config import DistributedConfig, MeshConfig
+from vigor_jax.parallel.sharding import join_processes, make_mesh
 
 
 @dataclasses.dataclass(frozen=True)

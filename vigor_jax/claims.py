@@ -25,7 +25,8 @@ from vigor_jax.data.records.annotations import read_annotations
 from vigor_jax.data.records.store import join, read_parts
 from vigor_jax.disk import naming
 from vigor_jax.errors import InputError
-from vigor_jax.parallel.sharding import MeshConfig, make_mesh
+from vigor_jax.parallel.config import MeshConfig
+from vigor_jax.parallel.sharding import make_mesh
 from vigor_jax.records import CLAIM_KINDS, Annotation, Candidate, ScoreItem, Verdict
 from vigor_jax.rewards.claims.calibrate import (
     CROPS,
@@ -43,7 +44,8 @@ from vigor_jax.rewards.claims.clip_attributes import ClipAttributeStream
 from vigor_jax.rewards.claims.crops import ClipAttributesConfig
 from vigor_jax.rewards.claims.judge import JudgeConfig
 from vigor_jax.rewards.claims.stream import ClaimReader, ClaimsConfig
-from vigor_jax.rewards.detection import DetectionConfig, DetectorStream
+from vigor_jax.rewards.detection import DetectorStream
+from vigor_jax.rewards.detector_config import DetectionConfig
 from vigor_jax.stages.clip_stream import open_model
 
 logger = logging.getLogger(__name__)

@@ -5,29 +5,26 @@ from pathlib import Path
 from typing import Literal, TypeAlias, TypeVar
 
 from vigor_jax.errors import InputError
-from vigor_jax.hf.export import ExportConfig
 from vigor_jax.hf.hub import pinned
-from vigor_jax.hf.load import ModelConfig
-from vigor_jax.parallel.sharding import DistributedConfig, MeshConfig
+from vigor_jax.hf.options import ExportConfig, ModelConfig
+from vigor_jax.parallel.config import DistributedConfig, MeshConfig
 from vigor_jax.rewards.claims.crops import ClipAttributesConfig
 from vigor_jax.rewards.claims.stream import ClaimsConfig
-from vigor_jax.rewards.detection import DetectionConfig
-from vigor_jax.rewards.detectors import DetectorConfig
-from vigor_jax.rewards.preference_reward import PreferenceRewardStreamConfig
-from vigor_jax.rewards.reward_model import RewardModelConfig
-from vigor_jax.rewards.verifier import ClipStreamConfig
+from vigor_jax.rewards.detector_config import DetectionConfig, DetectorConfig
+from vigor_jax.rewards.preference_reward_config import PreferenceRewardStreamConfig
+from vigor_jax.rewards.reward_model_config import RewardModelConfig
+from vigor_jax.rewards.verifier_config import ClipStreamConfig
 from vigor_jax.stages.dpo_config import DpoConfig
-from vigor_jax.stages.evaluate import EvaluateConfig
+from vigor_jax.stages.evaluate_config import EvaluateConfig
 from vigor_jax.stages.pair_config import PairConfig
 from vigor_jax.stages.ppo_config import PpoConfig
-from vigor_jax.stages.preference_reward_rows import PreferenceRewardConfig
-from vigor_jax.stages.reward_rows import TrainRewardConfig
-from vigor_jax.stages.sample import SampleConfig
-from vigor_jax.stages.score import ScoreConfig
-from vigor_jax.stages.select import SelectConfig
-from vigor_jax.stages.streams import as_config
+from vigor_jax.stages.preference_reward_config import PreferenceRewardConfig
+from vigor_jax.stages.sample_config import SampleConfig
+from vigor_jax.stages.score_config import ScoreConfig, as_config
+from vigor_jax.stages.select_config import SelectConfig
+from vigor_jax.stages.train_reward_config import TrainRewardConfig
+from vigor_jax.training.config import SftConfig
 from vigor_jax.training.trackers import Reporting, TrackerName
-from vigor_jax.training.train_step import SftConfig
 
 Detector = TypeVar("Detector", bound=DetectorConfig)
 Stage: TypeAlias = Literal[

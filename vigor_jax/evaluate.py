@@ -22,6 +22,7 @@ stopped. `metrics.json` has the figures, `counts.json` what was counted on each 
 """
 
 import dataclasses
+import importlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -30,30 +31,25 @@ from typing import Any
 from vigor_jax import cli
 from vigor_jax.disk import naming
 from vigor_jax.errors import InputError
-from vigor_jax.evaluation.commands.amber import AmberCommand
-from vigor_jax.evaluation.commands.chair import ChairCommand
-from vigor_jax.evaluation.commands.grounding import GroundingCommand
-from vigor_jax.evaluation.commands.hallucination import MmeCommand, PopeCommand, PopeQuestionsCommand
-from vigor_jax.evaluation.commands.judged import HallusionCommand, MmhalCommand, PreferenceCommand
-from vigor_jax.evaluation.commands.llava_bench import LlavaBenchCommand
-from vigor_jax.evaluation.commands.questions import CaptionsCommand, QuestionsCommand
+from vigor_jax.evaluation.commands.evaluated_model_config import EvaluatedModelConfig
 from vigor_jax.evaluation.image_counts import FILE as COUNTS_FILE
 from vigor_jax.evaluation.image_counts import take_counts, write_counts
 from vigor_jax.evaluation.metrics import table
 
-COMMANDS: Mapping[str, type] = {
-    "pope": PopeCommand,
-    "pope-questions": PopeQuestionsCommand,
-    "chair": ChairCommand,
-    "mme": MmeCommand,
-    "amber": AmberCommand,
-    "hallusion": HallusionCommand,
-    "mmhal": MmhalCommand,
-    "llava-bench": LlavaBenchCommand,
-    "preference": PreferenceCommand,
-    "captions": CaptionsCommand,
-    "questions": QuestionsCommand,
-    "grounding": GroundingCommand,
+# Benchmark → module of `evaluation.commands` and class in it: of one command, the others' packages are not needed.
+COMMANDS: Mapping[str, tuple[str, str]] = {
+    "pope": ("hallucination", "PopeCommand"),
+    "pope-questions": ("hallucination", "PopeQuestionsCommand"),
+    "chair": ("chair", "ChairCommand"),
+    "mme": ("hallucination", "MmeCommand"),
+    "amber": ("amber", "AmberCommand"),
+    "hallusion": ("judged", "HallusionCommand"),
+    "mmhal": ("judged", "MmhalCommand"),
+    "llava-bench": ("llava_bench", "LlavaBenchCommand"),
+    "preference": ("judged", "PreferenceCommand"),
+    "captions": ("questions", "CaptionsCommand"),
+    "questions": ("questions", "QuestionsCommand"),
+    "grounding": ("grounding", "GroundingCommand"),
 }
 # Those that have no model to ask.
 WITHOUT_A_MODEL = ("pope-questions", "preference")
@@ -88,19 +84,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 print(f"not as the protocol says: {departure}")
 
 
+def options_of(name: str) -> type:
+    """The options of a benchmark."""
+    module, options = COMMANDS[name]
+    return getattr(importlib.import_module(f"vigor_jax.evaluation.commands.{module}"), options)
+
+
 def _parse(name: str, arguments: Sequence[str]) -> tuple[Any, Any]:
     """The options of a benchmark, and what asks the model if they name one."""
-    kind = COMMANDS[name]
+    kind = options_of(name)
     description = kind.__doc__ or ""
     if name in WITHOUT_A_MODEL:
         return cli.parse(kind, arguments, description=description), None
     if (command := cli.parse_if_known(kind, arguments)) is not None:
         return command, None
-    from vigor_jax.evaluation.commands.evaluated_model import (  # JAX is only needed to ask
-        EvaluatedModel,
-        EvaluatedModelConfig,
-    )
-
     both = dataclasses.make_dataclass(name, [], bases=(EvaluatedModelConfig, kind), frozen=True)
     asking: Any = cli.parse(both, arguments, description=description)
     if asking.model is None:
@@ -111,6 +108,8 @@ def _parse(name: str, arguments: Sequence[str]) -> tuple[Any, Any]:
         return asking, None
     if saved := [option for option in SAVED if getattr(asking, option, None)]:
         raise InputError(f"{name}: --{saved[0]} has saved answers, and --model is asked for new ones; give one of them")
+    from vigor_jax.evaluation.commands.evaluated_model import EvaluatedModel  # which brings JAX
+
     return asking, EvaluatedModel(asking, asking.out)
 
 

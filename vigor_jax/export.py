@@ -18,15 +18,17 @@ from typing import Any, Literal
 from vigor_jax import cli
 from vigor_jax.errors import InputError
 from vigor_jax.hf import reward_head
-from vigor_jax.hf.export import ExportConfig, export_checkpoint
+from vigor_jax.hf.export import export_checkpoint
 from vigor_jax.hf.hub import local_directory
 from vigor_jax.hf.load import open_checkpoint
+from vigor_jax.hf.options import ExportConfig
 from vigor_jax.hf.other_folders import refuse_adapter
 from vigor_jax.hf.peft import is_adapter
 from vigor_jax.inference.response_rewards import HEAD
 from vigor_jax.json_fields import Fields
+from vigor_jax.parallel.config import DistributedConfig, MeshConfig
 from vigor_jax.parallel.processes import is_first
-from vigor_jax.parallel.sharding import DistributedConfig, MeshConfig, join_processes, make_mesh
+from vigor_jax.parallel.sharding import join_processes, make_mesh
 from vigor_jax.stages.export import export
 from vigor_jax.stages.exported_readme import carry_card_of
 from vigor_jax.stages.stage import EXPORT

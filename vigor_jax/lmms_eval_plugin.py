@@ -29,8 +29,9 @@ from vigor_jax.errors import InputError
 from vigor_jax.hf.load import open_checkpoint
 from vigor_jax.inference.policy import Policy
 from vigor_jax.inference.sampler import Request
-from vigor_jax.inference.sampling_methods import SamplingConfig
-from vigor_jax.parallel.sharding import MeshConfig, make_mesh
+from vigor_jax.inference.sampling_config import SamplingConfig
+from vigor_jax.parallel.config import MeshConfig
+from vigor_jax.parallel.sharding import make_mesh
 
 
 def manifest() -> ModelManifest:

@@ -30,11 +30,13 @@ from vigor_jax.evaluation.image_names import ImageNames
 from vigor_jax.evaluation.saved_captions import read_captions
 from vigor_jax.hf import hub
 from vigor_jax.hf.clip.checkpoint import open_clip
+from vigor_jax.parallel.config import DistributedConfig, MeshConfig
 from vigor_jax.parallel.processes import is_first, together
-from vigor_jax.parallel.sharding import DistributedConfig, MeshConfig, join_processes, make_mesh
+from vigor_jax.parallel.sharding import join_processes, make_mesh
 from vigor_jax.records import ScoreItem
 from vigor_jax.rewards.clip_baselines import Baselines, MarginUnit, make_baselines, shares, thresholds
-from vigor_jax.rewards.verifier import ClipStreamConfig, ClipVerifier, Scored
+from vigor_jax.rewards.verifier import ClipVerifier, Scored
+from vigor_jax.rewards.verifier_config import ClipStreamConfig
 
 logger = logging.getLogger(__name__)
 

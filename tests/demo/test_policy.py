@@ -23,9 +23,10 @@ from vigor_jax.demo.tower import GROUPS, TowerConfig, name_patches, teach_tower
 from vigor_jax.hf.load import open_checkpoint
 from vigor_jax.hf.weights.tensor_files import TensorReader
 from vigor_jax.inference.predictor import Predictor, Question, read_answers
-from vigor_jax.inference.sampling_methods import SamplingConfig
+from vigor_jax.inference.sampling_config import SamplingConfig
 from vigor_jax.models.llava import LlavaConfig
-from vigor_jax.parallel.sharding import MeshConfig, make_mesh
+from vigor_jax.parallel.config import MeshConfig
+from vigor_jax.parallel.sharding import make_mesh
 
 POLICY = CHECKPOINTS / "policy"
 GREEDY = SamplingConfig(num_candidates=1, temperature=0.0, max_new_tokens=96, batch_size=24, prompt_bucket=16)

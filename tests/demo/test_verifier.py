@@ -17,12 +17,14 @@ from vigor_jax.demo.teaching import CAREFUL, describe
 from vigor_jax.demo.verifier import BASELINES, ENTITIES, VerifierConfig, build_verifier, evaluate_verifier
 from vigor_jax.hf.clip.checkpoint import compare_towers, open_clip
 from vigor_jax.hf.load import open_checkpoint
-from vigor_jax.parallel.sharding import MeshConfig, make_mesh
+from vigor_jax.parallel.config import MeshConfig
+from vigor_jax.parallel.sharding import make_mesh
 from vigor_jax.records import ScoreItem
 from vigor_jax.rewards.clip import ClipStream
 from vigor_jax.rewards.clip_baselines import Baselines
 from vigor_jax.rewards.entities import EntityPhrases
-from vigor_jax.rewards.verifier import ClipStreamConfig, ClipVerifier
+from vigor_jax.rewards.verifier import ClipVerifier
+from vigor_jax.rewards.verifier_config import ClipStreamConfig
 
 VERIFIER = CHECKPOINTS / "verifier"
 FLOOR = 0.9

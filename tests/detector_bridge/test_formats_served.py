@@ -19,7 +19,8 @@ from tests.detector_bridge.sidecar import ROOT, Sidecar, encode, picture, sideca
 from tests.detector_bridge.test_client import assert_same
 from tests.detector_bridge.test_server import ask
 from vigor_jax.records import ScoreItem
-from vigor_jax.rewards.detection import DetectionConfig, DetectorStream
+from vigor_jax.rewards.detection import DetectorStream
+from vigor_jax.rewards.detector_config import DetectionConfig
 from vigor_jax.rewards.phrases import PhrasesConfig
 
 # What a build of Pillow without libavif and libwebp looks like from Python.

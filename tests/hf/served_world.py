@@ -22,8 +22,9 @@ from vigor_jax.data.images.preprocessing import preprocess
 from vigor_jax.data.text.conversation import IGNORE_INDEX, TEMPLATES, Turn, encode_example, encode_prompt
 from vigor_jax.hf.load import Checkpoint, load_model
 from vigor_jax.inference.sampler import Request, Sampler
-from vigor_jax.inference.sampling_methods import SamplingConfig
-from vigor_jax.parallel.sharding import MeshConfig, make_mesh
+from vigor_jax.inference.sampling_config import SamplingConfig
+from vigor_jax.parallel.config import MeshConfig
+from vigor_jax.parallel.sharding import make_mesh
 
 TINY = Tiny()
 SMALL = Tiny(image_token_id=420, vocab_size=448)  # for a vocabulary that sentencepiece trained

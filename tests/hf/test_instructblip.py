@@ -26,9 +26,11 @@ from vigor_jax.data.images.preprocessing import load_image, preprocess
 from vigor_jax.data.text.conversation import IGNORE_INDEX, TEMPLATES, Turn, encode_example, encode_prompt
 from vigor_jax.errors import InputError
 from vigor_jax.hf.export import export_checkpoint
-from vigor_jax.hf.load import ModelConfig, load_model, open_checkpoint
+from vigor_jax.hf.load import load_model, open_checkpoint
+from vigor_jax.hf.options import ModelConfig
 from vigor_jax.inference.sampler import Request, Sampler, SamplingConfig
-from vigor_jax.parallel.sharding import MeshConfig, make_mesh
+from vigor_jax.parallel.config import MeshConfig
+from vigor_jax.parallel.sharding import make_mesh
 from vigor_jax.pipeline.run import Run
 
 ROOT = Path(__file__).resolve().parents[2]

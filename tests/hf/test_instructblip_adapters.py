@@ -14,8 +14,9 @@ from vigor_jax.errors import InputError
 from vigor_jax.hf.export import export_checkpoint, find_layout
 from vigor_jax.hf.load import load_model, open_checkpoint
 from vigor_jax.models.clip import normalize
-from vigor_jax.models.lora import LoraConfig
-from vigor_jax.parallel.sharding import MeshConfig, make_mesh
+from vigor_jax.models.lora_config import LoraConfig
+from vigor_jax.parallel.config import MeshConfig
+from vigor_jax.parallel.sharding import make_mesh
 
 needs_peft = pytest.mark.skipif(
     importlib.util.find_spec("peft") is None, reason="NOT TESTED: PEFT is not installed; pip install -e '.[test]'"

@@ -34,7 +34,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vigor_jax.hf.load import load_model, open_checkpoint
-from vigor_jax.parallel.sharding import MeshConfig, make_mesh
+from vigor_jax.parallel.sharding import make_mesh
+from vigor_jax.parallel.config import MeshConfig
 
 
 

@@ -25,9 +25,11 @@ from vigor_jax.hf.export import export_checkpoint, find_layout
 from vigor_jax.hf.load import load_model, open_checkpoint
 from vigor_jax.hf.weights.torch_bin import torch_tensors
 from vigor_jax.hf.weights.torch_bin_write import write_torch_bin
-from vigor_jax.models.lora import LoraConfig, add_lora
+from vigor_jax.models.lora import add_lora
+from vigor_jax.models.lora_config import LoraConfig
 from vigor_jax.models.vlm import abstract_model
-from vigor_jax.parallel.sharding import MeshConfig, make_mesh
+from vigor_jax.parallel.config import MeshConfig
+from vigor_jax.parallel.sharding import make_mesh
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON_4 = Path(os.environ.get("VIGOR_DETECTOR_PYTHON", ROOT / ".venv-detector" / "bin" / "python"))

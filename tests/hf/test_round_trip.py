@@ -19,7 +19,8 @@ from vigor_jax.hf.export import export_checkpoint
 from vigor_jax.hf.llava import names
 from vigor_jax.hf.load import load_model, open_checkpoint
 from vigor_jax.models.vlm import param_paths
-from vigor_jax.parallel.sharding import MeshConfig, make_mesh
+from vigor_jax.parallel.config import MeshConfig
+from vigor_jax.parallel.sharding import make_mesh
 
 TINY = Tiny()
 LINEAR = Tiny(linear_projector=True)

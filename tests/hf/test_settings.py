@@ -21,11 +21,12 @@ from tests.test_json_fields import NO_FILES, put
 from tests.tiny_llava import Tiny, build_checkpoint, build_model
 from vigor_jax.errors import InputError
 from vigor_jax.hf.llava.config import from_hf
-from vigor_jax.hf.load import ModelConfig, open_checkpoint
+from vigor_jax.hf.load import open_checkpoint
+from vigor_jax.hf.options import ModelConfig
 from vigor_jax.models.clip import ClipConfig
 from vigor_jax.models.llama import LlamaConfig
 from vigor_jax.models.llava import LlavaConfig
-from vigor_jax.rewards.reward_model import RewardModelConfig
+from vigor_jax.rewards.reward_model_config import RewardModelConfig
 from vigor_jax.stages.reward_model_stream import RewardModelJudge
 
 TINY = Tiny()

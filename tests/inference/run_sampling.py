@@ -18,8 +18,9 @@ import numpy as np
 
 from vigor_jax.hf.load import load_model, open_checkpoint
 from vigor_jax.inference.sampler import Completion, Request, Sampler
-from vigor_jax.inference.sampling_methods import SamplingConfig
-from vigor_jax.parallel.sharding import DistributedConfig, MeshConfig, join_processes, make_mesh
+from vigor_jax.inference.sampling_config import SamplingConfig
+from vigor_jax.parallel.config import DistributedConfig, MeshConfig
+from vigor_jax.parallel.sharding import join_processes, make_mesh
 
 CONFIG = SamplingConfig(temperature=1.0, max_new_tokens=70, num_candidates=2, batch_size=4, prompt_bucket=64, seed=3)
 

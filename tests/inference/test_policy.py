@@ -29,8 +29,9 @@ from vigor_jax.inference import policy as policy_module
 from vigor_jax.inference.logprobs import collate_responses, per_token_logps
 from vigor_jax.inference.policy import Policy
 from vigor_jax.inference.sampler import Sampler
-from vigor_jax.inference.sampling_methods import SamplingConfig
-from vigor_jax.parallel.sharding import MeshConfig, make_mesh
+from vigor_jax.inference.sampling_config import SamplingConfig
+from vigor_jax.parallel.config import MeshConfig
+from vigor_jax.parallel.sharding import make_mesh
 
 SAMPLING = SamplingConfig(temperature=1.0, max_new_tokens=20, num_candidates=2, batch_size=4, seed=3)
 PROMPTS = ("Describe the image.", "What is on the table?", "Is there a dog?")
@@ -173,7 +174,8 @@ from pathlib import Path
 from tests.inference.test_policy import pairs_of
 from vigor_jax.hf.load import open_checkpoint
 from vigor_jax.inference.policy import Policy
-from vigor_jax.parallel.sharding import MeshConfig, make_mesh
+from vigor_jax.parallel.sharding import make_mesh
+from vigor_jax.parallel.config import MeshConfig
 
 world, found = Path(sys.argv[1]), []
 for sizes in ((1, 1, 1), (4, 1, 2), (2, 2, 2), (1, 8, 1)):

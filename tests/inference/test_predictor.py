@@ -15,8 +15,9 @@ from tests.tiny_llava import Tiny, build_checkpoint
 from vigor_jax.errors import InputError
 from vigor_jax.hf.load import open_checkpoint
 from vigor_jax.inference.predictor import Predictor, Question, read_answers
-from vigor_jax.inference.sampling_methods import SamplingConfig
-from vigor_jax.parallel.sharding import MeshConfig, make_mesh
+from vigor_jax.inference.sampling_config import SamplingConfig
+from vigor_jax.parallel.config import MeshConfig
+from vigor_jax.parallel.sharding import make_mesh
 from vigor_jax.run_lock import RunLock
 
 GREEDY = SamplingConfig(num_candidates=1, temperature=0, max_new_tokens=4, batch_size=2)

@@ -28,8 +28,10 @@ from vigor_jax.inference import decoder as decoding
 from vigor_jax.inference.decoder import Batch, Decoder, cache_lengths
 from vigor_jax.inference.kv_cache import next_logits
 from vigor_jax.inference.sampler import Sampler, repetition_end
-from vigor_jax.inference.sampling_methods import SamplingConfig, truncate
-from vigor_jax.parallel.sharding import MeshConfig, make_mesh
+from vigor_jax.inference.sampling_config import SamplingConfig
+from vigor_jax.inference.sampling_methods import truncate
+from vigor_jax.parallel.config import MeshConfig
+from vigor_jax.parallel.sharding import make_mesh
 
 NEVER = np.arange(509, 576)  # <image>, <pad>, and rows of the embedding that no token has
 FOREVER = -1  # an EOS id that is never sampled

@@ -16,7 +16,8 @@ from vigor_jax.inference.sampler import Sampler
 from vigor_jax.models.int8 import quantize, quantize_decoder
 from vigor_jax.models.layers import Linear
 from vigor_jax.models.vlm import abstract_model, param_paths
-from vigor_jax.parallel.sharding import MeshConfig, make_mesh, partition_spec
+from vigor_jax.parallel.config import MeshConfig
+from vigor_jax.parallel.sharding import make_mesh, partition_spec
 
 
 @settings(deadline=None, max_examples=30)

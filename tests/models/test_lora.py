@@ -19,11 +19,14 @@ from vigor_jax.data.text.conversation import IGNORE_INDEX
 from vigor_jax.errors import InputError
 from vigor_jax.models.int8 import quantize_decoder
 from vigor_jax.models.layers import Linear
-from vigor_jax.models.lora import LoraConfig, add_lora, lora_modules, lora_paths
+from vigor_jax.models.lora import add_lora, lora_modules, lora_paths
+from vigor_jax.models.lora_config import LoraConfig
 from vigor_jax.models.vlm import abstract_model, param_paths
-from vigor_jax.parallel.sharding import MeshConfig, make_mesh, param_shardings
+from vigor_jax.parallel.config import MeshConfig
+from vigor_jax.parallel.sharding import make_mesh, param_shardings
+from vigor_jax.training.config import TrainingConfig
 from vigor_jax.training.losses import chunked_cross_entropy
-from vigor_jax.training.train_step import TrainingConfig, partition_params, trained_in
+from vigor_jax.training.train_step import partition_params, trained_in
 
 SEVEN = {f"language_model.layers.{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")}
 # Ours, and the modules of transformers that are the same.

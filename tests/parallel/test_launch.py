@@ -108,7 +108,8 @@ STEP = {"SLURM_STEP_ID": "0", "SLURM_STEP_NODELIST": "localhost", "SLURM_STEP_TA
 JOIN = """
 import logging, sys, jax
 from vigor_jax import cli
-from vigor_jax.parallel.sharding import DistributedConfig, join_processes
+from vigor_jax.parallel.sharding import join_processes
+from vigor_jax.parallel.config import DistributedConfig
 def main():
     cli.show_progress()
     join_processes(DistributedConfig(**eval(sys.argv[1])))
@@ -201,7 +202,8 @@ LATE = """
 import jax
 from vigor_jax.errors import InputError
 from vigor_jax.parallel import sharding
-from vigor_jax.parallel.sharding import DistributedConfig, join_processes
+from vigor_jax.parallel.sharding import join_processes
+from vigor_jax.parallel.config import DistributedConfig
 def attempt(*given):
     try:
         join_processes(DistributedConfig(*given))

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from vigor_jax.errors import InputError
 from vigor_jax.parallel import sharding
-from vigor_jax.parallel.sharding import DistributedConfig, MeshConfig
+from vigor_jax.parallel.config import DistributedConfig, MeshConfig
 
 MESH = AbstractMesh((2, 4, 2), sharding.AXES)
 

@@ -9,10 +9,10 @@ from tests.stages.sft_world import curve, make_world
 from vigor_jax import cli, train
 from vigor_jax.config import RunConfig, TrainConfig
 from vigor_jax.errors import RunEndedError
-from vigor_jax.hf.load import ModelConfig
+from vigor_jax.hf.options import ModelConfig
 from vigor_jax.pipeline.ending import naming_the_stage
 from vigor_jax.pipeline.table import make_stages
-from vigor_jax.stages.score import ScoreConfig
+from vigor_jax.stages.score_config import ScoreConfig
 from vigor_jax.training import loop
 
 

@@ -16,8 +16,9 @@ from tests.stages.pair_streams import Things
 from vigor_jax.data.records.store import read_parts
 from vigor_jax.hf.load import open_checkpoint
 from vigor_jax.inference.policy import Policy
-from vigor_jax.inference.sampling_methods import SamplingConfig
-from vigor_jax.parallel.sharding import MeshConfig, make_mesh
+from vigor_jax.inference.sampling_config import SamplingConfig
+from vigor_jax.parallel.config import MeshConfig
+from vigor_jax.parallel.sharding import make_mesh
 from vigor_jax.records import Preference, ScoreItem
 from vigor_jax.rewards.repetitions import repetitions
 from vigor_jax.rewards.sentences import split_sentences

@@ -9,13 +9,13 @@ import pytest
 from tests.stages.dpo_world import make_world
 from vigor_jax.config import RunConfig, TrainConfig
 from vigor_jax.errors import InputError
-from vigor_jax.hf.load import ModelConfig
+from vigor_jax.hf.options import ModelConfig
 from vigor_jax.pipeline.run import Run
 from vigor_jax.stages.dpo_config import DpoConfig
-from vigor_jax.stages.preference_reward_rows import PreferenceRewardConfig
-from vigor_jax.stages.reward_rows import TrainRewardConfig
-from vigor_jax.stages.score import ScoreConfig
-from vigor_jax.training.train_step import SftConfig
+from vigor_jax.stages.preference_reward_config import PreferenceRewardConfig
+from vigor_jax.stages.score_config import ScoreConfig
+from vigor_jax.stages.train_reward_config import TrainRewardConfig
+from vigor_jax.training.config import SftConfig
 
 SECTIONS = {
     "sft": SftConfig,

@@ -9,11 +9,11 @@ import pytest
 from tests.stages import ppo_world
 from tests.stages.run_ppo import make_config
 from vigor_jax.config import RunConfig, TrainConfig
-from vigor_jax.hf.load import ModelConfig
+from vigor_jax.hf.options import ModelConfig
 from vigor_jax.pipeline.run import Run
 from vigor_jax.stages.export import ExportStage
 from vigor_jax.stages.ppo_learner import Learner
-from vigor_jax.stages.score import ScoreConfig
+from vigor_jax.stages.score_config import ScoreConfig
 
 
 def held() -> int:

@@ -8,15 +8,14 @@ from tests.rewards import clip_world
 from tests.stages.ppo_world import make_world
 from vigor_jax.config import RunConfig, TrainConfig
 from vigor_jax.errors import InputError
-from vigor_jax.hf.export import ExportConfig
-from vigor_jax.hf.load import ModelConfig
-from vigor_jax.models.lora import LoraConfig
+from vigor_jax.hf.options import ExportConfig, ModelConfig
+from vigor_jax.models.lora_config import LoraConfig
 from vigor_jax.pipeline.run import Run
 from vigor_jax.rewards.clip_baselines import make_baselines
 from vigor_jax.rewards.verifier import made_of, read_entities
 from vigor_jax.stages.ppo_config import PpoConfig
-from vigor_jax.stages.score import ScoreConfig
-from vigor_jax.training.train_step import SftConfig
+from vigor_jax.stages.score_config import ScoreConfig
+from vigor_jax.training.config import SftConfig
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,12 @@ import pytest
 
 from vigor_jax.config import RunConfig, Stage, TrainConfig
 from vigor_jax.errors import InputError
-from vigor_jax.hf.load import ModelConfig
+from vigor_jax.hf.options import ModelConfig
 from vigor_jax.pipeline.rounds import of_round
 from vigor_jax.pipeline.table import filled, make_stages
 from vigor_jax.stages.export import PROVENANCE
-from vigor_jax.stages.sample import SampleConfig
-from vigor_jax.training.train_step import SftConfig
+from vigor_jax.stages.sample_config import SampleConfig
+from vigor_jax.training.config import SftConfig
 
 WITH_A_TEMPLATE = (
     *("train_reward", "train_preference_reward", "sample", "reward_model", "preference_reward"),

@@ -10,16 +10,16 @@ import pytest
 from tests.inference.test_tree_attention import CONFIG
 from tests.plan.memory_taken import CHIP
 from vigor_jax.config import RunConfig, TrainConfig
-from vigor_jax.hf.load import ModelConfig
-from vigor_jax.models.lora import LoraConfig
+from vigor_jax.hf.options import ModelConfig
+from vigor_jax.models.lora_config import LoraConfig
 from vigor_jax.models.vlm import abstract_model
-from vigor_jax.parallel.sharding import MeshConfig
+from vigor_jax.parallel.config import MeshConfig
 from vigor_jax.plan.estimate import estimate
 from vigor_jax.plan.recipe import work_of
 from vigor_jax.stages.dpo import DpoStage
 from vigor_jax.stages.dpo_config import DpoConfig
 from vigor_jax.stages.programs import Sizes, Target, Work
-from vigor_jax.stages.sample import SampleConfig
+from vigor_jax.stages.sample_config import SampleConfig
 
 SIZES = Sizes(prompt=32, response=16, branch_row=128, sentences=6, example=128)
 LORA = LoraConfig(rank=4, alpha=8)

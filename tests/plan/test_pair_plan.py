@@ -9,16 +9,16 @@ import pytest
 
 from tests.inference.test_tree_attention import CONFIG
 from vigor_jax.config import RunConfig, TrainConfig
-from vigor_jax.hf.load import ModelConfig
-from vigor_jax.inference.sampling_methods import SamplingConfig
+from vigor_jax.hf.options import ModelConfig
+from vigor_jax.inference.sampling_config import SamplingConfig
 from vigor_jax.models.vlm import abstract_model
-from vigor_jax.parallel.sharding import MeshConfig
+from vigor_jax.parallel.config import MeshConfig
 from vigor_jax.pipeline.table import make_stages
 from vigor_jax.plan.planning import programs
-from vigor_jax.rewards.reward_model import RewardModelConfig
+from vigor_jax.rewards.reward_model_config import RewardModelConfig
 from vigor_jax.stages.pair_config import PairConfig
 from vigor_jax.stages.programs import Sizes, Work
-from vigor_jax.stages.score import ScoreConfig
+from vigor_jax.stages.score_config import ScoreConfig
 
 SAMPLING = SamplingConfig(max_new_tokens=16, num_candidates=3, batch_size=4, prompt_bucket=32)
 SIZES = Sizes(prompt=32, response=64, branch_row=128, sentences=6, example=128)

@@ -13,27 +13,27 @@ from tests.plan.memory_taken import CHIP, LINUX_COUNTS_PEAKS, planned_and_taken
 from tests.stages.sft_world import ROOT, make_world
 from vigor_jax.config import RunConfig, TrainConfig
 from vigor_jax.errors import InputError
-from vigor_jax.hf.load import ModelConfig
+from vigor_jax.hf.options import ModelConfig
 from vigor_jax.inference.decoder import Decoder
-from vigor_jax.inference.sampling_methods import SamplingConfig
+from vigor_jax.inference.sampling_config import SamplingConfig
 from vigor_jax.models.clip import ClipConfig
 from vigor_jax.models.llama import LlamaConfig
 from vigor_jax.models.llava import LlavaConfig
-from vigor_jax.parallel.sharding import MeshConfig
+from vigor_jax.parallel.config import MeshConfig
 from vigor_jax.pipeline.run import Run
 from vigor_jax.plan.estimate import EFFICIENCY, Estimate, estimate
 from vigor_jax.plan.hardware import GIB, Topology
 from vigor_jax.plan.planning import Plan, model_config, plan, programs
 from vigor_jax.plan.recipe import DETECTOR_FLOPS, detector_flops, recipe
-from vigor_jax.rewards.detection import SecondDetectorConfig
-from vigor_jax.rewards.reward_model import RewardModelConfig
+from vigor_jax.rewards.detector_config import SecondDetectorConfig
+from vigor_jax.rewards.reward_model_config import RewardModelConfig
 from vigor_jax.stages.programs import Program, Sizes, Work
-from vigor_jax.stages.reward_rows import TrainRewardConfig
-from vigor_jax.stages.sample import SampleConfig
-from vigor_jax.stages.score import ScoreConfig
+from vigor_jax.stages.sample_config import SampleConfig
+from vigor_jax.stages.score_config import ScoreConfig
+from vigor_jax.stages.train_reward_config import TrainRewardConfig
 from vigor_jax.training import loop as loop_module
+from vigor_jax.training.config import SftConfig
 from vigor_jax.training.flops import forward_flops, train_flops
-from vigor_jax.training.train_step import SftConfig
 
 SIZES = Sizes(prompt=64, response=32, branch_row=128, sentences=6, example=128)
 

@@ -16,7 +16,8 @@ from jax.experimental import topologies
 
 from vigor_jax.models.llava import LlavaConfig
 from vigor_jax.models.vlm import abstract_model
-from vigor_jax.parallel.sharding import MeshConfig, make_mesh
+from vigor_jax.parallel.config import MeshConfig
+from vigor_jax.parallel.sharding import make_mesh
 from vigor_jax.plan.hardware import GIB
 
 pytestmark = pytest.mark.slow

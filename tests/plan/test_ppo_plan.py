@@ -18,28 +18,33 @@ from tests.stages.run_ppo import make_config
 from vigor_jax.config import RunConfig, TrainConfig
 from vigor_jax.errors import InputError
 from vigor_jax.hf.families import read_config
-from vigor_jax.hf.load import ModelConfig, open_checkpoint
+from vigor_jax.hf.load import open_checkpoint
+from vigor_jax.hf.options import ModelConfig
 from vigor_jax.hf.peft import CONFIG as ADAPTER_CONFIG
 from vigor_jax.inference.decoder import Decoder
 from vigor_jax.inference.policy import Policy
-from vigor_jax.inference.sampling_methods import SamplingConfig
+from vigor_jax.inference.sampling_config import SamplingConfig
 from vigor_jax.models.clip import ClipConfig
 from vigor_jax.models.llama import LlamaConfig
 from vigor_jax.models.llava import LlavaConfig
-from vigor_jax.models.lora import LoraConfig, add_lora, lora_paths
+from vigor_jax.models.lora import add_lora, lora_paths
+from vigor_jax.models.lora_config import LoraConfig
 from vigor_jax.models.vlm import abstract_model, param_paths
-from vigor_jax.parallel.sharding import MeshConfig, make_mesh, to_global
+from vigor_jax.parallel.config import MeshConfig
+from vigor_jax.parallel.sharding import make_mesh, to_global
 from vigor_jax.plan.estimate import Estimate, estimate
 from vigor_jax.plan.planning import programs
 from vigor_jax.plan.recipe import recipe
-from vigor_jax.rewards.detection import DetectionConfig
-from vigor_jax.rewards.reward_model import RewardModel, RewardModelConfig
+from vigor_jax.rewards.detector_config import DetectionConfig
+from vigor_jax.rewards.reward_model import RewardModel
+from vigor_jax.rewards.reward_model_config import RewardModelConfig
 from vigor_jax.stages import ppo as stage
 from vigor_jax.stages import ppo_learner, ppo_programs
 from vigor_jax.stages.ppo_config import PpoConfig
 from vigor_jax.stages.ppo_learner import Learner
 from vigor_jax.stages.programs import Sizes, Target, Work, bytes_held, for_inference
-from vigor_jax.stages.score import ScoreConfig, ScoreStage
+from vigor_jax.stages.score import ScoreStage
+from vigor_jax.stages.score_config import ScoreConfig
 
 SAMPLING = SamplingConfig(temperature=1.0, max_new_tokens=16, num_candidates=3, batch_size=4, prompt_bucket=32)
 SIZES = Sizes(prompt=32, response=16, branch_row=128, sentences=6, example=128)

@@ -8,7 +8,7 @@ import pytest
 
 from vigor_jax.config import RunConfig, TrainConfig
 from vigor_jax.errors import InputError
-from vigor_jax.hf.load import ModelConfig
+from vigor_jax.hf.options import ModelConfig
 from vigor_jax.plan.estimate import Estimate
 from vigor_jax.plan.hardware import TPUS, Topology
 from vigor_jax.plan.search import nearest, search, with_flags

@@ -10,10 +10,11 @@ from tests.report.test_ppo_report import ppo, says
 from tests.stages.ppo_world import Letters, make_world
 from tests.stages.run_ppo import make_config
 from vigor_jax.data.records import store
-from vigor_jax.hf.export import ExportConfig
 from vigor_jax.hf.load import open_checkpoint
-from vigor_jax.models.lora import LoraConfig
-from vigor_jax.parallel.sharding import MeshConfig, make_mesh
+from vigor_jax.hf.options import ExportConfig
+from vigor_jax.models.lora_config import LoraConfig
+from vigor_jax.parallel.config import MeshConfig
+from vigor_jax.parallel.sharding import make_mesh
 from vigor_jax.records import Rollout
 from vigor_jax.report import build_report
 from vigor_jax.stages.export import export

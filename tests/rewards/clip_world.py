@@ -8,9 +8,10 @@ from PIL import Image
 
 from tests.tiny_clip import TinyClip, build_checkpoint
 from vigor_jax.hf.clip.checkpoint import open_clip
-from vigor_jax.parallel.sharding import MeshConfig, make_mesh
+from vigor_jax.parallel.config import MeshConfig
+from vigor_jax.parallel.sharding import make_mesh
 from vigor_jax.records import ScoreItem
-from vigor_jax.rewards.verifier import ClipStreamConfig
+from vigor_jax.rewards.verifier_config import ClipStreamConfig
 
 ENTITIES = "dog, puppy, hot-dog\ncat\nbench\ntraffic_light\nperson, man, woman\nglass, glasses\n"
 TEXTS = (

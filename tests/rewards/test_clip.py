@@ -14,7 +14,8 @@ from vigor_jax.rewards.clip import ClipStream
 from vigor_jax.rewards.clip_baselines import Baselines, make_baselines, thresholds
 from vigor_jax.rewards.sentences import split_sentences
 from vigor_jax.rewards.stream import credit_of
-from vigor_jax.rewards.verifier import ClipStreamConfig, ClipVerifier, read_entities
+from vigor_jax.rewards.verifier import ClipVerifier, read_entities
+from vigor_jax.rewards.verifier_config import ClipStreamConfig
 
 SCALE = 10.0
 

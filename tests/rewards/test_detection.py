@@ -13,7 +13,8 @@ from tests.detector_bridge.sidecar import picture
 from vigor_jax import demo
 from vigor_jax.errors import InputError
 from vigor_jax.records import ScoreItem, Span
-from vigor_jax.rewards.detection import DetectionConfig, DetectorStream
+from vigor_jax.rewards.detection import DetectorStream
+from vigor_jax.rewards.detector_config import DetectionConfig
 from vigor_jax.rewards.phrases import PhrasesConfig
 from vigor_jax.rewards.refine import refine
 

@@ -23,14 +23,11 @@ from vigor_jax.data.text.image_captions import read_captions
 from vigor_jax.errors import InputError
 from vigor_jax.hf.load import load_model, open_checkpoint
 from vigor_jax.hf.reward_head import RewardHead, read_head, write_head
-from vigor_jax.parallel.sharding import MeshConfig, make_mesh
+from vigor_jax.parallel.config import MeshConfig
+from vigor_jax.parallel.sharding import make_mesh
 from vigor_jax.records import ScoreItem, Span
-from vigor_jax.rewards.preference_reward import (
-    PreferenceReward,
-    PreferenceRewardStreamConfig,
-    make_encoder,
-    signal,
-)
+from vigor_jax.rewards.preference_reward import PreferenceReward, make_encoder, signal
+from vigor_jax.rewards.preference_reward_config import PreferenceRewardStreamConfig
 from vigor_jax.rewards.stream import credit_of
 from vigor_jax.rewards.token_rewards import TokenRewardConfig, token_rewards
 

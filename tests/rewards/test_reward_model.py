@@ -25,10 +25,12 @@ from vigor_jax.data.images.preprocessing import load_image, preprocess
 from vigor_jax.data.text.box_text import write_boxes
 from vigor_jax.errors import InputError
 from vigor_jax.hf.load import load_model, open_checkpoint
-from vigor_jax.parallel.sharding import MeshConfig, make_mesh
+from vigor_jax.parallel.config import MeshConfig
+from vigor_jax.parallel.sharding import make_mesh
 from vigor_jax.records import ScoreItem, Span
 from vigor_jax.rewards import reward_model
-from vigor_jax.rewards.reward_model import RewardModel, RewardModelConfig
+from vigor_jax.rewards.reward_model import RewardModel
+from vigor_jax.rewards.reward_model_config import RewardModelConfig
 from vigor_jax.rewards.sentences import split_sentences
 from vigor_jax.rewards.stream import credit_of
 

@@ -25,8 +25,8 @@ from vigor_jax import cli, demo, fingerprint
 from vigor_jax.config import TrainConfig, with_pinned_models
 from vigor_jax.errors import InputError
 from vigor_jax.records import ScoreItem
-from vigor_jax.rewards.detection import DetectionConfig, DetectorStream
-from vigor_jax.rewards.detectors import SecondDetectorConfig
+from vigor_jax.rewards.detection import DetectorStream
+from vigor_jax.rewards.detector_config import DetectionConfig, SecondDetectorConfig
 from vigor_jax.rewards.entities import entities_file
 from vigor_jax.rewards.phrases import RULES, PhrasesConfig
 

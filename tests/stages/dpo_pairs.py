@@ -16,8 +16,9 @@ from tests.tiny_llava import build_checkpoint
 from vigor_jax.data.batches.loader import batch_indices
 from vigor_jax.hf.llava.names import module_name
 from vigor_jax.hf.load import open_checkpoint
-from vigor_jax.models.lora import LoraConfig
-from vigor_jax.parallel.sharding import MeshConfig, make_mesh
+from vigor_jax.models.lora_config import LoraConfig
+from vigor_jax.parallel.config import MeshConfig
+from vigor_jax.parallel.sharding import make_mesh
 from vigor_jax.stages.dpo import dpo
 from vigor_jax.stages.dpo_config import DpoConfig
 from vigor_jax.training.checkpoint import restore_params_only

@@ -9,7 +9,7 @@ from PIL import Image
 
 from tests.stages.sft_world import BUILD, WORDS
 from vigor_jax.data.records import store
-from vigor_jax.models.lora import LoraConfig
+from vigor_jax.models.lora_config import LoraConfig
 from vigor_jax.stages.dpo_config import DpoConfig
 from vigor_jax.stages.dpo_reference import Reference
 from vigor_jax.training.checkpoint import restore_params_only

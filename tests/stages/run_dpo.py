@@ -18,7 +18,8 @@ from jax.experimental import multihost_utils
 
 from tests.stages.dpo_world import make_config
 from vigor_jax.hf.load import open_checkpoint
-from vigor_jax.parallel.sharding import DistributedConfig, MeshConfig, join_processes, make_mesh
+from vigor_jax.parallel.config import DistributedConfig, MeshConfig
+from vigor_jax.parallel.sharding import join_processes, make_mesh
 from vigor_jax.stages import dpo as stage
 from vigor_jax.stages import dpo_reference
 

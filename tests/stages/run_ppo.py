@@ -16,9 +16,10 @@ import psutil
 
 from tests.stages.ppo_world import PROMPTS, Letters
 from vigor_jax.hf.load import open_checkpoint
-from vigor_jax.inference.sampling_methods import SamplingConfig
-from vigor_jax.models.lora import LoraConfig
-from vigor_jax.parallel.sharding import DistributedConfig, MeshConfig, join_processes, make_mesh
+from vigor_jax.inference.sampling_config import SamplingConfig
+from vigor_jax.models.lora_config import LoraConfig
+from vigor_jax.parallel.config import DistributedConfig, MeshConfig
+from vigor_jax.parallel.sharding import join_processes, make_mesh
 from vigor_jax.stages import ppo as stage
 from vigor_jax.stages.ppo_config import PpoConfig
 

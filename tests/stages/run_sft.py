@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from vigor_jax.hf.load import open_checkpoint
-from vigor_jax.models.lora import LoraConfig
-from vigor_jax.parallel.sharding import DistributedConfig, MeshConfig, join_processes, make_mesh
+from vigor_jax.models.lora_config import LoraConfig
+from vigor_jax.parallel.config import DistributedConfig, MeshConfig
+from vigor_jax.parallel.sharding import join_processes, make_mesh
 from vigor_jax.stages.sft import SftConfig, sft
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from vigor_jax.demo.language import parse, say
 from vigor_jax.demo.scenes import COLORS, make_scene
 from vigor_jax.errors import InputError
 from vigor_jax.hf.clip.checkpoint import open_clip
-from vigor_jax.hf.load import ModelConfig
+from vigor_jax.hf.options import ModelConfig
 from vigor_jax.models.llava import LlavaConfig
 from vigor_jax.pipeline.run import Run
 from vigor_jax.plan.planning import programs
@@ -32,13 +32,12 @@ from vigor_jax.rewards.claims.crops import ClipAttributesConfig
 from vigor_jax.rewards.claims.find import ClaimWordsConfig
 from vigor_jax.rewards.claims.judge import JudgeConfig
 from vigor_jax.rewards.claims.stream import ClaimsConfig
-from vigor_jax.rewards.detection import DetectionConfig
+from vigor_jax.rewards.detector_config import DetectionConfig
 from vigor_jax.rewards.phrases import PhrasesConfig
 from vigor_jax.stages.programs import Sizes, Work
-from vigor_jax.stages.sample import SampleConfig
-from vigor_jax.stages.score import ScoreConfig
-from vigor_jax.stages.select import SelectConfig
-from vigor_jax.stages.streams import StreamConfig
+from vigor_jax.stages.sample_config import SampleConfig
+from vigor_jax.stages.score_config import ScoreConfig, StreamConfig
+from vigor_jax.stages.select_config import SelectConfig
 
 CHECKPOINTS = Path(vigor_jax.demo.__file__).parent / "checkpoints"
 BOXES = '''

@@ -16,21 +16,24 @@ from tests.tiny_llava import build_checkpoint as build_llava
 from vigor_jax.config import RunConfig, TrainConfig, with_pinned_models
 from vigor_jax.data.records import store
 from vigor_jax.errors import InputError
-from vigor_jax.hf.load import ModelConfig, open_checkpoint
+from vigor_jax.hf.load import open_checkpoint
+from vigor_jax.hf.options import ModelConfig
 from vigor_jax.models.llava import LlavaConfig
-from vigor_jax.parallel.sharding import MeshConfig
+from vigor_jax.parallel.config import MeshConfig
 from vigor_jax.plan.hardware import GIB
 from vigor_jax.plan.planning import programs
 from vigor_jax.plan.recipe import recipe
 from vigor_jax.records import Candidate, Verdict
 from vigor_jax.rewards.clip_baselines import make_baselines
-from vigor_jax.rewards.detection import DetectionConfig
-from vigor_jax.rewards.reward_model import RewardModelConfig
-from vigor_jax.rewards.verifier import ClipStreamConfig, ClipVerifier
+from vigor_jax.rewards.detector_config import DetectionConfig
+from vigor_jax.rewards.reward_model_config import RewardModelConfig
+from vigor_jax.rewards.verifier import ClipVerifier
+from vigor_jax.rewards.verifier_config import ClipStreamConfig
 from vigor_jax.stages.programs import Sizes, Work
-from vigor_jax.stages.sample import SampleConfig
-from vigor_jax.stages.score import ScoreConfig, ScoreStage
-from vigor_jax.stages.select import SelectConfig, SelectStage
+from vigor_jax.stages.sample_config import SampleConfig
+from vigor_jax.stages.score import ScoreStage
+from vigor_jax.stages.score_config import ScoreConfig
+from vigor_jax.stages.select_config import SelectConfig, SelectStage
 from vigor_jax.stages.stage import RunContext
 
 

@@ -12,7 +12,8 @@ from tests.stages.sft_world import curve, interrupt, make_world, weights
 from vigor_jax import cli, train
 from vigor_jax.errors import InputError
 from vigor_jax.hf.load import open_checkpoint
-from vigor_jax.parallel.sharding import MeshConfig, make_mesh
+from vigor_jax.parallel.config import MeshConfig
+from vigor_jax.parallel.sharding import make_mesh
 from vigor_jax.stages import sft as sft_module
 from vigor_jax.stages.sft import SftConfig, sft
 from vigor_jax.training import loop as loop_module

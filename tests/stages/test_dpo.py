@@ -19,8 +19,10 @@ from tests.stages.sft_world import interrupt
 from vigor_jax.data.batches.places import learned_places
 from vigor_jax.errors import InputError, StaleError
 from vigor_jax.hf.load import open_checkpoint
-from vigor_jax.models.lora import LoraConfig, lora_paths
-from vigor_jax.parallel.sharding import MeshConfig, make_mesh
+from vigor_jax.models.lora import lora_paths
+from vigor_jax.models.lora_config import LoraConfig
+from vigor_jax.parallel.config import MeshConfig
+from vigor_jax.parallel.sharding import make_mesh
 from vigor_jax.stages import dpo_reference
 from vigor_jax.stages.dpo import dpo
 from vigor_jax.stages.dpo_config import DpoConfig

@@ -16,9 +16,11 @@ from vigor_jax.evaluation.benchmarks.pope import read_questions, write_questions
 from vigor_jax.evaluation.benchmarks.pope_build import build_questions
 from vigor_jax.evaluation.protocol import read_protocol
 from vigor_jax.hf.load import open_checkpoint
-from vigor_jax.inference.sampling_methods import SamplingConfig
-from vigor_jax.parallel.sharding import MeshConfig, make_mesh
-from vigor_jax.stages.evaluate import EvaluateConfig, evaluate
+from vigor_jax.inference.sampling_config import SamplingConfig
+from vigor_jax.parallel.config import MeshConfig
+from vigor_jax.parallel.sharding import make_mesh
+from vigor_jax.stages.evaluate import evaluate
+from vigor_jax.stages.evaluate_config import EvaluateConfig
 
 OBJECTS = {f"{i:02}.png": ["dog", "car"] if i % 2 else ["cat", "car", "kite"] for i in range(6)}
 SAMPLING = SamplingConfig(num_candidates=1, temperature=0.0, max_new_tokens=8, batch_size=4)

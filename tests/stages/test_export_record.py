@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from vigor_jax.errors import InputError
-from vigor_jax.hf.export import ExportConfig
+from vigor_jax.hf.options import ExportConfig
 from vigor_jax.stages.export import export
 
 

@@ -22,22 +22,26 @@ from tests.stages.sft_world import TINY, curve, finish, interrupt, make_world, s
 from tests.tiny_llava import build_checkpoint
 from vigor_jax.config import RunConfig, TrainConfig
 from vigor_jax.errors import InputError
-from vigor_jax.hf.export import ExportConfig
 from vigor_jax.hf.families import read_config
-from vigor_jax.hf.load import ModelConfig, open_checkpoint
-from vigor_jax.models.lora import LoraConfig, lora_paths
+from vigor_jax.hf.load import open_checkpoint
+from vigor_jax.hf.options import ExportConfig, ModelConfig
+from vigor_jax.models.lora import lora_paths
+from vigor_jax.models.lora_config import LoraConfig
 from vigor_jax.models.vlm import abstract_model, param_paths
-from vigor_jax.parallel.sharding import MeshConfig, make_mesh
+from vigor_jax.parallel.config import MeshConfig
+from vigor_jax.parallel.sharding import make_mesh
 from vigor_jax.pipeline.rounds import of_round, run_rounds
 from vigor_jax.pipeline.run import Run
-from vigor_jax.rewards.detection import DetectionConfig
-from vigor_jax.rewards.reward_model import RewardModelConfig
+from vigor_jax.rewards.detector_config import DetectionConfig
+from vigor_jax.rewards.reward_model_config import RewardModelConfig
 from vigor_jax.stages.export import export
 from vigor_jax.stages.programs import Sizes, Target
-from vigor_jax.stages.score import ScoreConfig, ScoreStage
+from vigor_jax.stages.score import ScoreStage
+from vigor_jax.stages.score_config import ScoreConfig
 from vigor_jax.stages.sft import SftStage, sft
 from vigor_jax.stages.stage import RunContext
-from vigor_jax.training.train_step import SftConfig, merge_params
+from vigor_jax.training.config import SftConfig
+from vigor_jax.training.train_step import merge_params
 from vigor_jax.training.trainable import load_trainable
 
 LORA = LoraConfig(rank=4, alpha=8)

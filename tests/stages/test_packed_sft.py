@@ -16,7 +16,8 @@ from vigor_jax.data.batches.packing import pack_tokens
 from vigor_jax.data.text.conversation import IGNORE_INDEX, EncodedExample
 from vigor_jax.errors import InputError
 from vigor_jax.hf.load import load_model, open_checkpoint
-from vigor_jax.parallel.sharding import MeshConfig, make_mesh
+from vigor_jax.parallel.config import MeshConfig
+from vigor_jax.parallel.sharding import make_mesh
 from vigor_jax.stages import sft as sft_module
 from vigor_jax.stages.sft import SftConfig, sft
 from vigor_jax.training.train_step import conversation_loss, merge_params, partition_params

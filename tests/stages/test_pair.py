@@ -14,21 +14,22 @@ from tests.stages.test_select import PARTS, STREAMS, make_run
 from vigor_jax.config import RunConfig, TrainConfig
 from vigor_jax.data.records import store
 from vigor_jax.errors import InputError, StaleError
-from vigor_jax.hf.load import ModelConfig
-from vigor_jax.inference.sampling_methods import SamplingConfig
-from vigor_jax.parallel.sharding import MeshConfig
+from vigor_jax.hf.options import ModelConfig
+from vigor_jax.inference.sampling_config import SamplingConfig
+from vigor_jax.parallel.config import MeshConfig
 from vigor_jax.pipeline.rounds import of_round
 from vigor_jax.pipeline.table import make_stages
 from vigor_jax.records import Candidate, Dropped, Preference, Repaired, Selection, Signal, Span, Verdict
-from vigor_jax.rewards.detection import DetectionConfig
-from vigor_jax.rewards.reward_model import RewardModelConfig
+from vigor_jax.rewards.detector_config import DetectionConfig
+from vigor_jax.rewards.reward_model_config import RewardModelConfig
 from vigor_jax.stages.pair import PairStage
 from vigor_jax.stages.pair_config import PairConfig
 from vigor_jax.stages.pair_records import Pairing
 from vigor_jax.stages.pair_responses import pair_image
-from vigor_jax.stages.sample import SampleConfig
-from vigor_jax.stages.score import ScoreConfig, ScoreStage
-from vigor_jax.stages.select import SelectConfig, select
+from vigor_jax.stages.sample_config import SampleConfig
+from vigor_jax.stages.score import ScoreStage
+from vigor_jax.stages.score_config import ScoreConfig
+from vigor_jax.stages.select_config import SelectConfig, select
 from vigor_jax.stages.stage import RunContext
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.stages.ppo_world import Letters
 from vigor_jax.errors import InputError
-from vigor_jax.inference.sampling_methods import SamplingConfig
+from vigor_jax.inference.sampling_config import SamplingConfig
 from vigor_jax.records import Signal, Span, Verdict
 from vigor_jax.rewards.repetitions import repetitions
 from vigor_jax.rewards.sentences import split_sentences

@@ -24,9 +24,10 @@ from vigor_jax.errors import InputError
 from vigor_jax.hf.load import load_model, open_checkpoint
 from vigor_jax.inference.policy import Policy
 from vigor_jax.inference.sampler import Sampler
-from vigor_jax.models.lora import LoraConfig
+from vigor_jax.models.lora_config import LoraConfig
 from vigor_jax.models.vlm import param_paths
-from vigor_jax.parallel.sharding import MeshConfig, make_mesh
+from vigor_jax.parallel.config import MeshConfig
+from vigor_jax.parallel.sharding import make_mesh
 from vigor_jax.records import Rollout
 from vigor_jax.stages import ppo as stage
 from vigor_jax.stages.ppo_config import PpoConfig

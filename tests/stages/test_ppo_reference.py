@@ -19,7 +19,7 @@ from tests.stages.run_ppo import make_config
 from tests.stages.test_ppo import iterations, run
 from vigor_jax.inference.policy import Policy
 from vigor_jax.inference.sampler import Completion, Request
-from vigor_jax.models.lora import LoraConfig
+from vigor_jax.models.lora_config import LoraConfig
 from vigor_jax.records import Rollout
 from vigor_jax.stages.ppo_config import PpoConfig
 from vigor_jax.stages.ppo_learner import VALUE_HEAD, Learner

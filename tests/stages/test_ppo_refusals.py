@@ -24,7 +24,8 @@ from vigor_jax.hf.export import export_checkpoint
 from vigor_jax.hf.load import open_checkpoint
 from vigor_jax.inference.policy import Policy
 from vigor_jax.inference.sampler import Completion, Request
-from vigor_jax.models.lora import LoraConfig, add_lora
+from vigor_jax.models.lora import add_lora
+from vigor_jax.models.lora_config import LoraConfig
 from vigor_jax.models.vlm import abstract_model
 from vigor_jax.records import ScoreItem, Signal, Span, Verdict
 from vigor_jax.stages.ppo import _check_finite

@@ -22,7 +22,8 @@ from vigor_jax.rewards.stream import credit_of
 from vigor_jax.rewards.token_rewards import TokenRewardConfig, batch_token_rewards, token_offsets
 from vigor_jax.rewards.verifier import ClipVerifier
 from vigor_jax.stages.ppo_rewards import advice, judge_responses
-from vigor_jax.stages.score import ScoreConfig, ScoreStage
+from vigor_jax.stages.score import ScoreStage
+from vigor_jax.stages.score_config import ScoreConfig
 
 KNOWN, UNKNOWN = "A dog and two cats.", "Nothing of that kind."
 

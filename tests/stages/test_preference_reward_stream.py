@@ -17,20 +17,22 @@ from vigor_jax import train
 from vigor_jax.config import RunConfig, TrainConfig, with_pinned_models
 from vigor_jax.data.records import store
 from vigor_jax.errors import InputError
-from vigor_jax.hf.load import ModelConfig, open_checkpoint
+from vigor_jax.hf.load import open_checkpoint
+from vigor_jax.hf.options import ModelConfig
 from vigor_jax.hf.reward_head import RewardHead, write_head
 from vigor_jax.models.llava import LlavaConfig
-from vigor_jax.parallel.sharding import MeshConfig
+from vigor_jax.parallel.config import MeshConfig
 from vigor_jax.plan.planning import programs
 from vigor_jax.records import Candidate, Selection, Verdict
-from vigor_jax.rewards.detection import DetectionConfig
-from vigor_jax.rewards.preference_reward import PreferenceRewardStreamConfig
-from vigor_jax.rewards.reward_model import RewardModelConfig
-from vigor_jax.stages.preference_reward_rows import PreferenceRewardConfig
+from vigor_jax.rewards.detector_config import DetectionConfig
+from vigor_jax.rewards.preference_reward_config import PreferenceRewardStreamConfig
+from vigor_jax.rewards.reward_model_config import RewardModelConfig
+from vigor_jax.stages.preference_reward_config import PreferenceRewardConfig
 from vigor_jax.stages.programs import Sizes
-from vigor_jax.stages.sample import SampleConfig
-from vigor_jax.stages.score import ScoreConfig, ScoreStage
-from vigor_jax.stages.select import SelectConfig, SelectStage
+from vigor_jax.stages.sample_config import SampleConfig
+from vigor_jax.stages.score import ScoreStage
+from vigor_jax.stages.score_config import ScoreConfig
+from vigor_jax.stages.select_config import SelectConfig, SelectStage
 from vigor_jax.stages.stage import PREFERENCE_REWARD_MODEL, RunContext
 
 

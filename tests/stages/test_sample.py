@@ -11,10 +11,12 @@ from PIL import Image
 from tests.tiny_llava import Tiny, build_checkpoint
 from vigor_jax.data.records.store import read_parts
 from vigor_jax.hf.load import open_checkpoint
-from vigor_jax.inference.sampling_methods import SamplingConfig
-from vigor_jax.parallel.sharding import MeshConfig, make_mesh
+from vigor_jax.inference.sampling_config import SamplingConfig
+from vigor_jax.parallel.config import MeshConfig
+from vigor_jax.parallel.sharding import make_mesh
 from vigor_jax.records import Candidate
-from vigor_jax.stages.sample import SampleConfig, sample
+from vigor_jax.stages.sample import sample
+from vigor_jax.stages.sample_config import SampleConfig
 
 NUM_PARTS = 3
 # Prompts of several lengths, and answers of several: requests take the rows of others that have ended.

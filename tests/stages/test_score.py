@@ -9,7 +9,7 @@ from vigor_jax.data.records import store
 from vigor_jax.errors import InputError
 from vigor_jax.records import Candidate, Signal, Span, Verdict
 from vigor_jax.stages.judging import check_digest, score, scoring_ahead
-from vigor_jax.stages.score import ScoreConfig
+from vigor_jax.stages.score_config import ScoreConfig
 
 PARTS, IMAGES_A_PART, CANDIDATES = 4, 3, 2
 

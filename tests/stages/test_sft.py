@@ -24,7 +24,8 @@ from vigor_jax.hf.llava import names
 from vigor_jax.hf.load import load_model, open_checkpoint
 from vigor_jax.models.llava import LlavaConfig
 from vigor_jax.models.vlm import abstract_model, param_paths
-from vigor_jax.parallel.sharding import MeshConfig, make_mesh
+from vigor_jax.parallel.config import MeshConfig
+from vigor_jax.parallel.sharding import make_mesh
 from vigor_jax.stages import sft as sft_module
 from vigor_jax.stages.sft import SftConfig, sft
 from vigor_jax.training import loop as loop_module

@@ -147,7 +147,8 @@ from vigor_jax.models.clip import ClipConfig
 from vigor_jax.models.llama import LlamaConfig
 from vigor_jax.models.llava import Llava, LlavaConfig
 from vigor_jax.models.vlm import nnx, param_paths
-from vigor_jax.parallel.sharding import BATCH, MeshConfig, make_mesh, param_shardings
+from vigor_jax.parallel.sharding import BATCH, make_mesh, param_shardings
+from vigor_jax.parallel.config import MeshConfig
 from vigor_jax.training.train_step import *
 
 sizes = LlavaConfig(ClipConfig(16, 32, 2, 2, 28, 14), LlamaConfig(512, 64, 128, 2, 4, 4, 16), image_token_id=511)

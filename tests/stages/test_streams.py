@@ -10,14 +10,15 @@ from PIL import Image
 
 from vigor_jax.data.records import store
 from vigor_jax.errors import InputError
-from vigor_jax.hf.load import ModelConfig
-from vigor_jax.parallel.sharding import MeshConfig
+from vigor_jax.hf.options import ModelConfig
+from vigor_jax.parallel.config import MeshConfig
 from vigor_jax.records import Candidate, Verdict
-from vigor_jax.rewards.detection import DetectionConfig
-from vigor_jax.rewards.reward_model import RewardModelConfig
-from vigor_jax.stages.score import ScoreConfig, ScoreStage
+from vigor_jax.rewards.detector_config import DetectionConfig
+from vigor_jax.rewards.reward_model_config import RewardModelConfig
+from vigor_jax.stages.score import ScoreStage
+from vigor_jax.stages.score_config import ScoreConfig, StreamConfig, as_config
 from vigor_jax.stages.stage import RunContext
-from vigor_jax.stages.streams import StreamConfig, as_config, in_order, make_stream, stream_class
+from vigor_jax.stages.streams import in_order, make_stream, stream_class
 
 MODULE = '''"""Two streams; the second reads what the first says."""
 

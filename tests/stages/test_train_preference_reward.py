@@ -22,17 +22,19 @@ from vigor_jax.data.images.preprocessing import load_image, preprocess
 from vigor_jax.data.preferences.read import scan_preferences
 from vigor_jax.data.text.image_captions import read_captions
 from vigor_jax.errors import InputError
-from vigor_jax.hf.export import ExportConfig
 from vigor_jax.hf.load import load_model, open_checkpoint
+from vigor_jax.hf.options import ExportConfig
 from vigor_jax.hf.reward_head import read_head
-from vigor_jax.models.lora import LoraConfig
-from vigor_jax.parallel.sharding import MeshConfig, local_rows, make_mesh
+from vigor_jax.models.lora_config import LoraConfig
+from vigor_jax.parallel.config import MeshConfig
+from vigor_jax.parallel.sharding import local_rows, make_mesh
 from vigor_jax.records import ScoreItem
-from vigor_jax.rewards.preference_reward import PreferenceReward, PreferenceRewardStreamConfig, make_encoder
+from vigor_jax.rewards.preference_reward import PreferenceReward, make_encoder
+from vigor_jax.rewards.preference_reward_config import PreferenceRewardStreamConfig
 from vigor_jax.stages.export import export
+from vigor_jax.stages.preference_reward_config import PreferenceRewardConfig
 from vigor_jax.stages.preference_reward_rows import (
     HEAD,
-    PreferenceRewardConfig,
     evaluate,
     is_left_for_evaluation,
     preference_reward_loss,

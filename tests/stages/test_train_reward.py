@@ -23,17 +23,18 @@ from vigor_jax.data.records.annotations import read_annotations, write_annotatio
 from vigor_jax.data.text.conversation import IGNORE_INDEX, Turn, encode_example, find_template
 from vigor_jax.errors import InputError
 from vigor_jax.evaluation.auc import auc
-from vigor_jax.hf.export import ExportConfig
 from vigor_jax.hf.load import load_model, open_checkpoint
-from vigor_jax.models.lora import LoraConfig
-from vigor_jax.parallel.sharding import MeshConfig, make_mesh
+from vigor_jax.hf.options import ExportConfig
+from vigor_jax.models.lora_config import LoraConfig
+from vigor_jax.parallel.config import MeshConfig
+from vigor_jax.parallel.sharding import make_mesh
 from vigor_jax.records import AnnotatedSentence, Annotation, ScoreItem, Span
-from vigor_jax.rewards.reward_model import RewardModel, RewardModelConfig
+from vigor_jax.rewards.reward_model import RewardModel
+from vigor_jax.rewards.reward_model_config import RewardModelConfig
 from vigor_jax.stages import sft as sft_module
 from vigor_jax.stages.export import export
 from vigor_jax.stages.reward_evaluation import evaluate, table
 from vigor_jax.stages.reward_rows import (
-    TrainRewardConfig,
     all_errors,
     answer_loss,
     class_weights,
@@ -42,6 +43,7 @@ from vigor_jax.stages.reward_rows import (
     make_sequences,
 )
 from vigor_jax.stages.train_reward import train_reward
+from vigor_jax.stages.train_reward_config import TrainRewardConfig
 from vigor_jax.training.checkpoint import restore_params_only
 from vigor_jax.training.train_step import conversation_loss, merge_params, partition_params
 

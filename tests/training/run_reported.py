@@ -20,7 +20,8 @@ def train(job: dict) -> None:
 
     from vigor_jax import cli
     from vigor_jax.hf.load import open_checkpoint
-    from vigor_jax.parallel.sharding import MeshConfig, make_mesh
+    from vigor_jax.parallel.config import MeshConfig
+    from vigor_jax.parallel.sharding import make_mesh
     from vigor_jax.stages.sft import SftConfig, sft
     from vigor_jax.training import loop as module
     from vigor_jax.training.trackers import Reporting

@@ -61,7 +61,8 @@ SPLIT = """
 import jax, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 from vigor_jax.training import bit_sums as module
-from vigor_jax.parallel.sharding import MeshConfig, make_mesh
+from vigor_jax.parallel.sharding import make_mesh
+from vigor_jax.parallel.config import MeshConfig
 
 value = np.random.default_rng(0).standard_normal((16, 8)).astype(np.float32)
 expected = list(module.bit_sums({"a": value}).values())

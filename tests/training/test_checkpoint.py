@@ -127,7 +127,8 @@ from pathlib import Path
 import jax, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 from vigor_jax.training.checkpoint import Checkpoints
-from vigor_jax.parallel.sharding import MeshConfig, make_mesh
+from vigor_jax.parallel.sharding import make_mesh
+from vigor_jax.parallel.config import MeshConfig
 
 directory = Path(sys.argv[1])
 values = {"w": np.arange(128, dtype=np.float32).reshape(16, 8)}

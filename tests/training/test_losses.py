@@ -155,7 +155,8 @@ import json, math, re, sys
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 from vigor_jax.training.losses import chunked_cross_entropy
-from vigor_jax.parallel.sharding import BATCH, MeshConfig, make_mesh, to_global
+from vigor_jax.parallel.sharding import BATCH, make_mesh, to_global
+from vigor_jax.parallel.config import MeshConfig
 
 hidden, head, labels = (np.load(f"{sys.argv[1]}/{name}.npy") for name in ("hidden", "head", "labels"))
 def loss(hidden, head):

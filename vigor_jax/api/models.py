@@ -16,10 +16,12 @@ from vigor_jax.hf.load import Checkpoint, open_checkpoint
 from vigor_jax.inference.policy import Policy
 from vigor_jax.inference.responses import Response
 from vigor_jax.json_fields import Fields, exists
-from vigor_jax.parallel.sharding import MeshConfig, make_mesh
+from vigor_jax.parallel.config import MeshConfig
+from vigor_jax.parallel.sharding import make_mesh
 from vigor_jax.records import PhraseScore, ScoreItem, Signal, Verdict
 from vigor_jax.rewards import reward_model
-from vigor_jax.rewards.detection import AttributeQuestions, DetectionConfig, DetectorStream
+from vigor_jax.rewards.detection import AttributeQuestions, DetectorStream
+from vigor_jax.rewards.detector_config import DetectionConfig
 from vigor_jax.rewards.phrases import PhrasesConfig
 from vigor_jax.rewards.stream import RewardStream
 from vigor_jax.stages.export import PROVENANCE

@@ -22,7 +22,7 @@ from vigor_jax.rewards.phrases import PhrasesConfig, make_phrases
 from vigor_jax.rewards.refine import Refined
 from vigor_jax.rewards.refine import refine as refine_text
 from vigor_jax.rewards.sentences import split_sentences
-from vigor_jax.stages.select import SelectConfig
+from vigor_jax.stages.select_config import SelectConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vigor_jax import cli
 from vigor_jax.config import RunConfig, TrainConfig
-from vigor_jax.parallel.sharding import DistributedConfig, MeshConfig
+from vigor_jax.parallel.config import DistributedConfig, MeshConfig
 
 
 @dataclasses.dataclass(frozen=True)

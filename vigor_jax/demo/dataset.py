@@ -21,8 +21,9 @@ from vigor_jax.evaluation.benchmarks.pope import write_questions
 from vigor_jax.hf.load import open_checkpoint
 from vigor_jax.hf.processor_files import write_json
 from vigor_jax.inference.predictor import Predictor, Question, read_answers
-from vigor_jax.inference.sampling_methods import SamplingConfig
-from vigor_jax.parallel.sharding import MeshConfig, make_mesh
+from vigor_jax.inference.sampling_config import SamplingConfig
+from vigor_jax.parallel.config import MeshConfig
+from vigor_jax.parallel.sharding import make_mesh
 from vigor_jax.records import AnnotatedSentence, Annotation, ErrorType
 from vigor_jax.rewards.sentences import split_sentences
 

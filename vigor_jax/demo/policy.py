@@ -28,8 +28,9 @@ from vigor_jax.hf.image_settings import preprocessing_to_hf
 from vigor_jax.hf.llava import config as llava_config
 from vigor_jax.hf.llava import names
 from vigor_jax.hf.llava.vocabulary import PAD_TOKEN
-from vigor_jax.hf.load import ModelConfig, open_checkpoint
+from vigor_jax.hf.load import open_checkpoint
 from vigor_jax.hf.names import LINEAR, Entry
+from vigor_jax.hf.options import ModelConfig
 from vigor_jax.hf.processor_files import IMAGE_TOKEN, write_json
 from vigor_jax.hf.weights.tensor_files import TensorWriter
 from vigor_jax.models.clip import ClipConfig
@@ -39,7 +40,7 @@ from vigor_jax.models.vlm import param_paths
 from vigor_jax.pipeline.run import Run
 from vigor_jax.stages.export import PROVENANCE
 from vigor_jax.stages.stage import EXPORT
-from vigor_jax.training.train_step import SftConfig
+from vigor_jax.training.config import SftConfig
 
 logger = logging.getLogger(__name__)
 

@@ -14,8 +14,9 @@ from vigor_jax.evaluation.benchmarks.chair import ChairMetrics, Reference
 from vigor_jax.evaluation.benchmarks.synonyms import Synonyms
 from vigor_jax.hf.load import open_checkpoint
 from vigor_jax.inference.predictor import Predictor, Question, read_answers
-from vigor_jax.inference.sampling_methods import SamplingConfig
-from vigor_jax.parallel.sharding import MeshConfig, make_mesh
+from vigor_jax.inference.sampling_config import SamplingConfig
+from vigor_jax.parallel.config import MeshConfig
+from vigor_jax.parallel.sharding import make_mesh
 
 NUM_SCENES = 500
 

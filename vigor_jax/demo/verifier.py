@@ -36,12 +36,13 @@ from vigor_jax.hf.load import load_model, open_checkpoint
 from vigor_jax.hf.processor_files import write_json
 from vigor_jax.hf.weights.tensor_files import TensorWriter
 from vigor_jax.inference.predictor import Predictor, Question
-from vigor_jax.inference.sampling_methods import SamplingConfig
+from vigor_jax.inference.sampling_config import SamplingConfig
 from vigor_jax.models.clip import Clip, ClipPairConfig, ClipTextConfig, normalize
 from vigor_jax.models.llava import Llava
 from vigor_jax.models.vlm import param_paths
-from vigor_jax.parallel.sharding import MeshConfig, make_mesh
-from vigor_jax.rewards.verifier import ClipStreamConfig, Per
+from vigor_jax.parallel.config import MeshConfig
+from vigor_jax.parallel.sharding import make_mesh
+from vigor_jax.rewards.verifier_config import ClipStreamConfig, Per
 from vigor_jax.verifier import VerifierCommand, run
 
 logger = logging.getLogger(__name__)

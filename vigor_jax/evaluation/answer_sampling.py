@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from vigor_jax.errors import InputError
 from vigor_jax.evaluation.protocol import Protocol
-from vigor_jax.inference.sampling_methods import SamplingConfig
+from vigor_jax.inference.sampling_config import SamplingConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,15 +11,12 @@ from typing import Any
 import numpy as np
 
 from vigor_jax.errors import InputError
-from vigor_jax.evaluation.benchmarks import amber, chair, grounding, hallusion, mme, pope, referring
+from vigor_jax.evaluation.benchmarks import amber, chair, mme, pope
 from vigor_jax.evaluation.benchmarks.amber import AmberQuestion, CheckedDescription
 from vigor_jax.evaluation.benchmarks.chair import CheckedCaption
 from vigor_jax.evaluation.benchmarks.first_word import read_answer
-from vigor_jax.evaluation.benchmarks.grounding import CheckedBoxes
-from vigor_jax.evaluation.benchmarks.hallusion import HallusionQuestion, Outcome
 from vigor_jax.evaluation.benchmarks.mme import MmeQuestion
 from vigor_jax.evaluation.benchmarks.pope import PopeQuestion
-from vigor_jax.evaluation.benchmarks.referring import Located
 from vigor_jax.evaluation.bootstrap import Interval, bootstrap
 from vigor_jax.evaluation.image_counts import COUNTS, ImageCounts
 from vigor_jax.evaluation.protocol import OWN
@@ -45,9 +42,13 @@ def pope_metrics(splits: Mapping[str, tuple[Sequence[PopeQuestion], Sequence[str
     counts = [pope.count(*split) for split in splits.values()]
     found: Metrics = {name: dataclasses.asdict(score) for name, score in scores.items()}
     for name, count in zip(splits, counts, strict=True):
-        found[name]["intervals"] = _plain(bootstrap(_rows(count), pope.rates))
+        found[name]["intervals"] = plain_intervals(bootstrap(rows_of(count), pope.rates))
     found["mean"] = dataclasses.asdict(pope.mean(list(scores.values())))
-    found["mean"]["intervals"] = _plain(bootstrap(pope.stack(counts), pope.mean_rates))
+    found["mean"]["intervals"] = (
+        plain_intervals(bootstrap(pope.stack(counts), pope.mean_rates))
+        if len(counts) > 1
+        else next(iter(found.values()))["intervals"]
+    )
     found["strict"] = {name: dataclasses.asdict(score) for name, score in strict.items()}
     found["strict"]["mean"] = dataclasses.asdict(pope.mean(list(strict.values())))
     images = dict.fromkeys(image for count in counts for image in count)
@@ -72,32 +73,9 @@ def mme_metrics(results: Mapping[str, Sequence[MmeQuestion]]) -> Metrics:
         "perception": scores.perception,
         "cognition": scores.cognition,
         "yes_ratio": said.count("yes") / len(said),
-        "intervals": _plain(bootstrap(counts, mme.rates, strata=strata)),
+        "intervals": plain_intervals(bootstrap(counts, mme.rates, strata=strata)),
         COUNTS: {"": dict(zip(images, counts, strict=True))},
     }
-
-
-def grounding_metrics(captions: Sequence[CheckedBoxes]) -> Metrics:
-    """Figures of the boxes in captions that were compared with their images."""
-    figures = dataclasses.asdict(grounding.compute_metrics(captions))
-    return {**figures, **counted(grounding.count(captions), grounding.rates)}
-
-
-def referring_metrics(parts: Mapping[str, Sequence[Located]]) -> Metrics:
-    """Figures of each part of the referring expressions.
-
-    Args:
-      parts: by name, the answers that were compared with the true boxes.
-    """
-    counts = {part: referring.count(answers) for part, answers in parts.items()}
-    found: Metrics = {
-        part: {
-            **dataclasses.asdict(referring.compute_metrics(answers)),
-            "intervals": _plain(bootstrap(_rows(counts[part]), referring.rates)),
-        }
-        for part, answers in parts.items()
-    }
-    return {**found, COUNTS: counts}
 
 
 def amber_metrics(
@@ -112,17 +90,17 @@ def amber_metrics(
     counts: dict[str, ImageCounts] = {}
     if descriptions:
         counts["generative"] = own = amber.count_descriptions(descriptions)
-        found["generative"] = _rated(_rows(own), amber.description_rates)
+        found["generative"] = rated(rows_of(own), amber.description_rates)
         found["generative"]["descriptions"] = len(descriptions)
-        published["generative"] = amber.descriptions_as_published(_rows(own).sum(0))
+        published["generative"] = amber.descriptions_as_published(rows_of(own).sum(0))
     if questions:
         own = amber.count_answers(questions, answers)
-        read = amber.tables(_rows(own))
-        found |= {name: _rated(rows, amber.answer_rates) for name, rows in read.items()}
+        read = amber.tables(rows_of(own))
+        found |= {name: rated(rows, amber.answer_rates) for name, rows in read.items()}
         counts |= {name: dict(zip(own, rows, strict=True)) for name, rows in read.items()}
         every = np.array(list(amber.count_answers(questions, answers, amber.read_answer_strict).values()))
         strict = amber.tables(every)
-        found["strict"] = {name: _plain_rates(amber.answer_rates(rows.sum(0))) for name, rows in strict.items()}
+        found["strict"] = {name: plain_rates(amber.answer_rates(rows.sum(0))) for name, rows in strict.items()}
         published |= {name: amber.answers_as_published(rows.sum(0), name) for name, rows in strict.items()}
         found["unread"] = sum(read_answer(answer) is None for answer in answers)
     if descriptions and questions:
@@ -130,31 +108,23 @@ def amber_metrics(
     return {**found, "published": published, COUNTS: counts}
 
 
-def hallusion_metrics(questions: Sequence[HallusionQuestion], outcomes: Sequence[Outcome]) -> Metrics:
-    """Figures of HallusionBench, over all and of each of its two categories."""
-    counts = hallusion.count(questions, outcomes)
-    found = {**_plain_rates(hallusion.rates(_rows(counts).sum(0))), **counted(counts, hallusion.rates)}
-    for category in ("VD", "VS"):
-        own = [(one, outcome) for one, outcome in zip(questions, outcomes, strict=True) if one.category == category]
-        if own:
-            found[category] = _plain_rates(hallusion.rates(_rows(hallusion.count(*zip(*own, strict=True))).sum(0)))
-    return {**found, "questions": len(questions), "unclear": sum(outcome == "unclear" for outcome in outcomes)}
-
-
 def counted(counts: ImageCounts, rates: Callable[[np.ndarray], Mapping[str, np.ndarray]]) -> Metrics:
     """The intervals of figures that are computed from counts summed over images, and these counts."""
-    return {"intervals": _plain(bootstrap(_rows(counts), rates)), COUNTS: {"": counts}}
+    return {"intervals": plain_intervals(bootstrap(rows_of(counts), rates)), COUNTS: {"": counts}}
 
 
-def _rows(counts: ImageCounts) -> np.ndarray:
+def rows_of(counts: ImageCounts) -> np.ndarray:
+    """[images, ...], what was counted."""
     return np.array(list(counts.values()))
 
 
-def _rated(counts: np.ndarray, rates: Callable[[np.ndarray], Mapping[str, np.ndarray]]) -> Metrics:
-    return {**_plain_rates(rates(counts.sum(0))), "intervals": _plain(bootstrap(counts, rates))}
+def rated(counts: np.ndarray, rates: Callable[[np.ndarray], Mapping[str, np.ndarray]]) -> Metrics:
+    """Figures of counts [images, ...], with their intervals."""
+    return {**plain_rates(rates(counts.sum(0))), "intervals": plain_intervals(bootstrap(counts, rates))}
 
 
-def _plain_rates(rates: Mapping[str, np.ndarray]) -> dict[str, float]:
+def plain_rates(rates: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Figures as JSON has them."""
     return {name: float(value) for name, value in rates.items()}
 
 
@@ -316,5 +286,6 @@ def _lines(metrics: Mapping[str, Metrics]) -> list[tuple[str, str]]:
     return rows
 
 
-def _plain(intervals: Mapping[str, Interval]) -> dict[str, list[float]]:
+def plain_intervals(intervals: Mapping[str, Interval]) -> dict[str, list[float]]:
+    """Intervals as JSON has them."""
     return {name: list(interval) for name, interval in intervals.items()}

@@ -9,7 +9,8 @@ import numpy as np
 from vigor_jax.hf import hub
 from vigor_jax.hf.names import LINEAR, Entry
 from vigor_jax.hf.weights.tensor_checks import Stored
-from vigor_jax.models.lora import A, B, LoraConfig
+from vigor_jax.models.lora import A, B
+from vigor_jax.models.lora_config import LoraConfig
 
 # What the original LLaVA's trainer keeps besides the adapter's matrices.
 OTHERS = "non_lora_trainables.bin"

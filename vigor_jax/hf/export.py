@@ -4,14 +4,13 @@ Weights that were not trained are copied from the base checkpoint bit for bit; t
 their tensor has there. So an export differs from its base in what was learned and in nothing else.
 """
 
-import dataclasses
 import logging
 import math
 import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,38 +19,17 @@ import numpy as np
 from vigor_jax.data.text.conversation import Template
 from vigor_jax.disk import check_room, naming
 from vigor_jax.errors import InputError
-from vigor_jax.hf.families import layouts
 from vigor_jax.hf.family import Checkpoint, Export
+from vigor_jax.hf.options import ExportConfig
 from vigor_jax.hf.processor_files import write_json
 from vigor_jax.hf.reward_head import FILE as HEAD_FILE
 from vigor_jax.hf.reward_head import RewardHead, write_head
 from vigor_jax.hf.weights.merged import Rounding
 from vigor_jax.hf.write_adapter import write_adapter
-from vigor_jax.models.lora import LoraConfig
+from vigor_jax.models.lora_config import LoraConfig
 from vigor_jax.parallel.processes import is_first
 
 logger = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
-class ExportConfig:
-    """How a checkpoint is written.
-
-    Attributes:
-      layout: "llava-hf" for transformers, "llava" for the original code, or another one of the model's family; the base
-        checkpoint's own by default. Where an adapter was trained, it is exported alone: as "peft" by default, or as
-        "llava-lora" for the original code; another layout merges it into the weights.
-      dtype: type of every tensor; by default each has the type it has in the base checkpoint.
-      shard_bytes: largest size of one weights file.
-    """
-
-    layout: str | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    shard_bytes: int = 5_000_000_000
-
-    def __post_init__(self) -> None:
-        if self.layout is not None and self.layout not in (known := layouts()):
-            raise InputError(f"layout: expected {' or '.join(known)}, got {self.layout!r}")
 
 
 def export_checkpoint(

@@ -36,10 +36,3 @@ def read_config(directory: Path, vision_tower: str | Path | None = None) -> VlmC
     path = directory / "config.json"
     config = read_json(path)
     return family_of(config, path).read_config(config, directory, vision_tower)
-
-
-def layouts() -> tuple[str, ...]:
-    """Every layout that some family can be written in, those of adapters last."""
-    families = FAMILIES.values()
-    of_models = [layout for family in families for layout in family.layouts]
-    return tuple(dict.fromkeys([*of_models, *(layout for family in families for layout in family.adapter_layouts)]))

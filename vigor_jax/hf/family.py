@@ -39,7 +39,7 @@ from vigor_jax.hf.weights.tensor_checks import (
     tie,
 )
 from vigor_jax.json_fields import Json, read_json
-from vigor_jax.models.lora import LoraConfig
+from vigor_jax.models.lora_config import LoraConfig
 from vigor_jax.models.vlm import VlmConfig
 
 

@@ -1,11 +1,10 @@
 """Opens a checkpoint of any family and streams its weights into sharded device arrays."""
 
-import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,6 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from vigor_jax.data.text.conversation import DEFAULT_TEMPLATE, check_template
 from vigor_jax.errors import InputError
 from vigor_jax.hf import hub
 from vigor_jax.hf.adapter import adapter_entries
@@ -30,29 +28,6 @@ from vigor_jax.models.vlm import Vlm, abstract_model, param_paths
 from vigor_jax.parallel.sharding import partition_spec
 
 M = TypeVar("M", bound=nnx.Module)
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """The checkpoint to begin with.
-
-    Attributes:
-      path: a llava-hf directory or one of the original LLaVA code, or its name on the Hub (docs/checkpoints.md).
-      vision_tower: directory, or name on the Hub, of the CLIP tower of an original checkpoint that does not bring it.
-      dtype: type to compute in; what is trained is held in float32 in any case.
-      template: the conversation format that it was trained with, a key of `data.text.conversation.TEMPLATES`.
-      adapter: a LoRA adapter that is put on top of it: a folder of PEFT's or of the original LLaVA code's, or its name
-        on the Hub (docs/lora.md).
-    """
-
-    path: str | Path
-    vision_tower: str | Path | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    template: str = DEFAULT_TEMPLATE
-    adapter: str | Path | None = None
-
-    def __post_init__(self) -> None:
-        check_template(self.template, "model.template")
 
 
 def open_checkpoint(

@@ -22,7 +22,8 @@ from vigor_jax.hf.weights.safetensors_file import safetensors_metadata
 from vigor_jax.hf.weights.tensor_checks import Stored
 from vigor_jax.hf.weights.tensor_files import TensorReader
 from vigor_jax.json_fields import Fields, exists, read_json, show
-from vigor_jax.models.lora import A, LoraConfig
+from vigor_jax.models.lora import A
+from vigor_jax.models.lora_config import LoraConfig
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model"
 BASE_KEY = "base"

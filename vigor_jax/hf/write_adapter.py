@@ -16,7 +16,7 @@ from vigor_jax.hf.processor_files import write_json
 from vigor_jax.hf.weights.merged import fetch
 from vigor_jax.hf.weights.safetensors_file import write_safetensors
 from vigor_jax.hf.weights.torch_bin_write import write_torch_bin
-from vigor_jax.models.lora import LoraConfig
+from vigor_jax.models.lora_config import LoraConfig
 
 logger = logging.getLogger(__name__)
 

@@ -28,7 +28,8 @@ from vigor_jax.inference.kv_cache import (
     next_logits,
     specs_of,
 )
-from vigor_jax.inference.sampling_methods import SamplingConfig, sample_tokens
+from vigor_jax.inference.sampling_config import SamplingConfig
+from vigor_jax.inference.sampling_methods import sample_tokens
 from vigor_jax.models.attention import attention
 from vigor_jax.models.vlm import Vlm
 from vigor_jax.parallel.sharding import constrain_batch

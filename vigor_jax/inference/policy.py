@@ -42,7 +42,7 @@ from vigor_jax.inference.responses import (
     sampling_config,
 )
 from vigor_jax.inference.sampler import IMAGE_READERS, Completion, Request, Sampler, check_request, pixels_of
-from vigor_jax.inference.sampling_methods import SamplingConfig
+from vigor_jax.inference.sampling_config import SamplingConfig
 from vigor_jax.models.int8 import quantize_decoder
 from vigor_jax.models.layers import stacks_inference
 from vigor_jax.models.vlm import Vlm, param_paths

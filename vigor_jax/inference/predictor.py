@@ -29,7 +29,7 @@ from vigor_jax.hf.hub import origin
 from vigor_jax.hf.load import Checkpoint
 from vigor_jax.inference.policy import Policy
 from vigor_jax.inference.sampler import Completion
-from vigor_jax.inference.sampling_methods import SamplingConfig
+from vigor_jax.inference.sampling_config import SamplingConfig
 from vigor_jax.json_fields import parse_json
 from vigor_jax.parallel.processes import is_first
 from vigor_jax.records import ImageFile

@@ -8,7 +8,7 @@ import numpy as np
 
 from vigor_jax.data.images.given import GivenImage, ImageLike, image_files
 from vigor_jax.errors import InputError, nearest
-from vigor_jax.inference.sampling_methods import SamplingConfig
+from vigor_jax.inference.sampling_config import SamplingConfig
 from vigor_jax.records import ImageFile
 
 

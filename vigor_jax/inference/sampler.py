@@ -20,7 +20,7 @@ from vigor_jax.data.text.tokenizer import Tokenizer
 from vigor_jax.errors import InputError
 from vigor_jax.inference.decoder import Batch, Decoder
 from vigor_jax.inference.kv_cache import DecodeState, KVCache, Prefix
-from vigor_jax.inference.sampling_methods import SamplingConfig
+from vigor_jax.inference.sampling_config import SamplingConfig
 from vigor_jax.models.vlm import Vlm, VlmConfig
 from vigor_jax.parallel.sharding import local_rows, round_up_batch, shard_rows
 

@@ -4,7 +4,6 @@ Mesh axes: `data` (replicas), `fsdp` (weights and batch split, gathered layer by
 vocabulary split). The batch is split over `data` and `fsdp` together.
 """
 
-import dataclasses
 import importlib.util
 import logging
 import math
@@ -24,6 +23,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vigor_jax.errors import InputError
+from vigor_jax.parallel.config import DistributedConfig, MeshConfig
 from vigor_jax.parallel.lost_process import HEARTBEAT_TIMEOUT, listen
 
 logger = logging.getLogger(__name__)
@@ -34,39 +34,6 @@ BATCH = P(("data", "fsdp"))
 # Every parameter names its logical axes where it is made (`vigor_jax.models.layers.param`); this says which mesh axis
 # each one is split over. The rest are replicated.
 RULES = {"embed": "fsdp", "heads": "tensor", "mlp": "tensor", "vocab": "tensor"}
-
-
-@dataclasses.dataclass(frozen=True)
-class MeshConfig:
-    """Shape of the device mesh; at most one axis may be -1, which takes the devices that are left.
-
-    Attributes:
-      data: number of replicas of the weights.
-      fsdp: number of parts that weights, optimizer state and batch are split into.
-      tensor: number of parts that heads, MLP and vocabulary are split into.
-    """
-
-    data: int = 1
-    fsdp: int = -1
-    tensor: int = 1
-
-
-@dataclasses.dataclass(frozen=True)
-class DistributedConfig:
-    """How processes find each other; on TPU pods and under SLURM nothing needs to be given.
-
-    Attributes:
-      enabled: whether to join other processes; by default on a TPU host, in a SLURM step of several tasks (srun), under
-        mpirun, and where a coordinator is given.
-      coordinator: `host:port` of process 0.
-      num_processes: processes in all.
-      process_id: this one's number, from 0.
-    """
-
-    enabled: bool | None = None
-    coordinator: str | None = None
-    num_processes: int | None = None
-    process_id: int | None = None
 
 
 def join_processes(config: DistributedConfig) -> None:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from vigor_jax import memory
 from vigor_jax.config import TrainConfig
 from vigor_jax.errors import RunEndedError
-from vigor_jax.stages.streams import as_config
+from vigor_jax.stages.score_config import as_config
 
 # Sections of streams that judge on the devices, which are called as the streams.
 _JUDGES = ("reward_model", "preference_reward", "clip", "clip_attributes")

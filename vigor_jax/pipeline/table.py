@@ -23,7 +23,7 @@ from vigor_jax.stages.stage import EXPORT, OnPart, Progress, RunContext, Stage
 from vigor_jax.stages.train_preference_reward import TrainPreferenceRewardStage
 from vigor_jax.stages.train_reward import TrainRewardStage
 from vigor_jax.training.checkpoint import latest_step
-from vigor_jax.training.train_step import TrainingConfig
+from vigor_jax.training.config import TrainingConfig
 
 # Stages whose checkpoints may be exported; where several have run, the first one's is.
 TRAINED = ("ppo", "dpo", "sft")

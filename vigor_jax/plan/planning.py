@@ -14,13 +14,14 @@ from vigor_jax.config import TrainConfig
 from vigor_jax.errors import InputError
 from vigor_jax.hf.families import read_config
 from vigor_jax.hf.hub import local_directory, origin
-from vigor_jax.hf.load import ModelConfig, open_checkpoint
+from vigor_jax.hf.load import open_checkpoint
+from vigor_jax.hf.options import ModelConfig
 from vigor_jax.hf.other_folders import has_whole_model
 from vigor_jax.hf.peft import CONFIG as ADAPTER_CONFIG
 from vigor_jax.hf.peft import base_of, is_adapter
 from vigor_jax.json_fields import Fields
 from vigor_jax.models.llava import LlavaConfig
-from vigor_jax.models.lora import LoraConfig
+from vigor_jax.models.lora_config import LoraConfig
 from vigor_jax.models.vlm import VlmConfig
 from vigor_jax.parallel.sharding import make_mesh
 from vigor_jax.pipeline.table import make_stages

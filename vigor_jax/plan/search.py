@@ -13,6 +13,7 @@ from vigor_jax.plan.estimate import Estimate
 from vigor_jax.plan.hardware import Topology
 from vigor_jax.stages.clip_attributes_stream import PROGRAM as CROPS
 from vigor_jax.stages.preference_reward_stream import PROGRAM as PREFERENCE_REWARD
+from vigor_jax.training.config import REMAT
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,6 @@ JUDGES = {PREFERENCE_REWARD: "preference_reward", "verifier": "clip", CROPS: "cl
 LEARNING = ("score", "update")  # programs of ppo that take less if updates save memory
 MOST_PARTS = 8  # that a layer's heads are worth splitting into
 ACCUMULATE = (1, 2, 4, 8)
-REMAT = ("none", "dots", "full")  # from the fastest to the smallest
 assert set(REMAT) == set(REMAT_POLICIES)
 
 

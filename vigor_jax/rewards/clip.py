@@ -17,7 +17,8 @@ from vigor_jax.hf.clip.checkpoint import ClipCheckpoint
 from vigor_jax.records import ScoreItem, Signal, Verdict
 from vigor_jax.rewards.clip_baselines import Baselines, describe_margin, shares, thresholds
 from vigor_jax.rewards.stream import Credit
-from vigor_jax.rewards.verifier import ClipStreamConfig, ClipVerifier, Scored
+from vigor_jax.rewards.verifier import ClipVerifier, Scored
+from vigor_jax.rewards.verifier_config import ClipStreamConfig
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,6 @@ Departures from the paper, both undone by options of `PhrasesConfig`: what a cap
 and what it only supposes is not asked for.
 """
 
-import dataclasses
 import hashlib
 import itertools
 import json
@@ -21,12 +20,12 @@ from detector_bridge.client import BlockingClient, DetectorError
 from detector_bridge.errors import InputError as BridgeError
 from detector_bridge.messages import Answer, Detection, Request
 from detector_bridge.refusal import RefusedError
-from vigor_jax import fingerprint
 from vigor_jax.errors import InputError
 from vigor_jax.percent import percent
 from vigor_jax.records import ImageFile, PhraseScore, ScoreItem, Signal, Span, Verdict
 from vigor_jax.rewards.agreement import AGREEMENT, agree
-from vigor_jax.rewards.detectors import DetectorConfig, SecondDetectorConfig, connected
+from vigor_jax.rewards.detector_config import FIRST, SECOND, DetectionConfig, DetectorConfig
+from vigor_jax.rewards.detectors import connected
 from vigor_jax.rewards.language.unknown_words import UnknownWords
 from vigor_jax.rewards.phrases import Phrase, Phrases, PhrasesConfig, made_of, make_phrases
 from vigor_jax.rewards.sentences import split_sentences
@@ -37,35 +36,8 @@ PHRASES_A_REQUEST = 500
 
 IMAGE_READERS = 4
 
-# What errors call the detectors.
-FIRST, SECOND = "detection", "detection.second"
 
 logger = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
-class DetectionConfig(DetectorConfig):
-    """The detector, and what is asked of it.
-
-    Attributes:
-      phrases: how noun phrases are found in captions.
-      second: a second detector that is asked the same. What both find is right, what neither finds is wrong, and what
-        one of them finds is neither rewarded nor punished.
-    """
-
-    phrases: PhrasesConfig = dataclasses.field(default_factory=PhrasesConfig)
-    second: SecondDetectorConfig | None = fingerprint.optional()
-
-    def check_given(self) -> None:
-        """Raises InputError if no detector is given, or two in one place."""
-        self.check_place(FIRST)
-        if self.second:
-            self.second.check_place(SECOND)
-
-    def greeted_within(self, seconds: float) -> Self:
-        """The same, with less time for the first greeting."""
-        second = self.second and dataclasses.replace(self.second, connect_timeout=seconds)
-        return dataclasses.replace(self, connect_timeout=seconds, second=second)
 
 
 class AttributeQuestions(Protocol):

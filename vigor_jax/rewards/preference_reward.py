@@ -12,7 +12,6 @@ import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import jax
@@ -29,7 +28,7 @@ from vigor_jax.data.batches.preference_rows import EncodedPreference
 from vigor_jax.data.batches.tree_batches import TreeRows, collate, padded_sizes
 from vigor_jax.data.images.preprocessing import Preprocessing, load_image, preprocess
 from vigor_jax.data.text.box_text import without_boxes
-from vigor_jax.data.text.conversation import DEFAULT_TEMPLATE, check_template, find_template
+from vigor_jax.data.text.conversation import DEFAULT_TEMPLATE, find_template
 from vigor_jax.data.text.image_captions import Captions
 from vigor_jax.data.text.quality_question import find_question
 from vigor_jax.errors import InputError
@@ -42,46 +41,11 @@ from vigor_jax.models.value_head import ValueHead
 from vigor_jax.models.vlm import Vlm
 from vigor_jax.parallel.sharding import local_rows, round_up_batch, shard_rows
 from vigor_jax.records import ScoreItem, Signal, Span, Verdict
+from vigor_jax.rewards.preference_reward_config import NAME, PreferenceRewardStreamConfig
 from vigor_jax.rewards.stream import Credit
 
 IMAGE_READERS = 4
 BATCHES_AHEAD = 1
-NAME = "preference_reward"
-
-
-@dataclasses.dataclass(frozen=True)
-class PreferenceRewardStreamConfig:
-    """How a reward model of preferences judges.
-
-    Attributes:
-      model: the reward model: what the stage train_preference_reward exported, or weights with LLaVA-RLHF's file
-        `reward_head`; a directory or a name on the Hub. By default the one that this run trains.
-      base: the model that its adapter is for, if that names none that is here.
-      batch_size: rows a batch, over all devices (the mesh may ask for a few more); a row holds an image and as many of
-        its candidates as fit.
-      max_length: most tokens of a row, questions included. The model's positions bound each path, not the row.
-      bucket: rows are padded to multiples of it, so that few lengths are ever compiled.
-      template: conversation format; by default `model.template`.
-      question: what is asked behind each response, as in `train_preference_reward.question`. Weights that others have
-        trained need the words that these have learned.
-      captions: captions of the images, for a model that was trained with such.
-    """
-
-    model: str | Path | None = None
-    base: str | Path | None = None
-    batch_size: int = fingerprint.neutral(8)
-    max_length: int = fingerprint.neutral(4096)
-    bucket: int = fingerprint.neutral(128)
-    template: str | None = None
-    question: str = ""
-    captions: Path | None = fingerprint.place(None)
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "max_length", "bucket"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{NAME}.{name}: expected at least 1, got {getattr(self, name)}")
-        check_template(self.template, f"{NAME}.template")
-        find_question(self.question, with_captions=self.captions is not None, section=NAME)
 
 
 @dataclasses.dataclass

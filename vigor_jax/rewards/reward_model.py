@@ -9,7 +9,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Literal, Self
+from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +20,9 @@ from jax.sharding import PartitionSpec as P
 
 from vigor_jax import fingerprint
 from vigor_jax.data.batches.tree_batches import TreeRows, collate, padded_sizes
-from vigor_jax.data.batches.tree_sequences import QUESTIONS, Description, Per, Row, TreeEncoder, TreeSequence, asked
+from vigor_jax.data.batches.tree_sequences import QUESTIONS, Description, Row, TreeEncoder, TreeSequence, asked
 from vigor_jax.data.images.preprocessing import Preprocessing, load_image, preprocess
-from vigor_jax.data.text.conversation import DEFAULT_TEMPLATE, check_template, find_template
+from vigor_jax.data.text.conversation import DEFAULT_TEMPLATE, find_template
 from vigor_jax.data.text.tokenizer import Tokenizer
 from vigor_jax.errors import InputError
 from vigor_jax.inference.policy import Policy
@@ -31,43 +31,12 @@ from vigor_jax.inference.tree_attention import Answers, answer_places
 from vigor_jax.models.vlm import Vlm
 from vigor_jax.parallel.sharding import local_rows, round_up_batch, shard_rows
 from vigor_jax.records import ScoreItem, Signal, Span, Verdict
+from vigor_jax.rewards.reward_model_config import RewardModelConfig
 from vigor_jax.rewards.sentences import split_sentences
 from vigor_jax.rewards.stream import Credit
 
 IMAGE_READERS = 4
 BATCHES_AHEAD = 1
-
-
-@dataclasses.dataclass(frozen=True)
-class RewardModelConfig:
-    """How candidates are judged.
-
-    Attributes:
-      batch_size: rows a batch, over all devices (the mesh may ask for a few more); a row holds an image and as many of
-        its candidates as fit.
-      max_length: most tokens of a row, questions included. The model's positions bound each path, not the row.
-      bucket: rows are padded to multiples of it, so that few lengths are ever compiled.
-      answer_tokens: most tokens of an answer.
-      template: conversation format; by default `model.template`.
-      question: what is asked; "" for the paper's words (for whole descriptions, those adapted).
-      per: ask of every sentence, given those before it, or once of the whole description (the holistic ablation).
-      badness: a sentence's penalty is 1 - p(good), p(good) = P("1") / (P("1") + P("0")); or 0 or 1, as the answer says.
-    """
-
-    batch_size: int = fingerprint.neutral(8)
-    max_length: int = fingerprint.neutral(2048)
-    bucket: int = fingerprint.neutral(128)
-    answer_tokens: int = 24
-    template: str | None = None
-    question: str = ""
-    per: Per = "sentence"
-    badness: Literal["probability", "decoded"] = "probability"
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "max_length", "bucket", "answer_tokens"):
-            if getattr(self, name) < 1:
-                raise InputError(f"reward_model.{name} must be at least 1, got {getattr(self, name)}")
-        check_template(self.template, "reward_model.template")
 
 
 @dataclasses.dataclass

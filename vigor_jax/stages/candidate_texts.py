@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal, Self
+from typing import Self
 
 import numpy as np
 
@@ -12,8 +12,7 @@ from vigor_jax.rewards.content import has_words
 from vigor_jax.rewards.fusion import FusionConfig
 from vigor_jax.rewards.repetitions import repetitions
 from vigor_jax.rewards.sentences import split_sentences
-
-Repetitions = Literal["count", "once"]
+from vigor_jax.stages.select_config import Repetitions
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,8 @@ from vigor_jax.parallel.sharding import round_up_batch
 from vigor_jax.rewards.clip import ClipStream, check_made_of
 from vigor_jax.rewards.clip_baselines import Baselines
 from vigor_jax.rewards.clip_towers import DTYPE
-from vigor_jax.rewards.verifier import ClipStreamConfig, made_of, read_entities
+from vigor_jax.rewards.verifier import made_of, read_entities
+from vigor_jax.rewards.verifier_config import ClipStreamConfig
 from vigor_jax.stages.programs import Program, Target, array, bytes_held, for_inference
 from vigor_jax.stages.stage import RunContext
 

@@ -6,9 +6,7 @@ from typing import Literal
 
 from vigor_jax import fingerprint
 from vigor_jax.errors import InputError
-from vigor_jax.training.dpo import Kind
-from vigor_jax.training.image_noise import STEPS
-from vigor_jax.training.train_step import TrainingConfig
+from vigor_jax.training.config import NOISE_STEPS, DpoLoss, TrainingConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +39,7 @@ class DpoConfig(TrainingConfig):
     form: str | None = None
     learning_rate: float = 1e-6
     max_length: int = 2048
-    loss: Kind = "sigmoid"
+    loss: DpoLoss = "sigmoid"
     beta: float = 0.1
     label_smoothing: float = 0.0
     length_normalized: bool = False
@@ -63,7 +61,7 @@ class DpoConfig(TrainingConfig):
             (("label_smoothing",), lambda value: 0 <= value < 0.5, "0 to less than 0.5"),
             (("pair_factor", "sft_factor", "image_factor", "anchor_factor"), lambda value: value >= 0, "0 or more"),
             (("crop",), lambda value: 0 < value <= 1, "more than 0, at most 1"),
-            (("noise_step",), lambda value: 0 <= value < STEPS, f"0 to {STEPS - 1}"),
+            (("noise_step",), lambda value: 0 <= value < NOISE_STEPS, f"0 to {NOISE_STEPS - 1}"),
         ):
             for name in names:
                 if not holds(getattr(self, name)):

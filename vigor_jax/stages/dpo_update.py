@@ -12,8 +12,8 @@ from vigor_jax.inference.tree_attention import hidden_states_at
 from vigor_jax.models.vlm import Vlm
 from vigor_jax.stages.dpo_config import DpoConfig
 from vigor_jax.training import dpo
+from vigor_jax.training.config import TrainingConfig
 from vigor_jax.training.image_noise import noised
-from vigor_jax.training.train_step import TrainingConfig
 
 
 class Logps(NamedTuple):

@@ -3,7 +3,6 @@
 What has come of it is also a card, `evaluation/card.html`, which what was exported carries in its README.md.
 """
 
-import dataclasses
 import json
 import logging
 from collections.abc import Collection, Mapping, Sequence
@@ -15,12 +14,12 @@ from vigor_jax import fingerprint
 from vigor_jax.data.images.store import open_images
 from vigor_jax.data.records.checksum import file_digest
 from vigor_jax.data.records.store import write_atomically
-from vigor_jax.data.text.conversation import check_template
 from vigor_jax.errors import InputError
 from vigor_jax.evaluation.answer_sampling import AnswerSampling, by_protocol, kept_with, told_by
 from vigor_jax.evaluation.benchmarks import chair, grounding, mme, pope, referring
 from vigor_jax.evaluation.benchmarks.referring_files import PICKLES, read_expressions
 from vigor_jax.evaluation.benchmarks.synonyms import Synonyms
+from vigor_jax.evaluation.box_metrics import grounding_metrics, referring_metrics
 from vigor_jax.evaluation.card.compare import make_card
 from vigor_jax.evaluation.card.results import read_systems
 from vigor_jax.evaluation.card.write import write_card
@@ -29,10 +28,8 @@ from vigor_jax.evaluation.image_counts import take_counts, write_counts
 from vigor_jax.evaluation.metrics import (
     Metrics,
     chair_metrics,
-    grounding_metrics,
     mme_metrics,
     pope_metrics,
-    referring_metrics,
     table,
     warn,
 )
@@ -42,56 +39,11 @@ from vigor_jax.hf.peft import is_adapter
 from vigor_jax.inference.predictor import Predictor, Question, read_answers
 from vigor_jax.parallel.processes import is_first
 from vigor_jax.records import ImageFile
+from vigor_jax.stages.evaluate_config import EvaluateConfig
 from vigor_jax.stages.exported_readme import carry_card
 from vigor_jax.stages.stage import EVALUATION, EXPORT, Progress, Result, RunContext, Stage
 
 logger = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluateConfig:
-    """What the models are asked, and how.
-
-    Attributes:
-      images: the images that CHAIR's captions and POPE's questions are about: a folder, tar shards or Parquet
-        (docs/images.md).
-      objects: what is in each image, which turns CHAIR on: JSON {image: [object, ...]}, or COCO's instances and
-        captions; several files add to each other.
-      synonyms: CHAIR's table of names; by default the objects' own names and their plurals.
-      pope: files of POPE questions.
-      mme: MME's folder.
-      instances: COCO's instances, which ask whether the boxes in captions are right; of the captions for CHAIR, or of
-        captions of these images.
-      refs: files of referring expressions, which ask for the box of each: refs(unc).p and the like, with instances.json
-        next to it, or JSON lines (docs/evaluation.md).
-      prompt: what captions are asked for with.
-      template: conversation format; by default `model.template`.
-      protocol: how POPE and MME are asked: "paper", "llava-1.5", or another that both have (docs/evaluation.md).
-      limit: only this many images for captions, the first by name; 0 takes all that have objects.
-      base: whether the model before is asked, too.
-      captions: how captions are drawn.
-      answers: how answers are.
-    """
-
-    images: str | None = None
-    objects: tuple[Path, ...] = ()
-    synonyms: Path | None = None
-    pope: tuple[Path, ...] = ()
-    mme: Path | None = None
-    instances: tuple[Path, ...] = fingerprint.optional(())
-    refs: tuple[Path, ...] = fingerprint.optional(())
-    prompt: str = "Describe this image in detail."
-    template: str | None = None
-    protocol: str = "paper"
-    limit: int = 0
-    base: bool = True
-    captions: AnswerSampling = dataclasses.field(default_factory=AnswerSampling)
-    answers: AnswerSampling = dataclasses.field(default_factory=lambda: AnswerSampling(max_new_tokens=16))
-
-    def __post_init__(self) -> None:
-        check_template(self.template, "evaluate.template")
-        if (self.objects or self.pope or self.instances or self.refs) and self.images is None:
-            raise InputError("evaluate.images is not given; name the folder that objects and questions are about")
 
 
 def evaluate(

@@ -17,14 +17,16 @@ import vigor_jax
 from vigor_jax import fingerprint
 from vigor_jax.data.text.conversation import TEMPLATES
 from vigor_jax.errors import InputError
-from vigor_jax.hf.export import ExportConfig, export_checkpoint, find_layout
+from vigor_jax.hf.export import export_checkpoint, find_layout
 from vigor_jax.hf.hub import origin
 from vigor_jax.hf.load import Checkpoint
+from vigor_jax.hf.options import ExportConfig
 from vigor_jax.hf.peft import check_begun_with
 from vigor_jax.hf.reward_head import RewardHead
 from vigor_jax.hf.weights.merged import Rounding
 from vigor_jax.json_fields import Fields, exists, read_json
-from vigor_jax.models.lora import LoraConfig, add_lora
+from vigor_jax.models.lora import add_lora
+from vigor_jax.models.lora_config import LoraConfig
 from vigor_jax.models.vlm import abstract_model, param_paths
 from vigor_jax.parallel.processes import is_first
 from vigor_jax.parallel.sharding import param_shardings
@@ -32,8 +34,9 @@ from vigor_jax.stages.exported_readme import PROVENANCE as PROVENANCE
 from vigor_jax.stages.exported_readme import put_aside, put_back
 from vigor_jax.stages.stage import EXPORT, Lazy, Progress, Result, RunContext, Stage
 from vigor_jax.training.checkpoint import latest_step, read_record, restore_params_only
+from vigor_jax.training.config import TrainingConfig
 from vigor_jax.training.heads import head_paths, with_abstract_head
-from vigor_jax.training.train_step import TrainingConfig, trained_in
+from vigor_jax.training.train_step import trained_in
 
 logger = logging.getLogger(__name__)
 

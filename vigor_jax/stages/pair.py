@@ -31,7 +31,6 @@ from vigor_jax.stages.pair_responses import pair_part
 from vigor_jax.stages.pair_sentences import Text, grow
 from vigor_jax.stages.programs import Cost, Program, Target, Work, bytes_held, for_inference
 from vigor_jax.stages.sample import (
-    SampleConfig,
     check_images,
     choose_prompt,
     images_of,
@@ -39,6 +38,7 @@ from vigor_jax.stages.sample import (
     sampling_cost,
     sampling_programs,
 )
+from vigor_jax.stages.sample_config import SampleConfig
 from vigor_jax.stages.score import ScoreStage
 from vigor_jax.stages.stage import PREFERENCES, Lazy, Progress, Result, RunContext, Stage
 

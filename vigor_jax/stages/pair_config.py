@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from vigor_jax import fingerprint
 from vigor_jax.errors import InputError
-from vigor_jax.inference.sampling_methods import SamplingConfig
+from vigor_jax.inference.sampling_config import SamplingConfig
 
 _OF_RESPONSES = ("kind", "match_lengths", "chosen", "rejected", "margin", "per_image", "all_ranked")
 _OF_SENTENCES = ("kind", "match_lengths", "wrong", "per_step", "max_sentences", "sampling")

@@ -6,10 +6,9 @@ from typing import Literal, TypeAlias
 
 from vigor_jax import fingerprint
 from vigor_jax.errors import InputError
-from vigor_jax.inference.sampling_methods import SamplingConfig
+from vigor_jax.inference.sampling_config import SamplingConfig
 from vigor_jax.rewards.token_rewards import TokenRewardConfig
-from vigor_jax.training.ppo import MOST_KL_ERROR, Kl
-from vigor_jax.training.train_step import TrainingConfig
+from vigor_jax.training.config import MOST_KL_ERROR, Kl, TrainingConfig
 
 Baseline: TypeAlias = Literal["value", "rloo", "grpo"]
 

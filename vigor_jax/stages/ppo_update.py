@@ -11,7 +11,7 @@ from vigor_jax.inference.logprobs import tree_logps
 from vigor_jax.models.vlm import Vlm
 from vigor_jax.stages.ppo_config import PpoConfig
 from vigor_jax.training import ppo
-from vigor_jax.training.train_step import TrainingConfig
+from vigor_jax.training.config import TrainingConfig
 
 
 class PpoRows(NamedTuple):

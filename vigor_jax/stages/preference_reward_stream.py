@@ -21,10 +21,11 @@ from vigor_jax.hf.peft import base_of, is_adapter
 from vigor_jax.inference.policy import Policy
 from vigor_jax.inference.response_rewards import HEAD, rewards_at
 from vigor_jax.json_fields import Fields, exists
-from vigor_jax.models.lora import LoraConfig
+from vigor_jax.models.lora_config import LoraConfig
 from vigor_jax.models.vlm import VlmConfig
 from vigor_jax.parallel.sharding import round_up_batch
-from vigor_jax.rewards.preference_reward import NAME, PreferenceReward, PreferenceRewardStreamConfig
+from vigor_jax.rewards.preference_reward import PreferenceReward
+from vigor_jax.rewards.preference_reward_config import NAME, PreferenceRewardStreamConfig
 from vigor_jax.stages.export import PROVENANCE
 from vigor_jax.stages.programs import Program, Target, bytes_held, for_inference, on_mesh, tree_rows
 from vigor_jax.stages.stage import PREFERENCE_REWARD_MODEL, RunContext

@@ -15,15 +15,17 @@ from jax.sharding import PartitionSpec as P
 from vigor_jax.data.batches.tree_batches import TreeRows
 from vigor_jax.data.batches.tree_sequences import Tree
 from vigor_jax.models.layers import stacks_inference
-from vigor_jax.models.lora import LoraConfig, add_lora, lora_paths
+from vigor_jax.models.lora import add_lora, lora_paths
+from vigor_jax.models.lora_config import LoraConfig
 from vigor_jax.models.vlm import PARTS, VlmConfig, abstract_model, param_paths
 from vigor_jax.models.vlm import Sizes as ModelSizes
-from vigor_jax.parallel.sharding import BATCH, MeshConfig, make_mesh, param_shardings
+from vigor_jax.parallel.config import MeshConfig
+from vigor_jax.parallel.sharding import BATCH, make_mesh, param_shardings
+from vigor_jax.training.config import TrainingConfig
 from vigor_jax.training.flops import train_flops
 from vigor_jax.training.heads import head_paths, with_abstract_head
 from vigor_jax.training.train_step import (
     Loss,
-    TrainingConfig,
     abstract_state,
     learning_rate,
     make_optimizer,

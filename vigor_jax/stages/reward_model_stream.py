@@ -18,7 +18,8 @@ from vigor_jax.inference.policy import Policy
 from vigor_jax.inference.tree_attention import answer_places
 from vigor_jax.json_fields import Fields
 from vigor_jax.parallel.sharding import round_up_batch
-from vigor_jax.rewards.reward_model import RewardModel, RewardModelConfig
+from vigor_jax.rewards.reward_model import RewardModel
+from vigor_jax.rewards.reward_model_config import RewardModelConfig
 from vigor_jax.stages.export import PROVENANCE
 from vigor_jax.stages.programs import Program, Target, bytes_held, for_inference, tree_rows
 from vigor_jax.stages.stage import REWARD_MODEL, RunContext

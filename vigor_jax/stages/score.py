@@ -1,12 +1,10 @@
 """Lets reward streams judge candidates: `candidates/` in, `verdicts/STREAM/` out (ViGoR, sections 3.2 and 3.3)."""
 
-import dataclasses
 import functools
 import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 
 from vigor_jax import fingerprint
@@ -20,11 +18,14 @@ from vigor_jax.rewards.claims.clip_attributes import ClipAttributeStream
 from vigor_jax.rewards.claims.crops import ClipAttributesConfig
 from vigor_jax.rewards.claims.stream import ClaimReader, ClaimsConfig, ClaimStream
 from vigor_jax.rewards.clip import ClipStream
-from vigor_jax.rewards.detection import DetectionConfig, DetectorStream
-from vigor_jax.rewards.preference_reward import PreferenceReward, PreferenceRewardStreamConfig
-from vigor_jax.rewards.reward_model import RewardModel, RewardModelConfig
+from vigor_jax.rewards.detection import DetectorStream
+from vigor_jax.rewards.detector_config import DetectionConfig
+from vigor_jax.rewards.preference_reward import PreferenceReward
+from vigor_jax.rewards.preference_reward_config import PreferenceRewardStreamConfig
+from vigor_jax.rewards.reward_model import RewardModel
+from vigor_jax.rewards.reward_model_config import RewardModelConfig
 from vigor_jax.rewards.stream import RewardStream
-from vigor_jax.rewards.verifier import ClipStreamConfig
+from vigor_jax.rewards.verifier_config import ClipStreamConfig
 from vigor_jax.stages.clip_attributes_stream import CROPS_PER_IMAGE, ClipAttributesJudge
 from vigor_jax.stages.clip_attributes_stream import PROGRAM as CROPS
 from vigor_jax.stages.clip_stream import ClipJudge
@@ -32,33 +33,14 @@ from vigor_jax.stages.judging import check_digest, score, scoring_ahead, when_al
 from vigor_jax.stages.preference_reward_stream import PreferenceRewardJudge
 from vigor_jax.stages.programs import Cost, Program, Target, Work
 from vigor_jax.stages.reward_model_stream import RewardModelJudge
+from vigor_jax.stages.score_config import ScoreConfig, StreamConfig, as_config
 from vigor_jax.stages.stage import Lazy, OnPart, Progress, Result, RunContext, Stage
-from vigor_jax.stages.streams import StreamConfig, as_config, in_order, make_stream, needs, stream_class, uses_devices
+from vigor_jax.stages.streams import in_order, make_stream, needs, stream_class, uses_devices
 
 logger = logging.getLogger(__name__)
 
 # Seconds that a detector has to say which one it is, where nothing else is wanted from it.
 GREETING_TIMEOUT = 10.0
-
-
-@dataclasses.dataclass(frozen=True)
-class ScoreConfig:
-    """Which reward streams judge.
-
-    Attributes:
-      streams: "detector", "claims", "clip_attributes", "reward_model", "clip", "preference_reward", or one of your own:
-        `package.module:Class`, `file.py:Class`, or an object with `path` and `options` (docs/rewards.md).
-      reward_model: a reward model that was trained and exported before, a directory or its name on the Hub; by default
-        the one that this run trains.
-    """
-
-    streams: tuple[str | StreamConfig, ...] = ("detector",)
-    reward_model: str | Path | None = None
-
-    def __post_init__(self) -> None:
-        paths = [as_config(stream).path for stream in self.streams]
-        if len(set(paths)) < len(paths):
-            raise InputError(f"score.streams: expected each stream once, got {', '.join(paths)}")
 
 
 class ScoreStage(Stage):

@@ -21,7 +21,8 @@ from vigor_jax.data.records.seal import Seal
 from vigor_jax.errors import InputError
 from vigor_jax.records import Selection, Target
 from vigor_jax.rewards.fusion import Scale
-from vigor_jax.stages.selection import SelectConfig, measure, select_block
+from vigor_jax.stages.select_config import SelectConfig
+from vigor_jax.stages.selection import measure, select_block
 from vigor_jax.stages.selection_summary import Summary, summarize
 from vigor_jax.stages.stage import TARGETS, Progress, Result, RunContext, Stage
 

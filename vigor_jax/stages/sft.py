@@ -23,14 +23,11 @@ from vigor_jax.parallel.processes import is_first, together
 from vigor_jax.parallel.sharding import check_batch_divides, local_rows
 from vigor_jax.stages.programs import Cost, Program, Target, Work, array, update, update_flops
 from vigor_jax.stages.stage import TARGETS, Progress, Result, RunContext, Stage
+from vigor_jax.training.config import SftConfig, TrainingConfig
 from vigor_jax.training.loop import fine_tune
 from vigor_jax.training.resumption import Data, hold_places, places_file
 from vigor_jax.training.trackers import NOWHERE, Reporting
-from vigor_jax.training.train_step import (
-    SftConfig,
-    TrainingConfig,
-    conversation_loss,
-)
+from vigor_jax.training.train_step import conversation_loss
 
 logger = logging.getLogger(__name__)
 

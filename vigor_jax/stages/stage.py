@@ -16,9 +16,11 @@ from jax.sharding import Mesh
 
 from vigor_jax.data.records.store import join
 from vigor_jax.errors import InputError
-from vigor_jax.hf.load import Checkpoint, ModelConfig, open_checkpoint
+from vigor_jax.hf.load import Checkpoint, open_checkpoint
+from vigor_jax.hf.options import ModelConfig
+from vigor_jax.parallel.config import MeshConfig
 from vigor_jax.parallel.processes import together
-from vigor_jax.parallel.sharding import MeshConfig, make_mesh
+from vigor_jax.parallel.sharding import make_mesh
 from vigor_jax.stages.programs import Cost, Program, Target, Work
 from vigor_jax.training.trackers import NOWHERE, Reporting
 

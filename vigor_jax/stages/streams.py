@@ -1,10 +1,8 @@
 """Which streams judge, from the config: our own and those of users, each opened with its options."""
 
-import dataclasses
 import importlib
 import importlib.util
 import inspect
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,45 +17,13 @@ from vigor_jax.rewards.detection import DetectorStream
 from vigor_jax.rewards.preference_reward import PreferenceReward
 from vigor_jax.rewards.reward_model import RewardModel
 from vigor_jax.rewards.stream import RewardStream
+from vigor_jax.stages.score_config import OWN_STREAMS, StreamConfig
 
 OWN: dict[str, type[RewardStream]] = {
     stream.name: stream
     for stream in (DetectorStream, RewardModel, ClipStream, ClaimStream, ClipAttributeStream, PreferenceReward)
 }
-_WHICH = f"{', '.join(OWN)}, package.module:Class or file.py:Class"
-
-
-@dataclasses.dataclass(frozen=True)
-class StreamConfig:
-    """A stream with options.
-
-    Attributes:
-      path: `package.module:Class` or `file.py:Class`.
-      options: keyword arguments of the class.
-    """
-
-    path: str
-    options: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-
-def as_config(stream: str | StreamConfig) -> StreamConfig:
-    """An entry of `score.streams`, which may be a path alone.
-
-    Raises:
-      InputError: it names no stream.
-    """
-    found = StreamConfig(stream) if isinstance(stream, str) else stream
-    module, _, name = found.path.rpartition(":")
-    if found.path not in OWN and not (module and name.isidentifier()):
-        raise InputError(f"score.streams: expected {_WHICH}, got {found.path!r}")
-    try:
-        json.dumps(found.options)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"score.streams: {found.path}: its options are no plain values ({error})") from None
-    if found.path in OWN and found.options:
-        section = {"detector": "detection"}.get(found.path, found.path)
-        raise InputError(f"score.streams: {found.path} takes no options here; its settings are {section}.*")
-    return found
+assert tuple(OWN) == OWN_STREAMS
 
 
 def stream_class(config: StreamConfig) -> type[RewardStream]:

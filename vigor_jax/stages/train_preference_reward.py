@@ -22,8 +22,9 @@ from vigor_jax.data.records.checksum import file_digest
 from vigor_jax.data.text.image_captions import read_captions
 from vigor_jax.errors import InputError
 from vigor_jax.hf import reward_head
-from vigor_jax.hf.export import ExportConfig, find_layout
+from vigor_jax.hf.export import find_layout
 from vigor_jax.hf.load import Checkpoint
+from vigor_jax.hf.options import ExportConfig
 from vigor_jax.inference.response_rewards import HEAD
 from vigor_jax.parallel.processes import is_first, together
 from vigor_jax.parallel.sharding import check_batch_divides, local_rows
@@ -31,13 +32,8 @@ from vigor_jax.rewards.preference_reward import make_encoder
 from vigor_jax.stages import reward_evaluation
 from vigor_jax.stages.export import export
 from vigor_jax.stages.preference_data import data_of, make_loader, own_preferences, usable_preferences
-from vigor_jax.stages.preference_reward_rows import (
-    NAME,
-    Evaluation,
-    PreferenceRewardConfig,
-    is_left_for_evaluation,
-    preference_reward_loss,
-)
+from vigor_jax.stages.preference_reward_config import NAME, PreferenceRewardConfig
+from vigor_jax.stages.preference_reward_rows import Evaluation, is_left_for_evaluation, preference_reward_loss
 from vigor_jax.stages.programs import Cost, Program, Target, Work, array, tree_rows, update, update_flops
 from vigor_jax.stages.sft import training_result
 from vigor_jax.stages.stage import PREFERENCE_REWARD_MODEL, Progress, Result, RunContext, Stage

@@ -24,8 +24,9 @@ from vigor_jax.data.records.annotations import scan_annotations
 from vigor_jax.data.records.bad_rows import BadRow, settle
 from vigor_jax.data.records.checksum import file_digest
 from vigor_jax.errors import InputError
-from vigor_jax.hf.export import ExportConfig, find_layout
+from vigor_jax.hf.export import find_layout
 from vigor_jax.hf.load import Checkpoint
+from vigor_jax.hf.options import ExportConfig
 from vigor_jax.parallel.processes import is_first, together
 from vigor_jax.parallel.sharding import check_batch_divides, local_rows
 from vigor_jax.records import Annotation
@@ -35,7 +36,6 @@ from vigor_jax.stages.programs import Cost, Program, Target, Work, tree_rows, up
 from vigor_jax.stages.reward_evaluation import Evaluation
 from vigor_jax.stages.reward_rows import (
     Annotations,
-    TrainRewardConfig,
     all_errors,
     answer_loss,
     class_weights,
@@ -46,6 +46,7 @@ from vigor_jax.stages.reward_rows import (
 )
 from vigor_jax.stages.sft import training_result
 from vigor_jax.stages.stage import REWARD_MODEL, Progress, Result, RunContext, Stage
+from vigor_jax.stages.train_reward_config import TrainRewardConfig
 from vigor_jax.training.checkpoint import latest_step
 from vigor_jax.training.log import keep_steps
 from vigor_jax.training.loop import fine_tune

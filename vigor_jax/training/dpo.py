@@ -4,13 +4,11 @@ The score of a response is the sum over its tokens of w (log p - log p_ref), wit
 the tokens' weights w: 1 in Rafailov et al. 2023. A pair's margin is the better response's score less the worse one's.
 """
 
-from typing import Literal, TypeAlias
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-Kind: TypeAlias = Literal["sigmoid", "ipo", "hinge"]
+from vigor_jax.training.config import DpoLoss
 
 
 def response_sums(
@@ -28,7 +26,7 @@ def response_sums(
 
 
 def preference_loss(
-    margins: Float[Array, "*B"], kind: Kind, beta: float, label_smoothing: float = 0.0
+    margins: Float[Array, "*B"], kind: DpoLoss, beta: float, label_smoothing: float = 0.0
 ) -> Float[Array, "*B"]:
     """Loss of each pair with margin h.
 

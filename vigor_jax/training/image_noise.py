@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8, UInt32
 
-STEPS = 1000
+from vigor_jax.training.config import NOISE_STEPS
+
 # Of the noise that a step adds, on a sigmoid from one to the other.
 LEAST, MOST = 1e-5, 5e-3
 
@@ -18,7 +19,7 @@ def kept(step: int) -> float:
     Args:
       step: 0 to 999.
     """
-    betas = 1 / (1 + np.exp(-np.linspace(-6, 6, STEPS))) * (MOST - LEAST) + LEAST
+    betas = 1 / (1 + np.exp(-np.linspace(-6, 6, NOISE_STEPS))) * (MOST - LEAST) + LEAST
     return float(np.prod(1 - betas[: step + 1]))
 
 

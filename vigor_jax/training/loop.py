@@ -31,6 +31,7 @@ from vigor_jax.models.vlm import VlmConfig
 from vigor_jax.parallel.processes import is_first, same_everywhere
 from vigor_jax.parallel.sharding import to_global
 from vigor_jax.training.checkpoint import Checkpoints, latest_step, matching_record
+from vigor_jax.training.config import TrainingConfig
 from vigor_jax.training.flops import peak_flops, train_flops
 from vigor_jax.training.heads import Head, with_head
 from vigor_jax.training.log import TrainingLog
@@ -39,7 +40,6 @@ from vigor_jax.training.trackers import NOWHERE, Reporting
 from vigor_jax.training.train_step import (
     Loss,
     Metrics,
-    TrainingConfig,
     TrainState,
     Weights,
     abstract_state,

@@ -13,15 +13,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-Kl: TypeAlias = Literal["k1", "k3"]
+from vigor_jax.training.config import MOST_KL_ERROR, Kl
+
 GroupBaseline: TypeAlias = Literal["rloo", "grpo"]
 
 # exp of it is far beyond any clip range, and finite: a ratio that overflows, times an advantage of 0, is not a number.
 MOST_LOG_RATIO = 20.0
 # Added to variances and deviations that are divided by, as TRL does.
 WHITEN_EPS, GRPO_EPS = 1e-8, 1e-4
-# Most that the controller of the KL factor lets one step count for (Ziegler et al. 2019, section 2.2).
-MOST_KL_ERROR = 0.2
 
 
 def gae(

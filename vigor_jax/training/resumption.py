@@ -21,7 +21,7 @@ from vigor_jax.errors import InputError, StaleError
 from vigor_jax.json_fields import Fields
 from vigor_jax.parallel.processes import is_first, same_everywhere, together
 from vigor_jax.training.checkpoint import latest_step, read_record
-from vigor_jax.training.train_step import TrainingConfig
+from vigor_jax.training.config import TrainingConfig
 
 logger = logging.getLogger(__name__)
 

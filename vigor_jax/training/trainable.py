@@ -12,7 +12,8 @@ from vigor_jax.errors import InputError
 from vigor_jax.hf.load import Checkpoint, load_model
 from vigor_jax.models.lora import add_lora, lora_modules, lora_paths
 from vigor_jax.models.vlm import Vlm, abstract_model, param_paths
-from vigor_jax.training.train_step import TrainingConfig, Weights, partition_params, trained_in
+from vigor_jax.training.config import TrainingConfig
+from vigor_jax.training.train_step import Weights, partition_params, trained_in
 
 
 @dataclasses.dataclass(frozen=True)

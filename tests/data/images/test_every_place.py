@@ -19,12 +19,14 @@ from vigor_jax import caption, train
 from vigor_jax.data.images.store import open_images
 from vigor_jax.errors import InputError
 from vigor_jax.hf.load import open_checkpoint
-from vigor_jax.inference.sampling_methods import SamplingConfig
-from vigor_jax.parallel.sharding import MeshConfig, make_mesh
+from vigor_jax.inference.sampling_config import SamplingConfig
+from vigor_jax.parallel.config import MeshConfig
+from vigor_jax.parallel.sharding import make_mesh
 from vigor_jax.records import Signal, Span, Verdict
 from vigor_jax.stages import sft as sft_module
 from vigor_jax.stages.judging import score
-from vigor_jax.stages.sample import SampleConfig, check_images, name_images, sample
+from vigor_jax.stages.sample import check_images, name_images, sample
+from vigor_jax.stages.sample_config import SampleConfig
 from vigor_jax.stages.sft import SftConfig, sft
 
 IMAGES = pictures(10)

@@ -14,8 +14,8 @@ from vigor_jax.errors import InputError
 from vigor_jax.evaluate import main
 from vigor_jax.evaluation.benchmarks import hallusion
 from vigor_jax.evaluation.commands.judged import HallusionCommand
+from vigor_jax.evaluation.hallusion_metrics import hallusion_metrics
 from vigor_jax.evaluation.judge.judge import MalformedReplyError
-from vigor_jax.evaluation.metrics import hallusion_metrics
 
 OUTCOMES = ("right", "wrong", "unclear")
 

@@ -21,7 +21,8 @@ from vigor_jax.errors import InputError
 from vigor_jax.hf.clip.checkpoint import compare_towers, open_clip
 from vigor_jax.hf.clip.config import from_hf, to_hf
 from vigor_jax.hf.load import open_checkpoint
-from vigor_jax.parallel.sharding import MeshConfig, make_mesh
+from vigor_jax.parallel.config import MeshConfig
+from vigor_jax.parallel.sharding import make_mesh
 
 TINY = TinyClip()
 VARIANTS = [

@@ -26,7 +26,8 @@ from tests.stages.sft_world import finish, spawn_python
 from tests.tiny_clip import TinyClip
 from vigor_jax.errors import InputError
 from vigor_jax.hf.clip.checkpoint import open_clip
-from vigor_jax.parallel.sharding import DistributedConfig, join_processes
+from vigor_jax.parallel.config import DistributedConfig
+from vigor_jax.parallel.sharding import join_processes
 from vigor_jax.rewards import clip_towers
 from vigor_jax.rewards.claims.crops import ClipAttributesConfig
 from vigor_jax.rewards.claims.judge import JudgeConfig, Truth

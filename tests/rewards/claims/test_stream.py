@@ -20,9 +20,11 @@ from vigor_jax.records import Edit, PhraseScore, ScoreItem, Signal, Span, Verdic
 from vigor_jax.rewards.claims.find import ClaimWordsConfig
 from vigor_jax.rewards.claims.judge import JudgeConfig
 from vigor_jax.rewards.claims.stream import ClaimReader, ClaimsConfig, ClaimStream
-from vigor_jax.rewards.detection import DetectionConfig, DetectorStream
+from vigor_jax.rewards.detection import DetectorStream
+from vigor_jax.rewards.detector_config import DetectionConfig
 from vigor_jax.rewards.phrases import PhrasesConfig
-from vigor_jax.stages.streams import as_config, in_order
+from vigor_jax.stages.score_config import as_config
+from vigor_jax.stages.streams import in_order
 
 CHECKPOINTS = Path(vigor_jax.demo.__file__).parent / "checkpoints"
 PHRASES = PhrasesConfig(tagger=CHECKPOINTS / "tagger")

@@ -9,7 +9,8 @@ from detector_bridge.messages import Detection, UnknownWord
 from tests.detector_bridge.sidecar import picture, sidecar
 from tests.detector_bridge.tiny_detector import write_transformers
 from vigor_jax.records import ScoreItem
-from vigor_jax.rewards.detection import DetectionConfig, DetectorStream
+from vigor_jax.rewards.detection import DetectorStream
+from vigor_jax.rewards.detector_config import DetectionConfig
 from vigor_jax.rewards.language.unknown_words import MOST_IN_PIECES, UnknownWords
 from vigor_jax.rewards.phrases import PhrasesConfig
 

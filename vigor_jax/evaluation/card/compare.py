@@ -76,11 +76,11 @@ def _section(names: Sequence[str], results: Sequence[Result | None], notes: list
             own[part] = values
             parts.setdefault(part, {}).update(dict.fromkeys(figures))
         metrics.append(own)
-    for part, figures in parts.items():
+    for part, of_part in parts.items():
         cells = [values.get(part) for values in metrics]
         rates = rates_of(first.benchmark, part, first.name)
         counts = [result.counts.get(part) if result else None for result in results]
-        rows += _rows(part, tuple(figures), cells, first.benchmark, rates, counts, names, notes)
+        rows += _rows(part, tuple(of_part), cells, first.benchmark, rates, counts, names, notes)
     own_words = any(row.key == "words" for row in rows)
     counted = [result.texts if result else None for result in results]
     if any(counted):

@@ -5,46 +5,17 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 from vigor_jax.data.images.store import Images, open_images
 from vigor_jax.errors import InputError
 from vigor_jax.evaluation.answer_sampling import AnswerSampling, by_protocol, kept_with, told_by
+from vigor_jax.evaluation.commands.evaluated_model_config import EvaluatedModelConfig
 from vigor_jax.evaluation.protocol import Protocol
 from vigor_jax.hf.load import open_checkpoint
 from vigor_jax.inference.predictor import Predictor, Question
 from vigor_jax.parallel.processes import is_first
-from vigor_jax.parallel.sharding import DistributedConfig, MeshConfig, join_processes, make_mesh
+from vigor_jax.parallel.sharding import join_processes, make_mesh
 from vigor_jax.records import ImageFile
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluatedModelConfig:
-    """Which model is asked, and how.
-
-    Attributes:
-      model: a llava-hf directory or one of the original LLaVA code, or its name on the Hub (docs/checkpoints.md);
-        without one, saved answers are scored.
-      images: the images that the questions are about: a folder, tar shards or Parquet (docs/images.md).
-      template: the conversation format that the model was trained with; by default "v1" for LLaVA, "instructblip" for
-        InstructBLIP.
-      vision_tower: directory, or name on the Hub, of the CLIP tower of an original checkpoint that does not bring it.
-      adapter: a LoRA adapter that is put on top of the model: a folder, or its name on the Hub (docs/lora.md).
-      dtype: type to compute in; by default float32 if the checkpoint is stored so, else bfloat16.
-      sampling: how answers are drawn.
-      mesh: how the devices are arranged.
-      distributed: how processes find each other.
-    """
-
-    model: str | Path | None = None
-    images: str | None = None
-    template: Literal["v0", "llava_v0", "v1", "vicuna_v1", "llava_v1", "plain", "instructblip"] | None = None
-    vision_tower: str | Path | None = None
-    adapter: str | Path | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    sampling: AnswerSampling = dataclasses.field(default_factory=AnswerSampling)
-    mesh: MeshConfig = dataclasses.field(default_factory=lambda: MeshConfig(data=-1, fsdp=1))
-    distributed: DistributedConfig = dataclasses.field(default_factory=DistributedConfig)
 
 
 class EvaluatedModel:

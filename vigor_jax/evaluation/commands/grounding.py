@@ -13,10 +13,11 @@ from vigor_jax.evaluation.benchmarks import grounding, referring
 from vigor_jax.evaluation.benchmarks.referring import PROMPT, Expression
 from vigor_jax.evaluation.benchmarks.referring_files import read_expressions
 from vigor_jax.evaluation.benchmarks.synonyms import Synonyms
+from vigor_jax.evaluation.box_metrics import grounding_metrics, referring_metrics
 from vigor_jax.evaluation.box_overlap import Frame
 from vigor_jax.evaluation.commands.hallucination import AnswersQuestions
 from vigor_jax.evaluation.image_names import ImageNames
-from vigor_jax.evaluation.metrics import Metrics, grounding_metrics, referring_metrics
+from vigor_jax.evaluation.metrics import Metrics
 from vigor_jax.evaluation.protocol import own
 from vigor_jax.evaluation.saved_captions import read_captions
 from vigor_jax.evaluation.wording import as_kept

@@ -12,11 +12,12 @@ from vigor_jax.evaluation.benchmarks import hallusion, mmhal, preference
 from vigor_jax.evaluation.benchmarks.hallusion import HallusionQuestion, Outcome
 from vigor_jax.evaluation.benchmarks.mmhal_prompt import PLACES, PROMPT
 from vigor_jax.evaluation.commands.hallucination import AnswersQuestions
+from vigor_jax.evaluation.hallusion_metrics import hallusion_metrics
 from vigor_jax.evaluation.image_names import ImageNames
 from vigor_jax.evaluation.judge.client import JudgeConfig, JudgeRequest
 from vigor_jax.evaluation.judge.judge import Judge, JudgeResult, spending
 from vigor_jax.evaluation.judge.prompt import fill, read_prompt, version
-from vigor_jax.evaluation.metrics import Metrics, counted, hallusion_metrics
+from vigor_jax.evaluation.metrics import Metrics, counted
 from vigor_jax.evaluation.protocol import Protocol, read_protocol
 from vigor_jax.evaluation.saved_captions import read_captions, refuse_double
 from vigor_jax.evaluation.wording import as_kept

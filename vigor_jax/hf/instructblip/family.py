@@ -18,7 +18,8 @@ from vigor_jax.hf.processor_files import IMAGE_TOKEN, SETTINGS_FILES, image_proc
 from vigor_jax.hf.weights.tensor_checks import canonical, check_tensors, stored_weights, tie
 from vigor_jax.json_fields import Fields, Json, exists
 from vigor_jax.models.instructblip import InstructBlipConfig
-from vigor_jax.models.lora import LoraConfig, trained_parts
+from vigor_jax.models.lora import trained_parts
+from vigor_jax.models.lora_config import LoraConfig
 from vigor_jax.models.vlm import abstract_model
 
 

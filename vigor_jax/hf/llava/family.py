@@ -23,7 +23,8 @@ from vigor_jax.hf.weights.tensor_checks import Stored, canonical, check_tensors,
 from vigor_jax.hf.weights.tensor_files import TensorReader
 from vigor_jax.json_fields import Fields, Json, exists
 from vigor_jax.models.llava import LlavaConfig
-from vigor_jax.models.lora import LoraConfig, trained_parts
+from vigor_jax.models.lora import trained_parts
+from vigor_jax.models.lora_config import LoraConfig
 from vigor_jax.models.vlm import abstract_model
 
 
