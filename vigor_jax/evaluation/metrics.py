@@ -8,13 +8,24 @@ from typing import Any
 import numpy as np
 
 from vigor_jax.errors import InputError
-from vigor_jax.evaluation.benchmarks import amber, chair, grounding, hallusion, mme, pope, referring
+from vigor_jax.evaluation.benchmarks import (
+    amber,
+    capture,
+    chair,
+    grounding,
+    hallusion,
+    mme,
+    object_halbench,
+    pope,
+    referring,
+)
 from vigor_jax.evaluation.benchmarks.amber import AmberQuestion, CheckedDescription
 from vigor_jax.evaluation.benchmarks.chair import CheckedCaption
 from vigor_jax.evaluation.benchmarks.first_word import read_answer
 from vigor_jax.evaluation.benchmarks.grounding import CheckedBoxes
 from vigor_jax.evaluation.benchmarks.hallusion import HallusionQuestion, Outcome
 from vigor_jax.evaluation.benchmarks.mme import MmeQuestion
+from vigor_jax.evaluation.benchmarks.object_halbench import CheckedAnswer
 from vigor_jax.evaluation.benchmarks.pope import PopeQuestion
 from vigor_jax.evaluation.benchmarks.referring import Located
 from vigor_jax.evaluation.bootstrap import Interval, bootstrap
@@ -127,6 +138,14 @@ def hallusion_metrics(questions: Sequence[HallusionQuestion], outcomes: Sequence
             counts = sum(hallusion.count(*zip(*own, strict=True)).values())
             found[category] = _plain_rates(hallusion.rates(np.asarray(counts)))
     return {**found, "questions": len(questions), "unclear": sum(outcome == "unclear" for outcome in outcomes)}
+
+
+def halbench_metrics(answers: Sequence[CheckedAnswer]) -> Metrics:
+    """Figures of Object HalBench's answers."""
+    counts = np.array(list(object_halbench.count(answers).values()))
+    numbers = dict(zip(object_halbench.COUNTS, counts.sum(0).tolist(), strict=True))
+    told = ("answers", "with_objects", "mentions", "hallucinated", "hallucinated_answers")
+    return {**_rated(counts, object_halbench.rates), **{name: numbers[name] for name in told}}
 
 
 def _rated(counts: np.ndarray, rates: Callable[[np.ndarray], Mapping[str, np.ndarray]]) -> Metrics:
@@ -271,6 +290,10 @@ def _rows(metrics: Mapping[str, Metrics]) -> list[tuple[str, str]]:
     if found := metrics.get("hallusion"):
         figures = {"a_acc": "aAcc", "f_acc": "fAcc", "q_acc": "qAcc"}
         rows += [(f"HallusionBench {name}", f"{found[key]:.1%}") for key, name in figures.items()]
+    if found := metrics.get("object-halbench"):
+        figures = {"chair_s_refine": "response level", "chair_i": "mention level", "recall": "recall"}
+        rows += [(f"Object HalBench, {name}", f"{found[key]:.1%}") for key, name in figures.items()]
+        rows.append(("words per answer", f"{found['words']:.1f}"))
     if found := metrics.get("mmhal"):
         rows += [("MMHal score, of 6", f"{found['score']:.2f}")]
         rows += [("hallucination rate", f"{found['hallucination_rate']:.1%}")]
@@ -282,6 +305,10 @@ def _rows(metrics: Mapping[str, Metrics]) -> list[tuple[str, str]]:
     if found := metrics.get("captions"):
         names = ("bleu_4", "rouge_l", "cider", "meteor", "spice", "cap")
         rows += [(name, f"{found[name]:.3f}") for name in names if found.get(name) is not None]
+    if found := metrics.get("detailcaps"):
+        rows.append(("CAPTURE", f"{found['capture']:.1%}"))
+        rows += [(f"{kind}, F1", f"{found[f'{kind}_f1']:.1%}") for kind in capture.KINDS]
+        rows.append(("words per caption", f"{found['words']:.1f}"))
     if found := metrics.get("questions"):
         rows += [(name, f"{found[name]:.1%}") for name in ("accuracy", "once", "score") if name in found]
         strict = found.get("strict", {})
