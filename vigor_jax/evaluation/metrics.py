@@ -11,13 +11,24 @@ from typing import Any
 import numpy as np
 
 from vigor_jax.errors import InputError
-from vigor_jax.evaluation.benchmarks import amber, chair, grounding, hallusion, mme, pope, referring
+from vigor_jax.evaluation.benchmarks import (
+    amber,
+    capture,
+    chair,
+    grounding,
+    hallusion,
+    mme,
+    object_halbench,
+    pope,
+    referring,
+)
 from vigor_jax.evaluation.benchmarks.amber import AmberQuestion, CheckedDescription
 from vigor_jax.evaluation.benchmarks.chair import CheckedCaption
 from vigor_jax.evaluation.benchmarks.first_word import read_answer
 from vigor_jax.evaluation.benchmarks.grounding import CheckedBoxes
 from vigor_jax.evaluation.benchmarks.hallusion import HallusionQuestion, Outcome
 from vigor_jax.evaluation.benchmarks.mme import MmeQuestion
+from vigor_jax.evaluation.benchmarks.object_halbench import CheckedAnswer
 from vigor_jax.evaluation.benchmarks.pope import PopeQuestion
 from vigor_jax.evaluation.benchmarks.referring import Located
 from vigor_jax.evaluation.bootstrap import Interval, bootstrap
@@ -148,6 +159,16 @@ def counted(counts: ImageCounts, rates: Callable[[np.ndarray], Mapping[str, np.n
 
 def _rows(counts: ImageCounts) -> np.ndarray:
     return np.array(list(counts.values()))
+
+
+def halbench_metrics(answers: Sequence[CheckedAnswer]) -> Metrics:
+    """Figures of Object HalBench's answers."""
+    counts = object_halbench.count(answers)
+    total = _rows(counts).sum(0)
+    numbers = dict(zip(object_halbench.COUNTS, total.tolist(), strict=True))
+    told = ("answers", "with_objects", "mentions", "hallucinated", "hallucinated_answers")
+    figures = {**_plain_rates(object_halbench.rates(total)), **{name: numbers[name] for name in told}}
+    return {**figures, **counted(counts, object_halbench.rates)}
 
 
 def _rated(counts: np.ndarray, rates: Callable[[np.ndarray], Mapping[str, np.ndarray]]) -> Metrics:
@@ -292,6 +313,10 @@ def _lines(metrics: Mapping[str, Metrics]) -> list[tuple[str, str]]:
     if found := metrics.get("hallusion"):
         figures = {"a_acc": "aAcc", "f_acc": "fAcc", "q_acc": "qAcc"}
         rows += [(f"HallusionBench {name}", f"{found[key]:.1%}") for key, name in figures.items()]
+    if found := metrics.get("object-halbench"):
+        figures = {"chair_s_refine": "response level", "chair_i": "mention level", "recall": "recall"}
+        rows += [(f"Object HalBench, {name}", f"{found[key]:.1%}") for key, name in figures.items()]
+        rows.append(("words per answer", f"{found['words']:.1f}"))
     if found := metrics.get("mmhal"):
         rows += [("MMHal score, of 6", f"{found['score']:.2f}")]
         rows += [("hallucination rate", f"{found['hallucination_rate']:.1%}")]
@@ -303,6 +328,10 @@ def _lines(metrics: Mapping[str, Metrics]) -> list[tuple[str, str]]:
     if found := metrics.get("captions"):
         names = ("bleu_4", "rouge_l", "cider", "meteor", "spice", "cap")
         rows += [(name, f"{found[name]:.3f}") for name in names if found.get(name) is not None]
+    if found := metrics.get("detailcaps"):
+        rows.append(("CAPTURE", f"{found['capture']:.1%}"))
+        rows += [(f"{kind}, F1", f"{found[f'{kind}_f1']:.1%}") for kind in capture.KINDS]
+        rows.append(("words per caption", f"{found['words']:.1f}"))
     if found := metrics.get("questions"):
         rows += [(name, f"{found[name]:.1%}") for name in ("accuracy", "once", "score") if name in found]
         strict = found.get("strict", {})
