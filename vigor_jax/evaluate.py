@@ -7,7 +7,9 @@
     python -m vigor_jax.evaluate amber --data AMBER/data --answers a.json --out DIR
     python -m vigor_jax.evaluate hallusion --results HallusionBench_result.json --out DIR
     python -m vigor_jax.evaluate mmhal --questions response_template.json --answers a.jsonl --out DIR
+    python -m vigor_jax.evaluate object-halbench --questions obj_halbench_300_with_image.jsonl ... --out DIR
     python -m vigor_jax.evaluate llava-bench --questions questions.jsonl --context context.jsonl ... --out DIR
+    python -m vigor_jax.evaluate detailcaps --references DetailCaps-4870.parquet --captions captions.jsonl --out DIR
     python -m vigor_jax.evaluate captions --captions captions.jsonl --references captions_val2014.json --out DIR
     python -m vigor_jax.evaluate questions --layout seed --questions SEED-Bench.json --answers a.jsonl --out DIR
     python -m vigor_jax.evaluate preference --captions base.jsonl tuned.jsonl --images DIR --out DIR
@@ -16,9 +18,10 @@
 
 Saved answers are read in the layouts of many tools (docs/evaluation.md). With `--model DIR --images DIR` instead of
 answers or captions (`--data MME_DIR` for MME), the model is asked. Options may stand in a file, too (`--config FILE`).
-mmhal, llava-bench, preference and the layout mmvet need a judge, and hallusion may have one: `--judge.model NAME`, any
-OpenAI-compatible endpoint. All answers and replies are kept in `--out`, and the same command again continues where it
-stopped. `metrics.json` has the figures, `counts.json` what was counted on each image.
+mmhal, llava-bench, preference and the layout mmvet need a judge, and hallusion, object-halbench and detailcaps may have
+one: `--judge.model NAME`, any OpenAI-compatible endpoint. All answers and replies are kept in `--out`, and the same
+command again continues where it stopped. `metrics.json` has the figures, `counts.json` what was
+counted on each image.
 """
 
 import dataclasses
@@ -45,9 +48,11 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "amber": ("amber", "AmberCommand"),
     "hallusion": ("judged", "HallusionCommand"),
     "mmhal": ("judged", "MmhalCommand"),
+    "object-halbench": ("object_halbench", "ObjectHalbenchCommand"),
     "llava-bench": ("llava_bench", "LlavaBenchCommand"),
     "preference": ("judged", "PreferenceCommand"),
     "captions": ("questions", "CaptionsCommand"),
+    "detailcaps": ("detailcaps", "DetailcapsCommand"),
     "questions": ("questions", "QuestionsCommand"),
     "grounding": ("grounding", "GroundingCommand"),
 }

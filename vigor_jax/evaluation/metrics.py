@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from vigor_jax.errors import InputError
-from vigor_jax.evaluation.benchmarks import amber, chair, mme, pope
+from vigor_jax.evaluation.benchmarks import amber, capture, chair, mme, pope
 from vigor_jax.evaluation.benchmarks.amber import AmberQuestion, CheckedDescription
 from vigor_jax.evaluation.benchmarks.chair import CheckedCaption
 from vigor_jax.evaluation.benchmarks.first_word import read_answer
@@ -262,6 +262,10 @@ def _lines(metrics: Mapping[str, Metrics]) -> list[tuple[str, str]]:
     if found := metrics.get("hallusion"):
         figures = {"a_acc": "aAcc", "f_acc": "fAcc", "q_acc": "qAcc"}
         rows += [(f"HallusionBench {name}", f"{found[key]:.1%}") for key, name in figures.items()]
+    if found := metrics.get("object-halbench"):
+        figures = {"chair_s_refine": "response level", "chair_i": "mention level", "recall": "recall"}
+        rows += [(f"Object HalBench, {name}", f"{found[key]:.1%}") for key, name in figures.items()]
+        rows.append(("words per answer", f"{found['words']:.1f}"))
     if found := metrics.get("mmhal"):
         rows += [("MMHal score, of 6", f"{found['score']:.2f}")]
         rows += [("hallucination rate", f"{found['hallucination_rate']:.1%}")]
@@ -273,6 +277,10 @@ def _lines(metrics: Mapping[str, Metrics]) -> list[tuple[str, str]]:
     if found := metrics.get("captions"):
         names = ("bleu_4", "rouge_l", "cider", "meteor", "spice", "cap")
         rows += [(name, f"{found[name]:.3f}") for name in names if found.get(name) is not None]
+    if found := metrics.get("detailcaps"):
+        rows.append(("CAPTURE", f"{found['capture']:.1%}"))
+        rows += [(f"{kind}, F1", f"{found[f'{kind}_f1']:.1%}") for kind in capture.KINDS]
+        rows.append(("words per caption", f"{found['words']:.1f}"))
     if found := metrics.get("questions"):
         rows += [(name, f"{found[name]:.1%}") for name in ("accuracy", "once", "score") if name in found]
         strict = found.get("strict", {})

@@ -22,9 +22,9 @@ _ANIMALS = (
     "animal", "bear", "bird", "cat", "cow", "cub", "dog", "elephant", "giraffe", "horse", "sheep", "zebra",
 )  # fmt: skip
 # Pairs that are not what their words are, in CHAIR: no plate, no train, no chair, and no person in "baby bird".
-_PAIRS = {"home plate": "", "train track": "", "toilet seat": "toilet", "bow tie": "tie"}
-_PAIRS |= {f"passenger {vehicle}": vehicle for vehicle in ("jet", "train")}
-_PAIRS |= {f"{age} {animal}": animal for age in ("baby", "adult") for animal in _ANIMALS}
+PAIRS = {"home plate": "", "train track": "", "toilet seat": "toilet", "bow tie": "tie"}
+PAIRS |= {f"passenger {vehicle}": vehicle for vehicle in ("jet", "train")}
+PAIRS |= {f"{age} {animal}": animal for age in ("baby", "adult") for animal in _ANIMALS}
 # What the authors' script never finds, as its singular of the word is none that is in the table: "bu", "cano", "ty".
 _MISSED = frozenset(("airbus", "bus", "canoes", "collies", "doggies", "magpies", "minibus", "thieves", "ties"))
 
@@ -104,13 +104,13 @@ class Synonyms:
         found = {name: canonical for name, canonical in table.items() if name == _clean(name)}
         # The authors join no more than two words, so that their "stove top oven" is two mentions of an oven.
         joined = _compounds(name for name in table if len(name.split()) == 2 or not as_published)
-        return cls(found, _PAIRS | joined, _MISSED if as_published else ())
+        return cls(found, PAIRS | joined, _MISSED if as_published else ())
 
     @classmethod
     def identity(cls, objects: Iterable[str]) -> "Synonyms":
         """For objects without a table: each is called by its name alone, in the singular or the plural."""
         names = {_clean(name): _clean(name) for name in objects}
-        return cls(names, _PAIRS | _compounds(names))
+        return cls(names, PAIRS | _compounds(names))
 
     def canonical(self, name: str) -> str | None:
         """The object that a name of an annotation means, None if the table has none."""
@@ -132,12 +132,7 @@ class Synonyms:
 
     def _words(self, caption: str) -> list[tuple[str, str]]:
         """The words of a caption, as `_join` gives them."""
-        tokens = [
-            token
-            for start, end in split_sentences(caption)
-            for token in _tokenizer().tokenize(caption[start:end].lower())
-        ]  # fmt: skip
-        found = list(self._join(tokens))
+        found = list(self._join(tokens(caption)))
         names = {name for name, _ in found}
         if {"toilet", "seat"} <= names:  # "the seat of the toilet" is no chair
             found = [(name, words) for name, words in found if name != "seat"]
@@ -159,6 +154,12 @@ class Synonyms:
             part = tuple(words[start:end])
             yield self._joined.get(part, part[0]), " ".join(tokens[start:end])
             start = end
+
+
+def tokens(text: str, *, lower: bool = True) -> list[str]:
+    """The words of a text, cut as the Penn treebank has them."""
+    sentences = (text[start:end] for start, end in split_sentences(text))
+    return [word for one in sentences for word in _tokenizer().tokenize(one.lower() if lower else one)]
 
 
 @cache

@@ -8,6 +8,7 @@ import numpy as np
 from vigor_jax.evaluation.benchmarks import (
     amber,
     captions,
+    capture,
     chair,
     grounding,
     hallusion,
@@ -15,6 +16,7 @@ from vigor_jax.evaluation.benchmarks import (
     mme,
     mmhal,
     mmvet,
+    object_halbench,
     pope,
     questions,
     referring,
@@ -62,6 +64,13 @@ FIGURES: Mapping[str, tuple[Figure, ...]] = {
         Figure("recall", "recall", "percent", "higher"),
         _WORDS,
     ),
+    "object-halbench": (
+        Figure("chair_s", "answers with a hallucination", "percent", "lower"),
+        Figure("chair_s_refine", "the same, of those that name an object", "percent", "lower"),
+        Figure("chair_i", "hallucinated mentions", "percent", "lower"),
+        Figure("recall", "recall", "percent", "higher"),
+        _WORDS,
+    ),
     "amber": (
         Figure("chair", "CHAIR", "percent", "lower"),
         Figure("cover", "Cover", "percent", "higher"),
@@ -97,6 +106,13 @@ FIGURES: Mapping[str, tuple[Figure, ...]] = {
         Figure("accuracy", "accuracy at an IoU of 0.5", "percent", "higher"),
         Figure("mean_iou", "mean IoU", "percent", "higher"),
     ),
+    "detailcaps": (
+        Figure("capture", "CAPTURE", "percent", "higher"),
+        Figure("object_f1", "objects, F1", "percent", "higher"),
+        Figure("attribute_f1", "attributes, F1", "percent", "higher"),
+        Figure("relation_f1", "relations, F1", "percent", "higher"),
+        _WORDS,
+    ),
     "llava-bench": (Figure("relative", "relative score", "percent", "higher"), _WORDS),
     "captions": (
         Figure("bleu_4", "BLEU-4", "score", "higher"),
@@ -111,6 +127,7 @@ FIGURES: Mapping[str, tuple[Figure, ...]] = {
 }
 TITLES = {
     "chair": "CHAIR",
+    "object-halbench": "Object HalBench",
     "amber": "AMBER",
     "mmhal": "MMHal-Bench",
     "pope": "POPE",
@@ -118,6 +135,7 @@ TITLES = {
     "mme": "MME",
     "grounding": "Boxes in captions",
     "referring": "Referring expressions",
+    "detailcaps": "DetailCaps",
     "llava-bench": "LLaVA-Bench",
     "captions": "Captions against references",
     "seed": "SEED-Bench",
@@ -129,6 +147,7 @@ TITLES = {
 # Benchmark, and its part where that decides → what makes its figures of counts.
 _RATES: Mapping[str, Rates] = {
     "chair": chair.rates,
+    "object-halbench": object_halbench.rates,
     "amber": amber.answer_rates,
     "amber generative": amber.description_rates,
     "mmhal": mmhal.rates,
@@ -138,6 +157,7 @@ _RATES: Mapping[str, Rates] = {
     "mme": mme.rates,
     "grounding": grounding.rates,
     "referring": referring.rates,
+    "detailcaps": capture.rates,
     "llava-bench": llava_bench.rates,
     "captions": captions.rates,
     "questions": questions.rates,

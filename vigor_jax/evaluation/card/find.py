@@ -9,10 +9,12 @@ from vigor_jax.errors import InputError
 from vigor_jax.evaluation.card.results import Skipped
 from vigor_jax.evaluation.commands.amber import AmberCommand
 from vigor_jax.evaluation.commands.chair import ChairCommand
+from vigor_jax.evaluation.commands.detailcaps import DetailcapsCommand
 from vigor_jax.evaluation.commands.grounding import GroundingCommand
 from vigor_jax.evaluation.commands.hallucination import MmeCommand, PopeCommand
 from vigor_jax.evaluation.commands.judged import HallusionCommand, MmhalCommand
 from vigor_jax.evaluation.commands.llava_bench import LlavaBenchCommand
+from vigor_jax.evaluation.commands.object_halbench import ObjectHalbenchCommand
 from vigor_jax.evaluation.commands.questions import CaptionsCommand, QuestionsCommand
 
 
@@ -42,7 +44,7 @@ class Found:
     @property
     def takes_judge(self) -> bool:
         """Whether it takes a judge, needed or not."""
-        return self.needs_judge or self.benchmark == "hallusion"
+        return self.needs_judge or self.benchmark in ("hallusion", "object-halbench", "detailcaps")
 
 
 class _MissingError(Exception):
@@ -134,6 +136,15 @@ BENCHMARKS: Mapping[str, tuple[str, Callable[..., Any], Callable[[Path], dict[st
         AmberCommand,
         lambda folder: {"data": _all(folder, "data/annotations.json", "annotations.json")[0].parent},
     ),
+    "object-halbench": (
+        "object-halbench",
+        ObjectHalbenchCommand,
+        lambda folder: {
+            "questions": _one(folder, "obj_halbench*.jsonl", "*.jsonl"),
+            "objects": _all(folder, "*.json"),
+            "synonyms": _one(folder, "synonyms*.txt"),
+        },
+    ),
     "mmhal": ("mmhal", MmhalCommand, lambda folder: {"questions": _one(folder, "response_template.json", "*.json")}),
     "pope": ("pope", PopeCommand, lambda folder: {"questions": _all(folder, "*.json", "*.jsonl")}),
     "hallusion": (
@@ -156,6 +167,14 @@ BENCHMARKS: Mapping[str, tuple[str, Callable[..., Any], Callable[[Path], dict[st
             "context": _one(folder, "context.jsonl", "caps_boxes_coco2014_val_80.jsonl"),
             "references": _one(folder, "answers_gpt4.jsonl", "qa90_gpt4_answer.jsonl"),
             "rule": _optional(folder, "rule.json"),
+        },
+    ),
+    "detailcaps": (
+        "detailcaps",
+        DetailcapsCommand,
+        lambda folder: {
+            "references": _one(folder, "*.parquet", "*.json*"),
+            "stop_words": _optional(folder, "stop_words*"),
         },
     ),
     "captions": ("captions", CaptionsCommand, lambda folder: {"references": _one(folder, "*.json")}),

@@ -197,5 +197,6 @@ def _settings(folder: Path, name: str) -> dict[str, Any]:
 _ANSWERS: Mapping[str, tuple[str, ...]] = {
     "chair": ("captions",),
     "grounding": ("captions",),
+    "detailcaps": ("captions",),
     "referring": ("expressions",),
 }

@@ -18,6 +18,8 @@ FILES: Mapping[str, tuple[str, ...]] = {
     "chair": ("captions.jsonl", "captions.json"),
     "grounding": ("captions.jsonl", "captions.json"),
     "captions": ("captions.jsonl",),
+    "detailcaps": ("captions.jsonl", "captions.json"),
+    "object-halbench": ("object-halbench.jsonl", "answers.json"),
     "amber": ("amber-descriptions.jsonl", "descriptions.json"),
     "mmhal": ("mmhal.jsonl",),
     "llava-bench": ("llava-bench.jsonl",),
