@@ -31,7 +31,7 @@ from vigor_jax.data.records.store import read_parts
 from vigor_jax.demo.config import demo_config
 from vigor_jax.demo.dataset import CHECKPOINTS, COLOR_WORDS, draw_split, write_colors
 from vigor_jax.demo.variants import replaced
-from vigor_jax.pipeline.rounds import keep_compiled
+from vigor_jax.parallel.compilation_cache import keep_compiled
 from vigor_jax.pipeline.run import Run
 from vigor_jax.records import CLAIM_KINDS, Candidate, ScoreItem, Verdict
 from vigor_jax.rewards.claims.stream import ClaimStream

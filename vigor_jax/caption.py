@@ -15,12 +15,8 @@ from pathlib import Path
 from typing import Literal
 
 from vigor_jax import cli
-from vigor_jax.data.images.store import open_images
-from vigor_jax.hf.load import open_checkpoint
-from vigor_jax.inference.predictor import Predictor, Question
 from vigor_jax.inference.sampling_config import SamplingConfig
-from vigor_jax.parallel.config import DistributedConfig, MeshConfig
-from vigor_jax.parallel.sharding import join_processes, make_mesh
+from vigor_jax.parallel.config import Compiled, DistributedConfig, MeshConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +36,8 @@ class CaptionCommand:
       sampling: how captions are drawn.
       mesh: how the devices are arranged; a model too large for one device is split over `tensor`.
       distributed: how processes find each other.
+      compiled: where compiled programs are kept for the next command: a folder, by default in the user's cache
+        (docs/performance.md); off: nowhere.
     """
 
     model: str | Path
@@ -53,14 +51,13 @@ class CaptionCommand:
     sampling: SamplingConfig = dataclasses.field(default_factory=lambda: SamplingConfig(num_candidates=1))
     mesh: MeshConfig = dataclasses.field(default_factory=lambda: MeshConfig(data=-1, fsdp=1))
     distributed: DistributedConfig = dataclasses.field(default_factory=DistributedConfig)
+    compiled: Compiled = None
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line; see the module's docstring."""
     cli.show_progress()
-    config = cli.parse(CaptionCommand, arguments, description=__doc__ or "")
-    join_processes(config.distributed)
-    caption(config)
+    caption(cli.parse(CaptionCommand, arguments, description=__doc__ or ""))
 
 
 def caption(config: CaptionCommand) -> None:
@@ -69,6 +66,14 @@ def caption(config: CaptionCommand) -> None:
     Raises:
       InputError: no images, or `config.out` was written with other settings.
     """
+    from vigor_jax.data.images.store import open_images  # these bring JAX and Arrow, which --help need not wait for
+    from vigor_jax.hf.load import open_checkpoint
+    from vigor_jax.inference.predictor import Predictor, Question
+    from vigor_jax.parallel.compilation_cache import keep_compiled
+    from vigor_jax.parallel.sharding import join_processes, make_mesh
+
+    join_processes(config.distributed)
+    keep_compiled(config.compiled)
     images = open_images(config.images)
     questions = [Question(name, images.file(name), config.prompt) for name in images]
     checkpoint = open_checkpoint(config.model, config.vision_tower, config.adapter)

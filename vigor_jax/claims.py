@@ -15,7 +15,7 @@ import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tqdm import tqdm
 
@@ -25,8 +25,7 @@ from vigor_jax.data.records.annotations import read_annotations
 from vigor_jax.data.records.store import join, read_parts
 from vigor_jax.disk import naming
 from vigor_jax.errors import InputError
-from vigor_jax.parallel.config import MeshConfig
-from vigor_jax.parallel.sharding import make_mesh
+from vigor_jax.parallel.config import Compiled, MeshConfig
 from vigor_jax.records import CLAIM_KINDS, Annotation, Candidate, ScoreItem, Verdict
 from vigor_jax.rewards.claims.calibrate import (
     CROPS,
@@ -40,13 +39,14 @@ from vigor_jax.rewards.claims.calibrate import (
 )
 from vigor_jax.rewards.claims.calibration_text import described
 from vigor_jax.rewards.claims.cases import Cases
-from vigor_jax.rewards.claims.clip_attributes import ClipAttributeStream
 from vigor_jax.rewards.claims.crops import ClipAttributesConfig
 from vigor_jax.rewards.claims.judge import JudgeConfig
 from vigor_jax.rewards.claims.stream import ClaimReader, ClaimsConfig
 from vigor_jax.rewards.detection import DetectorStream
 from vigor_jax.rewards.detector_config import DetectionConfig
-from vigor_jax.stages.clip_stream import open_model
+
+if TYPE_CHECKING:
+    from vigor_jax.rewards.claims.clip_attributes import ClipAttributeStream
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +69,8 @@ class ClaimsCommand:
       clip_attributes: the CLIP that judges attributes, if its `model` is given.
       grid: the thresholds that are tried.
       mesh: how the devices are arranged for the CLIP.
+      compiled: where compiled programs are kept for the next command: a folder, by default in the user's cache
+        (docs/performance.md); off: nowhere.
     """
 
     annotations: str
@@ -81,6 +83,7 @@ class ClaimsCommand:
     clip_attributes: ClipAttributesConfig = dataclasses.field(default_factory=ClipAttributesConfig)
     grid: ThresholdGrid = dataclasses.field(default_factory=ThresholdGrid)
     mesh: MeshConfig = dataclasses.field(default_factory=lambda: MeshConfig(data=-1, fsdp=1))
+    compiled: Compiled = None
 
     def __post_init__(self) -> None:
         if not 0 < self.precision <= 1:
@@ -165,12 +168,18 @@ def _key(annotation: Annotation) -> tuple[str, str]:
     return annotation.image, annotation.description
 
 
-def _clip(command: ClaimsCommand) -> ClipAttributeStream:
+def _clip(command: ClaimsCommand) -> "ClipAttributeStream":
     """The judge of crops, opened.
 
     Raises:
       InputError: the CLIP cannot be used, or the mesh does not fit the devices.
     """
+    from vigor_jax.parallel.compilation_cache import keep_compiled  # JAX, which only a CLIP needs
+    from vigor_jax.parallel.sharding import make_mesh
+    from vigor_jax.rewards.claims.clip_attributes import ClipAttributeStream
+    from vigor_jax.stages.clip_stream import open_model
+
+    keep_compiled(command.compiled)
     clip = open_model(command.clip_attributes.model, "clip_attributes.model")
     mesh = make_mesh(command.mesh)
     return ClipAttributeStream(clip, command.clip_attributes, command.claims, command.detection.phrases, mesh)
@@ -178,7 +187,7 @@ def _clip(command: ClaimsCommand) -> ClipAttributeStream:
 
 def _add_crops(
     command: ClaimsCommand,
-    stream: ClipAttributeStream,
+    stream: "ClipAttributeStream",
     annotations: Sequence[Annotation],
     verdicts: Verdicts,
     cases: Cases,

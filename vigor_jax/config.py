@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias, TypeVar
 from vigor_jax.errors import InputError
 from vigor_jax.hf.hub import pinned
 from vigor_jax.hf.options import ExportConfig, ModelConfig
-from vigor_jax.parallel.config import DistributedConfig, MeshConfig
+from vigor_jax.parallel.config import Compiled, DistributedConfig, MeshConfig
 from vigor_jax.rewards.claims.crops import ClipAttributesConfig
 from vigor_jax.rewards.claims.stream import ClaimsConfig
 from vigor_jax.rewards.detector_config import DetectionConfig, DetectorConfig
@@ -53,7 +53,8 @@ class RunConfig:
         `gs://BUCKET/NAME`.
       rounds: how often to go through the stages, each time with the model that the last time exported (online; the
         paper's future work). More than one makes `dir/round-1`, `dir/round-2`, ...
-      compiled: where compiled programs are kept, so that whoever continues need not compile them again.
+      compiled: where compiled programs are kept for the next command: a folder, by default in the user's cache
+        (docs/performance.md); off: nowhere.
       overwrite: remove what a changed setting has made stale, and make it again.
       report_to: experiment trackers that get the metrics of training too: wandb, trackio (docs/metrics.md).
       project: the project there; by default `WANDB_PROJECT` or `TRACKIO_PROJECT` of the environment, or vigor-jax.
@@ -64,7 +65,7 @@ class RunConfig:
     stages: tuple[Stage, ...] = ("sft", "export")
     records: str | None = None
     rounds: int = 1
-    compiled: Path | None = None
+    compiled: Compiled = None
     overwrite: bool = False
     report_to: tuple[TrackerName, ...] = ()
     project: str | None = None

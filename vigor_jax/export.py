@@ -17,23 +17,8 @@ from typing import Any, Literal
 
 from vigor_jax import cli
 from vigor_jax.errors import InputError
-from vigor_jax.hf import reward_head
-from vigor_jax.hf.export import export_checkpoint
-from vigor_jax.hf.hub import local_directory
-from vigor_jax.hf.load import open_checkpoint
 from vigor_jax.hf.options import ExportConfig
-from vigor_jax.hf.other_folders import refuse_adapter
-from vigor_jax.hf.peft import is_adapter
-from vigor_jax.inference.response_rewards import HEAD
-from vigor_jax.json_fields import Fields
-from vigor_jax.parallel.config import DistributedConfig, MeshConfig
-from vigor_jax.parallel.processes import is_first
-from vigor_jax.parallel.sharding import join_processes, make_mesh
-from vigor_jax.stages.export import export
-from vigor_jax.stages.exported_readme import carry_card_of
-from vigor_jax.stages.stage import EXPORT
-from vigor_jax.training.checkpoint import latest_step, read_record, saved_params
-from vigor_jax.training.heads import head_paths
+from vigor_jax.parallel.config import Compiled, DistributedConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +33,8 @@ class ExportCommand(ExportConfig):
         directory or its name on the Hub.
       vision_tower: directory, or name on the Hub, of the CLIP tower of an original checkpoint that does not bring it.
       distributed: how processes find each other.
+      compiled: where compiled programs are kept for the next command: a folder, by default in the user's cache
+        (docs/performance.md); off: nowhere.
     """
 
     checkpoint: str | Path = dataclasses.field(kw_only=True)
@@ -55,13 +42,18 @@ class ExportCommand(ExportConfig):
     base: str | Path | None = None
     vision_tower: str | Path | None = None
     distributed: DistributedConfig = dataclasses.field(default_factory=DistributedConfig)
+    compiled: Compiled = None
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line; see the module's docstring."""
     cli.show_progress()
     config = cli.parse(ExportCommand, arguments, description=__doc__ or "")
+    from vigor_jax.parallel.compilation_cache import keep_compiled  # JAX, which --help need not wait for
+    from vigor_jax.parallel.sharding import join_processes
+
     join_processes(config.distributed)
+    keep_compiled(config.compiled)
     export_to(config)
 
 
@@ -71,47 +63,9 @@ def export_to(config: ExportCommand) -> None:
     Raises:
       InputError: there is no such checkpoint, or `config.out` has something in it.
     """
-    checkpoint = local_directory(config.checkpoint)
-    if is_adapter(checkpoint) or (checkpoint / "config.json").exists():
-        on_base = is_adapter(checkpoint) and config.base is not None
-        source = (
-            open_checkpoint(config.base or "", config.vision_tower, checkpoint)
-            if on_base
-            else open_checkpoint(checkpoint, config.vision_tower)
-        )
-        has_head = reward_head.head_file(source.newest) is not None
-        export_checkpoint(
-            source,
-            {},
-            config.out,
-            layout=config.layout,
-            dtype=config.dtype,
-            shard_bytes=config.shard_bytes,
-            head=reward_head.read_head(source.newest, source.config.text.hidden_size) if has_head else None,
-        )
-        if is_first() and checkpoint.name == EXPORT:
-            carry_card_of(checkpoint.parent, config.out)
-        return
-    step = latest_step(checkpoint)
-    if step is None:
-        refuse_adapter(checkpoint)
-        raise InputError(
-            f"{checkpoint}: neither a LLaVA checkpoint (config.json) nor one of a training stage; "
-            "give runs/NAME/checkpoints/sft or a model's directory"
-        )
-    record = Fields(read_record(checkpoint, step), checkpoint / str(step) / "record" / "record.json")
-    base = local_directory(config.base or record.text("base", "") or "unknown")
-    if not base.is_dir():
-        raise InputError(f"export: the base checkpoint {base} is not there; say where it is now with --base")
-    # A language model alone was trained with what an adapter brings.
-    above = None if config.base else record.text("adapter", None)
-    if above and not local_directory(above).is_dir():
-        raise InputError(f"export: the adapter {above} that training continued is not there; give its folder as --base")
-    source = open_checkpoint(base, config.vision_tower, above)
-    head = HEAD if head_paths(HEAD) <= saved_params(checkpoint, step) else ""
-    export(config, source, checkpoint, config.out, make_mesh(MeshConfig()), head=head)
-    if is_first():
-        carry_card_of(checkpoint.resolve().parents[1], config.out, checkpoint.name, step)
+    from vigor_jax.pipeline.export import export_any  # brings JAX, which --help need not wait for
+
+    export_any(config, config.checkpoint, config.out, base=config.base, vision_tower=config.vision_tower)
 
 
 def export_model(

@@ -14,15 +14,7 @@ from pathlib import Path
 from vigor_jax import cli
 from vigor_jax.config import TrainConfig
 from vigor_jax.demo.config import DemoOptions, demo_config
-from vigor_jax.demo.dataset import DemoDataConfig, prepare
-from vigor_jax.demo.show import is_evaluated, show
 from vigor_jax.errors import InputError
-from vigor_jax.evaluation.card.compare import make_card
-from vigor_jax.evaluation.card.markdown import to_text
-from vigor_jax.evaluation.card.results import read_systems
-from vigor_jax.parallel.sharding import join_processes
-from vigor_jax.pipeline.rounds import keep_compiled, lock, of_round, run_rounds
-from vigor_jax.stages.stage import EVALUATION
 
 logger = logging.getLogger(__name__)
 
@@ -32,9 +24,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     cli.show_progress()
     config, is_demo = parse_arguments(arguments)
+    _run(config, is_demo)
+
+
+def _run(config: TrainConfig, is_demo: bool) -> None:
+    from vigor_jax.demo.dataset import DemoDataConfig, prepare  # these bring JAX, which --help need not wait for
+    from vigor_jax.parallel.compilation_cache import keep_compiled
+    from vigor_jax.parallel.sharding import join_processes
+    from vigor_jax.pipeline.rounds import lock, run_rounds
+
     join_processes(config.distributed)
-    if config.run.compiled:
-        keep_compiled(config.run.compiled)
+    keep_compiled(config.run.compiled)
     with lock(config.run.dir):
         if is_demo:
             prepare(Path(config.model.path).parent, DemoDataConfig())
@@ -60,6 +60,13 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[TrainConfig, bool]:
 
 def _show_demo(config: TrainConfig) -> None:
     """What has come of the demo, once both models are evaluated: `run.stages` may name some stages only."""
+    from vigor_jax.demo.show import is_evaluated, show
+    from vigor_jax.evaluation.card.compare import make_card
+    from vigor_jax.evaluation.card.markdown import to_text
+    from vigor_jax.evaluation.card.results import read_systems
+    from vigor_jax.pipeline.rounds import of_round
+    from vigor_jax.stages.stage import EVALUATION
+
     last = config.run if config.run.rounds == 1 else of_round(config, config.run.rounds).run
     if not is_evaluated(last.dir):
         return

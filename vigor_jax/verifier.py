@@ -13,10 +13,9 @@ import hashlib
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
-from jax.sharding import Mesh
 from tqdm import tqdm
 
 from vigor_jax import cli
@@ -29,14 +28,15 @@ from vigor_jax.evaluation.benchmarks.synonyms import Synonyms
 from vigor_jax.evaluation.image_names import ImageNames
 from vigor_jax.evaluation.saved_captions import read_captions
 from vigor_jax.hf import hub
-from vigor_jax.hf.clip.checkpoint import open_clip
-from vigor_jax.parallel.config import DistributedConfig, MeshConfig
-from vigor_jax.parallel.processes import is_first, together
-from vigor_jax.parallel.sharding import join_processes, make_mesh
+from vigor_jax.parallel.config import Compiled, DistributedConfig, MeshConfig
 from vigor_jax.records import ScoreItem
 from vigor_jax.rewards.clip_baselines import Baselines, MarginUnit, make_baselines, shares, thresholds
-from vigor_jax.rewards.verifier import ClipVerifier, Scored
 from vigor_jax.rewards.verifier_config import ClipStreamConfig
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+    from vigor_jax.rewards.verifier import ClipVerifier, Scored
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +61,8 @@ class VerifierCommand:
       synonyms: CHAIR's table of words for objects; by default each object is called by its name.
       mesh: how the devices are arranged.
       distributed: how processes find each other.
+      compiled: where compiled programs are kept for the next command: a folder, by default in the user's cache
+        (docs/performance.md); off: nowhere.
     """
 
     captions: tuple[Path, ...]
@@ -71,6 +73,7 @@ class VerifierCommand:
     synonyms: Path | None = None
     mesh: MeshConfig = dataclasses.field(default_factory=lambda: MeshConfig(data=-1, fsdp=1))
     distributed: DistributedConfig = dataclasses.field(default_factory=DistributedConfig)
+    compiled: Compiled = None
 
 
 class Word(NamedTuple):
@@ -111,7 +114,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line; see the module's docstring."""
     cli.show_progress()
     command = cli.parse(VerifierCommand, arguments, description=__doc__ or "")
+    from vigor_jax.parallel.compilation_cache import keep_compiled  # JAX, which --help need not wait for
+    from vigor_jax.parallel.processes import is_first
+    from vigor_jax.parallel.sharding import join_processes
+
     join_processes(command.distributed)
+    keep_compiled(command.compiled)
     report = run(command)
     if is_first():
         print(report)
@@ -123,6 +131,9 @@ def run(command: VerifierCommand) -> str:
     Raises:
       InputError: as `measure`, or `out` is no place for a file.
     """
+    from vigor_jax.parallel.processes import is_first, together
+    from vigor_jax.parallel.sharding import make_mesh
+
     together(lambda: _check_out(command.out) if is_first() else None)  # now rather than after hours
     mesh = make_mesh(command.mesh)
     found = measure(command.captions, command.objects, command.images, command.clip, mesh, synonyms=command.synonyms)
@@ -145,7 +156,7 @@ def measure(
     objects: Sequence[Path],
     images: str,
     config: ClipStreamConfig,
-    mesh: Mesh,
+    mesh: "Mesh",
     *,
     synonyms: Path | None = None,
 ) -> Measured:
@@ -160,6 +171,9 @@ def measure(
     annotations = read_annotations(objects, table)
     said = read_captions(captions, annotations.images, "objects")
     reference = annotations.reference(table, images={image for image, _ in said.pairs})
+    from vigor_jax.hf.clip.checkpoint import open_clip
+    from vigor_jax.rewards.verifier import ClipVerifier
+
     items = list(_items(said.pairs, open_images(images)))
     checkpoint = open_clip(config.model)
     verifier = ClipVerifier(checkpoint, config, mesh)
@@ -203,7 +217,7 @@ def _items(pairs: Iterable[tuple[str, str]], images: Images) -> Iterator[ScoreIt
 
 
 def _responses(
-    items: Sequence[ScoreItem], verifier: ClipVerifier, config: ClipStreamConfig, reference: Reference
+    items: Sequence[ScoreItem], verifier: "ClipVerifier", config: ClipStreamConfig, reference: Reference
 ) -> tuple[list[list[Word]], int]:
     """The known words of each caption; and how many words are none of the annotated objects."""
     responses, unknown = [], 0
@@ -225,7 +239,7 @@ def _responses(
     return responses, unknown
 
 
-def _cosine(place: int, word: Scored, own: Sequence[Scored], config: ClipStreamConfig) -> float:
+def _cosine(place: int, word: "Scored", own: Sequence["Scored"], config: ClipStreamConfig) -> float:
     """A word's own cosine, or that of the sentence or caption that it stands in."""
     if config.per == "word":
         return word.cosine

@@ -24,7 +24,7 @@ from vigor_jax.demo.drawing import draw
 from vigor_jax.demo.erring import FALSE_ALARMS, MISSES, erring, misjudge
 from vigor_jax.demo.results import COLUMNS, Results, plot, to_markdown
 from vigor_jax.demo.variants import choose
-from vigor_jax.pipeline.rounds import keep_compiled
+from vigor_jax.parallel.compilation_cache import keep_compiled
 from vigor_jax.records import Signal, Span, Verdict
 
 STAGES = ("train_reward", "sample", "score", "select", "sft", "export", "evaluate")

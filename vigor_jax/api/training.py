@@ -10,6 +10,7 @@ from vigor_jax.api.options import PathLike, arguments_of, plain
 from vigor_jax.config import RunConfig, TrainConfig
 from vigor_jax.errors import InputError
 from vigor_jax.export import export_model as export
+from vigor_jax.parallel.compilation_cache import keep_compiled
 from vigor_jax.parallel.sharding import join_processes
 from vigor_jax.stages.stage import EXPORT
 
@@ -62,7 +63,7 @@ def run(config: Config | None = None, **sections: Any) -> Path:
 
 
 def _run(whole: TrainConfig) -> None:
-    from vigor_jax.pipeline.rounds import keep_compiled, lock, run_rounds  # the pipeline, which nothing else needs
+    from vigor_jax.pipeline.rounds import lock, run_rounds  # the pipeline, which nothing else needs
 
     join_processes(whole.distributed)
     if whole.run.compiled:

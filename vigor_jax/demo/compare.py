@@ -41,9 +41,10 @@ from vigor_jax.demo.variants import (
 from vigor_jax.demo.verifier import BASELINES, ENTITIES
 from vigor_jax.errors import InputError
 from vigor_jax.inference.predictor import read_answers
+from vigor_jax.parallel.compilation_cache import keep_compiled
 from vigor_jax.parallel.config import MeshConfig
 from vigor_jax.parallel.sharding import make_mesh
-from vigor_jax.pipeline.rounds import keep_compiled, lock, run_rounds
+from vigor_jax.pipeline.rounds import lock, run_rounds
 from vigor_jax.pipeline.run import Run
 from vigor_jax.records import Target
 from vigor_jax.stages.stage import EVALUATION, REWARD_MODEL

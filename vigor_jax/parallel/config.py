@@ -1,6 +1,11 @@
 """How devices are arranged, and how processes find each other: the options."""
 
 import dataclasses
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+# Where compiled programs are kept: a folder, by default one in the user's cache folder; or nowhere.
+Compiled: TypeAlias = Literal["off"] | Path | None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import jax
-
 from vigor_jax.config import TrainConfig, with_pinned_models
 from vigor_jax.data.records.store import join
 from vigor_jax.disk import describe
@@ -56,12 +54,6 @@ def _open(config: TrainConfig, base: str | Path | None) -> Run:
     run = together(lambda: Run(config, base))
     same_everywhere(run.settings())
     return run
-
-
-def keep_compiled(folder: Path) -> None:
-    """Lets JAX keep what it compiles in a folder, and look there first."""
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def of_round(config: TrainConfig, number: int) -> TrainConfig:

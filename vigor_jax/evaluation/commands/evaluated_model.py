@@ -13,6 +13,7 @@ from vigor_jax.evaluation.commands.evaluated_model_config import EvaluatedModelC
 from vigor_jax.evaluation.protocol import Protocol
 from vigor_jax.hf.load import open_checkpoint
 from vigor_jax.inference.predictor import Predictor, Question
+from vigor_jax.parallel.compilation_cache import keep_compiled
 from vigor_jax.parallel.processes import is_first
 from vigor_jax.parallel.sharding import join_processes, make_mesh
 from vigor_jax.records import ImageFile
@@ -36,6 +37,7 @@ class EvaluatedModel:
         if config.model is None:
             raise InputError("--model is not given; name the directory of the model that is asked")
         join_processes(config.distributed)
+        keep_compiled(config.compiled)
         self._config, self._out = config, out
         checkpoint = open_checkpoint(config.model, config.vision_tower, config.adapter)
         self._predictor = Predictor(checkpoint, config.template, make_mesh(config.mesh), dtype=config.dtype)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from vigor_jax.evaluation.answer_sampling import AnswerSampling
-from vigor_jax.parallel.config import DistributedConfig, MeshConfig
+from vigor_jax.parallel.config import Compiled, DistributedConfig, MeshConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,6 +24,8 @@ class EvaluatedModelConfig:
       sampling: how answers are drawn.
       mesh: how the devices are arranged.
       distributed: how processes find each other.
+      compiled: where compiled programs are kept for the next command: a folder, by default in the user's cache
+        (docs/performance.md); off: nowhere.
     """
 
     model: str | Path | None = None
@@ -35,3 +37,4 @@ class EvaluatedModelConfig:
     sampling: AnswerSampling = dataclasses.field(default_factory=AnswerSampling)
     mesh: MeshConfig = dataclasses.field(default_factory=lambda: MeshConfig(data=-1, fsdp=1))
     distributed: DistributedConfig = dataclasses.field(default_factory=DistributedConfig)
+    compiled: Compiled = None
