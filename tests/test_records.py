@@ -23,7 +23,8 @@ from vigor_jax.records import (
     Verdict,
 )
 from vigor_jax.stages.pair_records import Pairing, summarize
-from vigor_jax.stages.select_config import SelectConfig, select
+from vigor_jax.stages.select import select
+from vigor_jax.stages.select_config import SelectConfig
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "artifacts.md"
 STREAMS = ("detector", "reward_model")

@@ -21,7 +21,8 @@ from vigor_jax.evaluation.metrics import chair_metrics, mme_metrics, pope_metric
 from vigor_jax.records import Candidate, Rollout, Signal, Span, Verdict
 from vigor_jax.rewards.sentences import split_sentences
 from vigor_jax.stages.reward_evaluation import evaluate
-from vigor_jax.stages.select_config import SelectConfig, select
+from vigor_jax.stages.select import select
+from vigor_jax.stages.select_config import SelectConfig
 
 PROMPT = "Describe this image in detail."
 KINDS = {"object": "object", "color": "attribute", "count": "attribute", "place": "location"}

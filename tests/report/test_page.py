@@ -16,7 +16,8 @@ from vigor_jax.data.records import store
 from vigor_jax.demo.language import plural
 from vigor_jax.records import Candidate, Edit, Selection, Signal, Span, Verdict
 from vigor_jax.report import build_report
-from vigor_jax.stages.select_config import SelectConfig, select
+from vigor_jax.stages.select import select
+from vigor_jax.stages.select_config import SelectConfig
 
 HOSTILE = '<img src=x onerror=alert(1)><b>bold</b> A "quoted" & a heart.'
 

@@ -29,7 +29,8 @@ from vigor_jax.stages.pair_responses import pair_image
 from vigor_jax.stages.sample_config import SampleConfig
 from vigor_jax.stages.score import ScoreStage
 from vigor_jax.stages.score_config import ScoreConfig
-from vigor_jax.stages.select_config import SelectConfig, select
+from vigor_jax.stages.select import select
+from vigor_jax.stages.select_config import SelectConfig
 from vigor_jax.stages.stage import RunContext
 
 

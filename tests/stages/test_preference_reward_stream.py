@@ -32,7 +32,8 @@ from vigor_jax.stages.programs import Sizes
 from vigor_jax.stages.sample_config import SampleConfig
 from vigor_jax.stages.score import ScoreStage
 from vigor_jax.stages.score_config import ScoreConfig
-from vigor_jax.stages.select_config import SelectConfig, SelectStage
+from vigor_jax.stages.select import SelectStage
+from vigor_jax.stages.select_config import SelectConfig
 from vigor_jax.stages.stage import PREFERENCE_REWARD_MODEL, RunContext
 
 

@@ -19,7 +19,8 @@ from vigor_jax.records import Candidate, Edit, Selection, Signal, Span, Target, 
 from vigor_jax.rewards.fusion import FusionConfig
 from vigor_jax.rewards.refine import refine
 from vigor_jax.rewards.sentences import split_sentences
-from vigor_jax.stages.select_config import SelectConfig, select
+from vigor_jax.stages.select import select
+from vigor_jax.stages.select_config import SelectConfig
 
 STREAMS = ("detector", "reward_model")
 PARTS = 3

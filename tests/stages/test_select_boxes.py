@@ -11,7 +11,8 @@ from vigor_jax.data.text.box_text import find_boxes, strip_boxes
 from vigor_jax.errors import InputError
 from vigor_jax.records import Candidate, Selection, Signal, Span, Target, Verdict
 from vigor_jax.rewards.sentences import split_sentences
-from vigor_jax.stages.select_config import SelectConfig, select
+from vigor_jax.stages.select import select
+from vigor_jax.stages.select_config import SelectConfig
 
 
 def write_images(folder, **sizes):

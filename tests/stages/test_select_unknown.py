@@ -6,7 +6,8 @@ from tests.stages.test_select import candidate, signal, write_one
 from vigor_jax.data.records import store
 from vigor_jax.records import Selection, Verdict
 from vigor_jax.rewards.fusion import FusionConfig
-from vigor_jax.stages.select_config import SelectConfig, select
+from vigor_jax.stages.select import select
+from vigor_jax.stages.select_config import SelectConfig
 
 TEXTS = {"right": "A dog runs here.", "unknown": "A lamp stands here.", "wrong": "A cat sits here."}
 WORDS = {"right": "dog", "unknown": "lamp", "wrong": "cat"}
