@@ -67,6 +67,13 @@ def test_the_demo_prints_its_results(demo: tuple[Path, str]) -> None:
     assert 'src="http' not in page
     with PIL.Image.open(run / "demo.png") as sheet:
         assert sheet.width > 1000
+    # It ends with the card, which the export carries.
+    card = json.loads((run / "evaluation" / "card.json").read_text())
+    assert card["models"] == ["base", "tuned"]
+    assert [each["name"] for each in card["benchmarks"]] == ["chair", "pope", "mme"]
+    assert re.search(r"^CHAIR CHAIR_i +\d.*p [<=] 0\.\d+", out, re.MULTILINE)
+    assert str(Path("runs/demo/evaluation/card.html")) in out
+    assert "model-index:" in (run / "export" / "README.md").read_text(encoding="utf-8")
     report = json.loads((run / "metrics" / "demo.json").read_text())
     assert set(report["captions"]) == {"base", "tuned"}
     assert 0 < report["captions"]["base"]["bad"] < 1

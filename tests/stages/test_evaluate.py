@@ -3,10 +3,13 @@
 import dataclasses
 import json
 import pickle
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from huggingface_hub import ModelCard
 from PIL import Image
 
 from tests.tiny_llava import Tiny, build_checkpoint
@@ -16,11 +19,13 @@ from vigor_jax.evaluation.benchmarks.pope import read_questions, write_questions
 from vigor_jax.evaluation.benchmarks.pope_build import build_questions
 from vigor_jax.evaluation.protocol import read_protocol
 from vigor_jax.hf.load import open_checkpoint
+from vigor_jax.hf.options import ModelConfig
 from vigor_jax.inference.sampling_config import SamplingConfig
 from vigor_jax.parallel.config import MeshConfig
 from vigor_jax.parallel.sharding import make_mesh
-from vigor_jax.stages.evaluate import evaluate
+from vigor_jax.stages.evaluate import EvaluateStage, evaluate
 from vigor_jax.stages.evaluate_config import EvaluateConfig
+from vigor_jax.stages.stage import RunContext
 
 OBJECTS = {f"{i:02}.png": ["dog", "car"] if i % 2 else ["cat", "car", "kite"] for i in range(6)}
 SAMPLING = SamplingConfig(num_candidates=1, temperature=0.0, max_new_tokens=8, batch_size=4)
@@ -123,6 +128,32 @@ def test_both_models_are_asked_everything(world: Path, tmp_path: Path, capsys: p
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.jsonl")}
     assert run(world, tmp_path / "out", config_of(world)) == found
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+@pytest.mark.main
+def test_a_run_has_its_card_and_its_export_carries_it(world: Path, tmp_path: Path) -> None:
+    shutil.copytree(world / "after", tmp_path / "export")
+    provenance = {"base": "org/base", "checkpoint": "../checkpoints/sft", "step": 3, "layout": "llava-hf"}
+    (tmp_path / "export" / "vigor_jax.json").write_text(json.dumps(provenance))
+    checkpoint, mesh = open_checkpoint(world / "before"), MeshConfig()
+    model = ModelConfig(path=world / "before", dtype="float32")
+    context = RunContext(tmp_path, str(tmp_path), model, checkpoint, training=mesh, inference=mesh)
+    config = dataclasses.replace(config_of(world), mme=None, refs=(), instances=())
+    progress = SimpleNamespace(begin=lambda result: None)
+    EvaluateStage(config).run(context, progress)
+    content = json.loads((tmp_path / "evaluation" / "card.json").read_text())
+    assert content["models"] == ["base", "tuned"]
+    assert [each["name"] for each in content["benchmarks"]] == ["chair", "pope"]
+    assert all(row["difference"] for each in content["benchmarks"] for row in each["rows"])
+    readme = ModelCard.load(tmp_path / "export" / "README.md")
+    assert readme.data.base_model == "org/base"
+    assert {each.dataset_type for each in readme.data.eval_results} == {"chair", "pope"}
+
+    # The same again, to the byte; and the export is the same model as before.
+    files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.suffix in (".json", ".md", ".html")}
+    EvaluateStage(config).run(context, progress)
+    assert {path: path.read_bytes() for path in files} == files
+    assert open_checkpoint(tmp_path / "export").digest() == open_checkpoint(world / "after").digest()
 
 
 def test_what_cannot_be_asked_is_said(world: Path, tmp_path: Path) -> None:
