@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             directory = options.out / f"seed-{seed}"
             for variant, figures in compare(directory, DemoDataConfig(seed=seed), missing):
                 results.add(variant, seed, figures)
-            if any(variant.judged for variant in missing) and (auc := find_auc(directory)):
+            if any({variant.judged} - {None, *ASKED} for variant in missing) and (auc := find_auc(directory)):
                 results.add_auc("reward_auc", seed, auc)
             if any(uses_verifier(variant) for variant in missing) and (found := find_verifier_auc(directory, seed)):
                 results.add_auc("verifier_auc", seed, found)

@@ -26,8 +26,9 @@ def make_shared(config: TrainConfig, directory: Path, judged: Collection[str]) -
         for name in ("shared", "holistic_reward", "verifier_verdicts", "judged_claims", "claims_and_crops")
     )
     seed = config.sft.seed
-    with counting(shared):
-        Run(in_directory(config, shared, ("train_reward", "sample", "score"))).go()
+    is_whole = not ASKED.keys() >= set(judged)
+    with counting(shared, is_last=is_whole):  # where nothing else is wanted, the candidates alone
+        Run(in_directory(config, shared, ("train_reward", "sample", "score") if is_whole else ("sample",))).go()
     if holistic.name in judged:
         with counting(holistic):
             copy_folders(shared, holistic, ("candidates",))
@@ -81,16 +82,17 @@ def _make_asked(config: TrainConfig, directory: Path, name: SharedRecords) -> No
 
 
 @contextlib.contextmanager
-def counting(directory: Path) -> Iterator[None]:
+def counting(directory: Path, *, is_last: bool = True) -> Iterator[None]:
     """Adds the CPU seconds of the block, those of its child processes included, to the directory's count.
 
-    When a block has ended without an error, its directory is done, and what finds that out costs nothing.
+    When a block that is the last one has ended without an error, its directory is done, and what finds that out costs
+    nothing.
     """
     count = _read_count(directory)
     start, is_done = _cpu_seconds(), False
     try:
         yield
-        is_done = True
+        is_done = is_last
     finally:
         if not count["done"]:
             directory.mkdir(parents=True, exist_ok=True)

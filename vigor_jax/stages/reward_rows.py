@@ -2,7 +2,8 @@
 
 import dataclasses
 import hashlib
-from collections import Counter
+import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
@@ -21,23 +22,49 @@ from vigor_jax.hf.load import Checkpoint
 from vigor_jax.inference.tree_attention import hidden_states_at
 from vigor_jax.models.vlm import Vlm
 from vigor_jax.records import Annotation, ErrorType
-from vigor_jax.training.train_step import ExampleTrainingConfig
+from vigor_jax.training.train_step import TrainingConfig
 
 # Image → judgments of the descriptions of it.
 Annotations: TypeAlias = Mapping[str, Sequence[Annotation]]
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainRewardConfig(ExampleTrainingConfig):
-    """Fine-tuning of the reward model: what `ExampleTrainingConfig` says, and the following.
+class AnnotationSource:
+    """One of several files of judged descriptions.
+
+    Attributes:
+      name: in logs, tables and reports.
+      annotations: the file, see docs/artifacts.md.
+      images: where the images that it names are; by default `train_reward.images`.
+      weight: of each of its answers in the loss: one of weight 2 counts as two of weight 1.
+    """
+
+    name: str
+    annotations: Path = fingerprint.place()
+    images: str | None = fingerprint.place(None)
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[\w.-]+", self.name):
+            raise InputError(f"sources: expected a name of letters, digits and . _ -, got {self.name!r}")
+        if not 0 < self.weight < math.inf:
+            raise InputError(f"sources: expected a weight of more than 0 for {self.name}, got {self.weight}")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainRewardConfig(TrainingConfig):
+    """Fine-tuning of the reward model: what `TrainingConfig` says, and the following.
 
     Attributes:
       annotations: judged descriptions, see docs/artifacts.md.
       images: where the images that they name are: a folder, tar shards or Parquet (docs/images.md).
+      sources: several files of judged descriptions in place of `annotations`, each with name, annotations, images and
+        weight (docs/training.md).
       epochs: passes over the data; the paper's 5.
       batch_size: rows an update, over all devices: images in branch form, sentences in separate form.
       max_length: most tokens of a row; an image whose descriptions do not fit gets several rows.
-      held_out: share of the images that is not trained on but evaluated after each epoch, chosen by their names.
+      held_out: share of the images that is not trained on but evaluated after each epoch, chosen by their names; with
+        several sources by the names alone, without folders, so that an image is held out in all of them.
       form: "branches" is one row an image, "separate" one row a sentence; the loss is the same.
       balance: "weighted" weighs good and bad answers inversely to how many there are of each.
       per: judge every sentence, or the description as a whole (the holistic ablation).
@@ -45,7 +72,9 @@ class TrainRewardConfig(ExampleTrainingConfig):
     """
 
     annotations: Path | None = fingerprint.place(None)
+    sources: tuple[AnnotationSource, ...] = fingerprint.optional(())
     epochs: int = 5
+    max_length: int = 2048
     held_out: float = 0.05
     form: Literal["branches", "separate"] = "branches"
     balance: Literal["none", "weighted"] = "none"
@@ -56,6 +85,19 @@ class TrainRewardConfig(ExampleTrainingConfig):
         super().__post_init__()
         if not 0 <= self.held_out < 1:
             raise InputError(f"held_out: expected 0 to less than 1, got {self.held_out}")
+        if self.max_length < 1:
+            raise InputError(f"max_length: expected at least 1, got {self.max_length!r}")
+        if self.sources and self.annotations:
+            raise InputError("annotations, sources: one file or several of judged descriptions; give one of the two")
+        names = [source.name for source in self.sources]
+        if len(set(names)) < len(names):
+            raise InputError(f"sources: expected each name once, got {', '.join(names)}")
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Of all judged descriptions."""
+        own = (self.annotations,) if self.annotations else ()
+        return tuple(source.annotations for source in self.sources) or own
 
 
 def make_encoder(config: TrainRewardConfig, checkpoint: Checkpoint) -> TreeEncoder:
@@ -90,9 +132,11 @@ def all_errors(annotations: Annotations, per: Per) -> list[tuple[ErrorType, ...]
     return [errors for group in annotations.values() for each in group for errors in errors_asked(each, per)]
 
 
-def class_weights(balance: Counter[bool]) -> dict[bool, float]:
-    """Weights inverse to the number of good and of bad answers, 1 on average."""
-    return {is_good: balance.total() / (2 * count) for is_good, count in balance.items()} if len(balance) == 2 else {}
+def class_weights(balance: Mapping[bool, float]) -> dict[bool, float]:
+    """Weights inverse to the number of good and of bad answers, 1 on average; an answer counts its own weight."""
+    if len(balance) < 2:
+        return {}
+    return {is_good: sum(balance.values()) / (2 * count) for is_good, count in balance.items()}
 
 
 def make_sequences(
@@ -103,7 +147,7 @@ def make_sequences(
     learn: bool,
     weights: Mapping[bool, float] | None = None,
 ) -> list[TreeSequence]:
-    """Annotations as rows, in their order.
+    """Annotations of one source as rows, in their order.
 
     Args:
       annotations: with at least one sentence each.
@@ -155,7 +199,7 @@ def descriptions(
     ]
 
 
-def answer_loss(model: Vlm, rows: TreeRows, config: ExampleTrainingConfig) -> tuple[Float[Array, ""], Float[Array, ""]]:
+def answer_loss(model: Vlm, rows: TreeRows, config: TrainingConfig) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Weighted sum of the cross-entropy of the answers' tokens, and the sum of their weights.
 
     Only where an answer is learned are there logits: a few hundred places of a row at most.
