@@ -1,7 +1,7 @@
 """Any JSON file whose parts the user names: `--map description=caption --map sentences=labels ...`.
 
 A path is keys with points between them; `[]` behind a key steps into its list, and `(JSON)` into JSON that is text.
-What belongs to a sentence or to a part is named from there: `sentences=items[]`, `text=sentence.value`, `kind=errors[]`.
+What belongs to a sentence or to a part is named from there: `sentences=items[]`, `text=sentence.value`, `kind=is[]`.
 """
 
 import json
