@@ -22,7 +22,7 @@ from vigor_jax.data.records import store
 from vigor_jax.demo.config import demo_config
 from vigor_jax.demo.dataset import COLOR_WORDS, VERSION, DemoDataConfig, prepare, read_scenes
 from vigor_jax.demo.metrics import compute_metrics, reward_auc
-from vigor_jax.demo.picking import ASKED, POOL
+from vigor_jax.demo.picking import ASKED, POOL, taught_by
 from vigor_jax.demo.preferences import write_preferences
 from vigor_jax.demo.results import COLUMNS, Results, plot, to_markdown
 from vigor_jax.demo.shared import copy_folders, counted, counting, in_directory, make_shared
@@ -230,6 +230,8 @@ def _run(variant: Variant, config: TrainConfig, directory: Path, run_dir: Path) 
     if variant.preferences:
         path = write_preferences(variant.preferences, directory, DemoDataConfig(seed=config.sft.seed))
         config = replaced(config, {"dpo.data": path, "train_preference_reward.data": path})
+    if variant.judged and variant.judged in ASKED:
+        config = taught_by(config, directory / variant.judged / "annotations.jsonl", ASKED[variant.judged])
     is_one, streams = variant.rounds == 1, config.score.streams
     if variant.judged:
         source, target = directory / variant.judged, run_dir if is_one else run_dir / "round-1"
