@@ -3,8 +3,8 @@
 The pool is all annotated captions, two of each of 1,000 scenes; asking about one reveals what its annotation says. Sets
 are picked as `python -m vigor_jax.annotate pick` does, one caption a scene. A model that picks must exist by then: half
 of a picked set is drawn at random, a reward model learns from that half and judges the pool, and by its judgments the
-other half is picked. All of the set counts, whoever picked it, and the final model learns from all of it, from the
-base. Sets of one seed share their random halves.
+other half is picked, again one a scene. All of the set counts, whoever picked it, and the final model begins with the
+base and learns from all of it. Sets of one seed have the same random half.
 """
 
 import logging
