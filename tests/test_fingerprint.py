@@ -14,7 +14,7 @@ from vigor_jax.hf.options import ModelConfig
 
 # Every option of a run that changes no result. Who adds one answers for it: a run continues with another value.
 NEUTRAL = """
-train_reward: skip_bad accumulate bucket remat loss_chunk save_every keep log_every
+train_reward: skip_bad accumulate bucket remat save_every keep log_every
 sample: sampling.batch_size sampling.prompt_bucket
 detection: backend in_flight timeout connect_timeout phrases.download
 reward_model: batch_size max_length bucket

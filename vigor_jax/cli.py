@@ -250,7 +250,9 @@ def _keys(schema: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _section(kind: Any) -> Any:
-    """The dataclass that a field holds, or may hold (`X | None`); None if it holds values."""
+    """The dataclass that a field holds, or may hold (`X | None`); None if it holds values, or several in a tuple."""
+    if typing.get_origin(kind) is tuple:
+        return None
     return next((each for each in (kind, *typing.get_args(kind)) if dataclasses.is_dataclass(each)), None)
 
 

@@ -40,7 +40,8 @@ def of(config: Any, section: str = "", *, with_neutral: bool = False) -> dict[st
       with_neutral: also those that change no result, but for places: what all hosts must have in common.
 
     Returns:
-      `section.field` → value, in the order of the fields; dots for dataclasses within.
+      `section.field` → value, in the order of the fields; dots for dataclasses within, and numbers from 0 for those
+      in a tuple.
     """
     found: dict[str, Any] = {}
     for field in dataclasses.fields(config):
@@ -52,6 +53,9 @@ def of(config: Any, section: str = "", *, with_neutral: bool = False) -> dict[st
             continue
         if dataclasses.is_dataclass(value):
             found |= of(value, key, with_neutral=with_neutral)
+        elif isinstance(value, tuple) and value and all(map(dataclasses.is_dataclass, value)):
+            for number, each in enumerate(value):
+                found |= of(each, f"{key}.{number}", with_neutral=with_neutral)
         else:
             found[key] = plain(value)
     return found

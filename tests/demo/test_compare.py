@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from tests.pipeline.loop_world import ROOT
 from vigor_jax.config import TrainConfig
 from vigor_jax.demo import compare as command
-from vigor_jax.demo.compare import counted, counting
 from vigor_jax.demo.dataset import DemoDataConfig
 from vigor_jax.demo.results import COLUMNS, Results, plot, summarize, to_markdown
+from vigor_jax.demo.shared import counted, counting
 from vigor_jax.demo.variants import VARIANTS, SharedRecords, Variant, choose, replaced
 from vigor_jax.errors import InputError
 

@@ -98,6 +98,7 @@ def test_people_judge_and_it_comes_back(server, pushed, browser, tmp_path):
     car = next(number for number, text, *_ in tasks_of(server, address) if text == TEXT)
     cats = next(number for number, text, *_ in tasks_of(server, address) if text != TEXT)
     context = browser.new_context(viewport=SIZES["wide"])
+    context.set_default_timeout(180_000)  # a busy machine takes a minute to show a page
     page = context.new_page()
     page.goto(f"{server.address}/user/login/")
     page.fill("input[name=email]", EMAIL)

@@ -1,6 +1,7 @@
 """Public layouts, in small files of our own: read, mapped, counted, and refused with the line or index."""
 
 import json
+import shlex
 
 import pytest
 from PIL import Image
@@ -40,16 +41,25 @@ RLHF_V = {
     ),
     "image_path": "coco/7.jpg",
 }
+
+
+def word(said, place=None):
+    start = CAR.index(said)
+    return {"name": said, "char_index": place or f"{start}:{start + len(said)}"}
+
+
 HALLOC = {
+    "id": "7",
     "prompt": "Describe it.",
     "hallucinated_text": CAR,
     "source_text": "A red car waits.",
     "image_id": 2317,
-    "annotations": [
-        part(CAR, "dogs", type="object"),
-        part(CAR, "Two", type="attribute"),
-        part(CAR, "rain", type="scene"),
-    ],
+    "annotations": {
+        "object": [{"obj": word("dogs")}],
+        "attribute": [{"obj": word("dogs"), "attr": word("Two")}],
+        "relationship": [],
+        "scene": [{"scene": word("rain") | {"name": "r-ain"}}],  # as its tokens have it
+    },
 }
 
 
@@ -98,25 +108,25 @@ def test_rlhf_v(tmp_path):
     assert dict(found.counts) == {"kept -> right": 2, "changed -> object": 2}
 
 
-@pytest.mark.parametrize("by", ["list", "kind", "text"])
-def test_halloc(tmp_path, by):
-    row = dict(HALLOC)
-    if by == "kind":
-        row["annotations"] = {each["type"]: [part(CAR, each["text"])] for each in HALLOC["annotations"]}
-    if by == "text":
-        row["annotations"] = [{"text": each["text"], "type": each["type"]} for each in HALLOC["annotations"]]
-    found = read(tmp_path, row)
+def test_halloc(tmp_path):
+    found = read(tmp_path, HALLOC)
     assert found.annotations == [annotation(CAR, [], ["object", "attribute"], ["conjecture"], image="2317.jpg")]
-    (other,) = read(tmp_path, row, kinds={"scene": "location"}).annotations
+    assert dict(found.counts) == {"object -> object": 1, "attribute -> attribute": 2, "scene -> conjecture": 1}
+    (other,) = read(tmp_path, HALLOC, kinds={"scene": "location"}).annotations
     assert other.sentences[2].errors == ("location",)
+    emoji = word("😀", str(CAR.index("😀")))  # a single letter, which is one code point
+    row = HALLOC | {"image_id": "COCO_train2014_1.jpg", "annotations": json.dumps({"other": [{"word": emoji}]})}
+    (single,) = read(tmp_path, row, unnamed="location").annotations
+    assert single == annotation(CAR, [], ["location"], [], image="COCO_train2014_1.jpg")
 
 
 def test_images_are_looked_for(tmp_path):
-    for name in ("VG_100K_2/2317.jpg", "val2014/COCO_val2014_000000000042.jpg"):
+    for name in ("VG_100K_2/2317.jpg", "train2014/7.png", "val2014/COCO_val2014_000000000042.jpg"):
         (tmp_path / "photos" / name).parent.mkdir(parents=True)
         Image.new("RGB", (2, 2)).save(tmp_path / "photos" / name)
     images = str(tmp_path / "photos")
     assert read(tmp_path, HALLOC, images=images).annotations[0].image == "VG_100K_2/2317.jpg"
+    assert read(tmp_path, HALLOC | {"image_id": "7.png"}, images=images).annotations[0].image == "train2014/7.png"
     found = read(tmp_path, M_HALDETECT, haldetect(image=43), images=images)
     assert found.annotations[0].image == "val2014/COCO_val2014_000000000042.jpg"
     assert [bad.reason for bad in found.bad] == [
@@ -138,6 +148,34 @@ BROKEN = {
                 "annotations, part 0: 3 to 7 is 'ed c', but its text says 'A re'"),
     "outside": (haldetect({"start": 3, "end": 70, "label": "ACCURATE"}), "a part from 3 to 70 is outside of the 47"),
 }  # fmt: skip
+
+
+def spoiled(annotations):
+    return HALLOC | {"annotations": annotations}
+
+
+BROKEN_HALLOC = {
+    "no kinds": (spoiled([]), "expected lists of object, attribute and so on under 'annotations', got []"),
+    "no list": (spoiled({"object": {}}), "expected a list under 'annotations, object', got {}"),
+    "no words": (spoiled({"object": ["dogs"]}), "annotations, object 0: expected an object of words with name and"),
+    "no place": (spoiled({"object": [{"obj": {"name": "dogs"}}]}),
+                 "annotations, object 0, obj: expected START:END under 'char_index', got {'name': 'dogs'}"),
+    "no number": (spoiled({"object": [{"obj": word("dogs", "a:b")}]}),
+                  "annotations, object 0, obj: expected START:END"),
+    "shifted": (spoiled({"object": [{"obj": word("dogs", "20:24")}]}),
+                "annotations, object 0, obj: 20:24 is ' dog', but its name is 'dogs'"),
+    "outside": (spoiled({"object": [{"obj": {"char_index": "40:99"}}]}), "a part from 40 to 99 is outside of the 47"),
+    "backwards": (spoiled({"object": [{"obj": {"char_index": "9:3"}}]}), "a part from 9 to 3 is outside of the 47"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BROKEN_HALLOC)
+def test_broken_rows_of_halloc_are_refused(tmp_path, case):
+    row, reason = BROKEN_HALLOC[case]
+    path = write(tmp_path, HALLOC, row)
+    with pytest.raises(InputError) as refused:
+        main(["read", str(path), "--out", str(tmp_path / "annotations.jsonl")])
+    assert str(refused.value).startswith(f"{path}, index 1: {reason}")
 
 
 @pytest.mark.parametrize("case", BROKEN)
@@ -256,6 +294,25 @@ def test_inspect_finds_the_way(tmp_path, capsys):
     main(["read", *guess])
     assert [each.sentences[0].errors for each in read_annotations(out)] == [("attribute",)] * 3
     assert [each.missing for each in read_annotations(out)] == [("a tree", "a bus")] * 3
+
+
+def test_inspect_finds_the_way_into_json_that_is_text(tmp_path, capsys):
+    path, out = tmp_path / "my file.json", tmp_path / "annotations.jsonl"
+    rows = [row | {"annotations": json.dumps(row["annotations"]), "image": "a.jpg"} for row in (M_HALDETECT,) * 2]
+    rows[1]["response"] = rows[1]["response"].replace("red", "old")
+    rows[1]["annotations"] = rows[1]["annotations"].replace("red", "old")
+    path.write_text(json.dumps(rows))
+    main(["inspect", str(path)])
+    guess = shlex.split(capsys.readouterr().out.splitlines()[-1].partition("annotate read ")[2])
+    assert "parts=annotations(JSON)" in guess
+    words = [
+        option for word in ("ACCURATE=right", "ANALYSIS=right", "INACCURATE=object") for option in ("--kind", word)
+    ]
+    main(["read", *guess[:-1], str(out), *words])
+    assert [each.sentences[1].errors for each in read_annotations(out)] == [("object",)] * 2
+    path.write_text(json.dumps([rows[0] | {"annotations": 3}]))
+    with pytest.raises(InputError, match=r"annotations\(JSON\): expected JSON as text, got 3"):
+        main(["read", *guess[:-1], str(out), *words])
 
 
 def test_inspect_looks_into_text_and_refuses_what_is_no_json(tmp_path, capsys):

@@ -84,15 +84,15 @@ def finish(*processes: subprocess.Popen, code: int = 0) -> None:
     assert [process.returncode for process in processes] == [code] * len(processes), "\n".join(outputs)
 
 
-def curve(run_dir: Path) -> list[dict[str, Any]]:
+def curve(run_dir: Path, stage: str = "sft") -> list[dict[str, Any]]:
     """The logged updates without their times."""
-    lines = [json.loads(line) for line in (run_dir / "metrics" / "sft.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (run_dir / "metrics" / f"{stage}.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
 
 
-def weights(run_dir: Path) -> dict[str, np.ndarray]:
+def weights(run_dir: Path, stage: str = "sft") -> dict[str, np.ndarray]:
     """The trained weights of the latest checkpoint."""
-    return restore_params_only(run_dir / "checkpoints" / "sft")
+    return restore_params_only(run_dir / "checkpoints" / stage)
 
 
 class StopError(Exception):

@@ -45,7 +45,7 @@ from vigor_jax.stages.reward_rows import (
 from vigor_jax.stages.train_reward import train_reward
 from vigor_jax.stages.train_reward_config import TrainRewardConfig
 from vigor_jax.training.checkpoint import restore_params_only
-from vigor_jax.training.train_step import conversation_loss, merge_params, partition_params
+from vigor_jax.training.train_step import SftConfig, conversation_loss, merge_params, partition_params
 
 NUM_IMAGES = 32
 NUM_CONVERSATIONS = 8
@@ -205,7 +205,7 @@ def test_loss_and_gradient_equal_those_of_conversations(config, checkpoint, mesh
     trained = {path for path in partition_params(model, frozenset())[2] if not path.startswith("vision_tower")}
     graphdef, params, frozen = partition_params(model, trained)
 
-    def compute(function):
+    def compute(function, config):
         """(rows) → sums of the loss and of what it is summed over, and the gradient of the former."""
 
         def loss(params, rows):
@@ -219,13 +219,13 @@ def test_loss_and_gradient_equal_those_of_conversations(config, checkpoint, mesh
 
         return call
 
-    one_kind = compute(conversation_loss)
+    one_kind = compute(conversation_loss, SftConfig(remat=config.remat))
     good, bad = (one_kind(in_conversations(config, checkpoint, annotations, is_good)) for is_good in (True, False))
     loss, total, grads = jax.tree.map(lambda x, y: weight[True] * x + weight[False] * y, good, bad)
     for form in ("branches", "separate"):
         rows = in_rows(dataclasses.replace(config, form=form), checkpoint, annotations, weight)
         assert len(rows.token_ids) == (len(annotations) if form == "branches" else counts.total())
-        found, found_total, found_grads = compute(answer_loss)(rows)
+        found, found_total, found_grads = compute(answer_loss, config)(rows)
         assert abs(found_total - total) <= 1e-5 * total
         assert abs(found - loss) <= 1e-5 * loss
         for path, grad in grads.items():

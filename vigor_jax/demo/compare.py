@@ -8,14 +8,11 @@ differs. Writes `results.md`, `results.json` and `results.png`. The same command
 an existing file of results gets the variants and seeds that it lacks.
 """
 
-import contextlib
 import dataclasses
 import functools
 import json
 import logging
-import os
-import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +21,12 @@ from vigor_jax.config import Stage, TrainConfig
 from vigor_jax.data.records import store
 from vigor_jax.demo.config import demo_config
 from vigor_jax.demo.dataset import COLOR_WORDS, VERSION, DemoDataConfig, prepare, read_scenes
-from vigor_jax.demo.erring import agreeing, erring, misjudge
 from vigor_jax.demo.metrics import compute_metrics, reward_auc
+from vigor_jax.demo.picking import ASKED, POOL, taught_by
 from vigor_jax.demo.preferences import write_preferences
 from vigor_jax.demo.results import COLUMNS, Results, plot, to_markdown
-from vigor_jax.demo.variants import (
-    CLAIMS,
-    CLAIMS_AND_CROPS,
-    OF_DESCRIPTIONS,
-    VARIANTS,
-    VERIFIER,
-    Variant,
-    choose,
-    replaced,
-)
+from vigor_jax.demo.shared import copy_folders, counted, counting, in_directory, make_shared
+from vigor_jax.demo.variants import VARIANTS, Variant, choose, replaced
 from vigor_jax.demo.verifier import BASELINES, ENTITIES
 from vigor_jax.errors import InputError
 from vigor_jax.inference.predictor import read_answers
@@ -51,8 +40,6 @@ from vigor_jax.stages.stage import EVALUATION, REWARD_MODEL
 from vigor_jax.verifier import measure
 
 logger = logging.getLogger(__name__)
-
-COUNT = "cpu_seconds.json"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -81,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             directory = options.out / f"seed-{seed}"
             for variant, figures in compare(directory, DemoDataConfig(seed=seed), missing):
                 results.add(variant, seed, figures)
-            if any(variant.judged for variant in missing) and (auc := find_auc(directory)):
+            if any({variant.judged} - {None, *ASKED} for variant in missing) and (auc := find_auc(directory)):
                 results.add_auc("reward_auc", seed, auc)
             if any(uses_verifier(variant) for variant in missing) and (found := find_verifier_auc(directory, seed)):
                 results.add_auc("verifier_auc", seed, found)
@@ -118,7 +105,7 @@ def compare(
     prepare(data, sizes)
     config = _config(data, sizes.seed)
     if judged := {variant.judged for variant in variants if variant.judged}:
-        _make_shared(config, directory, judged)
+        make_shared(config, directory, judged)
     for variant in variants:
         logger.info("seed %d: %s", sizes.seed, variant.label)
         run_dir = directory / variant.name
@@ -128,83 +115,12 @@ def compare(
         found = figures(last / EVALUATION / ("tuned" if "export" in variant.stages else "base"), data)
         if "select" in variant.stages:
             found["taught"] = _taught(last, data)
-        rests_on = {"shared", variant.judged} if variant.judged else set()
+        rests_on: set[str] = {"shared", variant.judged} if variant.judged else set()
+        if variant.judged and variant.judged in ASKED:
+            rests_on |= {POOL} if ASKED[variant.judged].way != "random" else set()
+            found |= {f"auc_{kind}": value for kind, value in _auc_of(directory / variant.judged, data).items()}
         shared_seconds = sum(counted(directory / name) for name in rests_on)
         yield variant, found | {"seconds": counted(run_dir), "shared_seconds": shared_seconds}
-
-
-def _make_shared(config: TrainConfig, directory: Path, judged: Collection[str]) -> None:
-    """Candidates, verdicts and reward models that variants share."""
-    shared, holistic, verifier, claims, crops = (
-        directory / name
-        for name in ("shared", "holistic_reward", "verifier_verdicts", "judged_claims", "claims_and_crops")
-    )
-    seed = config.sft.seed
-    with counting(shared):
-        Run(_in(config, shared, ("train_reward", "sample", "score"))).go()
-    if holistic.name in judged:
-        with counting(holistic):
-            _copy(shared, holistic, ("candidates",))
-            other = replaced(config, OF_DESCRIPTIONS | {"score.streams": ("reward_model",)})
-            Run(_in(other, holistic, ("train_reward", "score"))).go()
-    if verifier.name in judged:
-        with counting(verifier):
-            _copy(shared, verifier, ("candidates",))
-            Run(_in(replaced(config, VERIFIER), verifier, ("score",))).go()
-    if crops.name in judged:
-        with counting(crops):
-            _copy(shared, crops, ("candidates", "verdicts/detector"))
-            Run(_in(replaced(config, CLAIMS_AND_CROPS), crops, ("score",))).go()
-    judging_claims = _in(replaced(config, CLAIMS), claims, ("score",))
-    if not {claims.name, "erring_boxes", "agreeing_boxes"}.isdisjoint(judged):
-        with counting(claims):
-            _copy(shared, claims, ("candidates", "verdicts/reward_model"))
-            Run(judging_claims).go()
-    for name, source, judge in (
-        ("erring_detector", shared, erring(seed)),
-        ("agreeing_detectors", shared, agreeing(seed)),
-        ("erring_boxes", claims, erring(seed)),
-        ("agreeing_boxes", claims, agreeing(seed)),
-    ):
-        if name in judged:
-            with counting(directory / name):
-                _copy(source, directory / name, ("candidates", "verdicts/reward_model"))
-                misjudge(source / "verdicts" / "detector", directory / name / "verdicts" / "detector", judge)
-                if source is claims:
-                    Run(_in(judging_claims, directory / name, ("score",))).go()
-
-
-@contextlib.contextmanager
-def counting(directory: Path) -> Iterator[None]:
-    """Adds the CPU seconds of the block, those of its child processes included, to the directory's count.
-
-    When a block has ended without an error, its directory is done, and what finds that out costs nothing.
-    """
-    count = _read_count(directory)
-    start, is_done = _cpu_seconds(), False
-    try:
-        yield
-        is_done = True
-    finally:
-        if not count["done"]:
-            directory.mkdir(parents=True, exist_ok=True)
-            count = {"seconds": count["seconds"] + _cpu_seconds() - start, "done": is_done}
-            with store.write_atomically(directory / COUNT) as file:
-                file.write(json.dumps(count).encode() + b"\n")
-
-
-def counted(directory: Path) -> float:
-    """The CPU seconds of a directory."""
-    return _read_count(directory)["seconds"]
-
-
-def _read_count(directory: Path) -> dict[str, Any]:
-    path = directory / COUNT
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"seconds": 0.0, "done": False}
-
-
-def _cpu_seconds() -> float:
-    return sum(os.times()[:4])
 
 
 def figures(evaluation: Path, data: Path) -> dict[str, float]:
@@ -243,9 +159,11 @@ def _taught(run_dir: Path, data: Path) -> float:
 
 def find_auc(directory: Path) -> dict[str, float] | None:
     """The reward model's AUC, kind by kind, on the candidates that the variants share; None where there are none."""
-    if not (directory / "shared").is_dir():
-        return None
-    found = reward_auc(directory / "shared", read_scenes(directory / "data", "unlabeled"))
+    return _auc_of(directory / "shared", directory / "data") if (directory / "shared").is_dir() else None
+
+
+def _auc_of(records: Path, data: Path) -> dict[str, float]:
+    found = reward_auc(records, read_scenes(data, "unlabeled"))
     return {str(kind): value for kind, value in found.items()}
 
 
@@ -307,11 +225,6 @@ def _config(data: Path, seed: int) -> TrainConfig:
     )
 
 
-def _in(config: TrainConfig, run_dir: Path, stages: Sequence[Stage], rounds: int = 1) -> TrainConfig:
-    run = dataclasses.replace(config.run, dir=run_dir, stages=tuple(stages), rounds=rounds)
-    return dataclasses.replace(config, run=run)
-
-
 def _run(variant: Variant, config: TrainConfig, directory: Path, run_dir: Path) -> None:
     """A variant's own stages, on the candidates and verdicts that it shares."""
     config = replaced(config, variant.overrides)
@@ -319,29 +232,20 @@ def _run(variant: Variant, config: TrainConfig, directory: Path, run_dir: Path) 
     if variant.preferences:
         path = write_preferences(variant.preferences, directory, DemoDataConfig(seed=config.sft.seed))
         config = replaced(config, {"dpo.data": path, "train_preference_reward.data": path})
+    if variant.judged and variant.judged in ASKED:
+        config = taught_by(config, directory / variant.judged / "annotations.jsonl", ASKED[variant.judged])
     is_one, streams = variant.rounds == 1, config.score.streams
     if variant.judged:
         source, target = directory / variant.judged, run_dir if is_one else run_dir / "round-1"
         if "select" in variant.stages:
-            _copy(source, target, ["candidates", *(f"verdicts/{stream}" for stream in streams)])
+            copy_folders(source, target, ["candidates", *(f"verdicts/{stream}" for stream in streams)])
         if "reward_model" in streams and not (is_one and "select" in variant.stages):  # it judges other texts, too
-            _copy(source if (source / REWARD_MODEL).is_dir() else directory / "shared", target, [REWARD_MODEL])
+            copy_folders(source if (source / REWARD_MODEL).is_dir() else directory / "shared", target, [REWARD_MODEL])
     if is_one:
-        Run(_in(config, run_dir, variant.stages)).go()
+        Run(in_directory(config, run_dir, variant.stages)).go()
     else:
         judged: tuple[Stage, ...] = ("sample", "score") if variant.judged else ()
-        run_rounds(_in(config, run_dir, (*judged, *variant.stages), variant.rounds))
-
-
-def _copy(source: Path, target: Path, names: Sequence[str]) -> None:
-    """Copies folders that are not there yet, each as a whole."""
-    for name in names:
-        if not (target / name).exists():
-            partial = target / ".partial"
-            shutil.rmtree(partial, ignore_errors=True)
-            shutil.copytree(source / name, partial)
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            partial.rename(target / name)
+        run_rounds(in_directory(config, run_dir, (*judged, *variant.stages), variant.rounds))
 
 
 def _listed(title: str, entries: Mapping[str, str]) -> str:

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import vigor_jax
 from vigor_jax.data.records.store import write_atomically
+from vigor_jax.demo.metrics import KINDS
 from vigor_jax.demo.variants import VARIANTS, Variant
 from vigor_jax.errors import InputError
 
@@ -54,6 +55,10 @@ COLUMNS = (
     Column("pope", "POPE", 100, "POPE's accuracy, mean of the three splits"),
     Column("pope_adversarial", "POPE adv.", 100, "POPE's accuracy, adversarial split"),
     Column("taught", "absent in targets", 100, "sentences of its training targets that name what is not there"),
+    *(
+        Column(f"auc_{kind}", f"AUC {kind}", 100, f"AUC of its reward model, {kind} errors, if it has one of its own")
+        for kind in KINDS
+    ),
     Column("seconds", "CPU s", 1, "CPU seconds of the variant's own stages, its evaluation included"),
     Column("shared_seconds", "shared CPU s", 1, "CPU seconds of the candidates, verdicts and reward model it uses"),
 )

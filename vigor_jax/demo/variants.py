@@ -19,6 +19,11 @@ SharedRecords: TypeAlias = Literal[
     "claims_and_crops",
     "erring_boxes",
     "agreeing_boxes",
+    "asked_random",
+    "asked_uncertain",
+    "asked_disagreement",
+    "asked_coverage",
+    "asked_random_1000",
 ]
 
 
@@ -35,7 +40,8 @@ class Variant(NamedTuple):
         descriptions; "erring_detector", where the detector errs, and "agreeing_detectors", where two that err agree
         (`erring.py`); "verifier_verdicts", where the verifier of FiSAO judges; "judged_claims", where claims are judged
         by the detector's boxes, "claims_and_crops", where a CLIP judges colors by crops of them, and "erring_boxes"
-        and "agreeing_boxes", where claims are judged by the boxes of detectors that err; or None.
+        and "agreeing_boxes", where claims are judged by the boxes of detectors that err; "asked_...", where the reward
+        model has learned from a part of the annotations (`picking.py`); or None.
         One without a selection takes the reward model only.
       rounds: how often.
       preferences: which of `preferences.write_preferences` it learns from; None for its own, or none.
@@ -347,6 +353,41 @@ VARIANTS = (
         "as all_erring, with the two detectors of at_consensus",
         BOTH,
         judged=AGREEING,
+    ),
+    Variant(
+        "rm_random",
+        "RM of 250 captions, random",
+        "as rm, the reward model learns from 250 annotated captions, drawn at random",
+        REWARD_MODEL,
+        judged="asked_random",
+    ),
+    Variant(
+        "rm_uncertain",
+        "RM of 250 captions, uncertain",
+        "as rm_random, but a reward model of 125 of them picks the others: those of which it is least sure",
+        REWARD_MODEL,
+        judged="asked_uncertain",
+    ),
+    Variant(
+        "rm_disagreement",
+        "RM of 250 captions, disagreement",
+        "as rm_uncertain, but those where the detector disagrees with it most",
+        REWARD_MODEL,
+        judged="asked_disagreement",
+    ),
+    Variant(
+        "rm_coverage",
+        "RM of 250 captions, coverage",
+        "as rm_uncertain, but those with the kinds of error, as it and the detector see them, that were picked least",
+        REWARD_MODEL,
+        judged="asked_coverage",
+    ),
+    Variant(
+        "rm_random_1000",
+        "RM of 1,000 captions, random",
+        "as rm_random, with 1,000 captions",
+        REWARD_MODEL,
+        judged="asked_random_1000",
     ),
 )
 

@@ -10,6 +10,13 @@ _COCO = re.compile(r"(?:COCO_[a-z]+\d+_)?(\d{12})", re.IGNORECASE)
 _DIGITS = re.compile(r"(?<!\d)(\d{1,18})$")  # which is the longest id that anybody has
 
 
+def bare_name(image: str) -> str:
+    """What an image is called without its folder and suffix, and in COCO without the split, which 2017 leaves out."""
+    stem = PurePath(image).stem
+    coco = _COCO.fullmatch(stem)
+    return coco[1] if coco else stem
+
+
 class ImageNames:
     """The images that are known, and what else they may be called.
 

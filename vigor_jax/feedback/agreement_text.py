@@ -8,7 +8,9 @@ from vigor_jax.feedback.agreement import ASKED, ERROR, Agreement, Person
 from vigor_jax.percent import percent
 
 
-class _Table(NamedTuple):
+class Table(NamedTuple):
+    """A table of figures, as text."""
+
     title: str
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -16,8 +18,8 @@ class _Table(NamedTuple):
 
 def text(found: Agreement) -> str:
     """Tables, and then what to do."""
-    parts = [_summary(found)]
-    for table in _tables(found):
+    parts = [summary(found)]
+    for table in tables(found):
         lines = [table.head, *table.rows]
         widths = [max(len(line[column]) for line in lines) for column in range(len(table.head))]
         shown = [
@@ -33,10 +35,10 @@ def text(found: Agreement) -> str:
 
 def page(found: Agreement) -> str:
     """The same as one HTML file that needs no other."""
-    parts = [f"<h1>How well people agree</h1>\n<p>{escape(_summary(found))}</p>"]
+    parts = [f"<h1>How well people agree</h1>\n<p>{escape(summary(found))}</p>"]
     if found.advice:
         parts.append("<ul>\n" + "\n".join(f"<li>{escape(each)}</li>" for each in found.advice) + "\n</ul>")
-    for table in _tables(found):
+    for table in tables(found):
         rows = [f"<tr>{''.join(f'<th>{escape(cell)}</th>' for cell in table.head)}</tr>"]
         rows += [f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in table.rows]
         parts.append(f"<h2>{escape(table.title)}</h2>\n<table>\n" + "\n".join(rows) + "\n</table>")
@@ -72,32 +74,34 @@ def record(found: Agreement) -> dict[str, Any]:
     }
 
 
-def _summary(found: Agreement) -> str:
+def summary(found: Agreement) -> str:
+    """How many people judged how much."""
     return (
         f"{found.descriptions} descriptions by {len(found.people)} people; {found.overlapping} of them, with "
         f"{found.sentences} sentences, by several"
     )
 
 
-def _tables(found: Agreement) -> list[_Table]:
+def tables(found: Agreement) -> list[Table]:
+    """All figures, in the tables that have any."""
     kinds = list(ASKED)
-    tables = [
-        _Table(
+    made = [
+        Table(
             "Krippendorff's alpha",
             ["kind", "alpha", "said yes"],
             [[kind, _number(found.alpha[kind]), str(found.positives[kind])] for kind in kinds],
         ),
-        _Table(
+        Table(
             "Each person",
             ["annotator", "descriptions", "share", "seconds", "calls wrong", "like the others", "kappa"],
             [_person(person) for person in found.people],
         ),
-        _Table(
+        Table(
             "Kappa with the majority of the others",
             ["annotator", *kinds],
             [[person.annotator, *(_number(person.kappa[kind]) for kind in kinds)] for person in found.people],
         ),
-        _Table(
+        Table(
             "Kappa of two people",
             ["annotators", "sentences", *kinds],
             [
@@ -105,7 +109,7 @@ def _tables(found: Agreement) -> list[_Table]:
                 for names, (count, kappas) in found.pairs.items()
             ],
         ),
-        _Table(
+        Table(
             "First and second half of the work",
             ["annotator", "seconds 1st", "2nd", "calls wrong 1st", "2nd", "like the others 1st", "2nd"],
             [
@@ -119,8 +123,8 @@ def _tables(found: Agreement) -> list[_Table]:
         ),
     ]
     if known := [person for person in found.people if person.gold_sentences]:
-        tables.append(
-            _Table(
+        made.append(
+            Table(
                 "Against gold",
                 ["annotator", "sentences", "kappa", "errors missed", "errors invented"],
                 [
@@ -135,7 +139,7 @@ def _tables(found: Agreement) -> list[_Table]:
                 ],
             )
         )
-    return [table for table in tables if table.rows]
+    return [table for table in made if table.rows]
 
 
 def _person(person: Person) -> list[str]:

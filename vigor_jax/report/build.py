@@ -20,9 +20,10 @@ from vigor_jax.data.records import store
 from vigor_jax.errors import InputError
 from vigor_jax.percent import percent
 from vigor_jax.records import ImageFile
-from vigor_jax.report import charts, panels, ppo_panels, preferences
+from vigor_jax.report import annotators, charts, panels, ppo_panels, preferences
 from vigor_jax.report.collect import Cell, Figures, collect, expand, headline
 from vigor_jax.report.reading import Records, image_names, read_records
+from vigor_jax.report.reward_models import reward_rows
 from vigor_jax.report.rollouts import MAX_EXAMPLES, Rollouts, pack_examples, pick_examples, read_rollouts
 from vigor_jax.report.settings import LABELS
 from vigor_jax.report.thumbnails import Thumbnail, make_thumbnails
@@ -171,7 +172,8 @@ def _context(runs: Sequence[_Run], num_images: int, num_shown: int) -> dict[str,
         "lengths": panels.lengths({each.name: (each, records) for each, records, *_ in runs}),
         "ppo": _ppo(runs),
         "reward_models": reward_models,
-        "kinds": ["all", *dict.fromkeys(kind for each in reward_models.values() for kind in each["metrics"]["errors"])],
+        "reward_rows": reward_rows({name: each["metrics"] for name, each in reward_models.items()}),
+        "annotators": annotators.shown({each.name: each.judgments for each, *_ in runs}),
         "num_images": num_images,
         "num_shown": num_shown,
         "version": vigor_jax.__version__,

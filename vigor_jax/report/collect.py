@@ -14,6 +14,7 @@ from vigor_jax.data.images.store import Folder, open_images
 from vigor_jax.data.text.box_text import without_boxes
 from vigor_jax.errors import InputError
 from vigor_jax.json_fields import show
+from vigor_jax.report.annotators import annotation_files, judgments_of
 from vigor_jax.report.settings import describe_settings
 from vigor_jax.report.word_scores import ObjectFiles
 
@@ -40,6 +41,7 @@ class Figures:
       ppo_images: where the images are that PPO asked about, as `images`.
       objects: where it is said what is in these, None if nothing says so.
       dpo: lines of `metrics/dpo.jsonl`; empty if the run did not learn from preferences.
+      judgments: source of annotations → the file that says what each person said, where it is next to them.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Figures:
     ppo_images: str | None
     objects: ObjectFiles | None
     dpo: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    judgments: dict[str, Path] = dataclasses.field(default_factory=dict)
 
 
 class Cell(NamedTuple):
@@ -152,6 +155,7 @@ def collect(
         ppo_images=_find_images(own, directory) if own else place,
         objects=_find_objects(config, directory, objects),
         dpo=_read_lines(directory / "metrics" / "dpo.jsonl"),
+        judgments=_find_judgments(config, directory),
     )
 
 
@@ -252,6 +256,13 @@ def _find_objects(config: Any, directory: Path, given: ObjectFiles | None) -> Ob
         return None
     objects = tuple(path for name in names if (path := found[str(name)]))
     return ObjectFiles(objects, found[str(table)] if table else None, entities) if objects else None
+
+
+def _find_judgments(config: Any, directory: Path) -> dict[str, Path]:
+    """Of each source of the reward model, if it has any."""
+    section = config.get("train_reward") if isinstance(config, dict) else None
+    found = {name: _find_file(judgments_of(file), directory) for name, file in annotation_files(section)}
+    return {name: path for name, path in found.items() if path}
 
 
 def _find_file(name: str, directory: Path) -> Path | None:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -30,7 +30,8 @@ class Evaluation:
 
     Args:
       loader: sequences of questions without answers.
-      errors: what is wrong with the text that each question asks about, in the order of the questions.
+      errors: source → what is wrong with the text that each question asks about; all in the order of the questions.
+        The only source may have no name.
       model: its shapes, with the adapter if one is trained.
       mesh: of the weights.
       dtype: type to compute in.
@@ -39,7 +40,7 @@ class Evaluation:
     def __init__(
         self,
         loader: TreeLoader,
-        errors: Sequence[tuple[ErrorType, ...]],
+        errors: Mapping[str, Sequence[tuple[ErrorType, ...]]],
         model: Vlm,
         mesh: Mesh,
         dtype: Any,
@@ -57,7 +58,7 @@ class Evaluation:
         self._p_good = jax.jit(p_good, out_shardings=NamedSharding(mesh, P()))
 
     def __call__(self, weights: Weights) -> dict[str, Any]:
-        """What `evaluate` says of a model with these weights, frozen ones included; under `jax.set_mesh`."""
+        """What `evaluate_sources` says of a model with these weights, frozen ones included; under `jax.set_mesh`."""
         scores: list[np.ndarray] = []
         sequences = iter([sequence for sequence in self._loader.sequences if sequence is not None])
         for batch in self._loader.in_order():
@@ -65,7 +66,21 @@ class Evaluation:
             # Rows of padding come last, where `sequences` is at its end.
             for places, sequence in zip(found, sequences, strict=False):
                 scores.append(places[: sum(len(description.asked) for description in sequence.descriptions)])
-        return evaluate(np.concatenate(scores), self._errors)
+        return evaluate_sources(np.concatenate(scores), self._errors)
+
+
+def evaluate_sources(p_good: Float[np.ndarray, "N"], errors: Mapping[str, Sequence[Sequence[str]]]) -> dict[str, Any]:
+    """What `evaluate` says of all sentences and, under `sources`, of those of each source that has some and a name.
+
+    Args:
+      p_good: of each sentence, one source after the other.
+      errors: source → what is wrong with each of its sentences.
+    """
+    found = evaluate(p_good, [kinds for own in errors.values() for kinds in own])
+    ends = np.cumsum([len(own) for own in errors.values()])
+    parts = dict(zip(errors, np.split(p_good, ends[:-1]), strict=True))
+    by_source = {name: evaluate(parts[name], own) for name, own in errors.items() if name and own}
+    return found | ({"sources": by_source} if by_source else {})
 
 
 def evaluate(p_good: Float[np.ndarray, "N"], errors: Sequence[Sequence[str]]) -> dict[str, Any]:
@@ -110,14 +125,16 @@ def evaluate(p_good: Float[np.ndarray, "N"], errors: Sequence[Sequence[str]]) ->
 
 
 def table(metrics: dict[str, Any]) -> str:
-    """An evaluation for people: what `evaluate` returns, and the `epoch`."""
+    """An evaluation for people: what `evaluate` or `evaluate_sources` returns, and the `epoch`."""
 
     def show(value: float | None) -> str:
         return "  -  " if value is None else f"{value:.3f}"
 
-    lines = [f"held-out sentences after epoch {metrics['epoch']:g}", "  kind          count    AUC  accuracy"]
-    for name, values in {"all": metrics, **metrics["errors"]}.items():
-        lines.append(f"  {name:12} {values['count']:6}  {show(values['auc'])}     {show(values['accuracy'])}")
+    lines = [f"held-out sentences after epoch {metrics['epoch']:g}"]
+    for source, found in {"": metrics, **metrics.get("sources", {})}.items():
+        lines.append(f"  of {source}" if source else "  kind          count    AUC  accuracy")
+        for name, values in {"all": found, **found["errors"]}.items():
+            lines.append(f"  {name:12} {values['count']:6}  {show(values['auc'])}     {show(values['accuracy'])}")
     lines.append("  p(good)       count   mean      good")
     for index, values in enumerate(metrics["calibration"]):
         if not values["count"]:

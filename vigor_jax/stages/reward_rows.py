@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias, get_args
 
@@ -19,7 +18,7 @@ from vigor_jax.inference.tree_attention import hidden_states_at
 from vigor_jax.models.vlm import Vlm
 from vigor_jax.records import Annotation, ErrorType
 from vigor_jax.stages.train_reward_config import TrainRewardConfig
-from vigor_jax.training.config import ExampleTrainingConfig
+from vigor_jax.training.config import TrainingConfig
 
 # Image → judgments of the descriptions of it.
 Annotations: TypeAlias = Mapping[str, Sequence[Annotation]]
@@ -57,9 +56,11 @@ def all_errors(annotations: Annotations, per: Per) -> list[tuple[ErrorType, ...]
     return [errors for group in annotations.values() for each in group for errors in errors_asked(each, per)]
 
 
-def class_weights(balance: Counter[bool]) -> dict[bool, float]:
-    """Weights inverse to the number of good and of bad answers, 1 on average."""
-    return {is_good: balance.total() / (2 * count) for is_good, count in balance.items()} if len(balance) == 2 else {}
+def class_weights(balance: Mapping[bool, float]) -> dict[bool, float]:
+    """Weights inverse to the number of good and of bad answers, 1 on average; an answer counts its own weight."""
+    if len(balance) < 2:
+        return {}
+    return {is_good: sum(balance.values()) / (2 * count) for is_good, count in balance.items()}
 
 
 def make_sequences(
@@ -70,7 +71,7 @@ def make_sequences(
     learn: bool,
     weights: Mapping[bool, float] | None = None,
 ) -> list[TreeSequence]:
-    """Annotations as rows, in their order.
+    """Annotations of one source as rows, in their order.
 
     Args:
       annotations: with at least one sentence each.
@@ -122,7 +123,7 @@ def descriptions(
     ]
 
 
-def answer_loss(model: Vlm, rows: TreeRows, config: ExampleTrainingConfig) -> tuple[Float[Array, ""], Float[Array, ""]]:
+def answer_loss(model: Vlm, rows: TreeRows, config: TrainingConfig) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Weighted sum of the cross-entropy of the answers' tokens, and the sum of their weights.
 
     Only where an answer is learned are there logits: a few hundred places of a row at most.

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from vigor_jax.data.batches.loader import Loader, Rows
 from vigor_jax.data.batches.places import row_keys
 from vigor_jax.data.batches.trainable import Encoder, usable_examples
-from vigor_jax.data.records.checksum import check_checksum, file_digest
+from vigor_jax.data.records.checksum import check_checksum, file_digest, files_digest
 from vigor_jax.data.records.store import join
 from vigor_jax.data.text.conversation import find_template
 from vigor_jax.errors import InputError
@@ -172,10 +172,16 @@ class SftStage(Stage):
 
 
 def training_result(
-    name: str, config: TrainingConfig, data: Path | None, context: RunContext, after: tuple[str, ...], *more: str | Path
+    name: str,
+    config: TrainingConfig,
+    data: Path | Sequence[Path] | None,
+    context: RunContext,
+    after: tuple[str, ...],
+    *more: str | Path,
 ) -> Result:
     """What a stage of training makes: its checkpoints, which continue where they can when `data` has changed."""
-    content = {f"{name}.data": file_digest(data)} if data and data.exists() else {}
+    files = (data,) if isinstance(data, Path) else data or ()
+    content = {f"{name}.data": files_digest(files)} if files and all(file.exists() for file in files) else {}
     outputs = (context.dir / "checkpoints" / name, *more, places_file(context.dir, name))
     settings = context.model_settings | of(config, name) | content
     return Result(name, settings, after, outputs, checks_itself=f"{name}.data")

@@ -93,40 +93,26 @@ class TrainingConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class ExampleTrainingConfig(TrainingConfig):
-    """Fine-tuning on examples that are there before it begins: what `TrainingConfig` says, and the following.
-
-    Attributes:
-      max_length: longest example in tokens, image tokens included; longer ones lose text at their end.
-      loss_chunk: positions of a row whose logits may exist at a time.
-    """
-
-    max_length: int = 2048
-    loss_chunk: int = fingerprint.neutral(128)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("max_length", "loss_chunk"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}: expected at least 1, got {getattr(self, name)!r}")
-
-
-@dataclasses.dataclass(frozen=True)
-class SftConfig(ExampleTrainingConfig):
-    """Supervised fine-tuning on conversations: what `ExampleTrainingConfig` says, and the following.
+class SftConfig(TrainingConfig):
+    """Supervised fine-tuning on conversations: what `TrainingConfig` says, and the following.
 
     Attributes:
       data: conversations in LLaVA's format.
+      max_length: longest example in tokens, image tokens included; longer ones lose text at their end.
+      loss_chunk: positions of a row whose logits may exist at a time.
       pack: examples that share a row, on the average, to spare padding; the update stays the same. 1 packs nothing.
     """
 
     data: Path | None = fingerprint.place(None)
+    max_length: int = 2048
+    loss_chunk: int = fingerprint.neutral(128)
     pack: int = fingerprint.neutral(1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.pack < 1:
-            raise InputError(f"pack: expected at least 1, got {self.pack}")
+        for name in ("max_length", "loss_chunk", "pack"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}: expected at least 1, got {getattr(self, name)!r}")
         if self.batch_size % (self.accumulate * self.pack):
             raise InputError(
                 f"batch_size {self.batch_size} does not divide into accumulate {self.accumulate} parts of rows of pack "

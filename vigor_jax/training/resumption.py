@@ -30,13 +30,13 @@ class Data(NamedTuple):
     """The data of a training stage, as it is today.
 
     Attributes:
-        path: of its file.
+        path: of its file, or of its files.
         facts: what names it in the record of a checkpoint.
         keys: of its rows, see `data.batches.places.row_keys`.
         label: says which row a number is, for messages.
     """
 
-    path: Path
+    path: Path | str
     facts: dict[str, Any]
     keys: UInt64[np.ndarray, "N 2"]
     label: Callable[[int], str]

@@ -22,7 +22,7 @@ from vigor_jax.models.lora import covered, lora_paths
 from vigor_jax.models.vlm import Vlm, param_paths
 from vigor_jax.parallel.sharding import BATCH
 from vigor_jax.parallel.xla_flags import compiler_options
-from vigor_jax.training.config import ExampleTrainingConfig, TrainingConfig
+from vigor_jax.training.config import SftConfig, TrainingConfig
 from vigor_jax.training.losses import chunked_cross_entropy, supervised_first
 
 Weights: TypeAlias = dict[str, Array]
@@ -155,9 +155,7 @@ def _first_state(params: Weights, optimizer: optax.GradientTransformation, seed:
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), jax.random.PRNGKey(seed))
 
 
-def conversation_loss(
-    model: Vlm, rows: Rows, config: ExampleTrainingConfig
-) -> tuple[Float[Array, ""], Int32[Array, ""]]:
+def conversation_loss(model: Vlm, rows: Rows, config: SftConfig) -> tuple[Float[Array, ""], Int32[Array, ""]]:
     """Sum of the loss over the supervised tokens of conversations, and their number."""
     pixels = rows.pixels if rows.pixels.shape[1] else None
     hidden = model(

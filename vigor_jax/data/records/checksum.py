@@ -2,6 +2,7 @@
 
 import hashlib
 import posixpath
+from collections.abc import Sequence
 from pathlib import Path
 
 import fsspec
@@ -49,6 +50,12 @@ def file_digest(path: Path) -> str:
         return hashlib.sha256("".join(f"{file.name} {file_digest(file)}\n" for file in files).encode()).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def files_digest(paths: Sequence[Path]) -> str:
+    """`file_digest` of one, or SHA-256 of those of several in their order."""
+    digests = [file_digest(path) for path in paths]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 def _sha256(path: str | Path) -> str:

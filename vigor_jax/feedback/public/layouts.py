@@ -2,12 +2,14 @@
 
 import difflib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
 from vigor_jax.errors import InputError
 from vigor_jax.feedback.public.parsed import Layout, Mark, Parsed, Row, listed, short, span_of, text_of
+from vigor_jax.records import Span
 from vigor_jax.rewards.sentences import split_sentences
 
 
@@ -23,7 +25,7 @@ def m_haldetect(row: Row) -> Parsed:
         if label is None:
             raise InputError(f"{where}: expected a class under 'label', got {short(part)}")
         marks.append(Mark(span, label))
-    return Parsed(_coco(row), text, tuple(marks), covers=False, name=_name(row))
+    return Parsed(_coco(row), text, tuple(marks), covers=False)
 
 
 def _coco(row: Row) -> tuple[str, ...]:
@@ -55,32 +57,46 @@ def rlhf_v(row: Row) -> Parsed:
     blocks = difflib.SequenceMatcher(None, before, after, autojunk=False).get_matching_blocks()
     kept = {block.a + offset for block in blocks for offset in range(block.size)}
     marks = tuple(Mark(span, "kept" if number in kept else "changed") for number, span in enumerate(spans))
-    return Parsed(_named(row, "image_path", "image", "image_name"), text, marks, covers=False, name=_name(row))
+    return Parsed(_named(row, "image_path", "image", "image_name"), text, marks, covers=False)
 
 
 def halloc(row: Row) -> Parsed:
-    """HalLoc (Park et al. 2025): words of a text about an image of Visual Genome that are made up, by kind."""
+    """HalLoc (Park et al. 2025): words of a text that are made up, by kind of error; of Visual Genome and COCO.
+
+    `annotations` is kind → list of errors, and an error is role → word: the thing and what is wrong about it are marked
+    both, each with its `name` and, under `char_index`, "START:END" or the place of its only letter.
+    """
     text = text_of(row, "hallucinated_text")
     given = _decoded(row.get("annotations"), "annotations")
-    parts: list[tuple[str, Any, Any]] = []
-    if isinstance(given, Mapping):  # kind → parts
-        for kind, own in given.items():
-            parts += [
-                (f"annotations, {kind}, part {index}", part, kind) for index, part in enumerate(listed(own, kind))
-            ]
-    else:
-        parts += [(f"annotations, part {index}", part, None) for index, part in enumerate(listed(given, "annotations"))]
+    if not isinstance(given, Mapping):
+        raise InputError(f"expected lists of object, attribute and so on under 'annotations', got {short(given)}")
     marks = []
-    for where, part, kind in parts:
-        span = span_of(part, text, where)
-        label = kind or next((part[key] for key in ("type", "label", "class") if isinstance(part.get(key), str)), None)
-        if label is None:
-            raise InputError(f"{where}: expected object, attribute, relation or scene under 'type', got {short(part)}")
-        marks.append(Mark(span, label))
-    names = _named(row, "image_id", "image")
-    if names[0].isdecimal():
-        names = tuple(f"{folder}{names[0]}.jpg" for folder in ("", "VG_100K/", "VG_100K_2/"))
-    return Parsed(names, text, tuple(marks), covers=True, name=_name(row))
+    for kind, errors in given.items():
+        for index, words in enumerate(listed(errors, f"annotations, {kind}")):
+            where = f"annotations, {kind} {index}"
+            if not isinstance(words, Mapping):
+                raise InputError(f"{where}: expected an object of words with name and char_index, got {short(words)}")
+            marks += [Mark(_letters(word, text, f"{where}, {role}"), str(kind)) for role, word in words.items()]
+    (name,) = _named(row, "image_id", "image")
+    folders = ("", "VG_100K/", "VG_100K_2/") if name.isdecimal() else ("", "train2014/", "val2014/")
+    names = tuple(f"{folder}{name}{'.jpg' if name.isdecimal() else ''}" for folder in folders)
+    return Parsed(names, text, tuple(marks), covers=True)
+
+
+def _letters(word: Any, text: str, where: str) -> Span:
+    """The place of a word of HalLoc's; its name says the same letters, maybe with other spaces and points."""
+    place = word.get("char_index") if isinstance(word, Mapping) else None
+    if not (found := re.fullmatch(r"(\d{1,9})(?::(\d{1,9}))?", str(place))):
+        raise InputError(f"{where}: expected START:END under 'char_index', got {short(word)}")
+    start = int(found[1])
+    end = int(found[2] or start + 1)
+    if isinstance(said := word.get("name"), str) and _plain(said) != _plain(text[start:end]):
+        raise InputError(f"{where}: {place} is {short(text[start:end])}, but its name is {short(said)}")
+    return Span(start, end)
+
+
+def _plain(text: str) -> str:
+    return "".join(letter for letter in text.casefold() if letter.isalnum())
 
 
 def _decoded(value: Any, key: str) -> Any:
@@ -103,11 +119,6 @@ def _named(row: Row, *keys: str) -> tuple[str, ...]:
     raise InputError(f"expected the image's name under {' or '.join(map(repr, keys))}")
 
 
-def _name(row: Row) -> str:
-    found = (row.get(key) for key in ("idx", "id", "question_id"))
-    return next((str(each) for each in found if isinstance(each, str | int)), "")
-
-
 LAYOUTS = {
     "m_haldetect": Layout(
         m_haldetect,
@@ -121,8 +132,8 @@ LAYOUTS = {
         halloc,
         (("hallucinated_text", "annotations"),),
         {
-            "object": "object", "attribute": "attribute", "relation": "relationship", "relationship": "relationship",
-            "scene": "conjecture",
+            "object": "object", "attribute": "attribute", "relationship": "relationship", "scene": "conjecture",
+            "other": "wrong",
         },
     ),
 }  # fmt: skip

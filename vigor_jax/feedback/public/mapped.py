@@ -1,9 +1,11 @@
 """Any JSON file whose parts the user names: `--map description=caption --map sentences=labels ...`.
 
-A path is keys with points between them; `[]` behind a key steps into its list. What belongs to a sentence or to a part
-is named from there: `sentences=items[]`, `text=sentence.value`, `kind=errors[]`.
+A path is keys with points between them; `[]` behind a key steps into its list, and `(JSON)` into JSON that is text.
+What belongs to a sentence or to a part is named from there: `sentences=items[]`, `text=sentence.value`, `kind=is[]`.
 """
 
+import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,11 +13,11 @@ from vigor_jax.errors import InputError, nearest
 from vigor_jax.feedback.public.parsed import Mark, Parsed, Row, short, span_of
 from vigor_jax.records import Span
 
-# Fields of a row, of a sentence and of a part of the text.
-OF_ROWS = ("image", "description", "sentences", "parts", "detail", "missing", "name")
-OF_SENTENCES = ("text", "kind", "creative")
-OF_PARTS = ("start", "end", "text", "kind")
-FIELDS = tuple(dict.fromkeys((*OF_ROWS, *OF_SENTENCES, *OF_PARTS)))
+# Of a row; then of a sentence, or of a part of the text.
+FIELDS = (
+    *("image", "description", "sentences", "parts", "detail", "missing"),
+    *("text", "kind", "creative", "start", "end"),
+)
 
 RIGHT = "right"
 
@@ -57,7 +59,6 @@ def parse(row: Row, paths: Mapping[str, str]) -> Parsed:
     image = str(_one(row, paths["image"], (str, int)))
     detail = _one(row, paths["detail"], (int, type(None))) if "detail" in paths else None
     missing = tuple(str(each) for each in _values(row, paths["missing"])) if "missing" in paths else ()
-    name = str(_one(row, paths["name"], (str, int))) if "name" in paths else ""
     if "parts" in paths:
         text = str(_one(row, paths["description"], (str,)))
         marks = []
@@ -66,7 +67,7 @@ def parse(row: Row, paths: Mapping[str, str]) -> Parsed:
             own = {key: _first(part, paths.get(key, key)) for key in ("start", "end", "text")}
             span = span_of(own, text, where)
             marks += [Mark(span, label) for label in _labels(part, paths["kind"]) or [RIGHT]]
-        return Parsed((image,), text, tuple(marks), True, name, detail, missing)
+        return Parsed((image,), text, tuple(marks), True, detail, missing)
     texts, kinds = [], []
     for item in _values(row, paths["sentences"]):
         texts.append(str(_one(item, paths["text"], (str,))).strip())
@@ -83,7 +84,7 @@ def parse(row: Row, paths: Mapping[str, str]) -> Parsed:
     if rest := text[at:].strip():
         raise InputError(f"no sentence covers {short(rest)} at the end of the description")
     found = tuple(Mark(span, label) for span, labels in zip(spans, kinds, strict=True) for label in labels)
-    return Parsed((image,), text, found, False, name, detail, missing, tuple(spans))
+    return Parsed((image,), text, found, False, detail, missing, tuple(spans))
 
 
 def _labels(item: Any, path: str) -> list[str]:
@@ -111,20 +112,32 @@ def _walk(found: Any, steps: list[str], path: str, optional: bool) -> Iterator[A
         yield found
         return
     step, *rest = steps
-    key = step.removesuffix("[]")
+    key, *ways = re.split(r"(?=\[\]|\(JSON\))", step)
     if key:
         if not isinstance(found, Mapping) or key not in found:
             if optional:
                 return
             raise InputError(f"{path}: expected an object with {key!r}, got {short(found)}")
         found = found[key]
-    if step.endswith("[]"):
-        if not isinstance(found, list):
-            raise InputError(f"{path}: expected a list at {step!r}, got {short(found)}")
-        for each in found:
-            yield from _walk(each, rest, path, optional)
-    else:
-        yield from _walk(found, rest, path, optional)
+    for each in _stepped(found, ways, path):
+        yield from _walk(each, rest, path, optional)
+
+
+def _stepped(found: Any, ways: list[str], path: str) -> Iterator[Any]:
+    """What is in a list (`[]`) or in JSON (`(JSON)`), and so on."""
+    if not ways:
+        yield found
+        return
+    way, *rest = ways
+    if way == "(JSON)":
+        try:
+            found = [json.loads(found)]
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InputError(f"{path}: expected JSON as text, got {short(found)}") from error
+    if not isinstance(found, list):
+        raise InputError(f"{path}: expected a list at '[]', got {short(found)}")
+    for each in found:
+        yield from _stepped(each, rest, path)
 
 
 def _first(found: Any, path: str) -> Any:

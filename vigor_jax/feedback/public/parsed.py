@@ -5,7 +5,7 @@ What a source says of parts of a text is said of the sentences that the parts li
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, NamedTuple, TypeAlias, get_args
 
 from vigor_jax.errors import InputError, nearest
 from vigor_jax.records import AnnotatedSentence, Annotation, ErrorType, Span
@@ -15,7 +15,6 @@ Row: TypeAlias = Mapping[str, Any]
 
 # What a source may say of a part, other than a kind of error: nothing is wrong; something is, and it is not said what;
 # people were not sure, so that nothing is known.
-Meaning: TypeAlias = Literal[ErrorType, "right", "creative", "wrong", "unsure"]
 MEANINGS: tuple[str, ...] = (*get_args(ErrorType), "right", "creative", "wrong", "unsure")
 ERRORS: tuple[ErrorType, ...] = get_args(ErrorType)
 
@@ -40,7 +39,6 @@ class Parsed(NamedTuple):
       text: the description.
       marks: what is said of its parts.
       covers: what is not marked is right; otherwise nobody judged it.
-      name: what the source calls the row; "" if it has no name.
       detail: level of detail.
       missing: what the description leaves out.
       sentences: as the source has them; None to split the text.
@@ -50,7 +48,6 @@ class Parsed(NamedTuple):
     text: str
     marks: tuple[Mark, ...]
     covers: bool
-    name: str = ""
     detail: int | None = None
     missing: tuple[str, ...] = ()
     sentences: tuple[Span, ...] | None = None

@@ -4,6 +4,7 @@ Guesses go by names and values, are told as guesses, and end in a command that t
 """
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -52,7 +53,7 @@ class Node:
             self.example = value
         if isinstance(value, str):
             self.longest = max(self.longest, len(value))
-        if not isinstance(value, list | dict) and len(str(value)) <= 40 and len(self.values) < 1000:
+        if not isinstance(value, list | dict) and len(str(value)) <= _LONG and len(self.values) < 1000:
             self.values[str(value)] += 1
 
 
@@ -177,10 +178,9 @@ def inspect(path: Path) -> str:
         lines.append(f"  {where:<{width}}  {types}; {_shown(node)}{guess}")
     if len(nodes) >= _MOST_PATHS:
         lines.append(f"  and more; only {_MOST_PATHS} paths are shown")
-    options = " ".join(f"--map {field}={where}" for field, where in suggested(found).items())
-    lines.append(
-        f"a guess, to be corrected: python -m vigor_jax.annotate read {path} {options} --out annotations.jsonl"
-    )
+    options = [part for field, where in suggested(found).items() for part in ("--map", f"{field}={where}")]
+    command = shlex.join(["python", "-m", "vigor_jax.annotate", "read", str(path), *options])
+    lines.append(f"a guess, to be corrected: {command} --out annotations.jsonl")
     return "\n".join(lines)
 
 

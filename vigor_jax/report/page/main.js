@@ -18,5 +18,5 @@ if (element("gallery") || element("responses") || framed.length) {
   if (element("gallery")) openGallery(runs, pictureOf);
   if (element("responses")) openResponses(ppo, pictureOf);
   for (const frame of framed) frame.append(picture(pictureOf(Number(frame.dataset.picture))));
-  document.documentElement.dataset.ready = "";
 }
+document.documentElement.dataset.ready = "";
