@@ -10,7 +10,7 @@ from tests.stages.sft_world import TINY
 from tests.tiny_llava import build_checkpoint
 from vigor_jax.data.records.annotations import write_annotations
 from vigor_jax.records import AnnotatedSentence, Annotation, Span
-from vigor_jax.stages.reward_rows import AnnotationSource, TrainRewardConfig
+from vigor_jax.stages.train_reward_config import AnnotationSource, TrainRewardConfig
 
 SETTINGS: dict[str, Any] = {
     "question": "True?",  # short, and all rows have one shape: for the sake of speed

@@ -22,9 +22,10 @@ from vigor_jax.hf.load import ModelConfig, load_model, open_checkpoint
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 from vigor_jax.pipeline.run import Run
 from vigor_jax.stages.reward_evaluation import evaluate, evaluate_sources, table
-from vigor_jax.stages.reward_rows import AnnotationSource, TrainRewardConfig, answer_loss, is_held_out, make_encoder
+from vigor_jax.stages.reward_rows import answer_loss, is_held_out, make_encoder
 from vigor_jax.stages.reward_sources import learned_rows, questions, read_sources
 from vigor_jax.stages.train_reward import train_reward
+from vigor_jax.stages.train_reward_config import AnnotationSource, TrainRewardConfig
 
 
 @pytest.fixture(scope="module")

@@ -45,7 +45,8 @@ from vigor_jax.stages.reward_rows import (
 from vigor_jax.stages.train_reward import train_reward
 from vigor_jax.stages.train_reward_config import TrainRewardConfig
 from vigor_jax.training.checkpoint import restore_params_only
-from vigor_jax.training.train_step import SftConfig, conversation_loss, merge_params, partition_params
+from vigor_jax.training.config import SftConfig
+from vigor_jax.training.train_step import conversation_loss, merge_params, partition_params
 
 NUM_IMAGES = 32
 NUM_CONVERSATIONS = 8
