@@ -186,7 +186,7 @@ TABLES = {
         ],
     ),
 }
-# Where a family has sizes of its own, and a checkpoint is not here: of these a plan reads the sizes alone.
+# Models of other sizes than LLaVA-1.5 7B: of a checkpoint a plan reads only these.
 SIZES = {
     "instructblip_13b": {
         "model_type": "instructblip",

@@ -111,7 +111,7 @@ REFUSED = {
     "unknown layout": (
         [*BASE, "--export.layout", "x"], "expected llava-hf or llava or instructblip or peft or llava-lora, got 'x'",
     ),
-    "unknown remat": ([*BASE, "--sft.remat", "some"], "remat: expected one of none, full, dots"),
+    "unknown remat": ([*BASE, "--sft.remat", "some"], "remat: expected one of none, dots, full"),
 }  # fmt: skip
 BENCHMARKS = tuple(map(evaluate.options_of, evaluate.COMMANDS))
 

@@ -18,7 +18,8 @@ from vigor_jax.config import RunConfig, TrainConfig
 from vigor_jax.data.batches.tree_batches import TreeLoader
 from vigor_jax.errors import InputError
 from vigor_jax.evaluation.image_names import bare_name
-from vigor_jax.hf.load import ModelConfig, load_model, open_checkpoint
+from vigor_jax.hf.load import load_model, open_checkpoint
+from vigor_jax.hf.options import ModelConfig
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh
 from vigor_jax.pipeline.run import Run
 from vigor_jax.stages.reward_evaluation import evaluate, evaluate_sources, table
