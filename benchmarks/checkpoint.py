@@ -5,14 +5,14 @@
 
 A process reads a llava-hf directory into bfloat16 weights, ours stacked as for training, and writes a new one: ours
 with everything that training changes from its own arrays, as after a run. Imports do not count, compiling does. The
-directory is in the system's file cache. Processes alternate; speed is the size on disk over the seconds, and the peak
-is the process's, interpreter and libraries included.
+directory is in the system's file cache. Processes alternate; speed is the size on disk over the seconds, by the clock
+and of the processor, and the peak is the process's while it loads or exports, interpreter and libraries included.
 """
 
 import argparse
+import contextlib
 import json
 import os
-import resource
 import shutil
 import statistics
 import subprocess
@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -55,33 +56,55 @@ def write_checkpoint(directory: Path, size: str) -> None:
     file.write_text(json.dumps(preprocessor | {"crop_size": {"height": edge, "width": edge}}))
 
 
-def ours(directory: Path, out: Path) -> tuple[float, float]:
-    """Seconds to load and to export."""
-    start = time.perf_counter()
+class Taken(NamedTuple):
+    """What a job takes: seconds by the clock and of the processor, peak of the process in GiB."""
+
+    seconds: float
+    cpu_seconds: float
+    peak: float
+
+
+def begin() -> Taken:
+    """The clocks now; the peak begins again."""
+    with contextlib.suppress(OSError):  # where a process may not, the peak is of all until then
+        Path("/proc/self/clear_refs").write_text("5")
+    return Taken(time.perf_counter(), time.process_time(), 0)
+
+
+def taken(start: Taken) -> Taken:
+    """Since `begin`."""
+    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    seconds, cpu_seconds = time.perf_counter() - start.seconds, time.process_time() - start.cpu_seconds
+    return Taken(seconds, cpu_seconds, int(peak.split()[1]) / 2**20)
+
+
+def ours(directory: Path, out: Path) -> tuple[Taken, Taken]:
+    """What loading and exporting take."""
+    start = begin()
     checkpoint = open_checkpoint(directory)
     model = load_model(checkpoint, mesh=make_mesh(MeshConfig()), dtype=jnp.bfloat16)
     jax.block_until_ready(nnx.state(model))
-    loaded = time.perf_counter()
+    loaded, start = taken(start), begin()
     params = {path: each.get_value() for path, each in param_paths(nnx.state(model)).items() if FROZEN not in path}
     export_checkpoint(checkpoint, params, out)
-    return loaded - start, time.perf_counter() - loaded
+    return loaded, taken(start)
 
 
-def peer(directory: Path, out: Path) -> tuple[float, float]:
+def peer(directory: Path, out: Path) -> tuple[Taken, Taken]:
     """The same by transformers, whose tensors are first read where a file was only mapped into memory."""
-    start = time.perf_counter()
+    start = begin()
     model = transformers.LlavaForConditionalGeneration.from_pretrained(directory, dtype=torch.bfloat16)
     for weight in model.parameters():
         weight.view(-1)[:: 4096 // weight.element_size()].sum()  # a number of every page
-    loaded = time.perf_counter()
+    loaded, start = taken(start), begin()
     model.save_pretrained(out)
-    return loaded - start, time.perf_counter() - loaded
+    return loaded, taken(start)
 
 
 SIDES = {"vigor_jax": ours, "transformers": peer}
 
 
-def measure(side: str, directory: Path) -> dict[str, float]:
+def measure(side: str, directory: Path) -> dict[str, dict[str, float]]:
     """One side in a separate process."""
     command = [sys.executable, "-m", "benchmarks.checkpoint", "--side", side, "--directory", str(directory)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
@@ -93,8 +116,7 @@ def run_alone(side: str, directory: Path) -> None:
     out = directory.with_name("out")
     load, export = SIDES[side](directory, out)
     shutil.rmtree(out)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(json.dumps({"load": load, "export": export, "peak": peak}))
+    print(json.dumps({"load": load._asdict(), "export": export._asdict()}))
 
 
 def main() -> None:
@@ -117,9 +139,11 @@ def main() -> None:
                 found.append(measure(side, directory))
     print(f"{describe_machine()}; {gigabytes:.2f} GB of weights in bfloat16")
     for what in ("load", "export"):
-        print_table(f"{what}, GB/s", {side: [gigabytes / run[what] for run in found] for side, found in runs.items()})
-    peaks = {side: statistics.median(run["peak"] for run in found) for side, found in runs.items()}
-    print("\npeak of the process: " + ", ".join(f"{side} {peak:.2f} GiB" for side, peak in peaks.items()))
+        for unit, of in (("GB/s", "seconds"), ("GB a CPU second", "cpu_seconds")):
+            rates = {side: [gigabytes / run[what][of] for run in found] for side, found in runs.items()}
+            print_table(f"{what}, {unit}", rates)
+        peaks = {side: statistics.median(run[what]["peak"] for run in found) for side, found in runs.items()}
+        print("\npeak of the process: " + ", ".join(f"{side} {peak:.2f} GiB" for side, peak in peaks.items()))
 
 
 if __name__ == "__main__":

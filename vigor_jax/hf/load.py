@@ -1,7 +1,7 @@
 """Opens a checkpoint of any family and streams its weights into sharded device arrays."""
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +21,7 @@ from vigor_jax.hf.family import Checkpoint as Checkpoint
 from vigor_jax.hf.names import Axes, Entry
 from vigor_jax.hf.other_folders import describe, refuse_adapter, refuse_quantized
 from vigor_jax.hf.peft import base_of, is_adapter, trained_on, with_adapter
+from vigor_jax.hf.weights.stored_tensor import zeros
 from vigor_jax.hf.weights.tensor_checks import Stored
 from vigor_jax.json_fields import Fields, exists, read_json
 from vigor_jax.models.lora import add_lora, lora_paths
@@ -28,6 +29,8 @@ from vigor_jax.models.vlm import Vlm, abstract_model, param_paths
 from vigor_jax.parallel.sharding import partition_spec
 
 M = TypeVar("M", bound=nnx.Module)
+
+_READERS = 4
 
 
 def open_checkpoint(
@@ -153,6 +156,67 @@ def load_weights(
     by_path: dict[str, list[Entry]] = {path: [] for path in variables}
     for entry in entries:
         by_path[entry.path if scan else entry.unstacked_path].append(entry)
+    values = (_assemble if _is_host(mesh) else _stream)(targets, by_path, tensors)
+    for path, variable in variables.items():
+        if path not in values and lora_paths([path]):  # a layer that the adapter leaves as it is
+            values[path] = _zeros(targets[path])()
+        variable.set_value(values.pop(path))
+    return nnx.merge(graphdef, state)
+
+
+def _is_host(mesh: Mesh) -> bool:
+    """Whether the devices' memory is the host's."""
+    return mesh.devices.flat[0].platform == "cpu"
+
+
+def _assemble(
+    targets: Mapping[str, jax.ShapeDtypeStruct], by_path: Mapping[str, Sequence[Entry]], tensors: Mapping[str, Stored]
+) -> dict[str, jax.Array]:
+    """Parameters of CPU devices: read to where they stay, turned on the way; JAX uses this memory as it is."""
+
+    def assemble(path: str) -> jax.Array:
+        target, entries = targets[path], by_path[path]
+        parts: dict[tuple, np.ndarray] = {}  # devices that hold the same part share it
+
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None
+            bounds = tuple(each.indices(size)[:2] for each, size in zip(index, target.shape, strict=True))
+            if bounds not in parts:
+                parts[bounds] = _part(target, bounds, entries, tensors)
+            return parts[bounds]
+
+        return jax.make_array_from_callback(target.shape, target.sharding, part)
+
+    paths = [path for path, entries in by_path.items() if entries]
+    with ThreadPoolExecutor(_READERS) as pool:
+        return dict(zip(paths, pool.map(assemble, paths), strict=True))
+
+
+def _part(
+    target: jax.ShapeDtypeStruct,
+    bounds: Sequence[tuple[int, int]],
+    entries: Sequence[Entry],
+    tensors: Mapping[str, Stored],
+) -> np.ndarray:
+    """What lies between bounds (first, end of each axis) of a parameter; layers that are in no file are 0."""
+    out = zeros([end - first for first, end in bounds], np.dtype(target.dtype))
+    for entry in entries:
+        layer, own = out, bounds[len(bounds) - len(entry.axes) :]
+        if len(bounds) > len(entry.axes):
+            first, end = bounds[0]
+            assert entry.layer is not None
+            if not first <= entry.layer < end:
+                continue
+            layer = out[entry.layer - first]
+        on_disk = tuple(slice(*own[entry.axes.index(axis)]) for axis in range(len(entry.axes)))
+        tensors[entry.name].read_into(layer.transpose(np.argsort(entry.axes)), on_disk)
+    return out
+
+
+def _stream(
+    targets: Mapping[str, jax.ShapeDtypeStruct], by_path: Mapping[str, Sequence[Entry]], tensors: Mapping[str, Stored]
+) -> dict[str, jax.Array]:
+    """Parameters of accelerators, which turn and stack what the host reads."""
     wanted = [(path, entry) for path, of_path in by_path.items() for entry in of_path]
     reads = (functools.partial(_read, tensors[entry.name], entry, targets[path]) for path, entry in wanted)
 
@@ -164,11 +228,7 @@ def load_weights(
             stack = values.pop(path) if path in values else _zeros(target)()
             value = _set_layer(target.sharding)(stack, value, entry.layer)
         values[path] = jax.block_until_ready(value)  # or blocks that wait for their turn fill the host's memory
-    for path, variable in variables.items():
-        if path not in values and lora_paths([path]):  # a layer that the adapter leaves as it is
-            values[path] = _zeros(targets[path])()
-        variable.set_value(values.pop(path))
-    return nnx.merge(graphdef, state)
+    return values
 
 
 def _target(

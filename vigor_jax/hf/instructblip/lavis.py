@@ -59,6 +59,9 @@ class _QkvBias(StoredTensor):
         query, value = self.query.read(), self.value.read()
         return np.concatenate([query, np.zeros_like(query), value])[index or ()]
 
+    def read_into(self, out: np.ndarray, index: tuple[slice, ...] | None = None) -> None:
+        out[...] = self.read(index)
+
 
 def is_lavis(config: Json, directory: Path) -> bool:
     """Whether a folder is a language model's, and has files of LAVIS."""

@@ -44,6 +44,9 @@ class Stored(NamedTuple):
     def read(self, index: tuple[slice, ...] | None = None) -> np.ndarray:
         return self.reader.read(self.name, index)
 
+    def read_into(self, out: np.ndarray, index: tuple[slice, ...] | None = None) -> None:
+        self.reader.read_into(self.name, out, index)
+
 
 def stored_weights(directory: Path) -> dict[str, Stored]:
     """Every tensor of a folder's weights, by the name that it had before the model was wrapped, if it was."""

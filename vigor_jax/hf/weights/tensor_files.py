@@ -123,6 +123,10 @@ class TensorReader:
         """Reads a tensor, or a part of it, into a new array; see `StoredTensor.read`."""
         return self._find(name).read(index)
 
+    def read_into(self, name: str, out: np.ndarray, index: tuple[slice, ...] | None = None) -> None:
+        """Reads a tensor, or a part of it, into an array; see `StoredTensor.read_into`."""
+        self._find(name).read_into(out, index)
+
     def _find(self, name: str) -> StoredTensor:
         if name not in self._tensors:
             raise InputError(f"{self.files[0].parent} has no tensor {name!r}: give a checkpoint that has it")
