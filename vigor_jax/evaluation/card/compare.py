@@ -3,6 +3,7 @@
 Two models stand next to each other only if both were evaluated by the same protocol.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
@@ -16,6 +17,8 @@ from vigor_jax.evaluation.card.card import DRAWS, LEVEL, SEED, Card, Row, Sectio
 from vigor_jax.evaluation.card.figures import FIGURES, TEXTS, TITLES, Figure, Rates, parts_of, rates_of, strata_of
 from vigor_jax.evaluation.card.results import Result, Skipped, System
 from vigor_jax.evaluation.image_counts import ImageCounts
+
+_MIXED = "Evaluated by different protocols"
 
 
 def make_card(systems: Sequence[System], skipped: Sequence[Skipped] = ()) -> Card:
@@ -61,7 +64,7 @@ def _apart(
         for other in same
         if other in own
     ]
-    return [f"Evaluated by different protocols, so the figures do not compare: {', '.join(told)}."]
+    return [f"{_MIXED}, so the figures do not compare: {', '.join(told)}."]
 
 
 def _section(names: Sequence[str], results: Sequence[Result | None], notes: list[str]) -> Section:
@@ -101,9 +104,10 @@ def _section(names: Sequence[str], results: Sequence[Result | None], notes: list
         if result and (judge := result.metrics.get("judge")):
             notes.append(f"{name}: judged by {judge.get('model')}, {_replies(result.metrics)}.")
     settings = tuple(_settings(result) if result else {} for result in results)
-    return Section(
-        first.name, TITLES.get(first.name, first.name), protocol, tuple(rows), tuple(dict.fromkeys(notes)), settings
-    )
+    title = TITLES.get(first.name, first.name)
+    if notes and notes[0].startswith(_MIXED):
+        title += f", {first.protocol.partition(' (')[0]}"
+    return Section(first.name, title, protocol, tuple(rows), tuple(dict.fromkeys(notes)), settings)
 
 
 def _rows(
@@ -162,7 +166,7 @@ def _differences(
 
 def _value(metrics: Mapping[str, Any], key: str) -> Value | None:
     value = metrics.get(key)
-    if not isinstance(value, int | float):
+    if not isinstance(value, int | float) or not math.isfinite(value):
         return None
     low, high = metrics.get("intervals", {}).get(key) or (None, None)
     return Value(float(value), low, high)
@@ -186,8 +190,9 @@ def _replies(metrics: Mapping[str, Any]) -> str:
 
 def _settings(result: Result) -> dict[str, Any]:
     """How a model was asked, without what only the machine knows."""
-    own = dict(result.settings)
-    if isinstance(model := own.get("model"), str) and PurePath(model).is_absolute():
-        own["model"] = "/".join(PurePath(model).parts[-2:])
+    own = {
+        key: "/".join(PurePath(value).parts[-2:]) if isinstance(value, str) and PurePath(value).is_absolute() else value
+        for key, value in result.settings.items()
+    }
     policy = result.metrics.get("policy")
     return own | {key: value for key, value in (policy or {}).items() if value is not None}
