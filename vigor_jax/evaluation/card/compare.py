@@ -18,8 +18,6 @@ from vigor_jax.evaluation.card.figures import FIGURES, TEXTS, TITLES, Figure, Ra
 from vigor_jax.evaluation.card.results import Result, Skipped, System
 from vigor_jax.evaluation.image_counts import ImageCounts
 
-_MIXED = "Evaluated by different protocols"
-
 
 def make_card(systems: Sequence[System], skipped: Sequence[Skipped] = ()) -> Card:
     """Compares the results of one model or two.
@@ -64,10 +62,11 @@ def _apart(
         for other in same
         if other in own
     ]
-    return [f"{_MIXED}, so the figures do not compare: {', '.join(told)}."]
+    return [f"Evaluated by different protocols, so the figures do not compare: {', '.join(told)}."]
 
 
 def _section(names: Sequence[str], results: Sequence[Result | None], notes: list[str]) -> Section:
+    is_mixed = bool(notes)
     there = [result for result in results if result]
     first = there[0]
     rows: list[Row] = []
@@ -105,7 +104,7 @@ def _section(names: Sequence[str], results: Sequence[Result | None], notes: list
             notes.append(f"{name}: judged by {judge.get('model')}, {_replies(result.metrics)}.")
     settings = tuple(_settings(result) if result else {} for result in results)
     title = TITLES.get(first.name, first.name)
-    if notes and notes[0].startswith(_MIXED):
+    if is_mixed:
         title += f", {first.protocol.partition(' (')[0]}"
     return Section(first.name, title, protocol, tuple(rows), tuple(dict.fromkeys(notes)), settings)
 
