@@ -12,6 +12,7 @@ need a judge are left out unless there is one (`--judge.model`); what asking it 
 
 import dataclasses
 import gc
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -67,8 +68,9 @@ class CardOptions:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line; see the module's docstring."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
     cli.show_progress()
-    if (saved := cli.parse_if_known(CardOfResults, arguments or None)) is not None:
+    if (saved := cli.parse_if_known(CardOfResults, arguments)) is not None:
         _show(make_card(*read_systems(saved.results)), saved.out)
         return
     from vigor_jax.evaluation.commands.evaluated_model import EvaluatedModelConfig  # brings JAX

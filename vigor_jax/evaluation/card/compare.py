@@ -74,9 +74,9 @@ def _section(names: Sequence[str], results: Sequence[Result | None], notes: list
     metrics: list[dict[str, Mapping[str, Any]]] = []
     for result in results:
         own = {}
-        for part, values, figures in parts_of(result.benchmark, result.metrics) if result else ():
+        for part, values, known in parts_of(result.benchmark, result.metrics) if result else ():
             own[part] = values
-            parts.setdefault(part, {}).update(dict.fromkeys(figures))
+            parts.setdefault(part, {}).update(dict.fromkeys(known))
         metrics.append(own)
     for part, figures in parts.items():
         cells = [values.get(part) for values in metrics]
