@@ -108,9 +108,6 @@ REFUSED = {
     "wrong type in it": ([*BASE, "--sft.lora.rank", "x"], 'Parser key "sft.lora.rank": Expected a <class \'int\'>'),
     "out of range in it": ([*BASE, "--sft.lora.rank", "0"], "lora.rank: expected at least 1, got 0"),
     "a value in its place": ([*BASE, "--sft.lora", "3"], "sft.lora has options, such as --sft.lora.rank; give one"),
-    "unknown layout": (
-        [*BASE, "--export.layout", "x"], "expected llava-hf or llava or instructblip or peft or llava-lora, got 'x'",
-    ),
     "unknown remat": ([*BASE, "--sft.remat", "some"], "remat: expected one of none, dots, full"),
 }  # fmt: skip
 BENCHMARKS = tuple(map(evaluate.options_of, evaluate.COMMANDS))

@@ -142,6 +142,8 @@ GIVEN = {
     "hallusion": ("questions", "HallusionBench.json", "results", "r.json"),
     "llava-bench": ("questions", "q.jsonl", "answers", ["a.jsonl"]),
     "captions": ("references", "r.json", "captions", "c.jsonl"),
+    "object-halbench": ("questions", "q.jsonl", "answers", ["a.jsonl"]),
+    "detailcaps": ("references", "r.json", "captions", "c.jsonl"),
     "mmhal": ("questions", "q.json", "answers", "a.jsonl"),
     "questions": ("questions", "q.json", "answers", "a.jsonl"),
     "grounding": ("objects", ["instances.json"], "captions", "c.jsonl"),
@@ -151,6 +153,7 @@ MORE = {
     "mmhal": JUDGE,
     "llava-bench": {**JUDGE, "context": "c.jsonl", "references": "g.jsonl"},
     "questions": {"layout": "gqa"},
+    "object-halbench": {"objects": ["instances.json"], "synonyms": "synonyms.txt"},
 }
 ASKING = [name for name in COMMANDS if name not in WITHOUT_A_MODEL]
 

@@ -26,6 +26,7 @@ from vigor_jax.evaluation.card.markdown import to_text
 from vigor_jax.evaluation.card.results import Skipped, System, names_of, read_systems
 from vigor_jax.evaluation.card.run import ask_all
 from vigor_jax.evaluation.card.write import write_card
+from vigor_jax.evaluation.commands.evaluated_model_config import EvaluatedModelConfig
 from vigor_jax.evaluation.judge.client import JudgeConfig
 
 
@@ -68,12 +69,11 @@ class CardOptions:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line; see the module's docstring."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
     cli.show_progress()
-    if (saved := cli.parse_if_known(CardOfResults, sys.argv[1:] if arguments is None else arguments)) is not None:
+    if (saved := cli.parse_if_known(CardOfResults, arguments)) is not None:
         _show(make_card(*read_systems(saved.results)), saved.out)
         return
-    from vigor_jax.evaluation.commands.evaluated_model import EvaluatedModelConfig  # brings JAX
-
     both = dataclasses.make_dataclass("card", [], bases=(EvaluatedModelConfig, CardOptions), frozen=True)
     card = _ask(cli.parse(both, arguments, description=__doc__ or ""))
     if card is not None:

@@ -25,21 +25,33 @@ Metrics = dict[str, Any]
 
 logger = logging.getLogger(__name__)
 
+POPE_PARSERS = ("first-sentence", "exact", "contains")
 # Two ways to read answers that differ by more than this say that the answers are no plain yes and no.
 PARSERS_APART = 0.01
 # A model that says the same to this many questions was not understood, or did not see.
 NEARLY_ALL = 0.95
 
 
-def pope_metrics(splits: Mapping[str, tuple[Sequence[PopeQuestion], Sequence[str]]]) -> Metrics:
+def pope_metrics(
+    splits: Mapping[str, tuple[Sequence[PopeQuestion], Sequence[str]]], parser: str = "first-sentence"
+) -> Metrics:
     """Figures of each split and their mean; `strict` has those that lmms-eval's reading of the answers gives.
 
     Args:
       splits: by name, questions and the texts that answer them.
+      parser: "first-sentence", as the authors read answers; "exact", as lmms-eval; "contains", as VCD.
+
+    Raises:
+      InputError: there is no such parser.
     """
-    scores = {name: pope.compute_metrics(*split) for name, split in splits.items()}
+    if parser not in POPE_PARSERS:
+        raise InputError(f"POPE: expected a parser of {', '.join(POPE_PARSERS)}, got {parser!r}; fix the protocol")
     strict = {name: pope.compute_metrics(*split, pope.parse_answer_strict) for name, split in splits.items()}
-    counts = [pope.count(*split) for split in splits.values()]
+    if parser == "contains":
+        splits = {name: (asked, pope.read_contained(asked, said)) for name, (asked, said) in splits.items()}
+    read = pope.parse_answer_strict if parser == "exact" else pope.parse_answer
+    scores = {name: pope.compute_metrics(*split, read) for name, split in splits.items()}
+    counts = [pope.count(*split, read) for split in splits.values()]
     found: Metrics = {name: dataclasses.asdict(score) for name, score in scores.items()}
     for name, count in zip(splits, counts, strict=True):
         found[name]["intervals"] = plain_intervals(bootstrap(rows_of(count), pope.rates))

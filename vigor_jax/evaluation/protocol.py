@@ -5,7 +5,7 @@ fixed by it. The digest stands for all that changes a figure, so that figures wi
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -115,8 +115,7 @@ class Protocol:
     def digest(self) -> str:
         """16 hexadecimal digits of all that changes a figure; names, sources and notes do not."""
         told = ("name", "title", "source", "date", "notes", "departures")
-        settings = {key: value for key, value in dataclasses.asdict(self).items() if key not in told}
-        return fingerprint.digest(settings)[:DIGEST_LENGTH]
+        return fingerprint.digest(_stated(self, but=told))[:DIGEST_LENGTH]
 
     def ask(self, question: str) -> str:
         """All that a model is asked."""
@@ -152,6 +151,18 @@ class Protocol:
         """For `metrics.json`."""
         told = {"name": self.name, "suffix": self.suffix, "digest": self.digest, "title": self.title}
         return {**told, **({"departures": list(self.departures)} if self.departures else {})}
+
+
+def _stated(part: Any, but: Collection[str] = ()) -> dict[str, Any]:
+    """What differs from the defaults, so that a field that is added one day leaves the digests of today as they are."""
+    found: dict[str, Any] = {}
+    for one in dataclasses.fields(part):
+        value = getattr(part, one.name)
+        if dataclasses.is_dataclass(value):
+            value = {"given": True, **_stated(value)} if one.name == "sampling" else _stated(value) or None
+        if one.name not in but and value not in (None, one.default):
+            found[one.name] = value
+    return found
 
 
 def _differences(key: str, before: Any, values: Mapping[str, Any]) -> list[str]:

@@ -150,7 +150,7 @@ def _pope(config: EvaluateConfig, predictor: Predictor, folder: Path, model: str
         out, settings = folder / f"pope-{path.stem}.jsonl", kept_with(words)
         texts = predictor.ask(asked, out, _answers(config, words), desc=f"POPE {path.stem}, {model}", settings=settings)
         splits[path.stem] = questions, texts
-    metrics = pope_metrics(splits)
+    metrics = pope_metrics(splits, words.parser or "first-sentence")
     return {**metrics, "protocol": words.stored(), **warn(pope=metrics)}
 
 

@@ -144,7 +144,7 @@ def test_what_was_stopped_halfway_is_told_and_the_rest_is_shown(tmp_path: Path) 
     assert left.name.startswith("pope, ")
     assert "has answers, but no metrics.json" in left.reason
     (tmp_path / "chair" / "metrics.json").unlink()
-    with pytest.raises(InputError, match=r"has a metrics\.json"):
+    with pytest.raises(InputError, match=r"has answers, but no metrics\.json"):
         card_of(tmp_path)
 
 

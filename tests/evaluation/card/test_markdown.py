@@ -63,7 +63,7 @@ def test_the_hub_reads_the_metadata(card: Card, tmp_path: Path) -> None:
         (-0.1234, "percent", True, "−12.3"),
         (0.00049, "percent", True, "+0.05"),
         (-1e-9, "percent", True, "−<0.001"),
-        (0.0, "percent", True, "+0.0"),
+        (0.0, "percent", True, "0.0"),
         (3.14159, "score", False, "3.142"),
         (-0.00001, "score", False, "0.000"),
         (1309.25, "number", False, "1309.2"),

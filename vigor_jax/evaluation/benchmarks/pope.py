@@ -125,6 +125,16 @@ def parse_answer_strict(text: str) -> YesNo | None:
     return "yes" if word == "yes" else "no" if word == "no" else None
 
 
+def read_contained(questions: Sequence[PopeQuestion], answers: Sequence[str]) -> list[str]:
+    """What VCD's script takes answers for: the label's word if it is in them, also within a word, else the other.
+
+    So "I do not know" is no where the label is no ("know" has it, too), and no where the label is yes.
+    """
+    words = {"yes": ("yes", "no"), "no": ("no", "yes")}
+    pairs = zip(questions, answers, strict=True)
+    return [words[one.label][one.label not in without_boxes(answer).lower()] for one, answer in pairs]
+
+
 def count(
     questions: Sequence[PopeQuestion], answers: Sequence[str], parser: Parser = parse_answer
 ) -> dict[str, np.ndarray]:

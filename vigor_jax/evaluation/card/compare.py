@@ -3,6 +3,7 @@
 Two models stand next to each other only if both were evaluated by the same protocol.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
@@ -65,6 +66,7 @@ def _apart(
 
 
 def _section(names: Sequence[str], results: Sequence[Result | None], notes: list[str]) -> Section:
+    is_mixed = bool(notes)
     there = [result for result in results if result]
     first = there[0]
     rows: list[Row] = []
@@ -72,9 +74,9 @@ def _section(names: Sequence[str], results: Sequence[Result | None], notes: list
     metrics: list[dict[str, Mapping[str, Any]]] = []
     for result in results:
         own = {}
-        for part, values, figures in parts_of(result.benchmark, result.metrics) if result else ():
+        for part, values, known in parts_of(result.benchmark, result.metrics) if result else ():
             own[part] = values
-            parts.setdefault(part, {}).update(dict.fromkeys(figures))
+            parts.setdefault(part, {}).update(dict.fromkeys(known))
         metrics.append(own)
     for part, of_part in parts.items():
         cells = [values.get(part) for values in metrics]
@@ -101,9 +103,10 @@ def _section(names: Sequence[str], results: Sequence[Result | None], notes: list
         if result and (judge := result.metrics.get("judge")):
             notes.append(f"{name}: judged by {judge.get('model')}, {_replies(result.metrics)}.")
     settings = tuple(_settings(result) if result else {} for result in results)
-    return Section(
-        first.name, TITLES.get(first.name, first.name), protocol, tuple(rows), tuple(dict.fromkeys(notes)), settings
-    )
+    title = TITLES.get(first.name, first.name)
+    if is_mixed:
+        title += f", {first.protocol.partition(' (')[0]}"
+    return Section(first.name, title, protocol, tuple(rows), tuple(dict.fromkeys(notes)), settings)
 
 
 def _rows(
@@ -162,7 +165,7 @@ def _differences(
 
 def _value(metrics: Mapping[str, Any], key: str) -> Value | None:
     value = metrics.get(key)
-    if not isinstance(value, int | float):
+    if not isinstance(value, int | float) or not math.isfinite(value):
         return None
     low, high = metrics.get("intervals", {}).get(key) or (None, None)
     return Value(float(value), low, high)
@@ -186,8 +189,9 @@ def _replies(metrics: Mapping[str, Any]) -> str:
 
 def _settings(result: Result) -> dict[str, Any]:
     """How a model was asked, without what only the machine knows."""
-    own = dict(result.settings)
-    if isinstance(model := own.get("model"), str) and PurePath(model).is_absolute():
-        own["model"] = "/".join(PurePath(model).parts[-2:])
+    own = {
+        key: "/".join(PurePath(value).parts[-2:]) if isinstance(value, str) and PurePath(value).is_absolute() else value
+        for key, value in result.settings.items()
+    }
     policy = result.metrics.get("policy")
     return own | {key: value for key, value in (policy or {}).items() if value is not None}

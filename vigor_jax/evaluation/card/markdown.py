@@ -45,7 +45,7 @@ def written(value: float, unit: Unit, *, sign: bool = False) -> str:
     digits = 3 if unit == "score" else 1
     text = percent(abs(value), 1) if unit == "percent" else f"{abs(value):.{digits}f}"
     is_zero = not float(text.lstrip("<>"))
-    return ("" if is_zero and not sign else "−" if value < 0 and not is_zero else "+" if sign else "") + text
+    return ("" if is_zero else "−" if value < 0 else "+" if sign else "") + text
 
 
 def interval(value: Value, unit: Unit) -> str:
@@ -76,8 +76,9 @@ def headline(card: Card) -> str:
         return f"{intervals}."
     rows = [row for section in card.sections for row in section.rows if row.better and row.difference]
     better, worse = (sum(row.verdict == verdict for row in rows) for verdict in ("better", "worse"))
+    told = f"of {len(rows)} figures {better} are better, {worse} worse" if rows else "no figure compares"
     return (
-        f"{card.systems[1]} against {card.systems[0]}: of {len(rows)} figures {better} are better, {worse} worse. "
+        f"{card.systems[1]} against {card.systems[0]}: {told}. "
         f"{intervals}; those of a difference, and its two-sided p, by a paired one over the images of both. A "
         "difference is called better or worse where its interval leaves out 0, as about one of twenty does by chance."
     )

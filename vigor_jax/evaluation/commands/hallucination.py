@@ -78,7 +78,8 @@ class PopeCommand:
             extra = 0
         else:
             texts, words, extra = self._saved(files, words)
-        found = pope_metrics({name: (questions, texts[name]) for name, questions in files.items()})
+        answered = {name: (questions, texts[name]) for name, questions in files.items()}
+        found = pope_metrics(answered, words.parser or "first-sentence")
         return {**found, **told(words, extra), **warn(pope=found)}
 
     def _saved(
