@@ -12,7 +12,7 @@ from vigor_jax.evaluation.metrics import table
 from vigor_jax.evaluation.protocol import FOLDER, Protocol, SamplingRule, names, own, read_protocol
 from vigor_jax.evaluation.wording import CHOICE, MME_SUFFIX, SHORT, as_kept, choose, requested
 
-PACKAGED = [(path.parent.name, path.stem) for path in sorted(FOLDER.glob("*/*.yaml"))]
+PACKAGED = [tuple(path.stem.split(".", 1)) for path in sorted(FOLDER.glob("*.yaml"))]
 
 
 @pytest.mark.parametrize(("benchmark", "name"), PACKAGED)

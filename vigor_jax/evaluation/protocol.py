@@ -1,6 +1,6 @@
 """By which protocol a benchmark is run: what a model is asked, how it answers, and how the answers are read.
 
-A protocol is a YAML file: one of `protocols/BENCHMARK/NAME.yaml`, or a user's. What a file does not say (null) is not
+A protocol is a YAML file: one of `protocols/BENCHMARK.NAME.yaml`, or a user's. What a file does not say (null) is not
 fixed by it. The digest stands for all that changes a figure, so that figures with different digests do not compare.
 """
 
@@ -186,7 +186,7 @@ def own(benchmark: str) -> Protocol:
 
 def names(benchmark: str) -> tuple[str, ...]:
     """The protocols of a benchmark that come with this package; "paper" and "llava-1.5" first."""
-    found = (path.stem for path in (FOLDER / benchmark).glob("*.yaml"))
+    found = (path.stem.partition(".")[2] for path in FOLDER.glob(f"{benchmark}.*.yaml"))
     return tuple(sorted(found, key=lambda name: ({"paper": 0, "llava-1.5": 1}.get(name, 2), name)))
 
 
@@ -203,7 +203,7 @@ def read_protocol(name: str, benchmark: str) -> Protocol:
     if name == OWN:
         return own(benchmark)
     if name.endswith((".yaml", ".yml")):
-        return _parse(Path(name), benchmark)
+        return _parse(Path(name), benchmark, Path(name).stem)
     known = names(benchmark)
     if name not in known:
         if not known:
@@ -214,10 +214,10 @@ def read_protocol(name: str, benchmark: str) -> Protocol:
             f"--protocol: expected {', '.join(known)} or a YAML file for {benchmark}, got {name!r}; "
             f"{nearest(name, known)}"
         )
-    return _parse(FOLDER / benchmark / f"{name}.yaml", benchmark)
+    return _parse(FOLDER / f"{benchmark}.{name}.yaml", benchmark, name)
 
 
-def _parse(path: Path, benchmark: str) -> Protocol:
+def _parse(path: Path, benchmark: str, name: str) -> Protocol:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -226,7 +226,7 @@ def _parse(path: Path, benchmark: str) -> Protocol:
         raise InputError(f"{path}: malformed YAML ({' '.join(str(error).split())[:120]}); fix it") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected a protocol, keys and values such as 'prompt: ...', got {content!r:.60}")
-    protocol: Protocol = _build(Protocol, {"name": path.stem, **content}, str(path))
+    protocol: Protocol = _build(Protocol, {"name": name, **content}, str(path))
     if protocol.benchmark != benchmark:
         raise InputError(
             f"{path}: expected a protocol of {benchmark}, got one of {protocol.benchmark}; protocols do not mix"

@@ -23,7 +23,8 @@ CAPTIONS = {
 # What a tagger and WordNet say of these words; all others are their own lemmas.
 TAGS = {"seated": "VBN", "is": "VBZ", "skis": "VBZ", "stand": "VBP"}
 LEMMAS = {
-    ("seated", "v"): "seat", ("skis", "v"): "ski", ("dogs", "n"): "dog", ("puppies", "n"): "puppy", ("skis", "n"): "ski",
+    ("seated", "v"): "seat", ("skis", "v"): "ski", ("skis", "n"): "ski", ("dogs", "n"): "dog",
+    ("puppies", "n"): "puppy",
 }  # fmt: skip
 SINGULARS = {"dogs": "dog", "puppies": "puppy", "skis": "ski"}
 
