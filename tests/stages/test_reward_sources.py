@@ -184,7 +184,8 @@ A = AnnotationSource("a", Path("a.jsonl"), "p")
     [
         (lambda: dataclasses.replace(A, weight=0.0), "expected a weight of more than 0 for a, got 0.0"),
         (lambda: dataclasses.replace(A, weight=float("nan")), "expected a weight of more than 0 for a, got nan"),
-        (lambda: dataclasses.replace(A, name="a/b"), "expected a name of letters, digits and . _ -, got 'a/b'"),
+        (lambda: dataclasses.replace(A, name=" "), "sources: expected a name on one line, got ' '"),
+        (lambda: dataclasses.replace(A, name="a\nb"), "sources: expected a name on one line, got 'a"),
         (lambda: TrainRewardConfig(sources=(A, A)), "sources: expected each name once, got a, a"),
         (lambda: TrainRewardConfig(sources=(A,), annotations=Path("b")), "one file or several of judged descriptions"),
     ],

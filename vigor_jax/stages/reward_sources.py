@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 from vigor_jax.data.batches.places import row_keys
 from vigor_jax.data.batches.tree_sequences import TreeEncoder, TreeSequence
@@ -122,7 +123,7 @@ def _read(source: Source, encoder: TreeEncoder, run_dir: Path) -> dict[str, list
             bad.append(BadRow(number, f"line {number}", image, str(error), f"{path}:{number}: {error}"))
         else:
             annotations[image] = [*group, annotation]
-    report = f"bad_annotations.{source.name}.jsonl" if source.name else "bad_annotations.jsonl"
+    report = f"bad_annotations.{quote(source.name, safe=' ')}.jsonl" if source.name else "bad_annotations.jsonl"
     settle(
         path, bad, len(found),
         skip=config.skip_bad, option="train_reward.skip_bad", report=run_dir / report, writes=is_first(),

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import re
 from pathlib import Path
 from typing import Literal
 
@@ -29,8 +28,8 @@ class AnnotationSource:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[\w.-]+", self.name):
-            raise InputError(f"sources: expected a name of letters, digits and . _ -, got {self.name!r}")
+        if not (self.name.strip() and self.name.isprintable()):
+            raise InputError(f"sources: expected a name on one line, got {self.name!r}")
         if not 0 < self.weight < math.inf:
             raise InputError(f"sources: expected a weight of more than 0 for {self.name}, got {self.weight}")
 
