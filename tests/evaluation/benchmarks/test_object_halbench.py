@@ -17,9 +17,9 @@ from vigor_jax.evaluation.benchmarks import object_halbench as halbench
 from vigor_jax.evaluation.benchmarks.object_halbench import Table
 from vigor_jax.evaluation.benchmarks.object_halbench_words import CHAIR_PAIRS, WordReader, entities, read_table
 from vigor_jax.evaluation.commands import object_halbench as command
+from vigor_jax.evaluation.halbench_metrics import halbench_metrics
 from vigor_jax.evaluation.image_names import ImageNames
 from vigor_jax.evaluation.judge.judge import MalformedReplyError
-from vigor_jax.evaluation.metrics import halbench_metrics
 from vigor_jax.evaluation.nltk_data import need
 from vigor_jax.evaluation.protocol import read_protocol
 
