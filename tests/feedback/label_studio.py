@@ -10,7 +10,7 @@ import urllib.request
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PYTHON = Path(os.environ.get("VIGOR_LABEL_STUDIO", ROOT / ".venv-label-studio" / "bin" / "python"))
+PYTHON = Path(os.environ.get("VIGOR_LABEL_STUDIO") or ROOT / ".venv-label-studio" / "bin" / "python")
 EMAIL, PASSWORD, TOKEN = "a@example.org", "secret123", "0123456789abcdef0123456789abcdef01234567"
 
 # The SDK is in the server's environment; all that this one has comes first.

@@ -109,9 +109,7 @@ def test_people_judge_and_it_comes_back(server, pushed, browser, tmp_path):
     def opened(task):
         page.goto(f"{address}/data?task={task}")
         page.get_by_text("What is wrong with each sentence?").wait_for()
-        page.wait_for_function(
-            "document.querySelectorAll('.lsf-outliner-item__title, [class*=outliner-item]').length > 2"
-        )
+        page.locator(".lsf-outliner-item__title, [class*=outliner-item]").nth(2).wait_for()
         time.sleep(1)
 
     def text_of(sentence):
