@@ -147,6 +147,36 @@ def test_kept_answers_are_read_back(
         assert metrics["questions"] == 4
 
 
+def test_answers_are_bound_to_what_a_protocol_asks(model: Path, files: Path, tmp_path: Path) -> None:
+    """A protocol sets the prompt and the length; with either of them changed, or without it, nothing is used again."""
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("benchmark: chair\nprompt: Say what you see.\nmax_new_tokens: 4\n")
+    command = ["chair", "--objects", files / "objects.json", "--model", model, "--images", files / "images"]
+    metrics = run(*command, "--protocol", mine, "--out", tmp_path / "out")
+    lines = [json.loads(line) for line in (tmp_path / "out" / "captions.jsonl").read_text().splitlines()]
+    assert {line["prompt"] for line in lines} == {"Say what you see."}
+    assert max(line["num_tokens"] for line in lines) <= 4
+    assert metrics["protocol"]["name"] == "mine"
+    assert run(*command, "--protocol", mine, "--out", tmp_path / "out") == metrics
+    with pytest.raises(
+        ValueError, match=r"sampling\.max_new_tokens: protocol mine of chair has 4, got 5; leave it out"
+    ):
+        run(*command, "--protocol", mine, "--sampling.max_new_tokens", 5, "--out", tmp_path / "new")
+    with pytest.raises(
+        ValueError, match=r"protocol mine of chair asks 'Say what you see\.', got 'Else\.'; leave it out"
+    ):
+        run(*command, "--protocol", mine, "--prompt", "Else.", "--out", tmp_path / "new")
+    for change, told in (
+        ("prompt: Tell.\nmax_new_tokens: 4\n", r'prompt "Say what you see\.", which is now "Tell\."'),
+        ("prompt: Say what you see.\nmax_new_tokens: 5\n", r"sampling\.max_new_tokens 4, which is now 5"),
+    ):
+        mine.write_text(f"benchmark: chair\n{change}")
+        with pytest.raises(ValueError, match=told):
+            run(*command, "--protocol", mine, "--out", tmp_path / "out")
+    with pytest.raises(ValueError, match=r'protocol "mine", which is now "own"'):
+        run(*command, "--out", tmp_path / "out")
+
+
 def test_another_protocol_in_the_same_folder_is_refused(model: Path, files: Path, tmp_path: Path) -> None:
     asked = ["--model", model, "--images", files / "images", "--sampling.max_new_tokens", 4, "--out", tmp_path]
     run("pope", "--questions", files / "random.json", *asked)

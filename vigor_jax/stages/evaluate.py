@@ -193,7 +193,8 @@ class EvaluateStage(Stage):
     def results(self, context: RunContext) -> list[Result]:
         config = self._config
         boxes = [path.with_name("instances.json") for path in config.refs if path.suffix in PICKLES]
-        given = (*config.objects, config.synonyms, *config.pope, *config.instances, *config.refs, *boxes)
+        protocol = Path(config.protocol)  # a name, or a file
+        given = (*config.objects, config.synonyms, *config.pope, *config.instances, *config.refs, *boxes, protocol)
         files = [path for path in given if path and path.is_file()]
         content = {"evaluate.files": [file_digest(path) for path in files]}
         settings = context.model_settings | fingerprint.of(config, self.name) | content

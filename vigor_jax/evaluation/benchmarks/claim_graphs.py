@@ -1,7 +1,7 @@
 """Graphs of captions by our own phrases and claims, where there is neither the authors' parser nor a judge.
 
-Relations are those of claims, such as "on" and "left", and attributes those of its list: colors, materials, patterns,
-shapes and sizes. Figures from these compare with each other only.
+Relations are those of claims: left, right, above, below, inside and on top, not "on" alone. Attributes are those of its
+list: colors, materials, patterns, shapes and sizes. Figures from these compare with each other only.
 """
 
 from collections.abc import Collection

@@ -7,6 +7,7 @@ words that name nothing visible, as the authors' script does.
 
 import ast
 import json
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -33,6 +34,8 @@ Heads are nouns without their attributes; subject and object are places in the l
 the description names.
 """
 PLACES = ("caption",)
+# A row of the dataset: among its keys, and not among texts, is one of its columns.
+_ROW = re.compile(r'\{("[^"]*": *"(?:[^"\\]|\\.)*", *)*"GT_Caption_\w+" *:')
 COLUMNS = ("GT_Caption_GPT4O", "GT_Caption_GPT4V", "GT_Caption_Gemini15Pro")
 
 
@@ -46,9 +49,10 @@ def read_references(path: Path) -> tuple[dict[str, list[str]], ImageNames]:
     if path.suffix == ".parquet":
         return _of_rows(_parquet(path), path)
     text = read_text(path).lstrip()
-    if COLUMNS[0] in text and not text.startswith("{\n"):
-        places = parse_list(text, path) if text.startswith("[") else parse_lines(text, path)
-        return _of_rows([row for _, row in places], path)
+    if text.startswith("["):
+        return _of_rows([row for _, row in parse_list(text, path)], path)
+    if _ROW.match(text):
+        return _of_rows([row for _, row in parse_lines(text, path)], path)
     return read_named_references(path)
 
 
