@@ -1,4 +1,4 @@
-"""The mask against ancestors found by following parents; states and gradients against separate sequences."""
+"""The mask against ancestors found by following parents; states, gradients and answers against separate sequences."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,6 @@ import pytest
 from flax import nnx
 
 from vigor_jax.data.batches.tree_batches import TreeRows
-from vigor_jax.data.batches.tree_sequences import NONE, PADDING, Tree
 from vigor_jax.inference.tree_attention import hidden_states_at, visible
 from vigor_jax.models.clip import ClipConfig
 from vigor_jax.models.llama import LlamaConfig
@@ -27,24 +26,23 @@ CONFIG = LlavaConfig(
 
 
 def random_tree(rng) -> tuple[np.ndarray, list[int]]:
-    """Tokens (position, candidate, sentence, limit) and the parent of each, the prefix's first having -1."""
-    tokens, parents = [], []
+    """The position of each token, and its parent, the prefix's first having -1."""
+    positions, parents = [], []
 
-    def grow(count: int, parent: int, candidate: int, sentence: int) -> int:
-        start = tokens[parent][0] + 1 if parent >= 0 else 0
-        for position in range(start, start + count):
-            tokens.append((position, candidate, sentence, position + 1 if sentence == NONE else start))
+    def grow(count: int, parent: int) -> int:
+        for _ in range(count):
+            positions.append(positions[parent] + 1 if parent >= 0 else 0)
             parents.append(parent)
-            parent = len(tokens) - 1
+            parent = len(parents) - 1
         return parent
 
-    prefix = grow(int(rng.integers(5, 9)), -1, NONE, NONE)
-    for candidate in range(rng.integers(1, 4)):
+    prefix = grow(int(rng.integers(5, 9)), -1)
+    for _ in range(rng.integers(1, 4)):
         end = prefix
-        for sentence in range(rng.integers(1, 4)):
-            end = grow(int(rng.integers(1, 5)), end, candidate, NONE)
-            grow(int(rng.integers(1, 4)), end, candidate, sentence)
-    return np.array(tokens, np.int32), parents
+        for _ in range(rng.integers(1, 4)):
+            end = grow(int(rng.integers(1, 5)), end)
+            grow(int(rng.integers(1, 4)), end)
+    return np.array(positions, np.int32), parents
 
 
 def ancestors(parents: list[int], token: int) -> list[int]:
@@ -52,16 +50,11 @@ def ancestors(parents: list[int], token: int) -> list[int]:
     return [*(ancestors(parents, parents[token]) if parents[token] >= 0 else []), token]
 
 
-def as_tree(tokens: np.ndarray, padding: int = 0) -> Tree:
-    padded = np.concatenate([tokens, np.tile(np.int32([0, PADDING, NONE, 1]), (padding, 1))])
-    return Tree(*(column[None] for column in padded.T))
-
-
 @pytest.mark.parametrize("seed", range(20))
 def test_visible_are_the_ancestors(seed):
-    tokens, parents = random_tree(np.random.default_rng(seed))
-    tree, count = as_tree(tokens, padding=3), len(tokens)
-    mask = np.asarray(visible(tree, tree))
+    positions, parents = random_tree(np.random.default_rng(seed))
+    count = len(positions)
+    mask = np.asarray(visible(np.pad(positions, (0, 3))[None], np.arange(count + 3)[None]))
     assert mask.shape == (1, count + 3, count + 3)
     for token in range(count):
         assert np.flatnonzero(mask[0, token]).tolist() == sorted(ancestors(parents, token))
@@ -75,14 +68,14 @@ def test_states_and_gradients_equal_those_of_sequences(scan, remat):
     for path, variable in param_paths(weights).items():
         values = rng.standard_normal(variable.get_value().shape, np.float32) * 0.08  # every layer is to matter
         variable.set_value(values + path.endswith("scale"))
-    tokens, parents = random_tree(rng)
-    count = len(tokens)
+    positions, parents = random_tree(rng)
+    count = len(positions)
     token_ids = rng.integers(0, 99, count + 4).astype(np.int32)
     token_ids[1:5] = IMAGE
     pixels = rng.integers(0, 256, (1, 1, 28, 28, 3)).astype(np.uint8)
     places = np.arange(count, dtype=np.int32)[None]
     nothing = np.zeros_like(places)
-    rows = TreeRows(token_ids[None], as_tree(tokens, padding=4), places, nothing, nothing, pixels)
+    rows = TreeRows(token_ids[None], np.pad(positions, (0, 4))[None], places, nothing, nothing, pixels)
     wanted = rng.standard_normal((count, CONFIG.text.hidden_size)).astype(np.float32)
 
     def in_tree(weights):
