@@ -18,9 +18,11 @@ from vigor_jax.models.cpu import einsum_float32
 from vigor_jax.models.layers import Attend, PerLayer
 from vigor_jax.models.llama import Llama
 from vigor_jax.models.vlm import Vlm
-from vigor_jax.parallel.sharding import batch_shards, constrain_batch, from_parts, in_parts
+from vigor_jax.parallel.sharding import batch_shards, constrain_batch, from_parts, in_parts, platform
 
-TOKENS_AT_ONCE = 8192  # of the rows on a device, whose keys and values are kept for their answers
+# Tokens of the rows on a device whose keys and values are kept at a time, by platform: half a megabyte a token of a 7B,
+# or a part of it where `tensor` splits heads. More would spare reading the weights again for the next rows' answers.
+TOKENS_AT_ONCE = {"cpu": 8192, "gpu": 8192, "tpu": 4096}
 
 
 def visible_until(positions: Int[Array, "B T"]) -> Int[Array, "B T"]:
@@ -82,8 +84,7 @@ def answer_places(
 ) -> Answers:
     """Runs rows in one pass, then extends all their suffixes together, one token at a time, until all have ended.
 
-    Keys and values of `TOKENS_AT_ONCE` tokens on a device are kept at a time, for they take half a megabyte a token
-    of a 7B; further rows follow when these have their answers.
+    Each device takes rows of `TOKENS_AT_ONCE` tokens at a time; further ones follow when these have their answers.
 
     Args:
       model: its layers stacked or separate.
@@ -99,7 +100,7 @@ def answer_places(
 
     num_rows, length = rows.token_ids.shape
     on_device = num_rows // batch_shards()
-    most = max(1, TOKENS_AT_ONCE // length)
+    most = max(1, TOKENS_AT_ONCE[platform()] // length)
     parts = next(parts for parts in range(1, on_device + 1) if on_device % parts == 0 and on_device // parts <= most)
     if parts == 1:
         return answer(rows)
