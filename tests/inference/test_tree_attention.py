@@ -1,4 +1,4 @@
-"""The mask against ancestors found by following parents; states and gradients against separate sequences."""
+"""The mask against ancestors found by following parents; states, gradients and answers against separate sequences."""
 
 import jax
 import jax.numpy as jnp
@@ -7,8 +7,8 @@ import pytest
 from flax import nnx
 
 from vigor_jax.data.batches.tree_batches import TreeRows
-from vigor_jax.data.batches.tree_sequences import NONE, PADDING, Tree
-from vigor_jax.inference.tree_attention import hidden_states_at, visible
+from vigor_jax.inference import tree_attention
+from vigor_jax.inference.tree_attention import answer_places, hidden_states_at, visible
 from vigor_jax.models.clip import ClipConfig
 from vigor_jax.models.llama import LlamaConfig
 from vigor_jax.models.llava import LlavaConfig
@@ -27,24 +27,23 @@ CONFIG = LlavaConfig(
 
 
 def random_tree(rng) -> tuple[np.ndarray, list[int]]:
-    """Tokens (position, candidate, sentence, limit) and the parent of each, the prefix's first having -1."""
-    tokens, parents = [], []
+    """The position of each token, and its parent, the prefix's first having -1."""
+    positions, parents = [], []
 
-    def grow(count: int, parent: int, candidate: int, sentence: int) -> int:
-        start = tokens[parent][0] + 1 if parent >= 0 else 0
-        for position in range(start, start + count):
-            tokens.append((position, candidate, sentence, position + 1 if sentence == NONE else start))
+    def grow(count: int, parent: int) -> int:
+        for _ in range(count):
+            positions.append(positions[parent] + 1 if parent >= 0 else 0)
             parents.append(parent)
-            parent = len(tokens) - 1
+            parent = len(parents) - 1
         return parent
 
-    prefix = grow(int(rng.integers(5, 9)), -1, NONE, NONE)
-    for candidate in range(rng.integers(1, 4)):
+    prefix = grow(int(rng.integers(5, 9)), -1)
+    for _ in range(rng.integers(1, 4)):
         end = prefix
-        for sentence in range(rng.integers(1, 4)):
-            end = grow(int(rng.integers(1, 5)), end, candidate, NONE)
-            grow(int(rng.integers(1, 4)), end, candidate, sentence)
-    return np.array(tokens, np.int32), parents
+        for _ in range(rng.integers(1, 4)):
+            end = grow(int(rng.integers(1, 5)), end)
+            grow(int(rng.integers(1, 4)), end)
+    return np.array(positions, np.int32), parents
 
 
 def ancestors(parents: list[int], token: int) -> list[int]:
@@ -52,16 +51,19 @@ def ancestors(parents: list[int], token: int) -> list[int]:
     return [*(ancestors(parents, parents[token]) if parents[token] >= 0 else []), token]
 
 
-def as_tree(tokens: np.ndarray, padding: int = 0) -> Tree:
-    padded = np.concatenate([tokens, np.tile(np.int32([0, PADDING, NONE, 1]), (padding, 1))])
-    return Tree(*(column[None] for column in padded.T))
+def random_model(rng, *, scan):
+    graphdef, weights = nnx.split(abstract_model(CONFIG, scan=scan))
+    for path, variable in param_paths(weights).items():
+        values = rng.standard_normal(variable.get_value().shape, np.float32) * 0.08  # every layer is to matter
+        variable.set_value(values + path.endswith("scale"))
+    return graphdef, weights
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_visible_are_the_ancestors(seed):
-    tokens, parents = random_tree(np.random.default_rng(seed))
-    tree, count = as_tree(tokens, padding=3), len(tokens)
-    mask = np.asarray(visible(tree, tree))
+    positions, parents = random_tree(np.random.default_rng(seed))
+    count = len(positions)
+    mask = np.asarray(visible(np.pad(positions, (0, 3))[None], np.arange(count + 3)[None]))
     assert mask.shape == (1, count + 3, count + 3)
     for token in range(count):
         assert np.flatnonzero(mask[0, token]).tolist() == sorted(ancestors(parents, token))
@@ -71,18 +73,15 @@ def test_visible_are_the_ancestors(seed):
 @pytest.mark.parametrize(("scan", "remat"), [(False, "none"), pytest.param(True, "full", marks=pytest.mark.slow)])
 def test_states_and_gradients_equal_those_of_sequences(scan, remat):
     rng = np.random.default_rng(1)
-    graphdef, weights = nnx.split(abstract_model(CONFIG, scan=scan))
-    for path, variable in param_paths(weights).items():
-        values = rng.standard_normal(variable.get_value().shape, np.float32) * 0.08  # every layer is to matter
-        variable.set_value(values + path.endswith("scale"))
-    tokens, parents = random_tree(rng)
-    count = len(tokens)
+    graphdef, weights = random_model(rng, scan=scan)
+    positions, parents = random_tree(rng)
+    count = len(positions)
     token_ids = rng.integers(0, 99, count + 4).astype(np.int32)
     token_ids[1:5] = IMAGE
     pixels = rng.integers(0, 256, (1, 1, 28, 28, 3)).astype(np.uint8)
     places = np.arange(count, dtype=np.int32)[None]
     nothing = np.zeros_like(places)
-    rows = TreeRows(token_ids[None], as_tree(tokens, padding=4), places, nothing, nothing, pixels)
+    rows = TreeRows(token_ids[None], np.pad(positions, (0, 4))[None], places, nothing, nothing, pixels)
     wanted = rng.standard_normal((count, CONFIG.text.hidden_size)).astype(np.float32)
 
     def in_tree(weights):
@@ -110,3 +109,38 @@ def test_states_and_gradients_equal_those_of_sequences(scan, remat):
         other = expected_grads[path.replace("k_proj.bias", "q_proj.bias")]
         difference = one[...] - expected_grads[path][...]
         assert np.linalg.norm(difference) <= 1e-5 * np.linalg.norm(other[...]), path
+
+
+def test_answers_do_not_depend_on_how_many_rows_are_kept(monkeypatch):
+    """That they are right, `tests.rewards.test_reward_model` says."""
+    rng = np.random.default_rng(2)
+    graphdef, weights = random_model(rng, scan=False)
+    length, num_rows, eos_id = 48, 4, 7
+    token_ids = rng.integers(0, 99, (num_rows, length)).astype(np.int32)
+    token_ids[:, 1:5] = IMAGE
+    pixels = rng.integers(0, 256, (num_rows, 1, 28, 28, 3)).astype(np.uint8)
+    positions, places = np.zeros((num_rows, length), np.int32), np.zeros((num_rows, 9), np.int32)
+    is_asked = np.zeros((num_rows, 9), np.float32)
+    for row in range(num_rows):
+        found, parents = random_tree(rng)
+        leaves = [token for token in range(len(found)) if token not in parents]
+        positions[row, : len(found)] = found
+        places[row, : len(leaves)], is_asked[row, : len(leaves)] = leaves, 1
+    rows = TreeRows(token_ids, positions, places, np.zeros_like(places), is_asked, pixels)
+    is_answer = jnp.arange(100) < 12  # few, so that answers end at different steps
+
+    def answers(num_rows_kept):
+        monkeypatch.setattr(tree_attention, "TOKENS_AT_ONCE", {"cpu": num_rows_kept * length})
+
+        def run(weights):
+            model = nnx.merge(graphdef, weights)
+            return answer_places(model, rows, jnp.arange(100), is_answer, num_tokens=5, eos_id=eos_id)
+
+        return jax.tree.map(np.asarray, jax.jit(run)(weights))
+
+    together, in_parts = answers(num_rows), answers(2)
+    np.testing.assert_allclose(in_parts.scores, together.scores, atol=1e-5 * np.abs(together.scores).max())
+    ended = np.cumsum(together.token_ids == eos_id, axis=-1) - (together.token_ids == eos_id) > 0
+    counts = (is_asked > 0)[..., None] & ~ended
+    assert len(set(counts.sum(-1)[is_asked > 0])) > 1
+    np.testing.assert_array_equal(np.where(counts, in_parts.token_ids, 0), np.where(counts, together.token_ids, 0))

@@ -1,4 +1,4 @@
-"""Attention over packed rows, by every implementation that runs here, against its formula in float64."""
+"""Attention over packed rows and trees, by every implementation that runs here, against its formula in float64."""
 
 import jax
 import jax.numpy as jnp
@@ -9,27 +9,45 @@ from vigor_jax.models import attention as module
 from vigor_jax.models.attention import attention, masked_attention
 
 
-def exact(q, k, v, segment_ids, d_out):
-    """Output and gradients of q, k and v, one segment and one head at a time, in float64."""
+def exact(q, k, v, sees, d_out):
+    """Output and gradients of q, k and v under a mask [B T S], one head at a time, in float64."""
     q, k, v, d_out = (np.asarray(x, np.float64) for x in (q, k, v, d_out))
     out, d_q, d_k, d_v = np.zeros_like(q), np.zeros_like(q), np.zeros_like(k), np.zeros_like(v)
     groups, scale = q.shape[2] // k.shape[2], q.shape[-1] ** -0.5
-    for row, ids in enumerate(np.asarray(segment_ids)):
-        for segment in np.unique(ids):
-            at = np.flatnonzero(ids == segment)
-            for head in range(q.shape[2]):
-                queries, keys = q[row, at, head], k[row, at, head // groups]
-                values, d = v[row, at, head // groups], d_out[row, at, head]
-                scores = np.where(np.tri(len(at), dtype=bool), queries @ keys.T * scale, -np.inf)
-                p = np.exp(scores - scores.max(1, keepdims=True))
-                p /= p.sum(1, keepdims=True)
-                d_p = d @ values.T
-                d_scores = p * (d_p - (p * d_p).sum(1, keepdims=True)) * scale
-                out[row, at, head] = p @ values
-                d_q[row, at, head] = d_scores @ keys
-                d_k[row, at, head // groups] += d_scores.T @ queries
-                d_v[row, at, head // groups] += p.T @ d
+    for row, head in np.ndindex(len(q), q.shape[2]):
+        queries, keys = q[row, :, head], k[row, :, head // groups]
+        values, d = v[row, :, head // groups], d_out[row, :, head]
+        scores = np.where(sees[row], queries @ keys.T * scale, -np.inf)
+        p = np.exp(scores - scores.max(1, keepdims=True))
+        p /= p.sum(1, keepdims=True)
+        d_p = d @ values.T
+        d_scores = p * (d_p - (p * d_p).sum(1, keepdims=True)) * scale
+        out[row, :, head] = p @ values
+        d_q[row, :, head] = d_scores @ keys
+        d_k[row, :, head // groups] += d_scores.T @ queries
+        d_v[row, :, head // groups] += p.T @ d
     return out, d_q, d_k, d_v
+
+
+def in_segments(segment_ids):
+    ids = np.asarray(segment_ids)
+    return (ids[:, :, None] == ids[:, None]) & np.tri(ids.shape[1], dtype=bool)
+
+
+def tree(length):
+    """Of two rows, of each key the query behind the last one that sees it: paths of several lengths in the first, which
+    padding follows, and one path alone in the second."""
+    first, start, rest = np.arange(1, length + 1), length // 3, (length // 2) // 3
+    first[:start] = 3 * rest + start
+    for branch in range(start, start + 3 * rest, rest):
+        first[branch : branch + rest] = branch + rest
+        first[branch + 5 : branch + 9] = branch + 9  # a suffix inside
+    return jnp.asarray(np.stack([first, np.full(length, length)]), jnp.int32)
+
+
+def in_tree(visible_until):
+    queries, until = np.arange(visible_until.shape[1])[:, None], np.asarray(visible_until)
+    return (queries < until[:, None]) & (queries >= queries.T)
 
 
 def inputs(length, heads, kv_heads, head_dim, segments):
@@ -43,13 +61,23 @@ def inputs(length, heads, kv_heads, head_dim, segments):
     return q, k, v, d_out, jnp.asarray(segment_ids)
 
 
-IMPLEMENTATIONS = {
-    "auto": lambda *args: attention(*args[:3], causal=True, segment_ids=args[3]),
-    "xla": lambda *args: attention(*args[:3], causal=True, segment_ids=args[3], implementation="xla"),
-    "by_heads": lambda *args: attention(*args[:3], causal=True, segment_ids=args[3], implementation="by_heads"),
-    "splash": lambda *args: module._splash(*args, interpret=True),
-    "pallas": lambda *args: module._flash(*args, interpret=True),
-}
+def attend(name, q, k, v, **numbers):
+    """Causal attention over rows that are packed, or trees, as `numbers` say."""
+    if name == "splash":
+        return module._splash(q, k, v, **numbers, interpret=True)
+    if name == "pallas":
+        return module._flash(q, k, v, **numbers, interpret=True)
+    return attention(q, k, v, causal=True, **numbers, implementation=name)
+
+
+def check(name, q, k, v, d_out, sees, **numbers):
+    @jax.jit
+    def run(q, k, v, d_out):
+        out, pull = jax.vjp(lambda q, k, v: attend(name, q, k, v, **numbers), q, k, v)
+        return out, *pull(d_out)
+
+    for got, expected in zip(run(q, k, v, d_out), exact(q, k, v, sees, d_out), strict=True):
+        np.testing.assert_allclose(got, expected, atol=5e-6, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -61,19 +89,35 @@ IMPLEMENTATIONS = {
         ("xla", 256, 2, 2, 8, (255, 1)),
         ("xla", 600, 4, 1, 8, (100, 300, 150)),  # segments that cross the blocks of queries
         ("splash", 256, 2, 1, 128, (100, 60, 37)),
+        ("splash", 200, 2, 1, 128, (100, 60, 37)),  # padded
         ("pallas", 256, 2, 1, 64, (100, 60, 37)),
     ],
 )
 def test_packed_rows_equal_each_segment_alone(name, length, heads, kv_heads, head_dim, segments):
     q, k, v, d_out, segment_ids = inputs(length, heads, kv_heads, head_dim, segments)
+    check(name, q, k, v, d_out, in_segments(segment_ids), segment_ids=segment_ids)
 
-    @jax.jit
-    def run(q, k, v, d_out):
-        out, pull = jax.vjp(lambda q, k, v: IMPLEMENTATIONS[name](q, k, v, segment_ids), q, k, v)
-        return out, *pull(d_out)
 
-    for got, expected in zip(run(q, k, v, d_out), exact(q, k, v, segment_ids, d_out), strict=True):
-        np.testing.assert_allclose(got, expected, atol=5e-6, rtol=0)
+@pytest.mark.parametrize(
+    ("name", "length", "heads", "kv_heads", "head_dim"),
+    [
+        ("auto", 50, 4, 2, 16),
+        ("by_heads", 300, 4, 1, 8),
+        ("xla", 600, 4, 1, 8),
+        ("splash", 384, 2, 1, 128),
+        ("splash", 320, 2, 2, 128),  # padded
+        pytest.param("splash", 640, 2, 1, 128, marks=[pytest.mark.slow, pytest.mark.main]),  # with blocks left out
+    ],
+)
+def test_trees_equal_the_formula_under_their_mask(name, length, heads, kv_heads, head_dim):
+    q, k, v, d_out, _ = inputs(length, heads, kv_heads, head_dim, (length,))
+    until = tree(length)
+    check(name, q, k, v, d_out, in_tree(until), visible_until=until)
+
+
+def test_causal_splash_takes_any_length():
+    q, k, v, d_out, _ = inputs(200, 2, 1, 128, (200,))
+    check("splash", q, k, v, d_out, np.repeat(np.tri(200, dtype=bool)[None], 2, 0))
 
 
 def test_one_segment_is_causal_attention():
@@ -102,8 +146,8 @@ def test_a_few_heads_at_a_time_are_the_plain_formula(causal):
 def test_a_few_heads_at_a_time_lose_nothing_in_16_bits():
     *numbers, segment_ids = inputs(300, 2, 2, 16, (100, 150))
     q, k, v, d_out = (x.astype(jnp.bfloat16) for x in numbers)
-    out, pull = jax.vjp(lambda q, k, v: IMPLEMENTATIONS["by_heads"](q, k, v, segment_ids), q, k, v)
-    for got, expected in zip((out, *pull(d_out)), exact(q, k, v, segment_ids, d_out), strict=True):
+    out, pull = jax.vjp(lambda q, k, v: attend("by_heads", q, k, v, segment_ids=segment_ids), q, k, v)
+    for got, expected in zip((out, *pull(d_out)), exact(q, k, v, in_segments(segment_ids), d_out), strict=True):
         assert got.dtype == jnp.bfloat16
         np.testing.assert_allclose(np.asarray(got, np.float64), expected, rtol=2**-8, atol=5e-6)  # one rounding
 
@@ -113,7 +157,8 @@ def test_a_few_heads_at_a_time_lose_nothing_in_16_bits():
     [
         ("cpu", jnp.float32, 1024, 128, "by_heads"),
         ("tpu", jnp.bfloat16, 1024, 128, "splash"),
-        ("tpu", jnp.bfloat16, 1000, 128, "xla"),
+        ("tpu", jnp.bfloat16, 320, 128, "splash"),
+        ("tpu", jnp.bfloat16, 100, 128, "xla"),
         ("tpu", jnp.bfloat16, 1024, 64, "xla"),
         ("gpu", jnp.bfloat16, 1024, 128, "pallas"),
         ("gpu", jnp.float32, 1024, 128, "xla"),
@@ -122,7 +167,24 @@ def test_a_few_heads_at_a_time_lose_nothing_in_16_bits():
 )
 def test_which_kernel_packed_rows_take(monkeypatch, backend, dtype, length, head_dim, expected):
     monkeypatch.setattr(module.jax, "default_backend", lambda: backend)
-    assert module._fastest_packed(jax.ShapeDtypeStruct((2, length, 4, head_dim), dtype)) == expected
+    q = jax.ShapeDtypeStruct((2, length, 4, head_dim), dtype)
+    assert module._fastest_packed(q) == expected
+    if backend == "tpu":  # which packed rows, trees and prompts take alike
+        assert module._fastest_tree(q) == module._fastest(q, q, True) == expected
+
+
+@pytest.mark.parametrize(
+    ("backend", "dtype", "length", "expected"),
+    [
+        ("cpu", jnp.float32, 2048, "by_heads"),
+        ("gpu", jnp.bfloat16, 2048, "cudnn"),
+        ("gpu", jnp.bfloat16, 2047, "xla"),
+        ("gpu", jnp.float32, 2048, "xla"),
+    ],
+)
+def test_which_kernel_trees_take(monkeypatch, backend, dtype, length, expected):
+    monkeypatch.setattr(module.jax, "default_backend", lambda: backend)
+    assert module._fastest_tree(jax.ShapeDtypeStruct((2, length, 4, 128), dtype)) == expected
 
 
 @pytest.mark.parametrize(

@@ -199,7 +199,7 @@ def test_a_row_is_its_prompt_and_its_responses(lengths, start, seed):
     responses = [rng.integers(50, 99, length).tolist() for length in lengths]
     row = response_row(prompt, responses)
     assert len(row.token_ids) == start + sum(lengths) - len(lengths)
-    sees = np.asarray(visible(*[type(row.tree)(*(x[None] for x in row.tree))] * 2))[0]
+    sees = np.asarray(visible(row.positions[None], np.arange(len(row.positions))[None]))[0]
     assert not np.triu(sees, 1).any()  # attention may skip what is behind a token
     place = iter(zip(row.places, row.targets, strict=True))
     for response in responses:
@@ -209,7 +209,7 @@ def test_a_row_is_its_prompt_and_its_responses(lengths, start, seed):
             # What the model has read there is the prompt and this response up to the token, each at its position.
             read = np.flatnonzero(sees[before])
             assert row.token_ids[read].tolist() == [*prompt, *response[:index]]
-            assert row.tree.positions[read].tolist() == list(range(start + index))
+            assert row.positions[read].tolist() == list(range(start + index))
     values = rng.standard_normal(sum(lengths)).astype(np.float32)
     padded = np.pad(values, (0, 3), constant_values=9)
     split = split_responses(padded, lengths, 6)

@@ -248,6 +248,24 @@ def constrain_batch(x: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, BATCH)
 
 
+def batch_shards() -> int:
+    """Inside jit: how many devices share the rows of a batch."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def in_parts(x: jax.Array, parts: int) -> jax.Array:
+    """Inside jit: [B, ...] → [parts, B / parts, ...] such that every device splits its own rows and none moves."""
+    x = x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+    mesh = jax.sharding.get_abstract_mesh()
+    return x if mesh.empty else jax.lax.with_sharding_constraint(x, P(None, *BATCH))
+
+
+def from_parts(x: jax.Array) -> jax.Array:
+    """The inverse of `in_parts`."""
+    return constrain_batch(x.swapaxes(0, 1).reshape(-1, *x.shape[2:]))
+
+
 def gather_fsdp(weight: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
     """Inside jit under a mesh: a weight whole but for its split over `tensor`, for use in one place of the model."""
     mesh = jax.sharding.get_abstract_mesh()

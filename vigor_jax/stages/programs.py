@@ -13,7 +13,6 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vigor_jax.data.batches.tree_batches import TreeRows
-from vigor_jax.data.batches.tree_sequences import Tree
 from vigor_jax.models.layers import stacks_inference
 from vigor_jax.models.lora import add_lora, lora_paths
 from vigor_jax.models.lora_config import LoraConfig
@@ -219,7 +218,7 @@ def tree_rows(model: VlmConfig, mesh: Mesh, rows: int, length: int, places: int)
     edge = model.vision.image_size
     ids, at = (array(mesh, (rows, size), jnp.int32) for size in (length, places))
     weights = array(mesh, (rows, places), jnp.float32)
-    return TreeRows(ids, Tree(ids, ids, ids, ids), at, at, weights, array(mesh, (rows, 1, edge, edge, 3), jnp.uint8))
+    return TreeRows(ids, ids, at, at, weights, array(mesh, (rows, 1, edge, edge, 3), jnp.uint8))
 
 
 def bytes_held(abstract: Any) -> int:

@@ -20,7 +20,7 @@ from vigor_jax.data.batches.loader import Rows
 from vigor_jax.errors import InputError
 from vigor_jax.models.lora import covered, lora_paths
 from vigor_jax.models.vlm import Vlm, param_paths
-from vigor_jax.parallel.sharding import BATCH
+from vigor_jax.parallel.sharding import in_parts
 from vigor_jax.parallel.xla_flags import compiler_options
 from vigor_jax.training.config import SftConfig, TrainingConfig
 from vigor_jax.training.losses import chunked_cross_entropy, supervised_first
@@ -221,7 +221,7 @@ def make_train_step(
         total, _ = jax.lax.scan(
             lambda total, rows: (jax.tree.map(jnp.add, total, part(rows)), None),
             zeros,
-            jax.tree.map(lambda x: _in_parts(x, config.accumulate), rows),
+            jax.tree.map(lambda x: in_parts(x, config.accumulate), rows),
         )
         return total
 
@@ -241,9 +241,3 @@ def make_train_step(
 
     options = compiler_options(jax.tree.leaves(shardings)[0].mesh)
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None), compiler_options=options)
-
-
-def _in_parts(x: Array, parts: int) -> Array:
-    """[B, ...] → [parts, B / parts, ...] such that every device splits its own rows and none moves."""
-    x = x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
-    return jax.lax.with_sharding_constraint(x, P(None, *BATCH))

@@ -10,12 +10,9 @@ from hypothesis import strategies as st
 from tests.tiny_tokenizer import build_tokenizer_dir
 from vigor_jax.data.batches.tree_batches import collate, padded_sizes
 from vigor_jax.data.batches.tree_sequences import (
-    NONE,
-    PADDING,
     QUESTIONS,
     Description,
     Row,
-    Tree,
     TreeEncoder,
     answer,
     asked,
@@ -59,29 +56,21 @@ def encode(encoder, *descriptions) -> Row:
     return encoder.row(sequence)
 
 
-def path_to(row: Row, candidate: int, sentence: int) -> list[int]:
-    """Indices of the tokens from the first to the last of a branch, in order of their positions."""
-    tree = row.tree
-    own = np.flatnonzero((tree.candidates == candidate) & (tree.sentences == sentence))
-    start = tree.positions[own[0]]
-    on_way = np.flatnonzero(
-        (tree.sentences == NONE) & np.isin(tree.candidates, [NONE, candidate]) & (tree.positions < start)
-    )
-    return [*on_way, *own]
+def paths(row: Row) -> list[np.ndarray]:
+    """What the last token of each branch sees: the tokens from the first to this one, in order of their positions."""
+    ends = np.flatnonzero(np.append(np.diff(row.positions) <= 0, True))
+    return [np.flatnonzero(sees) for sees in np.asarray(visible(row.positions[None], ends[None]))[0]]
 
 
 def test_a_row_written_out(tokenizer):
     encoder = make_encoder(tokenizer)
     row = encode(encoder, describe(0, "A dog. A cat."), describe(1, "A car."))
-    parts = [("prefix", NONE, NONE), (0, 0, NONE), (0, 0, 0), (0, 0, NONE), (0, 0, 1), (1, 1, NONE), (1, 1, 0)]
-    found = list(dict.fromkeys(zip(row.tree.candidates.tolist(), row.tree.sentences.tolist(), strict=True)))
-    assert found == list(dict.fromkeys((candidate, sentence) for _, candidate, sentence in parts))
     prefix, branch = len(encoder.prefix), len(encoder.header) + len(encoder.shared)
     first, second = (len(tokenizer.encode(text, prefix=False)) for text in ("\nA dog.", " A cat."))
     car = len(tokenizer.encode("\nA car.", prefix=False))
     starts = [(0, prefix), (prefix, first), (prefix + first, branch), (prefix + first, second)]
     starts += [(prefix + first + second, branch), (prefix, car), (prefix + car, branch)]
-    assert row.tree.positions.tolist() == [start + i for start, length in starts for i in range(length)]
+    assert row.positions.tolist() == [start + i for start, length in starts for i in range(length)]
     ends = np.cumsum([length for _, length in starts]) - 1
     assert row.places.tolist() == ends[[2, 4, 6]].tolist()
     assert set(row.targets) == {IGNORE_INDEX}
@@ -94,9 +83,7 @@ def test_paths_are_conversations(tokenizer, template):
     encoder = make_encoder(tokenizer, template=template)
     text, answers = "A dog.\nA cat.", ["0 object", "1"]
     row = encode(encoder, describe(0, text, answers))
-    tree = Tree(*(x[None] for x in row.tree))
-    assert not np.triu(visible(tree, tree)[0], 1).any()  # attention may skip what is behind a token
-    for sentence, (said, right) in enumerate(zip(("A dog.", text), answers, strict=True)):
+    for indices, said, right in zip(paths(row), ("A dog.", text), answers, strict=True):
         turns = (Turn("human", f"<image>\n{QUESTIONS['sentence']}\n{said}"), Turn("gpt", right))
         whole = encode_example(
             tokenizer,
@@ -106,13 +93,12 @@ def test_paths_are_conversations(tokenizer, template):
             num_image_tokens=NUM_IMAGE_TOKENS,
             max_length=999,
         )
-        indices = path_to(row, 0, sentence)
         assert row.token_ids[indices].tolist() == whole.token_ids[:-1].tolist()
-        assert row.tree.positions[indices].tolist() == list(range(len(indices)))
+        assert row.positions[indices].tolist() == list(range(len(indices)))
         learned = np.isin(row.places, indices)
         assert row.targets[learned].tolist() == whole.labels[whole.labels != IGNORE_INDEX].tolist()
         supervised = np.flatnonzero(whole.labels != IGNORE_INDEX)
-        assert row.tree.positions[row.places[learned]].tolist() == (supervised - 1).tolist()
+        assert row.positions[row.places[learned]].tolist() == (supervised - 1).tolist()
 
 
 @settings(max_examples=60, deadline=None)
@@ -126,12 +112,14 @@ def test_paths_spell_their_sentences(tokenizer, texts):
         row = encoder.row(sequence)
         prefix = len(encoder.prefix)
         assert row.token_ids[:prefix].tolist() == encoder.prefix
-        for index, description in enumerate(sequence.descriptions):
-            for sentence, span in enumerate(description.spans):
-                ids = row.token_ids[path_to(row, index, sentence)].tolist()
+        questions = iter(paths(row))
+        for description in sequence.descriptions:
+            for span in description.spans:
+                ids = row.token_ids[next(questions)].tolist()
                 said = description.text[description.spans[0].start : span.end]
                 spelled = tokenizer.decode([tokenizer.token_to_id("a"), *ids[prefix:]])
                 assert spelled.rstrip() == f"a\n{said} ASSISTANT:"
+        assert not list(questions)
 
 
 def test_spans_with_space_and_text_before(tokenizer):
@@ -178,7 +166,7 @@ def test_splits_by_candidate(tokenizer):
 def test_limits_are_exact(tokenizer, answers):
     description = describe(3, "A dog. A cat. A car.", answers)
     row = encode(make_encoder(tokenizer), description)
-    length, depth = len(row.token_ids), int(row.tree.positions.max()) + 1
+    length, depth = len(row.token_ids), int(row.positions.max()) + 1
     encode(make_encoder(tokenizer, max_length=length, max_position=depth), description)
     message = rf"a\.jpg: candidate 3 needs {length} tokens .* raise max_length \({length - 1}\) or shorten the text"
     with pytest.raises(InputError, match=message):
@@ -207,16 +195,13 @@ def test_collate(tokenizer):
     for index, row in ((0, rows[0]), (2, rows[1])):
         for padded, values, fill in (
             (batch.token_ids, row.token_ids, 7),
-            (batch.tree.positions, row.tree.positions, 0),
-            (batch.tree.candidates, row.tree.candidates, PADDING),
-            (batch.tree.sentences, row.tree.sentences, NONE),
-            (batch.tree.limits, row.tree.limits, 1),
+            (batch.positions, row.positions, 0),
             (batch.places, row.places, 0),
             (batch.targets, row.targets, IGNORE_INDEX),
             (batch.weights, row.weights, 0),
         ):
             assert padded[index, : len(values)].tolist() == values.tolist()
             assert set(padded[index, len(values) :]) <= {fill}
-    assert set(batch.tree.candidates[1]) == {PADDING}
+    assert not batch.positions[1].any()
     assert not batch.weights[1].any()
     assert batch.pixels is pixels

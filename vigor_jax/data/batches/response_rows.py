@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float32
 
-from vigor_jax.data.batches.tree_sequences import NONE, Row, Tree
+from vigor_jax.data.batches.tree_sequences import Row
 from vigor_jax.data.text.conversation import IGNORE_INDEX
 
 
@@ -29,7 +29,6 @@ def response_row(prompt_ids: Sequence[int], responses: Sequence[Sequence[int]]) 
     assert lengths.min(), "nothing can be said of a response of no tokens"
     targets = np.concatenate([np.asarray(response, np.int32) for response in responses])
     steps = np.concatenate([np.arange(length) for length in lengths]).astype(np.int32)  # within its response
-    candidates = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
     is_last = steps == np.repeat(lengths, lengths) - 1
     in_row = ~is_last
     # The place of a token is that of the one before it: the prompt's last for a first one.
@@ -37,11 +36,8 @@ def response_row(prompt_ids: Sequence[int], responses: Sequence[Sequence[int]]) 
     places = np.where(steps == 0, start - 1, before)
 
     positions = np.concatenate([np.arange(start), start + steps[in_row]]).astype(np.int32)
-    own = np.full(len(positions), NONE, np.int32)
-    own[start:] = candidates[in_row]
-    tree = Tree(positions, own, np.full_like(own, NONE), positions + 1)
     token_ids = np.concatenate([np.asarray(prompt_ids, np.int32), targets[in_row]])
-    return Row(token_ids, tree, places.astype(np.int32), targets, np.ones(len(targets), np.float32))
+    return Row(token_ids, positions, places.astype(np.int32), targets, np.ones(len(targets), np.float32))
 
 
 def last_token_row(prompt_ids: Sequence[int], responses: Sequence[Sequence[int]]) -> Row:
@@ -54,7 +50,7 @@ def last_token_row(prompt_ids: Sequence[int], responses: Sequence[Sequence[int]]
     row = response_row(prompt_ids, [[*response, 0] for response in responses])  # of which the added tokens are left out
     ends = np.cumsum([len(response) + 1 for response in responses]) - 1
     nothing = np.full(len(ends), IGNORE_INDEX, np.int32)
-    return Row(row.token_ids, row.tree, row.places[ends], nothing, np.ones(len(ends), np.float32))
+    return Row(row.token_ids, row.positions, row.places[ends], nothing, np.ones(len(ends), np.float32))
 
 
 def split_responses(

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 
 from vigor_jax.data.batches.loader import Batch, ordered_batches, shuffled_batches
-from vigor_jax.data.batches.tree_sequences import NONE, PADDING, Row, Tree, TreeEncoder, TreeSequence
+from vigor_jax.data.batches.tree_sequences import Row, TreeEncoder, TreeSequence
 from vigor_jax.data.images.preprocessing import Preprocessing, load_image, preprocess
 from vigor_jax.data.text.conversation import IGNORE_INDEX
 
@@ -20,7 +20,7 @@ class TreeRows(NamedTuple):
 
     Attributes:
         token_ids: padded on the right with the tokenizer's padding id.
-        tree: the same padded.
+        positions: see `Row`; padded with 0, so that padding sees nothing but itself.
         places: see `Row`; padded with 0.
         targets: padded with `IGNORE_INDEX`.
         weights: padded with 0.
@@ -29,7 +29,7 @@ class TreeRows(NamedTuple):
     """
 
     token_ids: Int32[Any, "B T"]
-    tree: Tree
+    positions: Int32[Any, "B T"]
     places: Int32[Any, "B P"]
     targets: Int32[Any, "B P"]
     weights: Float32[Any, "B P"]
@@ -54,15 +54,9 @@ def collate(
                 padded[index, : len(get(row))] = get(row)
         return padded
 
-    # Padding sees only itself and the first token of the prefix, and nothing else sees it.
     return TreeRows(
         pad(lambda row: row.token_ids, length, pad_id),
-        Tree(
-            positions=pad(lambda row: row.tree.positions, length, 0),
-            candidates=pad(lambda row: row.tree.candidates, length, PADDING),
-            sentences=pad(lambda row: row.tree.sentences, length, NONE),
-            limits=pad(lambda row: row.tree.limits, length, 1),
-        ),
+        pad(lambda row: row.positions, length, 0),
         pad(lambda row: row.places, num_places, 0),
         pad(lambda row: row.targets, num_places, IGNORE_INDEX),
         pad(lambda row: row.weights, num_places, 0, np.float32),

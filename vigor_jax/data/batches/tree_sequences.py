@@ -6,13 +6,13 @@ The reward model is asked of every sentence k of every description (ViGoR, secti
 
 All that these conversations share is in the row once: the prefix, which ends with the question's words. Each
 description is a response that continues the prefix, and each " ASSISTANT: ..." a suffix that continues the response
-where its sentence ends. Positions continue those of the path, so under the mask of `inference.tree_attention` each path
-reads like a separate conversation.
+where its sentence ends, and stands right behind it. Positions continue those of the path, so under the mask of
+`inference.tree_attention` each path reads like a separate conversation.
 """
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 from jaxtyping import Int32
@@ -34,9 +34,6 @@ QUESTIONS: dict[Per, str] = {
 GOOD, BAD = "1", "0"
 SEPARATOR = "\n"  # between the question and the description
 
-# Values of `Tree.candidates` and `Tree.sentences` that name no candidate or question.
-NONE, PADDING = -1, -2
-
 
 def answer(errors: Collection[ErrorType]) -> str:
     """What the model is to answer: "1", or "0" and the kinds of error, in the order of `ErrorType`."""
@@ -46,22 +43,6 @@ def answer(errors: Collection[ErrorType]) -> str:
 def asked(num_sentences: int, per: Per) -> tuple[int, ...]:
     """The sentences at whose end a question stands: all, or the last one."""
     return tuple(range(num_sentences)) if per == "sentence" else (num_sentences - 1,)
-
-
-class Tree(NamedTuple):
-    """Where each token of a row stands; `inference.tree_attention.visible` says what follows from it.
-
-    Attributes:
-        positions: of the path that the token belongs to.
-        candidates: index of its description in the row, `NONE` in the prefix, `PADDING` behind the last token.
-        sentences: number of its question within the description, `NONE` in prefix and responses.
-        limits: it sees tokens of prefix and response at positions below this.
-    """
-
-    positions: Int32[Any, "*B T"]
-    candidates: Int32[Any, "*B T"]
-    sentences: Int32[Any, "*B T"]
-    limits: Int32[Any, "*B T"]
 
 
 @dataclass(frozen=True)
@@ -105,7 +86,7 @@ class Row:
 
     Attributes:
         token_ids: int32 [T].
-        tree: int32 [T] each.
+        positions: int32 [T], of the path that the token belongs to: what continues it follows, at larger ones.
         places: int32 [P], the tokens after which the model is read: the last one before an answer can be told good or
             bad, one a question; or, to train on, the token before each one of the answers.
         targets: int32 [P], the tokens to be learned there; `IGNORE_INDEX` in questions.
@@ -113,7 +94,7 @@ class Row:
     """
 
     token_ids: np.ndarray
-    tree: Tree
+    positions: np.ndarray
     places: np.ndarray
     targets: np.ndarray
     weights: np.ndarray
@@ -226,17 +207,17 @@ class TreeEncoder:
             InputError: an answer does not begin like the good or the bad one.
         """
         writer = _RowWriter()
-        writer.add(self.prefix, 0, NONE, NONE)
-        for index, description in enumerate(sequence.descriptions):
+        writer.add(self.prefix, 0)
+        for description in sequence.descriptions:
             position = len(self.prefix)
             for sentence, ids in enumerate(self._segments(description)):
-                writer.add(ids, position, index, NONE)
+                writer.add(ids, position)
                 position += len(ids)
                 if sentence not in description.asked:
                     continue
                 question = description.asked.index(sentence)
                 learned = self._learned(sequence, description, question)
-                writer.add([*self.header, *(learned[:-1] or self.shared)], position, index, question)
+                writer.add([*self.header, *(learned[:-1] or self.shared)], position)
                 weight = 1.0 if description.weights is None else description.weights[question]
                 writer.supervise(learned or [IGNORE_INDEX], weight)
         return writer.finish()
@@ -283,26 +264,24 @@ class _RowWriter:
     """Collects the tokens of one row."""
 
     def __init__(self) -> None:
-        self._tokens: list[tuple[int, int, int, int, int]] = []
+        self._token_ids: list[int] = []
+        self._positions: list[int] = []
         self._supervised: list[tuple[int, int, float]] = []
 
-    def add(self, ids: Sequence[int], position: int, candidate: int, sentence: int) -> None:
-        for offset, token_id in enumerate(ids):
-            here = position + offset
-            limit = here + 1 if sentence == NONE else position
-            self._tokens.append((token_id, here, candidate, sentence, limit))
+    def add(self, ids: Sequence[int], position: int) -> None:
+        self._token_ids += ids
+        self._positions += range(position, position + len(ids))
 
     def supervise(self, targets: Sequence[int], weight: float) -> None:
         """The last `len(targets)` tokens are those after which `targets` come."""
-        first = len(self._tokens) - len(targets)
+        first = len(self._token_ids) - len(targets)
         self._supervised += [(first + i, target, weight) for i, target in enumerate(targets)]
 
     def finish(self) -> Row:
-        token_ids, positions, candidates, sentences, limits = np.asarray(self._tokens, np.int32).T
         places, targets, weights = zip(*self._supervised, strict=True)
         return Row(
-            token_ids,
-            Tree(positions, candidates, sentences, limits),
+            np.asarray(self._token_ids, np.int32),
+            np.asarray(self._positions, np.int32),
             np.asarray(places, np.int32),
             np.asarray(targets, np.int32),
             np.asarray(weights, np.float32),
