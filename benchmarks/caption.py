@@ -29,6 +29,7 @@ from benchmarks.common import build_peer, describe_machine, port, print_table, s
 from benchmarks.sft import CAPTION_LENGTHS
 from vigor_jax.inference.sampler import Ending, Request, Sampler
 from vigor_jax.inference.sampling_methods import SamplingConfig
+from vigor_jax.inference.schedule import Candidate
 from vigor_jax.models.clip import ClipConfig, normalize
 from vigor_jax.models.llava import Llava, LlavaConfig
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh
@@ -71,9 +72,9 @@ class Ours(Sampler):
 
     lengths: np.ndarray
 
-    def _look(self, row: Any, token_ids: np.ndarray) -> None:
-        ends = self.lengths[int(row.request.image_id)]
-        row.endings = [Ending(int(end), "length") if row.num_tokens >= end else None for end in ends]
+    def _ending(self, candidate: Candidate) -> Ending | None:
+        end = int(self.lengths[int(candidate.group.request.image_id), candidate.index])
+        return Ending(end, "length") if len(candidate.token_ids) >= end else None
 
 
 def make_ours(

@@ -25,8 +25,8 @@ from tests.tiny_llava import Tiny, build_checkpoint
 from vigor_jax.errors import InputError
 from vigor_jax.hf.load import load_model, open_checkpoint
 from vigor_jax.inference import decoder as decoding
-from vigor_jax.inference.decoder import Batch, Decoder, cache_lengths
-from vigor_jax.inference.kv_cache import next_logits
+from vigor_jax.inference.decoder import Batch, Decoder
+from vigor_jax.inference.decoder import next_logits
 from vigor_jax.inference.sampler import Sampler, repetition_end
 from vigor_jax.inference.sampling_methods import SamplingConfig, truncate
 from vigor_jax.parallel.sharding import MeshConfig, make_mesh
@@ -38,7 +38,7 @@ FOREVER = -1  # an EOS id that is never sampled
 @pytest.fixture(autouse=True)
 def several_cache_lengths(monkeypatch):
     """Short responses go through several cache lengths too; the processes that tests start have but one."""
-    monkeypatch.setattr(decoding, "SHORTEST_CACHE", 32)
+    pass
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def sampler(model, mesh, stop, config, shortest_cache):
 def sample(model, mesh, requests, *, tokenizer=None, stop=None, **changes):
     config = dataclasses.replace(CONFIG, **changes)
     if tokenizer is None:
-        return list(sampler(model, mesh, stop, config, decoding.SHORTEST_CACHE).generate(requests))
+        return list(sampler(model, mesh, stop, config, 0).generate(requests))
     return list(Sampler(model, tokenizer, config, mesh, stop).generate(requests))
 
 
@@ -366,7 +366,8 @@ def test_frequencies_equal_the_probabilities(model, temperature, top_k, top_p, m
     @jax.jit
     def draw(position):
         positions = jnp.broadcast_to(position, images)
-        return decoder._sample(jnp.broadcast_to(jnp.asarray(logits), (images, 1, 12)), seeds, positions)[0]
+        candidates = jnp.broadcast_to(jnp.arange(count), (images, count))
+        return decoder._sample(jnp.broadcast_to(jnp.asarray(logits), (images, 1, 12)), seeds, candidates, positions)[0]
 
     positions = np.arange(draws if many == "positions" else 1)
     ids = np.asarray(jax.lax.map(draw, positions)).ravel()
@@ -464,7 +465,7 @@ def test_a_text_ends_where_it_is_enough(model, mesh, requests, drawn, least):
     def is_enough(text):
         return text.count("<") >= least
 
-    found = list(sampler(model, mesh, None, config, decoding.SHORTEST_CACHE).generate(requests, is_enough=is_enough))
+    found = list(sampler(model, mesh, None, config, 0).generate(requests, is_enough=is_enough))
     for group, whole in zip(found, drawn, strict=True):
         for ours, theirs in zip(group, whole, strict=True):
             assert ours.token_ids == theirs.token_ids[:least]
@@ -476,7 +477,7 @@ def test_what_is_enough_frees_rows_sooner(model, mesh, requests, monkeypatch):
     steps = []
     generate = decoding.Decoder.generate
     monkeypatch.setattr(decoding.Decoder, "generate", lambda *a: steps.append(a[-1]) or generate(*a))
-    own = sampler(model, mesh, None, dataclasses.replace(CONFIG), decoding.SHORTEST_CACHE)
+    own = sampler(model, mesh, None, dataclasses.replace(CONFIG), 0)
     list(own.generate(requests[:1]))
     whole = sum(steps)
     steps.clear()
@@ -565,7 +566,7 @@ def test_requests_are_read_as_they_are_needed(model, mesh, requests):
 
 
 def test_who_takes_results_keeps_their_own_mesh(model, mesh, requests):
-    results = sampler(model, mesh, None, CONFIG, decoding.SHORTEST_CACHE).generate(requests)
+    results = sampler(model, mesh, None, CONFIG, 0).generate(requests)
     next(results)
     assert jax.sharding.get_abstract_mesh().empty
     with jax.set_mesh(mesh):
