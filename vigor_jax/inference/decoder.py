@@ -306,24 +306,23 @@ def next_logits(
     """Scores of what comes after the last token of each slot, and the keys and values of this token, [*L, B, K, H]."""
 
     def attend(q: Array, k: Array, v: Array, caches: Any) -> tuple[Array, tuple[Array, Array]]:
-        of_prompt, of_pages, of_call = caches
-        k, v = constrain_cache(k[:, 0], -3), constrain_cache(v[:, 0], -3)
+        of_prompt, of_pages, of_call = (Pages(*keys_and_values) for keys_and_values in caches)
+        queries, k, v = (x.reshape(-1, *x.shape[2:]) for x in (q, k, v))
         attended = paged_attention(
-            q[:, 0],
-            k,
-            v,
-            dataclasses.replace(prefix, keys=of_prompt[0], values=of_prompt[1]),
-            [Pages(*each) for each in of_pages],
-            dataclasses.replace(latest, keys=of_call[0], values=of_call[1]),
-            slots,
-            step,
-        )
-        return attended[:, None], (k, v)
+            queries, constrain_cache(k, -3), constrain_cache(v, -3),
+            dataclasses.replace(prefix, keys=of_prompt.keys, values=of_prompt.values),
+            [Pages(*both) for both in zip(of_pages.keys, of_pages.values, strict=True)],
+            dataclasses.replace(latest, keys=of_call.keys, values=of_call.values),
+            slots, step,
+        )  # fmt: skip
+        return attended.reshape(q.shape), (k, v)
 
-    caches = (prefix.keys, prefix.values), [], (latest.keys, latest.values)
-    caches = caches[0], tuple((each.keys, each.values) for each in pages), caches[2]
-    hidden, (keys, values) = llama(llama.embed(token_ids[:, None]), positions[:, None], attend, caches)
-    return llama.logits(hidden), keys, values
+    of_pages = tuple(each.keys for each in pages), tuple(each.values for each in pages)
+    caches = (prefix.keys, prefix.values), of_pages, (latest.keys, latest.values)
+    # Some slots stand where the decoder expects a sequence: to its layers they are only rows.
+    tokens, at = (x.reshape(-1, slots.of_rows.shape[1]) for x in (token_ids, positions))
+    hidden, (keys, values) = llama(llama.embed(tokens), at, attend, caches)
+    return llama.logits(hidden).reshape(len(token_ids), 1, -1), keys, values
 
 
 def of_slots(prefix: Prefix, slots: Slots) -> tuple[Int[Array, "B"], UInt32[Array, "B 2"], Int[Array, "B"]]:
