@@ -18,7 +18,6 @@ import itertools
 import os
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import numpy as np

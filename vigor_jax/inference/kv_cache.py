@@ -172,7 +172,9 @@ def specs_of(tree: Any, mesh: AbstractMesh | Mesh) -> Any:
         specs = jax.tree.map(lambda _: BATCH, part)
         if isinstance(part, Slots):
             return specs
-        split = [jax.tree.map(lambda x: cache_spec(x.shape, axes[type(part)], mesh), x) for x in (part.keys, part.values)]
+        split = [
+            jax.tree.map(lambda x: cache_spec(x.shape, axes[type(part)], mesh), x) for x in (part.keys, part.values)
+        ]
         return dataclasses.replace(specs, keys=split[0], values=split[1])
 
     return jax.tree.map(one, tree, is_leaf=lambda leaf: isinstance(leaf, Prefix | Pages | Latest | Slots))

@@ -10,7 +10,6 @@ from jaxtyping import Array, Float, Int
 
 from vigor_jax.inference.kv_cache import BLOCK, Latest, Pages, Prefix, Slots, cache_spec, on_each_part, specs_of
 from vigor_jax.models.cpu import einsum_float32
-from vigor_jax.parallel.sharding import BATCH
 
 
 def paged_attention(

@@ -1,11 +1,10 @@
-"""Sampling of responses: requests in, completed candidates out, in order; a slot that is free takes the next candidate."""
+"""Sampling of responses: requests in, completed candidates out, in order; a free slot takes the next candidate."""
 
 import bisect
 import collections
 import dataclasses
 import hashlib
 import json
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Literal, NamedTuple
@@ -121,9 +120,7 @@ class Sampler:
         config = dataclasses.replace(config, batch_size=round_up_batch(config.batch_size, mesh))
         self._model, self._tokenizer, self._config, self._mesh, self._stop = model.config, tokenizer, config, mesh, stop
         self._num_parts = round_up_batch(1, mesh)
-        self._decoder = Decoder(
-            model, config, is_answer(model.config, tokenizer), tokenizer.eos_id, self._num_parts
-        )
+        self._decoder = Decoder(model, config, is_answer(model.config, tokenizer), tokenizer.eos_id, self._num_parts)
         self._own_parts = frozenset(local_rows(self._num_parts, mesh))
         self._prefill_a_part = prefill_size(config.batch_size, mesh) // self._num_parts
         self._gather = jax.jit(lambda *arrays: arrays, out_shardings=NamedSharding(mesh, P()))
@@ -338,9 +335,9 @@ class _Generation:
         self._state = prefix, latest
         num_slots = len(self._parts) * self._decoder.num_slots
         self._usage.steps += self._added * num_slots
-        self._usage.tokens_read += self._added * (
-            len(self._parts) * num_blocks * BLOCK + num_slots
-        ) * self._decoder.steps
+        self._usage.tokens_read += (
+            self._added * (len(self._parts) * num_blocks * BLOCK + num_slots) * self._decoder.steps
+        )
 
     def _take_finished(self) -> None:
         """Slots whose candidates have ended are free from now on, and rows whose candidates all have."""

@@ -143,7 +143,7 @@ class Part:
                     heapq.heappush(self._free_rows, candidate.row)
 
     def tables(self, pages: np.ndarray, num_blocks: int) -> Slots:
-        """What the device has to know: `pages` as `place` gave them, and the owners of the first `num_blocks` blocks."""
+        """What the device has to know: `pages` are what `place` gave, owners those of the first `num_blocks` blocks."""
         num_slots = len(self.slots)
         rows, candidates, num_tokens = np.zeros((3, num_slots), np.int32)
         done, of_rows = np.ones(num_slots, bool), np.zeros(self._shape, np.int32)

@@ -278,14 +278,14 @@ def sampling_programs(
         _, pages, latest, _ = decoder.shapes(batch, capacity)
     flops, others = forward_flops(model, rows=rows, tokens=rows * length, images=rows), held_by_others
     prefill = lowered(decoder.lower_prefill)
-    yield Program(stage, "prefill", prefill, flops, held, rows, length, held_by_others=others + bytes_held((pages, latest)))
+    others += bytes_held((pages, latest))
+    yield Program(stage, "prefill", prefill, flops, held, rows, length, held_by_others=others)
     candidates = sampling.batch_size * sampling.num_candidates
     images_only = held - bytes_held(nnx.state(abstract.language_model))
     flops = forward_flops(model, rows=candidates, tokens=candidates * capacity, images=0)
     decode = lowered(decoder.lower_generate, capacity)
-    yield Program(
-        stage, "decode", decode, flops, held, candidates, capacity, steps=capacity, held_by_others=others + images_only
-    )
+    others = held_by_others + images_only
+    yield Program(stage, "decode", decode, flops, held, candidates, capacity, steps=capacity, held_by_others=others)
 
 
 def sampling_cost(sampling: SamplingConfig, images: int, work: Work, programs: Sequence[Cost]) -> tuple[int, float]:
