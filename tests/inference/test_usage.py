@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.sft import CAPTION_LENGTHS
 from tests.inference.run_sampling import CONFIG, make_requests
+from tests.inference.test_sampler import Words
 from tests.tiny_llava import Tiny, build_checkpoint
 from vigor_jax.hf.load import load_model, open_checkpoint
 from vigor_jax.inference.kv_cache import BLOCK
@@ -37,7 +38,7 @@ def sampler(tmp_path_factory):
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     model = load_model(checkpoint, mesh=mesh, dtype=jnp.float32, scan=False)
     config = dataclasses.replace(CONFIG, num_candidates=5, batch_size=4, max_new_tokens=400)
-    own = Given(model, checkpoint.tokenizer, config, mesh)
+    own = Given(model, Words(), config, mesh)
     own.request = make_requests(checkpoint, 1)[0]
     return own
 

@@ -7,6 +7,8 @@ token; here all of it is compiled. `inference.schedule` decides what goes where.
 import collections
 import copy
 import dataclasses
+import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,6 +31,7 @@ from vigor_jax.inference.kv_cache import (
     constrain_cache,
     constrain_state,
     insert_rows,
+    num_pages,
     on_each_part,
     specs_of,
     write_pages,
@@ -142,6 +145,11 @@ class Decoder:
         with jax.transfer_guard_host_to_device("allow"):  # one number for many tokens
             return self._generate_jit(self.weights, prefix, tuple(pages), latest, slots, np.int32(count))
 
+    def pages_to_read(self, num_pages: int) -> int:
+        """How many `Pages` have at least that many pages of a part of the mesh."""
+        totals = itertools.accumulate(self.block_counts, initial=0)
+        return next(count for count, total in enumerate(totals) if total * BLOCK >= num_pages)
+
     def lower_prefill(self, batch: Batch) -> jax.stages.Lowered:
         """`prefill`, not run: of shapes with shardings, under `jax.set_mesh`."""
         prefix, *_ = self.shapes(batch, 1)
@@ -160,14 +168,11 @@ class Decoder:
         return self._generate_jit.lower(self.weights, prefix, pages, latest, slots, count)
 
     def shapes(self, batch: Batch, capacity: int) -> tuple[Prefix, tuple[Pages, ...], Latest, Slots]:
-        """Shapes and shardings of all that `generate` takes, for prompts like those of a batch; see `lower_generate`."""
+        """Shapes and shardings of what `generate` takes, for prompts like those of a batch; see `lower_generate`."""
         mesh = _mesh_of(batch)
         prefix, latest = jax.eval_shape(self._init_state, self.weights, batch)
-        pages = []
-        while sum(some.num_blocks for some in pages) * BLOCK * PAGE < self._num_parts * self.num_slots * (
-            capacity - self.steps - 1
-        ) and len(pages) < len(self.block_counts):
-            pages.append(jax.eval_shape(lambda latest, i=len(pages): self._init_pages(latest, i), latest))
+        count = self.pages_to_read(num_pages(capacity) * self.num_slots)
+        pages = [jax.eval_shape(functools.partial(self._init_pages, index=i), latest) for i in range(count)]
         slots = self._slot_shapes(sum(some.num_blocks for some in pages))
 
         def placed(tree: Any) -> Any:
@@ -191,7 +196,7 @@ class Decoder:
         read = jax.eval_shape(self._read_prompts, weights, batch)
 
         def rows(path: Any, x: jax.ShapeDtypeStruct) -> Array:
-            """Like what was read of the prompts, with all the rows; keys and values may have an axis of layers first."""
+            """Like what was read of the prompts, with all the rows; an axis of layers may come first."""
             axis = x.ndim - 4 if path[0].name in ("keys", "values") else 0
             return jnp.zeros((*x.shape[:axis], self._num_parts * self.num_rows, *x.shape[axis + 1 :]), x.dtype)
 

@@ -1,9 +1,9 @@
 """What decoding holds on the device: prompts, pages with the tokens of candidates, and what the last call added.
 
-The keys and values of an image's prompt are stored once, in a row. Each of its candidates has a slot; its tokens are
-added to pages of `PAGE` of them, one page a call of the decoder, in any order. So a candidate takes the pages of its own
-text, and leaves them when it ends (vLLM's PagedAttention, Kwon et al. 2023). Nothing here is gathered to be read:
-`inference.paged_attention` takes queries to the pages, not pages to the queries.
+The keys and values of an image's prompt are stored once, in a row. Each of its candidates has a slot, and adds a page
+of `PAGE` tokens a call of the decoder. Pages may be anywhere. So a candidate takes the pages of its own text only, and
+gives them back when it ends (PagedAttention, Kwon et al. 2023). To be read, pages are not gathered:
+`inference.paged_attention` brings the queries to the pages.
 
 Rows, slots and pages belong to one part of the mesh, and are counted within it.
 """
@@ -101,12 +101,17 @@ class Slots:
     owners: Int[Array, "G BLOCK"]
 
 
+def num_pages(num_tokens: int) -> int:
+    """Pages of a text when its last tokens are added: those of the call that adds them are in none."""
+    return max(0, -(-(num_tokens - 1) // PAGE) - 1)
+
+
 def page_counts(max_new_tokens: int) -> list[int]:
     """Pages a slot, on the average, that can be read: 2, 3, 4, 6, 8, 12, ... and at most what all slots can fill.
 
     Texts that are short, or of different ages, do not pay for the longest that is allowed.
     """
-    most = -(-(max_new_tokens - 1) // PAGE) - 1  # what the last call adds is in no page
+    most = num_pages(max_new_tokens)
     steps = itertools.chain.from_iterable((2 * 2**i, 3 * 2**i) for i in itertools.count())
     return [*itertools.takewhile(lambda count: count < most, steps), most] if most > 0 else []
 

@@ -322,11 +322,10 @@ class _Generation:
         self._added = min(self._decoder.steps, max(left))
         if not self._added:
             return
-        counts, reach = self._decoder.block_counts, max(part.pages_reach for part in self._parts)
-        num_read = next(n for n in range(len(counts) + 1) if sum(counts[:n]) * BLOCK >= reach)
+        num_read = self._decoder.pages_to_read(max(part.pages_reach for part in self._parts))
         while len(self._pages) < num_read:
             self._pages.append(self._decoder.init_pages(latest, len(self._pages)))
-        num_blocks = sum(counts[:num_read])
+        num_blocks = sum(self._decoder.block_counts[:num_read])
         tables = [part.tables(pages, num_blocks) for part, pages in zip(self._parts, places, strict=True)]
         slots: Slots = shard_rows(jax.tree.map(lambda *each: np.concatenate(each), *tables), self._mesh)
         self._pages[:num_read], latest = self._decoder.generate(
