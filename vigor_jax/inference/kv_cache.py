@@ -107,13 +107,13 @@ def num_pages(num_tokens: int) -> int:
 
 
 def page_counts(max_new_tokens: int) -> list[int]:
-    """Pages a slot, on the average, that can be read: 2, 3, 4, 6, 8, 12, ... and at most what all slots can fill.
+    """Pages a slot, on the average, that can be read: 2, 3, 4, 5, 6, 8, 10, ... and at most what all slots can fill.
 
     Texts that are short, or of different ages, do not pay for the longest that is allowed.
     """
     most = num_pages(max_new_tokens)
-    steps = itertools.chain.from_iterable((2 * 2**i, 3 * 2**i) for i in itertools.count())
-    return [*itertools.takewhile(lambda count: count < most, steps), most] if most > 0 else []
+    steps = itertools.chain((2, 3), (count * 2**i for i in itertools.count() for count in (4, 5, 6)))
+    return [*itertools.takewhile(lambda count: count < most, steps), most] if most else []
 
 
 def block_counts(max_new_tokens: int, num_slots: int) -> list[int]:
