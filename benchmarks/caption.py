@@ -18,7 +18,6 @@ import itertools
 import os
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -29,6 +28,7 @@ from benchmarks.common import build_peer, describe_machine, port, print_table, s
 from benchmarks.sft import CAPTION_LENGTHS
 from vigor_jax.inference.sampler import Ending, Request, Sampler
 from vigor_jax.inference.sampling_config import SamplingConfig
+from vigor_jax.inference.schedule import Candidate
 from vigor_jax.models.clip import ClipConfig, normalize
 from vigor_jax.models.llava import Llava, LlavaConfig
 from vigor_jax.parallel.config import MeshConfig
@@ -72,9 +72,9 @@ class Ours(Sampler):
 
     lengths: np.ndarray
 
-    def _look(self, row: Any, token_ids: np.ndarray) -> None:
-        ends = self.lengths[int(row.request.image_id)]
-        row.endings = [Ending(int(end), "length") if row.num_tokens >= end else None for end in ends]
+    def _ending(self, candidate: Candidate) -> Ending | None:
+        end = int(self.lengths[int(candidate.group.request.image_id), candidate.index])
+        return Ending(end, "length") if len(candidate.token_ids) >= end else None
 
 
 def make_ours(

@@ -25,6 +25,7 @@ from vigor_jax.hf.weights.tensor_checks import Stored
 from vigor_jax.inference.policy import Policy
 from vigor_jax.inference.sampler import Completion, Ending, Sampler
 from vigor_jax.inference.sampling_config import SamplingConfig
+from vigor_jax.inference.schedule import Candidate
 from vigor_jax.models.llava import LlavaConfig
 from vigor_jax.models.lora_config import LoraConfig
 from vigor_jax.models.vlm import abstract_model, param_paths
@@ -239,9 +240,9 @@ class Lengths(Sampler):
 
     ends: dict[str, list[int]]
 
-    def _look(self, row: Any, token_ids: np.ndarray) -> None:
-        ends = self.ends[row.request.image_id]
-        row.endings = [Ending(end, "length") if row.num_tokens >= end else None for end in ends]
+    def _ending(self, candidate: Candidate) -> Ending | None:
+        end = self.ends[candidate.group.request.image_id][candidate.index]
+        return Ending(end, "length") if len(candidate.token_ids) >= end else None
 
 
 class Repeated:

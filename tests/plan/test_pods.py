@@ -81,7 +81,6 @@ def test_a_pod_of_16():
     assert [(each["stage"], each["name"]) for each in plan["estimates"]] == [
         ("sample", "prefill"),
         ("sample", "decode"),
-        ("sample", "growth"),
         ("score", "reward model"),
         ("sft", "update"),
     ]
@@ -119,7 +118,7 @@ def holds_all_together(plan, judge, *, devices, tensor):
     """Whatever runs, the sampler's weights are there, and a part of the learner's; in 16 bits."""
     assert plan["fits"]
     names = [each["name"] for each in plan["estimates"]]
-    assert names == ["hand-over", "prefill", "decode", "growth", judge, "score", "update"]
+    assert names == ["hand-over", "prefill", "decode", judge, "score", "update"]
     weights = 2 * sum(leaf.size for leaf in jax.tree.leaves(nnx.state(abstract_model(LlavaConfig()))))
     least = 0.99 * weights * (1 / tensor + 1 / devices)
     assert all(least < each["arguments"] < each["peak"] < each["memory"] for each in plan["estimates"])

@@ -1,12 +1,16 @@
-"""What decoding holds on the device: what the candidates of an image share, what each adds, and one step for all.
+"""What decoding holds on the device: prompts, pages with the tokens of candidates, and what the last call added.
 
-The keys and values of an image's prompt are stored once; each candidate only adds those of its own tokens. Rows begin
-at different times, but all write at the same place of their caches, which are rings: so a step writes one slice of each
-cache, in place, and how far back a row may look is said by the number of its tokens.
+The keys and values of an image's prompt are stored once, in a row. Each of its candidates has a slot, and adds a page
+of `PAGE` tokens a call of the decoder. Pages may be anywhere. So a candidate takes the pages of its own text only, and
+gives them back when it ends (PagedAttention, Kwon et al. 2023). To be read, pages are not gathered:
+`inference.paged_attention` brings the queries to the pages.
+
+Rows, slots and pages belong to one part of the mesh, and are counted within it.
 """
 
 import dataclasses
-import functools
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -15,16 +19,17 @@ from jax.sharding import AbstractMesh, Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from vigor_jax.models.cpu import einsum_float32
 from vigor_jax.models.layers import PerLayer
-from vigor_jax.models.llama import Llama
 from vigor_jax.parallel.sharding import BATCH
+
+PAGE = 16  # tokens, and steps of a call
+BLOCK = 8  # pages whose queries and keys are multiplied together: with 16 tokens each, a matrix of 128
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Prefix:
-    """What the candidates of an image share.
+    """What the candidates of an image share, and the first token of each.
 
     Keys are [I, K, H, S], in the order that a product with queries reads, values [I, K, S, H].
     """
@@ -33,6 +38,8 @@ class Prefix:
     values: PerLayer
     lengths: Int[Array, "I"]
     seeds: UInt32[Array, "I 2"]
+    token_ids: Int[Array, "I C"]
+    logprobs: Float[Array, "I C"]
 
     @property
     def capacity(self) -> int:
@@ -47,85 +54,135 @@ class Prefix:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class DecodeState:
-    """The candidates so far: N is the capacity in tokens, of which a row has taken `num_tokens`."""
+class Pages:
+    """Some of the pages: keys and values [G, K, T, H], of T = `BLOCK` · `PAGE` tokens in each of G blocks."""
 
-    token_ids: Int[Array, "I C N"]
-    logprobs: Float[Array, "I C N"]
-    done: Bool[Array, "I C"]
-    num_tokens: Int[Array, "I"]
+    keys: PerLayer
+    values: PerLayer
+
+    @property
+    def num_blocks(self) -> int:
+        """G."""
+        return int(jax.tree.leaves(self.keys)[0].shape[-4])
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class KVCache:
-    """Keys and values of the candidates' tokens, [I, K, C, T, H]: ring buffers over the steps.
-
-    Attributes:
-      keys: of T steps.
-      values: the same.
-      latest_keys: of the step after them, [I, K, C, 1, H]. The next step writes them before any layer reads: so XLA
-        sees that it need not keep the caches as they were.
-      latest_values: the same.
-      write_index: where the latest go, from 0 to T - 1.
-    """
+class Latest:
+    """What the last call added for each of B slots, in at most N steps: keys and values [N, B, K, H]."""
 
     keys: PerLayer
     values: PerLayer
-    latest_keys: PerLayer
-    latest_values: PerLayer
-    write_index: Int[Array, ""]
-
-    @property
-    def capacity(self) -> int:
-        """T."""
-        return int(jax.tree.leaves(self.keys)[0].shape[-2])
-
-    def pad_to(self, length: int) -> "KVCache":
-        """The same steps in a cache of `length` steps, the oldest first."""
-
-        def longer(cache: Array) -> Array:
-            return _pad(jnp.roll(cache, -self.write_index, -2), -2, length)
-
-        keys, values = jax.tree.map(longer, (self.keys, self.values))
-        return dataclasses.replace(
-            self, keys=keys, values=values, write_index=jnp.full_like(self.write_index, self.capacity)
-        )
+    token_ids: Int[Array, "B N"]
+    logprobs: Float[Array, "B N"]
 
 
-def insert_rows(old: Any, new: Any, rows: Int[Array, "R"]) -> Any:
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Slots:
+    """Which candidate is in which slot, and where its tokens are: what the host decides before a call.
+
+    Attributes:
+      rows: of each candidate's prompt.
+      candidates: its index among those of its image.
+      num_tokens: of its text so far; 1 is the first, from the prompt.
+      done: the slot is empty.
+      pages: where what the last call added goes; one too many for nowhere.
+      of_rows: the slot of each candidate of a row; any other for one that has none.
+      owners: the slot whose tokens a page holds; one too many for nobody's.
+    """
+
+    rows: Int[Array, "B"]
+    candidates: Int[Array, "B"]
+    num_tokens: Int[Array, "B"]
+    done: Bool[Array, "B"]
+    pages: Int[Array, "B"]
+    of_rows: Int[Array, "I C"]
+    owners: Int[Array, "G BLOCK"]
+
+
+def num_pages(num_tokens: int) -> int:
+    """Pages of a text when its last tokens are added: those of the call that adds them are in none."""
+    return max(0, -(-(num_tokens - 1) // PAGE) - 1)
+
+
+def page_counts(max_new_tokens: int) -> list[int]:
+    """Pages a slot, on the average, that can be read: 2, 3, 4, 5, 6, 8, 10, ... and at most what all slots can fill.
+
+    Texts that are short, or of different ages, do not pay for the longest that is allowed.
+    """
+    most = num_pages(max_new_tokens)
+    steps = itertools.chain((2, 3), (count * 2**i for i in itertools.count() for count in (4, 5, 6)))
+    return [*itertools.takewhile(lambda count: count < most, steps), most] if most else []
+
+
+def block_counts(max_new_tokens: int, num_slots: int) -> list[int]:
+    """Blocks of each `Pages` of a part of the mesh with that many slots; the first few hold `page_counts` of them."""
+    totals = [0, *(-(-count * num_slots // BLOCK) for count in page_counts(max_new_tokens))]
+    return [after - before for before, after in itertools.pairwise(totals) if after > before]
+
+
+def insert_rows(old: Prefix, new: Prefix, rows: Int[Array, "R"]) -> Prefix:
     """Writes the rows of `new` over those of `old`, each part of the mesh its rows; see `Batch.rows` of the decoder."""
 
-    def write(old: Any, new: Any, rows: Array) -> Any:
+    def write(old: Prefix, new: Prefix, rows: Array) -> Prefix:
         def one(spec: P, old: Array, new: Array) -> Array:
             layers = (slice(None),) * list(spec).index(BATCH[0])
             return old.at[(*layers, rows)].set(new, mode="drop")
 
         return jax.tree.map(one, specs, old, new, is_leaf=lambda leaf: isinstance(leaf, P))
 
+    specs = specs_of(old, jax.sharding.get_abstract_mesh())
+    return on_each_part(write, (specs, specs, BATCH), specs)(old, new, rows)
+
+
+def write_pages(pages: Sequence[Pages], latest: Latest, places: Int[Array, "B"]) -> tuple[Pages, ...]:
+    """Writes what the last call added into the page of each slot, see `Slots.pages`."""
+
+    def write(pages: Sequence[Pages], new: tuple[PerLayer, PerLayer], places: Array) -> tuple[Pages, ...]:
+        written, start = [], 0
+        for some in pages:
+            end = start + some.num_blocks * BLOCK
+            here = jnp.where((start <= places) & (places < end), places - start, end - start)
+
+            def one(old: Float[Array, "*L G K T H"], new: Float[Array, "*L N B K H"], here: Array = here) -> Array:
+                blocks = old.reshape(*old.shape[:-2], BLOCK, -1, old.shape[-1])
+                layers = (slice(None),) * (old.ndim - 4)
+                new = jnp.moveaxis(new, -3, 0).swapaxes(-3, -2)  # [B, *L, K, N, H]
+                blocks = blocks.at[(*layers, here // BLOCK, slice(None), here % BLOCK)].set(new, mode="drop")
+                return blocks.reshape(old.shape)
+
+            written.append(Pages(*jax.tree.map(one, (some.keys, some.values), new)))
+            start = end
+        return tuple(written)
+
     mesh = jax.sharding.get_abstract_mesh()
-    specs = specs_of(old, mesh)
-    if mesh.empty:
-        return write(old, new, rows)
-    return jax.shard_map(write, in_specs=(specs, specs, BATCH), out_specs=specs, check_vma=False)(old, new, rows)
+    specs, of_latest = specs_of(tuple(pages), mesh), specs_of(latest, mesh)
+    arguments = tuple(pages), (latest.keys, latest.values), places
+    return on_each_part(write, (specs, (of_latest.keys, of_latest.values), BATCH), specs)(*arguments)
+
+
+def on_each_part(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
+    """The function of what each part of the mesh holds, where rows, slots and pages are counted within it."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return function
+    return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
 def specs_of(tree: Any, mesh: AbstractMesh | Mesh) -> Any:
-    """How a part of the state is split: by rows, caches by heads too."""
-    axes = {Prefix: 4, KVCache: 5}
+    """How a part of the state is split: by rows, slots or blocks, and keys and values by heads too."""
+    axes = {Prefix: -4, Pages: -4, Latest: -3}
 
-    def one(part: Prefix | DecodeState | KVCache) -> Any:
-        specs = jax.tree.map(lambda x: BATCH if x.ndim else P(), part)
-        if isinstance(part, DecodeState):
+    def one(part: Prefix | Pages | Latest | Slots) -> Any:
+        specs = jax.tree.map(lambda _: BATCH, part)
+        if isinstance(part, Slots):
             return specs
-        caches = {
-            field.name: jax.tree.map(lambda x: cache_spec(x.shape, axes[type(part)], mesh), getattr(part, field.name))
-            for field in dataclasses.fields(part)
-            if field.name.endswith(("keys", "values"))
-        }
-        return dataclasses.replace(specs, **caches)
+        split = [
+            jax.tree.map(lambda x: cache_spec(x.shape, axes[type(part)], mesh), x) for x in (part.keys, part.values)
+        ]
+        return dataclasses.replace(specs, keys=split[0], values=split[1])
 
-    return jax.tree.map(one, tree, is_leaf=lambda leaf: isinstance(leaf, Prefix | DecodeState | KVCache))
+    return jax.tree.map(one, tree, is_leaf=lambda leaf: isinstance(leaf, Prefix | Pages | Latest | Slots))
 
 
 def constrain_state(part: Any) -> Any:
@@ -134,89 +191,20 @@ def constrain_state(part: Any) -> Any:
     return part if mesh.empty else jax.lax.with_sharding_constraint(part, specs_of(part, mesh))
 
 
-def _pad(x: Array, axis: int, length: int) -> Array:
-    return jnp.pad(x, [(0, length - x.shape[axis] if i == axis % x.ndim else 0) for i in range(x.ndim)])
-
-
-def constrain_cache(cache: Array, num_axes: int) -> Array:
-    """Keeps a cache split like the batch and the heads are: the first of its last `num_axes` axes are I and K."""
+def constrain_cache(cache: Array, axis: int) -> Array:
+    """Keeps keys or values split like the batch and the heads are: these are `axis` and the one after it."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return cache
-    return jax.lax.with_sharding_constraint(cache, cache_spec(cache.shape, num_axes, mesh))
+    return jax.lax.with_sharding_constraint(cache, cache_spec(cache.shape, axis, mesh))
 
 
-def cache_spec(shape: tuple[int, ...], num_axes: int, mesh: AbstractMesh | Mesh) -> P:
-    """The split of keys or values, of one layer or of all."""
-    layers = len(shape) - num_axes
-    heads = "tensor" if not mesh.empty and shape[layers + 1] % mesh.shape["tensor"] == 0 else None
-    return P(*(None,) * layers, *BATCH, heads)
+def cache_spec(shape: tuple[int, ...], axis: int, mesh: AbstractMesh | Mesh) -> P:
+    """The split of keys or values, of one layer or of all: `axis` is that of rows, slots or blocks, from the end."""
+    before = len(shape) + axis
+    heads = "tensor" if not mesh.empty and shape[before + 1] % mesh.shape["tensor"] == 0 else None
+    return P(*(None,) * before, *BATCH, heads)
 
 
-def next_logits(
-    llama: Llama, prefix: Prefix, state: DecodeState, cache: KVCache
-) -> tuple[Float[Array, "I C V"], KVCache]:
-    """Scores of each candidate's next token, and the cache, of which this token is now the latest."""
-
-    def write(old: Float[Array, "*L I K C T H"], latest: Float[Array, "*L I K C 1 H"]) -> Array:
-        return jax.lax.dynamic_update_slice_in_dim(old, latest, cache.write_index, axis=-2)
-
-    keys, values = jax.tree.map(write, (cache.keys, cache.values), (cache.latest_keys, cache.latest_values))
-    write_index = (cache.write_index + 1) % cache.capacity
-
-    before = state.num_tokens - 1  # tokens that the cache holds; this one it does not hold yet
-    latest = jnp.take_along_axis(state.token_ids, jnp.maximum(before, 0)[:, None, None], axis=2, mode="clip")[..., 0]
-    positions = jnp.broadcast_to((prefix.lengths + before)[:, None], latest.shape)
-    steps_ago = (write_index - 1 - jnp.arange(cache.capacity)) % cache.capacity
-    is_own = steps_ago < before[:, None]
-
-    def attend(
-        q: Float[Array, "I C N H"], k: Float[Array, "I C K H"], v: Float[Array, "I C K H"], cache: tuple[Array, ...]
-    ) -> tuple[Float[Array, "I C N H"], tuple[Array, Array]]:
-        shared_keys, shared_values, keys, values = cache
-        return _attention(q, k, v, shared_keys, shared_values, prefix.lengths, keys, values, is_own), (k, v)
-
-    caches = (prefix.keys, prefix.values, keys, values)
-    # The candidates of an image stand where the decoder expects a sequence: to its layers they are only rows.
-    hidden, kept = llama(llama.embed(latest), positions, attend, caches)
-
-    def as_latest(x: Float[Array, "*L I C K H"]) -> Float[Array, "*L I K C 1 H"]:
-        return constrain_cache(x.swapaxes(-3, -2)[..., None, :], 5)
-
-    latest_keys, latest_values = jax.tree.map(as_latest, kept)
-    return llama.logits(hidden), KVCache(keys, values, latest_keys, latest_values, write_index)
-
-
-def _attention(
-    q: Float[Array, "I C N H"],
-    k: Float[Array, "I C K H"],
-    v: Float[Array, "I C K H"],
-    shared_keys: Float[Array, "I K H S"],
-    shared_values: Float[Array, "I K S H"],
-    shared_lengths: Int[Array, "I"],
-    keys: Float[Array, "I K C T H"],
-    values: Float[Array, "I K C T H"],
-    is_own: Bool[Array, "I T"],
-) -> Float[Array, "I C N H"]:
-    """One query a candidate: one softmax, in float32, over its image's prompt, its own tokens so far, and itself.
-
-    The products take their axes in the order of the caches, and own keys stand first in theirs: otherwise XLA's CPU
-    backend transposes the caches for every token, which then takes 1.2 to 1.5 times as long.
-    """
-    num_kv_heads, head_dim = shared_keys.shape[1:3]
-    grouped = q.reshape(*q.shape[:2], num_kv_heads, -1, head_dim)
-    shared = einsum_float32("ickgh,ikhs->ikcgs", grouped, shared_keys)
-    own = einsum_float32("ikcth,ickgh->ikctg", keys, grouped).swapaxes(3, 4)
-    itself = einsum_float32("ickgh,ickh->ikcg", grouped, k)[..., None] * head_dim**-0.5
-    in_prompt = jnp.arange(shared.shape[-1]) < shared_lengths[:, None, None, None, None]
-    shared = jnp.where(in_prompt, shared * head_dim**-0.5, -jnp.inf)
-    own = jnp.where(is_own[:, None, None, None], own * head_dim**-0.5, -jnp.inf)
-
-    largest = functools.reduce(jnp.maximum, (x.max(-1, keepdims=True) for x in (shared, own, itself)))
-    shared, own, itself = (jnp.exp(x - largest) for x in (shared, own, itself))
-    total = sum(x.sum(-1, keepdims=True) for x in (shared, own, itself))
-    shared, own, itself = ((x / total).astype(values.dtype) for x in (shared, own, itself))
-    attended = einsum_float32("ikcgs,iksh->ikcgh", shared, shared_values)
-    attended += einsum_float32("ikcgt,ikcth->ikcgh", own, values)
-    attended += einsum_float32("ikcgt,ickh->ikcgh", itself, v)
-    return attended.astype(q.dtype).swapaxes(1, 2).reshape(q.shape)
+def _pad(x: Array, axis: int, length: int) -> Array:
+    return jnp.pad(x, [(0, length - x.shape[axis] if i == axis % x.ndim else 0) for i in range(x.ndim)])

@@ -1,11 +1,10 @@
-"""Sampling of responses: requests in, completed candidates out, in order; a row that is done takes the next request."""
+"""Sampling of responses: requests in, completed candidates out, in order; a free slot takes the next candidate."""
 
 import bisect
 import collections
 import dataclasses
 import hashlib
 import json
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Literal, NamedTuple
@@ -19,18 +18,17 @@ from jax.sharding import PartitionSpec as P
 from vigor_jax.data.text.tokenizer import Tokenizer
 from vigor_jax.errors import InputError
 from vigor_jax.inference.decoder import Batch, Decoder
-from vigor_jax.inference.kv_cache import DecodeState, KVCache, Prefix
+from vigor_jax.inference.kv_cache import BLOCK, Latest, Pages, Prefix, Slots
 from vigor_jax.inference.sampling_config import SamplingConfig
+from vigor_jax.inference.schedule import Candidate, Part, Usage
 from vigor_jax.models.vlm import Vlm, VlmConfig
 from vigor_jax.parallel.sharding import local_rows, round_up_batch, shard_rows
 
 FinishReason = Literal["stop", "length", "repetition"]
 
 IMAGE_READERS = 4
-# The host looks for what has ended, and fills its rows again, after every this many steps of the device.
-STEPS_BETWEEN_LOOKS = 16
-# A prefill is for a quarter of the rows, and waits until three quarters of it have prompts: the rest is wasted.
-PREFILL, FULL_ENOUGH = 1 / 4, 3 / 4
+# A prefill is for this share of a batch: the fewer prompts at a time, the more seldom one of them only fills it up.
+PREFILL = 1 / 8
 # Batches of requests that may wait where some part of the mesh is slower than the others.
 MOST_AHEAD = 4
 
@@ -88,23 +86,21 @@ class Ending(NamedTuple):
     reason: FinishReason
 
 
-@dataclasses.dataclass
-class _Row:
-    """A request under way: the limit of its candidates, whether a text may end, where they end, and how many tokens
-    they have."""
+@dataclasses.dataclass(eq=False)
+class _Group:
+    """A request under way: the limit of its candidates, whether a text may end, and what is completed."""
 
     number: int
     request: Request
     limit: int
     is_enough: Callable[[str], bool] | None
-    endings: list[Ending | None]
-    num_tokens: int = 1
+    completions: dict[int, Completion] = dataclasses.field(default_factory=dict)
 
 
 class Sampler:
     """Draws `num_candidates` responses to each request, `batch_size` requests at a time.
 
-    As soon as all candidates of a request have ended, the next request takes its row.
+    As soon as a candidate has ended, one of another request takes its slot.
 
     Args:
       model: its weights on `mesh`, its layers as `layers.stacks_inference` says. Every weight is read for every token,
@@ -113,6 +109,9 @@ class Sampler:
       config: how to sample.
       mesh: the batch is split over `data` x `fsdp`, and made larger where it does not divide.
       stop: text that ends an answer, as EOS does (`Template.stop`).
+
+    Attributes:
+      usage: what decoding did so far, and how much of it was of use.
     """
 
     def __init__(
@@ -120,12 +119,12 @@ class Sampler:
     ) -> None:
         config = dataclasses.replace(config, batch_size=round_up_batch(config.batch_size, mesh))
         self._model, self._tokenizer, self._config, self._mesh, self._stop = model.config, tokenizer, config, mesh, stop
-        self._decoder = Decoder(model, config, is_answer(model.config, tokenizer), tokenizer.eos_id)
         self._num_parts = round_up_batch(1, mesh)
+        self._decoder = Decoder(model, config, is_answer(model.config, tokenizer), tokenizer.eos_id, self._num_parts)
         self._own_parts = frozenset(local_rows(self._num_parts, mesh))
-        self._rows_a_part = config.batch_size // self._num_parts
         self._prefill_a_part = prefill_size(config.batch_size, mesh) // self._num_parts
         self._gather = jax.jit(lambda *arrays: arrays, out_shardings=NamedSharding(mesh, P()))
+        self.usage = Usage()
 
     @property
     def compilations(self) -> collections.Counter[str]:
@@ -170,9 +169,10 @@ class Sampler:
         """Most tokens of its candidates."""
         return min(self._config.max_new_tokens, self._model.text.max_position_embeddings - len(request.prompt_ids))
 
-    def _ending(self, token_ids: np.ndarray, limit: int, is_enough: Callable[[str], bool] | None) -> Ending | None:
-        """The earliest end among the tokens so far."""
+    def _ending(self, candidate: Candidate) -> Ending | None:
+        """The earliest end among its tokens so far."""
         ends: list[Ending] = []
+        token_ids, limit, is_enough = candidate.token_ids, candidate.group.limit, candidate.group.is_enough
         is_full, token_ids = len(token_ids) >= limit, token_ids[:limit]
         eos = np.flatnonzero(token_ids == self._tokenizer.eos_id)
         if eos.size:
@@ -188,38 +188,23 @@ class Sampler:
         ends += [Ending(limit, "length")] if is_full else []
         return min(ends, key=lambda ending: ending.num_tokens, default=None)
 
-    def _look(self, row: _Row, token_ids: np.ndarray) -> None:
-        """Finds the ends of its candidates."""
-        for candidate, ending in enumerate(row.endings):
-            if ending is None:
-                row.endings[candidate] = self._ending(token_ids[candidate, : row.num_tokens], row.limit, row.is_enough)
-
     def _has_stop(self, text: str) -> bool:
         return self._stop is not None and self._stop in text
 
-    def _completions(self, row: _Row, token_ids: np.ndarray, logprobs: np.ndarray) -> list[Completion]:
-        return [
-            self._completion(row.request, candidate, ending, token_ids[candidate], logprobs[candidate])
-            for candidate, ending in enumerate(row.endings)
-            if ending is not None  # each of them is
-        ]
-
-    def _completion(
-        self, request: Request, candidate: int, ending: Ending, token_ids: np.ndarray, logprobs: np.ndarray
-    ) -> Completion:
-        token_ids, logprobs = token_ids[: ending.num_tokens], logprobs[: ending.num_tokens]
+    def _completion(self, candidate: Candidate, ending: Ending) -> Completion:
+        token_ids, logprobs = candidate.token_ids[: ending.num_tokens], candidate.logprobs[: ending.num_tokens]
+        image_id = candidate.group.request.image_id
         if not np.isfinite(logprobs).all():
-            raise FloatingPointError(f"{request.image_id}: the model's scores are not finite; are its weights sound?")
+            raise FloatingPointError(f"{image_id}: the model's scores are not finite; are its weights sound?")
         text = self._tokenizer.decode(token_ids)
         text = text if self._stop is None else text.split(self._stop)[0]
-        ids = tuple(token_ids.tolist())
-        return Completion(request.image_id, candidate, text.strip(), ids, logprobs, ending.reason)
+        return Completion(image_id, candidate.index, text.strip(), tuple(token_ids.tolist()), logprobs, ending.reason)
 
 
 class _Generation:
-    """One run through requests: those that wait, the rows under way, and completions that others must come before.
+    """One run through requests: those that wait, those under way, and completions that others must come before.
 
-    Rows of a part of the mesh stand together, and have their own queue.
+    Each part of the mesh has its own queue.
     """
 
     def __init__(
@@ -231,15 +216,21 @@ class _Generation:
         is_enough: Callable[[str], bool] | None,
     ) -> None:
         self._sampler, self._requests, self._readers, self._seed = sampler, requests, readers, seed
-        self._is_enough = is_enough
+        self._is_enough, self._usage = is_enough, sampler.usage
         self._config, self._decoder, self._mesh = sampler._config, sampler._decoder, sampler._mesh
         self._num_taken = self._num_given = 0
-        self._waiting: list[collections.deque[tuple[_Row, Future | None]]] = [
+        self._waiting: list[collections.deque[tuple[_Group, Future | None]]] = [
             collections.deque() for _ in range(sampler._num_parts)
         ]
-        self._rows: list[_Row | None] = [None] * self._config.batch_size
+        decoder, num_candidates = self._decoder, self._config.num_candidates
+        num_pages = sum(decoder.block_counts) * BLOCK
+        self._parts = [
+            Part(decoder.num_rows, decoder.num_slots, num_candidates, num_pages) for _ in range(sampler._num_parts)
+        ]
         self._finished: dict[int, list[Completion]] = {}
-        self._state: tuple[Prefix, DecodeState, KVCache] | None = None
+        self._state: tuple[Prefix, Latest] | None = None
+        self._pages: list[Pages] = []
+        self._added = 0  # tokens, to each candidate, by the last call
 
     def run(self) -> Iterator[list[Completion]]:
         while self._advance():
@@ -248,23 +239,25 @@ class _Generation:
                 self._num_given += 1
 
     def _advance(self) -> bool:
-        """Fills free rows, and adds some tokens to all; whether there was anything left to do."""
+        """Reads prompts, and adds some tokens to all candidates; whether there was anything left to do."""
         # Not around `run`: the code that takes its results has its own mesh, or none.
         with jax.set_mesh(self._mesh):
             self._read_ahead()
-            while free := self._worth_prefilling():
-                self._prefill(free)
+            while any(counts := self._worth_prefilling()):
+                self._prefill(counts)
                 self._read_ahead()
-            if any(self._rows):
-                self._generate()
+            pages = [part.place(self._added) for part in self._parts]
+            if any(candidate for part in self._parts for candidate in part.slots):
+                self._generate(pages)
                 self._take_finished()
                 return True
         return False
 
     def _read_ahead(self) -> None:
-        """Takes requests, each part of the mesh in turn, until each has as many as it has rows."""
+        """Takes requests, each part of the mesh in turn, until each has as many as a batch has for it."""
         sampler, most = self._sampler, MOST_AHEAD * self._config.batch_size
-        while min(map(len, self._waiting)) < sampler._rows_a_part and sum(map(len, self._waiting)) < most:
+        enough = self._config.batch_size // sampler._num_parts
+        while min(map(len, self._waiting)) < enough and sum(map(len, self._waiting)) < most:
             request = next(self._requests, None)
             if request is None:
                 return
@@ -272,47 +265,44 @@ class _Generation:
             part = self._num_taken % sampler._num_parts
             reads = part in sampler._own_parts and request.pixels is not None
             image = self._readers.submit(pixels_of, request) if reads else None
-            endings: list[Ending | None] = [None] * self._config.num_candidates
-            row = _Row(self._num_taken, request, sampler._limit(request), self._is_enough, endings)
-            self._waiting[part].append((row, image))
+            group = _Group(self._num_taken, request, sampler._limit(request), self._is_enough)
+            self._waiting[part].append((group, image))
             self._num_taken += 1
 
-    def _worth_prefilling(self) -> list[list[int]]:
-        """Free rows of each part that a prefill now is for; nothing if it had better wait for more."""
-        size, most = self._sampler._rows_a_part, self._sampler._prefill_a_part
-        free = [
-            [place for place in range(size) if self._rows[part * size + place] is None][: min(most, len(waiting))]
-            for part, waiting in enumerate(self._waiting)
-        ]
-        found, in_reach = sum(map(len, free)), sum(min(most, len(waiting)) for waiting in self._waiting)
-        enough = min(math.ceil(FULL_ENOUGH * most * len(free)), in_reach)
-        return free if found and (found >= enough or not any(self._rows)) else []
+    def _worth_prefilling(self) -> list[int]:
+        """Prompts of each part for a prefill now; none if it had better wait for more."""
+        most = self._sampler._prefill_a_part
+        in_reach = [min(most, len(waiting)) for waiting in self._waiting]
+        counts = [min(count, part.free_rows) for count, part in zip(in_reach, self._parts, strict=True)]
+        starves = any(count and part.starves for count, part in zip(counts, self._parts, strict=True))
+        return counts if starves or counts == in_reach else []
 
-    def _prefill(self, free: list[list[int]]) -> None:
-        """Puts the requests that wait longest into free rows."""
-        size, most = self._sampler._rows_a_part, self._sampler._prefill_a_part
-        rows = np.full((len(free), most), size, np.int32)
-        taken: dict[int, tuple[_Row, Future | None]] = {}
-        for part, places in enumerate(free):
-            rows[part, : len(places)] = places
-            for i, place in enumerate(places):
+    def _prefill(self, counts: list[int]) -> None:
+        """Puts the requests that wait longest into free rows: as many of each part as it is told."""
+        most = self._sampler._prefill_a_part
+        rows = np.full((len(counts), most), self._decoder.num_rows, np.int32)
+        taken: dict[int, tuple[_Group, Future | None]] = {}
+        for part, count in enumerate(counts):
+            for i in range(count):
                 taken[part * most + i] = self._waiting[part].popleft()
-                self._rows[part * size + place] = taken[part * most + i][0]
+                rows[part, i] = self._parts[part].add(taken[part * most + i][0])
         batch = self._to_device(taken, rows.ravel())
-        prefix, state, cache = self._state or self._decoder.init_decode_state(batch)
+        prefix, latest = self._state or self._decoder.init_state(batch)
         prefix = self._decoder.pad_prefix(prefix, batch.token_ids.shape[1])
-        self._state = *self._decoder.prefill(prefix, state, batch), cache
+        self._state = self._decoder.prefill(prefix, batch), latest
+        self._usage.prompts_read += rows.size
+        self._usage.useful_prompts += len(taken)
 
-    def _to_device(self, taken: dict[int, tuple[_Row, Future | None]], rows: np.ndarray) -> Batch:
+    def _to_device(self, taken: dict[int, tuple[_Group, Future | None]], rows: np.ndarray) -> Batch:
         """Prompts by their place in the batch; what is left of it only fills up."""
         size, bucket, edge = len(rows), self._config.prompt_bucket, self._sampler._model.vision.image_size
-        longest = max(len(row.request.prompt_ids) for row, _ in taken.values())
+        longest = max(len(group.request.prompt_ids) for group, _ in taken.values())
         token_ids = np.zeros((size, -(-longest // bucket) * bucket), np.int32)
         lengths, seeds = np.ones(size, np.int32), np.zeros((size, 2), np.uint32)
-        has_image = any(row.request.pixels is not None for row, _ in taken.values())
+        has_image = any(group.request.pixels is not None for group, _ in taken.values())
         pixels = np.zeros((size, edge, edge, 3), np.uint8) if has_image else None
-        for place, (row, future) in taken.items():
-            request = row.request
+        for place, (group, future) in taken.items():
+            request = group.request
             lengths[place] = len(request.prompt_ids)
             token_ids[place, : lengths[place]] = request.prompt_ids
             seeds[place] = stream_seed(self._seed, request)
@@ -324,36 +314,66 @@ class _Generation:
         instructions = self._sampler._tokenizer.instruction_ids(words) if has_image else None
         return Batch(*shard_rows((token_ids, lengths, seeds, rows, pixels, instructions), self._mesh))
 
-    def _generate(self) -> None:
-        """Some more tokens for all rows."""
+    def _generate(self, places: list[np.ndarray]) -> None:
+        """Some more tokens for all candidates; `places` are the pages for those of the last call."""
         assert self._state is not None
-        prefix, state, cache = self._state
-        under_way = [row for row in self._rows if row]
-        count = min(STEPS_BETWEEN_LOOKS, max(row.limit - row.num_tokens for row in under_way))
-        if not count:
+        prefix, latest = self._state
+        left = [c.group.limit - max(1, len(c.token_ids)) for part in self._parts for c in part.slots if c]
+        self._added = min(self._decoder.steps, max(left))
+        if not self._added:
             return
-        for row in under_way:
-            row.num_tokens += count
-        longest = max(min(row.num_tokens, row.limit) for row in under_way)
-        capacity = next(length for length in self._decoder.cache_lengths if longest <= length)
-        cache = self._decoder.pad_cache(cache, capacity)
-        self._state = prefix, *self._decoder.generate(prefix, state, cache, count)
+        num_read = self._decoder.pages_to_read(max(part.pages_reach for part in self._parts))
+        while len(self._pages) < num_read:
+            self._pages.append(self._decoder.init_pages(latest, len(self._pages)))
+        num_blocks = sum(self._decoder.block_counts[:num_read])
+        tables = [part.tables(pages, num_blocks) for part, pages in zip(self._parts, places, strict=True)]
+        slots: Slots = shard_rows(jax.tree.map(lambda *each: np.concatenate(each), *tables), self._mesh)
+        self._pages[:num_read], latest = self._decoder.generate(
+            prefix, self._pages[:num_read], latest, slots, self._added
+        )
+        self._state = prefix, latest
+        num_slots = len(self._parts) * self._decoder.num_slots
+        self._usage.steps += self._added * num_slots
+        self._usage.tokens_read += (
+            self._added * (len(self._parts) * num_blocks * BLOCK + num_slots) * self._decoder.steps
+        )
 
     def _take_finished(self) -> None:
-        """Rows whose candidates have all ended are free from now on."""
+        """Slots whose candidates have ended are free from now on, and rows whose candidates all have."""
         assert self._state is not None
-        prefix, state, cache = self._state
-        token_ids, logprobs = jax.device_get(self._sampler._gather(state.token_ids, state.logprobs))
-        done = np.ones(state.done.shape, bool)
-        for place, row in enumerate(self._rows):
-            if row is None:
-                continue
-            self._sampler._look(row, token_ids[place])
-            done[place] = [ending is not None for ending in row.endings]
-            if done[place].all():
-                self._finished[row.number] = self._sampler._completions(row, token_ids[place], logprobs[place])
-                self._rows[place] = None
-        self._state = prefix, dataclasses.replace(state, done=shard_rows(done, self._mesh)), cache
+        prefix, latest = self._state
+        arrays = prefix.token_ids, prefix.logprobs, latest.token_ids, latest.logprobs
+        found = (np.split(x, len(self._parts)) for x in jax.device_get(self._sampler._gather(*arrays)))
+        for part, *tokens in zip(self._parts, *found, strict=True):
+            for slot, candidate in enumerate(part.slots):
+                if candidate is not None:
+                    self._add_tokens(candidate, slot, *tokens)
+            part.release()
+
+    def _add_tokens(
+        self,
+        candidate: Candidate,
+        slot: int,
+        first_ids: np.ndarray,
+        first_logprobs: np.ndarray,
+        token_ids: np.ndarray,
+        logprobs: np.ndarray,
+    ) -> None:
+        """What the last call added to a candidate, and its first token if that is new, too; looks for its end."""
+        before, place = max(1, len(candidate.token_ids)), (candidate.row, candidate.index)
+        if not len(candidate.token_ids):
+            candidate.token_ids, candidate.logprobs = first_ids[place][None], first_logprobs[place][None]
+        candidate.token_ids = np.append(candidate.token_ids, token_ids[slot, : self._added])
+        candidate.logprobs = np.append(candidate.logprobs, logprobs[slot, : self._added])
+        ending = self._sampler._ending(candidate)
+        after = len(candidate.token_ids) if ending is None else max(before, ending.num_tokens)
+        self._usage.useful_steps += after - before
+        self._usage.live_tokens_read += sum(range(before, after))
+        if ending is not None:
+            group, candidate.has_ended = candidate.group, True
+            group.completions[candidate.index] = self._sampler._completion(candidate, ending)
+            if len(group.completions) == self._config.num_candidates:
+                self._finished[group.number] = [group.completions[i] for i in range(self._config.num_candidates)]
 
 
 def check_request(request: Request, config: VlmConfig) -> None:

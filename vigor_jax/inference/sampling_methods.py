@@ -15,6 +15,7 @@ def sample_tokens(
     logits: Float[Array, "I #C V"],
     is_answer: Bool[np.ndarray, "V"],
     seeds: UInt32[Array, "I 2"],
+    candidates: Int[Array, "I C"],
     positions: Int[Array, "I"],
     config: SamplingConfig,
 ) -> tuple[Int[Array, "I C"], Float[Array, "I C"]]:
@@ -24,14 +25,15 @@ def sample_tokens(
       logits: scores, in float32; one row for all candidates, or one each.
       is_answer: which tokens may be drawn.
       seeds: where each row's random numbers start.
+      candidates: index of each among those of its image.
       positions: of the token in its text.
       config: how to draw.
     """
-    shape = (logits.shape[0], config.num_candidates, logits.shape[-1])
+    shape = (*candidates.shape, logits.shape[-1])
     scores = jnp.where(is_answer, logits, -jnp.inf)
     if config.temperature > 0:
         scores = truncate(scores / config.temperature, config.top_k, config.top_p)
-        keys = candidate_keys(seeds, config.num_candidates, positions)
+        keys = candidate_keys(seeds, candidates, positions)
         # Gumbel-max: the maximum of scores with this noise is a draw from their softmax.
         scores = scores + jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, shape[-1:])))(keys)
     token_ids = jnp.broadcast_to(cpu.argmax(scores), shape[:2])
@@ -65,11 +67,11 @@ def truncate(scores: Float[Array, "*B V"], top_k: int, top_p: float) -> Float[Ar
     return scores
 
 
-def candidate_keys(seeds: UInt32[Array, "I 2"], num_candidates: int, positions: Int[Array, "I"]) -> Array:
+def candidate_keys(seeds: UInt32[Array, "I 2"], candidates: Int[Array, "I C"], positions: Int[Array, "I"]) -> Array:
     """Random keys [I, C] of a token of each row. Threefry always, whatever the process's default is."""
 
     def key(seed: Array, candidate: Array, position: Array) -> Array:
         base = jax.random.wrap_key_data(seed, impl="threefry2x32")
         return jax.random.fold_in(jax.random.fold_in(base, candidate), position)
 
-    return jax.vmap(jax.vmap(key, (None, 0, None)), (0, None, 0))(seeds, jnp.arange(num_candidates), positions)
+    return jax.vmap(jax.vmap(key, (None, 0, None)))(seeds, candidates, positions)

@@ -14,7 +14,7 @@ plain form by time of this one, for the demo's model and for one of 640 units a 
 | `einsum_float32` | sampling in bfloat16, where the plain form runs at all | 0.94 | 0.90 |
 
 In three more places the order of things is what this backend needs, and costs nothing elsewhere: the products of
-`inference.kv_cache`, and the two programs a tensor in `hf.load` and in `hf.weights.merged`.
+`inference.paged_attention`, and the two programs a tensor in `hf.load` and in `hf.weights.merged`.
 """
 
 from typing import Any

@@ -56,10 +56,19 @@ class DecoderLayer(nnx.Module):
         self.head_dim = config.head_dim
 
     def __call__(
-        self, x: Float[Array, "B T D"], rotation: Float[Array, "2 B T 1 H"], attend: layers.Attend
+        self,
+        x: Float[Array, "B T D"],
+        rotation: Float[Array, "2 B T 1 H"],
+        attend: layers.Attend,
+        *,
+        decodes: bool = False,
     ) -> tuple[Float[Array, "B T D"], Any]:
         y = self.input_layernorm(x)
-        q, k, v = (proj(y).reshape(*y.shape[:2], -1, self.head_dim) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (proj(y) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        if decodes:
+            # Or XLA multiplies with kernels split by heads, and on TPUs copies them in that order at every step.
+            q, k, v = jax.lax.optimization_barrier((q, k, v))
+        q, k, v = (each.reshape(*y.shape[:2], -1, self.head_dim) for each in (q, k, v))
         attended, kept = attend(rotate(q, rotation), rotate(k, rotation), v)
         x = x + self.o_proj(attended.reshape(*y.shape[:2], -1))
         y = self.post_attention_layernorm(x)
@@ -137,7 +146,7 @@ class Llama(nnx.Module):
         rotation = rope(positions, self.config)
 
         def call(layer: DecoderLayer, x: Array, item: Any) -> tuple[Array, Any]:
-            return layer(x, rotation, lambda q, k, v: attend(q, k, v, item))
+            return layer(x, rotation, lambda q, k, v: attend(q, k, v, item), decodes=item is not None)
 
         x, kept = layers.apply_layers(self.layers, call, x, per_layer, num_layers=self.config.num_layers, remat=remat)
         return self.norm(x), kept

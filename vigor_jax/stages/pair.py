@@ -210,7 +210,7 @@ class PairStage(Stage):
     def cost(self, work: Work, programs: Sequence[Cost]) -> tuple[int, float]:
         """A step for each sentence of an answer and the one that finds its end, each as long as the longest."""
         steps = min(self._config.max_sentences, -(-work.answer // TOKENS_A_SENTENCE) + 1)
-        judges = [each for each in programs if each.name not in ("prefill", "decode", "growth")]
+        judges = [each for each in programs if each.name not in ("prefill", "decode")]
         calls, seconds = sampling_cost(self._config.sampling, work.images, work, programs)
         seconds += sum(-(-work.images // each.rows) * each.seconds for each in judges)
         return steps * calls, steps * seconds

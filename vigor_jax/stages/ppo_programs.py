@@ -161,7 +161,6 @@ def cost(config: PpoConfig, work: Work, programs: Sequence[Cost]) -> tuple[int, 
     turns = max(1.0, config.batch_size * config.sampling.num_candidates / decode.rows)
     seconds = math.ceil(config.batch_size / prefill.rows) * prefill.seconds
     seconds += (1 + (turns - 1) * share) * decode.seconds
-    by_name.pop("growth", None)
     times = {"score": 2, "update": config.ppo_epochs}
     for name, each in by_name.items():
         seconds += times.get(name, 1) * math.ceil(config.batch_size / each.rows) * each.seconds

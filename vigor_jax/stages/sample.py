@@ -208,7 +208,7 @@ class SampleStage(Stage):
 def sampling_programs(
     stage: str, sampling: SamplingConfig, abstract: Any, target: Target, *, held_by_others: int = 0
 ) -> Iterator[Program]:
-    """Prefill, decoding and the growth of the caches.
+    """Prefill and decoding.
 
     Args:
       stage: that samples.
@@ -221,7 +221,7 @@ def sampling_programs(
     sampling = dataclasses.replace(sampling, batch_size=round_up_batch(sampling.batch_size, mesh))
     rows, capacity = prefill_size(sampling.batch_size, mesh), min(sampling.max_new_tokens, sizes.response)
     length = -(-sizes.prompt // sampling.prompt_bucket) * sampling.prompt_bucket
-    decoder = Decoder(abstract, sampling, np.ones(model.text.vocab_size, bool), eos_id=2)
+    decoder = Decoder(abstract, sampling, np.ones(model.text.vocab_size, bool), 2, round_up_batch(1, mesh))
     edge = model.vision.image_size
     batch = Batch(
         token_ids=array(mesh, (rows, length), jnp.int32),
@@ -240,22 +240,17 @@ def sampling_programs(
 
     held = bytes_held(nnx.state(abstract))
     with jax.set_mesh(mesh):
-        prefix, state, cache = decoder.shapes(batch, capacity)
+        _, pages, latest, _ = decoder.shapes(batch, capacity)
     flops, others = forward_flops(model, rows=rows, tokens=rows * length, images=rows), held_by_others
     prefill = lowered(decoder.lower_prefill)
-    yield Program(stage, "prefill", prefill, flops, held, rows, length, held_by_others=others + bytes_held(cache))
+    others += bytes_held((pages, latest))
+    yield Program(stage, "prefill", prefill, flops, held, rows, length, held_by_others=others)
     candidates = sampling.batch_size * sampling.num_candidates
     images_only = held - bytes_held(nnx.state(abstract.language_model))
     flops = forward_flops(model, rows=candidates, tokens=candidates * capacity, images=0)
     decode = lowered(decoder.lower_generate, capacity)
-    yield Program(
-        stage, "decode", decode, flops, held, candidates, capacity, steps=capacity, held_by_others=others + images_only
-    )
-    if len(decoder.cache_lengths) > 1:  # the last time that the caches grow, both exist
-        others += held + bytes_held((prefix, state))
-        grow = lowered(decoder.lower_pad_cache, decoder.cache_lengths[-2], capacity)
-        flops = forward_flops(model, rows=candidates, tokens=0, images=0)
-        yield Program(stage, "growth", grow, flops, 0, candidates, 0, held_by_others=others)
+    others = held_by_others + images_only
+    yield Program(stage, "decode", decode, flops, held, candidates, capacity, steps=capacity, held_by_others=others)
 
 
 def sampling_cost(sampling: SamplingConfig, images: int, work: Work, programs: Sequence[Cost]) -> tuple[int, float]:
