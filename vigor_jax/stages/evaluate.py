@@ -33,7 +33,7 @@ from vigor_jax.evaluation.metrics import (
     table,
     warn,
 )
-from vigor_jax.evaluation.protocol import Protocol, own, read_protocol
+from vigor_jax.evaluation.protocol import Protocol, file_version, own, read_protocol
 from vigor_jax.hf.load import Checkpoint, open_checkpoint
 from vigor_jax.hf.peft import is_adapter
 from vigor_jax.inference.predictor import Predictor, Question, read_answers
@@ -101,7 +101,10 @@ def _chair(config: EvaluateConfig, predictor: Predictor, folder: Path, model: st
     reference = chair.read_objects(config.objects, synonyms)
     captions = _captions(config, reference.objects, predictor, folder, model)
     metrics = chair_metrics([chair.check_caption(image, text, reference) for image, text in captions])
-    protocol = own("chair").used(parser="singular" if synonyms else "names", images={"number": metrics["captions"]})
+    version = file_version(config.synonyms) if config.synonyms else None
+    protocol = own("chair").used(
+        parser="singular" if synonyms else "names", table=version, images={"number": metrics["captions"]}
+    )
     return {**metrics, "protocol": _of_captions(config, protocol)}
 
 

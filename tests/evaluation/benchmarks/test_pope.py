@@ -1,4 +1,5 @@
 import json
+import random
 import re
 from collections import Counter
 from dataclasses import asdict
@@ -15,6 +16,7 @@ from vigor_jax.evaluation.answer_matching import read_answers
 from vigor_jax.evaluation.benchmarks import pope
 from vigor_jax.evaluation.benchmarks.pope import PopeQuestion
 from vigor_jax.evaluation.benchmarks.pope_build import build_questions
+from vigor_jax.evaluation.metrics import pope_metrics
 
 REAL = Path(__file__).resolve().parents[4] / "shared" / "data" / "pope"
 SPLITS = ("random", "popular", "adversarial")
@@ -297,3 +299,40 @@ def test_the_real_files(split):
     ours = {build_questions({"a": [name], "b": ["x"]}, "random", per_image=2, seed=0)[0].text for name in names}
     slips = {"Is there an traffic light in the image?"} if split == "random" else set()
     assert {question.text for question in questions} - ours == slips
+
+
+SAID = ("Yes", "no.", "YES!", "I do not know", "Nothing", "yes and no", "maybe", "", "No, yesterday")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_figures_as_vcd_reads_answers(seed):
+    """500 answers in all; the loop of eval_pope.py, which looks for the label's word in the answer."""
+    rng = random.Random(seed)
+    labels = rng.choices(["yes", "no"], k=167)
+    texts = rng.choices(SAID, k=167)
+    counts = Counter()
+    for label, text in zip(labels, texts, strict=True):
+        if label == "yes":
+            counts["tp" if "yes" in text.lower().strip() else "fn"] += 1
+        else:
+            counts["tn" if "no" in text.lower().strip() else "fp"] += 1
+    questions = [PopeQuestion(i, f"{i % 9}.jpg", "Is it?", label) for i, label in enumerate(labels)]
+    found = pope_metrics({"random": (questions, texts)}, "contains")
+    precision, recall = counts["tp"] / (counts["tp"] + counts["fp"]), counts["tp"] / (counts["tp"] + counts["fn"])
+    wanted = {
+        "precision": precision,
+        "recall": recall,
+        "f1": 2 * precision * recall / (precision + recall),
+        "accuracy": (counts["tp"] + counts["tn"]) / 167,
+        "yes_ratio": (counts["tp"] + counts["fp"]) / 167,
+    }
+    assert {name: found["random"][name] for name in wanted} == pytest.approx(wanted, abs=1e-9)
+
+
+def test_the_protocol_says_how_answers_are_read():
+    split = {"random": ([PopeQuestion(1, "a.jpg", "Is it?", "yes")], ["Yes."])}
+    assert pope_metrics(split)["random"]["accuracy"] == 1
+    exact = pope_metrics(split, "exact")
+    assert exact["random"]["accuracy"] == exact["strict"]["random"]["accuracy"] == 0
+    with pytest.raises(InputError, match="expected a parser of first-sentence, exact, contains, got 'guess'"):
+        pope_metrics(split, "guess")
