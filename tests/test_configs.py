@@ -87,6 +87,7 @@ def test_command_line_wins_over_file_and_later_over_earlier(tmp_path):
 
 
 HELPED = (TrainConfig, DemoOptions, CaptionCommand, ExportCommand, EvaluatedModelConfig)
+EVALUATIONS = tuple(evaluate.command_class(name) for name in evaluate.COMMANDS)
 BASE = ["--run.dir", "r", "--model.path", "m"]
 REFUSED = {
     "abbreviated": ([*BASE, "--sft.epoch=3"], "unknown key sft.epoch; the nearest known one is sft.epochs"),
@@ -260,7 +261,7 @@ def test_what_has_no_meaning_for_a_section_is_no_option_of_it(key, where_it_is_o
     assert f"{key}," not in str(error.value)
 
 
-@pytest.mark.parametrize("command", [*HELPED, *evaluate.COMMANDS.values()], ids=lambda one: one.__name__)
+@pytest.mark.parametrize("command", [*HELPED, *EVALUATIONS], ids=lambda one: one.__name__)
 def test_help_says_what_every_option_means(command, capsys):
     """Also those that a class inherits, and those within sections; each in the words of its docstring."""
     with pytest.raises(SystemExit):
@@ -282,7 +283,7 @@ VALUES: dict[Any, tuple[Any, ...]] = {
     Path: (Path("some"), Path("other")),
     type(None): (None,),
 }
-COMMANDS = (*HELPED, *evaluate.COMMANDS.values())
+COMMANDS = (*HELPED, *EVALUATIONS)
 
 
 def schemas(schema: Any) -> Iterator[Any]:
