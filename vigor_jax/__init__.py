@@ -45,7 +45,7 @@ _PLACES = {
     "vigor_jax.errors": ("InputError",),
     "vigor_jax.inference.policy": ("Policy",),
     "vigor_jax.inference.responses": ("Response", "ResponseLogprobs"),
-    "vigor_jax.parallel.sharding": ("MeshConfig",),
+    "vigor_jax.parallel.config": ("MeshConfig",),
     "vigor_jax.records": ("Signal",),
     "vigor_jax.rewards.mentions": ("Phrase",),
     "vigor_jax.rewards.phrases": ("PhrasesConfig",),
