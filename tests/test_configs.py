@@ -87,6 +87,7 @@ def test_command_line_wins_over_file_and_later_over_earlier(tmp_path):
 
 
 HELPED = (TrainConfig, DemoOptions, CaptionCommand, ExportCommand, EvaluatedModelConfig)
+EVALUATIONS = tuple(evaluate.command_class(name) for name in evaluate.COMMANDS)
 BASE = ["--run.dir", "r", "--model.path", "m"]
 REFUSED = {
     "abbreviated": ([*BASE, "--sft.epoch=3"], "unknown key sft.epoch; the nearest known one is sft.epochs"),
@@ -110,7 +111,6 @@ REFUSED = {
     "a value in its place": ([*BASE, "--sft.lora", "3"], "sft.lora has options, such as --sft.lora.rank; give one"),
     "unknown remat": ([*BASE, "--sft.remat", "some"], "remat: expected one of none, dots, full"),
 }  # fmt: skip
-BENCHMARKS = tuple(map(evaluate.options_of, evaluate.COMMANDS))
 
 
 @pytest.mark.parametrize("what", REFUSED)
@@ -258,7 +258,7 @@ def test_what_has_no_meaning_for_a_section_is_no_option_of_it(key, where_it_is_o
     assert f"{key}," not in str(error.value)
 
 
-@pytest.mark.parametrize("command", [*HELPED, *BENCHMARKS], ids=lambda one: one.__name__)
+@pytest.mark.parametrize("command", [*HELPED, *EVALUATIONS], ids=lambda one: one.__name__)
 def test_help_says_what_every_option_means(command, capsys):
     """Also those that a class inherits, and those within sections; each in the words of its docstring."""
     with pytest.raises(SystemExit):
@@ -280,7 +280,7 @@ VALUES: dict[Any, tuple[Any, ...]] = {
     Path: (Path("some"), Path("other")),
     type(None): (None,),
 }
-COMMANDS = (*HELPED, *BENCHMARKS)
+COMMANDS = (*HELPED, *EVALUATIONS)
 
 
 def schemas(schema: Any) -> Iterator[Any]:

@@ -89,15 +89,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 print(f"not as the protocol says: {departure}")
 
 
-def options_of(name: str) -> type:
-    """The options of a benchmark."""
-    module, options = COMMANDS[name]
-    return getattr(importlib.import_module(f"vigor_jax.evaluation.commands.{module}"), options)
+def command_class(name: str) -> type:
+    """The options of a benchmark, a key of `COMMANDS`, with its `metrics`."""
+    module, of_command = COMMANDS[name]
+    found: type = getattr(importlib.import_module(f"vigor_jax.evaluation.commands.{module}"), of_command)
+    return found
 
 
 def _parse(name: str, arguments: Sequence[str]) -> tuple[Any, Any]:
     """The options of a benchmark, and what asks the model if they name one."""
-    kind = options_of(name)
+    kind = command_class(name)
     description = kind.__doc__ or ""
     if name in WITHOUT_A_MODEL:
         return cli.parse(kind, arguments, description=description), None

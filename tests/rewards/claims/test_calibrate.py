@@ -21,8 +21,7 @@ from vigor_jax.rewards.claims.calibrate import (
 )
 from vigor_jax.rewards.claims.cases import Case, Cases, says_wrong
 from vigor_jax.rewards.claims.claim import Attribute, Claim, Number, Place, Relation, Thing
-from vigor_jax.rewards.claims.clip_attributes import JudgedCrops
-from vigor_jax.rewards.claims.crops import ClipAttributesConfig, CropEvidence
+from vigor_jax.rewards.claims.crops import ClipAttributesConfig, CropEvidence, JudgedCrops
 from vigor_jax.rewards.claims.evidence import Evidence
 from vigor_jax.rewards.claims.judge import JudgeConfig, Truth
 from vigor_jax.rewards.claims.stream import ClaimReader

@@ -79,7 +79,7 @@ def merged_tensors(
                 rounding.add(update, value.astype(np.float32) - whole)
         if entry.name in (EMBEDDINGS, OUTPUT):
             value = _fit_vocabulary(value, vocab_size)
-        yield entry.name, np.ascontiguousarray(value.astype(dtype or before.dtype, copy=False))
+        yield entry.name, value.astype(dtype or before.dtype, copy=False)
 
 
 def write_tensors(
@@ -103,8 +103,14 @@ def write_tensors(
 
 
 def fetch(value: jax.Array, layer: int | None, axes: Axes) -> np.ndarray:
-    """One layer of a parameter on this host, gathered from wherever its parts are, its axes as on disk."""
+    """One layer of a parameter on this host, gathered from wherever its parts are, its axes as on disk.
+
+    Of one CPU device it is a view, which takes no memory and is turned when it is written.
+    """
     sharding = value.sharding
+    if len(sharding.device_set) == 1 and next(iter(sharding.device_set)).platform == "cpu":
+        whole = np.asarray(value)  # the same memory
+        return (whole if layer is None else whole[layer]).transpose(np.argsort(axes))
     if isinstance(sharding, NamedSharding):
         value = _gather(NamedSharding(sharding.mesh, P()), layer is not None)(value, layer)
     elif layer is not None:

@@ -5,7 +5,7 @@ import os
 import re
 import struct
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from vigor_jax.errors import InputError
-from vigor_jax.hf.weights.stored_tensor import StoredTensor, byte_view, damaged, row_major_strides
+from vigor_jax.hf.weights.stored_tensor import TURNED_ROWS, StoredTensor, byte_view, damaged, row_major_strides
 
 _DTYPES = {
     "BOOL": np.dtype(np.bool_),
@@ -98,7 +98,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: M
 
     Args:
         path: the file, which must not exist.
-        tensors: C-contiguous arrays of the types in `DTYPE_CODES`.
+        tensors: arrays of the types in `DTYPE_CODES`, in any order of axes.
         metadata: what the file is to say of itself, besides its format.
 
     Raises:
@@ -120,7 +120,17 @@ def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: M
     with open(path, "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for _, array in ordered:
-            file.write(byte_view(array))
+            for block in _blocks(array):
+                file.write(byte_view(block))
         file.flush()
         # Before the move to its name, lest a power cut leave a file of that name without its data.
         os.fsync(file.fileno())
+
+
+def _blocks(array: np.ndarray) -> Iterator[np.ndarray]:
+    """The elements in row-major order: a matrix that lies otherwise is turned a few rows at a time."""
+    if array.flags.c_contiguous or array.ndim < 2:
+        yield np.ascontiguousarray(array)
+        return
+    for row in range(0, len(array), TURNED_ROWS):
+        yield np.ascontiguousarray(array[row : row + TURNED_ROWS])

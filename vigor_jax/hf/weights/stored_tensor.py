@@ -19,7 +19,7 @@ from vigor_jax.errors import InputError
 
 # A strided read goes through a buffer of at most this many bytes.
 _BUFFER_BYTES = 8 << 20
-# Rows that are turned at a time: few enough for the processor's cache, five times faster than all at once.
+# Rows that are turned at a time: few enough for the cache of the processor, five times faster than all of them.
 TURNED_ROWS = 64
 # From this size on an array gets its own pages.
 _OWN_PAGES_BYTES = 1 << 20

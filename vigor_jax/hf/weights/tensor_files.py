@@ -142,7 +142,7 @@ class TensorWriter:
     The files are `model.safetensors`, or `model-00001-of-0000N.safetensors` and so on with
     `model.safetensors.index.json`. They are written in a folder `.model.partial` and take their names when
     the block ends without an exception; only then is an older checkpoint of the same stem removed. The
-    tensors of one shard are held in memory.
+    tensors of one shard are held until it is written, as they are: those that are views take no memory.
 
     Args:
         directory: where the files go; made if it is not there.
@@ -187,7 +187,7 @@ class TensorWriter:
         Raises:
             ValueError: the name was added before, or safetensors has no such dtype.
         """
-        array = np.asarray(array, order="C")
+        array = np.asarray(array)
         if array.dtype not in DTYPE_CODES:
             raise ValueError(f"{name!r} has the dtype {array.dtype}, which safetensors cannot hold")
         if name in self._shard_of:

@@ -6,8 +6,7 @@ from typing import Any
 
 from vigor_jax.records import CLAIM_KINDS, AnnotatedSentence, Annotation, ClaimKind, Verdict
 from vigor_jax.rewards.claims.claim import Attribute, Claim
-from vigor_jax.rewards.claims.clip_attributes import JudgedCrops
-from vigor_jax.rewards.claims.crops import CropEvidence
+from vigor_jax.rewards.claims.crops import CropEvidence, JudgedCrops
 from vigor_jax.rewards.claims.evidence import Detected, Evidence, evidence
 from vigor_jax.rewards.claims.judge import Truth
 from vigor_jax.rewards.claims.stream import ClaimReader

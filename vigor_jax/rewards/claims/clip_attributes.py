@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -19,7 +19,7 @@ from vigor_jax.hf.clip.checkpoint import ClipCheckpoint
 from vigor_jax.records import ScoreItem, Signal, Verdict
 from vigor_jax.rewards.claims.attributes import attributed_phrases, rival_values
 from vigor_jax.rewards.claims.claim import Attribute, Claim
-from vigor_jax.rewards.claims.crops import ClipAttributesConfig, CropEvidence, crop, probabilities
+from vigor_jax.rewards.claims.crops import ClipAttributesConfig, CropEvidence, JudgedCrops, crop, probabilities
 from vigor_jax.rewards.claims.evidence import BoxTuples, Detected
 from vigor_jax.rewards.claims.judge import Found, JudgeConfig, Truth, counted_boxes
 from vigor_jax.rewards.claims.repair import Repairs
@@ -38,22 +38,6 @@ Box: TypeAlias = tuple[float, ...]
 CROP_RULES = 1
 # The same things are named again and again. A point of ViT-L/14 takes 3 KB.
 MOST_PHRASES = 50_000
-
-
-class JudgedCrops(NamedTuple):
-    """A claim of attribute, and what crops say of it.
-
-    Attributes:
-        claim: The claim.
-        boxes: Where its thing was found, if it was.
-        evidence: What the crops say.
-        scores: What a wrong claim is repaired by, see `WrongClaim`.
-    """
-
-    claim: Claim
-    boxes: BoxTuples
-    evidence: CropEvidence
-    scores: Mapping[str, float]
 
 
 class _Shown(NamedTuple):

@@ -1,9 +1,10 @@
 """What crops of an image say of an attribute, by a CLIP: which crop, what it is compared with, right or wrong."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -11,6 +12,8 @@ from PIL import Image
 
 from vigor_jax import fingerprint
 from vigor_jax.errors import InputError
+from vigor_jax.rewards.claims.claim import Claim
+from vigor_jax.rewards.claims.evidence import BoxTuples
 from vigor_jax.rewards.claims.judge import Truth, any_of
 from vigor_jax.rewards.language.words import article
 
@@ -138,3 +141,19 @@ def probabilities(
     logits = scale * (crops[:, None].astype(np.float64) * texts[None]).sum(axis=-1)
     each = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return each / each.sum(axis=-1, keepdims=True)
+
+
+class JudgedCrops(NamedTuple):
+    """A claim of attribute, and what crops say of it.
+
+    Attributes:
+        claim: The claim.
+        boxes: Where its thing was found, if it was.
+        evidence: What the crops say.
+        scores: What a wrong claim is repaired by, see `WrongClaim`.
+    """
+
+    claim: Claim
+    boxes: BoxTuples
+    evidence: CropEvidence
+    scores: Mapping[str, float]
