@@ -146,9 +146,9 @@ class Decoder:
             return self._generate_jit(self.weights, prefix, tuple(pages), latest, slots, np.int32(count))
 
     def pages_to_read(self, num_pages: int) -> int:
-        """How many `Pages` have at least that many pages of a part of the mesh."""
-        totals = itertools.accumulate(self.block_counts, initial=0)
-        return next(count for count, total in enumerate(totals) if total * BLOCK >= num_pages)
+        """How many `Pages` are read, so that a part of the mesh has at least that many pages; one, if there are any."""
+        totals = itertools.accumulate(self.block_counts)
+        return next((count for count, total in enumerate(totals, 1) if total * BLOCK >= num_pages), 0)
 
     def lower_prefill(self, batch: Batch) -> jax.stages.Lowered:
         """`prefill`, not run: of shapes with shardings, under `jax.set_mesh`."""
