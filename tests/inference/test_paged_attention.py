@@ -10,14 +10,14 @@ from vigor_jax.inference.kv_cache import BLOCK, Latest, Pages, Prefix, Slots, bl
 
 
 def test_page_counts():
-    assert page_counts(512) == [2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 31]
-    assert page_counts(198) == [2, 3, 4, 5, 6, 8, 10, 12]
+    assert page_counts(512) == [4, 5, 6, 8, 10, 12, 16, 20, 24, 31]
+    assert page_counts(198) == [4, 5, 6, 8, 10, 12]
     assert page_counts(33) == [1]
     assert page_counts(17) == page_counts(1) == []
 
 
 def test_block_counts_hold_as_many_pages():
-    assert block_counts(512, 60) == [15, 8, 7, 8, 7, 15, 15, 15, 30, 30, 30, 53]
+    assert block_counts(512, 60) == [30, 8, 7, 15, 15, 15, 30, 30, 30, 53]
     assert block_counts(198, 2) == [1, 1, 1]
     assert sum(block_counts(512, 7)) * BLOCK >= 31 * 7
 

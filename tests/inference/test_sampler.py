@@ -25,7 +25,7 @@ from vigor_jax.errors import InputError
 from vigor_jax.hf.load import load_model, open_checkpoint
 from vigor_jax.inference import decoder as decoding
 from vigor_jax.inference.decoder import Batch, Decoder, next_logits
-from vigor_jax.inference.kv_cache import BLOCK
+from vigor_jax.inference.kv_cache import BLOCK, page_counts
 from vigor_jax.inference.sampler import Sampler, repetition_end
 from vigor_jax.inference.sampling_config import SamplingConfig
 from vigor_jax.inference.sampling_methods import truncate
@@ -548,9 +548,16 @@ def test_fifty_prompt_lengths_need_few_compilations(model, mesh, requests, check
         for length in range(1, 51)
     ]
     list(own.generate(mix))
-    print(own.compilations)
+    # Two buckets for prompts, each as wide as any was so far, and few numbers of pages.
+    most = len(page_counts(130))
+    assert 0 < own.compilations["init_pages"] <= most == 4
+    assert 0 < own.compilations["generate"] <= 2 * most
+    once = {"init_state": 1, "prefill": 2, "pad_prefix": 1}
+    assert {name: own.compilations[name] for name in once} == once
     list(own.generate(mix[::-1]))
-    print(own.compilations)
+    twice = {"init_state": 2, "prefill": 3, "pad_prefix": 1}
+    assert {name: own.compilations[name] for name in twice} == twice
+    assert own.compilations["generate"] <= 2 * most
     before = own.compilations.copy()
     list(own.generate(mix[::-1]))
     assert own.compilations == before
@@ -572,7 +579,6 @@ def test_requests_are_read_as_they_are_needed(model, mesh, requests):
     config = dataclasses.replace(CONFIG, batch_size=2, max_new_tokens=4)
     results = Sampler(model, Words(), config, mesh).generate(endless())
     assert [next(results)[0].image_id for _ in range(3)] == ["1", "2", "3"]
-    print(taken)
     assert len(taken) <= 8
     results.close()
     assert len(read) <= len(taken)

@@ -29,7 +29,7 @@ CAPTIONS = 96
 
 @pytest.fixture(autouse=True)
 def compiled_as_users_compile():
-    before = jax.config.jax_disable_most_optimizations
+    before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", before)

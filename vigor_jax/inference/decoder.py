@@ -147,9 +147,9 @@ class Decoder:
             return self._generate_jit(self.weights, prefix, tuple(pages), latest, slots, np.int32(count))
 
     def pages_to_read(self, num_pages: int) -> int:
-        """How many `Pages` have at least that many pages of a part of the mesh."""
-        totals = itertools.accumulate(self.block_counts, initial=0)
-        return next(count for count, total in enumerate(totals) if total * BLOCK >= num_pages)
+        """How many `Pages` are read, so that a part of the mesh has at least that many pages; one, if there are any."""
+        totals = itertools.accumulate(self.block_counts)
+        return next((count for count, total in enumerate(totals, 1) if total * BLOCK >= num_pages), 0)
 
     def lower_prefill(self, batch: Batch) -> jax.stages.Lowered:
         """`prefill`, not run: of shapes with shardings, under `jax.set_mesh`."""
@@ -174,7 +174,8 @@ class Decoder:
         prefix, latest = jax.eval_shape(self._init_state, self.weights, batch)
         count = self.pages_to_read(num_pages(capacity) * self.num_slots)
         pages = [jax.eval_shape(functools.partial(self._init_pages, index=i), latest) for i in range(count)]
-        slots = self._slot_shapes(sum(some.num_blocks for some in pages))
+        num_blocks = sum(some.num_blocks for some in pages)
+        slots = jax.eval_shape(lambda: self._empty_slots(num_blocks))
 
         def placed(tree: Any) -> Any:
             specs = specs_of(tree, mesh)
@@ -184,12 +185,12 @@ class Decoder:
 
         return placed(prefix), placed(tuple(pages)), placed(latest), placed(slots)
 
-    def _slot_shapes(self, num_blocks: int) -> Slots:
-        num_slots = self._num_parts * self.num_slots
-        one = jax.ShapeDtypeStruct((num_slots,), np.int32)
-        done = jax.ShapeDtypeStruct((num_slots,), np.bool_)
-        of_rows = jax.ShapeDtypeStruct((self._num_parts * self.num_rows, self._sampling.num_candidates), np.int32)
-        return Slots(one, one, one, done, one, of_rows, jax.ShapeDtypeStruct((num_blocks, BLOCK), np.int32))
+    def _empty_slots(self, num_blocks: int) -> Slots:
+        num_slots, num_rows = self._num_parts * self.num_slots, self._num_parts * self.num_rows
+        integers, done = jnp.zeros(num_slots, jnp.int32), jnp.ones(num_slots, bool)
+        of_rows = jnp.zeros((num_rows, self._sampling.num_candidates), jnp.int32)
+        owners = jnp.zeros((num_blocks, BLOCK), jnp.int32)
+        return Slots(integers, integers, integers, done, integers, of_rows, owners)
 
     def _init_state(self, weights: nnx.State, batch: Batch) -> tuple[Prefix, Latest]:
         self.compilations["init_state"] += 1
@@ -207,10 +208,10 @@ class Decoder:
             return jnp.zeros((*layers, self.steps, num_slots, heads, head_dim), x.dtype)
 
         tokens = jnp.zeros((num_slots, self.steps))
-        latest = jax.tree.map(added, (read.values, read.values))
+        keys_or_values = jax.tree.map(added, read.values)
         return (
             constrain_state(jax.tree_util.tree_map_with_path(rows, read)),
-            constrain_state(Latest(*latest, tokens.astype(jnp.int32), tokens)),
+            constrain_state(Latest(keys_or_values, keys_or_values, tokens.astype(jnp.int32), tokens)),
         )
 
     def _init_pages(self, latest: Latest, index: int) -> Pages:

@@ -107,12 +107,12 @@ def num_pages(num_tokens: int) -> int:
 
 
 def page_counts(max_new_tokens: int) -> list[int]:
-    """Pages a slot, on the average, that can be read: 2, 3, 4, 5, 6, 8, 10, ... and at most what all slots can fill.
+    """Pages a slot, on the average, that can be read: 4, 5, 6, 8, 10, 12, ... and at most what all slots can fill.
 
-    Texts that are short, or of different ages, do not pay for the longest that is allowed.
+    A program is compiled for each. Texts of different ages do not pay for the longest that is allowed.
     """
     most = num_pages(max_new_tokens)
-    steps = itertools.chain((2, 3), (count * 2**i for i in itertools.count() for count in (4, 5, 6)))
+    steps = (count * 2**i for i in itertools.count() for count in (4, 5, 6))
     return [*itertools.takewhile(lambda count: count < most, steps), most] if most else []
 
 

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,9 +49,9 @@ def _attention(
     q: Float[Array, "B N H"],
     k: Float[Array, "B K H"],
     v: Float[Array, "B K H"],
-    prefix: Prefix,
-    pages: Sequence[Pages],
-    latest: Latest,
+    prefix: Any,
+    pages: Sequence[Any],
+    latest: Any,
     slots: Slots,
     step: Int[Array, ""],
 ) -> Float[Array, "B N H"]:
