@@ -115,7 +115,7 @@ def test_answers_do_not_depend_on_how_many_rows_are_kept(monkeypatch):
     """That they are right, `tests.rewards.test_reward_model` says."""
     rng = np.random.default_rng(2)
     graphdef, weights = random_model(rng, scan=False)
-    length, num_rows, eos_id = 48, 4, 7
+    length, num_rows = 80, 4  # longer than any such tree
     token_ids = rng.integers(0, 99, (num_rows, length)).astype(np.int32)
     token_ids[:, 1:5] = IMAGE
     pixels = rng.integers(0, 256, (num_rows, 1, 28, 28, 3)).astype(np.uint8)
@@ -127,20 +127,21 @@ def test_answers_do_not_depend_on_how_many_rows_are_kept(monkeypatch):
         positions[row, : len(found)] = found
         places[row, : len(leaves)], is_asked[row, : len(leaves)] = leaves, 1
     rows = TreeRows(token_ids, positions, places, np.zeros_like(places), is_asked, pixels)
-    is_answer = jnp.arange(100) < 12  # few, so that answers end at different steps
 
     def answers(num_rows_kept):
         monkeypatch.setattr(tree_attention, "TOKENS_AT_ONCE", {"cpu": num_rows_kept * length})
 
-        def run(weights):
+        def run(weights, eos_id):
             model = nnx.merge(graphdef, weights)
-            return answer_places(model, rows, jnp.arange(100), is_answer, num_tokens=5, eos_id=eos_id)
+            return answer_places(model, rows, jnp.arange(100), jnp.arange(100) < 90, num_tokens=5, eos_id=eos_id)
 
-        return jax.tree.map(np.asarray, jax.jit(run)(weights))
+        return jax.jit(run)
 
-    together, in_parts = answers(num_rows), answers(2)
+    run = answers(num_rows)
+    eos_id = run(weights, -1).token_ids[0, 0, 2]  # so that some answers end early
+    together, in_parts = (jax.tree.map(np.asarray, each(weights, eos_id)) for each in (run, answers(2)))
     np.testing.assert_allclose(in_parts.scores, together.scores, atol=1e-5 * np.abs(together.scores).max())
-    ended = np.cumsum(together.token_ids == eos_id, axis=-1) - (together.token_ids == eos_id) > 0
-    counts = (is_asked > 0)[..., None] & ~ended
-    assert len(set(counts.sum(-1)[is_asked > 0])) > 1
+    is_end = together.token_ids == eos_id
+    counts = (is_asked > 0)[..., None] & (np.cumsum(is_end, axis=-1) == is_end)  # nothing behind an end
+    assert (counts.sum(-1)[is_asked > 0] < 5).any()
     np.testing.assert_array_equal(np.where(counts, in_parts.token_ids, 0), np.where(counts, together.token_ids, 0))
