@@ -8,7 +8,8 @@ Both sides answer the same images and prompt (576 image tokens and 45 of text) w
 suppressed, at temperature 0.7. The peer is in `eval` and `inference_mode` with SDPA; of the batch sizes and caches
 given for it, each is measured once and the fastest is compared. The runs alternate, and the median is printed.
 With `--real-lengths` each candidate ends at a length drawn from `sft.CAPTION_LENGTHS`, and only tokens up to there
-count: ours continues with the next image when all candidates of one have ended, the peer when those of its batch have.
+count: ours continues with another candidate as soon as one has ended, the peer with other images when all candidates
+of its batch have.
 On a machine shared with others, `--one-core` pins both sides to one core and counts the process's own CPU seconds.
 """
 
