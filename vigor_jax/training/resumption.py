@@ -13,8 +13,8 @@ from vigor_jax.data.batches.places import (
     EMPTY,
     empty_update,
     fill_places,
-    hidden_states_at,
     learned_places,
+    read_places,
     write_places,
 )
 from vigor_jax.errors import InputError, StaleError
@@ -71,7 +71,7 @@ def hold_places(
 
     def compare() -> tuple[list[int] | None, dict[str, Any], np.ndarray | None]:
         start = latest_step(directory) or 0
-        places = hidden_states_at(path) if start else None
+        places = read_places(path) if start else None
         if places is None:
             return None, data.facts, data.keys
         record = Fields(read_record(directory, start)["fingerprint"], directory / str(start), "fingerprint.")

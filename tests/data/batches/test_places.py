@@ -12,8 +12,8 @@ from vigor_jax.data.batches.places import (
     EMPTY,
     empty_update,
     fill_places,
-    hidden_states_at,
     learned_places,
+    read_places,
     row_keys,
     write_places,
 )
@@ -101,18 +101,18 @@ def test_order_is_that_of_the_batches(tmp_path):
 
 def test_what_is_written_is_read(tmp_path):
     path = tmp_path / "rows" / "sft.npy"
-    assert hidden_states_at(path) is None
+    assert read_places(path) is None
     places = keys((2**64 - 1, "a"), (EMPTY, None), (3, "\ud800"))
     write_places(path, places)
-    np.testing.assert_array_equal(hidden_states_at(path), places)
+    np.testing.assert_array_equal(read_places(path), places)
     for content in (b"", b"x" * 40, path.read_bytes()[:-9]):
         path.write_bytes(content)
         with pytest.raises(InputError, match=r"sft\.npy: damaged"):
-            hidden_states_at(path)
+            read_places(path)
 
 
 @pytest.mark.parametrize("keys", [np.zeros((3, 3), np.uint64), np.zeros((3, 2)), np.zeros(4, np.uint64), np.uint64(1)])
 def test_an_array_that_is_no_list_of_keys_is_refused(tmp_path, keys):
     np.save(tmp_path / "sft.npy", keys)
     with pytest.raises(InputError, match=r"sft\.npy: damaged"):
-        hidden_states_at(tmp_path / "sft.npy")
+        read_places(tmp_path / "sft.npy")

@@ -31,7 +31,7 @@ def _digest(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode(errors="surrogatepass"), digest_size=8).digest(), "little")
 
 
-def hidden_states_at(path: Path) -> UInt64[np.ndarray, "N 2"] | None:
+def read_places(path: Path) -> UInt64[np.ndarray, "N 2"] | None:
     """What `write_places` wrote; None if the file does not exist.
 
     Raises:

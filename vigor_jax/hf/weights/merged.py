@@ -108,7 +108,8 @@ def fetch(value: jax.Array, layer: int | None, axes: Axes) -> np.ndarray:
     Of one CPU device it is a view, which takes no memory and is turned when it is written.
     """
     sharding = value.sharding
-    if len(sharding.device_set) == 1 and next(iter(sharding.device_set)).platform == "cpu":
+    devices: list[Any] = list(sharding.device_set)
+    if len(devices) == 1 and devices[0].platform == "cpu":
         whole = np.asarray(value)  # the same memory
         return (whole if layer is None else whole[layer]).transpose(np.argsort(axes))
     if isinstance(sharding, NamedSharding):
