@@ -9,7 +9,6 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Bool, Float, Int
 
 from vigor_jax.data.batches.tree_batches import TreeRows
@@ -116,7 +115,6 @@ def _answer_together(
     until = visible_until(rows.positions)
 
     def attend_and_keep(q: Array, k: Array, v: Array, _: Any) -> tuple[Array, Any]:
-        q, k, v = (_as_projected(x) for x in (q, k, v))
         kept = constrain_cache(k.transpose(0, 2, 3, 1), 4), constrain_cache(v.swapaxes(1, 2), 4)
         return attention(q, k, v, causal=True, visible_until=until), kept
 
@@ -163,17 +161,6 @@ class _Extension(NamedTuple):
     token_ids: Int[Array, "B P A"]
     done: Bool[Array, "B P"]
     cache: Cache  # of answers, [B, K, P, A - 1, H] a layer
-
-
-def _as_projected(x: Float[Array, "B T N H"]) -> Float[Array, "B T N H"]:
-    """The same array, whose axes lie in memory as they are named.
-
-    Otherwise a TPU's compiler turns the products with the weights to what attention wants, and for that copies the
-    weights of all layers: 0.8 GB of a 7B split four ways.
-    """
-    if platform() != "tpu":
-        return x
-    return with_layout_constraint(x, Layout(major_to_minor=tuple(range(x.ndim))))
 
 
 def _own_cache(
