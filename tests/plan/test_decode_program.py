@@ -45,7 +45,7 @@ def decode(topology, *options):
 
 
 def cycles(module, trips):
-    """By the compiler's own estimates: of the entry, and of loops in it and in them, which run so many times."""
+    """By the compiler's own estimates: of the entry, and of loops in it and in them, which run `trips` times."""
     own, inner, entry, current = {}, {}, "", ""
     for line in module.splitlines():
         if head := re.match(r"(ENTRY )?%?([\w.-]+) \(.*\{$", line):

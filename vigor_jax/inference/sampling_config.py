@@ -19,8 +19,8 @@ class SamplingConfig:
       num_candidates: responses an image.
       seed: one number for all random choices. What a candidate draws depends on it, on its image's id and prompt, on
         the candidate's index and on the position in the text, and on nothing else.
-      batch_size: images a batch, over all devices; the mesh may ask for a few more. So many times `num_candidates`
-        responses are under way at a time, of up to one and a half times as many images.
+      batch_size: images a batch, over all devices; the mesh may ask for a few more. `batch_size` times
+        `num_candidates` responses are under way at a time, of up to one and a half times as many images.
       prompt_bucket: prompts are padded to a multiple of it, so that few lengths are ever compiled.
       repetition_stop: n > 0 ends a candidate whose last 2·n tokens repeat with a period of at most n; 0 is off.
     """
