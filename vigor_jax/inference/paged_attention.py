@@ -60,9 +60,11 @@ def _attention(
     Keys and values are read where they are: the queries of an image's candidates are put together for its prompt, and
     those of the slots that own the pages of a block for that block. There, all are multiplied with all, and what is not
     a query's own page is masked: a matrix unit multiplies eight vectors in the time of one. A CPU does not, and
-    multiplies each page with its query.
+    multiplies each page with its query. What belongs to a slot is then added up: on a CPU page by page, elsewhere as a
+    product with a matrix that says whose each page is.
     """
-    together = 1 if platform() == "cpu" else BLOCK
+    is_cpu = platform() == "cpu"
+    together = 1 if is_cpu else BLOCK
     num_slots, num_kv_heads, head_dim = k.shape
     num_steps = latest.token_ids.shape[1]
     q = q.reshape(num_slots, num_kv_heads, -1, head_dim)  # [B, K, g, H]
@@ -80,7 +82,25 @@ def _attention(
     def from_rows(x: Float[Array, "I K C g *H"]) -> Float[Array, "B K g *H"]:
         return x[slots.rows, :, slots.candidates]
 
+    def of_pages(x: Float[Array, "G K c m g *H"]) -> Float[Array, "G*BLOCK K g *H"]:
+        by_place = x.reshape(len(x), num_kv_heads, BLOCK, *x.shape[4:]).swapaxes(1, 2)
+        return by_place.reshape(-1, *by_place.shape[2:])
+
     is_owner = slots.owners == jnp.arange(num_slots)[:, None, None]  # [B, G, BLOCK]
+
+    def summed(x: Float[Array, "G K c m g *H"]) -> Float[Array, "B K g *H"]:
+        """Over the pages of each slot."""
+        if is_cpu:
+            return jax.ops.segment_sum(of_pages(x), slots.owners.reshape(-1), num_slots + 1)[:-1]
+        owners = _split(is_owner, 2, together).astype(x.dtype)
+        return jnp.einsum("sgcm,gkcmq...->skq...", owners, x, precision="highest")
+
+    def largest_of(x: Float[Array, "G K c m g"]) -> Float[Array, "B K g"]:
+        if is_cpu:
+            return jax.ops.segment_max(of_pages(x), slots.owners.reshape(-1), num_slots + 1)[:-1]
+        by_place = x.reshape(len(x), num_kv_heads, BLOCK, -1).swapaxes(1, 2)  # [G, BLOCK, K, g]
+        return jnp.where(is_owner[..., None, None], by_place, -jnp.inf).max((1, 2))
+
     ends = [sum(some.num_blocks for some in pages[: i + 1]) for i in range(len(pages))]
 
     def each_pages(x: Float[Array, "G *X"]) -> list[Array]:
@@ -91,13 +111,10 @@ def _attention(
     shared = einsum_float32("ikcgh,ikhs->ikcgs", by_row(q), prefix.keys)
     in_prompt = jnp.arange(shared.shape[-1]) < prefix.lengths[:, None, None, None, None]
     shared = jnp.where(in_prompt, shared * head_dim**-0.5, -jnp.inf)
-    now = jnp.arange(num_steps)
-    keys, values = (
-        jnp.where((now == step)[:, None, None, None], new, old) for new, old in ((k, latest.keys), (v, latest.values))
-    )
-    recent = einsum_float32("bkgh,nbkh->bkgn", q, keys)
-    recent = jnp.where(now <= step, recent * head_dim**-0.5, -jnp.inf)
-    largest = [from_rows(shared.max(-1)), recent.max(-1)]
+    recent = einsum_float32("bkgh,nbkh->bkgn", q, latest.keys)
+    recent = jnp.where(jnp.arange(num_steps) < step, recent * head_dim**-0.5, -jnp.inf)
+    itself = einsum_float32("bkgh,bkh->bkg", q, k) * head_dim**-0.5
+    largest = [from_rows(shared.max(-1)), recent.max(-1), itself]
     if pages:
         queries = each_pages(by_page(q))
         own = jnp.concatenate(
@@ -107,26 +124,24 @@ def _attention(
         is_owned = _split(slots.owners < num_slots, 1, together)  # [G, c, m]
         is_own = (of_page & is_owned[..., None])[:, None, :, :, None]
         own = jnp.where(is_own, own * head_dim**-0.5, -jnp.inf)
-        in_page = own.max(-1).reshape(len(own), num_kv_heads, BLOCK, -1).swapaxes(1, 2)  # [G, BLOCK, K, g]
-        largest.append(jnp.where(is_owner[..., None, None], in_page, -jnp.inf).max((1, 2)))
+        largest.append(largest_of(own.max(-1)))
 
     # Softmax, divided by its sum at the end
     most = functools.reduce(jnp.maximum, largest)  # [B, K, g]
     shared = jnp.exp(shared - by_row(most)[..., None])
-    recent = jnp.exp(recent - most[..., None])
-    total = from_rows(shared.sum(-1)) + recent.sum(-1)
+    recent, itself = jnp.exp(recent - most[..., None]), jnp.exp(itself - most)
+    total = from_rows(shared.sum(-1)) + recent.sum(-1) + itself
     attended = from_rows(einsum_float32("ikcgs,iksh->ikcgh", shared.astype(v.dtype), prefix.values))
-    attended += einsum_float32("bkgn,nbkh->bkgh", recent.astype(v.dtype), values)
+    attended += einsum_float32("bkgn,nbkh->bkgh", recent.astype(v.dtype), latest.values)
+    attended += itself[..., None] * v[:, :, None]
     if pages:
         own = jnp.exp(own - by_page(most)[..., None])
         weights = each_pages(own.astype(v.dtype))
         in_page = jnp.concatenate(
             [einsum_float32("gkcmqt,gkcth->gkcmqh", w, in_pages(x.values)) for w, x in zip(weights, pages, strict=True)]
         )
-        add = functools.partial(jnp.einsum, precision="highest")
-        owners = _split(is_owner, 2, together).astype(own.dtype)
-        total += add("sgcm,gkcmq->skq", owners, own.sum(-1))
-        attended += add("sgcm,gkcmqh->skqh", owners, in_page)
+        total += summed(own.sum(-1))
+        attended += summed(in_page)
     return (attended / total[..., None]).astype(v.dtype).reshape(num_slots, -1, head_dim)
 
 
