@@ -555,3 +555,20 @@ def test_refuses_what_it_cannot_write(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot be written to"):
         write(tmp_path / "file", numpy_state())
+
+
+@pytest.mark.parametrize("axes", [(0, 1), (1, 0)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_is_read_into_an_array_is_what_is_read(tmp_path, axes, dtype):
+    """Parts, in another type and order of axes; more rows than are turned at a time."""
+    value = np.random.default_rng(0).normal(size=(150, 70)).astype(np.float32)
+    with TensorWriter(tmp_path) as writer:
+        writer.add("turned", value.T)
+        writer.add("straight", value)
+    reader = TensorReader.open(tmp_path)
+    np.testing.assert_array_equal(reader.read("turned"), value.T)
+    part = (slice(3, 149), slice(5, 60))
+    wanted = value[part].astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype).transpose(axes)
+    found = np.empty(wanted.shape, wanted.dtype)
+    reader.read_into("straight", found.transpose(axes), part)
+    np.testing.assert_array_equal(found, wanted)

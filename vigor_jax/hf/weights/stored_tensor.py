@@ -87,7 +87,7 @@ class StoredTensor:
             for row in range(0, rows, len(block)):
                 part = block[: rows - row]
                 _fill(part, file, start + row * (strides[0] if strides else 0) * self.dtype.itemsize, strides or [1])
-                view[row : row + len(part)] = part
+                view[row : row + len(part)] = part.astype(out.dtype, copy=False)  # before it is turned: faster
 
     def _place(self, index: tuple[slice, ...]) -> tuple[int, list[int], list[int]]:
         """First byte, shape and strides of a part."""
