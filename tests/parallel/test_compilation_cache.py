@@ -114,6 +114,7 @@ def test_of_a_disk_that_becomes_full_the_first_warning_is_told(caplog):
 
 def test_a_second_process_finds_what_the_first_compiled(tmp_path):
     env = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_COMPIL", "JAX_PERSIST"))}
+    env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # it is a short program
 
     def run(*arguments: str) -> tuple[str, int]:
         command = [sys.executable, "-c", PROGRAM, *arguments]
