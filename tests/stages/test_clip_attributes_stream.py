@@ -216,7 +216,7 @@ def test_plans_have_its_program(world):
         seconds: float
         stage: str = "score"
 
-    (time,) = recipe([Estimate("crops", 8, 2.0)], given, Work(images=20, efficiency=1.0), 1)
+    (time,) = recipe([Estimate("crops", 8, 2.0)], given, Work(images=20), 1)
     assert (time.calls, time.hours * 3600) == (10, pytest.approx(20.0))  # four crops an image
 
 

@@ -188,7 +188,7 @@ def test_the_time_of_a_stage_is_that_of_all_its_programs(world):
         stage: str = "score"
 
     estimates = [Estimate("reward model", 2, 3.0), Estimate("verifier", 4, 0.5)]
-    (time,) = recipe(estimates, both, Work(images=20, efficiency=1.0), 1)
+    (time,) = recipe(estimates, both, Work(images=20), 1)
     assert (time.calls, time.hours * 3600) == (10, pytest.approx(10 * 3.0 + 5 * 0.5))
 
 

@@ -247,7 +247,7 @@ def test_freeze_nothing():
         ({"warmup_ratio": 1.5}, "warmup_ratio: expected 0 to 1, got 1.5"),
         ({"beta2": 1.0}, "beta2: expected 0 to less than 1, got 1.0"),
         ({"template": "v2"}, "template: expected one of v0,"),
-        ({"remat": "some"}, "remat: expected one of none, full, dots, got 'some'"),
+        ({"remat": "some"}, "remat: expected one of none, dots, full, got 'some'"),
         ({"batch_size": 6, "accumulate": 4}, "batch_size 6 does not divide into accumulate 4 equal parts"),
     ],
 )

@@ -115,7 +115,7 @@ def _answer_together(
     until = visible_until(rows.positions)
 
     def attend_and_keep(q: Array, k: Array, v: Array, _: Any) -> tuple[Array, Any]:
-        kept = constrain_cache(k.transpose(0, 2, 3, 1), 4), constrain_cache(v.swapaxes(1, 2), 4)
+        kept = constrain_cache(k.transpose(0, 2, 3, 1), -4), constrain_cache(v.swapaxes(1, 2), -4)
         return attention(q, k, v, causal=True, visible_until=until), kept
 
     instructions = None if rows.instructions is None else rows.instructions[:, 0]
@@ -145,7 +145,7 @@ def _answer_together(
 
     first = likeliest(logits)
     token_ids = jnp.zeros((*first.shape, num_tokens), jnp.int32).at[..., 0].set(first)
-    own = jax.tree.map(lambda x: _own_cache(x, first.shape[1], num_tokens - 1), row_cache[1])
+    own = jax.tree.map(lambda x: _own_cache(x, first.shape[1], max(num_tokens - 1, 1)), row_cache[1])
     extended = _Extension(jnp.int32(1), token_ids, (rows.weights <= 0) | (first == eos_id), (own, own))
     extended = jax.lax.while_loop(unfinished, add_token, extended)
     return Answers(logits[..., scored], extended.token_ids)
@@ -168,7 +168,7 @@ def _own_cache(
 ) -> Float[Array, "*L B K P A H"]:
     """An empty one, for this many tokens of each place."""
     *leading, _, width = row_values.shape
-    return constrain_cache(jnp.zeros((*leading, num_places, num_tokens, width), row_values.dtype), 5)
+    return constrain_cache(jnp.zeros((*leading, num_places, num_tokens, width), row_values.dtype), -5)
 
 
 def _extend(

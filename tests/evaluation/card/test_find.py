@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from vigor_jax.errors import InputError
-from vigor_jax.evaluate import COMMANDS, WITHOUT_A_MODEL
+from vigor_jax.evaluate import COMMANDS, WITHOUT_A_MODEL, command_class
 from vigor_jax.evaluation.card.figures import FIGURES, TITLES, rates_of
 from vigor_jax.evaluation.card.find import BENCHMARKS, find
 
 
 def test_every_benchmark_that_asks_a_model_is_looked_for_and_shown() -> None:
     assert {benchmark for benchmark, _, _ in BENCHMARKS.values()} == set(COMMANDS) - set(WITHOUT_A_MODEL)
-    assert all(COMMANDS[benchmark] is command for benchmark, command, _ in BENCHMARKS.values())
+    assert all(command_class(benchmark) is command for benchmark, command, _ in BENCHMARKS.values())
     shown = {benchmark for benchmark, _, _ in BENCHMARKS.values()} | {"referring"}
     assert shown == set(FIGURES)
     assert set(BENCHMARKS) == set(TITLES)
