@@ -128,7 +128,8 @@ def test_a_signal_is_about_the_whole_text(verdicts, stream):
             assert found.score == pytest.approx(1 / (1 + math.exp(-reward)), rel=1e-6)
             assert found.negative == pytest.approx(-math.log(found.score), rel=1e-6)
             assert min(found.positive, found.negative) > 0
-    assert rewards(verdicts)[0][1] == pytest.approx(rewards(verdicts)[0][2], abs=1e-6)  # the same text twice
+    # The same text twice, at two places of a row: on some processors sums are rounded otherwise there.
+    assert rewards(verdicts)[0][1] == pytest.approx(rewards(verdicts)[0][2], rel=1e-5)
     assert np.ptp([reward for own in rewards(verdicts) for reward in own]) > 0.5
     assert credit_of(stream) == "response"
 
