@@ -163,6 +163,24 @@ def test_hf_to_jax_to_hf_is_bit_identical(tmp_path, tiny, dtype):
     np.testing.assert_array_equal(logits(out, tiny), logits(checkpoint, tiny))
 
 
+@pytest.mark.parametrize("scan", [True, False])
+@pytest.mark.parametrize("files", ["safetensors", "bin"])
+def test_devices_and_the_host_get_the_same_weights(tmp_path, monkeypatch, files, scan):
+    """As GPUs and TPUs are loaded, a layer at a time, and as CPUs are, whose memory is read into."""
+    build_checkpoint(tmp_path, TINY)
+    if files == "bin":
+        torch.save(load_file(tmp_path / "model.safetensors"), tmp_path / "pytorch_model.bin")
+        (tmp_path / "model.safetensors").unlink()
+    found = []
+    for is_host in (True, False):
+        monkeypatch.setattr("vigor_jax.hf.load._is_host", lambda mesh, is_host=is_host: is_host)
+        model = load_model(open_checkpoint(tmp_path), mesh=make_mesh(MeshConfig()), dtype=jnp.bfloat16, scan=scan)
+        found.append({path: np.asarray(value[...]) for path, value in param_paths(nnx.state(model)).items()})
+    host, device = found
+    assert host.keys() == device.keys()
+    assert all(host[path].tobytes() == device[path].tobytes() for path in host)
+
+
 def spellings(model) -> dict[str, dict[str, torch.Tensor]]:
     """Every way the same tensors are named on disk (by transformers 4.x and 5.x, before and after loading)."""
     old = old_spelling(model)
