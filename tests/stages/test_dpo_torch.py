@@ -41,4 +41,4 @@ def test_five_updates_equal_those_of_torch(root, tmp_path, case):
         assert run.losses[update] == pytest.approx(loss, rel=1e-4), update
         assert run.grad_norms[update] == pytest.approx(norm, rel=1e-4), update
     assert len(run.losses) == UPDATES
-    assert_equal_weights(run.weights, reference.weights(), first, 1e-4)
+    assert_equal_weights(run.weights, reference.weights(), first, 2e-4)  # 1.4e-4 on one kind of processor

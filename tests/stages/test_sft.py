@@ -368,6 +368,10 @@ def poisoned(tensors):
             value.flat[0] = np.nextafter(value.flat[0], np.float32(9))
             return value
 
+        def read_into(self, out, *args, **kwargs):
+            self.tensor.read_into(out, *args, **kwargs)
+            out.flat[0] = np.nextafter(out.flat[0], np.float32(9))
+
     name = "vision_tower.vision_model.embeddings.class_embedding"
     return {**tensors, name: Changed(tensors[name])}
 
