@@ -84,7 +84,9 @@ def build_model(tiny: Tiny, seed: int = 0) -> transformers.LlavaForConditionalGe
             if weight.ndim == 1:
                 weight.add_(0.2 * torch.randn_like(weight))
             else:
-                weight.copy_(torch.randn_like(weight) * (0.5 if "embed" in name else 1.5 * weight.shape[-1] ** -0.5))
+                # A table that gives the scores, too, gives them the spread that a matrix of its own does.
+                embeds = "embed" in name and not (tiny.tied and "embed_tokens" in name)
+                weight.copy_(torch.randn_like(weight) * (0.5 if embeds else 1.5 * weight.shape[-1] ** -0.5))
         if tiny.linear_projector:
             second = model.model.multi_modal_projector.linear_2
             second.weight.copy_(torch.eye(tiny.text_width))

@@ -14,8 +14,9 @@ if importlib.util.find_spec("peft") is None:
 from tests.stages.torch_dpo import Pair, TorchDpo
 
 CASES: dict[str, dict[str, Any]] = {
-    "in full": {"learning_rate": 1e-3, "sft_factor": 0.5, "eps": 1e-5},  # of keys, most gradients are below 1e-6
-    "adapter": {"lora": LORA, "sft_factor": 0.5},
+    # AdamW divides by what is near eps where gradients are small, so that 1e-6 leaves much to rounding.
+    "in full": {"learning_rate": 1e-3, "sft_factor": 0.5, "eps": 1e-5},
+    "adapter": {"lora": LORA, "sft_factor": 0.5, "eps": 1e-5},
 }
 
 
@@ -41,4 +42,4 @@ def test_five_updates_equal_those_of_torch(root, tmp_path, case):
         assert run.losses[update] == pytest.approx(loss, rel=1e-4), update
         assert run.grad_norms[update] == pytest.approx(norm, rel=1e-4), update
     assert len(run.losses) == UPDATES
-    assert_equal_weights(run.weights, reference.weights(), first, 2e-4)  # 1.4e-4 on one kind of processor
+    assert_equal_weights(run.weights, reference.weights(), first, 1e-4)

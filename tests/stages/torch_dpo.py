@@ -1,4 +1,4 @@
-"""DPO in PyTorch, transformers and PEFT, for tests of ours.
+"""DPO in PyTorch, transformers and PEFT in float64, for tests of ours.
 
 Written from Rafailov et al. 2023, equation 7, as plainly as possible: one response a pass with its whole prompt in
 front of it, a second copy of the model as the reference, autograd, torch's AdamW, transformers' tokens, pixels and
@@ -44,7 +44,7 @@ class TorchDpo:
         self.settings = settings
         self._processor = transformers.AutoProcessor.from_pretrained(base)
         model = transformers.LlavaForConditionalGeneration.from_pretrained(
-            base, dtype=torch.float32, attn_implementation="eager"
+            base, dtype=torch.float64, attn_implementation="eager"
         ).eval()
         self._reference = copy.deepcopy(model).requires_grad_(False)
         model.model.vision_tower.requires_grad_(False)
