@@ -96,7 +96,7 @@ def test_every_device_step_is_there(found):
 def test_what_is_held_is_in_the_arguments(found, config):
     """Next to the rows of a batch, and the caches of decoding."""
     for program, each in found.values():
-        assert 0 < program.held < 1.01 * each.arguments  # a few weights, such as a norm of the tower, nothing reads
+        assert 0 < program.held < each.arguments
     program, update = found["sft", "update"]
     assert program.held > 0.9 * update.arguments
     prefill, decode = found["sample", "prefill"], found["sample", "decode"]

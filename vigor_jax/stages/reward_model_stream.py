@@ -79,8 +79,9 @@ class RewardModelJudge:
             whole = NamedSharding(mesh, P())
             scored = jax.ShapeDtypeStruct((2,), jnp.int32, sharding=whole)
             is_answer = jax.ShapeDtypeStruct((model.text.vocab_size,), jnp.bool_, sharding=whole)
-            with jax.set_mesh(mesh):
-                return jax.jit(answer, out_shardings=whole).lower(weights, judged, scored, is_answer)
+            with jax.set_mesh(mesh):  # weights that nothing reads, such as the tower's last norm, are held, too
+                judge = jax.jit(answer, out_shardings=whole, keep_unused=True)
+                return judge.lower(weights, judged, scored, is_answer)
 
         flops = forward_flops(model, rows=rows, tokens=rows * length, images=rows)
         return Program(stage, "reward model", lower, flops, bytes_held(weights), rows, length)
