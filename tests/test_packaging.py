@@ -1,6 +1,7 @@
 """What pyproject.toml says is supported is what the gate installs; what is installed holds all that commands need."""
 
 import email
+import json
 import os
 import re
 import runpy
@@ -152,8 +153,9 @@ def test_the_source_distribution_makes_the_same_wheel(built: tuple[Path, Path], 
 SMALL_DEMO = """
 import vigor_jax
 from vigor_jax import cli, train
-from vigor_jax.demo.dataset import DemoDataConfig
-train.DemoDataConfig = lambda: DemoDataConfig(unlabeled=2, annotated=12, held_out=8, asked=4, mme=1)
+from vigor_jax.demo import dataset
+small = dataset.DemoDataConfig(unlabeled=2, annotated=12, held_out=8, asked=4, mme=1)
+dataset.DemoDataConfig = lambda: small
 print(vigor_jax.__file__, flush=True)
 cli.run(train.main)
 """
@@ -220,4 +222,5 @@ def test_the_installed_package_runs_the_first_stage_of_the_demo(installed: tuple
     assert done.stdout.split() == [str(packages / "vigor_jax" / "__init__.py")]
     run = tmp_path / "runs" / "demo"
     assert (run / "checkpoints" / stage).is_dir()
+    assert len(json.loads((run / "data" / "scenes.json").read_text())) < 40  # a small one, not the users'
     assert yaml.safe_load((run / "config.yaml").read_text())["run"]["stages"] == [stage]

@@ -62,6 +62,7 @@ def test_the_demo_prints_its_results(demo: tuple[Path, str]) -> None:
     for row in ("CHAIR_i", "CHAIR_s", "recall", "words", "POPE", "with a wrong color", "AUC of the reward model"):
         assert re.search(rf"^ *{row}.*\d", out, re.MULTILINE), row
     run = folder / "runs" / "demo"
+    assert len(json.loads((run / "data" / "scenes.json").read_text())) < 100  # a small one, not the users'
     page = (run / "report" / "index.html").read_text(encoding="utf-8")
     assert str(Path("runs/demo/report/index.html")) in out
     assert 'src="http' not in page
