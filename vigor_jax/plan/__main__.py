@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--images", type=int, default=25_574, help="images of the recipe")
     parser.add_argument("--descriptions", type=int, default=16_000, help="annotated descriptions of the recipe")
-    parser.add_argument("--answer", type=int, default=150, help="tokens of an image's longest response, on the average")
+    parser.add_argument("--answer", type=int, default=120, help="tokens of a response, on the average")
     options, rest = parser.parse_known_args(arguments)
     from vigor_jax.plan.hardware import parse_topology
 

@@ -103,7 +103,7 @@ class Plan:
         if not self.fits:
             return "\n".join(lines)
         lines.append(
-            f"the whole recipe, {self.work.images:,} images whose longest responses have {self.work.answer} tokens, "
+            f"the whole recipe, {self.work.images:,} images, responses of {self.work.answer} tokens, "
             f"{self.work.descriptions:,} annotated descriptions, {self.reckoned}:"
         )
         for stage in self.stages:

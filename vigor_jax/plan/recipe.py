@@ -33,8 +33,8 @@ class StageTime:
 def recipe(estimates: Sequence[Estimate], config: TrainConfig, work: Work, num_devices: int) -> list[StageTime]:
     """The stages of a config over all the work, one after the other.
 
-    An image is a row of sampling and one of judging; a target an example of fine-tuning. A row of sampling goes to the
-    next image when the longest response of the one before has ended.
+    An image is a row of sampling and one of judging; a target an example of fine-tuning. A slot of sampling goes to the
+    next response when the one before has ended, and some of its steps are in vain (`stages.sample.USEFUL_STEPS`).
 
     Args:
       estimates: of the config's programs.

@@ -31,7 +31,7 @@ from vigor_jax.stages.programs import (
     tree_rows,
     update_flops,
 )
-from vigor_jax.stages.sample import sampling_programs
+from vigor_jax.stages.sample import sampling_programs, share_of_steps
 from vigor_jax.training.flops import forward_flops
 from vigor_jax.training.heads import head_paths, with_abstract_head
 from vigor_jax.training.train_step import (
@@ -157,10 +157,9 @@ def cost(config: PpoConfig, work: Work, programs: Sequence[Cost]) -> tuple[int, 
     """
     by_name = {each.name: each for each in programs}
     prefill, decode = by_name.pop("prefill"), by_name.pop("decode")
-    share = min(1.0, work.answer / config.sampling.max_new_tokens)
     turns = max(1.0, config.batch_size * config.sampling.num_candidates / decode.rows)
     seconds = math.ceil(config.batch_size / prefill.rows) * prefill.seconds
-    seconds += (1 + (turns - 1) * share) * decode.seconds
+    seconds += (1 + (turns - 1) * share_of_steps(config.sampling, work)) * decode.seconds
     times = {"score": 2, "update": config.ppo_epochs}
     for name, each in by_name.items():
         seconds += times.get(name, 1) * math.ceil(config.batch_size / each.rows) * each.seconds

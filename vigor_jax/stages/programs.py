@@ -83,13 +83,12 @@ class Work:
     Attributes:
       images: unlabeled, to be sampled and judged.
       descriptions: annotated, for the reward model.
-      answer: tokens of an image's longest response, on average: for this many steps it keeps its row. 150 is the mean
-        over five captions of LLaVA-13B.
+      answer: tokens of a response, on average. 120 is the mean of captions of LLaVA-13B.
     """
 
     images: int = 25_574
     descriptions: int = 16_000
-    answer: int = 150
+    answer: int = 120
 
 
 @dataclasses.dataclass(frozen=True)

@@ -41,6 +41,7 @@ logger = logging.getLogger(__name__)
 Ahead: TypeAlias = Callable[[RunContext, Progress], AbstractContextManager[OnPart]]
 
 _NAMES_AT_A_TIME = 4096
+USEFUL_STEPS = 0.9  # share of a slot's steps that add a token, with responses as long as captions (tests/inference)
 
 
 def sample(
@@ -256,6 +257,11 @@ def sampling_programs(
 def sampling_cost(sampling: SamplingConfig, images: int, work: Work, programs: Sequence[Cost]) -> tuple[int, float]:
     """Calls of prefill, and seconds of all, for some images."""
     prefill, decode = programs[:2]
-    calls, share = math.ceil(images / prefill.rows), min(1.0, work.answer / sampling.max_new_tokens)
-    decoding = images / (decode.rows / sampling.num_candidates) * decode.seconds * share
+    calls = math.ceil(images / prefill.rows)
+    decoding = images / (decode.rows / sampling.num_candidates) * decode.seconds * share_of_steps(sampling, work)
     return calls, calls * prefill.seconds + decoding
+
+
+def share_of_steps(sampling: SamplingConfig, work: Work) -> float:
+    """How long a candidate is in its slot on the average; 1 is as long as it can be."""
+    return min(1.0, work.answer / USEFUL_STEPS / sampling.max_new_tokens)
