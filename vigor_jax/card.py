@@ -92,8 +92,8 @@ def _ask(options: Any) -> tuple[Card, Path] | None:
     known = sorted({name for each in found for name in protocols(each.name)})
     if options.protocol not in (None, *known):
         raise InputError(
-            f"card: --protocol: expected one that a benchmark in {options.data} has ({', '.join(known) or 'none'}), got "
-            f"{options.protocol!r}"
+            f"card: --protocol: expected one that a benchmark in {options.data} has ({', '.join(known) or 'none'}), "
+            f"got {options.protocol!r}"
         )
     more = {"limit": options.limit, **({"protocol": options.protocol} if options.protocol else {})}
     models = {"model": options}

@@ -162,6 +162,10 @@ def test_what_cannot_be_asked_is_said(world: Path, tmp_path: Path) -> None:
     for name in ("objects", "instances", "refs"):
         with pytest.raises(InputError, match=r"evaluate\.images is not given"):
             EvaluateConfig(**{name: (world / f"{name}.json",)})
+    with pytest.raises(InputError, match=r"evaluate\.pope: two files are called random; give them different names"):
+        EvaluateConfig(images="images", pope=(Path("a/random.json"), Path("b/random.json")))
+    with pytest.raises(InputError, match=r"evaluate\.limit: expected 0 for all images, or how many, got -1"):
+        EvaluateConfig(limit=-1)
     (tmp_path / "objects.json").write_text(json.dumps({"gone.png": ["dog"]}))
     config = dataclasses.replace(config_of(world), objects=(tmp_path / "objects.json",))
     with pytest.raises(InputError, match=r"gone\.png does not exist \(1 of 1 are missing\)"):
