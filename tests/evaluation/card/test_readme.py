@@ -99,7 +99,9 @@ def test_a_file_without_metadata_gets_some(cards: list[Card]) -> None:
     assert without_card("# Mine\n") == "# Mine\n"
 
 
-@pytest.mark.parametrize("front", ["a: [", "- a list", "model-index: 3", "model-index: [{name: x}]"])
+@pytest.mark.parametrize(
+    "front", ["a: [", "- a list", "date: 2024-13-01", "model-index: 3", "model-index: [{name: x}]"]
+)
 def test_metadata_that_cannot_be_read_stays_as_it_is(
     cards: list[Card], front: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -76,7 +76,7 @@ def _with_index(text: str, index: list[dict[str, Any]], newline: str) -> str:
         metadata = yaml.safe_load(front[2]) or {}
         theirs = metadata.get("model-index") or []
         merged = _merged(theirs, index)
-    except (yaml.YAMLError, AttributeError, TypeError, KeyError):
+    except (yaml.YAMLError, AttributeError, TypeError, KeyError, ValueError):  # the last of a date such as 2024-13-01
         logger.warning("%s: the metadata is no YAML as the Hub reads it, and gets no figures; fix it", README)
         return text
     if merged == theirs:
