@@ -159,8 +159,8 @@ def warn(pope: Metrics | None = None, mme: Metrics | None = None, amber: Metrics
         if round(abs(found["accuracy"] - strict["accuracy"]), 9) > PARSERS_APART:
             warnings.append(
                 f"POPE {name}: accuracy is {found['accuracy']:.1%} as answers are read here and "
-                f"{strict['accuracy']:.1%} as lmms-eval reads them ({strict['unparsed']} answers are not exactly yes or no); "
-                "say which one you report"
+                f"{strict['accuracy']:.1%} as lmms-eval reads them ({strict['unparsed']} answers are not exactly yes "
+                "or no); say which one you report"
             )
         warnings += _one_sided(f"POPE {name}", found["yes_ratio"], 1 - found["yes_ratio"])
     if mme:

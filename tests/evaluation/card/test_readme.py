@@ -112,6 +112,12 @@ def test_metadata_that_cannot_be_read_stays_as_it_is(
     assert "gets no figures" in caplog.text
 
 
+def test_metadata_behind_a_byte_order_mark_are_found(cards: list[Card]) -> None:
+    text = with_card(f"\ufeff{OTHERS}", cards[0], "name")
+    assert text.startswith("\ufeff---\nlicense: mit")
+    assert index(text)[0]["name"] == "mine"
+
+
 def test_bytes_that_are_no_utf8_stay(cards: list[Card], tmp_path: Path) -> None:
     (tmp_path / "README.md").write_bytes(b"# caf\xe9\n")
     write_readme(tmp_path, cards[0], "name", {})

@@ -22,7 +22,7 @@ END = "<!-- vigor_jax.card: end -->"
 
 logger = logging.getLogger(__name__)
 
-_FRONT = re.compile(r"\A(\s*---[ \t]*\r?\n)(.*?)(^---[ \t]*(?:\r?\n|\Z))", re.DOTALL | re.MULTILINE)
+_FRONT = re.compile(r"\A(\ufeff?\s*---[ \t]*\r?\n)(.*?)(^---[ \t]*(?:\r?\n|\Z))", re.DOTALL | re.MULTILINE)
 _BLOCK = re.compile(rf"(?:\r?\n)?{re.escape(BEGIN)}.*?{re.escape(END)}(?:\r?\n)?", re.DOTALL)
 _KEY = re.compile(r"""["']?model-index["']?\s*:""")
 _NEXT_KEY = re.compile(r"""[#\w"'}\]].*""")
