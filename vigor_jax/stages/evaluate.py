@@ -116,7 +116,9 @@ def _captions(
     images = _images(config, first(known, config.limit))
     out = folder / "captions.jsonl"
     questions = [Question(name, path, config.prompt) for name, path in images.items()]
-    predictor.answer(questions, out, config.captions, desc=f"captions, {model}")
+    # With the prompt, so that a command that reads them finds the same protocol.
+    settings = {"prompt": config.prompt}
+    predictor.answer(questions, out, config.captions, desc=f"captions, {model}", settings=settings)
     return [(line["image"], line["text"]) for line in read_answers(out) if line["image"] in images]
 
 
