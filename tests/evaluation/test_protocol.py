@@ -95,6 +95,7 @@ def test_a_file_of_a_user(tmp_path: Path) -> None:
         ("benchmark: chair\nsentences: some\n", "expected sentences 'whole' or 'finished', got 'some'"),
         ("- chair\n", "expected a protocol, keys and values"),
         ("benchmark: [\n", "malformed YAML"),
+        ("benchmark: chair\ndate: 2024-13-01\n", "malformed YAML (month must be in 1..12); fix it"),
         (None, "cannot read it (FileNotFoundError); check the path"),
     ],
 )

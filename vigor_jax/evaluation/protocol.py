@@ -225,7 +225,7 @@ def _parse(path: Path, benchmark: str, name: str) -> Protocol:
         raise InputError(
             f"{path}: expected a protocol in UTF-8, cannot read it ({type(error).__name__}); check the path"
         ) from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # the latter of an impossible date
         raise InputError(f"{path}: malformed YAML ({' '.join(str(error).split())[:120]}); fix it") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected a protocol, keys and values such as 'prompt: ...', got {content!r:.60}")

@@ -17,6 +17,7 @@ from vigor_jax.evaluation.saved_captions import read_captions
 from vigor_jax.evaluation.wording import as_kept, requested
 
 PROMPT = "Describe this image in detail."
+PARSERS = ("singular", "lemma")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +82,10 @@ class ChairCommand:
 
     def _reading(self, protocol: Protocol) -> tuple[Protocol, Synonyms | None]:
         """How words are found, by the protocol and the options."""
+        if protocol.parser not in (None, *PARSERS):
+            raise InputError(
+                f"protocol {protocol.name}: expected a parser of {', '.join(PARSERS)}, got {protocol.parser!r}"
+            )
         if self.synonyms is None:
             return protocol.used(parser="names"), None
         table = file_version(self.synonyms)
