@@ -184,6 +184,13 @@ def test_what_is_wrong_is_said_in_one_line(given: list[str], message: str) -> No
     assert "\n" not in str(error.value)
 
 
+def test_a_protocol_that_no_benchmark_has_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "pope").mkdir()
+    (tmp_path / "pope" / "random.json").write_text("[]")
+    with pytest.raises(InputError, match=r"\(llava-1\.5, paper, strict, vcd\), got 'llava-1\.6'$"):
+        main(["--out", "O", "--data", str(tmp_path), "--model", "M", "--protocol", "llava-1.6"])
+
+
 def test_saved_results_need_no_jax(tmp_path: Path) -> None:
     (tmp_path / "pope").mkdir()
     part = {"accuracy": 0.5, "f1": 0.4, "yes_ratio": 0.6, "intervals": {"accuracy": [0.4, 0.6]}}

@@ -97,6 +97,24 @@ def test_chair_from_captions(world: Path, tmp_path: Path) -> None:
     ]
 
 
+def test_a_limit_takes_the_first_images_by_name(world: Path, tmp_path: Path) -> None:
+    lines = [{"image": name, "text": f"A {OBJECTS[name][0]}."} for name in reversed(OBJECTS)]
+    (tmp_path / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "captions_of.json").write_text(json.dumps({name: ["A dog."] for name in OBJECTS}))
+    captions = ["--captions", tmp_path / "captions.jsonl"]
+    objects = [*captions, "--objects", world / "objects.json"]
+    run("chair", *objects, "--out", tmp_path / "out", "--limit", 3)
+    found = json.loads((tmp_path / "out" / "captions.json").read_text())
+    assert sorted(each["image"] for each in found) == sorted(OBJECTS)[:3]
+    for arguments in (
+        ["chair", *objects],
+        ["captions", *captions, "--references", tmp_path / "captions_of.json"],
+        ["pope-questions", "--objects", world / "objects.json"],
+    ):
+        with pytest.raises(InputError, match="limit: expected 0 for all images, or how many, got -1"):
+            run(*arguments, "--out", tmp_path / "out", "--limit", -1)
+
+
 def test_answers_need_no_jax(world: Path, tmp_path: Path) -> None:
     questions = world / "random.json"
     answers = write_answers(tmp_path / "a.jsonl", ["Yes"] * len(read_questions(questions)))

@@ -28,6 +28,7 @@ from vigor_jax.evaluation.card.run import ask_all
 from vigor_jax.evaluation.card.write import write_card
 from vigor_jax.evaluation.commands.evaluated_model_config import EvaluatedModelConfig
 from vigor_jax.evaluation.judge.client import JudgeConfig
+from vigor_jax.evaluation.protocol import names as protocols
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,6 +89,12 @@ def _ask(options: Any) -> tuple[Card, Path] | None:
         raise InputError("card: give --model and --data, or --results")
     images = None if options.images is None else Path(options.images)
     found, skipped = find(options.data, options.benchmarks, images)
+    known = sorted({name for each in found for name in protocols(each.name)})
+    if options.protocol not in (None, *known):
+        raise InputError(
+            f"card: --protocol: expected one that a benchmark in {options.data} has ({', '.join(known) or 'none'}), "
+            f"got {options.protocol!r}"
+        )
     more = {"limit": options.limit, **({"protocol": options.protocol} if options.protocol else {})}
     models = {"model": options}
     if options.against is not None:

@@ -90,11 +90,13 @@ def test_a_file_of_a_user(tmp_path: Path) -> None:
         ("benchmark: chair\nmax_new_tokens: true\n", "expected int under 'max_new_tokens', got True"),
         ("benchmark: chair\nsampling: {heat: 1}\n", "sampling: unknown key 'heat'"),
         ("benchmark: chair\nsampling: {top_p: 2}\n", "0 < top_p <= 1"),
+        ("benchmark: chair\nsampling: {temperature: .nan}\n", "expected a temperature of 0 or more"),
         ("benchmark: chair\nsampling: greedy\n", "expected dict under 'sampling', got 'greedy'"),
         ("benchmark: chair\nsentences: some\n", "expected sentences 'whole' or 'finished', got 'some'"),
         ("- chair\n", "expected a protocol, keys and values"),
         ("benchmark: [\n", "malformed YAML"),
-        (None, "cannot read it"),
+        ("benchmark: chair\ndate: 2024-13-01\n", "malformed YAML (month must be in 1..12); fix it"),
+        (None, "cannot read it (FileNotFoundError); check the path"),
     ],
 )
 def test_bad_files_are_refused_in_one_line(tmp_path: Path, content: str | None, message: str) -> None:

@@ -87,6 +87,16 @@ def test_a_folder_that_cannot_be_used_is_one_warning(tmp_path, caplog, spoiled):
     assert jax.config.values["jax_compilation_cache_dir"] is None
 
 
+def test_a_user_without_a_home_is_one_warning(caplog, monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
+    with caplog.at_level(logging.WARNING):
+        keep_compiled()
+    (record,) = caplog.records
+    assert record.message.startswith("compiled programs are not kept: Could not determine home directory")
+
+
 def test_what_a_killed_process_left_half_written_is_removed():
     keep_compiled()
     folder = jax.config.values["jax_compilation_cache_dir"]

@@ -91,7 +91,7 @@ def test_both_models_are_asked_everything(world: Path, tmp_path: Path, capsys: p
         assert set(found[name]["mme"]["subtasks"]) == {"count"}
         assert found[name]["grounding"]["captions"] == 6
         parts = found[name]["referring"]
-        assert {part: each["expressions"] for part, each in parts.items()} == {
+        assert {part: each["expressions"] for part, each in parts.items() if part != "protocol"} == {
             f"{world.name}_val": 2, f"{world.name}_testA": 1,
         }  # fmt: skip
     texts = [(tmp_path / "out" / name / "captions.jsonl").read_text() for name in ("base", "tuned")]
@@ -123,6 +123,11 @@ def test_both_models_are_asked_everything(world: Path, tmp_path: Path, capsys: p
     main(["grounding", "--objects", boxes, "--captions", captions, "--out", str(tmp_path / "command")])
     metrics = json.loads((tmp_path / "command" / "metrics.json").read_text())
     assert {key: metrics[key] for key in found["base"]["grounding"]} == found["base"]["grounding"]
+    main(
+        ["chair", "--objects", str(world / "objects.json"), "--captions", captions, "--out", str(tmp_path / "command")]
+    )
+    metrics = json.loads((tmp_path / "command" / "metrics.json").read_text())
+    assert {key: metrics[key] for key in found["base"]["chair"]} == found["base"]["chair"]
 
     # Nothing is asked twice.
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.jsonl")}
@@ -162,6 +167,10 @@ def test_what_cannot_be_asked_is_said(world: Path, tmp_path: Path) -> None:
     for name in ("objects", "instances", "refs"):
         with pytest.raises(InputError, match=r"evaluate\.images is not given"):
             EvaluateConfig(**{name: (world / f"{name}.json",)})
+    with pytest.raises(InputError, match=r"evaluate\.pope: two files are called random; give them different names"):
+        EvaluateConfig(images="images", pope=(Path("a/random.json"), Path("b/random.json")))
+    with pytest.raises(InputError, match=r"evaluate\.limit: expected 0 for all images, or how many, got -1"):
+        EvaluateConfig(limit=-1)
     (tmp_path / "objects.json").write_text(json.dumps({"gone.png": ["dog"]}))
     config = dataclasses.replace(config_of(world), objects=(tmp_path / "objects.json",))
     with pytest.raises(InputError, match=r"gone\.png does not exist \(1 of 1 are missing\)"):

@@ -226,6 +226,14 @@ def test_bad_rows_of_all_sources_are_told_together(world, checkpoint, tmp_path):
         assert len((tmp_path / f"bad_annotations.{name}.jsonl").read_text().splitlines()) == 2
 
 
+def test_an_empty_source_is_refused(world, checkpoint, tmp_path):
+    (tmp_path / "none.jsonl").write_text("\n")
+    people, bought = make_config(world).sources
+    config = make_config(world, sources=(people, dataclasses.replace(bought, annotations=tmp_path / "none.jsonl")))
+    with pytest.raises(InputError, match=r"none\.jsonl: expected judged sentences, got none in 0 rows"):
+        read(config, checkpoint, tmp_path)
+
+
 # Runs
 
 

@@ -58,11 +58,17 @@ def read_counts(path: Path) -> dict[str, dict[str, dict[str, np.ndarray]]]:
     content = parse_json(path.read_bytes(), path)
     try:
         return {
-            benchmark: {
-                part: {image: np.asarray(own, np.float64) for image, own in images.items()}
-                for part, images in parts.items()
-            }
+            benchmark: {part: _read_part(images) for part, images in parts.items()}
             for benchmark, parts in content.items()
         }
     except (AttributeError, TypeError, ValueError) as error:
         raise InputError(f"{path}: expected counts by benchmark, part and image ({error}); evaluate again") from None
+
+
+def _read_part(images: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    found = {image: np.asarray(own, np.float64) for image, own in images.items()}
+    if len({own.shape for own in found.values()}) > 1:
+        raise ValueError("not as many of each image")
+    if not all(np.isfinite(own).all() for own in found.values()):
+        raise ValueError("a count that is no number")
+    return found

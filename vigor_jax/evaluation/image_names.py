@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 from types import MappingProxyType
 
+from vigor_jax.errors import InputError
+
 # COCO's file names, with the split as in 2014 or without as in 2017.
 _COCO = re.compile(r"(?:COCO_[a-z]+\d+_)?(\d{12})", re.IGNORECASE)
 _DIGITS = re.compile(r"(?<!\d)(\d{1,18})$")  # which is the longest id that anybody has
@@ -15,6 +17,21 @@ def bare_name(image: str) -> str:
     stem = PurePath(image).stem
     coco = _COCO.fullmatch(stem)
     return coco[1] if coco else stem
+
+
+def first(images: Iterable[str], limit: int) -> list[str]:
+    """The first images by name, each once.
+
+    Args:
+        images: In any order.
+        limit: How many at most; 0 takes all.
+
+    Raises:
+        InputError: `limit` is negative.
+    """
+    if limit < 0:
+        raise InputError(f"limit: expected 0 for all images, or how many, got {limit}")
+    return sorted(set(images))[: limit or None]
 
 
 class ImageNames:

@@ -158,9 +158,9 @@ def warn(pope: Metrics | None = None, mme: Metrics | None = None, amber: Metrics
             continue
         if round(abs(found["accuracy"] - strict["accuracy"]), 9) > PARSERS_APART:
             warnings.append(
-                f"POPE {name}: accuracy is {found['accuracy']:.1%} as the authors read answers and "
-                f"{strict['accuracy']:.1%} as lmms-eval does ({strict['unparsed']} answers are not exactly yes or no); "
-                "say which one you report"
+                f"POPE {name}: accuracy is {found['accuracy']:.1%} as answers are read here and "
+                f"{strict['accuracy']:.1%} as lmms-eval reads them ({strict['unparsed']} answers are not exactly yes "
+                "or no); say which one you report"
             )
         warnings += _one_sided(f"POPE {name}", found["yes_ratio"], 1 - found["yes_ratio"])
     if mme:

@@ -5,6 +5,7 @@ fixed by it. The digest stands for all that changes a figure, so that figures wi
 """
 
 import dataclasses
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -221,8 +222,10 @@ def _parse(path: Path, benchmark: str, name: str) -> Protocol:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: expected a protocol in UTF-8, cannot read it ({type(error).__name__})") from error
-    except yaml.YAMLError as error:
+        raise InputError(
+            f"{path}: expected a protocol in UTF-8, cannot read it ({type(error).__name__}); check the path"
+        ) from error
+    except (yaml.YAMLError, ValueError) as error:  # the latter of an impossible date
         raise InputError(f"{path}: malformed YAML ({' '.join(str(error).split())[:120]}); fix it") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected a protocol, keys and values such as 'prompt: ...', got {content!r:.60}")
@@ -265,7 +268,7 @@ def _build(kind: type, content: Mapping[Any, Any], place: str) -> Any:
         raise InputError(f"{place}: expected the key {missing[0]!r}, got {', '.join(map(str, content)) or 'none'}")
     if values.get("sentences", "whole") not in ("whole", "finished"):
         raise InputError(f"{place}: expected sentences 'whole' or 'finished', got {values['sentences']!r}")
-    if values.get("temperature", 0) < 0 or not 0 < values.get("top_p", 1) <= 1:
+    if not 0 <= values.get("temperature", 0) < math.inf or not 0 < values.get("top_p", 1) <= 1:
         raise InputError(f"{place}: expected a temperature of 0 or more and 0 < top_p <= 1, got {content!r:.80}")
     least = {"max_new_tokens": 1, "num_beams": 1, "top_k": 0, "number": 1}
     for key, low in least.items():

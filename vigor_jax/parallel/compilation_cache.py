@@ -46,8 +46,12 @@ def keep_compiled(place: Compiled = None) -> None:
         return
     if place is None and jax.config.values["jax_compilation_cache_dir"]:
         return
-    folder = (place or user_folder()) / _cpu()
-    if problem := _prepare(folder):
+    try:
+        folder = (place or user_folder()) / _cpu()
+        problem = _prepare(folder)
+    except RuntimeError as error:  # as in a container whose user has no name there
+        problem = str(error)
+    if problem:
         logger.warning("compiled programs are not kept: %s (--help tells of compiled)", problem)
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))

@@ -25,6 +25,7 @@ from vigor_jax.evaluation.card.results import read_systems
 from vigor_jax.evaluation.card.write import write_card
 from vigor_jax.evaluation.image_counts import FILE as COUNTS_FILE
 from vigor_jax.evaluation.image_counts import take_counts, write_counts
+from vigor_jax.evaluation.image_names import first
 from vigor_jax.evaluation.metrics import (
     Metrics,
     chair_metrics,
@@ -112,10 +113,12 @@ def _captions(
     config: EvaluateConfig, known: Collection[str], predictor: Predictor, folder: Path, model: str
 ) -> list[tuple[str, str]]:
     """The captions of the images that are asked about."""
-    images = _images(config, sorted(known)[: config.limit or None])
+    images = _images(config, first(known, config.limit))
     out = folder / "captions.jsonl"
     questions = [Question(name, path, config.prompt) for name, path in images.items()]
-    predictor.answer(questions, out, config.captions, desc=f"captions, {model}")
+    # With the prompt, so that a command that reads them finds the same protocol.
+    settings = {"prompt": config.prompt}
+    predictor.answer(questions, out, config.captions, desc=f"captions, {model}", settings=settings)
     return [(line["image"], line["text"]) for line in read_answers(out) if line["image"] in images]
 
 

@@ -53,3 +53,8 @@ class EvaluateConfig:
         check_template(self.template, "evaluate.template")
         if (self.objects or self.pope or self.instances or self.refs) and self.images is None:
             raise InputError("evaluate.images is not given; name the folder that objects and questions are about")
+        if self.limit < 0:
+            raise InputError(f"evaluate.limit: expected 0 for all images, or how many, got {self.limit}")
+        stems = [path.stem for path in self.pope]
+        if again := [stem for stem in stems if stems.count(stem) > 1]:
+            raise InputError(f"evaluate.pope: two files are called {again[0]}; give them different names")

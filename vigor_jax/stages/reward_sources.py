@@ -128,6 +128,8 @@ def _read(source: Source, encoder: TreeEncoder, run_dir: Path) -> dict[str, list
         path, bad, len(found),
         skip=config.skip_bad, option="train_reward.skip_bad", report=run_dir / report, writes=is_first(),
     )  # fmt: skip
+    if not annotations:
+        raise InputError(f"{path}: expected judged sentences, got none in {len(found)} rows; leave the file out")
     return annotations
 
 

@@ -126,6 +126,9 @@ def test_a_protocol_and_other_options_do_not_mix(files):
     other.write_text("benchmark: pope\n")
     with pytest.raises(InputError, match="expected a protocol of chair, got one of pope; protocols do not mix"):
         run(files, "paper", "--protocol", other)
+    other.write_text("benchmark: chair\nparser: lemmas\n")
+    with pytest.raises(InputError, match="protocol other: expected a parser of singular, lemma, got 'lemmas'"):
+        run(files, "paper", "--protocol", other)
 
 
 def test_options_without_a_protocol_are_told(files):

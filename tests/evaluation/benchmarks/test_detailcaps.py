@@ -167,6 +167,10 @@ def test_stop_words_in_both_layouts(tmp_path):
     (tmp_path / "bad.py").write_text("words = open('x')\n")
     with pytest.raises(InputError, match="expected a list of words, got other Python"):
         detailcaps.read_stop_words(tmp_path / "bad.py")
+    for name, text in (("empty.txt", "\n"), ("other.py", "def words():\n    return ['background']\n")):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(InputError, match="expected words, got none; leave --stop_words out"):
+            detailcaps.read_stop_words(tmp_path / name)
 
 
 def test_references_in_every_layout(tmp_path):

@@ -4,7 +4,6 @@ import base64
 import json
 import random
 import re
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -297,6 +296,8 @@ def test_lists_that_cannot_be_read_are_shown_and_left_out(world, synonyms):
 def test_what_is_missing_is_said_in_one_line(world, synonyms, monkeypatch):
     with pytest.raises(InputError, match=r"--extraction judge needs a judge; give --judge\.model"):
         main(arguments(world, synonyms, "--extraction", "judge"))
+    with pytest.raises(InputError, match="--pipeline reads a judge's objects, got --extraction words; leave it out"):
+        main(arguments(world, synonyms, "--pipeline", "en_core_web_trf"))
     monkeypatch.delenv("OPENAI_API_KEY")
     with pytest.raises(InputError, match="OPENAI_API_KEY"):
         main(arguments(world, synonyms, "--judge.model", "gpt", "--judge.base_url", "http://127.0.0.1:9/v1"))
@@ -348,4 +349,3 @@ def test_the_counts_are_of_images(synonyms):
     table = read_table(synonyms, all_pairs=True)
     one = halbench.check("a", ["dog", "dog"], frozenset({"person"}), table, 3)
     assert np.array_equal(halbench.count([one, one])["a"], [2, 2, 2, 4, 4, 2, 0, 6])
-    assert Path(synonyms).is_file()

@@ -13,7 +13,7 @@ from vigor_jax.evaluation.card.markdown import difference, p_value, to_markdown,
 from vigor_jax.evaluation.card.results import Skipped, read_systems
 from vigor_jax.evaluation.card.write import write_card
 
-HOSTILE = "a|b <b>*x*</b> `c` [d](e) $f$"
+HOSTILE = "a|b <b>*x*</b> `c` [d](e) $f$ &lt;i&gt;"
 
 
 @pytest.fixture

@@ -99,7 +99,9 @@ def test_a_file_without_metadata_gets_some(cards: list[Card]) -> None:
     assert without_card("# Mine\n") == "# Mine\n"
 
 
-@pytest.mark.parametrize("front", ["a: [", "- a list", "model-index: 3", "model-index: [{name: x}]"])
+@pytest.mark.parametrize(
+    "front", ["a: [", "- a list", "date: 2024-13-01", "model-index: 3", "model-index: [{name: x}]"]
+)
 def test_metadata_that_cannot_be_read_stays_as_it_is(
     cards: list[Card], front: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -108,6 +110,12 @@ def test_metadata_that_cannot_be_read_stays_as_it_is(
     assert text.startswith(f"---\n{front}\n---\n# Mine\n")
     assert "| CHAIR_i" in text
     assert "gets no figures" in caplog.text
+
+
+def test_metadata_behind_a_byte_order_mark_are_found(cards: list[Card]) -> None:
+    text = with_card(f"\ufeff{OTHERS}", cards[0], "name")
+    assert text.startswith("\ufeff---\nlicense: mit")
+    assert index(text)[0]["name"] == "mine"
 
 
 def test_bytes_that_are_no_utf8_stay(cards: list[Card], tmp_path: Path) -> None:

@@ -212,7 +212,7 @@ def test_pope_warns_where_the_two_readings_differ(tmp_path: Path, capsys: pytest
     assert "warnings" not in run(*pope_files(tmp_path / "one", ["Yes.", *plain[1:]]))
     metrics = run(*pope_files(tmp_path / "two", ["Yes.", *plain[1:4], "Yes.", *plain[5:]]))
     (warning,) = metrics["warnings"]
-    assert warning.startswith("POPE q: accuracy is 75.0% as the authors read answers and 73.0% as lmms-eval does")
+    assert warning.startswith("POPE q: accuracy is 75.0% as answers are read here and 73.0% as lmms-eval reads them")
     assert "2 answers are not exactly yes or no" in warning
     assert warning in capsys.readouterr().err
 

@@ -65,7 +65,7 @@ def _parquet(path: Path) -> list[Any]:
     except (OSError, pyarrow.ArrowInvalid, KeyError) as error:
         told = " ".join(str(error).split())[:120]
         raise InputError(
-            f"{path}: expected DetailCaps-4870 with {', '.join(COLUMNS)}, cannot read it ({told})"
+            f"{path}: expected DetailCaps-4870 with {', '.join(COLUMNS)}, cannot read it ({told}); check the path"
         ) from error
     return rows
 
@@ -222,16 +222,20 @@ def read_stop_words(path: Path) -> frozenset[str]:
     """Objects that do not count: a word a line, or the list in the authors' `stop_words.py`.
 
     Raises:
-        InputError: The file cannot be read.
+        InputError: The file cannot be read, or has no words.
     """
     text = read_text(path)
     if path.suffix == ".py":
         try:
             lists = [node.value for node in ast.parse(text).body if isinstance(node, ast.Assign)]
-            return frozenset(str(word) for one in lists for word in ast.literal_eval(one))
+            found = frozenset(str(word) for one in lists for word in ast.literal_eval(one))
         except (SyntaxError, ValueError, TypeError) as error:
             raise InputError(f"{path}: expected a list of words, got other Python ({error})") from error
-    return frozenset(line.strip() for line in text.splitlines() if line.strip())
+    else:
+        found = frozenset(line.strip() for line in text.splitlines() if line.strip())
+    if not found:
+        raise InputError(f"{path}: expected words, got none; leave --stop_words out if all objects count")
+    return found
 
 
 def wordnet_synonyms() -> Callable[[str], frozenset[str]]:

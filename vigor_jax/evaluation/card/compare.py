@@ -23,9 +23,11 @@ def make_card(systems: Sequence[System], skipped: Sequence[Skipped] = ()) -> Car
     """Compares the results of one model or two.
 
     Raises:
-        InputError: There is no result, or one of a benchmark twice by the same protocol.
+        InputError: There is no result, or one of a benchmark twice by the same protocol, or there are more models.
     """
-    if not 1 <= len(systems) <= 2 or not any(system.results for system in systems):
+    if len(systems) > 2:
+        raise InputError(f"card: expected the results of one model or two, got those of {len(systems)}; give two")
+    if not any(system.results for system in systems):
         told = "; ".join(f"{each.name}: {each.reason}" for each in skipped[:2])
         raise InputError(f"card: expected the results of one model or two, got none{f' ({told})' if told else ''}")
     keyed: list[dict[tuple[str, str], Result]] = []
@@ -167,7 +169,8 @@ def _value(metrics: Mapping[str, Any], key: str) -> Value | None:
     value = metrics.get(key)
     if not isinstance(value, int | float) or not math.isfinite(value):
         return None
-    low, high = metrics.get("intervals", {}).get(key) or (None, None)
+    limits = metrics.get("intervals", {}).get(key) or ()
+    low, high = limits if limits and all(map(math.isfinite, limits)) else (None, None)
     return Value(float(value), low, high)
 
 

@@ -9,7 +9,7 @@ from vigor_jax.percent import percent
 
 HEADING = "Hallucination card"
 # Not an underscore within a word, which is no emphasis.
-_SPECIAL = re.compile(r"([\\`*\[\]<>|~$#]|(?<!\w)_|_(?!\w))")
+_SPECIAL = re.compile(r"([\\`*\[\]<>&|~$#]|(?<!\w)_|_(?!\w))")
 
 
 def to_markdown(card: Card) -> str:

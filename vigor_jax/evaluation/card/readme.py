@@ -22,7 +22,7 @@ END = "<!-- vigor_jax.card: end -->"
 
 logger = logging.getLogger(__name__)
 
-_FRONT = re.compile(r"\A(\s*---[ \t]*\r?\n)(.*?)(^---[ \t]*(?:\r?\n|\Z))", re.DOTALL | re.MULTILINE)
+_FRONT = re.compile(r"\A(\ufeff?\s*---[ \t]*\r?\n)(.*?)(^---[ \t]*(?:\r?\n|\Z))", re.DOTALL | re.MULTILINE)
 _BLOCK = re.compile(rf"(?:\r?\n)?{re.escape(BEGIN)}.*?{re.escape(END)}(?:\r?\n)?", re.DOTALL)
 _KEY = re.compile(r"""["']?model-index["']?\s*:""")
 _NEXT_KEY = re.compile(r"""[#\w"'}\]].*""")
@@ -76,7 +76,7 @@ def _with_index(text: str, index: list[dict[str, Any]], newline: str) -> str:
         metadata = yaml.safe_load(front[2]) or {}
         theirs = metadata.get("model-index") or []
         merged = _merged(theirs, index)
-    except (yaml.YAMLError, AttributeError, TypeError, KeyError):
+    except (yaml.YAMLError, AttributeError, TypeError, KeyError, ValueError):  # the last of a date such as 2024-13-01
         logger.warning("%s: the metadata is no YAML as the Hub reads it, and gets no figures; fix it", README)
         return text
     if merged == theirs:

@@ -10,12 +10,14 @@ from vigor_jax.evaluation.benchmarks import chair
 from vigor_jax.evaluation.benchmarks.lemmas import LemmaSynonyms
 from vigor_jax.evaluation.benchmarks.synonyms import Synonyms
 from vigor_jax.evaluation.commands.hallucination import AnswersQuestions
+from vigor_jax.evaluation.image_names import first
 from vigor_jax.evaluation.metrics import Metrics, chair_metrics
 from vigor_jax.evaluation.protocol import OWN, Protocol, file_version, read_protocol
 from vigor_jax.evaluation.saved_captions import read_captions
 from vigor_jax.evaluation.wording import as_kept, requested
 
 PROMPT = "Describe this image in detail."
+PARSERS = ("singular", "lemma")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +57,7 @@ class ChairCommand:
         if self.captions:
             saved = read_captions([self.captions], known.images, "objects")
             extra = len(saved.extra)
-            images = list(dict.fromkeys(image for image, _ in saved.pairs))[: self.limit or None]
+            images = first((image for image, _ in saved.pairs), self.limit)
             reference = known.reference(synonyms, images=images)
             captions = [(image, text) for image, text in saved.pairs if image in reference.objects]
             protocol = as_kept(protocol, [self.captions])
@@ -63,7 +65,7 @@ class ChairCommand:
             assert model
             protocol = requested(protocol, self.prompt, PROMPT)
             reference = known.reference(synonyms, images=model.images)
-            images = sorted(reference.objects)[: self.limit or None]
+            images = first(reference.objects, self.limit)
             asked = [(image, protocol.prompt or "") for image in images]
             captions = list(zip(images, model.answer("captions", asked, protocol=protocol), strict=True))
             protocol = model.asking(protocol)
@@ -80,6 +82,10 @@ class ChairCommand:
 
     def _reading(self, protocol: Protocol) -> tuple[Protocol, Synonyms | None]:
         """How words are found, by the protocol and the options."""
+        if protocol.parser not in (None, *PARSERS):
+            raise InputError(
+                f"protocol {protocol.name}: expected a parser of {', '.join(PARSERS)}, got {protocol.parser!r}"
+            )
         if self.synonyms is None:
             return protocol.used(parser="names"), None
         table = file_version(self.synonyms)

@@ -15,6 +15,7 @@ from vigor_jax.evaluation.benchmarks.claim_graphs import ClaimGraphs
 from vigor_jax.evaluation.benchmarks.detailcaps import GraphBuilder
 from vigor_jax.evaluation.commands.hallucination import AnswersQuestions
 from vigor_jax.evaluation.commands.judged import judging, rule
+from vigor_jax.evaluation.image_names import first
 from vigor_jax.evaluation.json_records import read_records
 from vigor_jax.evaluation.judge.client import JudgeConfig, JudgeRequest
 from vigor_jax.evaluation.judge.judge import Judge, spending
@@ -76,12 +77,13 @@ class DetailcapsCommand:
         if self.captions:
             saved = read_captions([self.captions], names, "references")
             refuse_double(saved)
-            captions, extra = dict(saved.pairs[: self.limit or None]), len(saved.extra)
+            every, extra = dict(saved.pairs), len(saved.extra)
+            captions = {image: every[image] for image in first(every, self.limit)}
             protocol = as_kept(protocol, [self.captions])
         else:
             assert model
             protocol = requested(protocol, PROMPT, PROMPT)
-            images = sorted(references)[: self.limit or None]
+            images = first(references, self.limit)
             asked = [(image, protocol.prompt or "") for image in images]
             captions = dict(zip(images, model.answer("captions", asked, protocol=protocol), strict=True))
             protocol = model.asking(protocol)

@@ -16,7 +16,7 @@ from vigor_jax.evaluation.benchmarks.synonyms import Synonyms
 from vigor_jax.evaluation.box_metrics import grounding_metrics, referring_metrics
 from vigor_jax.evaluation.box_overlap import Frame
 from vigor_jax.evaluation.commands.hallucination import AnswersQuestions
-from vigor_jax.evaluation.image_names import ImageNames
+from vigor_jax.evaluation.image_names import ImageNames, first
 from vigor_jax.evaluation.metrics import Metrics
 from vigor_jax.evaluation.protocol import own
 from vigor_jax.evaluation.saved_captions import read_captions
@@ -79,12 +79,12 @@ class GroundingCommand:
         if self.captions:
             saved = read_captions([self.captions], truth.images, "objects")
             extra = len(saved.extra)
-            images = set(list(dict.fromkeys(image for image, _ in saved.pairs))[: self.limit or None])
+            images = set(first((image for image, _ in saved.pairs), self.limit))
             captions = [(image, text) for image, text in saved.pairs if image in images]
             protocol = as_kept(protocol, [self.captions])
         else:
             assert model
-            asked = sorted(truth.sizes)[: self.limit or None]
+            asked = first(truth.sizes, self.limit)
             paths = _files(model, asked)
             protocol = protocol.used(prompt=self.caption_prompt)
             prompts = [(image, self.caption_prompt) for image in asked]

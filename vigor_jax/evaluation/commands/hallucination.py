@@ -129,6 +129,8 @@ class PopeQuestionsCommand:
 
     def metrics(self) -> Metrics:
         """Writes the questions; the figures are their numbers."""
+        if self.limit < 0:
+            raise InputError(f"--limit: expected 0 for all images, or how many, got {self.limit}")
         known = chair.read_objects(self.objects).objects
         able = [image for image in sorted(known) if len(known[image]) >= self.at_least]
         chosen = sorted(random.Random(self.seed).sample(able, min(self.limit or len(able), len(able))))

@@ -78,6 +78,10 @@ class ObjectHalbenchCommand:
             raise InputError(
                 "object-halbench: --extraction judge needs a judge; give --judge.model, or another --extraction"
             )
+        if self.pipeline and extraction != "judge":
+            raise InputError(
+                f"object-halbench: --pipeline reads a judge's objects, got --extraction {extraction}; leave it out"
+            )
         table = read_table(self.synonyms, all_pairs=protocol.parser == "judge")
         known = chair.read_annotations(self.objects)
         questions = halbench.read_questions(self.questions, known.images)

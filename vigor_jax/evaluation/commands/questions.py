@@ -25,6 +25,7 @@ from vigor_jax.evaluation.benchmarks.question_layouts import (
 from vigor_jax.evaluation.benchmarks.questions import Question
 from vigor_jax.evaluation.commands.hallucination import AnswersQuestions, told
 from vigor_jax.evaluation.commands.judged import judging
+from vigor_jax.evaluation.image_names import first
 from vigor_jax.evaluation.judge.client import JudgeConfig
 from vigor_jax.evaluation.judge.judge import Judge
 from vigor_jax.evaluation.judge.prompt import read_prompt, version
@@ -185,7 +186,7 @@ class CaptionsCommand:
         references, names = captions.read_named_references(self.references)
         protocol, extra = read_protocol(self.protocol, "captions"), 0
         if model:
-            images = sorted(references)[: self.limit or None]
+            images = first(references, self.limit)
             protocol = requested(protocol, self.prompt, CAPTION_PROMPT)
             asked = [(image, protocol.prompt or "") for image in images]
             texts = dict(zip(images, model.answer("captions", asked, protocol=protocol), strict=True))
@@ -193,7 +194,8 @@ class CaptionsCommand:
         elif self.captions:
             saved = read_captions([self.captions], names, "references")
             refuse_double(saved)
-            texts, extra = dict(saved.pairs[: self.limit or None]), len(saved.extra)
+            every, extra = dict(saved.pairs), len(saved.extra)
+            texts = {image: every[image] for image in first(every, self.limit)}
             protocol = as_kept(protocol, [self.captions])
         else:
             raise InputError("captions: give either --captions, or --model and --images")
