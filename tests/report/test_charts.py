@@ -6,8 +6,8 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
+from vigor_jax.evaluation.card.card import Value
 from vigor_jax.report import charts
-from vigor_jax.report.collect import Cell
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -15,8 +15,8 @@ SVG = "{http://www.w3.org/2000/svg}"
 def drawn():
     values = {"rejected": np.arange(40) % 7, "chosen": np.arange(30) % 5}
     yield charts.histogram(values, charts.bin_edges(np.concatenate(list(values.values()))), "penalty of a candidate")
-    cell = Cell(0.4, 0.35, 0.5)
-    runs = {"<b>a$b$": {"base": (cell, cell), "tuned": (Cell(0.5, None, None), cell)}, "b": {"tuned": (cell, cell)}}
+    cell = Value(0.4, 0.35, 0.5)
+    runs = {"<b>a$b$": {"base": (cell, cell), "tuned": (Value(0.5, None, None), cell)}, "b": {"tuned": (cell, cell)}}
     yield charts.chair_against_recall(runs)
     bins = [{"count": 0, "p_good": None, "good": None}, {"count": 5, "p_good": 0.7, "good": 0.4}]
     yield charts.calibration(bins)

@@ -7,7 +7,8 @@ import pytest
 
 from tests.report.synthetic import draw_demo, write_config, write_evaluation, write_reward_model
 from vigor_jax.errors import InputError
-from vigor_jax.report.collect import Cell, collect, expand, headline
+from vigor_jax.evaluation.card.card import Value
+from vigor_jax.report.collect import collect, expand, headline
 
 
 @pytest.fixture(scope="module")
@@ -29,11 +30,11 @@ def test_headline_is_what_metrics_say(run):
     }
     for model, metrics in saved.items():
         chair, mean = metrics["chair"], metrics["pope"]["mean"]
-        assert rows["CHAIR_i"].cells[model] == Cell(chair["chair_i"], *chair["intervals"]["chair_i"])
-        assert rows["Recall"].cells[model] == Cell(chair["recall"], *chair["intervals"]["recall"])
-        assert rows["POPE mean, F1"].cells[model] == Cell(mean["f1"], *mean["intervals"]["f1"])
+        assert rows["CHAIR_i"].cells[model] == Value(chair["chair_i"], *chair["intervals"]["chair_i"])
+        assert rows["Recall"].cells[model] == Value(chair["recall"], *chair["intervals"]["recall"])
+        assert rows["POPE mean, F1"].cells[model] == Value(mean["f1"], *mean["intervals"]["f1"])
         score = metrics["mme"]["subtasks"]["existence"]["score"]
-        assert rows["MME existence"].cells[model] == Cell(score, *metrics["mme"]["intervals"]["existence"])
+        assert rows["MME existence"].cells[model] == Value(score, *metrics["mme"]["intervals"]["existence"])
     chair_i = rows["CHAIR_i"]
     assert chair_i.change == saved["tuned"]["chair"]["chair_i"] - saved["base"]["chair"]["chair_i"]
     assert chair_i.verdict == "better"
@@ -57,7 +58,7 @@ def test_a_change_is_called_so_where_the_intervals_are_apart():
 
 def test_without_intervals_or_with_one_model_nothing_is_called_better():
     (row,) = headline({"base": {"chair": {"chair_i": 0.9}}, "tuned": {"chair": {"chair_i": 0.1}}})
-    assert row.cells["base"] == Cell(0.9, None, None)
+    assert row.cells["base"] == Value(0.9, None, None)
     assert row.verdict == ""
     (row,) = headline({"tuned": {"chair": {"chair_i": 0.1}}})
     assert row.change is None

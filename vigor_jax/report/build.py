@@ -18,10 +18,11 @@ import vigor_jax
 from vigor_jax.data.images.store import open_images
 from vigor_jax.data.records import store
 from vigor_jax.errors import InputError
+from vigor_jax.evaluation.card.card import Value
 from vigor_jax.percent import percent
 from vigor_jax.records import ImageFile
 from vigor_jax.report import annotators, charts, panels, ppo_panels, preferences
-from vigor_jax.report.collect import Cell, Figures, collect, expand, headline
+from vigor_jax.report.collect import Figures, collect, expand, headline
 from vigor_jax.report.reading import Records, image_names, read_records
 from vigor_jax.report.reward_models import reward_rows
 from vigor_jax.report.rollouts import MAX_EXAMPLES, Rollouts, pack_examples, pick_examples, read_rollouts
@@ -141,7 +142,7 @@ def _gallery(runs: Sequence[_Run]) -> tuple[dict[str, Any], list[ImageFile | Non
 
 def _context(runs: Sequence[_Run], num_images: int, num_shown: int) -> dict[str, Any]:
     """What the template is filled with, but for the gallery's data."""
-    plotted: dict[str, dict[str, tuple[Cell, Cell]]] = {}
+    plotted: dict[str, dict[str, tuple[Value, Value]]] = {}
     for each, *_ in runs:
         found = {
             model: (_cell(metrics["chair"], "recall"), _cell(metrics["chair"], "chair_i"))
@@ -213,9 +214,9 @@ def _known_objects(runs: Sequence[_Run]) -> dict[str, KnownObjects]:
     return {name: read[files] for files, names in asked.items() for name in names}
 
 
-def _cell(metrics: dict[str, Any], key: str) -> Cell:
+def _cell(metrics: dict[str, Any], key: str) -> Value:
     low, high = metrics.get("intervals", {}).get(key) or (None, None)
-    return Cell(metrics[key], low, high)
+    return Value(metrics[key], low, high)
 
 
 # The file

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
 from matplotlib.transforms import Bbox
 
-from vigor_jax.report.collect import Cell
+from vigor_jax.evaluation.card.card import Value
 
 # What matplotlib draws in, and the page's variable that takes its place.
 _INK, _FAINT, _LINE = "#010101", "#020202", "#030303"
@@ -155,7 +155,7 @@ def curves(
         return _to_svg(figure, f"Curve of {label}")
 
 
-def chair_against_recall(runs: Mapping[str, Mapping[str, tuple[Cell, Cell]]]) -> str:
+def chair_against_recall(runs: Mapping[str, Mapping[str, tuple[Value, Value]]]) -> str:
     """CHAIR_i over recall, with intervals.
 
     Args:
@@ -247,7 +247,7 @@ def _annotate(axes: Axes, labels: Sequence[tuple[str, tuple[float, float], str]]
         taken.append(box)
 
 
-def _error(cell: Cell) -> list[list[float]] | None:
+def _error(cell: Value) -> list[list[float]] | None:
     """Lengths of the bars below and above, in percent."""
     if cell.low is None or cell.high is None:
         return None

@@ -6,13 +6,14 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import yaml  # type: ignore[import-untyped]
 
 from vigor_jax.data.images.store import Folder, open_images
 from vigor_jax.data.text.box_text import without_boxes
 from vigor_jax.errors import InputError
+from vigor_jax.evaluation.card.card import Value
 from vigor_jax.json_fields import show
 from vigor_jax.report.annotators import annotation_files, judgments_of
 from vigor_jax.report.settings import describe_settings
@@ -60,14 +61,6 @@ class Figures:
     judgments: dict[str, Path] = dataclasses.field(default_factory=dict)
 
 
-class Cell(NamedTuple):
-    """A figure with its confidence interval, None where there is none."""
-
-    value: float
-    low: float | None
-    high: float | None
-
-
 @dataclasses.dataclass(frozen=True)
 class Row:
     """A figure of several models.
@@ -84,7 +77,7 @@ class Row:
     label: str
     unit: Literal["percent", "number"]
     better: Literal["lower", "higher", ""]
-    cells: dict[str, Cell]
+    cells: dict[str, Value]
     change: float | None
     verdict: Literal["better", "worse", ""]
 
@@ -199,7 +192,7 @@ def _row(
     for model, values in metrics.items():
         if values.get(key) is not None:
             low, high = values.get("intervals", {}).get(key) or (None, None)
-            cells[model] = Cell(values[key], low, high)
+            cells[model] = Value(values[key], low, high)
     if not {"base", "tuned"} <= cells.keys():
         return Row(label, unit, better, cells, None, "")
     base, tuned = cells["base"], cells["tuned"]
@@ -210,7 +203,7 @@ def _row(
     return Row(label, unit, better, cells, change, verdict)
 
 
-def _apart(one: Cell, other: Cell) -> bool:
+def _apart(one: Value, other: Value) -> bool:
     """Whether both have intervals, and these do not overlap."""
     if one.low is None or one.high is None or other.low is None or other.high is None:
         return False
