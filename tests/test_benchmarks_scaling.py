@@ -23,7 +23,7 @@ def test_the_page_has_the_rows_of_the_table(name):
     assert {len(row) for row in cells} == {len(table.head)}
 
 
-@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "ppo")) for name in TABLES])
 def test_its_configs_and_machines_exist(name, monkeypatch):
     monkeypatch.chdir(ROOT)
     for row in TABLES[name].rows:

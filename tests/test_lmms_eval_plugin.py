@@ -134,6 +134,8 @@ def reference(checkpoint, doc, words, answer=None, num=12):
     return float(loss), bool((logits.argmax(-1) == targets).all())
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_answers_are_those_of_transformers(plugin, model, checkpoint, docs):
     kwargs = {
         "max_new_tokens": 12,

@@ -61,6 +61,8 @@ def test_split_lists_equal_whole_ones(indifferent, max_tokens):
     assert np.ptp(scores) > 0.2, "scores that are all alike would show nothing"
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_many_prompts_are_run_a_few_at_a_time(indifferent):
     pixels = indifferent.prepare(picture(0, 64, 64))[None]
     prompts = [prompt.tokens for prompt in make_prompts([f"dog {i}" for i in range(60)], indifferent.tokenize, 20)]

@@ -233,6 +233,8 @@ def test_who_has_joined_may_be_asked_again():
     assert late(f"attempt({given}); jax.devices(); attempt({given}); attempt()") == ["joined 1 True"] * 3
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_after_another_use_of_jax():
     """A host with chips, which may be alone, runs; one that was told of others does not run without them."""
     alone = "jax.devices(); sharding.in_cluster = lambda: True; attempt(); attempt(False); attempt(True)"

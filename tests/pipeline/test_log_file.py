@@ -37,7 +37,7 @@ SETUPS = {
 
 @pytest.mark.parametrize(
     "setup",
-    [pytest.param(name, marks=[pytest.mark.slow] if name.startswith("a handler") else []) for name in SETUPS],
+    [pytest.param(name, marks=[pytest.mark.slow] * (name != "as a command")) for name in SETUPS],
 )
 def test_the_file_gets_what_a_run_tells_and_stderr_no_more_than_before(setup, tmp_path):
     program, printed = SETUPS[setup]

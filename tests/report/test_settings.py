@@ -46,7 +46,17 @@ def test_every_key_is_one_of_the_config():
     assert {key for keys in _SETTINGS.values() for key in keys} <= cli._keys(TrainConfig).keys()
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
+# Of each kind one.
+OFTEN = {"vigor_all_claims_7b", "fisao_7b", "dpo_7b"}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=path.name, marks=[pytest.mark.slow] * (path.stem not in OFTEN))
+        for path in sorted(CONFIGS.glob("*.yaml"))
+    ],
+)
 def test_of_every_config(path, tmp_path):
     config = resolved(path.stem)
     settings = describe_settings(config, tmp_path)

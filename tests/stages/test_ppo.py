@@ -425,6 +425,8 @@ ppo:
     train.main(["--config", str(tmp_path / "config.yaml")])
 
 
+@pytest.mark.slow
+@pytest.mark.main
 def test_the_stage_in_a_run(world, tmp_path):
     """Conversations, a stream of a file, and an export that is the checkpoint."""
     root = Path(__file__).resolve().parents[2]

@@ -108,7 +108,9 @@ def counted(boxes):
     return [box for box in boxes if box != (0.21, 0.2, 0.61, 0.5)]
 
 
-@pytest.mark.parametrize("tiny", VARIANTS, ids=range(len(VARIANTS)))
+@pytest.mark.parametrize(
+    "tiny", [pytest.param(tiny, id=str(i), marks=[pytest.mark.slow] * (i > 1)) for i, tiny in enumerate(VARIANTS)]
+)
 def test_probabilities_are_those_of_transformers(tmp_path, tiny):
     root = crop_world.make_world(tmp_path, tiny)
     seen = []
