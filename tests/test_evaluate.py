@@ -239,7 +239,7 @@ def test_a_model_is_asked_and_its_answers_kept(world: Path, tmp_path: Path) -> N
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "pope").glob("*.jsonl")}
     run("pope", "--questions", *files, *asked, "--out", tmp_path / "pope")
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    with pytest.raises(InputError, match=r"sampling\.max_new_tokens 16, which is now 9"):
+    with pytest.raises(InputError, match=r"sampling\.max_new_tokens 8, which is now 9"):
         run("pope", "--questions", *files, *asked, "--sampling.max_new_tokens", "9", "--out", tmp_path / "pope")
 
 
