@@ -30,6 +30,7 @@ from vigor_jax.hf.processor_files import (
     write_tokenizer,
 )
 from vigor_jax.hf.weights.merged import Rounding, merged_tensors, write_tensors
+from vigor_jax.hf.weights.safetensors_file import LazyTensor
 from vigor_jax.hf.weights.tensor_checks import (
     Stored,
     add_to_digest,
@@ -137,8 +138,8 @@ class Export:
     lora: LoraConfig | None = None
     rounding: Rounding = dataclasses.field(default_factory=Rounding)
 
-    def tensors(self, vocab_size: int) -> Iterator[tuple[str, np.ndarray]]:
-        """Every tensor under its canonical name, one at a time, with this many rows of the vocabulary."""
+    def tensors(self, vocab_size: int) -> Iterator[tuple[str, LazyTensor]]:
+        """Every tensor under its canonical name, made when it is written, with this many rows of the vocabulary."""
         scale = self.lora.scale if self.lora else 0.0
         return merged_tensors(
             self.checkpoint.entries, self.checkpoint.tensors, self.params, self.dtype, vocab_size, scale, self.rounding

@@ -1,5 +1,6 @@
 """Weights files: we read what safetensors and huggingface_hub write, and they read what we write."""
 
+import functools
 import json
 import os
 import struct
@@ -21,6 +22,7 @@ from safetensors.torch import load_file, save, save_file
 
 from vigor_jax.errors import InputError
 from vigor_jax.hf.weights import stored_tensor
+from vigor_jax.hf.weights.safetensors_file import LazyTensor
 from vigor_jax.hf.weights.tensor_files import TensorReader, TensorWriter
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -572,3 +574,31 @@ def test_what_is_read_into_an_array_is_what_is_read(tmp_path, axes, dtype):
     found = np.empty(wanted.shape, wanted.dtype)
     reader.read_into("straight", found.transpose(axes), part)
     np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_lazy_tensor_is_made_when_it_is_written_and_rounded(tmp_path, turned):
+    """More rows and columns than are turned at a time; one tensor at a time is in memory, in the order given."""
+    values = np.random.default_rng(0).normal(size=(3, 300, 70)).astype(np.float32)
+    alive: list[weakref.ref[np.ndarray]] = []
+
+    def make(value: np.ndarray) -> np.ndarray:
+        assert not any(array() is not None for array in alive)
+        made = np.asfortranarray(value) if turned else value.copy()
+        alive.append(weakref.ref(made))
+        return made
+
+    kind = np.dtype(ml_dtypes.bfloat16)
+    with TensorWriter(tmp_path) as writer:
+        for name, value in zip("cab", values, strict=True):
+            writer.add(name, LazyTensor(value.shape, kind, functools.partial(make, value)))
+        assert not alive
+    reader = TensorReader.open(tmp_path)
+    assert reader.names() == ("c", "a", "b")
+    for name, value in zip("cab", values, strict=True):
+        np.testing.assert_array_equal(reader.read(name), value.astype(kind))
+
+
+def test_a_lazy_tensor_must_have_the_shape_that_was_announced(tmp_path):
+    with pytest.raises(ValueError, match=r"'a' was to have the shape \(3,\), and was made with \(2,\)"):
+        write(tmp_path, {"a": LazyTensor((3,), np.dtype(np.float32), lambda: np.ones(2, np.float32))})

@@ -19,7 +19,7 @@ from vigor_jax.hf.llava.processor_files import write_hf_files, write_original_fi
 from vigor_jax.hf.llava.vocabulary import Vocabulary, exported_vocabulary
 from vigor_jax.hf.processor_files import write_json
 from vigor_jax.hf.weights.merged import write_tensors
-from vigor_jax.hf.weights.tensor_files import TensorWriter
+from vigor_jax.hf.weights.safetensors_file import LazyTensor
 from vigor_jax.json_fields import read_json
 from vigor_jax.models.clip import ClipConfig
 from vigor_jax.models.llava import LlavaConfig
@@ -53,13 +53,14 @@ def write(export: Export, directory: Path | None, out: Path) -> None:
             write_original_files(checkpoint, vocabulary, directory)
 
 
-def _with_identity(tensors: Iterator[tuple[str, np.ndarray]], config: LlavaConfig) -> Iterator[tuple[str, np.ndarray]]:
+def _with_identity(tensors: Iterator[tuple[str, LazyTensor]], config: LlavaConfig) -> Iterator[tuple[str, LazyTensor]]:
     """v1.0's linear projector in llava-hf's two slots: itself, then a layer that changes nothing (bit-exact)."""
+    size = config.text.hidden_size
     for name, value in tensors:
         yield name, value
         if name == "multi_modal_projector.linear_1.bias":
-            yield IDENTITY_WEIGHT, np.eye(config.text.hidden_size, dtype=value.dtype)
-            yield IDENTITY_BIAS, np.zeros(config.text.hidden_size, value.dtype)
+            yield IDENTITY_WEIGHT, LazyTensor((size, size), value.dtype, functools.partial(np.eye, size))
+            yield IDENTITY_BIAS, LazyTensor((size,), value.dtype, functools.partial(np.zeros, size))
 
 
 def _hf_json(checkpoint: Checkpoint, vocabulary: Vocabulary, kind: str) -> dict[str, Any]:
@@ -107,7 +108,7 @@ def tower_place(checkpoint: Checkpoint) -> str:
 
 
 def _write_original(
-    export: Export, config: LlavaConfig, tensors: Iterator[tuple[str, np.ndarray]], directory: Path | None, out: Path
+    export: Export, config: LlavaConfig, tensors: Iterator[tuple[str, LazyTensor]], directory: Path | None, out: Path
 ) -> dict[str, Any]:
     """Weights in the original layout, and its config.json. The tower goes where the source had it: among the weights
     if it was there, else into a separate directory."""
@@ -115,9 +116,9 @@ def _write_original(
     rename = functools.partial(original_name, config=config)
     before = read_json(checkpoint.described_in / "config.json") if checkpoint.layout == "llava" else {}
     inside = any(stored.name.startswith(ORIGINAL_TOWER) for stored in checkpoint.tensors.values())
-    tower: list[tuple[str, np.ndarray]] = []
+    tower: list[tuple[str, LazyTensor]] = []
 
-    def without_tower() -> Iterator[tuple[str, np.ndarray]]:
+    def without_tower() -> Iterator[tuple[str, LazyTensor]]:
         for name, value in tensors:
             if inside or not name.startswith("vision_tower."):
                 yield name, value
@@ -126,14 +127,14 @@ def _write_original(
 
     kind = write_tensors(directory, without_tower(), rename, shard_bytes)
     place = str(before.get("mm_vision_tower", ""))
-    if not inside and directory is not None:
-        (directory / "vision_tower").mkdir()
-        with TensorWriter(directory / "vision_tower", shard_bytes) as writer:
-            for name, value in tower:
-                writer.add(name, value)
-        write_json(directory / "vision_tower" / "config.json", to_clip(config.vision))
+    of_tower = directory / "vision_tower" if directory and not inside else None
+    if of_tower:
+        of_tower.mkdir()
+    write_tensors(of_tower, iter(tower), lambda name: name, shard_bytes)
+    if of_tower:
+        write_json(of_tower / "config.json", to_clip(config.vision))
         image_processor = preprocessing_to_hf(dataclasses.replace(checkpoint.preprocessing, pad=False))
-        write_json(directory / "vision_tower" / "preprocessor_config.json", image_processor)
+        write_json(of_tower / "preprocessor_config.json", image_processor)
     trained = any(path.startswith("vision_tower.") for path in export.params)
     if not inside and (trained or place not in KNOWN_TOWERS):
         # The original code looks for a path that exists; ours also finds the directory next to the weights.

@@ -16,8 +16,12 @@ from jax.sharding import PartitionSpec as P
 
 from vigor_jax.hf.adapter import lora_entries
 from vigor_jax.hf.names import EMBEDDINGS, FINAL_NORM, LINEAR, OUTPUT, Axes, Entry
+from vigor_jax.hf.weights.safetensors_file import LazyTensor
 from vigor_jax.hf.weights.tensor_checks import Stored
 from vigor_jax.hf.weights.tensor_files import TensorWriter
+
+# Rows of a tensor that an adapter is merged into at a time.
+_MERGED_ROWS = 256
 
 
 @dataclasses.dataclass
@@ -51,8 +55,10 @@ def merged_tensors(
     vocab_size: int,
     lora_scale: float = 0.0,
     rounding: Rounding | None = None,
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Every tensor as it will be on disk, under its canonical name, one at a time.
+) -> Iterator[tuple[str, LazyTensor]]:
+    """Every tensor as it will be on disk, under its canonical name; nothing is read or computed before it is made.
+
+    Processes that share arrays must make all of them in this order, the widest elements first, which is that of a file.
 
     Args:
       entries: of the model.
@@ -61,45 +67,61 @@ def merged_tensors(
       dtype: of every tensor; None keeps the type that each has in `stored`.
       vocab_size: rows of the embeddings and of the output head.
       lora_scale: `models.lora.LoraConfig.scale` of the adapter among `params`, if there is one.
-      rounding: counts what merging it costs.
+      rounding: counts what merging it costs, as the tensors are made.
     """
-    for entry in entries:
-        before = stored[entry.name]
+
+    def make(entry: Entry, kind: np.dtype) -> np.ndarray:
         if entry.path in params:
             value = fetch(params[entry.path], entry.layer, entry.axes)
         elif entry.unstacked_path in params:
             value = fetch(params[entry.unstacked_path], None, entry.axes)
         else:
-            value = before.read()
+            value = stored[entry.name].read()
         if pair := [params[each.path] for each in lora_entries(entry) if each.path in params]:
             a, b = (fetch(matrix, entry.layer, LINEAR).astype(np.float32) for matrix in pair)
-            update = lora_scale * (b @ a)
-            whole = value.astype(np.float32)
-            value = (whole + update).astype(dtype or before.dtype)
-            if rounding:
-                rounding.add(update, value.astype(np.float32) - whole)
+            value = _merge(value, lora_scale, b, a, kind, rounding)
+        return _fit_vocabulary(value, vocab_size) if entry.name in (EMBEDDINGS, OUTPUT) else value
+
+    kinds = {entry.name: dtype or stored[entry.name].dtype for entry in entries}
+    for entry in sorted(entries, key=lambda entry: -kinds[entry.name].itemsize):
+        shape, kind = stored[entry.name].shape, kinds[entry.name]
         if entry.name in (EMBEDDINGS, OUTPUT):
-            value = _fit_vocabulary(value, vocab_size)
-        yield entry.name, value.astype(dtype or before.dtype, copy=False)
+            shape = (vocab_size, *shape[1:])
+        yield entry.name, LazyTensor(shape, kind, functools.partial(make, entry, kind))
+
+
+def _merge(
+    value: np.ndarray, scale: float, b: np.ndarray, a: np.ndarray, kind: np.dtype, rounding: Rounding | None
+) -> np.ndarray:
+    """value + scale * (b @ a) in float32, rounded; a few rows at a time, which stay in the cache of the processor."""
+    added = b @ a  # at once: after every product OpenBLAS lets all cores wait busily for the next
+    merged = np.empty(value.shape, kind)
+    for first in range(0, len(value), _MERGED_ROWS):
+        rows = slice(first, first + _MERGED_ROWS)
+        update, whole = scale * added[rows], value[rows].astype(np.float32)
+        merged[rows] = whole + update
+        if rounding:
+            rounding.add(update, merged[rows].astype(np.float32) - whole)
+    return merged
 
 
 def write_tensors(
     directory: Path | None,
-    tensors: Iterator[tuple[str, np.ndarray]],
+    tensors: Iterator[tuple[str, LazyTensor]],
     rename: Callable[[str], str],
     shard_bytes: int,
 ) -> str:
     """Writes the tensors and returns the type's name; a process that does not write walks along for the gathering."""
     kind = "float32"
     if directory is None:
-        for _ in tensors:
-            pass
+        for _, tensor in tensors:
+            tensor.make()
         return kind
     with TensorWriter(directory, shard_bytes) as writer:
-        for name, value in tensors:
+        for name, tensor in tensors:
             if name == FINAL_NORM:
-                kind = value.dtype.name
-            writer.add(rename(name), value)
+                kind = tensor.dtype.name
+            writer.add(rename(name), tensor)
     return kind
 
 

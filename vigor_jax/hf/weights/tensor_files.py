@@ -13,7 +13,7 @@ import numpy as np
 
 from vigor_jax.errors import InputError
 from vigor_jax.hf.other_folders import describe
-from vigor_jax.hf.weights.safetensors_file import DTYPE_CODES, safetensors_tensors, write_safetensors
+from vigor_jax.hf.weights.safetensors_file import DTYPE_CODES, LazyTensor, safetensors_tensors, write_safetensors
 from vigor_jax.hf.weights.shards import read_weight_map, shards_without_index
 from vigor_jax.hf.weights.stored_tensor import StoredTensor
 from vigor_jax.hf.weights.torch_bin import torch_tensors
@@ -142,7 +142,7 @@ class TensorWriter:
     The files are `model.safetensors`, or `model-00001-of-0000N.safetensors` and so on with
     `model.safetensors.index.json`. They are written in a folder `.model.partial` and take their names when
     the block ends without an exception; only then is an older checkpoint of the same stem removed. The
-    tensors of one shard are held until it is written, as they are: those that are views take no memory.
+    tensors of one shard are held until it is written: views take no memory, and a `LazyTensor` is made only then.
 
     Args:
         directory: where the files go; made if it is not there.
@@ -155,7 +155,7 @@ class TensorWriter:
         self._partial = self._directory / f".{stem}.partial"
         self._stem = stem
         self._max_shard_bytes = max_shard_bytes
-        self._pending: dict[str, np.ndarray] = {}
+        self._pending: dict[str, np.ndarray | LazyTensor] = {}
         self._pending_bytes = 0
         self._total_bytes = 0
         self._shard_of: dict[str, int] = {}
@@ -181,13 +181,13 @@ class TensorWriter:
         finally:
             shutil.rmtree(self._partial, ignore_errors=True)
 
-    def add(self, name: str, array: np.ndarray) -> None:
-        """Adds one tensor; `array` must not change until the block ends.
+    def add(self, name: str, array: np.ndarray | LazyTensor) -> None:
+        """Adds one tensor; `array`, or what a lazy one reads, must not change until the block ends.
 
         Raises:
             ValueError: the name was added before, or safetensors has no such dtype.
         """
-        array = np.asarray(array)
+        array = array if isinstance(array, LazyTensor) else np.asarray(array)
         if array.dtype not in DTYPE_CODES:
             raise ValueError(f"{name!r} has the dtype {array.dtype}, which safetensors cannot hold")
         if name in self._shard_of:
