@@ -168,7 +168,10 @@ def _attention(
     if pages:
         queries = each_pages(by_page(q))
         own = jnp.concatenate(
-            [einsum_float32("gkcmqh,gkcth->gkcmqt", q, in_pages(x.keys)) for q, x in zip(queries, pages, strict=True)]
+            [
+                jnp.moveaxis(einsum_float32("gkcth,gkcmqh->gkctmq", in_pages(x.keys), q), 3, -1)
+                for q, x in zip(queries, pages, strict=True)
+            ]
         )
         own = jnp.where(visible.in_page[:, None, :, :, None], own * head_dim**-0.5, -jnp.inf)
         largest.append(largest_of(own.max(-1)))
