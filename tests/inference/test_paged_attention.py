@@ -50,7 +50,8 @@ def test_a_query_sees_its_prompt_its_own_tokens_and_itself(
     owners = rng.integers(0, num_slots + 1, (sum(blocks), BLOCK))
     numbers = [jnp.asarray(x) for x in (*places.T, np.ones(num_slots, int), np.zeros(num_slots, bool), owners[:0])]
     slots = Slots(*numbers, jnp.asarray(of_rows), jnp.asarray(owners))
-    found = jax.jit(paged_attention.paged_attention)(q, k, v, prefix, pages, latest, slots, step)
+    visible = paged_attention.what_is_visible(prefix, latest, slots, step)
+    found = jax.jit(paged_attention.paged_attention)(q, k, v, prefix, pages, latest, slots, visible)
     assert found.dtype == dtype
 
     def float64(x):

@@ -36,7 +36,7 @@ from vigor_jax.inference.kv_cache import (
     specs_of,
     write_pages,
 )
-from vigor_jax.inference.paged_attention import paged_attention
+from vigor_jax.inference.paged_attention import paged_attention, what_is_visible
 from vigor_jax.inference.sampling_config import SamplingConfig
 from vigor_jax.inference.sampling_methods import sample_tokens
 from vigor_jax.models.attention import attention
@@ -320,10 +320,12 @@ def next_logits(
             dataclasses.replace(prefix, keys=of_prompt.keys, values=of_prompt.values),
             [Pages(*both) for both in zip(of_pages.keys, of_pages.values, strict=True)],
             dataclasses.replace(latest, keys=of_call.keys, values=of_call.values),
-            slots, step,
+            slots, visible,
         )  # fmt: skip
         return attended.reshape(q.shape), (k, v)
 
+    # Or XLA makes parts of it again in every layer.
+    visible = jax.lax.optimization_barrier(what_is_visible(prefix, latest, slots, step))
     of_pages = tuple(each.keys for each in pages), tuple(each.values for each in pages)
     caches = (prefix.keys, prefix.values), of_pages, (latest.keys, latest.values)
     # Some slots stand where the decoder expects a sequence: to its layers they are only rows.

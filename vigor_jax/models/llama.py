@@ -72,7 +72,10 @@ class DecoderLayer(nnx.Module):
         attended, kept = attend(rotate(q, rotation), rotate(k, rotation), v)
         x = x + self.o_proj(attended.reshape(*y.shape[:2], -1))
         y = self.post_attention_layernorm(x)
-        return x + self.down_proj(jax.nn.silu(self.gate_proj(y)) * self.up_proj(y)), kept
+        y = jax.nn.silu(self.gate_proj(y)) * self.up_proj(y)
+        if decodes:
+            y = jax.lax.optimization_barrier(y)
+        return x + self.down_proj(y), kept
 
 
 def rope(positions: Int[Array, "B T"], config: LlamaConfig) -> Float[Array, "2 B T 1 H"]:
