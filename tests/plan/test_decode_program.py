@@ -65,8 +65,8 @@ def cycles(module, trips):
     ("topology", "options", "most"),
     [
         # Without pages, at 512 tokens a candidate: 773 and 736 million; weights alone, read once a step, 160 and 260.
-        pytest.param("v5e:4x4", V5E, 385e6, marks=pytest.mark.main),
-        ("v6e:4x4", (), 450e6),
+        pytest.param("v5e:4x4", V5E, 375e6, marks=pytest.mark.main),
+        ("v6e:4x4", (), 425e6),
     ],
     ids=["v5e", "v6e"],
 )

@@ -36,7 +36,8 @@ class Visible(NamedTuple):
     is_owner: Bool[Array, "B G BLOCK"]
 
 
-VISIBLE_SPECS = Visible(BATCH, BATCH, P(), BATCH, BATCH, BATCH, BATCH)  # how each is split over a mesh
+# How each is split over a mesh.
+VISIBLE_SPECS: Any = Visible(*(P() if name == "in_call" else BATCH for name in Visible._fields))  # type: ignore[arg-type]
 
 
 def what_is_visible(prefix: Prefix, latest: Latest, slots: Slots, step: Int[Array, ""]) -> Visible:
