@@ -74,6 +74,7 @@ class DecoderLayer(nnx.Module):
         y = self.post_attention_layernorm(x)
         y = jax.nn.silu(self.gate_proj(y)) * self.up_proj(y)
         if decodes:
+            # Or XLA for TPUs puts the products of up_proj and down_proj into one, which is slower.
             y = jax.lax.optimization_barrier(y)
         return x + self.down_proj(y), kept
 
